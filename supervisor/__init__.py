@@ -1,0 +1,1 @@
+"""qmp-supervisor: QEMU virtual machines, started, heard and ended over QMP."""

@@ -1,0 +1,155 @@
+"""Every error the supervisor raises on purpose.
+
+::
+
+    SupervisorError
+    ├── ConfigError            a setting is missing, malformed or unknown
+    ├── HostError              this host cannot do what was configured (KVM, SEV, a port, tmp/)
+    ├── InvalidRequest         the caller's input is malformed; names the member
+    │   ├── UnsupportedMedia   … it is not JSON
+    │   └── TooLarge           … it is over the limit
+    ├── VmNotFound             no VM has this id
+    ├── Busy                   not now: another VM holds what this one needs
+    ├── AtCapacity             as many VMs run as are allowed
+    ├── LaunchError            QEMU did not come up; carries argv, exit code, last log lines
+    │   ├── ImageError         … the base image is missing or unreadable
+    │   ├── FirmwareError      … OVMF's files are missing or do not belong together
+    │   └── PortsTaken         … no free host port, or somebody else was faster
+    ├── VmEnded                the VM ended before it answered
+    ├── MonitorError           QMP refused a command, or the link is gone
+    ├── AgentTimeout           the agent did not become ready, or did not answer, in time
+    └── AgentError             the agent answered with an error status
+
+Messages say what happened, to which VM, and what to do about it. The tables from
+error to HTTP status and to gRPC code live with the transports, in ``web`` and ``rpc``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class SupervisorError(Exception):
+    """The root. ``str(error)`` is one paragraph fit for an operator."""
+
+
+class ConfigError(SupervisorError):
+    """One or more settings are wrong; each problem is one line."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class HostError(SupervisorError):
+    """This host cannot do what the configuration asks of it."""
+
+
+class InvalidRequest(SupervisorError):
+    """The caller's input is malformed. ``member`` is its place, such as ``computation[3]``."""
+
+    def __init__(self, detail: str, *, member: str | None = None) -> None:
+        super().__init__(detail)
+        self.member = member
+
+
+class UnsupportedMedia(InvalidRequest):
+    """The body is not ``application/json``."""
+
+
+class TooLarge(InvalidRequest):
+    """The computation, or the body that holds it, is over the limit."""
+
+
+class VmNotFound(SupervisorError):
+    def __init__(self, vm_id: str) -> None:
+        super().__init__(f"no VM has the id {vm_id!r}")
+        self.vm_id = vm_id
+
+
+class Busy(SupervisorError):
+    """What was asked for conflicts with what is; the message says with what."""
+
+
+class AtCapacity(SupervisorError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} VMs are running, as many as MANAGER_MAX_VMS allows; end one or raise the limit"
+        )
+        self.limit = limit
+
+
+class LaunchError(SupervisorError):
+    """QEMU did not come up.
+
+    :param argv: what was started, empty if it did not come to that
+    :param exit_code: negative for a signal, None if QEMU was never started
+    :param log_tail: the last lines QEMU wrote
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        argv: Sequence[str] = (),
+        exit_code: int | None = None,
+        log_tail: str = "",
+    ) -> None:
+        super().__init__(f"{detail}\n{log_tail}" if log_tail else detail)
+        self.argv = tuple(argv)
+        self.exit_code = exit_code
+        self.log_tail = log_tail
+
+
+class ImageError(LaunchError):
+    """The base image is missing or is not what its format says."""
+
+
+class FirmwareError(LaunchError):
+    """OVMF's CODE or VARS file is missing, or the two do not belong together."""
+
+
+class PortsTaken(LaunchError):
+    """A host port that the VM needs belongs to somebody else."""
+
+
+class VmEnded(SupervisorError):
+    """The VM ended while somebody waited for it."""
+
+    def __init__(self, vm_id: str, state: str, reason: str, log_tail: str = "") -> None:
+        detail = f"VM {vm_id} ended before its agent answered: {state}, {reason}"
+        super().__init__(f"{detail}\n{log_tail}" if log_tail else detail)
+        self.vm_id = vm_id
+        self.reason = reason
+
+
+class MonitorError(SupervisorError):
+    """QEMU refused a QMP command (``error_class`` is QMP's), or the link is gone (None)."""
+
+    def __init__(self, detail: str, *, error_class: str | None = None) -> None:
+        super().__init__(detail)
+        self.error_class = error_class
+
+
+class AgentTimeout(SupervisorError):
+    """The agent was not ready, or did not answer, within its deadline."""
+
+
+class AgentError(SupervisorError):
+    """The agent answered with an error. ``code`` is gRPC's name of it, such as ``INTERNAL``."""
+
+    def __init__(self, vm_id: str, code: str, text: str) -> None:
+        super().__init__(f"the agent of VM {vm_id} answered {code}: {text}")
+        self.vm_id = vm_id
+        self.code = code
+        self.text = text
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the known word most like ``word``, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
