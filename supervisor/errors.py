@@ -78,7 +78,7 @@ class Busy(SupervisorError):
 class AtCapacity(SupervisorError):
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"{limit} VMs are running, as many as MANAGER_MAX_VMS allows; end one or raise the limit"
+            f"{limit} VMs run, as many as MANAGER_MAX_VMS allows; end one or raise the limit"
         )
         self.limit = limit
 

@@ -1,0 +1,145 @@
+"""The gRPC client of the agent in a guest: wait until it is there, hand it the computation.
+
+grpc.aio is asyncio's; this module and ``rpc`` are the only ones that know. The methods of
+`Agent` are trio-flavoured and need ``trio_asyncio.open_loop()`` around them.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+import trio
+from trio_asyncio import aio_as_trio
+
+from supervisor.config import MAX_COMPUTATION
+from supervisor.errors import AgentError, AgentTimeout, HostError
+from supervisor.pb import agent_pb2, agent_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from supervisor.config import AgentConfig
+    from supervisor.machine import Forward
+
+#: The largest message on any of our channels: a computation and the field around it.
+MAX_MESSAGE = MAX_COMPUTATION + 64 * 1024
+
+_CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    # A reply may be longer than what it answers: the agent re-marshals the computation.
+    ("grpc.max_receive_message_length", 2 * MAX_MESSAGE),
+    # QEMU's user network accepts a connection before the guest can, and lets it hang; so an
+    # attempt is given up soon and made again, with little growth between.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Each VM's channel must see its own failures only, and a proxy has no place on this way.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class Agent:
+    """The agent of one VM, at one address."""
+
+    def __init__(
+        self, vm_id: str, address: str, channel: grpc.aio.Channel, config: AgentConfig
+    ) -> None:
+        self._vm_id = vm_id
+        self.address = address
+        self._channel = channel
+        self._config = config
+
+    async def wait_ready(self) -> None:
+        """Return once something speaks HTTP/2 at the agent's port, however long that takes."""
+        await aio_as_trio(self._channel.channel_ready)()
+
+    async def run(self, computation: bytes) -> str:
+        """The agent's answer to ``Run``.
+
+        :raises AgentError: if that is an error, or no answer at all
+        :raises AgentTimeout: if there is none within ``timeout_s``
+        """
+        try:
+            with trio.fail_after(self._config.timeout_s):
+                reply: str = await aio_as_trio(self._run)(computation)
+                return reply
+        except trio.TooSlowError:
+            raise AgentTimeout(
+                f"the agent of VM {self._vm_id} at {self.address} did not answer Run within"
+                f" {self._config.timeout_s:g} s; see MANAGER_AGENT_GRPC_TIMEOUT"
+            ) from None
+        except grpc.aio.AioRpcError as error:
+            code, text = error.code().name, error.details() or "without a word"
+            raise AgentError(self._vm_id, code, text) from error
+
+    async def _run(self, computation: bytes) -> str:
+        """asyncio-flavoured."""
+        stub = agent_pb2_grpc.AgentServiceStub(self._channel)
+        request = agent_pb2.RunRequest(computation=computation)
+        response: agent_pb2.RunResponse = await stub.Run(request)
+        return response.Computation
+
+
+def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
+    """Where the agent of the VM with these forwards is reached, as ``host:port``.
+
+    With a loopback URL, the VM's own host port; else the fixed address, in which ``{port}``
+    stands for that port.
+    """
+    url = config.url
+    # The declaration of the forwards puts the agent's last, where the URL names no port.
+    wanted = [one for one in forwards if one.guest_port == url.port] or [forwards[-1]]
+    forward = wanted[0]
+    if url.is_loopback:
+        return f"{forward.host_address.replace('0.0.0.0', '127.0.0.1')}:{forward.host_port}"
+    return str(url).replace("{port}", str(forward.host_port))
+
+
+@asynccontextmanager
+async def connect(vm_id: str, target: str, config: AgentConfig) -> AsyncIterator[Agent]:
+    """An agent that may not be there yet. The channel is closed on leaving.
+
+    :param target: ``host:port``
+    :raises HostError: if a certificate cannot be read
+    """
+
+    async def opened() -> grpc.aio.Channel:
+        options = list(_CHANNEL_OPTIONS)
+        if not config.client_tls:
+            return grpc.aio.insecure_channel(target, options=options)
+        # The VM is reached at a forwarded port of the host, whose name no certificate has.
+        name = config.server_name or config.url.host
+        options.append(("grpc.ssl_target_name_override", name))
+        return grpc.aio.secure_channel(target, _credentials(config), options=options)
+
+    channel = await aio_as_trio(opened)()
+    try:
+        yield Agent(vm_id, target, channel, config)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
+            await aio_as_trio(channel.close)()
+
+
+def _credentials(config: AgentConfig) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(
+        root_certificates=read_pem(config.ca_certs),
+        private_key=read_pem(config.client_key),
+        certificate_chain=read_pem(config.client_cert),
+    )
+
+
+def read_pem(file: Path | None) -> bytes | None:
+    """A certificate's or key's bytes, None for none.
+
+    :raises HostError: if it cannot be read
+    """
+    if file is None:
+        return None
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise HostError(f"{file} cannot be read: {error.strerror}") from error

@@ -1,0 +1,149 @@
+"""The composition root: what is inside what is the order in which it stops.
+
+The asyncio loop is outermost, for QMP and gRPC speak to the last; then the VMs' nursery, so
+that they end when no request can come any more; then the servers.
+"""
+
+from __future__ import annotations
+
+import signal
+import ssl
+import uuid
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+import trio_asyncio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import serve as hypercorn_serve
+
+from supervisor import accel, rpc
+from supervisor.errors import HostError
+from supervisor.listen import bind_tcp
+from supervisor.rundir import check_tmp
+from supervisor.service import Service, open_service
+from supervisor.vm import Host
+from supervisor.web import create_app
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from supervisor.config import Config, HttpConfig
+
+log = structlog.stdlib.get_logger()
+
+
+@attrs.frozen
+class Running:
+    """A supervisor that answers. ``stop`` begins its end, ``hurry`` shortens it."""
+
+    service: Service
+    http_port: int
+    grpc_port: int
+    scope: trio.CancelScope
+
+    def stop(self) -> None:
+        self.scope.cancel()
+
+    def hurry(self) -> None:
+        self.service.hurry()
+
+
+def absolute(config: Config) -> Config:
+    """The configuration with its tmp/ independent of the working directory."""
+    return attrs.evolve(config, qemu=attrs.evolve(config.qemu, tmp=config.qemu.tmp.absolute()))
+
+
+def examine(config: Config) -> Host:
+    """What this host can do for these settings. Blocking; logs what VMs will do without.
+
+    :raises HostError: if it cannot do what they insist on
+    """
+    check_tmp(config.qemu.tmp)
+    qemu = accel.find_qemu(config.qemu)
+    decided, warnings = accel.decide(config.qemu, qemu)
+    for warning in warnings:
+        log.warning(warning)
+    return Host(qemu, decided)
+
+
+async def serve(
+    config: Config, *, task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run until stopped; ``started`` with what runs, once both servers answer.
+
+    :raises HostError: if the host cannot do what is configured
+    """
+    config = absolute(config)
+    host = await trio.to_thread.run_sync(examine, config)
+    if config.jaeger_url:
+        log.warning("MANAGER_JAEGER_URL is set, but there is no tracing yet")
+    async with trio_asyncio.open_loop():
+        with trio.CancelScope() as scope:
+            async with (
+                open_service(config, host) as service,
+                rpc.open_server(service, config.grpc) as grpc_port,
+            ):
+                with bind_tcp(
+                    "HTTP", config.http.host, config.http.port, "MANAGER_HTTP_PORT"
+                ) as listener:
+                    running = Running(service, listener.getsockname()[1], grpc_port, scope)
+                    await _serve_http(config, listener, running, task_status)
+
+
+async def _serve_http(
+    config: Config, listener: socket.socket, running: Running, task_status: trio.TaskStatus[Running]
+) -> None:
+    app = create_app(running.service, config.instance_id or str(uuid.uuid4()))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hypercorn_serve, app, _hypercorn(config.http, listener))
+        log.info("ready", http_port=running.http_port, grpc_port=running.grpc_port)
+        task_status.started(running)
+
+
+def _hypercorn(config: HttpConfig, listener: socket.socket) -> HypercornConfig:
+    hypercorn = HypercornConfig()
+    hypercorn.bind = [f"fd://{listener.detach()}"]
+    hypercorn.include_server_header = False
+    hypercorn.graceful_timeout = 1
+    hypercorn.loglevel = "WARNING"
+    for file in (config.server_cert, config.server_key, config.client_ca_certs):
+        _readable(file)
+    if config.server_cert:
+        hypercorn.certfile = str(config.server_cert)
+        hypercorn.keyfile = str(config.server_key)
+    if config.client_ca_certs:
+        hypercorn.ca_certs = str(config.client_ca_certs)
+        hypercorn.verify_mode = ssl.CERT_REQUIRED
+    return hypercorn
+
+
+def _readable(file: Path | None) -> None:
+    try:
+        if file:
+            file.read_bytes()
+    except OSError as error:
+        raise HostError(f"{file} cannot be read: {error.strerror}") from error
+
+
+async def main(config: Config) -> None:
+    """Serve until SIGINT or SIGTERM; a second one does not wait for the guests."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            running: Running = await nursery.start(_serve_then_cancel, config, nursery)
+            async for number in signals:
+                if running.scope.cancel_called:
+                    log.warning("stopping at once", signal=signal.Signals(number).name)
+                    running.hurry()
+                else:
+                    log.info("stopping", signal=signal.Signals(number).name)
+                    running.stop()
+
+
+async def _serve_then_cancel(
+    config: Config, nursery: trio.Nursery, *, task_status: trio.TaskStatus[Running]
+) -> None:
+    await serve(config, task_status=task_status)
+    nursery.cancel_scope.cancel()

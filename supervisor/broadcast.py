@@ -1,0 +1,43 @@
+"""One sender, many readers, none of whom can slow the sender."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+T = TypeVar("T")
+
+
+class Broadcast(Generic[T]):
+    """Every subscriber gets every value sent after it subscribed.
+
+    One that falls ``buffer`` values behind is cut off: its channel ends early.
+    """
+
+    def __init__(self, buffer: int) -> None:
+        self._buffer = buffer
+        self._channels: set[trio.MemorySendChannel[T]] = set()
+
+    def send(self, value: T) -> None:
+        for channel in tuple(self._channels):
+            try:
+                channel.send_nowait(value)
+            except trio.WouldBlock:
+                self._channels.discard(channel)
+                channel.close()
+
+    @contextmanager
+    def subscribe(self) -> Iterator[trio.MemoryReceiveChannel[T]]:
+        """A channel that lives as long as the context."""
+        send, receive = trio.open_memory_channel[T](self._buffer)
+        self._channels.add(send)
+        try:
+            with send, receive:
+                yield receive
+        finally:
+            self._channels.discard(send)

@@ -1,0 +1,38 @@
+"""What the commands share: the settings and the way errors are shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import dotenv
+
+from supervisor import config
+from supervisor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from supervisor.config import Config
+
+env_file = click.option(
+    "--env-file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="File of NAME=value lines; what the environment sets wins over it.",
+)
+
+
+def load_config(file: str | None) -> Config:
+    """The settings of the file and the environment; exits with 2 and all problems if wrong."""
+    from_file = dotenv.dotenv_values(file, interpolate=False) if file else {}
+    settings = {name: value or "" for name, value in from_file.items()} | os.environ
+    try:
+        return config.load(settings)
+    except ConfigError as error:
+        for problem in error.problems:
+            fail(problem)
+        sys.exit(2)
+
+
+def fail(problem: object) -> None:
+    click.echo(f"qmp-supervisor: {problem}", err=True)

@@ -1,0 +1,44 @@
+"""``serve``: the supervisor itself."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import trio
+
+from supervisor import app, config, logs
+from supervisor.cli.environment import env_file, fail, load_config
+from supervisor.errors import SupervisorError
+
+
+class _SettingsHelp(click.Command):
+    """Help that ends with every setting, from the declarations that parse them."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Settings, from the environment or the file"):
+            formatter.write_dl(config.help_rows(), col_max=44)
+
+
+@click.command(cls=_SettingsHelp)
+@env_file
+def serve(env_file: str | None) -> None:
+    """Serve HTTP and gRPC until SIGINT or SIGTERM, then end all VMs gracefully.
+
+    A second signal does not wait for the guests.
+    """
+    settings = load_config(env_file)
+    logs.configure(settings.log_level)
+    try:
+        trio.run(app.main, settings, strict_exception_groups=True)
+    except* SupervisorError as group:
+        for error in _leaves(group):
+            fail(error)
+        sys.exit(1)
+
+
+def _leaves(group: BaseExceptionGroup[SupervisorError]) -> list[SupervisorError]:
+    found: list[SupervisorError] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

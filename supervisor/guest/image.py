@@ -1,0 +1,121 @@
+"""Builds a guest image from the distribution's packages alone.
+
+The guest is one kernel and one initramfs that runs from RAM: no state, no root file system. The
+same two files make a disk for UEFI (guest.qcow2) and a direct boot (vmlinuz, initrd.img), whose
+command line stands in manifest.json. Debian 12 has been tried; other Debians and Ubuntu have a
+place in the code and no more.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from supervisor.guest import disk, packages, rootfs
+from supervisor.guest.command import ImageBuildError, require_tools, run
+from supervisor.guest.cpio import write_cpio
+from supervisor.guest.manifest import NAME, File, Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DISK = "guest.qcow2"
+KERNEL = "vmlinuz"
+INITRAMFS = "initrd.img"
+# A panic reboots at once, but only after the kernel has told QEMU of it through pvpanic.
+COMMAND_LINE = "console=ttyS0 quiet panic=-1"
+ZSTD_LEVEL = 19
+
+
+def build(
+    output: Path, *, agent: Path | None = None, progress: Callable[[str], None] = lambda _: None
+) -> Manifest:
+    """Makes the directory *output*: guest.qcow2, vmlinuz, initrd.img, manifest.json.
+
+    *agent* is what runs in the guest instead of the reference agent: a Python file (\\*.py, with
+    grpcio at hand) or a program that needs no libraries. *progress* is given one line a step.
+
+    An image already in *output* is replaced, at the end and in one step. Nothing is left behind
+    if it does not come to that: ImageBuildError says why.
+    """
+    output = output.absolute()
+    check(output, agent)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
+            work = Path(name)
+            # apt downloads as a user of its own, who has to get in.
+            work.chmod(0o755)
+            manifest = make(work, agent, progress)
+            replace(output, work / "image", work / "old")
+    except OSError as error:
+        raise ImageBuildError("write the image", (), str(error)) from error
+    progress(f"{output} is ready")
+    return manifest
+
+
+def check(output: Path, agent: Path | None) -> None:
+    """ImageBuildError: what the build needs is missing, or *output* is something else's."""
+    require_tools()
+    if output.exists() and not (output / NAME).is_file() and not _is_empty(output):
+        raise ImageBuildError("start", (), f"{output} exists and holds no image: choose another")
+    if agent is not None and not agent.is_file():
+        raise ImageBuildError("start", (), f"the agent {agent} is no file")
+
+
+def make(work: Path, agent: Path | None, progress: Callable[[str], None]) -> Manifest:
+    """Makes the image in *work*/image."""
+    image = work / "image"
+    image.mkdir()
+    progress("downloading and unpacking packages")
+    grpc = () if rootfs.is_program(agent) else rootfs.GRPC
+    versions = packages.fetch((*rootfs.PYTHON, *grpc, *rootfs.BUSYBOX), work)
+    root = work / "root"
+    kernel = max((root / "boot").glob("vmlinuz-*"))
+    kernel_version = kernel.name.removeprefix("vmlinuz-")
+    kernel.rename(image / KERNEL)
+    stub = (root / "usr/lib/systemd/boot/efi/linuxx64.efi.stub").rename(work / "stub")
+    progress("arranging the guest's files")
+    rootfs.arrange(root, agent)
+    now = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+    progress("packing the initramfs")
+    pack(root, image / INITRAMFS, work / "initrd.cpio")
+    progress("making the disk")
+    efi_file = work / "BOOTX64.EFI"
+    disk.write_efi_file(stub, image / KERNEL, image / INITRAMFS, COMMAND_LINE, efi_file)
+    disk.write_disk(efi_file, image / DISK, now)
+    manifest = Manifest(
+        agent="program" if rootfs.is_program(agent) else "python" if agent else "reference",
+        # Only of our own agent do we know that it draws nothing twins must not share.
+        clone_safe=agent is None,
+        kernel=kernel_version,
+        command_line=COMMAND_LINE,
+        built_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        packages=versions,
+        files={name: File.of(image / name) for name in (DISK, KERNEL, INITRAMFS)},
+    )
+    manifest.write(image)
+    return manifest
+
+
+def pack(root: Path, initramfs: Path, archive: Path) -> None:
+    """*root* as a compressed initramfs. *archive* is scratch space."""
+    with archive.open("wb") as file:
+        write_cpio(root, file, mtime=0)
+    command = ["zstd", "-q", f"-{ZSTD_LEVEL}", "-T0", "--rm", archive, "-o", initramfs]
+    run("compress the initramfs", command)
+
+
+def replace(output: Path, image: Path, old: Path) -> None:
+    """Puts *image* in *output*'s place; what was there goes to *old*."""
+    image.chmod(0o755)
+    if output.exists():
+        output.rename(old)
+    image.rename(output)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())

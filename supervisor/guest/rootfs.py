@@ -1,0 +1,125 @@
+"""Arranges the unpacked packages into the guest's file system, which lives in RAM.
+
+/init is PID 1; all else of ours is in /usr/lib/guest: the agent, the modules and their orders.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from supervisor.guest import modules
+from supervisor.guest.command import ImageBuildError, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The agent's program needs these, and so do algorithms, which are Python too.
+PYTHON = ("python3-minimal", "libpython3-stdlib")
+GRPC = ("python3-grpcio",)
+BUSYBOX = ("busybox-static",)
+
+GUEST = "usr/lib/guest"
+PYTHON_LIBRARY = "usr/lib/python3*"
+# Nobody reads, tests, packages or draws windows in the guest.
+UNUSED = (
+    "boot",
+    "var",
+    "usr/include",
+    "usr/lib/firmware",
+    "usr/lib/modules",
+    "usr/lib/systemd",
+    "usr/lib/valgrind",
+    "usr/lib/x86_64-linux-gnu/audit",
+    "usr/lib/x86_64-linux-gnu/gconv",
+    "usr/share",
+    "usr/lib/python3/dist-packages/*-info",
+    f"{PYTHON_LIBRARY}/config-*",
+    f"{PYTHON_LIBRARY}/ensurepip",
+    f"{PYTHON_LIBRARY}/idlelib",
+    f"{PYTHON_LIBRARY}/lib2to3",
+    f"{PYTHON_LIBRARY}/pydoc_data",
+    f"{PYTHON_LIBRARY}/test",
+    f"{PYTHON_LIBRARY}/tkinter",
+    f"{PYTHON_LIBRARY}/turtledemo",
+)
+FILES = {
+    "etc/passwd": "root:x:0:0:root:/:/bin/sh\n",
+    "etc/group": "root:x:0:\n",
+    "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 guest\n",
+    "etc/resolv.conf": "",
+}
+START_PYTHON = f"#!/bin/sh\nexec python3 -I /{GUEST}/agent.pyc\n"
+
+
+def arrange(root: Path, agent: Path | None) -> None:
+    """Turns *root*, as the packages left it, into the guest's file system.
+
+    *agent* as for :func:`supervisor.guest.image.build`. ImageBuildError.
+    """
+    modules.install(root, root / GUEST / "modules")
+    for pattern in UNUSED:
+        for path in root.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in ("dev", "etc/acpi/PWRF", "proc", "run", "sys", "tmp"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for name, content in FILES.items():
+        (root / name).write_text(content)
+    _write_program(root / "init", (resources.files(__package__) / "init").read_text())
+    (root / "etc/acpi/PWRF/00000080").symlink_to("/init")
+    _link_applets(root)
+    install_agent(root / GUEST, agent)
+    compile_python(root)
+
+
+def is_program(agent: Path | None) -> bool:
+    """Whether *agent* is an executable of its own rather than Python."""
+    return agent is not None and agent.suffix != ".py"
+
+
+def install_agent(directory: Path, agent: Path | None) -> None:
+    """Puts *agent*, by default the reference agent, where /init starts it."""
+    if agent is not None and is_program(agent):
+        _write_program(directory / "agent", agent.read_bytes())
+        return
+    source = agent or resources.files(__package__) / "agent.py"
+    (directory / "agent.py").write_bytes(source.read_bytes())
+    _write_program(directory / "agent", START_PYTHON)
+
+
+def compile_python(root: Path) -> None:
+    """Compiles all Python below *root*: it starts in half the time, most of all under emulation.
+
+    The guest's own interpreter does it, since no other one's bytecode is sure to fit. It runs in
+    place, on the guest's own libraries.
+    """
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    interpreter = next(iter(sorted((root / "usr/bin").glob("python3.*"))), None)
+    if interpreter is None:
+        raise ImageBuildError("compile Python", (), "the packages hold no usr/bin/python3.*")
+    python = [libraries / "ld-linux-x86-64.so.2", "--library-path", libraries, interpreter]
+    # Nothing in the guest changes, so no time stamp needs to be compared.
+    options = ["-qq", "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/"]
+    env = {"PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0", "PYTHONPATH": ""}
+    compileall = [*python, "-BSs", "-m", "compileall", *options]
+    run("compile Python", [*compileall, *root.glob(PYTHON_LIBRARY)], env=env)
+    agent = root / GUEST / "agent.py"
+    if agent.exists():
+        run("compile the agent", [*compileall, "-b", agent], env=env)
+
+
+def _link_applets(root: Path) -> None:
+    """Gives each of busybox's commands its name, where no package did."""
+    busybox = root / "usr/bin/busybox"
+    if not busybox.exists():
+        raise ImageBuildError("find busybox", (), "the packages hold no bin/busybox")
+    for applet in run("list busybox's commands", [busybox, "--list"]).split():
+        link = root / "usr/bin" / applet
+        if not link.exists() and not link.is_symlink():
+            link.symlink_to("busybox")
+
+
+def _write_program(path: Path, content: str | bytes) -> None:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    path.chmod(0o755)

@@ -1,0 +1,185 @@
+"""From a configuration to QEMU's command line. Pure: one ``*_args`` function a device.
+
+The order is the original manager's, element for element, with a QMP socket in the place of
+``-monitor pty``; what this project adds follows after it. Every id carries the VM's id.
+
+Source: QEMU's manual page, ``qemu-system-x86_64(1)``.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from supervisor.config import QemuConfig
+
+#: What QEMU may not do once it is up; nothing here needs any of it.
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@attrs.frozen
+class Accel:
+    """What of the host's hardware a VM uses, decided once at start."""
+
+    kvm: bool
+    sev: bool
+
+
+@attrs.frozen
+class Forward:
+    """A TCP port of the host that leads to a port of the guest."""
+
+    guest_port: int
+    host_address: str
+    host_port: int
+
+
+@attrs.frozen
+class Machine:
+    """All that one VM's command line is made of.
+
+    :param qemu: path of QEMU's binary
+    :param overlay: qcow2, on the base image
+    """
+
+    vm_id: str
+    qemu: str
+    accel: Accel
+    forwards: Sequence[Forward]
+    overlay: Path
+    firmware_vars: Path
+    serial_log: Path
+    qmp_socket: Path
+
+
+def argv(config: QemuConfig, machine: Machine) -> list[str]:
+    """The command a supervisor runs: QMP on descriptor 0, the guest held until ``cont``.
+
+    Descriptor 0 because sudo closes all above 2.
+    """
+    return [*_command(config, machine, "fd=0"), "-S"]
+
+
+def command(config: QemuConfig, machine: Machine) -> list[str]:
+    """The same, as a person can run it: QMP on the socket's path, the guest not held."""
+    return _command(config, machine, f"path={escape(machine.qmp_socket)}")
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """The command, ready to be pasted into a shell."""
+    return shlex.join(words)
+
+
+def escape(value: object) -> str:
+    """A value for one of QEMU's comma-separated options, where a comma is written twice."""
+    return str(value).replace(",", ",,")
+
+
+def cpu_model(config: QemuConfig, accel: Accel) -> str:
+    """The original's EPYC where real hardware runs it; ``max`` is what emulation can do."""
+    return config.cpu or ("EPYC" if accel.kvm else "max")
+
+
+def _command(config: QemuConfig, machine: Machine, qmp: str) -> list[str]:
+    return [
+        *(["sudo"] if config.use_sudo else []),
+        machine.qemu,
+        *machine_args(config, machine.accel),
+        *firmware_args(config, machine),
+        *disk_args(config, machine),
+        *network_args(config, machine),
+        *(sev_args(config, machine) if machine.accel.sev else []),
+        *(["-nographic"] if config.no_graphic else []),
+        *monitor_args(qmp),
+        *our_args(machine),
+    ]
+
+
+def machine_args(config: QemuConfig, accel: Accel) -> list[str]:
+    return [
+        *(["-enable-kvm"] if accel.kvm else []),
+        *("-machine", config.machine),
+        *("-cpu", cpu_model(config, accel)),
+        *("-smp", f"{config.smp_count},maxcpus={config.smp_maxcpus}"),
+        "-m",
+        f"{config.memory_size},slots={config.memory_slots},maxmem={config.max_memory}",
+    ]
+
+
+def firmware_args(config: QemuConfig, machine: Machine) -> list[str]:
+    ovmf = config.firmware
+    return [
+        "-drive",
+        f"if={ovmf.code_if},format={ovmf.code_format},unit={ovmf.code_unit},"
+        f"file={escape(ovmf.code_file)},readonly={ovmf.code_readonly}",
+        "-drive",
+        f"if={ovmf.vars_if},format={ovmf.vars_format},unit={ovmf.vars_unit},"
+        f"file={escape(machine.firmware_vars)}",
+    ]
+
+
+def disk_args(config: QemuConfig, machine: Machine) -> list[str]:
+    disk = config.disk
+    drive = f"{disk.id}-{machine.vm_id}"
+    return [
+        "-device",
+        f"virtio-scsi-pci,id={disk.scsi_id}-{machine.vm_id},"
+        f"disable-legacy={disk.disable_legacy},iommu_platform={disk.iommu_platform}",
+        "-drive",
+        f"file={escape(machine.overlay)},if={disk.interface},id={drive},format=qcow2",
+        *("-device", f"scsi-hd,drive={drive}"),
+    ]
+
+
+def network_args(config: QemuConfig, machine: Machine) -> list[str]:
+    net = config.net
+    netdev = f"{net.id}-{machine.vm_id}"
+    forwards = "".join(
+        f",hostfwd=tcp:{forward.host_address}:{forward.host_port}-:{forward.guest_port}"
+        for forward in machine.forwards
+    )
+    return [
+        *("-netdev", f"user,id={netdev}{forwards}"),
+        "-device",
+        f"virtio-net-pci,disable-legacy={net.disable_legacy},iommu_platform={net.iommu_platform},"
+        f"netdev={netdev},romfile={escape(net.romfile)}",
+    ]
+
+
+def sev_args(config: QemuConfig, machine: Machine) -> list[str]:
+    """Checked against the original's command line only: no SEV host was at hand."""
+    sev = config.sev
+    sev_id = f"{sev.id}-{machine.vm_id}"
+    return [
+        "-object",
+        f"sev-guest,id={sev_id},cbitpos={sev.cbitpos},reduced-phys-bits={sev.reduced_phys_bits}",
+        *("-machine", f"memory-encryption={sev_id}"),
+    ]
+
+
+def monitor_args(qmp: str) -> list[str]:
+    return [
+        "-chardev",
+        f"socket,id=qmp,{qmp},server=on,wait=off",
+        "-mon",
+        "chardev=qmp,mode=control",
+    ]
+
+
+def our_args(machine: Machine) -> list[str]:
+    """What the original has not: a name to find it by, a log, a sandbox, a panic device."""
+    return [
+        *("-name", f"qmp-supervisor-{machine.vm_id}"),
+        *("-uuid", machine.vm_id),
+        *("-serial", f"file:{escape(machine.serial_log)}"),
+        *("-device", "pvpanic"),
+        # A reboot would keep the process and lose the record of how it came about.
+        *("-action", "reboot=shutdown"),
+        *("-sandbox", _SANDBOX),
+    ]

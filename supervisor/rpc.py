@@ -1,0 +1,235 @@
+"""The gRPC API: servicers over the same service as ``web``.
+
+grpc.aio is asyncio's; the servicers' methods are asyncio-flavoured and step over to trio with
+``trio_as_aio``, so a caller that goes away cancels what it waits for.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import structlog
+from google.protobuf import empty_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from trio_asyncio import aio_as_trio, trio_as_aio
+
+from supervisor import errors
+from supervisor.agent import MAX_MESSAGE, read_pem
+from supervisor.errors import HostError
+from supervisor.listen import taken
+from supervisor.machine import shell_line
+from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
+from supervisor.vm import EndMode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from supervisor.config import GrpcConfig
+    from supervisor.service import Service
+    from supervisor.vm import Vm
+
+log = structlog.stdlib.get_logger()
+
+_STOP_GRACE_S = 3.0
+
+#: The first class that fits decides; the root at the end fits all.
+_CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
+    errors.TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.VmNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.Busy: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AtCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.AgentTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.AgentError: grpc.StatusCode.UNAVAILABLE,
+    errors.VmEnded: grpc.StatusCode.UNAVAILABLE,
+    errors.PortsTaken: grpc.StatusCode.UNAVAILABLE,
+    errors.MonitorError: grpc.StatusCode.UNAVAILABLE,
+    errors.LaunchError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SupervisorError: grpc.StatusCode.INTERNAL,
+}
+
+
+def code_of(error: errors.SupervisorError) -> grpc.StatusCode:
+    """The status an error becomes; an agent's own error keeps the agent's code."""
+    if isinstance(error, errors.AgentError) and error.code in grpc.StatusCode.__members__:
+        return grpc.StatusCode[error.code]
+    return next(code for kind, code in _CODE.items() if isinstance(error, kind))
+
+
+def _answering(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors of ours become statuses."""
+
+    @wraps(method)
+    async def answer(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await method(self, request, context)
+        except errors.SupervisorError as error:
+            await context.abort(code_of(error), str(error))
+
+    return answer
+
+
+class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
+    """The original manager's service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @_answering
+    async def Run(  # noqa: N802
+        self, request: manager_pb2.RunRequest, context: object
+    ) -> manager_pb2.RunResponse:
+        vm = await trio_as_aio(self._service.run)(request.computation)
+        return manager_pb2.RunResponse(ID=vm.id, computation=vm.reply)
+
+
+class VmServicer(vm_pb2_grpc.VmServiceServicer):
+    """What HTTP's ``/vms`` offers."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @_answering
+    async def List(self, request: object, context: object) -> vm_pb2.ListResponse:  # noqa: N802
+        return vm_pb2.ListResponse(vms=[_vm(vm) for vm in self._service.vms.values()])
+
+    @_answering
+    async def Get(self, request: vm_pb2.GetRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
+        return _vm(self._service.get(request.id))
+
+    @_answering
+    async def Shutdown(  # noqa: N802
+        self, request: vm_pb2.ShutdownRequest, context: object
+    ) -> vm_pb2.Vm:
+        vm = self._service.get(request.id)
+        force = request.mode == vm_pb2.ShutdownRequest.MODE_FORCE
+        await trio_as_aio(self._service.end)(vm, EndMode.FORCE if force else EndMode.GRACEFUL)
+        return _vm(vm)
+
+    @_answering
+    async def Delete(  # noqa: N802
+        self, request: vm_pb2.DeleteRequest, context: object
+    ) -> empty_pb2.Empty:
+        await trio_as_aio(self._service.delete)(self._service.get(request.id))
+        return empty_pb2.Empty()
+
+    @_answering
+    async def Watch(  # noqa: N802
+        self,
+        request: vm_pb2.WatchRequest,
+        context: grpc.aio.ServicerContext[vm_pb2.WatchRequest, vm_pb2.StateChange],
+    ) -> None:
+        wanted = [self._service.get(request.id)] if request.id else self._service.vms.values()
+        with self._service.changes.subscribe() as changes:
+            for vm in tuple(wanted):
+                await context.write(_change(vm))
+            async for vm in trio_as_aio(changes):
+                if request.id in ("", vm.id):
+                    await context.write(_change(vm))
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the reader fell behind")
+
+
+def _state(vm: Vm) -> vm_pb2.VmState:
+    return cast("vm_pb2.VmState", vm_pb2.VmState.Value(f"VM_STATE_{vm.status.state.name}"))
+
+
+def _change(vm: Vm) -> vm_pb2.StateChange:
+    change = vm_pb2.StateChange(id=vm.id, state=_state(vm), reason=vm.status.reason)
+    change.at.GetCurrentTime()
+    return change
+
+
+def _vm(vm: Vm) -> vm_pb2.Vm:
+    message = vm_pb2.Vm(
+        id=vm.id,
+        state=_state(vm),
+        reason=vm.status.reason,
+        command=shell_line(vm.command),
+        agent_ready=vm.agent_ready,
+        exit_code=vm.exit_code,
+        error=vm.error or "",
+        forwards=[
+            vm_pb2.Forward(
+                guest_port=forward.guest_port,
+                host_address=forward.host_address,
+                host_port=forward.host_port,
+            )
+            for forward in vm.forwards
+        ],
+    )
+    message.created_at.FromDatetime(vm.created_at)
+    if vm.ended_at:
+        message.ended_at.FromDatetime(vm.ended_at)
+    return message
+
+
+@asynccontextmanager
+async def open_server(service: Service, config: GrpcConfig) -> AsyncIterator[int]:
+    """A gRPC server, and the port it listens on. Stopped on leaving.
+
+    :raises HostError: if the port is taken or a certificate cannot be read
+    """
+    server = await aio_as_trio(_start)(service, config)
+    try:
+        yield server.bound_port
+    finally:
+        await aio_as_trio(server.stop)()
+
+
+class _Server:
+    def __init__(self, server: grpc.aio.Server, bound_port: int) -> None:
+        self._server = server
+        self.bound_port = bound_port
+
+    async def stop(self) -> None:
+        """asyncio-flavoured."""
+        await self._server.stop(_STOP_GRACE_S)
+
+
+async def _start(service: Service, config: GrpcConfig) -> _Server:
+    """asyncio-flavoured."""
+    server = grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", MAX_MESSAGE),
+            ("grpc.max_send_message_length", 2 * MAX_MESSAGE),
+            # Else a second supervisor would quietly share the port.
+            ("grpc.so_reuseport", 0),
+        )
+    )
+    manager_pb2_grpc.add_ManagerServiceServicer_to_server(ManagerServicer(service), server)
+    vm_pb2_grpc.add_VmServiceServicer_to_server(VmServicer(service), server)
+    names = [
+        manager_pb2.DESCRIPTOR.services_by_name["ManagerService"].full_name,
+        vm_pb2.DESCRIPTOR.services_by_name["VmService"].full_name,
+    ]
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    for name in ("", *names):
+        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection(
+        (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    address = f"{config.host}:{config.port}"
+    try:
+        if config.server_cert is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, _credentials(config))
+    except RuntimeError as error:
+        raise taken("gRPC", config.host, config.port, "MANAGER_GRPC_PORT", "it is taken") from error
+    await server.start()
+    return _Server(server, port)
+
+
+def _credentials(config: GrpcConfig) -> grpc.ServerCredentials:
+    key, cert = read_pem(config.server_key), read_pem(config.server_cert)
+    if key is None or cert is None:
+        raise HostError("gRPC needs both MANAGER_GRPC_SERVER_CERT and MANAGER_GRPC_SERVER_KEY")
+    roots = read_pem(config.client_ca_certs)
+    return grpc.ssl_server_credentials(
+        [(key, cert)], root_certificates=roots, require_client_auth=roots is not None
+    )

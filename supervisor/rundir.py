@@ -1,0 +1,196 @@
+"""A VM's directory ``tmp/<id>/``: every file name in it, and what is made there before QEMU.
+
+Overlays and variables are made by blocking calls in a worker thread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from supervisor.errors import FirmwareError, HostError, ImageError, LaunchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from supervisor.config import DiskConfig, FirmwareConfig
+
+#: A unix socket's path, with its end, is a ``char[108]``: unix(7).
+MAX_SOCKET_PATH = 107
+
+#: Sizes of CODE and VARS that edk2 builds as one flash chip, by the chip's size.
+_FLASH_PAIRS = {"2 MB": (1966080, 131072), "4 MB": (3653632, 540672)}
+
+#: Connections to QMP that may wait: ours, and one that a killed supervisor left behind.
+_QMP_BACKLOG = 4
+
+_TAIL_BYTES = 4096
+
+
+@attrs.frozen
+class Rundir:
+    """The files of one VM. Nobody else spells their names."""
+
+    path: Path
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.path / "qmp.sock"
+
+    @property
+    def overlay(self) -> Path:
+        return self.path / "overlay.qcow2"
+
+    @property
+    def firmware_vars(self) -> Path:
+        return self.path / "firmware_vars.fd"
+
+    @property
+    def serial_log(self) -> Path:
+        return self.path / "serial.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        return self.path / "qemu.log"
+
+    async def prepare(self, disk: DiskConfig, firmware: FirmwareConfig) -> None:
+        """Make the directory with the VM's own variables and disk, or leave nothing behind.
+
+        :raises LaunchError: ImageError, FirmwareError, or what the system said of the directory
+        """
+        await trio.to_thread.run_sync(partial(_prepare, self, disk, firmware))
+
+    @contextmanager
+    def listen_qmp(self) -> Iterator[socket.socket]:
+        """The socket QEMU will answer on, listening already. Closing it leaves QEMU's copy.
+
+        Whoever connects before QEMU is up waits in the backlog for the greeting, so nobody
+        has to look whether the path is there yet.
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            self.qmp_socket.unlink(missing_ok=True)  # of an attempt before this one
+            listener.bind(str(self.qmp_socket))
+            listener.listen(_QMP_BACKLOG)
+            yield listener
+
+    def log_tail(self, lines: int = 10) -> str:
+        """The last lines QEMU wrote, or nothing."""
+        try:
+            with self.qemu_log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                text = log.read().decode(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.strip().splitlines()[-lines:])
+
+    async def remove(self) -> None:
+        await trio.to_thread.run_sync(partial(shutil.rmtree, self.path, ignore_errors=True))
+
+
+def check_tmp(tmp: Path) -> None:
+    """Make tmp/ if it is missing, and see that a VM can live in it.
+
+    :raises HostError: if it cannot be written to, or its sockets' paths would be too long
+    """
+    longest = Rundir(tmp / ("f" * 36)).qmp_socket
+    if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
+        raise HostError(
+            f"{tmp} is too long a path: a VM's QMP socket, {longest}, must fit into"
+            f" {MAX_SOCKET_PATH} bytes; set MANAGER_QEMU_TMP_FILE_LOC to a shorter one"
+        )
+    probe = tmp / f".writable-{os.getpid()}"
+    try:
+        tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise HostError(
+            f"{tmp} cannot be written to ({error.strerror});"
+            " set MANAGER_QEMU_TMP_FILE_LOC to a directory that can"
+        ) from error
+
+
+def _prepare(rundir: Rundir, disk: DiskConfig, firmware: FirmwareConfig) -> None:
+    try:
+        rundir.path.mkdir(mode=0o700)
+        try:
+            check_firmware(firmware)
+            shutil.copyfile(firmware.vars_file, rundir.firmware_vars)
+            make_overlay(disk, rundir.overlay)
+        except BaseException:
+            shutil.rmtree(rundir.path, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise LaunchError(
+            f"{error.filename or rundir.path}: {error.strerror}; the VM's directory"
+            f" {rundir.path} could not be made"
+        ) from error
+
+
+def check_firmware(firmware: FirmwareConfig) -> None:
+    """See that CODE and VARS are there and are two parts of one flash chip.
+
+    :raises FirmwareError:
+    """
+    sizes = []
+    for name, file in (("CODE", firmware.code_file), ("VARS", firmware.vars_file)):
+        try:
+            with file.open("rb") as opened:
+                sizes.append(os.fstat(opened.fileno()).st_size)
+        except OSError as error:
+            raise FirmwareError(
+                f"firmware {file}: {error.strerror}; install the package ovmf, or set"
+                f" MANAGER_QEMU_OVMF_{name}_FILE{_suggest(file)}"
+            ) from error
+    raw = firmware.code_format == firmware.vars_format == "raw"
+    chips = {part: chip for chip, pair in _FLASH_PAIRS.items() for part in pair}
+    code, vars_ = (chips.get(size) for size in sizes)
+    if raw and code and vars_ and code != vars_:
+        raise FirmwareError(
+            f"firmware does not belong together: {firmware.code_file} is half of a {code} chip,"
+            f" {firmware.vars_file} of a {vars_} one; set MANAGER_QEMU_OVMF_CODE_FILE and"
+            " MANAGER_QEMU_OVMF_VARS_FILE to a pair"
+        )
+
+
+def _suggest(missing: Path) -> str:
+    """The 4 MB file beside a missing 2 MB one, as newer distributions have it."""
+    other = missing.with_name(f"{missing.stem}_4M{missing.suffix}")
+    return f", for example to {other}" if other.exists() else ""
+
+
+def make_overlay(disk: DiskConfig, overlay: Path) -> None:
+    """A qcow2 file that reads through to the base image and takes all writes.
+
+    :raises ImageError: if the image is missing, or is not what its format says
+    """
+    if not disk.file.exists():
+        raise ImageError(
+            f"base image {disk.file} is missing; build one with 'qmp-supervisor image build',"
+            " or set MANAGER_QEMU_DISK_IMG_FILE"
+        )
+    command = [
+        *("qemu-img", "create", "-q", "-f", "qcow2"),
+        *("-F", disk.format, "-b", str(disk.file.resolve()), str(overlay)),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise LaunchError("qemu-img is not on the PATH; install the package qemu-utils") from error
+    if done.returncode:
+        raise ImageError(
+            f"base image {disk.file} cannot be used as {disk.format}; check it with"
+            f" 'qemu-img check {disk.file}', and MANAGER_QEMU_DISK_IMG_FORMAT",
+            argv=command,
+            exit_code=done.returncode,
+            log_tail=done.stderr.strip(),
+        )

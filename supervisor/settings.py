@@ -1,0 +1,269 @@
+"""How a setting is declared and read: one declaration serves the parser, the help and the README.
+
+A setting is an attrs field made by `setting`; a class of settings may hold others. Values
+arrive as strings from the environment; `read` gives every problem at once, by the name the
+operator wrote. An empty value counts as not set, as ``Environment=NAME=`` in a unit file.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import operator
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NewType, TypeVar
+
+import attrs
+import cattrs
+import durationpy
+
+from supervisor.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+T = TypeVar("T")
+
+Seconds = NewType("Seconds", float)
+Port = NewType("Port", int)
+OnOff = NewType("OnOff", str)
+Size = NewType("Size", str)
+
+
+class Switch(enum.StrEnum):
+    """``auto`` decides by what the host can do; ``true`` insists; ``false`` does without."""
+
+    AUTO = "auto"
+    TRUE = "true"
+    FALSE = "false"
+
+
+@attrs.frozen
+class PortRange:
+    """Host ports, first and last included, written ``6100-6200``."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+@attrs.frozen
+class AgentUrl:
+    """``host:port`` of the agent. A port of None is the text ``{port}``: the VM's host port."""
+
+    host: str
+    port: int | None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{'{port}' if self.port is None else self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def setting(env: str, default: object, help: str, *aliases: str, shown: str | None = None) -> Any:
+    """A field read from ``env`` or, if that is not set, from the first alias that is.
+
+    :param shown: what help and README give as the default where the value alone says little
+    """
+    metadata = {"names": (env, *aliases), "help": help, "shown": shown}
+    return attrs.field(default=default, metadata=metadata)
+
+
+@attrs.frozen
+class Setting:
+    """One declared setting. ``path`` leads to it from the root, such as ``("http", "port")``."""
+
+    path: tuple[str, ...]
+    names: tuple[str, ...]
+    type: Any
+    default: object
+    help: str
+    shown: str | None
+
+    @property
+    def default_text(self) -> str:
+        if self.shown is not None:
+            return self.shown
+        if self.default is None:
+            return ""
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        if self.type is Seconds:
+            return f"{self.default:g}s"
+        return str(self.default)
+
+
+def declared(cls: type[Any], path: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Every setting of a class of settings, in the order they are written."""
+    attrs.resolve_types(cls)
+    for field in attrs.fields(cls):
+        here = (*path, field.name)
+        meta = field.metadata
+        if "names" not in meta:
+            yield from declared(field.type, here)
+            continue
+        yield Setting(here, meta["names"], field.type, field.default, meta["help"], meta["shown"])
+
+
+def read(cls: type[T], environ: Mapping[str, str], prefix: str, refused: Mapping[str, str]) -> T:
+    """An instance of ``cls`` from environment variables.
+
+    :param prefix: a variable that starts with it and is not declared is an error
+    :param refused: names that are known and not accepted, and why
+    :raises ConfigError: with a line for each problem
+    """
+    settings = list(declared(cls))
+    problems = [f"{name}: {why}" for name, why in refused.items() if environ.get(name)]
+    known = {name for setting in settings for name in setting.names}
+    for name in sorted(environ):
+        if name.startswith(prefix) and name not in known | refused.keys():
+            problems.append(f"{name} is not a setting{nearest(name, known)}")
+    values: dict[str, Any] = {}
+    for one in settings:
+        name = next((name for name in one.names if environ.get(name)), "")
+        if not name:
+            continue
+        try:
+            value = _converter.structure(environ[name], one.type)
+        except (ValueError, TypeError) as error:
+            problems.append(f"{name}={environ[name]!r}: {error}")
+            continue
+        _place(values, one.path, value)
+    refuse(problems)
+    return _build(cls, values)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise ConfigError if there are problems."""
+    if problems:
+        raise ConfigError(problems)
+
+
+def _place(values: dict[str, Any], path: tuple[str, ...], value: object) -> None:
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+    values[path[-1]] = value
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    given = {
+        field.name: _build(field.type, values[field.name])
+        if isinstance(values[field.name], dict)
+        else values[field.name]
+        for field in attrs.fields(cls)
+        if field.name in values
+    }
+    return cls(**given)
+
+
+# --- from a string to a value ---------------------------------------------------------------
+
+_converter = cattrs.Converter()
+
+
+def _whole(text: str, low: int, high: int, what: str) -> int:
+    if not re.fullmatch(r"[0-9]+", text) or not low <= int(text) <= high:
+        raise ValueError(f"must be {what}, {low} to {high}")
+    return int(text)
+
+
+def _bool(text: str) -> bool:
+    match text.lower():
+        case "true" | "1" | "on" | "yes":
+            return True
+        case "false" | "0" | "off" | "no":
+            return False
+    raise ValueError("must be true or false")
+
+
+def _switch(text: str) -> Switch:
+    if text.lower() == Switch.AUTO:
+        return Switch.AUTO
+    try:
+        return Switch.TRUE if _bool(text) else Switch.FALSE
+    except ValueError:
+        raise ValueError("must be auto, true or false") from None
+
+
+def _on_off(text: str) -> str:
+    if text not in ("on", "off", "yes", "no", "true", "false", "auto"):
+        raise ValueError("must be one of QEMU's words on, off, auto, true, false, yes, no")
+    return text
+
+
+def _size(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]*[KMGTkmgt]?", text):
+        raise ValueError("must be a size as QEMU writes it, such as 2048M or 30G")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text) if re.fullmatch(r"[0-9.]+", text) else _duration(text)
+    except (ValueError, durationpy.DurationError):
+        raise ValueError("must be a duration such as 90s, 1m30s or 250ms") from None
+    if seconds <= 0:
+        raise ValueError("must be longer than nothing")
+    return seconds
+
+
+def _duration(text: str) -> float:
+    return float(durationpy.from_str(text).total_seconds())
+
+
+def _range(text: str) -> PortRange:
+    match = re.fullmatch(r"([0-9]+)-([0-9]+)", text)
+    if not match:
+        raise ValueError("must be a range of ports such as 6100-6200")
+    first, last = (_whole(part, 1, 65535, "ports") for part in match.groups())
+    if first > last:
+        raise ValueError("must begin with the lower port")
+    return PortRange(first, last)
+
+
+def _agent_url(text: str) -> AgentUrl:
+    host, _, port = text.rpartition(":")
+    if not host or "/" in text:
+        raise ValueError("must be host:port without a scheme, such as localhost:7002")
+    number = None if port == "{port}" else _whole(port, 1, 65535, "a port")
+    return AgentUrl(host.strip("[]"), number)
+
+
+def _absent(text: str) -> str:
+    return text
+
+
+def _hook(parse: Callable[[str], object]) -> Callable[[str, Any], object]:
+    return lambda text, _: parse(text)
+
+
+_PARSERS: dict[Any, Callable[[str], object]] = {
+    str: _absent,
+    bool: _bool,
+    int: lambda text: _whole(text, 0, 2**31 - 1, "a whole number"),
+    Port: lambda text: _whole(text, 0, 65535, "a port"),
+    Switch: _switch,
+    OnOff: _on_off,
+    Size: _size,
+    Seconds: _seconds,
+    PortRange: _range,
+    AgentUrl: _agent_url,
+    Path: Path,
+    Path | None: Path,
+    str | None: _absent,
+    PortRange | None: _range,
+}
+for _type, _parse in _PARSERS.items():
+    _converter.register_structure_hook_func(partial(operator.eq, _type), _hook(_parse))

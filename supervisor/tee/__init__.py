@@ -1,0 +1,1 @@
+"""Confidential guests: what the host offers."""

@@ -1,0 +1,454 @@
+"""One VM's life: its directory, process, monitor, events and agent.
+
+`Vm.run` is the VM's one task and the sole writer of its state. Requests hold a `Vm`, read
+it, wait on it and ask for its end; they never own it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import re
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from supervisor import agent, machine, monitor, process, runstate
+from supervisor.errors import (
+    AgentError,
+    AgentTimeout,
+    LaunchError,
+    MonitorError,
+    PortsTaken,
+    VmEnded,
+)
+from supervisor.race import CutShort, unless
+from supervisor.rundir import Rundir
+from supervisor.runstate import IllegalTransition, Status, Trigger, VmState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from supervisor.agent import Agent
+    from supervisor.config import Config
+    from supervisor.machine import Accel, Forward
+    from supervisor.monitor import Event, Monitor, RunStatus, SevStatus
+    from supervisor.ports import PortPool
+    from supervisor.process import Qemu
+
+log = structlog.stdlib.get_logger()
+
+#: How often a VM is started anew because somebody took one of its ports meanwhile.
+_PORT_ATTEMPTS = 4
+#: How long events that QEMU sent before its end may take to be read.
+_DRAIN_S = 1.0
+#: How long after its monitor a process that is exiting may still be seen alive.
+_EXIT_LAG_S = 2.0
+
+_PORT_TAKEN = re.compile(r"Could not set up host forwarding rule '[^']*:(\d+)-[^']*'")
+
+
+class EndMode(enum.StrEnum):
+    """How a VM is to be ended: by the guest, or without asking it."""
+
+    GRACEFUL = "graceful"
+    FORCE = "force"
+
+
+class RelayState(enum.StrEnum):
+    """How far the computation has come. Beside the VM's state, not part of it."""
+
+    NONE = "none"
+    WAITING = "waiting"
+    SENT = "sent"
+    ANSWERED = "answered"
+    FAILED = "failed"
+
+
+@attrs.frozen
+class Facts:
+    """What QEMU last said of itself, and when."""
+
+    run_status: RunStatus
+    sev: SevStatus
+    at: datetime
+
+
+@attrs.frozen
+class Host:
+    """What the supervisor found out about this host when it started."""
+
+    qemu: str
+    accel: Accel
+
+
+class Vm:
+    """A VM, from the decision to start it until long after its end.
+
+    :param notify: called after every change of state
+    """
+
+    def __init__(
+        self,
+        vm_id: str,
+        config: Config,
+        host: Host,
+        ports: PortPool,
+        notify: Callable[[Vm], None],
+    ) -> None:
+        self.id = vm_id
+        self.rundir = Rundir(config.qemu.tmp / vm_id)
+        self.status = Status(VmState.PRELAUNCH, "prelaunch")
+        self.forwards: Sequence[Forward] = ()
+        #: QEMU's command line as a person can run it; empty before the first attempt.
+        self.command: Sequence[str] = ()
+        self.pid: int | None = None
+        self.exit_code: int | None = None
+        #: What went wrong, for a person.
+        self.error: str | None = None
+        self.created_at = datetime.now(UTC)
+        self.ended_at: datetime | None = None
+        #: When each step was reached, in seconds after ``created_at``.
+        self.phases: dict[str, float] = {}
+        self.facts: Facts | None = None
+        self.relay_state = RelayState.NONE
+        #: The agent's answer to the computation.
+        self.reply: str | None = None
+
+        self._config = config
+        self._host = host
+        self._ports = ports
+        self._notify = notify
+        self._born = trio.current_time()
+        self._changed = trio.Event()
+        self._ended = trio.Event()
+        self._powerdown_asked = trio.Event()
+        self._quit_asked = trio.Event()
+        self._monitor: Monitor | None = None
+        self._agent: Agent | None = None
+        self._agent_ready = trio.Event()
+
+    # --- what others may ask ----------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone and nothing of the VM but its directory is left."""
+        return self._ended.is_set()
+
+    @property
+    def agent_ready(self) -> bool:
+        return self._agent_ready.is_set() and not self.ended
+
+    @property
+    def agent_address(self) -> str | None:
+        return self._agent.address if self._agent else None
+
+    @property
+    def uptime_s(self) -> float | None:
+        """Seconds since the guest first ran; None before that and after the end."""
+        if self.ended or "running" not in self.phases:
+            return None
+        return trio.current_time() - self._born - self.phases["running"]
+
+    async def wait_ended(self) -> None:
+        await self._ended.wait()
+
+    def ask_to_end(self, mode: EndMode) -> None:
+        """Begin to end the VM; ``FORCE`` also hurries an end that was begun gracefully."""
+        self._powerdown_asked.set()
+        if mode is EndMode.FORCE:
+            self._quit_asked.set()
+
+    async def ask_now(self) -> Facts:
+        """QEMU's answers of this moment.
+
+        :raises MonitorError: if it does not answer
+        """
+        if self._monitor is None:
+            raise MonitorError(f"VM {self.id} has no monitor: it is {self.status}")
+        self.facts = await _ask(self._monitor)
+        return self.facts
+
+    async def relay(self, computation: bytes) -> str:
+        """The agent's answer, once it is there to give one.
+
+        :raises AgentTimeout: if it is not ready ``boot_timeout_s`` after the VM's start, or
+            does not answer
+        :raises AgentError: if its answer is an error
+        :raises VmEnded: if the VM ends first
+        """
+        self.relay_state = RelayState.WAITING
+        try:
+            await self._wait_agent()
+            self.relay_state = RelayState.SENT
+            assert self._agent is not None
+            self.reply = await unless(self._ended.wait, self._call, self._agent, computation)
+        except CutShort:
+            self.relay_state = RelayState.FAILED
+            raise self._ended_error() from None
+        except BaseException as error:
+            self.relay_state = RelayState.FAILED
+            self.error = self.error or str(error)
+            raise
+        self.relay_state = RelayState.ANSWERED
+        self._reached("relay")
+        return self.reply
+
+    async def _wait_agent(self) -> None:
+        timeout_s = self._config.agent.boot_timeout_s
+        with trio.move_on_at(self._born + timeout_s):
+            return await unless(self._ended.wait, self._agent_ready.wait)
+        raise AgentTimeout(
+            f"the agent of VM {self.id} was not ready {timeout_s:g} s after the VM's start;"
+            f" what the guest printed is in {self.rundir.serial_log}, the time allowed is"
+            " MANAGER_BOOT_TIMEOUT"
+        )
+
+    async def _call(self, guest_agent: Agent, computation: bytes) -> str:
+        try:
+            return await guest_agent.run(computation)
+        except AgentError as error:
+            if error.code == "UNAVAILABLE":
+                # Ports close a moment before the process that held them is seen to be gone.
+                with trio.move_on_after(_EXIT_LAG_S):
+                    await self._ended.wait()
+            raise
+
+    def _ended_error(self) -> VmEnded:
+        status = self.status
+        return VmEnded(self.id, status.state, status.reason, self.rundir.log_tail())
+
+    # --- the VM's task ----------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[Vm] = trio.TASK_STATUS_IGNORED) -> None:
+        """The VM's whole life. ``started`` once its guest runs.
+
+        When it returns or raises, process, ports and sockets are gone; the directory stays.
+
+        :raises LaunchError: if QEMU does not come up
+        """
+        try:
+            await self._launch(task_status)
+        except Exception as error:
+            self.error = str(error)
+            raise
+        finally:
+            self.ended_at = datetime.now(UTC)
+            if not self.status.state.ended:
+                self._set(Status(VmState.CRASHED, f"exit:{self.exit_code}"))
+            self._ended.set()
+
+    async def _launch(self, task_status: trio.TaskStatus[Vm]) -> None:
+        await self.rundir.prepare(self._config.qemu.disk, self._config.qemu.firmware)
+        self._reached("prepared")
+        taken: set[int] = set()
+        for attempts_left in reversed(range(_PORT_ATTEMPTS)):
+            with self._ports.reserve(taken) as forwards:
+                try:
+                    await self._live(forwards, task_status)
+                    return
+                except PortsTaken as error:
+                    if not attempts_left:
+                        raise
+                    taken |= _ports_in(error.log_tail)
+                    log.warning("port taken, trying others", vm=self.id, ports=sorted(taken))
+
+    async def _live(self, forwards: Sequence[Forward], task_status: trio.TaskStatus[Vm]) -> None:
+        async with AsyncExitStack() as stack:
+            qemu = await self._spawn(forwards, stack)
+            try:
+                self._monitor = await unless(qemu.wait, self._bring_up, qemu, stack)
+            except (CutShort, MonitorError) as error:
+                raise await self._launch_error(qemu) from error
+            finally:
+                self.exit_code = qemu.exit_code
+            await self._follow(qemu, self._monitor, task_status)
+
+    async def _spawn(self, forwards: Sequence[Forward], stack: AsyncExitStack) -> Qemu:
+        config = self._config.qemu
+        made = machine.Machine(
+            vm_id=self.id,
+            qemu=self._host.qemu,
+            accel=self._host.accel,
+            forwards=forwards,
+            overlay=self.rundir.overlay,
+            firmware_vars=self.rundir.firmware_vars,
+            serial_log=self.rundir.serial_log,
+            qmp_socket=self.rundir.qmp_socket,
+        )
+        self.forwards = forwards
+        self.command = machine.command(config, made)
+        log.info(machine.shell_line(self.command), vm=self.id)
+        stack.callback(self.rundir.qmp_socket.unlink, missing_ok=True)
+        with self.rundir.listen_qmp() as listener:
+            qemu = await stack.enter_async_context(
+                process.start(
+                    machine.argv(config, made),
+                    listener,
+                    self.rundir.qemu_log,
+                    sudo=config.use_sudo,
+                )
+            )
+        self.pid = qemu.pid
+        self._reached("qemu")
+        return qemu
+
+    async def _bring_up(self, qemu: Qemu, stack: AsyncExitStack) -> Monitor:
+        """The link to QEMU, its first answers, and the guest's first instruction."""
+        link = await stack.enter_async_context(monitor.connect(self.id, self.rundir.qmp_socket))
+        self._reached("monitor")
+        self.facts = await _ask(link)
+        await link.cont()
+        return link
+
+    async def _launch_error(self, qemu: Qemu) -> LaunchError:
+        with trio.move_on_after(_EXIT_LAG_S):
+            await qemu.wait()
+        tail = self.rundir.log_tail()
+        kind = PortsTaken if _PORT_TAKEN.search(tail) else LaunchError
+        how = "hung" if qemu.exit_code is None else f"ended with exit code {qemu.exit_code}"
+        return kind(
+            f"QEMU of VM {self.id} {how} before its guest ran; its log is {self.rundir.qemu_log}",
+            argv=self.command,
+            exit_code=qemu.exit_code,
+            log_tail=tail,
+        )
+
+    async def _follow(self, qemu: Qemu, link: Monitor, task_status: trio.TaskStatus[Vm]) -> None:
+        """From the guest's first instruction to the process's exit."""
+        drained = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump, qemu, link, drained)
+            nursery.start_soon(self._end_when_asked, qemu, link)
+            nursery.start_soon(self._watch_agent)
+            while self.status.state is VmState.PRELAUNCH and not drained.is_set():
+                await self._changed.wait()
+            self._reached("running")
+            task_status.started(self)
+            self.exit_code = await qemu.wait()
+            # What QEMU said last decides how its exit is judged.
+            with trio.move_on_after(_DRAIN_S):
+                await drained.wait()
+            nursery.cancel_scope.cancel()
+        self._monitor = None
+        if not self.status.state.ended:
+            self._set(runstate.after(self.status, Trigger.EXIT, "", exit_code=self.exit_code))
+        if self.status.state is VmState.CRASHED and self.error is None:
+            self.error = self.rundir.log_tail() or f"QEMU ended: {self.status.reason}"
+
+    async def _pump(self, qemu: Qemu, link: Monitor, drained: trio.Event) -> None:
+        async for event in link.events:
+            log.debug("event", vm=self.id, qmp_event=event.name, data=event.data)
+            try:
+                await self._hear(event, link)
+            except IllegalTransition as error:
+                log.error("unexpected event", vm=self.id, problem=str(error))
+            if self.status.state is VmState.CRASHED:
+                await qemu.kill()
+        drained.set()
+        self._wake()
+        with trio.move_on_after(_EXIT_LAG_S):
+            await qemu.wait()
+            return
+        log.error("monitor lost while QEMU lives", vm=self.id, pid=qemu.pid)
+
+    async def _hear(self, event: Event, link: Monitor) -> None:
+        if self.status.state.ended or event.name not in Trigger.__members__:
+            return
+        trigger, reason = Trigger(event.name), event.name.lower()
+        match trigger:
+            case Trigger.SHUTDOWN:
+                reason = event.data.get("reason", reason)
+            case Trigger.RESUME | Trigger.WAKEUP:
+                reason = "running"
+            case Trigger.GUEST_PANICKED:
+                reason = "guest-panicked"
+            case Trigger.STOP | Trigger.SUSPEND:
+                # The event does not say why; a KVM that gave up stops its guest like a user.
+                reason = await self._why_stopped(link)
+                if reason == "internal-error":
+                    trigger = Trigger.INTERNAL_ERROR
+        self._set(runstate.after(self.status, trigger, reason))
+
+    async def _why_stopped(self, link: Monitor) -> str:
+        try:
+            self.facts = await _ask(link)
+        except MonitorError:
+            return "paused"
+        reason = self.facts.run_status.status
+        if not runstate.is_known(reason):
+            log.warning("unknown RunState, taken for paused", vm=self.id, runstate=reason)
+        return reason
+
+    async def _watch_agent(self) -> None:
+        config = self._config.agent
+        target = agent.address(config, self.forwards)
+        async with agent.connect(self.id, target, config) as guest_agent:
+            self._agent = guest_agent
+            await guest_agent.wait_ready()
+            self._reached("agent")
+            self._agent_ready.set()
+            log.info("agent ready", vm=self.id, after_s=round(self.phases["agent"], 3))
+            # The channel is the relay's for as long as the VM lives.
+            await trio.sleep_forever()
+
+    async def _end_when_asked(self, qemu: Qemu, link: Monitor) -> None:
+        """Power button, quit, SIGTERM, SIGKILL. Cancelled by the process's exit."""
+        grace = self._config.shutdown
+        await self._powerdown_asked.wait()
+        with trio.move_on_after(grace.powerdown_grace_s):
+            try:
+                await unless(self._quit_asked.wait, self._power_down, link)
+            except CutShort:
+                pass
+            except MonitorError as error:
+                log.warning("power button out of reach", vm=self.id, problem=str(error))
+        with trio.move_on_after(grace.quit_grace_s):
+            with contextlib.suppress(MonitorError):  # the next step needs no monitor
+                await link.quit()
+            await trio.sleep_forever()
+        log.warning("QEMU does not quit, sending SIGTERM", vm=self.id, pid=qemu.pid)
+        await qemu.terminate()
+        await trio.sleep(grace.term_grace_s)
+        log.warning("QEMU does not heed SIGTERM, sending SIGKILL", vm=self.id, pid=qemu.pid)
+        await qemu.kill()
+
+    async def _power_down(self, link: Monitor) -> None:
+        """Press the button until the guest reacts: one still booting does not hear it."""
+        while not self._going_down():
+            await link.powerdown()
+            with trio.move_on_after(self._config.shutdown.powerdown_interval_s):
+                while not self._going_down():
+                    await self._changed.wait()
+
+    def _going_down(self) -> bool:
+        return self.status.state is VmState.SHUTDOWN
+
+    # --- bookkeeping ------------------------------------------------------------------------
+
+    def _reached(self, phase: str) -> None:
+        self.phases[phase] = trio.current_time() - self._born
+
+    def _set(self, status: Status) -> None:
+        if status == self.status:
+            return
+        log.info("state", vm=self.id, state=status.state, reason=status.reason)
+        self.status = status
+        self._wake()
+        self._notify(self)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+async def _ask(link: Monitor) -> Facts:
+    return Facts(await link.query_status(), await link.query_sev(), datetime.now(UTC))
+
+
+def _ports_in(tail: str) -> set[int]:
+    return {int(port) for port in _PORT_TAKEN.findall(tail)}

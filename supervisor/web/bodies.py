@@ -1,0 +1,122 @@
+"""From a JSON body to a value: every member known, each of its type, errors by member."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from functools import partial
+from typing import TypeVar
+
+import attrs
+import cattrs
+import trio
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
+from quart import request
+
+from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
+from supervisor.vm import EndMode
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class RunRequest:
+    """``POST /run``. The bytes come as an array of 0..255 or as a base64 string."""
+
+    computation: bytes
+
+
+@attrs.frozen
+class ShutdownRequest:
+    """``POST /vms/<id>/shutdown``."""
+
+    mode: EndMode = EndMode.GRACEFUL
+
+
+async def read(cls: type[T]) -> T:
+    """The present request's body as a ``cls``.
+
+    :raises InvalidRequest: by the member that is wrong; UnsupportedMedia if it is not JSON
+    """
+    if request.mimetype != "application/json":
+        given = request.content_type or "none"
+        raise UnsupportedMedia(f"the content type must be application/json, it is {given}")
+    body = bytes(await request.get_data(as_text=False))
+    # Megabytes of numbers take their time; the loop has VMs to listen to.
+    return await trio.to_thread.run_sync(partial(_parse, cls, body))
+
+
+async def read_optional(cls: type[T]) -> T:
+    """The same, but all defaults for a request without a body."""
+    return await read(cls) if await request.get_data() else cls()
+
+
+def _parse(cls: type[T], body: bytes) -> T:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    try:
+        return _converter.structure(value, cls)
+    except ClassValidationError as group:
+        raise _first_problem(cls, group) from None
+
+
+def _first_problem(cls: type, group: ClassValidationError) -> InvalidRequest:
+    problem = group.exceptions[0]
+    known = [field.name for field in attrs.fields(cls)]
+    if isinstance(problem, InvalidRequest):
+        return problem
+    if isinstance(problem, ForbiddenExtraKeysError):
+        name = min(problem.extra_fields)
+        return InvalidRequest(f"{name!r} is not a member{nearest(name, known)}", member=name)
+    if isinstance(problem, KeyError):
+        return InvalidRequest(f"{problem.args[0]!r} is missing", member=problem.args[0])
+    return InvalidRequest(str(problem))
+
+
+def _computation(value: object, _: type) -> bytes:
+    match value:
+        case str():
+            try:
+                return base64.b64decode(value, validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise InvalidRequest(
+                    f"computation is not base64: {error}", member="computation"
+                ) from None
+        case list():
+            return _from_numbers(value)
+    raise InvalidRequest(
+        "computation must be an array of numbers from 0 to 255, or a base64 string",
+        member="computation",
+    )
+
+
+def _from_numbers(numbers: list[object]) -> bytes:
+    # Whether each is a number is asked of the whole first: there can be sixteen million.
+    if set(map(type, numbers)) <= {int}:
+        try:
+            return bytes(numbers)  # type: ignore[arg-type]
+        except (ValueError, OverflowError):
+            pass
+    for index, number in enumerate(numbers):
+        if type(number) is not int or not 0 <= number <= 255:
+            member = f"computation[{index}]"
+            break
+    shown = json.dumps(number)[:40]
+    raise InvalidRequest(f"{member} is {shown}, not a number from 0 to 255", member=member)
+
+
+def _end_mode(value: object, _: type) -> EndMode:
+    modes = [mode.value for mode in EndMode]
+    if value not in modes:
+        raise InvalidRequest(f"mode must be one of {', '.join(modes)}", member="mode")
+    return EndMode(value)
+
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+_converter.register_structure_hook(bytes, _computation)
+_converter.register_structure_hook(EndMode, _end_mode)

@@ -1,0 +1,45 @@
+"""``/vms`` and what lies below it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from quart import Blueprint, request
+
+from supervisor.web import bodies, views
+
+if TYPE_CHECKING:
+    from supervisor.service import Service
+
+
+def blueprint(service: Service) -> Blueprint:
+    routes = Blueprint("vms", __name__, url_prefix="/vms")
+
+    @routes.get("")
+    async def list_vms() -> Any:
+        return {"vms": [views.summary(vm) for vm in service.vms.values()]}
+
+    @routes.get("/<vm_id>")
+    async def show(vm_id: str) -> Any:
+        return views.everything(service.get(vm_id))
+
+    @routes.get("/<vm_id>/status")
+    async def status(vm_id: str) -> Any:
+        vm = service.get(vm_id)
+        if request.args.get("live") == "1":
+            await vm.ask_now()
+        return views.status(vm)
+
+    @routes.post("/<vm_id>/shutdown")
+    async def shutdown(vm_id: str) -> Any:
+        vm = service.get(vm_id)
+        wanted = await bodies.read_optional(bodies.ShutdownRequest)
+        await service.end(vm, wanted.mode)
+        return views.everything(vm)
+
+    @routes.delete("/<vm_id>")
+    async def delete(vm_id: str) -> Any:
+        await service.delete(service.get(vm_id))
+        return "", 204
+
+    return routes
