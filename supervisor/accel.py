@@ -138,8 +138,10 @@ def _ask(qemu: str, machine: str, cpu: str) -> Probe:
     tried = f"a probe guest under KVM (-machine {machine} -cpu {cpu})"
     if code == _SUCCESS:
         return Probe(works=True, detail=f"{tried} ran")
+    # Warnings about CPU features come first, what went wrong comes last or is a KVM error.
     lines = [line for line in output.splitlines() if line.strip()]
-    said = f": {lines[0]}" if lines else ""
+    errors = [line for line in lines if "internal error" in line.lower()] or lines[-1:]
+    said = f": {errors[0]}" if errors else ""
     how = "did not come to its end" if code is None else f"ended QEMU with exit code {code}"
     return Probe(works=False, detail=f"{tried} {how}{said}")
 

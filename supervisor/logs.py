@@ -35,10 +35,16 @@ def configure(level: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(sort_keys=False),
+                _in_order,
+                structlog.processors.JSONRenderer(),
             ],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+
+
+def _in_order(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    first = {name: event.pop(name) for name in ("level", "message", "ts")}
+    return first | dict(event)

@@ -19,11 +19,11 @@ from trio_asyncio import aio_as_trio, trio_as_aio
 
 from supervisor import errors
 from supervisor.agent import MAX_MESSAGE, read_pem
+from supervisor.ending import EndMode
 from supervisor.errors import HostError
 from supervisor.listen import taken
 from supervisor.machine import shell_line
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
-from supervisor.vm import EndMode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

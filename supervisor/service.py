@@ -12,6 +12,7 @@ import trio
 
 from supervisor.broadcast import Broadcast
 from supervisor.config import MAX_COMPUTATION
+from supervisor.ending import EndMode
 from supervisor.errors import (
     AtCapacity,
     Busy,
@@ -22,7 +23,7 @@ from supervisor.errors import (
 )
 from supervisor.metrics import Metrics
 from supervisor.ports import PortPool
-from supervisor.vm import EndMode, Host, Vm
+from supervisor.vm import Host, Vm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -162,7 +162,7 @@ def _build(cls: type[T], values: Mapping[str, Any]) -> T:
         field.name: _build(field.type, values[field.name])
         if isinstance(values[field.name], dict)
         else values[field.name]
-        for field in attrs.fields(cls)
+        for field in attrs.fields(cls)  # type: ignore[arg-type]
         if field.name in values
     }
     return cls(**given)

@@ -6,7 +6,6 @@ it, wait on it and ask for its end; they never own it.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import re
 from contextlib import AsyncExitStack
@@ -18,6 +17,7 @@ import structlog
 import trio
 
 from supervisor import agent, machine, monitor, process, runstate
+from supervisor.ending import EndMode, EndRequest, end_when_asked
 from supervisor.errors import (
     AgentError,
     AgentTimeout,
@@ -50,13 +50,6 @@ _DRAIN_S = 1.0
 _EXIT_LAG_S = 2.0
 
 _PORT_TAKEN = re.compile(r"Could not set up host forwarding rule '[^']*:(\d+)-[^']*'")
-
-
-class EndMode(enum.StrEnum):
-    """How a VM is to be ended: by the guest, or without asking it."""
-
-    GRACEFUL = "graceful"
-    FORCE = "force"
 
 
 class RelayState(enum.StrEnum):
@@ -126,8 +119,7 @@ class Vm:
         self._born = trio.current_time()
         self._changed = trio.Event()
         self._ended = trio.Event()
-        self._powerdown_asked = trio.Event()
-        self._quit_asked = trio.Event()
+        self._end = EndRequest()
         self._monitor: Monitor | None = None
         self._agent: Agent | None = None
         self._agent_ready = trio.Event()
@@ -159,9 +151,7 @@ class Vm:
 
     def ask_to_end(self, mode: EndMode) -> None:
         """Begin to end the VM; ``FORCE`` also hurries an end that was begun gracefully."""
-        self._powerdown_asked.set()
-        if mode is EndMode.FORCE:
-            self._quit_asked.set()
+        self._end.ask(mode)
 
     async def ask_now(self) -> Facts:
         """QEMU's answers of this moment.
@@ -323,7 +313,8 @@ class Vm:
         drained = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, qemu, link, drained)
-            nursery.start_soon(self._end_when_asked, qemu, link)
+            grace = self._config.shutdown
+            nursery.start_soon(end_when_asked, self._end, qemu, link, grace, self._going_down)
             nursery.start_soon(self._watch_agent)
             while self.status.state is VmState.PRELAUNCH and not drained.is_set():
                 await self._changed.wait()
@@ -396,37 +387,9 @@ class Vm:
             # The channel is the relay's for as long as the VM lives.
             await trio.sleep_forever()
 
-    async def _end_when_asked(self, qemu: Qemu, link: Monitor) -> None:
-        """Power button, quit, SIGTERM, SIGKILL. Cancelled by the process's exit."""
-        grace = self._config.shutdown
-        await self._powerdown_asked.wait()
-        with trio.move_on_after(grace.powerdown_grace_s):
-            try:
-                await unless(self._quit_asked.wait, self._power_down, link)
-            except CutShort:
-                pass
-            except MonitorError as error:
-                log.warning("power button out of reach", vm=self.id, problem=str(error))
-        with trio.move_on_after(grace.quit_grace_s):
-            with contextlib.suppress(MonitorError):  # the next step needs no monitor
-                await link.quit()
-            await trio.sleep_forever()
-        log.warning("QEMU does not quit, sending SIGTERM", vm=self.id, pid=qemu.pid)
-        await qemu.terminate()
-        await trio.sleep(grace.term_grace_s)
-        log.warning("QEMU does not heed SIGTERM, sending SIGKILL", vm=self.id, pid=qemu.pid)
-        await qemu.kill()
-
-    async def _power_down(self, link: Monitor) -> None:
-        """Press the button until the guest reacts: one still booting does not hear it."""
-        while not self._going_down():
-            await link.powerdown()
-            with trio.move_on_after(self._config.shutdown.powerdown_interval_s):
-                while not self._going_down():
-                    await self._changed.wait()
-
-    def _going_down(self) -> bool:
-        return self.status.state is VmState.SHUTDOWN
+    async def _going_down(self) -> None:
+        while self.status.state is not VmState.SHUTDOWN:
+            await self._changed.wait()
 
     # --- bookkeeping ------------------------------------------------------------------------
 

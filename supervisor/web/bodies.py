@@ -14,8 +14,8 @@ import trio
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 from quart import request
 
+from supervisor.ending import EndMode
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
-from supervisor.vm import EndMode
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ async def read(cls: type[T]) -> T:
     if request.mimetype != "application/json":
         given = request.content_type or "none"
         raise UnsupportedMedia(f"the content type must be application/json, it is {given}")
-    body = bytes(await request.get_data(as_text=False))
+    body: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]
     # Megabytes of numbers take their time; the loop has VMs to listen to.
     return await trio.to_thread.run_sync(partial(_parse, cls, body))
 
@@ -66,7 +66,8 @@ def _parse(cls: type[T], body: bytes) -> T:
 
 
 def _first_problem(cls: type, group: ClassValidationError) -> InvalidRequest:
-    problem = group.exceptions[0]
+    # What is too much explains what is missing: a misspelt name is both.
+    problem = min(group.exceptions, key=lambda one: not isinstance(one, ForbiddenExtraKeysError))
     known = [field.name for field in attrs.fields(cls)]
     if isinstance(problem, InvalidRequest):
         return problem
