@@ -6,6 +6,7 @@ that they end when no request can come any more; then the servers.
 
 from __future__ import annotations
 
+import logging
 import signal
 import ssl
 import uuid
@@ -109,6 +110,7 @@ def _hypercorn(config: HttpConfig, listener: socket.socket) -> HypercornConfig:
     hypercorn.include_server_header = False
     hypercorn.graceful_timeout = 1
     hypercorn.loglevel = "WARNING"
+    hypercorn.errorlog = logging.getLogger("hypercorn.error")  # as it is: through our formatter
     for file in (config.server_cert, config.server_key, config.client_ca_certs):
         _readable(file)
     if config.server_cert:

@@ -65,13 +65,14 @@ async def end_when_asked(
                 return
 
     await request.any.wait()
-    with trio.move_on_after(grace.powerdown_grace_s):
-        try:
-            await unless(request.force.wait, press_power_button)
-        except CutShort:
-            pass
-        except MonitorError as error:
-            log.warning("power button out of reach", pid=qemu.pid, problem=str(error))
+    if not request.force.is_set():
+        with trio.move_on_after(grace.powerdown_grace_s):
+            try:
+                await unless(request.force.wait, press_power_button)
+            except CutShort:
+                pass
+            except MonitorError as error:
+                log.warning("power button out of reach", pid=qemu.pid, problem=str(error))
     with trio.move_on_after(grace.quit_grace_s):
         with contextlib.suppress(MonitorError):  # the next step needs no monitor
             await link.quit()

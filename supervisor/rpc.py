@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import structlog
+import trio
 from google.protobuf import empty_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -177,7 +178,8 @@ async def open_server(service: Service, config: GrpcConfig) -> AsyncIterator[int
     try:
         yield server.bound_port
     finally:
-        await aio_as_trio(server.stop)()
+        with trio.move_on_after(2 * _STOP_GRACE_S, shield=True):
+            await aio_as_trio(server.stop)()
 
 
 class _Server:

@@ -159,12 +159,25 @@ class Service:
 
 @asynccontextmanager
 async def open_service(config: Config, host: Host) -> AsyncIterator[Service]:
-    """A service; leaving the context ends every VM, gracefully first."""
+    """A service; leaving the context, cancelled or not, ends every VM, gracefully first."""
     async with trio.open_nursery() as nursery:
-        service = Service(config, host, nursery)
+        closing = trio.Event()
+        service: Service = await nursery.start(_house, config, host, closing)
         try:
             yield service
         finally:
-            with trio.move_on_after(config.shutdown.longest_s, shield=True):
-                await service.end_all()
-            nursery.cancel_scope.cancel()
+            closing.set()
+
+
+async def _house(
+    config: Config, host: Host, closing: trio.Event, *, task_status: trio.TaskStatus[Service]
+) -> None:
+    """The VMs' nursery, in a task of its own: shielded, for it outlives what uses it."""
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.shield = True
+        service = Service(config, host, nursery)
+        task_status.started(service)
+        await closing.wait()
+        with trio.move_on_after(config.shutdown.longest_s):
+            await service.end_all()
+        nursery.cancel_scope.cancel()

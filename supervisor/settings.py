@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-import operator
 import re
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
@@ -266,4 +264,4 @@ _PARSERS: dict[Any, Callable[[str], object]] = {
     PortRange | None: _range,
 }
 for _type, _parse in _PARSERS.items():
-    _converter.register_structure_hook_func(partial(operator.eq, _type), _hook(_parse))
+    _converter.register_structure_hook(_type, _hook(_parse))

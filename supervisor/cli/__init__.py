@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from supervisor.cli import serve
+from supervisor.cli import command, doctor, image, run, serve, vms
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,4 +13,15 @@ def main() -> None:
     """Starts QEMU virtual machines, speaks QMP with them, relays computations to their agents."""
 
 
-main.add_command(serve.serve)
+for _command in (
+    serve.serve,
+    run.run,
+    vms.list_vms,
+    vms.show,
+    vms.shutdown,
+    vms.remove,
+    image.image,
+    doctor.doctor,
+    command.command,
+):
+    main.add_command(_command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 import dotenv
@@ -20,6 +20,13 @@ env_file = click.option(
     type=click.Path(exists=True, dir_okay=False),
     help="File of NAME=value lines; what the environment sets wins over it.",
 )
+
+
+class CommandFailed(click.ClickException):
+    """A command cannot do what it was asked for: one paragraph, exit code 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        fail(self.format_message())
 
 
 def load_config(file: str | None) -> Config:

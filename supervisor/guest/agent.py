@@ -491,7 +491,7 @@ def serve_grpc(agent: Agent, host: str, port: int) -> tuple[grpc.Server, int]:
     limits = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
     limits += [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=limits)
-    handlers = {
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         name: grpc.unary_unary_rpc_method_handler(_behaviour(agent, name)) for name in agent.methods
     }
     service = grpc.method_handlers_generic_handler("agent.AgentService", handlers)
@@ -533,26 +533,31 @@ def serve_http(agent: Agent, host: str, port: int) -> ThreadingHTTPServer:
                 self._problem(404, f"there is nothing at {self.path}")
 
         def do_POST(self) -> None:
-            if self.path != "/run":
-                return self._problem(404, f"there is nothing at {self.path}")
+            status, text = self._run()
+            if status == 200:
+                self._answer(200, "application/json", json.dumps({"computation": text}))
+            else:
+                self._problem(status, text)
+
+        def _run(self) -> tuple[int, str]:
+            """The status and the agent's reply, or what the caller did wrong."""
             length = self.headers.get("Content-Length", "")
+            if self.path != "/run":
+                return 404, f"there is nothing at {self.path}"
+            if self.headers.get_content_type() != "application/json":
+                return 415, "the body must be application/json"
             # Written as an array of numbers, a byte takes up to four.
             if not length.isdecimal() or int(length) > 4 * MAX_MESSAGE_BYTES:
-                return self._problem(
-                    413 if length else 411, "a body of known, bounded size, please"
-                )
-            body = self.rfile.read(int(length))
-            if self.headers.get_content_type() != "application/json":
-                return self._problem(415, "the body must be application/json")
+                return (413 if length else 411), "the body's length must be known and bounded"
             try:
-                reply = agent.call("Run", parse_request(body), lambda _: True)
+                computation = parse_request(self.rfile.read(int(length)))
+                return 200, agent.call("Run", computation, lambda _: True).decode()
             except (ValueError, Refusal) as error:
-                return self._problem(400, str(error))
-            self._answer(200, "application/json", json.dumps({"computation": reply.decode()}))
+                return 400, str(error)
 
         def _problem(self, status: int, detail: str) -> None:
             self.close_connection = True  # a body may be left unread
-            title = self.responses[status][0]  # type: ignore[index]
+            title = self.responses[status][0]
             problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
             self._answer(status, "application/problem+json", json.dumps(problem))
 

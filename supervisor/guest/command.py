@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    Command = Sequence[str | Path]
+
 # The Debian package that ships each tool.
 PACKAGE_OF = {
     "apt-cache": "apt",
@@ -60,7 +62,7 @@ def require_tools() -> None:
 
 def run(
     step: str,
-    command: Sequence[str | Path],
+    command: Command,
     *,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,

@@ -10,6 +10,8 @@ from supervisor.guest.command import run
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from supervisor.guest.command import Command
+
 PAGE = 4096
 MIB = 1 << 20
 VOLUME_ID = "67756573"  # always the same, for the sake of a reproducible image
@@ -44,7 +46,7 @@ def write_disk(efi_file: Path, disk: Path, mtime: int) -> None:
     raw.touch()
     os.truncate(raw, (efi_file.stat().st_size // MIB + 4) * MIB)
     env = {"SOURCE_DATE_EPOCH": str(max(mtime, FAT_EPOCH)), "MTOOLS_SKIP_CHECK": "1", "TZ": "UTC"}
-    format_it = ["mkfs.vfat", "--invariant", "-i", VOLUME_ID, "-n", "GUEST", raw]
+    format_it: Command = ["mkfs.vfat", "--invariant", "-i", VOLUME_ID, "-n", "GUEST", raw]
     run("format the disk", format_it, env=env)
     run("fill the disk", ["mcopy", "-s", "-m", "-i", raw, tree, "::"], env=env)
     run("convert the disk", ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk])

@@ -22,6 +22,8 @@ from supervisor.guest.manifest import NAME, File, Manifest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from supervisor.guest.command import Command
+
 DISK = "guest.qcow2"
 KERNEL = "vmlinuz"
 INITRAMFS = "initrd.img"
@@ -105,7 +107,7 @@ def pack(root: Path, initramfs: Path, archive: Path) -> None:
     """*root* as a compressed initramfs. *archive* is scratch space."""
     with archive.open("wb") as file:
         write_cpio(root, file, mtime=0)
-    command = ["zstd", "-q", f"-{ZSTD_LEVEL}", "-T0", "--rm", archive, "-o", initramfs]
+    command: Command = ["zstd", "-q", f"-{ZSTD_LEVEL}", "-T0", "--rm", archive, "-o", initramfs]
     run("compress the initramfs", command)
 
 

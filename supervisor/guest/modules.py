@@ -11,12 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Set
     from pathlib import Path
 
-# What the agent waits for, and what tells the supervisor of a panic.
-FIRST = ("virtio_pci", "virtio_net", "pvpanic_mmio", "pvpanic_pci")
-# What can wait for the agent: power button, disks, attestation, vsock, entropy.
+# What the agent waits for, what tells the supervisor of a panic, and the power button.
+FIRST = ("virtio_pci", "virtio_net", "pvpanic_mmio", "pvpanic_pci", "button", "evdev")
+# What can wait for the agent: entropy, disks, attestation, vsock.
 LATER = (
-    "button",
-    "evdev",
     "virtio_rng",
     "virtio_scsi",
     "sd_mod",

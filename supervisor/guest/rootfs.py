@@ -15,6 +15,8 @@ from supervisor.guest.command import ImageBuildError, run
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from supervisor.guest.command import Command
+
 # The agent's program needs these, and so do algorithms, which are Python too.
 PYTHON = ("python3-minimal", "libpython3-stdlib")
 GRPC = ("python3-grpcio",)
@@ -98,11 +100,11 @@ def compile_python(root: Path) -> None:
     interpreter = next(iter(sorted((root / "usr/bin").glob("python3.*"))), None)
     if interpreter is None:
         raise ImageBuildError("compile Python", (), "the packages hold no usr/bin/python3.*")
-    python = [libraries / "ld-linux-x86-64.so.2", "--library-path", libraries, interpreter]
+    python: Command = [libraries / "ld-linux-x86-64.so.2", "--library-path", libraries, interpreter]
     # Nothing in the guest changes, so no time stamp needs to be compared.
-    options = ["-qq", "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/"]
+    options: Command = ["-qq", "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/"]
     env = {"PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0", "PYTHONPATH": ""}
-    compileall = [*python, "-BSs", "-m", "compileall", *options]
+    compileall: Command = [*python, "-BSs", "-m", "compileall", *options]
     run("compile Python", [*compileall, *root.glob(PYTHON_LIBRARY)], env=env)
     agent = root / GUEST / "agent.py"
     if agent.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, request
 
 from supervisor.web import bodies, views
 
@@ -40,6 +40,6 @@ def blueprint(service: Service) -> Blueprint:
     @routes.delete("/<vm_id>")
     async def delete(vm_id: str) -> Any:
         await service.delete(service.get(vm_id))
-        return Response(status=204, content_type=None)
+        return "", 204
 
     return routes

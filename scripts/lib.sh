@@ -1,0 +1,218 @@
+# shellcheck shell=bash
+# What quickstart, test and check share: from a bare Debian or Ubuntu to a virtual environment
+# and a guest image. To be sourced by bash, in the repository's root, with `set -eu`.
+#
+# Everything here is done once: a second call finds it done and is over in no time.
+
+venv=.venv
+
+# --- what the screen shows --------------------------------------------------------------------
+
+say() { printf '==> %s\n' "$*"; }
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# Run a command with its output kept back; it is shown, its end at least, if the command fails.
+# On a terminal the seconds count up meanwhile.
+quietly() { # LABEL COMMAND...
+    local label=$1 began=$SECONDS status=0
+    shift
+    kept_output=$(mktemp)
+    if [ -t 1 ]; then
+        _count_seconds "$label" &
+        ticker=$!
+    else
+        say "$label ..."
+    fi
+    "$@" >"$kept_output" 2>&1 </dev/null || status=$?
+    stop_ticker
+    [ ! -t 1 ] || printf '\r\033[K'
+    if [ "$status" = 0 ]; then
+        say "$label: done in $((SECONDS - began)) s"
+        rm -f "$kept_output"
+    else
+        say "$label: failed after $((SECONDS - began)) s"
+        tail -n "${failure_lines:-30}" "$kept_output" >&2
+        rm -f "$kept_output"
+    fi
+    return "$status"
+}
+
+_count_seconds() {
+    local began=$SECONDS
+    while :; do
+        printf '\r==> %s ... %s s ' "$1" "$((SECONDS - began))"
+        sleep 1
+    done
+}
+
+stop_ticker() {
+    [ -n "${ticker:-}" ] || return 0
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    ticker=""
+}
+
+# --- the system's packages --------------------------------------------------------------------
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    else
+        sudo -n "$@"
+    fi
+}
+
+# Have the password typed before anything runs with its output kept back.
+_may_be_root() {
+    [ "$(id -u)" = 0 ] && return
+    command -v sudo >/dev/null && sudo -v
+}
+
+_update_package_lists() { as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q; }
+
+_apt_install() {
+    local options=(-q -y --no-install-recommends -o Dpkg::Use-Pty=0)
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install "${options[@]}" "$@"
+}
+
+_update_and_install() { _update_package_lists && _apt_install "$@"; }
+
+install_packages() { # NAME...
+    [ $# -gt 0 ] || return 0
+    command -v apt-get >/dev/null ||
+        die "this is not Debian or Ubuntu: install what corresponds to $*, then run this again"
+    _may_be_root || die "these packages are missing, install them as root: apt-get install $*"
+    local label="system packages: installing $*"
+    # Without lists apt knows none of these; old ones name what the mirror no longer has.
+    if apt-get install -qq --simulate "$@" >/dev/null 2>&1; then
+        quietly "$label" _apt_install "$@" && return
+    fi
+    quietly "$label, with new package lists" _update_and_install "$@" ||
+        die "apt could not install $*"
+}
+
+# The packages whose files are not here, one a line. What somebody installed otherwise serves.
+missing_packages() {
+    local PATH=$PATH:/usr/sbin:/sbin command package
+    while read -r command package; do
+        command -v "$command" >/dev/null || echo "$package"
+    done <<-'END' | sort -u
+		qemu-system-x86_64 qemu-system-x86
+		qemu-img qemu-utils
+		curl curl
+		mcopy mtools
+		mkfs.vfat dosfstools
+		objcopy binutils
+		tar tar
+		zstd zstd
+	END
+    [ -n "$(ovmf_pair)" ] || echo ovmf
+}
+
+# OVMF's code and variables: the 2 MB pair that is the default, else the 4 MB pair.
+ovmf_pair() {
+    local size
+    for size in "" _4M; do
+        if [ -r "/usr/share/OVMF/OVMF_CODE$size.fd" ] && [ -r "/usr/share/OVMF/OVMF_VARS$size.fd" ]
+        then
+            echo "/usr/share/OVMF/OVMF_CODE$size.fd /usr/share/OVMF/OVMF_VARS$size.fd"
+            return
+        fi
+    done
+}
+
+set_up_packages() {
+    local missing
+    mapfile -t missing < <(missing_packages)
+    install_packages "${missing[@]}"
+}
+
+# --- Python -----------------------------------------------------------------------------------
+
+find_python() {
+    local candidate
+    for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+        # A name alone says little: it can be a shim that runs nothing.
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            "$candidate" -c 'import sys; print(sys.executable)'
+            return
+        fi
+    done
+    die "Python 3.11 or newer is needed; python3 is $(python3 --version 2>&1 || echo missing)." \
+        "On Debian 12, Ubuntu 24.04 or newer: apt-get install python3 python3-venv"
+}
+
+# Debian's Python comes without what makes virtual environments.
+_can_make_venvs() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+
+# The virtual environment, with what it takes to run (`run`) or to work on the project (`dev`).
+set_up_venv() { # run|dev
+    local kind=$1 python stamp=$venv/.set-up-$1 wanted target=.
+    [ "$kind" = run ] || target=".[$kind]"
+    python=$(find_python)
+    wanted=$(printf '%s\n' "$PWD" "$python" | cat - pyproject.toml constraints.txt | sha256sum)
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+        return
+    fi
+    _can_make_venvs "$python" ||
+        install_packages "$("$python" -c 'import sys; print("python3.%d-venv" % sys.version_info[1])')"
+    _can_make_venvs "$python" || die "$python cannot make virtual environments (venv, ensurepip)"
+    # Made for another place or by another Python, it would not run.
+    if [ "$(cat "$venv/.made-for" 2>/dev/null)" != "$PWD $python" ]; then
+        rm -rf "$venv"
+    fi
+    [ -x "$venv/bin/python" ] || quietly "$venv: making it with $python" "$python" -m venv "$venv" ||
+        die "$python could not make $venv"
+    printf '%s\n' "$PWD $python" >"$venv/.made-for"
+    local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q --no-input)
+    quietly "$venv: installing Python packages" "${pip[@]}" -c constraints.txt -e "$target" ||
+        die "pip could not install this project into $venv"
+    # Who can work on it can run it.
+    printf '%s\n' "$wanted" | tee "$stamp" >"$venv/.set-up-run"
+}
+
+# --- the guest image --------------------------------------------------------------------------
+
+_guest_sources() { find supervisor/guest -type f -not -name '*.pyc' -print0 | sort -z; }
+
+# img/ from supervisor/guest. One that somebody built by hand, with an agent of their own
+# perhaps, is left alone.
+set_up_guest() {
+    local stamp=img/.built-from wanted
+    wanted=$(_guest_sources | xargs -0 sha256sum | sha256sum)
+    if [ -e img/manifest.json ]; then
+        if [ ! -e "$stamp" ]; then
+            say "guest image: img/ was built by hand, it is used as it is"
+            return
+        fi
+        [ "$(cat "$stamp")" != "$wanted" ] || return 0
+    fi
+    if ! apt-get install -qq --simulate systemd-boot-efi >/dev/null 2>&1; then
+        _update_lists_for_guest
+    fi
+    say "guest image: building img/"
+    local build=("$venv/bin/qmp-supervisor" image build --output img)
+    "${build[@]}" || {
+        # Most likely the lists are old and name packages that the mirror no longer has.
+        _update_lists_for_guest
+        "${build[@]}"
+    } || die "the guest image could not be built"
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
+_update_lists_for_guest() {
+    _may_be_root || die "apt's package lists are missing or old, run as root: apt-get update"
+    quietly "package lists: fetching" _update_package_lists || die "apt-get update failed"
+}
+
+# --- checks -----------------------------------------------------------------------------------
+
+check_sources() {
+    say "ruff check" && "$venv/bin/ruff" check .
+    say "ruff format --check" && "$venv/bin/ruff" format --check .
+    say "mypy" && "$venv/bin/mypy"
+}

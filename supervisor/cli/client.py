@@ -1,0 +1,170 @@
+"""A running supervisor as its commands see it: JSON over HTTP, errors fit for a person."""
+
+from __future__ import annotations
+
+import functools
+import os
+import ssl
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import attrs
+import click
+import httpx
+
+from supervisor.cli.environment import CommandFailed
+from supervisor.errors import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_EVERY_INTERFACE = ("", "0.0.0.0", "::")
+
+#: Everything here answers at once, but for the end of a VM, which waits for its guest.
+_TIMEOUT = httpx.Timeout(30.0)
+
+
+@attrs.frozen
+class Tls:
+    """PEM files: whom to trust, and what to show a server that asks for it."""
+
+    cacert: str | None
+    cert: str | None
+    key: str | None
+
+
+class Client:
+    """The HTTP API of one supervisor. Every method raises `CommandFailed` with what to show."""
+
+    def __init__(self, url: str, http: httpx.Client) -> None:
+        self.url = url
+        self._http = http
+
+    def get(self, path: str) -> Any:
+        return self._ask("GET", path)
+
+    def post(self, path: str, body: object, headers: Mapping[str, str] | None = None) -> Any:
+        return self._ask("POST", path, json=body, headers=headers)
+
+    def delete(self, path: str) -> None:
+        self._ask("DELETE", path)
+
+    def shutdown(self, vm_id: str, mode: str) -> Any:
+        """The VM, ended. Takes as long as its guest does.
+
+        :param mode: ``graceful`` or ``force``
+        """
+        return self._ask("POST", f"/vms/{vm_id}/shutdown", json={"mode": mode}, timeout=None)
+
+    def find(self, prefix: str) -> str:
+        """The id that begins so, if it is only one's."""
+        ids = [vm["id"] for vm in self.get("/vms")["vms"]]
+        found = [one for one in ids if one == prefix] or [
+            one for one in ids if one.startswith(prefix.lower())
+        ]
+        if not found:
+            raise CommandFailed(f"no VM has the id {prefix}{nearest(prefix, ids)}")
+        if len(found) > 1:
+            raise CommandFailed(f"{prefix} is ambiguous: it begins {', '.join(found)}")
+        return str(found[0])
+
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.ConnectError as error:
+            raise CommandFailed(self._nobody(error)) from error
+        except httpx.HTTPError as error:
+            # A server that wants a certificate hangs up, after what to us was a good handshake.
+            hint = "; if it asks for a certificate, see --cert and --key"
+            hint = hint if self.url.startswith("https:") else ""
+            raise CommandFailed(f"{self.url}: {_words(error)}{hint}") from error
+        if response.is_error:
+            raise CommandFailed(_problem(response))
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as error:
+            raise CommandFailed(f"{self.url} is no supervisor: it answers without JSON") from error
+
+    def _nobody(self, error: httpx.ConnectError) -> str:
+        if isinstance(error.__context__, ssl.SSLError) or "SSL" in str(error):
+            return f"no TLS with {self.url}: {error}; see --cacert, --cert and --key"
+        return (
+            f"no supervisor answers at {self.url} ({_words(error)}); start one with"
+            " 'qmp-supervisor serve', or name another with --url or QMP_SUPERVISOR_URL"
+        )
+
+
+def _words(error: httpx.HTTPError) -> str:
+    text = str(error) or type(error).__name__
+    return text.removeprefix("[Errno 111] ").lower()
+
+
+def _problem(response: httpx.Response) -> str:
+    """The detail of a problem document, or what little another server says."""
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.url} answered {response.status_code} {response.reason_phrase}"
+
+
+def default_url(environ: Mapping[str, str]) -> str:
+    """Where a supervisor with these environment variables would listen."""
+    host = environ.get("MANAGER_HTTP_HOST", "")
+    host = "localhost" if host in (*_EVERY_INTERFACE, "127.0.0.1", "::1") else host
+    port = environ.get("MANAGER_HTTP_PORT", "")
+    scheme = "https" if environ.get("MANAGER_HTTP_SERVER_CERT") else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port or 9021}"
+
+
+def _context(tls: Tls) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=tls.cacert)
+        if tls.cert:
+            context.load_cert_chain(tls.cert, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise CommandFailed(f"--cacert, --cert or --key cannot be used: {error}") from error
+    return context
+
+
+_PEM = click.Path(exists=True, dir_okay=False)
+
+
+def uses_supervisor(fn: Callable[Concatenate[Client, P], R]) -> Callable[..., R]:
+    """Gives a command the options that lead to a supervisor, and a `Client` as its first argument.
+
+    The client is closed when the command returns.
+    """
+
+    @click.option(
+        "--url",
+        envvar="QMP_SUPERVISOR_URL",
+        show_envvar=True,
+        help="The supervisor. Default: by MANAGER_HTTP_HOST and MANAGER_HTTP_PORT where they"
+        " are set, else http://localhost:9021.",
+    )
+    @click.option("--cacert", type=_PEM, help="PEM file of CAs to trust, for https.")
+    @click.option("--cert", type=_PEM, help="PEM certificate to show to the supervisor.")
+    @click.option("--key", type=_PEM, help="PEM key that belongs to it.")
+    @functools.wraps(fn)
+    def with_client(
+        url: str | None,
+        cacert: str | None,
+        cert: str | None,
+        key: str | None,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        base = (url or default_url(os.environ)).rstrip("/")
+        if not base.startswith(("http://", "https://")):
+            base = f"http://{base}"
+        verify = _context(Tls(cacert, cert, key)) if base.startswith("https:") else True
+        # No proxy stands between a host and its supervisor.
+        http = httpx.Client(base_url=base, verify=verify, timeout=_TIMEOUT, trust_env=False)
+        with http:
+            return fn(Client(base, http), *args, **kwargs)
+
+    return with_client

@@ -1,0 +1,76 @@
+"""``image build``: a guest image from this machine's packages."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from supervisor.cli.environment import CommandFailed
+from supervisor.cli.output import stderr
+from supervisor.config import FirmwareConfig
+from supervisor.errors import SupervisorError
+from supervisor.guest.image import DISK, build
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+
+@click.group()
+def image() -> None:
+    """Guest images."""
+
+
+@image.command("build")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("img"),
+    show_default=True,
+    help="Directory to make, or to replace if it holds an image already.",
+)
+@click.option(
+    "--agent",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What runs in the guest instead of the reference agent: a Python file, or a program"
+    " that needs no libraries.",
+)
+def build_image(output: Path, agent: Path | None) -> None:
+    """Build a guest image: guest.qcow2 for MANAGER_QEMU_DISK_IMG_FILE, kernel and initramfs.
+
+    Takes about a minute; needs no root.
+    """
+    console = stderr()
+    began = time.monotonic()
+    with console.status("image") as status:
+        try:
+            manifest = build(output, agent=agent, progress=lambda line: _step(status, began, line))
+        except SupervisorError as error:
+            raise CommandFailed(str(error)) from error
+    megabytes = manifest.files[DISK].size / 2**20
+    console.print(
+        f"{output / DISK}: {megabytes:.0f} MiB, kernel {manifest.kernel},"
+        f" {manifest.agent} agent; {time.monotonic() - began:.0f} s"
+    )
+    click.echo(next_line(output / DISK))
+
+
+def _step(status: Status, began: float, line: str) -> None:
+    status.console.print(f"{time.monotonic() - began:5.1f} s  {line}")
+    status.update(line)
+
+
+def next_line(disk: Path) -> str:
+    """The shell command that serves with this image."""
+    settings = {"MANAGER_QEMU_DISK_IMG_FILE": str(disk)}
+    firmware = FirmwareConfig()
+    # Newer distributions have OVMF as a 4 MB chip only, which is not the default's name.
+    for name, file in (("CODE", firmware.code_file), ("VARS", firmware.vars_file)):
+        other = file.with_name(f"{file.stem}_4M{file.suffix}")
+        if other.exists() and not file.exists():
+            settings[f"MANAGER_QEMU_OVMF_{name}_FILE"] = str(other)
+    words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
+    return " ".join([*words, "qmp-supervisor serve"])

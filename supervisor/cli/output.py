@@ -1,0 +1,58 @@
+"""How results are shown: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+#: Wide enough that nothing is cut where no screen limits the width.
+_PIPE_WIDTH = 10_000
+
+
+def stdout() -> Console:
+    """For results. A pipe gets plain text with nothing wrapped."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """For what a person follows and a pipe does without."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    # Ids and paths are not markup, and numbers need no colours.
+    return Console(stderr=stderr, width=width, markup=False, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One document on standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def duration(seconds: float | None) -> str:
+    """``5.2s``, ``3m 20s``, ``2h 5m`` or ``4d 1h``; ``-`` for None."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h {minutes}m"
+    days, hours = divmod(hours, 24)
+    return f"{days}d {hours}h"
+
+
+def forward(one: dict[str, Any]) -> str:
+    """``127.0.0.1:7020 -> guest 7002``"""
+    return f"{one['host_address']}:{one['host_port']} -> guest {one['guest_port']}"

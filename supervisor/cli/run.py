@@ -1,0 +1,174 @@
+"""``run``: a computation to a new VM and its agent's answer back, with progress on the way."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from supervisor.cli.client import uses_supervisor
+from supervisor.cli.environment import CommandFailed, fail
+from supervisor.cli.output import as_json, forward, print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.status import Status
+
+    from supervisor.cli.client import Client
+
+#: How often the supervisor is asked how far the VM has come.
+_INTERVAL_S = 0.1
+
+
+@attrs.frozen
+class Stage:
+    """A part of the way, over when the VM has reached ``phase``."""
+
+    name: str
+    phase: str
+    doing: str
+
+
+STAGES = (
+    Stage("image", "prepared", "making the VM's disk and firmware variables"),
+    Stage("boot", "running", "starting QEMU"),
+    Stage("agent", "agent", "waiting for the guest's agent"),
+    Stage("relay", "relay", "waiting for the agent's answer"),
+)
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"))
+@click.option("--raw", is_flag=True, help="FILE is the computation, whatever it looks like.")
+@as_json
+@uses_supervisor
+def run(client: Client, file: IO[bytes], raw: bool, as_json: bool) -> None:
+    """Boot a VM, relay the computation in FILE to its agent and print the agent's answer.
+
+    FILE is either a request as POST /run takes it, a JSON object with a member "computation"
+    that is an array of numbers from 0 to 255 or a base64 string; or it is the computation
+    itself, JSON or not, and is relayed byte for byte. "-" is standard input.
+
+    The answer goes to standard output, all else to standard error. The VM runs on: see ls and
+    shutdown. Ctrl-C on the way ends it by force.
+    """
+    body = request_body(file.read(), raw=raw)
+    with _stop_signals() as signals:
+        vm = client.post("/run", body, headers={"Prefer": "respond-async"})
+        vm = _follow(client, vm["id"], signals)
+    if as_json:
+        print_json(_answer(vm))
+        return
+    _print_reply(vm["relay"]["computation"])
+    console = stderr()
+    console.print(f"VM {vm['id']} is {vm['state']}")
+    for one in vm["forwards"]:
+        console.print(f"  {forward(one)}")
+    console.print(f"end it with: qmp-supervisor shutdown {vm['id'][:8]}")
+
+
+def request_body(content: bytes, *, raw: bool) -> dict[str, Any]:
+    """The body of ``POST /run`` for a file's content."""
+    if not raw:
+        # A request with a mistake in it is for the supervisor to name.
+        with contextlib.suppress(ValueError, RecursionError):
+            parsed = json.loads(content)
+            if isinstance(parsed, dict) and "computation" in parsed:
+                return parsed
+    return {"computation": base64.b64encode(content).decode()}
+
+
+def _follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
+    """The VM once its agent has answered."""
+    path = f"/vms/{vm_id}"
+    console = stderr()
+    shown = 0
+    with console.status("") as status:
+        console.print(f"VM {vm_id}")
+        while True:
+            if signals:
+                _abandon(client, vm_id, signals[0])
+            vm: dict[str, Any] = client.get(path)
+            shown = _show_progress(status, vm["phases_s"], shown)
+            if vm["relay"]["state"] == "answered":
+                return vm
+            if vm["relay"]["state"] == "failed" or vm["ended"]:
+                raise CommandFailed(_failure(vm))
+            time.sleep(_INTERVAL_S)
+
+
+def _show_progress(status: Status, phases: dict[str, float], shown: int) -> int:
+    """Print a line for each stage that is over by now; how many that are in all."""
+    for stage in STAGES[shown:]:
+        if stage.phase not in phases:
+            status.update(stage.doing)
+            break
+        before = phases[STAGES[shown - 1].phase] if shown else 0.0
+        status.console.print(f"{stage.name:5} {phases[stage.phase] - before:7.3f} s")
+        shown += 1
+    return shown
+
+
+def _failure(vm: dict[str, Any]) -> str:
+    problem = vm["error"] or f"it ended before its agent answered: {vm['state']} ({vm['reason']})"
+    return f"VM {vm['id']}: {problem}"
+
+
+def _abandon(client: Client, vm_id: str, number: int) -> None:
+    fail(f"ending VM {vm_id}")
+    client.shutdown(vm_id, "force")
+    sys.exit(128 + number)
+
+
+def _answer(vm: dict[str, Any]) -> dict[str, Any]:
+    """What ``POST /run`` answers when it is waited for."""
+    return {
+        "id": vm["id"],
+        "computation": vm["relay"]["computation"],
+        "state": vm["state"],
+        "forwards": vm["forwards"],
+    }
+
+
+def _print_reply(reply: str) -> None:
+    """The answer as it is, but for a person, who gets JSON in lines and colours."""
+    console = stdout()
+    if console.is_terminal:
+        with contextlib.suppress(ValueError):
+            console.print_json(reply)
+            return
+    click.echo(reply)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM, collected while the context lasts; a second one has its usual effect.
+
+    An exception out of a signal handler could come before the VM's id is known, and leave it
+    running.
+    """
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        restore()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield received
+    finally:
+        restore()

@@ -1,0 +1,322 @@
+"""What on this host would keep a VM from starting, or make it less than it could be.
+
+Each ``check_*`` looks at one thing and says what it found and what to do about it; none
+raises for what it finds. All of it is blocking. What decides at a VM's start decides here:
+the same probe, the same look at the firmware, the same sockets.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import psutil
+
+from supervisor import accel, listen, ports
+from supervisor.errors import FirmwareError, HostError, PortsTaken
+from supervisor.guest.image import DISK
+from supervisor.rundir import check_firmware, check_tmp
+from supervisor.settings import Switch
+from supervisor.tee import sev
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from supervisor.config import Config, GrpcConfig, HttpConfig, QemuConfig
+
+#: The oldest QEMU this project has been run with.
+_TRIED_QEMU = (7, 2)
+#: A VM's overlay starts at 200 kB and grows with what its guest writes.
+_LITTLE_DISK = 2**30
+_QUESTION_TIMEOUT_S = 20.0
+
+
+class Verdict(enum.StrEnum):
+    OK = "ok"
+    WARN = "warn"  # VMs start, but not as one might wish
+    FAIL = "fail"  # no VM starts
+
+
+@attrs.frozen
+class Check:
+    """One finding. ``advice`` says what to do about it; empty where there is nothing to do."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    advice: str = ""
+
+
+def examine(config: Config) -> Iterator[Check]:
+    """Every check, each as soon as it is made: the probe for KVM can take seconds."""
+    qemu = config.qemu
+    yield check_qemu(qemu)
+    yield check_qemu_img()
+    if qemu.use_sudo:
+        yield check_sudo()
+    tmp = check_tmp_dir(qemu.tmp)
+    yield tmp
+    kvm = _probe(qemu, keep=tmp.verdict is not Verdict.FAIL)
+    yield check_kvm(qemu.enable_kvm, kvm)
+    yield check_sev(qemu.enable_sev, kvm=kvm is not None and kvm.works)
+    yield check_ovmf(qemu)
+    yield check_image(qemu)
+    memory = psutil.virtual_memory()
+    yield check_memory(qemu, total=memory.total, available=memory.available)
+    yield check_cpus(qemu, psutil.cpu_count() or 1)
+    yield check_server("HTTP", config.http)
+    yield check_server("GRPC", config.grpc)
+    yield check_forwards(qemu)
+
+
+def keeps_vms_from_starting(checks: Sequence[Check]) -> bool:
+    return any(check.verdict is Verdict.FAIL for check in checks)
+
+
+# --- programs -------------------------------------------------------------------------------
+
+
+def check_qemu(config: QemuConfig) -> Check:
+    try:
+        path = accel.find_qemu(config)
+    except HostError as error:
+        return _of_error("QEMU", error)
+    return _version("QEMU", path)
+
+
+def check_qemu_img() -> Check:
+    path = shutil.which("qemu-img")
+    if path is None:
+        detail, advice = "qemu-img is not on the PATH", "install the package qemu-utils"
+        return Check("qemu-img", Verdict.FAIL, detail, advice)
+    return _version("qemu-img", path)
+
+
+def _version(name: str, path: str) -> Check:
+    code, output = _ask(path, "--version")
+    match = re.search(r"version (\d+)\.(\d+)\S*", output)
+    if code or not match:
+        said = (output.splitlines() or [f"exit code {code}"])[-1]
+        return Check(name, Verdict.FAIL, f"{path} does not run: {said}", "install it anew")
+    detail = f"{path}, {match[0]}"
+    if (int(match[1]), int(match[2])) < _TRIED_QEMU:
+        tried = ".".join(map(str, _TRIED_QEMU))
+        return Check(name, Verdict.WARN, detail, f"{tried} is the oldest that has been tried")
+    return Check(name, Verdict.OK, detail)
+
+
+def check_sudo() -> Check:
+    """``USE_SUDO`` starts QEMU where nobody can type a password."""
+    code, output = _ask("sudo", "-n", "true")
+    if code == 0:
+        return Check("sudo", Verdict.OK, "works without a password")
+    said = (output.splitlines() or [f"exit code {code}"])[-1]
+    advice = "allow QEMU and kill in sudoers with NOPASSWD, or set MANAGER_QEMU_USE_SUDO=false"
+    return Check("sudo", Verdict.FAIL, said, advice)
+
+
+# --- the processor --------------------------------------------------------------------------
+
+
+def _probe(config: QemuConfig, *, keep: bool) -> accel.Probe | None:
+    """What a probe guest says of KVM; None if nobody wants to know or there is no QEMU.
+
+    :param keep: whether its answer may be kept in tmp/
+    """
+    if config.enable_kvm is Switch.FALSE:
+        return None
+    try:
+        qemu = accel.find_qemu(config)
+    except HostError:
+        return None
+    if keep:
+        return accel.probe_kvm(config, qemu)
+    with tempfile.TemporaryDirectory() as scratch:
+        return accel.probe_kvm(attrs.evolve(config, tmp=Path(scratch)), qemu)
+
+
+def check_kvm(wanted: Switch, probe: accel.Probe | None) -> Check:
+    if wanted is Switch.FALSE:
+        return Check("KVM", Verdict.OK, "MANAGER_QEMU_ENABLE_KVM=false: VMs are emulated")
+    if probe is None:
+        return Check("KVM", Verdict.FAIL, "cannot be probed without QEMU", "see QEMU")
+    if probe.works:
+        return Check("KVM", Verdict.OK, probe.detail)
+    if "Permission denied" in probe.detail:
+        advice = "add this user to the group kvm: sudo usermod -aG kvm $USER, then log in again"
+    elif "cannot be opened" in probe.detail:
+        advice = (
+            "turn virtualization on in the firmware setup and load kvm_amd or kvm_intel; in a"
+            " VM, its host must offer nested virtualization"
+        )
+    else:
+        advice = "no guest runs under this host's KVM; see the kernel's log (dmesg)"
+    if wanted is Switch.TRUE:
+        advice += "; or set MANAGER_QEMU_ENABLE_KVM=auto to emulate"
+        return Check("KVM", Verdict.FAIL, probe.detail, advice)
+    return Check("KVM", Verdict.WARN, f"VMs are emulated: {probe.detail}", advice)
+
+
+def check_sev(wanted: Switch, *, kvm: bool) -> Check:
+    if wanted is Switch.FALSE:
+        return Check("SEV", Verdict.OK, "MANAGER_QEMU_ENABLE_SEV=false: VMs are not confidential")
+    missing = sev.missing(kvm=kvm)
+    if missing is None:
+        return Check("SEV", Verdict.OK, "this host offers it")
+    if wanted is Switch.TRUE:
+        advice = "see to that, or set MANAGER_QEMU_ENABLE_SEV=auto"
+        return Check("SEV", Verdict.FAIL, missing, advice)
+    advice = "set MANAGER_QEMU_ENABLE_SEV=false if plain VMs are what you want"
+    return Check("SEV", Verdict.WARN, f"VMs are not confidential: {missing}", advice)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def check_ovmf(config: QemuConfig) -> Check:
+    firmware = config.firmware
+    try:
+        check_firmware(firmware)
+    except FirmwareError as error:
+        return _of_error("OVMF", error)
+    sizes = [file.stat().st_size // 1024 for file in (firmware.code_file, firmware.vars_file)]
+    detail = f"{firmware.code_file} ({sizes[0]} KiB), {firmware.vars_file} ({sizes[1]} KiB)"
+    return Check("OVMF", Verdict.OK, detail)
+
+
+def check_image(config: QemuConfig) -> Check:
+    disk = config.disk
+    name = "base image"
+    if not disk.file.exists():
+        built = Path("img") / DISK
+        make = "" if built.exists() else "build one with 'qmp-supervisor image build' and "
+        advice = f"{make}set MANAGER_QEMU_DISK_IMG_FILE={built}"
+        return Check(name, Verdict.FAIL, f"{disk.file} is missing", advice)
+    # A VM may have it open; to look does no harm.
+    code, output = _ask("qemu-img", "info", "-U", "--output=json", str(disk.file))
+    if code is None:
+        return Check(name, Verdict.FAIL, f"{disk.file} cannot be looked at", "see qemu-img")
+    if code:
+        said = (output.splitlines() or [""])[-1]
+        return Check(name, Verdict.FAIL, said, f"check it with 'qemu-img check {disk.file}'")
+    info = json.loads(output)
+    # Raw is what anything can be read as, and what is taken for raw has no other format.
+    if disk.format not in ("raw", info["format"]):
+        detail = f"{disk.file} is {info['format']}, not {disk.format}"
+        return Check(
+            name, Verdict.FAIL, detail, f"set MANAGER_QEMU_DISK_IMG_FORMAT={info['format']}"
+        )
+    size = f"{info['virtual-size'] / 2**20:.0f} MiB"
+    if disk.format != info["format"]:
+        detail = f"{disk.file} looks like {info['format']} and is used as raw"
+        advice = f"set MANAGER_QEMU_DISK_IMG_FORMAT={info['format']}, unless it is meant so"
+        return Check(name, Verdict.WARN, detail, advice)
+    return Check(name, Verdict.OK, f"{disk.file}, {info['format']}, {size}")
+
+
+def check_tmp_dir(tmp: Path) -> Check:
+    try:
+        check_tmp(tmp.absolute())
+    except HostError as error:
+        return _of_error("tmp", error)
+    free = shutil.disk_usage(tmp).free
+    detail = f"{tmp.absolute()}, {free / 2**30:.1f} GiB free"
+    if free < _LITTLE_DISK:
+        advice = "make room, or set MANAGER_QEMU_TMP_FILE_LOC: each VM's disk grows there"
+        return Check("tmp", Verdict.WARN, detail, advice)
+    return Check("tmp", Verdict.OK, detail)
+
+
+# --- memory, processors ---------------------------------------------------------------------
+
+
+def check_memory(config: QemuConfig, *, total: int, available: int) -> Check:
+    """:param total, available: the host's, in bytes"""
+    mib = {unit: 2**exponent for unit, exponent in zip("KMGT", (-10, 0, 10, 20), strict=True)}
+    size = config.memory_size.upper()
+    # QEMU takes a number without a unit for MiB.
+    wanted = int(size.rstrip("KMGT")) * mib[size[-1] if size[-1] in mib else "M"]
+    room = available / 2**20
+    detail = f"{wanted:.0f} MiB a VM, {room:.0f} MiB available of {total / 2**20:.0f}"
+    if wanted > room:
+        advice = "a VM that uses all of it may be killed: set MANAGER_QEMU_MEMORY_SIZE to less"
+        return Check("memory", Verdict.WARN, detail, advice)
+    return Check("memory", Verdict.OK, f"{detail}: room for {room // wanted:.0f}")
+
+
+def check_cpus(config: QemuConfig, here: int) -> Check:
+    detail = f"{config.smp_count} a VM, {here} here"
+    if config.smp_count > here:
+        advice = f"VMs run slower for it: set MANAGER_QEMU_SMP_COUNT={here}"
+        return Check("CPUs", Verdict.WARN, detail, advice)
+    return Check("CPUs", Verdict.OK, detail)
+
+
+# --- ports ----------------------------------------------------------------------------------
+
+
+def check_server(kind: str, server: HttpConfig | GrpcConfig) -> Check:
+    """:param kind: ``HTTP`` or ``GRPC``"""
+    name = f"{kind} port"
+    try:
+        with listen.bind_tcp(kind, server.host, server.port, f"MANAGER_{kind}_PORT") as bound:
+            port = bound.getsockname()[1]
+    except HostError as error:
+        check = _of_error(name, error)
+        if listen.owner(server.port).startswith("qmp-supervisor"):
+            detail = f"{server.host}:{server.port} belongs to a supervisor that runs already"
+            return attrs.evolve(check, verdict=Verdict.WARN, detail=detail)
+        return check
+    return Check(name, Verdict.OK, f"{server.host}:{server.port or port} is free")
+
+
+def check_forwards(config: QemuConfig) -> Check:
+    """Three host ports a VM. That a base is taken is no harm: the next free one is used."""
+    name = "forwards"
+    net = config.net
+    try:
+        with ports.PortPool(net).reserve() as forwards:
+            found = [forward.host_port for forward in forwards]
+    except PortsTaken as error:
+        return _of_error(name, error)
+    detail = f"the next VM gets {', '.join(map(str, found))} on {net.host_fwd_addr}"
+    if net.host_fwd_range:
+        return Check(name, Verdict.OK, detail)
+    bases = (net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)
+    held = [f"{base} {_by(base)}" for base, port in zip(bases, found, strict=True) if base != port]
+    return Check(name, Verdict.OK, f"{detail}; {', '.join(held)}" if held else detail)
+
+
+def _by(port: int) -> str:
+    holder = listen.owner(port)
+    return f"belongs to {holder}" if holder else "is in use"
+
+
+def _of_error(name: str, error: Exception) -> Check:
+    """Errors say what is wrong before the last semicolon and what to do about it after it."""
+    detail, _, advice = str(error).rpartition("; ")
+    return Check(name, Verdict.FAIL, detail or advice, advice if detail else "")
+
+
+def _ask(*command: str) -> tuple[int | None, str]:
+    """Exit code and output, stderr last; None for the code if it cannot be run or hangs."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_QUESTION_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, str(error)
+    return done.returncode, (done.stdout + done.stderr).strip()

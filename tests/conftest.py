@@ -1,0 +1,49 @@
+"""What all tests share: short directories, and the rule that nothing is left behind."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A directory whose path leaves room for a unix socket's name. At the end no socket is in it.
+
+    pytest's own directories are too deep: such a name holds 107 bytes.
+    """
+    path = Path(tempfile.mkdtemp(prefix="qs-", dir="/tmp"))
+    try:
+        yield path
+        left = [file for file in path.rglob("*.sock") if file.is_socket()]
+        assert not left, "sockets are left"
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No test leaves a process, a zombie or a listening socket of this process behind."""
+    me = psutil.Process()
+    children = set(me.children())
+    listening = _listening(me)
+    yield
+    left = set(me.children()) - children
+    assert not left, "processes are left"
+    assert not _listening(me) - listening, "listening sockets are left"
+
+
+def _listening(process: psutil.Process) -> set[tuple[int, object]]:
+    return {
+        (one.fd, one.laddr)
+        for one in process.net_connections("all")
+        if one.status == psutil.CONN_LISTEN
+    }

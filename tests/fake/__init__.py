@@ -1,0 +1,1 @@
+"""The real service, with a small program in the place of QEMU."""

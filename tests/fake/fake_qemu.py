@@ -1,0 +1,207 @@
+"""A small program in the place of QEMU: QMP on the passed socket, and an agent behind a forward.
+
+It reads ``scenario.json`` beside itself, tells the test what happens over ``control`` there
+and takes orders over it, so that no test has to wait for a time to pass. It dies like QEMU:
+at once, its ports with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tests.fake import scenario
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_GREETING = {
+    "QMP": {
+        "version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": "stand-in"},
+        "capabilities": [],
+    }
+}
+
+
+class FakeQemu:
+    """One run of the program."""
+
+    def __init__(self, directory: Path, argv: list[str]) -> None:
+        self.directory = directory
+        self.argv = argv
+        self.plan = scenario.read(directory / "scenario.json")
+        self.vm_id = argv[argv.index("-uuid") + 1]
+        self.status = "prelaunch"
+        self.presses = 0
+        self.clients: set[asyncio.StreamWriter] = set()
+        self.control: asyncio.StreamWriter | None = None
+        self.agent: object = None
+
+    def host_port(self, guest_port: int) -> int:
+        """The host port that leads to ``guest_port``."""
+        netdev = self.argv[self.argv.index("-netdev") + 1]
+        match = re.search(rf"hostfwd=tcp:[^:]*:(\d+)-:{guest_port}\b", netdev)
+        assert match, netdev
+        return int(match[1])
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        reader, self.control = await asyncio.open_unix_connection(self.directory / "control")
+        self.tell("started", vm=self.vm_id, pid=os.getpid())
+        loop.add_signal_handler(signal.SIGTERM, self.sigterm)
+        listener = socket.socket(fileno=0)
+        listener.setblocking(False)
+        server = await asyncio.start_unix_server(self.serve_qmp, sock=listener)
+        async with server:
+            while line := await reader.readline():
+                self.obey(**json.loads(line))
+        # The test is gone.
+        os._exit(3)
+
+    # --- the test's side ---
+
+    def tell(self, what: str, **more: object) -> None:
+        assert self.control is not None
+        self.control.write(json.dumps({"saw": what, **more}).encode() + b"\n")
+
+    def obey(self, do: str, **more: Any) -> None:
+        match do:
+            case "emit":
+                self.emit(more["event"], more.get("data"))
+            case "set-status":
+                self.status = more["status"]
+            case "start-agent":
+                self.start_agent(more["kind"])
+            case "raw":
+                for client in self.clients:
+                    client.write(more["text"].encode())
+            case "exit":
+                self.exit(more["code"])
+            case "hang-up":
+                for client in self.clients:
+                    client.close()
+
+    # --- QMP ---
+
+    async def serve_qmp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.plan.greeting == "exit":
+            self.exit(7)
+        if self.plan.greeting == "nothing":
+            self.tell("connected")
+            return
+        self.send(writer, _GREETING)
+        self.clients.add(writer)
+        decoder, text = json.JSONDecoder(), ""
+        while data := await reader.read(65536):
+            # A stream of objects, not of lines: the supervisor's library sends no line ends.
+            text += data.decode()
+            while text := text.lstrip():
+                try:
+                    message, end = decoder.raw_decode(text)
+                except ValueError:
+                    break
+                text = text[end:]
+                self.execute(writer, message)
+        self.clients.discard(writer)
+        writer.close()
+
+    def send(self, writer: asyncio.StreamWriter, message: object) -> None:
+        writer.write(json.dumps(message).encode() + b"\r\n")
+
+    def emit(self, event: str, data: object = None) -> None:
+        message = {"event": event, "timestamp": {"seconds": 0, "microseconds": 0}}
+        for client in self.clients:
+            self.send(client, message | ({"data": data} if data else {}))
+
+    def execute(self, writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+        command, known = message["execute"], {"id": message["id"]} if "id" in message else {}
+        self.tell(command)
+        if command in self.plan.swallows:
+            return
+        if command in self.plan.refuses:
+            kind, text = self.plan.refuses[command]
+            self.send(writer, {"error": {"class": kind, "desc": text}, **known})
+            return
+        running = self.status == "running"
+        answers = {
+            "query-status": {"status": self.status, "running": running, "singlestep": False},
+            "query-sev": self.plan.sev,
+        }
+        self.send(writer, {"return": answers.get(command, {}), **known})
+        match command:
+            case "cont":
+                self.status = "running"
+                self.emit("RESUME")
+                self.start_agent(self.plan.agent)
+            case "system_powerdown":
+                self.emit("POWERDOWN")
+                self.presses += 1
+                if self.presses > self.plan.deaf_to_powerdown:
+                    self.shut_down("guest-shutdown", guest=True)
+            case "quit" if not self.plan.ignores_quit:
+                self.shut_down("host-qmp-quit", guest=False)
+
+    # --- the end ---
+
+    def sigterm(self) -> None:
+        self.tell("SIGTERM")
+        if not self.plan.ignores_sigterm:
+            self.shut_down("host-signal", guest=False)
+
+    def shut_down(self, reason: str, *, guest: bool) -> None:
+        self.emit("SHUTDOWN", {"guest": guest, "reason": reason})
+        self.exit(0)
+
+    def exit(self, code: int) -> None:
+        """Exit once everything written has gone out; a negative code is a signal to die by."""
+        asyncio.get_running_loop().create_task(self._exit(code))
+
+    async def _exit(self, code: int) -> None:
+        writers = [*self.clients, *([self.control] if self.control else [])]
+        for writer in writers:
+            with contextlib.suppress(OSError):
+                await writer.drain()
+        if code < 0:
+            os.kill(os.getpid(), -code)
+        os._exit(code)
+
+    # --- the guest ---
+
+    def start_agent(self, kind: str) -> None:
+        if kind == "none":
+            return
+        # Takes a third of a second to import, which a program that is to fail need not spend.
+        from tests.fake import fake_agent
+
+        loop = asyncio.get_running_loop()
+
+        def tell(what: str, **more: object) -> None:
+            loop.call_soon_threadsafe(lambda: self.tell(what, **more))
+
+        self.agent = fake_agent.start(kind, self.plan, self.host_port(7002), self.directory, tell)
+
+
+def main(directory: Path) -> None:
+    if "-uuid" not in sys.argv:
+        # The probe for KVM, or somebody who asks for the version.
+        sys.exit(1)
+    plan = scenario.read(directory / "scenario.json")
+    sys.stderr.write(plan.says)
+    if plan.exits is not None:
+        sys.exit(plan.exits)
+    program = FakeQemu(directory, sys.argv)
+    starts = directory / f"starts-{program.vm_id}"
+    with starts.open("a") as file:
+        file.write(".")
+    if starts.stat().st_size <= plan.port_races:
+        forward = f"tcp:127.0.0.1:{program.host_port(7002)}-:7002"
+        print(f"Could not set up host forwarding rule '{forward}'", file=sys.stderr)
+        sys.exit(1)
+    asyncio.run(program.run())

@@ -1,0 +1,52 @@
+"""What the stand-in for QEMU is to do, written by a test and read by the program."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ALWAYS = 1_000_000
+
+
+@attrs.frozen(kw_only=True)
+class Scenario:
+    """One behaviour of the program and of the agent it starts. The default is a good guest."""
+
+    #: Printed on standard error at the start.
+    says: str = ""
+    #: Exit at once, with this code.
+    exits: int | None = None
+    #: How many starts fail because somebody else was faster at a port.
+    port_races: int = 0
+    #: Accept QMP's connection, and then: greet, say nothing, or exit.
+    greeting: str = "greet"
+    #: QMP commands that are answered with an error: its class and text.
+    refuses: dict[str, tuple[str, str]] = attrs.field(factory=dict)
+    #: QMP commands that are never answered.
+    swallows: tuple[str, ...] = ()
+    #: Presses of the power button that the guest does not hear.
+    deaf_to_powerdown: int = 0
+    ignores_quit: bool = False
+    ignores_sigterm: bool = False
+    #: query-sev's answer.
+    sev: dict[str, Any] = attrs.field(factory=lambda: {"enabled": False, "state": "uninit"})
+
+    #: ``reference``: the guest's own agent; ``recorder``: keeps what it gets and answers with
+    #: its digest; ``status``: answers with an error; ``silent``: never answers; ``none``.
+    agent: str = "recorder"
+    #: For ``status``: gRPC's name of the code, and the text.
+    status: tuple[str, str] = ("INTERNAL", "")
+    #: Directory with ``key.pem``, ``cert.pem`` and, for mutual TLS, ``ca.pem``.
+    agent_tls: str = ""
+
+    def write(self, file: Path) -> None:
+        file.write_text(json.dumps(attrs.asdict(self)))
+
+
+def read(file: Path) -> Scenario:
+    return Scenario(**json.loads(file.read_text()))

@@ -1,0 +1,204 @@
+"""What callers hear when a VM or its agent fails, and what is kept for the post-mortem."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from supervisor.runstate import Status, VmState
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tests.fake.world import Supervisor, World
+
+
+async def failed_run(supervisor: Supervisor, status: int) -> dict[str, Any]:
+    """A run that must fail with this status; its problem document."""
+    return problem(await supervisor.post(b"x"), status)
+
+
+def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    document: dict[str, Any] = answer.json()
+    assert {"type", "title", "status", "detail", "instance"} <= document.keys()
+    assert "Traceback" not in document["detail"]
+    return document
+
+
+# --- the agent ------------------------------------------------------------------------------
+
+
+async def test_agent_that_never_comes_up(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve(MANAGER_BOOT_TIMEOUT="200ms") as supervisor:
+        document = await failed_run(supervisor, 504)
+        assert "MANAGER_BOOT_TIMEOUT" in document["detail"]
+        vm = supervisor.only_vm()
+        assert vm.ended
+        assert vm.rundir.path.is_dir()
+        assert str(vm.rundir.serial_log) in document["detail"]
+        assert vm.error == document["detail"]
+        assert world.free_again()
+
+
+async def test_agent_that_never_answers(world: World) -> None:
+    world.scenario(agent="silent")
+    async with world.serve(MANAGER_AGENT_GRPC_TIMEOUT="100ms") as supervisor:
+        document = await failed_run(supervisor, 504)
+        assert "MANAGER_AGENT_GRPC_TIMEOUT" in document["detail"]
+        assert supervisor.only_vm().ended
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [("INTERNAL", "the disk is full"), ("FAILED_PRECONDITION", "gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n"), ("UNAVAILABLE", "not now")],
+)
+async def test_agent_that_answers_with_an_error(world: World, code: str, text: str) -> None:
+    world.scenario(agent="status", status=[code, text])
+    async with world.serve() as supervisor:
+        document = await failed_run(supervisor, 502)
+        vm = supervisor.only_vm()
+        assert document["agent_code"] == code
+        assert document["agent_message"] == text
+        assert document["vm"] == vm.id
+        assert text in document["detail"]
+        assert vm.ended
+        assert vm.rundir.path.is_dir()
+
+
+async def test_reference_agent_refuses_what_is_no_computation(world: World) -> None:
+    world.scenario(agent="reference")
+    async with world.serve() as supervisor:
+        document = await failed_run(supervisor, 502)
+        assert document["agent_code"] == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("moment", ["cont", "Run"], ids=["while it boots", "during the relay"])
+async def test_qemu_that_is_killed(world: World, moment: str) -> None:
+    world.scenario(agent="none" if moment == "cont" else "silent")
+    async with world.serve() as supervisor, trio.open_nursery() as nursery:
+        documents = []
+
+        async def caller() -> None:
+            documents.append(await failed_run(supervisor, 502))
+            vm = supervisor.only_vm()
+            assert documents[0]["vm"] == vm.id
+            assert vm.id in documents[0]["detail"]
+            assert "exit:-9" in documents[0]["detail"]
+            assert vm.status == Status(VmState.CRASHED, "exit:-9")
+            assert vm.exit_code == -9
+
+        nursery.start_soon(caller)
+        guest = await world.guest()
+        await guest.until(moment)
+        if moment == "cont":
+            await supervisor.wait_state(guest.vm_id, "running")
+        os.kill(guest.pid, signal.SIGKILL)
+
+
+async def test_guest_that_powers_off_before_it_answers(world: World) -> None:
+    world.scenario(agent="silent")
+    async with world.serve() as supervisor, trio.open_nursery() as nursery:
+        nursery.start_soon(failed_run, supervisor, 502)
+        guest = await world.guest()
+        await guest.until("Run")
+        await guest.emit("SHUTDOWN", guest=True, reason="guest-shutdown")
+        await guest.exit(0)
+        vm = supervisor.vm(guest.vm_id)
+        await vm.wait_ended()
+        assert vm.status == Status(VmState.SHUTOFF, "guest-shutdown")
+
+
+# --- the launch -----------------------------------------------------------------------------
+
+
+async def test_qemu_that_exits_at_once(world: World) -> None:
+    world.scenario(says="one\ntwo\nqemu: -cpu what: no such CPU\n", exits=1)
+    async with world.serve() as supervisor:
+        document = await failed_run(supervisor, 500)
+        assert document["title"] == "Launch error"
+        assert "exit code 1" in document["detail"]
+        assert document["detail"].endswith("one\ntwo\nqemu: -cpu what: no such CPU")
+        vm = supervisor.only_vm()
+        assert vm.status == Status(VmState.CRASHED, "exit:1")
+        assert vm.error == document["detail"]
+        assert vm.rundir.qemu_log.read_text().startswith("one\n")
+
+
+async def test_qemu_that_exits_before_its_greeting(world: World) -> None:
+    world.scenario(greeting="exit", says="sorry\n")
+    async with world.serve() as supervisor:
+        document = await failed_run(supervisor, 500)
+        assert "exit code 7" in document["detail"]
+        assert "sorry" in document["detail"]
+
+
+async def test_qemu_that_never_greets(world: World) -> None:
+    world.scenario(greeting="nothing")
+    async with world.serve(MANAGER_BOOT_TIMEOUT="300ms") as supervisor:
+        with trio.fail_after(10):
+            answer = await supervisor.post(b"x")
+        assert answer.status_code in (500, 504)
+        vm = supervisor.only_vm()
+        assert vm.ended
+        assert vm.id in answer.json()["detail"]
+
+
+async def test_qemu_that_refuses_to_run_the_guest(world: World) -> None:
+    world.scenario(refuses={"cont": ["GenericError", "Resetting the Virtual Machine is required"]})
+    async with world.serve() as supervisor:
+        document = await failed_run(supervisor, 500)
+        assert "Resetting the Virtual Machine is required" in document["detail"]
+        assert supervisor.only_vm().ended
+
+
+async def test_qemu_without_query_sev_is_simply_not_confidential(world: World) -> None:
+    world.scenario(refuses={"query-sev": ["CommandNotFound", "no such command"]})
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        shown = (await supervisor.http.get(f"/vms/{vm_id}")).json()
+        assert shown["query_sev"] == {"enabled": False}
+
+
+async def test_failed_launch_of_an_asynchronous_run_is_on_record(world: World) -> None:
+    world.scenario(says="no\n", exits=2)
+    async with world.serve() as supervisor:
+        vm = supervisor.vm(await supervisor.begin())
+        await vm.wait_ended()
+        shown = (await supervisor.http.get(f"/vms/{vm.id}")).json()
+        assert (shown["state"], shown["reason"], shown["exit_code"]) == ("crashed", "exit:2", 2)
+        assert shown["error"].endswith("no")
+        # And the supervisor lives.
+        world.scenario()
+        await supervisor.run()
+
+
+async def test_binary_that_is_gone(world: World) -> None:
+    async with world.serve() as supervisor:
+        world.qemu.unlink()
+        document = await failed_run(supervisor, 500)
+        assert "MANAGER_QEMU_BIN_PATH" in document["detail"]
+
+
+async def test_image_that_is_missing(world: World) -> None:
+    async with world.serve(MANAGER_QEMU_DISK_IMG_FILE="/nowhere/base.qcow2") as supervisor:
+        document = await failed_run(supervisor, 500)
+        assert "/nowhere/base.qcow2" in document["detail"]
+        assert document["title"] == "Image error"
+        # There is nothing to look into, so nothing is kept.
+        assert not supervisor.running.service.vms
+
+
+async def test_directory_that_cannot_be_made(world: World) -> None:
+    async with world.serve() as supervisor:
+        world.tmp.rmdir()
+        world.tmp.write_text("a file")
+        document = await failed_run(supervisor, 500)
+        assert str(world.tmp) in document["detail"]
+        world.tmp.unlink()

@@ -1,0 +1,78 @@
+"""/health, /metrics, and errors that no route of ours makes."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.fake.world import Supervisor, World
+
+
+async def test_health(world: World) -> None:
+    async with world.serve(MANAGER_INSTANCE_ID="one") as supervisor:
+        answer = await supervisor.http.get("/health")
+        assert answer.status_code == 200
+        health = answer.json()
+        assert health.keys() == {
+            *("status", "version", "commit", "description", "build_time", "instance_id")
+        }
+        assert health["status"] == "pass"
+        assert health["instance_id"] == "one"
+        assert re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+.*", health["version"])
+        assert datetime.fromisoformat(health["build_time"]).tzinfo
+
+
+async def test_instance_id_is_a_new_uuid_unless_set(world: World) -> None:
+    ids = set()
+    for _ in range(2):
+        async with world.serve() as supervisor:
+            ids.add(UUID((await supervisor.http.get("/health")).json()["instance_id"]))
+    assert len(ids) == 2
+
+
+async def metrics(supervisor: Supervisor) -> dict[str, float]:
+    answer = await supervisor.http.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+async def test_metrics(world: World) -> None:
+    async with world.serve() as supervisor:
+        before = await metrics(supervisor)
+        assert before['qmp_supervisor_vms{state="running"}'] == 0
+        assert before['qmp_supervisor_runs_total{outcome="answered"}'] == 0
+        await supervisor.run()
+        world.scenario(says="no", exits=1)
+        await supervisor.post(b"1")
+        after = await metrics(supervisor)
+        assert after['qmp_supervisor_vms{state="running"}'] == 1
+        assert after['qmp_supervisor_vms{state="crashed"}'] == 1
+        assert after['qmp_supervisor_runs_total{outcome="answered"}'] == 1
+        assert after['qmp_supervisor_runs_total{outcome="failed"}'] == 1
+        assert after["qmp_supervisor_run_seconds_count"] == 1
+        assert after["process_open_fds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("GET", "/run", 405), ("POST", "/vms", 405)],
+)
+async def test_problem_that_is_not_ours(
+    world: World, method: str, path: str, status: int
+) -> None:
+    async with world.serve() as supervisor:
+        answer = await supervisor.http.request(method, path)
+        assert answer.status_code == status
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        problem = answer.json()
+        assert problem.keys() == {"type", "title", "status", "detail", "instance"}
+        assert problem["instance"] == path
+        assert problem["type"].startswith("urn:qmp-supervisor:problem:")
+        if status == 405:
+            assert "Allow" in answer.headers

@@ -1,0 +1,262 @@
+"""The real reference agent, a process of its own on loopback, over real gRPC and HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+import grpc
+import psutil
+import pytest
+
+from supervisor.guest import agent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WRITE = b"""
+import socket, sys
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect(sys.argv[2])
+    connection.sendall(%b)
+"""
+SUM = WRITE % b"str(sum(map(int, sys.argv[1].split()))).encode()"
+
+
+class Running(NamedTuple):
+    process: subprocess.Popen[str]
+    channel: grpc.Channel
+    http_port: int
+
+    def call(self, method: str, payload: bytes = b"", timeout_s: float = 30) -> bytes:
+        answer = self.raw(method, agent.encode_message(payload), timeout_s)
+        return agent.decode_message(answer)
+
+    def raw(self, method: str, message: bytes, timeout_s: float = 30) -> bytes:
+        call = self.channel.unary_unary(
+            f"/agent.AgentService/{method}",
+            request_serializer=bytes,
+            response_deserializer=bytes,
+        )
+        return call(message, timeout=timeout_s)
+
+    def http(
+        self, method: str, path: str, body: bytes = b"", content_type: str | None = None
+    ) -> tuple[int, str, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+        headers = {"Content-Type": content_type} if content_type else {}
+        connection.request(method, path, body or None, headers)
+        response = connection.getresponse()
+        answer = response.status, response.headers.get_content_type(), response.read()
+        connection.close()
+        return answer
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    ports = ["--host", "127.0.0.1", "--grpc-port", "0", "--http-port", "0"]
+    command = [sys.executable, "-I", agent.__file__, *ports, "--algorithm-timeout-s", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            bound = json.loads(process.stdout.readline())
+            options = [
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+            ]
+            with grpc.insecure_channel(f"127.0.0.1:{bound['grpc_port']}", options) as channel:
+                yield Running(process, channel, bound["http_port"])
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+def refusal(
+    running: Running, method: str, payload: bytes = b""
+) -> tuple[grpc.StatusCode, str | None]:
+    with pytest.raises(grpc.RpcError) as caught:
+        running.call(method, payload)
+    return caught.value.code(), caught.value.details()
+
+
+def test_run_answers_with_the_computation(running: Running) -> None:
+    assert json.loads(running.call("Run", b'{"id":"1"}'))["id"] == "1"
+    code, detail = refusal(running, "Run", b"{")
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no computation" in (detail or "")
+
+
+def test_a_computation_of_16_mib_passes(running: Running) -> None:
+    name = "x" * (agent.MAX_PAYLOAD_BYTES - 100)
+    assert json.loads(running.call("Run", json.dumps({"name": name}).encode()))["name"] == name
+
+
+def test_malformed_messages_are_the_callers_fault(running: Running) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        running.raw("Run", b"\x0a\x7f")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_an_algorithm_runs_over_a_dataset(running: Running) -> None:
+    assert running.call("Algo", SUM).decode() == hashlib.sha256(SUM).hexdigest()
+    assert running.call("Data", b"1 2 39").decode() == hashlib.sha256(b"1 2 39").hexdigest()
+    assert running.call("Result") == b"42"
+    running.call("Data", b"1 1")
+    assert running.call("Result") == b"2"
+
+
+def test_no_result_before_algorithm_and_data(running: Running) -> None:
+    assert refusal(running, "Result") == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "there is no algorithm yet",
+    )
+    running.call("Algo", SUM)
+    assert refusal(running, "Result") == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "there is no dataset yet",
+    )
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "code", "told"),
+    [
+        (b"raise SystemExit('no good')", grpc.StatusCode.ABORTED, "status 1: no good"),
+        (b"1 / 0", grpc.StatusCode.ABORTED, "ZeroDivisionError"),
+        (b"pass", grpc.StatusCode.ABORTED, "without connecting"),
+        (b"import os; os.kill(os.getpid(), 9)", grpc.StatusCode.ABORTED, "status -9"),
+        (WRITE % b"b'x'" + b"\n1 / 0", grpc.StatusCode.ABORTED, "ZeroDivisionError"),
+        (
+            WRITE % b"bytes((16 << 20) + 1)",
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "the result exceeds",
+        ),
+    ],
+)
+def test_why_an_algorithm_gave_no_result(
+    running: Running, algorithm: bytes, code: grpc.StatusCode, told: str
+) -> None:
+    running.call("Algo", algorithm)
+    running.call("Data", b"x")
+    actual, detail = refusal(running, "Result")
+    assert actual is code
+    assert told in (detail or "")
+
+
+def test_a_result_of_16_mib_passes(running: Running) -> None:
+    running.call("Algo", WRITE % b"bytes(16 << 20)")
+    running.call("Data", b"x")
+    assert running.call("Result") == bytes(16 << 20)
+
+
+@pytest.mark.parametrize("method", ["Algo", "Data"])
+def test_what_cannot_be_an_argument_is_refused(running: Running, method: str) -> None:
+    longest = b"#" * agent.MAX_ARGUMENT_BYTES
+    running.call(method, longest)
+    for payload in (longest + b"#", b"a\0b", b""):
+        assert refusal(running, method, payload)[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_the_longest_arguments_do_run(running: Running) -> None:
+    running.call("Algo", (WRITE % b"b'%d' % len(sys.argv[1])").ljust(agent.MAX_ARGUMENT_BYTES))
+    running.call("Data", b"x" * agent.MAX_ARGUMENT_BYTES)
+    assert running.call("Result") == b"%d" % agent.MAX_ARGUMENT_BYTES
+
+
+# It says on a pipe that it runs, so the test need not guess, and then waits for ever.
+HANG = b"import signal, sys\nwith open(sys.argv[1], 'w') as pipe: pipe.write('on')\nsignal.pause()"
+
+
+def hanging(running: Running, pipe: Path) -> grpc.Future[bytes]:
+    """A call of Result whose algorithm runs and does not end."""
+    os.mkfifo(pipe)
+    running.call("Algo", HANG)
+    running.call("Data", bytes(pipe))
+    call = running.channel.unary_unary(
+        "/agent.AgentService/Result", request_serializer=bytes, response_deserializer=bytes
+    ).future(b"")
+    assert pipe.read_text() == "on"
+    return call
+
+
+def test_a_caller_who_leaves_takes_the_algorithm_along(running: Running, tmp_path: Path) -> None:
+    call = hanging(running, tmp_path / "pipe")
+    (algorithm,) = psutil.Process(running.process.pid).children()
+    call.cancel()
+    algorithm.wait(30)
+
+
+def test_sigterm_ends_a_running_algorithm_too(running: Running, tmp_path: Path) -> None:
+    call = hanging(running, tmp_path / "pipe")
+    (algorithm,) = psutil.Process(running.process.pid).children()
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(30) == 0
+    assert not algorithm.is_running()
+    assert call.exception() is not None
+
+
+def test_no_report_without_the_device(running: Running) -> None:
+    assert refusal(running, "Attestation")[0] is grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal(running, "Attestation", bytes(65))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_report_is_cut_from_the_firmwares_answer() -> None:
+    answer = (0).to_bytes(4, "little") + (3).to_bytes(4, "little") + bytes(24) + b"abc" + bytes(99)
+    assert agent.unpack_report(answer) == b"abc"
+    for head in (b"\x16\0\0\0\3\0\0\0", bytes(8), b"\0\0\0\0\xff\xff\0\0"):
+        with pytest.raises(agent.Refusal):
+            agent.unpack_report(head + bytes(4000))
+
+
+def test_http_takes_a_computation(running: Running) -> None:
+    for computation in (b"[123,125]", b'"e30="'):
+        body = b'{"computation":' + computation + b"}"
+        status, kind, answer = running.http("POST", "/run", body, "application/json")
+        assert (status, kind) == (200, "application/json")
+        assert "start_time" in json.loads(json.loads(answer)["computation"])
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "body", "status"),
+    [
+        ("/run", None, b"{}", 415),
+        ("/run", "text/plain", b"{}", 415),
+        ("/run", "application/json", b"{", 400),
+        ("/run", "application/json", b'{"computation":[]}', 400),
+        ("/run", "application/json", b'{"computation":"e30=","x":1}', 400),
+        ("/else", "application/json", b"{}", 404),
+    ],
+)
+def test_http_says_what_was_wrong(
+    running: Running, path: str, content_type: str | None, body: bytes, status: int
+) -> None:
+    actual, kind, answer = running.http("POST", path, body, content_type)
+    assert (actual, kind) == (status, "application/problem+json")
+    assert json.loads(answer)["status"] == status
+
+
+def test_health_and_metrics(running: Running) -> None:
+    status, kind, answer = running.http("GET", "/health")
+    assert (status, json.loads(answer)["status"]) == (200, "pass")
+    assert kind == "application/health+json"
+    running.call("Run", b"{}")
+    refusal(running, "Run", b"")
+    _, _, metrics = running.http("GET", "/metrics")
+    assert b'agent_calls_total{method="Run",code="OK"} 1\n' in metrics
+    assert b'agent_calls_total{method="Run",code="INVALID_ARGUMENT"} 1\n' in metrics
+    assert running.http("GET", "/else")[0] == 404
+
+
+def test_a_port_in_use_is_said(running: Running) -> None:
+    command = [sys.executable, "-I", agent.__file__, "--host", "127.0.0.1", "--grpc-port", "0"]
+    second = subprocess.run(
+        [*command, "--http-port", str(running.http_port)], capture_output=True, text=True
+    )
+    assert second.returncode == 1
+    assert "cannot listen" in second.stderr

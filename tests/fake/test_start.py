@@ -1,0 +1,115 @@
+"""What keeps a supervisor from starting, told so that it can be mended."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor.errors import HostError
+from tests.fake.world import refusal, taken
+
+if TYPE_CHECKING:
+    from tests.fake.world import World
+
+
+@pytest.mark.parametrize("name", ["HTTP", "GRPC"])
+async def test_port_of_an_api_that_belongs_to_somebody(world: World, name: str) -> None:
+    port = world.ports[0]
+    with taken(port):
+        error = await refusal(world.serve(**{f"MANAGER_{name}_PORT": str(port)}))
+    assert isinstance(error, HostError)
+    assert f"127.0.0.1:{port}" in str(error)
+    assert f"(pid {os.getpid()})" in str(error)
+    assert f"MANAGER_{name}_PORT" in str(error)
+
+
+@pytest.mark.parametrize("name", ["HTTP", "GRPC"])
+async def test_port_of_another_supervisor(world: World, name: str) -> None:
+    async with world.serve() as supervisor:
+        running = supervisor.running
+        port = {"HTTP": running.http_port, "GRPC": running.grpc_port}[name]
+        error = await refusal(world.serve(**{f"MANAGER_{name}_PORT": str(port)}))
+    assert f":{port}" in str(error)
+
+
+async def test_host_that_is_not_ours(world: World) -> None:
+    error = await refusal(world.serve(MANAGER_HTTP_HOST="192.0.2.1"))
+    assert "192.0.2.1" in str(error)
+
+
+async def test_no_qemu(world: World) -> None:
+    error = await refusal(world.serve(MANAGER_QEMU_BIN_PATH="no-such-qemu"))
+    assert isinstance(error, HostError)
+    assert "no-such-qemu" in str(error)
+    assert "MANAGER_QEMU_BIN_PATH" in str(error)
+
+
+async def test_kvm_that_is_insisted_on(world: World) -> None:
+    """The stand-in cannot run a probe, so no host it is on has KVM."""
+    error = await refusal(world.serve(MANAGER_QEMU_ENABLE_KVM="true"))
+    assert isinstance(error, HostError)
+    assert str(error).startswith("MANAGER_QEMU_ENABLE_KVM=true, but ")
+
+
+async def test_sev_that_is_insisted_on(world: World) -> None:
+    error = await refusal(world.serve(MANAGER_QEMU_ENABLE_SEV="true"))
+    assert str(error).startswith("MANAGER_QEMU_ENABLE_SEV=true, but SEV needs KVM")
+
+
+async def test_kvm_and_sev_are_done_without_where_they_are_not_there(world: World) -> None:
+    settings = {"MANAGER_QEMU_ENABLE_KVM": "auto", "MANAGER_QEMU_ENABLE_SEV": "auto"}
+    async with world.serve(**settings) as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        assert "-enable-kvm" not in vm.command
+
+
+async def test_tmp_that_is_a_file(world: World) -> None:
+    error = await refusal(world.serve(MANAGER_QEMU_TMP_FILE_LOC=str(world.image)))
+    assert isinstance(error, HostError)
+    assert "MANAGER_QEMU_TMP_FILE_LOC" in str(error)
+
+
+async def test_tmp_that_is_too_long(world: World) -> None:
+    error = await refusal(world.serve(MANAGER_QEMU_TMP_FILE_LOC=f"/tmp/{'x' * 80}"))
+    assert "107 bytes" in str(error)
+
+
+async def test_relative_tmp(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world.directory)
+    async with world.serve(MANAGER_QEMU_TMP_FILE_LOC="t") as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        assert vm.rundir.path == world.directory / "t" / vm.id
+
+
+@pytest.mark.parametrize("name", ["HTTP", "GRPC"])
+@pytest.mark.parametrize("part", ["SERVER_CERT", "SERVER_KEY", "CLIENT_CA_CERTS"])
+async def test_certificate_that_cannot_be_read(world: World, name: str, part: str) -> None:
+    names = [f"MANAGER_{name}_{each}" for each in ("SERVER_CERT", "SERVER_KEY", "CLIENT_CA_CERTS")]
+    readable = dict.fromkeys(names, str(Path(__file__)))
+    error = await refusal(world.serve(**readable | {f"MANAGER_{name}_{part}": "/no/such.pem"}))
+    assert isinstance(error, HostError)
+    assert "/no/such.pem" in str(error)
+
+
+@pytest.mark.parametrize("name", ["HTTP", "GRPC"])
+async def test_certificate_that_is_none(world: World, name: str) -> None:
+    """Text in the place of PEM is a fault of the host's set-up, not a crash."""
+    settings = {
+        f"MANAGER_{name}_SERVER_CERT": str(Path(__file__)),
+        f"MANAGER_{name}_SERVER_KEY": str(Path(__file__)),
+    }
+    error = await refusal(world.serve(**settings))
+    assert isinstance(error, HostError)
+
+
+async def test_agents_certificate_that_cannot_be_read(world: World) -> None:
+    settings = {
+        "MANAGER_AGENT_GRPC_CLIENT_TLS": "true",
+        "MANAGER_AGENT_GRPC_CA_CERTS": "/no/such.pem",
+    }
+    error = await refusal(world.serve(**settings))
+    assert isinstance(error, HostError)
+    assert "/no/such.pem" in str(error)

@@ -1,0 +1,60 @@
+"""The supervisor's own end: every VM is ended first, by its guest if there is time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import trio
+
+from supervisor.runstate import Status, VmState
+from tests.fake.scenario import ALWAYS
+
+if TYPE_CHECKING:
+    from tests.fake.world import World
+
+
+async def test_stop_has_every_guest_power_off(world: World) -> None:
+    async with world.serve() as supervisor:
+        ids = {(await supervisor.run(b"1"))["id"], (await supervisor.run(b"2"))["id"]}
+        vms = [supervisor.vm(vm_id) for vm_id in ids]
+        guests = [await world.guest(), await world.guest()]
+        supervisor.running.stop()
+        for guest in guests:
+            await guest.until("system_powerdown")
+            await guest.until("end")
+        for vm in vms:
+            await vm.wait_ended()
+            assert vm.status == Status(VmState.SHUTOFF, "guest-shutdown")
+            assert vm.exit_code == 0
+
+
+async def test_hurry_does_not_wait_for_the_guests(world: World) -> None:
+    world.scenario(deaf_to_powerdown=ALWAYS)
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        supervisor.running.stop()
+        await guest.until("system_powerdown")
+        supervisor.running.hurry()
+        await guest.until("quit")
+        await vm.wait_ended()
+        assert vm.status == Status(VmState.SHUTOFF, "host-qmp-quit")
+
+
+async def test_caller_that_waits_is_cut_off_and_its_vm_ended(world: World) -> None:
+    world.scenario(agent="silent")
+    async with world.serve() as supervisor, trio.open_nursery() as nursery:
+
+        async def caller() -> None:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await supervisor.post(b"1")
+
+        nursery.start_soon(caller)
+        guest = await world.guest()
+        await guest.until("Run")
+        vm = supervisor.only_vm()
+        supervisor.running.stop()
+        await vm.wait_ended()
+        assert vm.exit_code == 0

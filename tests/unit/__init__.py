@@ -1,0 +1,1 @@
+"""Pure tests, and tests of one module against small files."""

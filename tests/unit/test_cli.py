@@ -1,0 +1,192 @@
+"""The commands without a supervisor: what is refused, what is suggested, what is printed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shlex
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from supervisor import config
+from supervisor.cli import main
+from supervisor.cli.client import Client, default_url
+from supervisor.cli.environment import CommandFailed
+from supervisor.cli.output import duration
+from supervisor.cli.run import request_body
+from supervisor.guest.image import DISK
+from supervisor.guest.manifest import File, Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from click.testing import Result
+
+FIRST = "6f1d9e0a-0000-4000-8000-000000000001"
+SECOND = "6f1d9e0a-0000-4000-8000-000000000002"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings of whoever runs the tests."""
+    for name in os.environ:
+        if name.startswith(("MANAGER_", "AGENT_GRPC_", "QMP_SUPERVISOR_")):
+            monkeypatch.delenv(name)
+
+
+def invoke(*args: str, **options: Any) -> Result:
+    return CliRunner().invoke(main, args, **options)
+
+
+def client(answer: Callable[[httpx.Request], httpx.Response]) -> Client:
+    transport = httpx.MockTransport(answer)
+    return Client("http://test", httpx.Client(base_url="http://test", transport=transport))
+
+
+def test_serve_help_shows_every_setting() -> None:
+    shown = invoke("serve", "--help", terminal_width=200).output
+    for names, _ in config.help_rows():
+        assert names in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["doctr"], "doctor"), (["ls", "--jsn"], "--json"), (["image", "biuld"], "build")],
+)
+def test_unknown_words_get_a_suggestion(words: list[str], meant: str) -> None:
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert f"Did you mean '{meant}'?" in result.stderr
+
+
+def test_unknown_settings_get_a_suggestion() -> None:
+    result = invoke("doctor", env={"MANAGER_QEMU_SMP_CONT": "2"})
+    assert result.exit_code == 2
+    assert "did you mean 'MANAGER_QEMU_SMP_COUNT'?" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["ls"], ["show", "x"], ["shutdown", "x"], ["rm", "x"]])
+def test_nobody_answers(command: list[str], free_port: int) -> None:
+    url = f"http://localhost:{free_port}"
+    result = invoke(*command, "--url", url)
+    assert result.exit_code == 1
+    assert f"no supervisor answers at {url}" in result.stderr
+    assert "qmp-supervisor serve" in result.stderr
+    assert result.stdout == ""
+
+
+def test_run_finds_nobody_either(free_port: int) -> None:
+    env = {"QMP_SUPERVISOR_URL": f"localhost:{free_port}"}
+    before = signal.getsignal(signal.SIGINT)
+    result = invoke("run", "-", input=b"{}", env=env)
+    assert result.exit_code == 1
+    assert f"no supervisor answers at http://localhost:{free_port}" in result.stderr
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port that is bound and on which nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("environ", "url"),
+    [
+        ({}, "http://localhost:9021"),
+        ({"MANAGER_HTTP_PORT": "8080"}, "http://localhost:8080"),
+        ({"MANAGER_HTTP_HOST": "0.0.0.0"}, "http://localhost:9021"),
+        ({"MANAGER_HTTP_HOST": "10.0.0.7"}, "http://10.0.0.7:9021"),
+        ({"MANAGER_HTTP_HOST": "fd00::7"}, "http://[fd00::7]:9021"),
+        ({"MANAGER_HTTP_SERVER_CERT": "c.pem"}, "https://localhost:9021"),
+    ],
+)
+def test_default_url(environ: dict[str, str], url: str) -> None:
+    assert default_url(environ) == url
+
+
+def test_ids_by_prefix() -> None:
+    vms = {"vms": [{"id": FIRST}, {"id": SECOND}]}
+    asked = client(lambda _: httpx.Response(200, json=vms))
+    assert asked.find(FIRST) == FIRST
+    assert asked.find(SECOND.upper()) == SECOND
+    with pytest.raises(CommandFailed, match=f"ambiguous: it begins {FIRST}, {SECOND}"):
+        asked.find("6f1")
+    with pytest.raises(CommandFailed, match="no VM has the id 7"):
+        asked.find("7")
+
+
+def test_the_problems_detail_is_shown() -> None:
+    problem = {"title": "Busy", "detail": "not now"}
+    asked = client(lambda _: httpx.Response(409, json=problem))
+    with pytest.raises(CommandFailed, match=r"^not now$"):
+        asked.get("/vms")
+
+
+@pytest.mark.parametrize(
+    "answer", [httpx.Response(200, text="<html>"), httpx.Response(502, text="<html>")]
+)
+def test_other_servers_are_told_apart(answer: httpx.Response) -> None:
+    asked = client(lambda _: answer)
+    with pytest.raises(CommandFailed, match=r"http://test"):
+        asked.get("/vms")
+
+
+@pytest.mark.parametrize(
+    "request_", [{"computation": [1, 2]}, {"computation": "AQI="}, {"computation": 1, "x": 2}]
+)
+def test_requests_are_sent_as_they_are(request_: dict[str, Any]) -> None:
+    assert request_body(json.dumps(request_).encode(), raw=False) == request_
+
+
+@pytest.mark.parametrize("content", [b'{"id": "1"}', b"[1, 2]", b"\xff\x00", b"", b"7"])
+def test_all_else_is_the_computation(content: bytes) -> None:
+    body = request_body(content, raw=False)
+    assert base64.b64decode(body["computation"]) == content
+
+
+def test_raw_is_the_computation_whatever_it_looks_like() -> None:
+    content = b'{"computation": "AQI="}'
+    assert base64.b64decode(request_body(content, raw=True)["computation"]) == content
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (5.24, "5.2s"),
+        (200.9, "3m 20s"),
+        (7500, "2h 5m"),
+        (349200, "4d 1h"),
+    ],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_image_build_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(output: Path, *, agent: Path | None, progress: Callable[[str], None]) -> Manifest:
+        assert agent is None
+        progress("packing")
+        output.mkdir()
+        (output / DISK).write_bytes(bytes(2**20))
+        files = {DISK: File.of(output / DISK)}
+        return Manifest("reference", True, "6.1.0", "quiet", "2026-01-01T00:00:00Z", {}, files)
+
+    monkeypatch.setattr("supervisor.cli.image.build", build)
+    output = tmp_path / "an image"
+    result = invoke("image", "build", "--output", str(output))
+    assert result.exit_code == 0, result.output
+    assert "packing" in result.stderr
+    assert "1 MiB, kernel 6.1.0, reference agent" in result.stderr
+    assert shlex.split(result.stdout)[0] == f"MANAGER_QEMU_DISK_IMG_FILE={output / DISK}"
+    assert result.stdout.endswith("qmp-supervisor serve\n")

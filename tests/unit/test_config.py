@@ -1,0 +1,335 @@
+"""The settings: every name with its default, what is refused, and what contradicts itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from supervisor import config, settings
+from supervisor.config import Config
+from supervisor.errors import ConfigError
+from supervisor.settings import AgentUrl, PortRange, Switch
+
+README = Path(__file__).parents[2] / "README.md"
+
+#: Name, where it is kept, its default, another value as written and as read.
+ROWS: list[tuple[str, str, Any, str, Any]] = [
+    ("MANAGER_LOG_LEVEL", "log_level", "info", "debug", "debug"),
+    ("MANAGER_INSTANCE_ID", "instance_id", None, "one", "one"),
+    ("MANAGER_MAX_VMS", "max_vms", 10, "3", 3),
+    ("MANAGER_JAEGER_URL", "jaeger_url", None, "http://h:4318", "http://h:4318"),
+    ("MANAGER_HTTP_HOST", "http.host", "127.0.0.1", "::1", "::1"),
+    ("MANAGER_HTTP_PORT", "http.port", 9021, "0", 0),
+    ("MANAGER_GRPC_HOST", "grpc.host", "127.0.0.1", "0.0.0.0", "0.0.0.0"),
+    ("MANAGER_GRPC_PORT", "grpc.port", 7001, "65535", 65535),
+    (
+        "MANAGER_AGENT_GRPC_URL",
+        "agent.url",
+        AgentUrl("localhost", 7002),
+        "192.168.122.251:7002",
+        AgentUrl("192.168.122.251", 7002),
+    ),
+    ("MANAGER_AGENT_GRPC_TIMEOUT", "agent.timeout_s", 60.0, "1m30s", 90.0),
+    ("MANAGER_AGENT_GRPC_CLIENT_TLS", "agent.client_tls", False, "true", True),
+    ("MANAGER_BOOT_TIMEOUT", "agent.boot_timeout_s", 180.0, "250ms", 0.25),
+    ("MANAGER_POWERDOWN_GRACE", "shutdown.powerdown_grace_s", 60.0, "5", 5.0),
+    ("MANAGER_POWERDOWN_INTERVAL", "shutdown.powerdown_interval_s", 5.0, "0.5", 0.5),
+    ("MANAGER_QUIT_GRACE", "shutdown.quit_grace_s", 10.0, "1s", 1.0),
+    ("MANAGER_TERM_GRACE", "shutdown.term_grace_s", 5.0, "2s", 2.0),
+    ("MANAGER_QEMU_BIN_PATH", "qemu.bin_path", "qemu-system-x86_64", "/q", "/q"),
+    ("MANAGER_QEMU_TMP_FILE_LOC", "qemu.tmp", Path("tmp"), "/t", Path("/t")),
+    ("MANAGER_QEMU_USE_SUDO", "qemu.use_sudo", False, "1", True),
+    ("MANAGER_QEMU_ENABLE_KVM", "qemu.enable_kvm", Switch.AUTO, "true", Switch.TRUE),
+    ("MANAGER_QEMU_ENABLE_SEV", "qemu.enable_sev", Switch.AUTO, "false", Switch.FALSE),
+    ("MANAGER_QEMU_MACHINE", "qemu.machine", "q35", "pc", "pc"),
+    ("MANAGER_QEMU_CPU", "qemu.cpu", None, "EPYC", "EPYC"),
+    ("MANAGER_QEMU_SMP_COUNT", "qemu.smp_count", 4, "1", 1),
+    ("MANAGER_QEMU_SMP_MAXCPUS", "qemu.smp_maxcpus", 64, "8", 8),
+    ("MANAGER_QEMU_MEMORY_SIZE", "qemu.memory_size", "2048M", "1G", "1G"),
+    ("MANAGER_QEMU_MEMORY_SLOTS", "qemu.memory_slots", 5, "0", 0),
+    ("MANAGER_QEMU_MAX_MEMORY", "qemu.max_memory", "30G", "8G", "8G"),
+    ("MANAGER_QEMU_NO_GRAPHIC", "qemu.no_graphic", True, "off", False),
+    ("MANAGER_QEMU_OVMF_CODE_IF", "qemu.firmware.code_if", "pflash", "x", "x"),
+    ("MANAGER_QEMU_OVMF_CODE_FORMAT", "qemu.firmware.code_format", "raw", "qcow2", "qcow2"),
+    ("MANAGER_QEMU_OVMF_CODE_UNIT", "qemu.firmware.code_unit", 0, "2", 2),
+    (
+        "MANAGER_QEMU_OVMF_CODE_FILE",
+        "qemu.firmware.code_file",
+        Path("/usr/share/OVMF/OVMF_CODE.fd"),
+        "/c",
+        Path("/c"),
+    ),
+    ("MANAGER_QEMU_OVMF_CODE_READONLY", "qemu.firmware.code_readonly", "on", "off", "off"),
+    ("MANAGER_QEMU_OVMF_VARS_IF", "qemu.firmware.vars_if", "pflash", "x", "x"),
+    ("MANAGER_QEMU_OVMF_VARS_FORMAT", "qemu.firmware.vars_format", "raw", "qcow2", "qcow2"),
+    ("MANAGER_QEMU_OVMF_VARS_UNIT", "qemu.firmware.vars_unit", 1, "3", 3),
+    (
+        "MANAGER_QEMU_OVMF_VARS_FILE",
+        "qemu.firmware.vars_file",
+        Path("/usr/share/OVMF/OVMF_VARS.fd"),
+        "/v",
+        Path("/v"),
+    ),
+    ("MANAGER_QEMU_NETDEV_ID", "qemu.net.id", "vmnic", "n", "n"),
+    ("MANAGER_QEMU_HOST_FWD_ADDR", "qemu.net.host_fwd_addr", "127.0.0.1", "0.0.0.0", "0.0.0.0"),
+    ("MANAGER_QEMU_HOST_FWD_1", "qemu.net.host_fwd_1", 2222, "8080", 8080),
+    ("MANAGER_QEMU_GUEST_FWD_1", "qemu.net.guest_fwd_1", 22, "23", 23),
+    ("MANAGER_QEMU_HOST_FWD_2", "qemu.net.host_fwd_2", 9301, "8081", 8081),
+    ("MANAGER_QEMU_GUEST_FWD_2", "qemu.net.guest_fwd_2", 9031, "9032", 9032),
+    ("MANAGER_QEMU_HOST_FWD_3", "qemu.net.host_fwd_3", 7020, "8082", 8082),
+    (
+        "MANAGER_QEMU_HOST_FWD_RANGE",
+        "qemu.net.host_fwd_range",
+        None,
+        "6100-6200",
+        PortRange(6100, 6200),
+    ),
+    ("MANAGER_QEMU_VIRTIO_NET_PCI_DISABLE_LEGACY", "qemu.net.disable_legacy", "on", "off", "off"),
+    (
+        "MANAGER_QEMU_VIRTIO_NET_PCI_IOMMU_PLATFORM",
+        "qemu.net.iommu_platform",
+        "true",
+        "false",
+        "false",
+    ),
+    ("MANAGER_QEMU_VIRTIO_NET_PCI_ROMFILE", "qemu.net.romfile", "", "r", "r"),
+    (
+        "MANAGER_QEMU_DISK_IMG_FILE",
+        "qemu.disk.file",
+        Path("img/focal-server-cloudimg-amd64.img"),
+        "/i",
+        Path("/i"),
+    ),
+    ("MANAGER_QEMU_DISK_IMG_IF", "qemu.disk.interface", "none", "x", "x"),
+    ("MANAGER_QEMU_DISK_IMG_ID", "qemu.disk.id", "disk0", "x", "x"),
+    ("MANAGER_QEMU_DISK_IMG_FORMAT", "qemu.disk.format", "qcow2", "raw", "raw"),
+    ("MANAGER_QEMU_VIRTIO_SCSI_PCI_ID", "qemu.disk.scsi_id", "scsi", "x", "x"),
+    ("MANAGER_QEMU_VIRTIO_SCSI_PCI_DISABLE_LEGACY", "qemu.disk.disable_legacy", "on", "off", "off"),
+    (
+        "MANAGER_QEMU_VIRTIO_SCSI_PCI_IOMMU_PLATFORM",
+        "qemu.disk.iommu_platform",
+        "true",
+        "false",
+        "false",
+    ),
+    ("MANAGER_QEMU_SEV_ID", "qemu.sev.id", "sev0", "x", "x"),
+    ("MANAGER_QEMU_SEV_CBITPOS", "qemu.sev.cbitpos", 51, "47", 47),
+    ("MANAGER_QEMU_SEV_REDUCED_PHYS_BITS", "qemu.sev.reduced_phys_bits", 1, "5", 5),
+]
+
+#: Settings that only mean something together with others, by what they are set along with.
+TOGETHER: list[tuple[str, str, dict[str, str]]] = [
+    ("MANAGER_HTTP_SERVER_CERT", "http.server_cert", {"MANAGER_HTTP_SERVER_KEY": "/x"}),
+    ("MANAGER_HTTP_SERVER_KEY", "http.server_key", {"MANAGER_HTTP_SERVER_CERT": "/x"}),
+    (
+        "MANAGER_HTTP_CLIENT_CA_CERTS",
+        "http.client_ca_certs",
+        {"MANAGER_HTTP_SERVER_CERT": "/x", "MANAGER_HTTP_SERVER_KEY": "/x"},
+    ),
+    ("MANAGER_GRPC_SERVER_CERT", "grpc.server_cert", {"MANAGER_GRPC_SERVER_KEY": "/x"}),
+    ("MANAGER_GRPC_SERVER_KEY", "grpc.server_key", {"MANAGER_GRPC_SERVER_CERT": "/x"}),
+    (
+        "MANAGER_GRPC_CLIENT_CA_CERTS",
+        "grpc.client_ca_certs",
+        {"MANAGER_GRPC_SERVER_CERT": "/x", "MANAGER_GRPC_SERVER_KEY": "/x"},
+    ),
+    (
+        "MANAGER_AGENT_GRPC_CA_CERTS",
+        "agent.ca_certs",
+        {"MANAGER_AGENT_GRPC_CLIENT_TLS": "true"},
+    ),
+    (
+        "MANAGER_AGENT_GRPC_CLIENT_CERT",
+        "agent.client_cert",
+        {"MANAGER_AGENT_GRPC_CLIENT_TLS": "true", "MANAGER_AGENT_GRPC_CLIENT_KEY": "/x"},
+    ),
+    (
+        "MANAGER_AGENT_GRPC_CLIENT_KEY",
+        "agent.client_key",
+        {"MANAGER_AGENT_GRPC_CLIENT_TLS": "true", "MANAGER_AGENT_GRPC_CLIENT_CERT": "/x"},
+    ),
+]
+
+ALIASES = {
+    "AGENT_GRPC_URL": ("agent.url", "10.0.0.1:1", AgentUrl("10.0.0.1", 1)),
+    "AGENT_GRPC_TIMEOUT": ("agent.timeout_s", "3s", 3.0),
+    "AGENT_GRPC_CLIENT_TLS": ("agent.client_tls", "true", True),
+    "AGENT_GRPC_CA_CERTS": ("agent.ca_certs", "/ca", Path("/ca")),
+}
+
+
+def at(loaded: Config, path: str) -> Any:
+    """The value that ``path``, such as ``http.port``, leads to."""
+    value: Any = loaded
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def problems(**environ: str) -> list[str]:
+    """What is wrong with this environment."""
+    with pytest.raises(ConfigError) as caught:
+        config.load(environ)
+    return list(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "default", "written", "read"), ROWS, ids=[row[0] for row in ROWS]
+)
+def test_setting(name: str, path: str, default: Any, written: str, read: Any) -> None:
+    assert at(config.load({}), path) == default
+    assert at(config.load({name: written}), path) == read
+
+
+@pytest.mark.parametrize(("name", "path", "others"), TOGETHER, ids=[row[0] for row in TOGETHER])
+def test_setting_that_needs_others(name: str, path: str, others: dict[str, str]) -> None:
+    assert at(config.load({}), path) is None
+    assert at(config.load({name: "/file", **others}), path) == Path("/file")
+
+
+def test_guest_port_of_the_agent() -> None:
+    assert config.load({}).qemu.net.guest_fwd_3 == 7002
+    moved = {"MANAGER_QEMU_GUEST_FWD_3": "7003", "MANAGER_AGENT_GRPC_URL": "localhost:7003"}
+    assert config.load(moved).qemu.net.guest_fwd_3 == 7003
+
+
+def test_server_name_of_the_agent() -> None:
+    assert config.load({}).agent.server_name is None
+    assert config.load({"MANAGER_AGENT_GRPC_SERVER_NAME": "a.test"}).agent.server_name == "a.test"
+
+
+def test_every_setting_is_tested_here() -> None:
+    tested = {row[0] for row in ROWS} | {row[0] for row in TOGETHER}
+    tested |= {"MANAGER_QEMU_GUEST_FWD_3", "MANAGER_AGENT_GRPC_SERVER_NAME"}
+    assert {one.names[0] for one in settings.declared(Config)} == tested
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_alias(alias: str) -> None:
+    path, written, read = ALIASES[alias]
+    tls = {} if alias == "AGENT_GRPC_CLIENT_TLS" else {"MANAGER_AGENT_GRPC_CLIENT_TLS": "true"}
+    assert at(config.load({alias: written, **tls}), path) == read
+    # The name that is ours wins, and an empty one does not count.
+    ours = f"MANAGER_{alias}"
+    assert at(config.load({alias: written, ours: "", **tls}), path) == read
+    other = {"agent.timeout_s": "9s"}.get(path, written)
+    assert at(config.load({ours: other, alias: "nonsense://", **tls}), path) is not None
+
+
+def test_aliases_are_the_only_ones() -> None:
+    declared = {name for one in settings.declared(Config) for name in one.names[1:]}
+    assert declared == set(ALIASES)
+
+
+@pytest.mark.parametrize("name", [row[0] for row in ROWS])
+def test_empty_is_unset(name: str) -> None:
+    assert config.load({name: ""}) == config.load({})
+
+
+@pytest.mark.parametrize(
+    ("unknown", "meant"),
+    [
+        ("MANAGER_QEMU_MEMORYSIZE", "MANAGER_QEMU_MEMORY_SIZE"),
+        ("MANAGER_QEMU_SMP_COUNTS", "MANAGER_QEMU_SMP_COUNT"),
+        ("MANAGER_QEMU_OVMF_CODE_FIEL", "MANAGER_QEMU_OVMF_CODE_FILE"),
+        ("MANAGER_HTTP_PROT", "MANAGER_HTTP_PORT"),
+    ],
+)
+def test_unknown_name_names_the_nearest(unknown: str, meant: str) -> None:
+    assert problems(**{unknown: "1"}) == [f"{unknown} is not a setting; did you mean {meant!r}?"]
+
+
+def test_names_of_others_are_not_ours_to_judge() -> None:
+    assert config.load({"PATH": "/bin", "QEMU_AUDIO_DRV": "none"}) == config.load({})
+
+
+def test_monitor_is_refused_with_what_replaces_it() -> None:
+    (problem,) = problems(MANAGER_QEMU_MONITOR="pty")
+    assert problem.startswith("MANAGER_QEMU_MONITOR: ")
+    assert "QMP" in problem
+    assert config.load({"MANAGER_QEMU_MONITOR": ""}) == config.load({})
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"MANAGER_LOG_LEVEL": "loud"}, ["MANAGER_LOG_LEVEL"]),
+        ({"MANAGER_HTTP_SERVER_CERT": "/c"}, ["MANAGER_HTTP_SERVER_KEY"]),
+        ({"MANAGER_HTTP_SERVER_KEY": "/k"}, ["MANAGER_HTTP_SERVER_CERT"]),
+        ({"MANAGER_GRPC_SERVER_CERT": "/c"}, ["MANAGER_GRPC_SERVER_KEY"]),
+        ({"MANAGER_HTTP_CLIENT_CA_CERTS": "/a"}, ["MANAGER_HTTP_SERVER_CERT"]),
+        ({"MANAGER_GRPC_CLIENT_CA_CERTS": "/a"}, ["MANAGER_GRPC_SERVER_CERT"]),
+        ({"MANAGER_AGENT_GRPC_CA_CERTS": "/a"}, ["MANAGER_AGENT_GRPC_CLIENT_TLS"]),
+        (
+            {"MANAGER_AGENT_GRPC_CLIENT_CERT": "/c", "MANAGER_AGENT_GRPC_CLIENT_TLS": "true"},
+            ["MANAGER_AGENT_GRPC_CLIENT_KEY"],
+        ),
+        (
+            {"MANAGER_AGENT_GRPC_URL": "localhost:7003"},
+            ["MANAGER_AGENT_GRPC_URL", "MANAGER_QEMU_GUEST_FWD_"],
+        ),
+        ({"MANAGER_QEMU_HOST_FWD_2": "0"}, ["MANAGER_QEMU_HOST_FWD_"]),
+        (
+            {"MANAGER_QEMU_SMP_COUNT": "65"},
+            ["MANAGER_QEMU_SMP_COUNT", "MANAGER_QEMU_SMP_MAXCPUS"],
+        ),
+        ({"MANAGER_QEMU_SMP_COUNT": "0"}, ["MANAGER_QEMU_SMP_COUNT"]),
+    ],
+)
+def test_contradiction(environ: dict[str, str], names: list[str]) -> None:
+    (problem,) = problems(**environ)
+    for name in names:
+        assert name in problem
+
+
+def test_all_problems_are_told_at_once() -> None:
+    found = problems(
+        MANAGER_QEMU_MONITOR="pty",
+        MANAGER_QEMU_MEMRY_SIZE="1G",
+        MANAGER_HTTP_PORT="http",
+        MANAGER_BOOT_TIMEOUT="soon",
+        MANAGER_QEMU_ENABLE_KVM="maybe",
+    )
+    assert len(found) == 5
+
+
+def test_contradictions_are_told_at_once() -> None:
+    assert len(problems(MANAGER_LOG_LEVEL="loud", MANAGER_QEMU_SMP_COUNT="0")) == 2
+
+
+def test_settings_cannot_be_assigned() -> None:
+    loaded = config.load({})
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        loaded.max_vms = 3  # type: ignore[misc]
+
+
+def test_all_grace_periods_fit_into_the_longest() -> None:
+    grace = config.load({}).shutdown
+    assert grace.longest_s > grace.powerdown_grace_s + grace.quit_grace_s + grace.term_grace_s
+
+
+def test_help_has_every_setting_with_its_default() -> None:
+    rows = dict(config.help_rows())
+    assert rows["MANAGER_HTTP_PORT"].endswith("[9021]")
+    assert rows["MANAGER_BOOT_TIMEOUT"].endswith("[180s]")
+    assert rows["MANAGER_QEMU_CPU"].endswith("[EPYC with KVM, max without]")
+    assert "[" not in rows["MANAGER_HTTP_SERVER_KEY"]
+    assert "MANAGER_AGENT_GRPC_URL, AGENT_GRPC_URL" in rows
+    assert len(rows) == len(list(settings.declared(Config)))
+
+
+def test_table_has_a_row_for_every_setting() -> None:
+    rows = config.markdown_table().splitlines()[2:]
+    for row, one in zip(rows, settings.declared(Config), strict=True):
+        assert row.startswith(f"| `{one.names[0]}`")
+        assert row.count("|") == 4
+
+
+def test_readme_has_the_table_of_settings() -> None:
+    _, _, rest = README.read_text().partition("<!-- settings -->")
+    table, end, _ = rest.partition("<!-- /settings -->")
+    assert end
+    assert table.strip() == config.markdown_table()

@@ -1,0 +1,205 @@
+"""The verdicts, each from facts given to it, and the whole of it on this machine."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+
+from supervisor import config, doctor
+from supervisor.accel import Probe
+from supervisor.doctor import Check, Verdict
+from supervisor.settings import Port, PortRange, Size, Switch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OK, WARN, FAIL = Verdict.OK, Verdict.WARN, Verdict.FAIL
+QEMU = config.QemuConfig()
+CANNOT_OPEN = Probe(works=False, detail="/dev/kvm cannot be opened: Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "probe", "verdict"),
+    [
+        (Switch.AUTO, Probe(works=True, detail="ran"), OK),
+        (Switch.AUTO, CANNOT_OPEN, WARN),
+        (Switch.TRUE, CANNOT_OPEN, FAIL),
+        (Switch.FALSE, None, OK),
+        (Switch.AUTO, None, FAIL),
+    ],
+)
+def test_kvm(wanted: Switch, probe: Probe | None, verdict: Verdict) -> None:
+    check = doctor.check_kvm(wanted, probe)
+    assert check.verdict is verdict
+    assert bool(check.advice) is (verdict is not OK)
+
+
+@pytest.mark.parametrize(
+    ("detail", "advice"),
+    [
+        ("/dev/kvm cannot be opened: Permission denied", "group kvm"),
+        ("/dev/kvm cannot be opened: No such file or directory", "firmware setup"),
+        ("a probe guest ended QEMU with exit code 1", "dmesg"),
+    ],
+)
+def test_kvm_advice_fits_the_cause(detail: str, advice: str) -> None:
+    check = doctor.check_kvm(Switch.AUTO, Probe(works=False, detail=detail))
+    assert advice in check.advice
+
+
+@pytest.mark.parametrize(
+    ("wanted", "verdict"), [(Switch.AUTO, WARN), (Switch.TRUE, FAIL), (Switch.FALSE, OK)]
+)
+def test_sev_needs_kvm(wanted: Switch, verdict: Verdict) -> None:
+    assert doctor.check_sev(wanted, kvm=False).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("size", "available_mib", "verdict"),
+    [("512M", 2048, OK), ("2G", 1024, WARN), ("524288K", 1024, OK), ("4096", 1024, WARN)],
+)
+def test_memory(size: str, available_mib: int, verdict: Verdict) -> None:
+    qemu = attrs.evolve(QEMU, memory_size=Size(size))
+    check = doctor.check_memory(qemu, total=2**34, available=available_mib * 2**20)
+    assert check.verdict is verdict
+
+
+def test_memory_says_for_how_many_there_is_room() -> None:
+    qemu = attrs.evolve(QEMU, memory_size=Size("512M"))
+    check = doctor.check_memory(qemu, total=2**32, available=2**31)
+    assert check.detail == "512 MiB a VM, 2048 MiB available of 4096: room for 4"
+
+
+@pytest.mark.parametrize(("here", "verdict"), [(4, OK), (2, WARN)])
+def test_cpus(here: int, verdict: Verdict) -> None:
+    assert doctor.check_cpus(QEMU, here).verdict is verdict
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that this process listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_port_in_use_is_told_by_its_owner(taken: int) -> None:
+    check = doctor.check_server("HTTP", config.HttpConfig(port=Port(taken)))
+    assert check.verdict is FAIL
+    assert "belongs to" in check.detail
+    assert check.advice == "set MANAGER_HTTP_PORT to another"
+
+
+def test_a_forward_in_use_is_no_harm(taken: int) -> None:
+    net = attrs.evolve(QEMU.net, host_fwd_1=Port(taken))
+    check = doctor.check_forwards(attrs.evolve(QEMU, net=net))
+    assert check.verdict is OK
+    assert f"{taken} belongs to" in check.detail
+
+
+def test_a_range_without_room_is(taken: int) -> None:
+    net = attrs.evolve(QEMU.net, host_fwd_range=PortRange(taken, taken))
+    check = doctor.check_forwards(attrs.evolve(QEMU, net=net))
+    assert check.verdict is FAIL
+    assert "MANAGER_QEMU_HOST_FWD_RANGE" in check.advice
+
+
+def _disk(file: Path, format_: str) -> config.QemuConfig:
+    return attrs.evolve(QEMU, disk=attrs.evolve(QEMU.disk, file=file, format=format_))
+
+
+@pytest.mark.parametrize(
+    ("made", "configured", "verdict", "advice"),
+    [
+        ("qcow2", "qcow2", OK, ""),
+        ("raw", "raw", OK, ""),
+        ("raw", "qcow2", FAIL, "set MANAGER_QEMU_DISK_IMG_FORMAT=raw"),
+        ("qcow2", "raw", WARN, "set MANAGER_QEMU_DISK_IMG_FORMAT=qcow2, unless it is meant so"),
+    ],
+)
+def test_image_format(
+    tmp_path: Path, made: str, configured: str, verdict: Verdict, advice: str
+) -> None:
+    file = tmp_path / "disk.img"
+    subprocess.run(["qemu-img", "create", "-q", "-f", made, file, "1M"], check=True)
+    check = doctor.check_image(_disk(file, configured))
+    assert (check.verdict, check.advice) == (verdict, advice)
+
+
+def test_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check = doctor.check_image(_disk(tmp_path / "none.img", "qcow2"))
+    assert check.verdict is FAIL
+    assert "image build" in check.advice
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img/guest.qcow2").touch()
+    check = doctor.check_image(_disk(tmp_path / "none.img", "qcow2"))
+    assert check.advice == "set MANAGER_QEMU_DISK_IMG_FILE=img/guest.qcow2"
+
+
+def test_missing_qemu(tmp_path: Path) -> None:
+    check = doctor.check_qemu(attrs.evolve(QEMU, bin_path=str(tmp_path / "qemu")))
+    assert check.verdict is FAIL
+    assert "qemu-system-x86" in check.advice
+
+
+@pytest.mark.parametrize(
+    ("says", "verdict"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2)", OK),
+        ("QEMU emulator version 10.1.0", OK),
+        ("QEMU emulator version 6.2.0", WARN),
+        ("something else", FAIL),
+    ],
+)
+def test_qemu_version(tmp_path: Path, says: str, verdict: Verdict) -> None:
+    binary = tmp_path / "qemu"
+    binary.write_text(f"#!/bin/sh\necho '{says}'\n")
+    binary.chmod(0o755)
+    check = doctor.check_qemu(attrs.evolve(QEMU, bin_path=str(binary)))
+    assert check.verdict is verdict
+
+
+def test_firmware_that_is_missing(tmp_path: Path) -> None:
+    firmware = attrs.evolve(QEMU.firmware, code_file=tmp_path / "none.fd")
+    check = doctor.check_ovmf(attrs.evolve(QEMU, firmware=firmware))
+    assert check.verdict is FAIL
+    assert check.detail.endswith("none.fd: No such file or directory")
+    assert check.advice.startswith("install the package ovmf")
+
+
+def test_tmp_that_is_too_deep(tmp_path: Path) -> None:
+    check = doctor.check_tmp_dir(tmp_path / ("d" * 100))
+    assert check.verdict is FAIL
+    assert check.advice.startswith("set MANAGER_QEMU_TMP_FILE_LOC")
+
+
+def test_only_failures_keep_vms_from_starting() -> None:
+    warned = [Check("a", OK, ""), Check("b", WARN, "")]
+    assert not doctor.keeps_vms_from_starting(warned)
+    assert doctor.keeps_vms_from_starting([*warned, Check("c", FAIL, "")])
+
+
+def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
+    """No check raises, and with everything free what is in the way is only what is missing."""
+    settings = {
+        "MANAGER_HTTP_PORT": "0",
+        "MANAGER_GRPC_PORT": "0",
+        "MANAGER_QEMU_TMP_FILE_LOC": str(short_tmp),
+        "MANAGER_QEMU_DISK_IMG_FILE": str(short_tmp / "none.qcow2"),
+    }
+    checks = {check.name: check for check in doctor.examine(config.load(settings))}
+    assert list(checks) == [
+        *("QEMU", "qemu-img", "tmp", "KVM", "SEV", "OVMF", "base image", "memory", "CPUs"),
+        *("HTTP port", "GRPC port", "forwards"),
+    ]
+    assert checks["base image"].verdict is FAIL
+    for name in ("QEMU", "qemu-img", "tmp", "HTTP port", "GRPC port", "forwards"):
+        assert checks[name].verdict is OK, checks[name]
+    assert all(check.advice for check in checks.values() if check.verdict is not OK)

@@ -1,0 +1,209 @@
+"""What decides how an image is made: archive, module order, sections, packages, manifest."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from supervisor.guest import agent, command, disk, image, modules, packages, rootfs
+from supervisor.guest.command import ImageBuildError
+from supervisor.guest.cpio import entry, write_cpio
+from supervisor.guest.manifest import File, Manifest
+
+
+def members(archive: bytes) -> dict[str, tuple[int, bytes]]:
+    """Mode and content by name."""
+    found: dict[str, tuple[int, bytes]] = {}
+    at = 0
+    while True:
+        assert archive[at : at + 6] == b"070701"
+        numbers = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
+        mode, size, length = numbers[1], numbers[6], numbers[11]
+        assert numbers[2:4] == [0, 0]
+        name = archive[at + 110 : at + 110 + length - 1].decode()
+        start = at + -(-(110 + length) // 4) * 4
+        if name == "TRAILER!!!":
+            return found
+        found[name] = (mode, archive[start : start + size])
+        at = start + -(-size // 4) * 4
+
+
+def test_an_archive_holds_the_tree_sorted_and_a_console(tmp_path: Path) -> None:
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    program = tmp_path / "usr/bin/tool"
+    program.write_bytes(b"#!")
+    program.chmod(0o4700)
+    (tmp_path / "bin").symlink_to("usr/bin")
+    (tmp_path / "etc").write_text("data\n")
+    (tmp_path / "etc").chmod(0o600)
+    archive = io.BytesIO()
+    write_cpio(tmp_path, archive, mtime=0)
+    found = members(archive.getvalue())
+    assert list(found) == ["bin", "etc", "usr", "usr/bin", "usr/bin/tool", "dev/console"]
+    assert found["bin"] == (0o120755, b"usr/bin")
+    assert found["etc"] == (0o100644, b"data\n")
+    assert found["usr/bin/tool"] == (0o100755, b"#!")
+    assert found["dev/console"][0] == 0o020600
+
+
+def test_an_archive_depends_on_nothing_but_the_files(tmp_path: Path) -> None:
+    archives = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file in ("x", "y") if name == "a" else ("y", "x"):
+            (tmp_path / name / file).write_text(file)
+        archive = io.BytesIO()
+        write_cpio(tmp_path / name, archive, mtime=1)
+        archives.append(archive.getvalue())
+    assert archives[0] == archives[1]
+
+
+def test_members_are_padded_to_four_bytes() -> None:
+    assert all(len(entry("n" * length, 0o100644, 1, 0, b"abc")) % 4 == 0 for length in range(1, 9))
+
+
+def test_modules_load_after_what_they_depend_on() -> None:
+    depends = {"net": ["ring", "failover"], "failover": [], "ring": ["virtio"], "virtio": []}
+    assert modules.load_order(["net", "ring"], depends) == ["virtio", "ring", "failover", "net"]
+    assert modules.load_order(["net"], depends, {"ring"}) == ["failover", "net"]
+
+
+def test_modules_are_installed_with_their_orders(tmp_path: Path) -> None:
+    kernel = tmp_path / "usr/lib/modules/6.1/kernel"
+    kernel.mkdir(parents=True)
+    for name, depends in {
+        "virtio_net": "virtio",
+        "virtio": "",
+        "pvpanic-mmio": "",
+        "sev-guest": "virtio",
+        "sound": "",
+    }.items():
+        (kernel / f"{name}.ko").write_bytes(b"\0license=GPL\0depends=%b\0" % depends.encode())
+    target = tmp_path / "guest"
+    modules.install(tmp_path, target)
+    assert (target / "first").read_text().split() == ["virtio", "virtio_net", "pvpanic_mmio"]
+    assert (target / "later").read_text().split() == ["sev_guest"]
+    assert sorted(path.name for path in target.glob("*.ko")) == [
+        "pvpanic_mmio.ko",
+        "sev_guest.ko",
+        "virtio.ko",
+        "virtio_net.ko",
+    ]
+
+
+def test_a_kernel_without_modules_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "usr/lib/modules").mkdir(parents=True)
+    with pytest.raises(ImageBuildError, match="virtio_net"):
+        modules.install(tmp_path, tmp_path / "guest")
+
+
+def test_sections_go_behind_those_of_the_stub() -> None:
+    listing = """
+Idx Name          Size      VMA               LMA               File off  Algn
+  0 .text         0000b0c4  0000000000005000  0000000000005000  00000400  2**4
+  1 .sbat         000000e4  0000000000016000  0000000000016000  0000de00  2**2
+"""
+    assert disk._end_of_sections(listing) == 0x17000
+
+
+def test_what_no_guest_loads_is_left_out() -> None:
+    unused = {"perl-base", "dpkg", "gcc-12-base", "libdb5.3", "libprotobuf32", "python3-protobuf"}
+    used = {"libc6", "python3-grpcio", "libabsl20220623", "libmount1", "libstdc++6", "zlib1g"}
+    assert {name for name in unused | used if packages._UNUSED.fullmatch(name)} == unused
+
+
+def test_a_failed_tool_says_which_step_and_how() -> None:
+    with pytest.raises(ImageBuildError) as caught:
+        command.run("ask", ["sh", "-c", "echo one; echo two >&2; exit 3"])
+    assert (caught.value.step, caught.value.command[0]) == ("ask", "sh")
+    assert caught.value.output_tail == "one\ntwo"
+    assert str(caught.value).startswith("cannot ask (sh -c ")
+
+
+def test_a_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SEARCH_PATH", "/nowhere")
+    with pytest.raises(ImageBuildError, match=r"apt-get install .*mtools"):
+        command.require_tools()
+    with pytest.raises(ImageBuildError, match="no-such-tool"):
+        command.run("try", ["no-such-tool"])
+
+
+def test_old_package_lists_are_named_as_the_cause() -> None:
+    with pytest.raises(ImageBuildError, match="run apt-get update"):
+        packages._apt("download", ["sh", "-c", "echo E: Unable to locate package x >&2; exit 100"])
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
+    """A build that is interrupted half way."""
+
+    def make(work: Path, *_: object) -> Manifest:
+        (work / "image").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(image, "make", make)
+    monkeypatch.setattr(image, "require_tools", lambda: None)
+    return KeyboardInterrupt
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, failing: type[BaseException]) -> None:
+    with pytest.raises(failing):
+        image.build(tmp_path / "guest")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_of_something_else_is_not_replaced(
+    tmp_path: Path, failing: type[BaseException]
+) -> None:
+    (tmp_path / "precious").touch()
+    with pytest.raises(ImageBuildError, match="holds no image"):
+        image.build(tmp_path)
+    assert (tmp_path / "precious").exists()
+
+
+def test_an_image_is_replaced_in_one_step(tmp_path: Path) -> None:
+    for name in ("guest", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    image.replace(tmp_path / "guest", tmp_path / "new", tmp_path / "old")
+    assert [path.name for path in (tmp_path / "guest").iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["guest"]
+
+
+def test_an_agent_is_python_or_a_program(tmp_path: Path) -> None:
+    program, script = tmp_path / "other", tmp_path / "mine.py"
+    program.write_bytes(b"\x7fELF")
+    script.write_text("pass\n")
+    assert [rootfs.is_program(path) for path in (None, script, program)] == [False, False, True]
+    rootfs.install_agent(tmp_path, program)
+    assert (tmp_path / "agent").read_bytes() == b"\x7fELF"
+    assert (tmp_path / "agent").stat().st_mode & 0o777 == 0o755
+    rootfs.install_agent(tmp_path, None)
+    assert (tmp_path / "agent.py").read_text() == Path(agent.__file__).read_text()
+    assert "agent.pyc" in (tmp_path / "agent").read_text()
+
+
+def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    manifest = Manifest(
+        agent="reference",
+        clone_safe=True,
+        kernel="6.1",
+        command_line="quiet",
+        built_at="2024-01-01T00:00:00Z",
+        packages={"libc6": "2.36"},
+        files={"file": File.of(tmp_path / "file")},
+    )
+    assert manifest.files["file"].sha256.startswith("ba7816bf")
+    assert manifest.files["file"].size == 3
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files":{},"format":1}'])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match="no manifest"):
+        Manifest.read(tmp_path)

@@ -1,0 +1,188 @@
+"""QEMU's command line: the original's, element for element, and what follows after it."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from pathlib import Path
+
+import attrs
+import pytest
+
+from supervisor import machine
+from supervisor.config import DiskConfig, FirmwareConfig, NetConfig, QemuConfig
+from supervisor.machine import Accel, Forward, Machine
+
+VM_ID = "3f0f6c1e-7d0b-4a52-9f2e-0d6f5f9a1c11"
+
+#: Lines of `ps` from the original's manual, without the monitor at their end.
+PLAIN = (
+    "/usr/bin/qemu-system-x86_64 -enable-kvm -machine q35 -cpu EPYC -smp 4,maxcpus=64"
+    " -m 4096M,slots=5,maxmem=30G"
+    " -drive if=pflash,format=raw,unit=0,file=/usr/share/OVMF/OVMF_CODE.fd,readonly=on"
+    " -drive if=pflash,format=raw,unit=1,file=img/OVMF_VARS.fd"
+    " -device virtio-scsi-pci,id=scsi,disable-legacy=on,iommu_platform=true"
+    " -drive file=img/focal-server-cloudimg-amd64.img,if=none,id=disk0,format=qcow2"
+    " -device scsi-hd,drive=disk0"
+    " -netdev user,id=vmnic,hostfwd=tcp::2222-:22,hostfwd=tcp::9301-:9031,hostfwd=tcp::7020-:7002"
+    " -device virtio-net-pci,disable-legacy=on,iommu_platform=true,netdev=vmnic,romfile="
+    " -nographic"
+)
+SEV = (
+    " -object sev-guest,id=sev0,cbitpos=51,reduced-phys-bits=1"
+    " -machine memory-encryption=sev0 -nographic"
+)
+CONFIDENTIAL = PLAIN.replace("/usr/bin", "/usr/local/bin").replace(" -nographic", SEV)
+
+CONFIG = QemuConfig(memory_size="4096M")
+
+
+def a_machine(*, kvm: bool = True, sev: bool = False, address: str = "") -> Machine:
+    ports = ((22, 2222), (9031, 9301), (7002, 7020))
+    return Machine(
+        vm_id=VM_ID,
+        qemu="/usr/bin/qemu-system-x86_64",
+        accel=Accel(kvm=kvm, sev=sev),
+        forwards=[Forward(guest, address, host) for guest, host in ports],
+        overlay=Path("img/focal-server-cloudimg-amd64.img"),
+        firmware_vars=Path("img/OVMF_VARS.fd"),
+        serial_log=Path("tmp/vm/serial.log"),
+        qmp_socket=Path("tmp/vm/qmp.sock"),
+    )
+
+
+def option(words: list[str], name: str, *, having: str = "") -> str:
+    """The value of the option ``name`` that contains ``having``."""
+    pairs = itertools.pairwise(words)
+    return next(value for word, value in pairs if word == name and having in value)
+
+
+def originals(words: list[str]) -> list[str]:
+    """The words up to the monitor, with the ids as they were before they carried the VM's."""
+    return [word.replace(f"-{VM_ID}", "") for word in words[: words.index("-chardev")]]
+
+
+def test_plain_vm_is_started_as_the_original_was() -> None:
+    assert originals(machine.argv(CONFIG, a_machine())) == PLAIN.split(" ")
+
+
+def test_confidential_vm_under_sudo_is_started_as_the_original_was() -> None:
+    config = attrs.evolve(CONFIG, use_sudo=True)
+    made = attrs.evolve(a_machine(sev=True), qemu="/usr/local/bin/qemu-system-x86_64")
+    assert originals(machine.argv(config, made)) == ["sudo", *CONFIDENTIAL.split(" ")]
+
+
+@pytest.mark.parametrize("prefix", ["scsi", "disk0", "vmnic", "sev0"])
+def test_every_device_id_carries_the_vm_id(prefix: str) -> None:
+    line = " ".join(machine.argv(CONFIG, a_machine(sev=True)))
+    assert line.count(f"={prefix}") == line.count(f"={prefix}-{VM_ID}") > 0
+
+
+def test_monitor_and_our_additions_follow_after_the_originals() -> None:
+    words = machine.argv(CONFIG, a_machine())
+    rest = words[words.index("-nographic") + 1 :]
+    assert rest == [
+        *("-chardev", "socket,id=qmp,fd=0,server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-name", f"qmp-supervisor-{VM_ID}"),
+        *("-uuid", VM_ID),
+        *("-serial", "file:tmp/vm/serial.log"),
+        *("-device", "pvpanic"),
+        *("-action", "reboot=shutdown"),
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-S",
+    ]
+
+
+def test_form_for_people_has_a_path_for_the_descriptor_and_does_not_hold_the_guest() -> None:
+    ran = machine.argv(CONFIG, a_machine())
+    shown = machine.command(CONFIG, a_machine())
+    assert shown == [word.replace("fd=0", "path=tmp/vm/qmp.sock") for word in ran[:-1]]
+
+
+def test_the_line_can_be_pasted_into_a_shell() -> None:
+    disk = attrs.evolve(a_machine(), overlay=Path("/images/it's a disk;$HOME"))
+    words = machine.command(CONFIG, disk)
+    assert shlex.split(machine.shell_line(words)) == words
+
+
+def test_emulation_has_no_kvm_and_a_cpu_it_can_do() -> None:
+    words = machine.argv(CONFIG, a_machine(kvm=False))
+    assert "-enable-kvm" not in words
+    assert option(words, "-cpu") == "max"
+
+
+@pytest.mark.parametrize("kvm", [True, False])
+def test_a_chosen_cpu_is_kept(kvm: bool) -> None:
+    config = attrs.evolve(CONFIG, cpu="Skylake-Client")
+    assert option(machine.argv(config, a_machine(kvm=kvm)), "-cpu") == "Skylake-Client"
+
+
+def test_display_can_be_kept() -> None:
+    config = attrs.evolve(CONFIG, no_graphic=False)
+    assert "-nographic" not in machine.argv(config, a_machine())
+
+
+def test_forwards_bind_to_their_address() -> None:
+    netdev = option(machine.argv(CONFIG, a_machine(address="127.0.0.1")), "-netdev")
+    assert "hostfwd=tcp:127.0.0.1:7020-:7002" in netdev
+
+
+def test_commas_in_paths_are_doubled() -> None:
+    config = attrs.evolve(
+        CONFIG,
+        firmware=FirmwareConfig(code_file=Path("/a,b/CODE.fd")),
+        net=NetConfig(romfile="/c,d.rom"),
+    )
+    made = attrs.evolve(
+        a_machine(),
+        overlay=Path("/e,f.qcow2"),
+        firmware_vars=Path("/g,h.fd"),
+        serial_log=Path("/i,j.log"),
+        qmp_socket=Path("/k,l.sock"),
+    )
+    words = machine.command(config, made)
+    assert ",file=/a,,b/CODE.fd," in option(words, "-drive", having="unit=0")
+    assert option(words, "-drive", having="unit=1").endswith(",file=/g,,h.fd")
+    assert option(words, "-drive", having="if=none").startswith("file=/e,,f.qcow2,")
+    assert option(words, "-device", having="virtio-net").endswith(",romfile=/c,,d.rom")
+    assert option(words, "-serial") == "file:/i,,j.log"
+    assert ",path=/k,,l.sock," in option(words, "-chardev")
+
+
+def test_the_overlay_is_qcow2_whatever_the_base_image_is() -> None:
+    config = attrs.evolve(CONFIG, disk=DiskConfig(format="raw"))
+    assert option(machine.argv(config, a_machine()), "-drive", having="if=none").endswith(
+        ",format=qcow2"
+    )
+
+
+def test_settings_reach_the_devices() -> None:
+    config = QemuConfig(
+        machine="pc",
+        smp_count=2,
+        smp_maxcpus=8,
+        memory_size="1G",
+        memory_slots=2,
+        max_memory="2G",
+        firmware=FirmwareConfig(code_if="a", code_format="b", code_unit=7, code_readonly="off"),
+        disk=DiskConfig(
+            interface="c", id="d", scsi_id="e", disable_legacy="off", iommu_platform="no"
+        ),
+        net=NetConfig(id="f", disable_legacy="auto", iommu_platform="false"),
+    )
+    words = machine.argv(config, a_machine())
+    assert option(words, "-machine") == "pc"
+    assert option(words, "-smp") == "2,maxcpus=8"
+    assert option(words, "-m") == "1G,slots=2,maxmem=2G"
+    code = option(words, "-drive", having="unit=7")
+    assert code.startswith("if=a,format=b,unit=7,")
+    assert code.endswith(",readonly=off")
+    assert f"if=c,id=d-{VM_ID}," in option(words, "-drive", having=f"id=d-{VM_ID}")
+    assert option(words, "-device", having="virtio-scsi").endswith(
+        f"id=e-{VM_ID},disable-legacy=off,iommu_platform=no"
+    )
+    assert option(words, "-device", having="virtio-net").startswith(
+        f"virtio-net-pci,disable-legacy=auto,iommu_platform=false,netdev=f-{VM_ID},"
+    )

@@ -1,0 +1,111 @@
+"""The states of a VM: every pair of state and trigger, and every RunState of QEMU."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from supervisor.runstate import (
+    IllegalTransition,
+    Status,
+    Trigger,
+    VmState,
+    after,
+    from_runstate,
+    is_known,
+)
+
+P, R, Z = VmState.PRELAUNCH, VmState.RUNNING, VmState.PAUSED
+D, C = VmState.SHUTDOWN, VmState.CRASHED
+ENDS = [VmState.SHUTOFF, VmState.CRASHED]
+
+#: A row a trigger but EXIT, a column a state that is not an end; None is illegal.
+TABLE: dict[Trigger, dict[VmState, VmState | None]] = {
+    Trigger.RESUME: {P: R, R: None, Z: R, D: None},
+    Trigger.WAKEUP: {P: None, R: None, Z: R, D: None},
+    Trigger.STOP: {P: None, R: Z, Z: Z, D: D},
+    Trigger.SUSPEND: {P: None, R: Z, Z: None, D: None},
+    Trigger.SHUTDOWN: {P: D, R: D, Z: D, D: D},
+    Trigger.GUEST_PANICKED: {P: None, R: C, Z: C, D: None},
+    Trigger.INTERNAL_ERROR: {P: None, R: C, Z: C, D: None},
+}
+
+RUNSTATES = {
+    "prelaunch": P,
+    "inmigrate": P,
+    "running": R,
+    "paused": Z,
+    "suspended": Z,
+    "debug": Z,
+    "io-error": Z,
+    "watchdog": Z,
+    "save-vm": Z,
+    "restore-vm": Z,
+    "finish-migrate": Z,
+    "postmigrate": Z,
+    "colo": Z,
+    "shutdown": D,
+    "guest-panicked": C,
+    "internal-error": C,
+}
+
+LIVE = [state for state in VmState if not state.ended]
+EVENTS = [trigger for trigger in Trigger if trigger is not Trigger.EXIT]
+
+
+def test_only_shutoff_and_crashed_are_ends() -> None:
+    assert {state for state in VmState if state.ended} == set(ENDS)
+
+
+@pytest.mark.parametrize(("state", "trigger"), list(itertools.product(LIVE, EVENTS)))
+def test_event(state: VmState, trigger: Trigger) -> None:
+    wanted = TABLE[trigger][state]
+    before = Status(state, "before")
+    if wanted is None:
+        with pytest.raises(IllegalTransition, match=f"{trigger} cannot follow {state}"):
+            after(before, trigger, "why")
+        return
+    status = after(before, trigger, "why")
+    assert status.state is wanted
+
+
+@pytest.mark.parametrize(("state", "trigger"), list(itertools.product(ENDS, Trigger)))
+def test_nothing_follows_an_end(state: VmState, trigger: Trigger) -> None:
+    with pytest.raises(IllegalTransition):
+        after(Status(state, "before"), trigger, "why", exit_code=0)
+
+
+@pytest.mark.parametrize(("state", "code"), list(itertools.product(LIVE, [0, 1, -9])))
+def test_exit(state: VmState, code: int) -> None:
+    status = after(Status(state, "guest-shutdown"), Trigger.EXIT, "", exit_code=code)
+    if state is VmState.SHUTDOWN and code == 0:
+        assert status == Status(VmState.SHUTOFF, "guest-shutdown")
+    else:
+        assert status == Status(VmState.CRASHED, f"exit:{code}")
+
+
+def test_reason_comes_with_the_trigger() -> None:
+    running = Status(VmState.RUNNING, "running")
+    assert after(running, Trigger.STOP, "io-error") == Status(VmState.PAUSED, "io-error")
+
+
+@pytest.mark.parametrize("trigger", [Trigger.SHUTDOWN, Trigger.STOP])
+def test_first_cause_of_a_shutdown_is_the_one_on_record(trigger: Trigger) -> None:
+    going = Status(VmState.SHUTDOWN, "guest-shutdown")
+    assert after(going, trigger, "host-qmp-quit") == going
+
+
+@pytest.mark.parametrize(("runstate", "state"), list(RUNSTATES.items()))
+def test_runstate(runstate: str, state: VmState) -> None:
+    assert from_runstate(runstate) == Status(state, runstate)
+    assert is_known(runstate)
+
+
+def test_unknown_runstate_is_paused_with_its_raw_word() -> None:
+    assert from_runstate("daydreaming") == Status(VmState.PAUSED, "daydreaming")
+    assert not is_known("daydreaming")
+
+
+def test_status_reads_well() -> None:
+    assert str(Status(VmState.SHUTDOWN, "guest-reset")) == "shutdown (guest-reset)"

@@ -1,0 +1,1 @@
+"""The real thing: ``qmp-supervisor serve``, real QEMU, the real guest in img/."""
