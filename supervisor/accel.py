@@ -72,7 +72,7 @@ def find_qemu(config: QemuConfig) -> str:
             f"{config.bin_path} is not an executable on the PATH; install the package"
             " qemu-system-x86, or set MANAGER_QEMU_BIN_PATH"
         )
-    return found
+    return os.path.abspath(found)
 
 
 def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:

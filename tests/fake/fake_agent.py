@@ -61,15 +61,15 @@ def start(
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
     address = f"127.0.0.1:{port}"
     if plan.agent_tls:
-        server.add_secure_port(address, _credentials(Path(plan.agent_tls)))
+        server.add_secure_port(address, _credentials(Path(plan.agent_tls), plan.agent_mutual))
     else:
         server.add_insecure_port(address)
     server.start()
     return server
 
 
-def _credentials(tls: Path) -> grpc.ServerCredentials:
-    key, cert = ((tls / name).read_bytes() for name in ("key.pem", "cert.pem"))
-    ca = tls / "ca.pem"
-    roots = ca.read_bytes() if ca.exists() else None
-    return grpc.ssl_server_credentials([(key, cert)], roots, require_client_auth=bool(roots))
+def _credentials(tls: Path, mutual: bool) -> grpc.ServerCredentials:
+    key, cert, ca = ((tls / name).read_bytes() for name in ("key.pem", "cert.pem", "ca.pem"))
+    return grpc.ssl_server_credentials(
+        [(key, cert)], root_certificates=ca if mutual else None, require_client_auth=mutual
+    )

@@ -41,8 +41,9 @@ class Scenario:
     agent: str = "recorder"
     #: For ``status``: gRPC's name of the code, and the text.
     status: tuple[str, str] = ("INTERNAL", "")
-    #: Directory with ``key.pem``, ``cert.pem`` and, for mutual TLS, ``ca.pem``.
+    #: Directory with ``key.pem``, ``cert.pem`` and ``ca.pem``; empty: no TLS.
     agent_tls: str = ""
+    agent_mutual: bool = False
 
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(attrs.asdict(self)))

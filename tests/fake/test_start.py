@@ -26,15 +26,6 @@ async def test_port_of_an_api_that_belongs_to_somebody(world: World, name: str) 
     assert f"MANAGER_{name}_PORT" in str(error)
 
 
-@pytest.mark.parametrize("name", ["HTTP", "GRPC"])
-async def test_port_of_another_supervisor(world: World, name: str) -> None:
-    async with world.serve() as supervisor:
-        running = supervisor.running
-        port = {"HTTP": running.http_port, "GRPC": running.grpc_port}[name]
-        error = await refusal(world.serve(**{f"MANAGER_{name}_PORT": str(port)}))
-    assert f":{port}" in str(error)
-
-
 async def test_host_that_is_not_ours(world: World) -> None:
     error = await refusal(world.serve(MANAGER_HTTP_HOST="192.0.2.1"))
     assert "192.0.2.1" in str(error)

@@ -1,0 +1,278 @@
+"""The gRPC APIs: the original manager's Run, the VMs, watching them, reflection and health."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+import trio
+from google.protobuf import empty_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from supervisor.config import MAX_COMPUTATION
+from supervisor.pb import manager_pb2, vm_pb2
+from tests.fake.scenario import ALWAYS
+from tests.fake.world import PATIENCE_S, in_thread, watching
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fake.world import Supervisor, World
+
+Code = grpc.StatusCode
+
+
+async def run(supervisor: Supervisor, computation: bytes = b"1") -> Any:
+    return await supervisor.call(
+        supervisor.manager.Run, manager_pb2.RunRequest(computation=computation)
+    )
+
+
+async def refused(code: Code, fn: Callable[..., Any], *args: Any) -> str:
+    """The text of a call that must end with this status."""
+    with pytest.raises(grpc.RpcError) as caught:
+        await fn(*args)
+    error: Any = caught.value
+    assert error.code() is code, error
+    return str(error.details())
+
+
+# --- manager.ManagerService -----------------------------------------------------------------
+
+
+async def test_run(world: World) -> None:
+    async with world.serve() as supervisor:
+        computation = bytes(range(256))
+        response = await run(supervisor, computation)
+        guest = await world.guest()
+        assert response.ID == guest.vm_id
+        assert response.computation == hashlib.sha256(computation).hexdigest()
+        assert world.received(response.computation) == computation
+
+
+async def test_the_largest_computation_and_one_byte_more(world: World) -> None:
+    largest = bytes(range(256)) * (MAX_COMPUTATION // 256)
+    async with world.serve() as supervisor:
+        response = await run(supervisor, largest)
+        assert response.computation == hashlib.sha256(largest).hexdigest()
+        text = await refused(Code.RESOURCE_EXHAUSTED, run, supervisor, largest + b"!")
+        assert str(MAX_COMPUTATION) in text
+        assert len(supervisor.running.service.vms) == 1
+
+
+async def test_much_more_than_the_largest(world: World) -> None:
+    async with world.serve() as supervisor:
+        await refused(Code.RESOURCE_EXHAUSTED, run, supervisor, bytes(2 * MAX_COMPUTATION))
+
+
+async def test_empty_computation(world: World) -> None:
+    async with world.serve() as supervisor:
+        assert await refused(Code.INVALID_ARGUMENT, run, supervisor, b"") == "computation is empty"
+
+
+async def test_each_computation_reaches_the_agent_of_its_own_vm(world: World) -> None:
+    async with world.serve() as supervisor:
+        one, two = await run(supervisor, b"one"), await run(supervisor, b"two")
+        assert one.ID != two.ID
+        assert one.computation == hashlib.sha256(b"one").hexdigest()
+        assert two.computation == hashlib.sha256(b"two").hexdigest()
+
+
+async def test_capacity(world: World) -> None:
+    async with world.serve(MANAGER_MAX_VMS="1") as supervisor:
+        await run(supervisor)
+        assert "MANAGER_MAX_VMS" in await refused(Code.RESOURCE_EXHAUSTED, run, supervisor)
+
+
+async def test_second_vm_of_a_fixed_agent(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve(MANAGER_AGENT_GRPC_URL="agent.invalid:1") as supervisor:
+        await supervisor.begin()
+        assert "agent.invalid:1" in await refused(Code.FAILED_PRECONDITION, run, supervisor)
+
+
+async def test_agent_that_never_comes_up(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve(MANAGER_BOOT_TIMEOUT="100ms") as supervisor:
+        text = await refused(Code.DEADLINE_EXCEEDED, run, supervisor)
+        assert "MANAGER_BOOT_TIMEOUT" in text
+
+
+@pytest.mark.parametrize("code", [Code.INTERNAL, Code.FAILED_PRECONDITION])
+async def test_agents_error_keeps_its_code(world: World, code: Code) -> None:
+    world.scenario(agent="status", status=[code.name, "the disk is full"])
+    async with world.serve() as supervisor:
+        assert "the disk is full" in await refused(code, run, supervisor)
+
+
+async def test_launch_that_fails(world: World) -> None:
+    world.scenario(says="no such CPU\n", exits=1)
+    async with world.serve() as supervisor:
+        assert "no such CPU" in await refused(Code.FAILED_PRECONDITION, run, supervisor)
+
+
+async def test_vm_that_ends_meanwhile(world: World) -> None:
+    world.scenario(agent="silent")
+    async with world.serve() as supervisor, trio.open_nursery() as nursery:
+        nursery.start_soon(refused, Code.UNAVAILABLE, run, supervisor)
+        guest = await world.guest()
+        await guest.until("Run")
+        await guest.exit(-9)
+
+
+async def test_vm_of_a_caller_that_cancels_is_ended(world: World) -> None:
+    world.scenario(agent="silent")
+    async with world.serve() as supervisor:
+        call = supervisor.manager.Run.future(manager_pb2.RunRequest(computation=b"1"))
+        guest = await world.guest()
+        await guest.until("Run")
+        call.cancel()
+        await supervisor.vm(guest.vm_id).wait_ended()
+        assert world.free_again()
+
+
+async def test_vm_of_a_caller_whose_deadline_passes_is_ended(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve() as supervisor:
+        late = partial(supervisor.manager.Run, manager_pb2.RunRequest(computation=b"1"), timeout=1)
+        await refused(Code.DEADLINE_EXCEEDED, in_thread, late)
+        guest = await world.guest()
+        await supervisor.vm(guest.vm_id).wait_ended()
+        assert world.free_again()
+
+
+# --- supervisor.v1.VmService ----------------------------------------------------------------
+
+
+async def get(supervisor: Supervisor, vm_id: str) -> Any:
+    return await supervisor.call(supervisor.vm_service.Get, vm_pb2.GetRequest(id=vm_id))
+
+
+async def test_list_and_get(world: World) -> None:
+    first, _ = world.ports
+    async with world.serve() as supervisor:
+        empty = await supervisor.call(supervisor.vm_service.List, vm_pb2.ListRequest())
+        assert not empty.vms
+        vm_id = (await run(supervisor)).ID
+        listed = await supervisor.call(supervisor.vm_service.List, vm_pb2.ListRequest())
+        shown = await get(supervisor, vm_id)
+        assert list(listed.vms) == [shown]
+        assert shown.id == vm_id
+        assert (shown.state, shown.reason) == (vm_pb2.VM_STATE_RUNNING, "running")
+        assert shown.agent_ready
+        assert shown.command.startswith(str(world.qemu))
+        ports = [(one.guest_port, one.host_address, one.host_port) for one in shown.forwards]
+        assert ports[2] == (7002, "127.0.0.1", first + 2)
+        assert not shown.HasField("exit_code")
+        assert not shown.HasField("ended_at")
+        assert shown.created_at.ToDatetime().year > 2000
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        (vm_pb2.ShutdownRequest.MODE_GRACEFUL, "guest-shutdown"),
+        (vm_pb2.ShutdownRequest.MODE_FORCE, "host-qmp-quit"),
+    ],
+)
+async def test_shutdown(world: World, mode: Any, reason: str) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await run(supervisor)).ID
+        request = vm_pb2.ShutdownRequest(id=vm_id, mode=mode)
+        ended = await supervisor.call(supervisor.vm_service.Shutdown, request)
+        assert (ended.state, ended.reason) == (vm_pb2.VM_STATE_SHUTOFF, reason)
+        assert ended.HasField("exit_code")
+        assert ended.exit_code == 0
+        assert ended.HasField("ended_at")
+        assert not ended.agent_ready
+
+
+async def test_delete(world: World) -> None:
+    world.scenario(deaf_to_powerdown=ALWAYS)
+    async with world.serve() as supervisor:
+        vm_id = (await run(supervisor)).ID
+        request = vm_pb2.DeleteRequest(id=vm_id)
+        answer = await supervisor.call(supervisor.vm_service.Delete, request)
+        assert answer == empty_pb2.Empty()
+        await refused(Code.NOT_FOUND, get, supervisor, vm_id)
+        assert not list(world.tmp.iterdir())
+
+
+@pytest.mark.parametrize("name", ["Get", "Shutdown", "Delete"])
+async def test_ids_that_are_none(world: World, name: str) -> None:
+    async with world.serve() as supervisor:
+        method = getattr(supervisor.vm_service, name)
+        request = getattr(vm_pb2, f"{name}Request")(id="no-such")
+        text = await refused(Code.NOT_FOUND, supervisor.call, method, request)
+        assert "'no-such'" in text
+
+
+async def test_watch_of_an_id_that_is_none(world: World) -> None:
+    async with world.serve() as supervisor, watching(supervisor, "no-such") as change:
+        await refused(Code.NOT_FOUND, change)
+
+
+async def test_watch_tells_first_the_states_and_then_each_change(world: World) -> None:
+    async with world.serve() as supervisor:
+        old = (await run(supervisor)).ID
+        async with watching(supervisor) as change:
+            first = await change()
+            assert (first.id, first.state) == (old, vm_pb2.VM_STATE_RUNNING)
+            new = (await run(supervisor)).ID
+            started = await change()
+            assert (started.id, started.state) == (new, vm_pb2.VM_STATE_RUNNING)
+            await supervisor.http.post(f"/vms/{old}/shutdown")
+            going, gone = await change(), await change()
+            assert (going.id, going.state) == (old, vm_pb2.VM_STATE_SHUTDOWN)
+            assert (gone.id, gone.state) == (old, vm_pb2.VM_STATE_SHUTOFF)
+            assert going.reason == gone.reason == "guest-shutdown"
+            assert first.at.ToNanoseconds() < going.at.ToNanoseconds() < gone.at.ToNanoseconds()
+
+
+async def test_watch_of_one_vm_tells_of_no_other(world: World) -> None:
+    async with world.serve() as supervisor:
+        one, other = (await run(supervisor)).ID, (await run(supervisor)).ID
+        async with watching(supervisor, one) as change:
+            await change()
+            await supervisor.http.post(f"/vms/{other}/shutdown")
+            await supervisor.http.post(f"/vms/{one}/shutdown")
+            assert (await change()).id == one
+
+
+# --- what every gRPC server should answer ---------------------------------------------------
+
+SERVICES = {
+    "manager.ManagerService",
+    "supervisor.v1.VmService",
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1alpha.ServerReflection",
+}
+
+
+async def reflect(supervisor: Supervisor, **question: str) -> Any:
+    stub = reflection_pb2_grpc.ServerReflectionStub(supervisor.channel)
+    requests = iter([reflection_pb2.ServerReflectionRequest(**question)])
+    stream = stub.ServerReflectionInfo(requests, timeout=PATIENCE_S)
+    (answer,) = await in_thread(partial(list, stream))
+    return answer
+
+
+async def test_reflection(world: World) -> None:
+    async with world.serve() as supervisor:
+        listed = await reflect(supervisor, list_services="*")
+        assert {one.name for one in listed.list_services_response.service} == SERVICES
+        found = await reflect(supervisor, file_containing_symbol="manager.ManagerService")
+        assert found.file_descriptor_response.file_descriptor_proto
+
+
+@pytest.mark.parametrize("service", ["", "manager.ManagerService", "supervisor.v1.VmService"])
+async def test_health(world: World, service: str) -> None:
+    async with world.serve() as supervisor:
+        stub = health_pb2_grpc.HealthStub(supervisor.channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await supervisor.call(stub.Check, request)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -1,0 +1,125 @@
+"""TLS and mutual TLS: of both APIs, and towards the agents."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import httpx
+import pytest
+import trustme
+
+from supervisor.pb import vm_pb2
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.fake.world import World
+
+
+class Tls:
+    """An authority, a certificate for ``localhost`` and one for a client, as files."""
+
+    def __init__(self, directory: Path) -> None:
+        self.authority = trustme.CA()
+        self.server = self.authority.issue_cert("localhost", "agent.test")
+        self.client = self.authority.issue_cert("client@example.org")
+        self.ca = directory / "ca.pem"
+        self.cert = directory / "cert.pem"
+        self.key = directory / "key.pem"
+        self.client_cert = directory / "client-cert.pem"
+        self.client_key = directory / "client-key.pem"
+        self.authority.cert_pem.write_to_path(str(self.ca))
+        self.server.private_key_pem.write_to_path(str(self.key))
+        self.server.cert_chain_pems[0].write_to_path(str(self.cert))
+        self.client.private_key_pem.write_to_path(str(self.client_key))
+        self.client.cert_chain_pems[0].write_to_path(str(self.client_cert))
+
+    def server_settings(self, name: str, *, mutual: bool) -> dict[str, str]:
+        settings = {
+            f"MANAGER_{name}_SERVER_CERT": str(self.cert),
+            f"MANAGER_{name}_SERVER_KEY": str(self.key),
+        }
+        return settings | ({f"MANAGER_{name}_CLIENT_CA_CERTS": str(self.ca)} if mutual else {})
+
+    def context(self, *, known: bool) -> ssl.SSLContext:
+        """A client's; ``known``: it shows a certificate."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        if known:
+            self.client.configure_cert(context)
+        return context
+
+    def credentials(self, *, known: bool) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(
+            self.authority.cert_pem.bytes(),
+            *(
+                (self.client_key.read_bytes(), self.client_cert.read_bytes())
+                if known
+                else (None, None)
+            ),
+        )
+
+
+@pytest.fixture
+def tls(short_tmp: Path) -> Tls:
+    return Tls(short_tmp)
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mutual"])
+async def test_http(world: World, tls: Tls, mutual: bool) -> None:
+    settings = tls.server_settings("HTTP", mutual=mutual)
+    async with world.serve(tls=tls.context(known=mutual), **settings) as supervisor:
+        assert (await supervisor.http.get("/health")).status_code == 200
+        assert await supervisor.run()
+
+
+async def test_http_refuses_a_client_it_does_not_know(world: World, tls: Tls) -> None:
+    settings = tls.server_settings("HTTP", mutual=True)
+    async with world.serve(tls=tls.context(known=False), **settings) as supervisor:
+        with pytest.raises(httpx.TransportError):
+            await supervisor.http.get("/health")
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mutual"])
+async def test_grpc(world: World, tls: Tls, mutual: bool) -> None:
+    settings = tls.server_settings("GRPC", mutual=mutual)
+    async with world.serve(credentials=tls.credentials(known=mutual), **settings) as supervisor:
+        assert not (await supervisor.call(supervisor.vm_service.List, vm_pb2.ListRequest())).vms
+
+
+async def test_grpc_refuses_a_client_it_does_not_know(world: World, tls: Tls) -> None:
+    settings = tls.server_settings("GRPC", mutual=True)
+    async with world.serve(credentials=tls.credentials(known=False), **settings) as supervisor:
+        with pytest.raises(grpc.RpcError) as caught:
+            await supervisor.call(supervisor.vm_service.List, vm_pb2.ListRequest())
+        error: Any = caught.value
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mutual"])
+@pytest.mark.parametrize("name", ["", "agent.test"], ids=["the URL's host", "a name of its own"])
+async def test_agent(world: World, tls: Tls, mutual: bool, name: str) -> None:
+    settings = {
+        "MANAGER_AGENT_GRPC_CLIENT_TLS": "true",
+        "MANAGER_AGENT_GRPC_CA_CERTS": str(tls.ca),
+        "MANAGER_AGENT_GRPC_SERVER_NAME": name,
+    }
+    if mutual:
+        settings["MANAGER_AGENT_GRPC_CLIENT_CERT"] = str(tls.client_cert)
+        settings["MANAGER_AGENT_GRPC_CLIENT_KEY"] = str(tls.client_key)
+    world.scenario(agent_tls=str(world.directory), agent_mutual=mutual)
+    async with world.serve(**settings) as supervisor:
+        assert await supervisor.run()
+
+
+async def test_agent_with_a_name_that_is_not_expected(world: World, tls: Tls) -> None:
+    settings = {
+        "MANAGER_AGENT_GRPC_CLIENT_TLS": "true",
+        "MANAGER_AGENT_GRPC_CA_CERTS": str(tls.ca),
+        "MANAGER_AGENT_GRPC_SERVER_NAME": "other.test",
+        "MANAGER_BOOT_TIMEOUT": "1s",
+    }
+    world.scenario(agent_tls=str(world.directory))
+    async with world.serve(**settings) as supervisor:
+        assert (await supervisor.post(b"1")).status_code == 504

@@ -1,0 +1,237 @@
+"""The probe for KVM: its bytes, its answer, and for how long that is kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import attrs
+import pytest
+
+from supervisor import accel
+from supervisor.config import QemuConfig
+from supervisor.errors import HostError
+from supervisor.machine import Accel
+from supervisor.settings import Switch
+
+SOURCE = Path(__file__).parents[2] / "scripts" / "kvm-probe.S"
+
+needs_device = pytest.mark.skipif(
+    not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="without /dev/kvm nothing is started"
+)
+
+
+class FakeQemu:
+    """A shell script in the place of QEMU that notes each start and its arguments."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "qemu"
+        self._starts = directory / "starts"
+        self.becomes("exit 85")
+
+    def becomes(self, script: str) -> None:
+        """The same file from now on does this. Its time of change moves with it."""
+        old = self.path.stat().st_mtime_ns if self.path.exists() else 0
+        self.path.write_text(f'#!/bin/sh\necho "$@" >> {self._starts}\n{script}\n')
+        self.path.chmod(0o755)
+        os.utime(self.path, ns=(old + 10**9, old + 10**9))
+
+    @property
+    def starts(self) -> list[str]:
+        return self._starts.read_text().splitlines() if self._starts.exists() else []
+
+
+@pytest.fixture
+def qemu(short_tmp: Path) -> FakeQemu:
+    return FakeQemu(short_tmp)
+
+
+def config(qemu: FakeQemu, **settings: object) -> QemuConfig:
+    made = QemuConfig(bin_path=str(qemu.path), tmp=qemu.path.parent)
+    return attrs.evolve(made, **settings)  # type: ignore[arg-type]
+
+
+def probe(qemu: FakeQemu, **settings: object) -> accel.Probe:
+    return accel.probe_kvm(config(qemu, **settings), str(qemu.path))
+
+
+# --- the bytes ------------------------------------------------------------------------------
+
+
+def test_rom_holds_the_assembled_source_and_a_jump_to_it(short_tmp: Path) -> None:
+    assembled, code = short_tmp / "probe.o", short_tmp / "probe.bin"
+    subprocess.run(["as", "--32", str(SOURCE), "-o", str(assembled)], check=True)
+    copy = ["objcopy", "-O", "binary", "-j", ".text", str(assembled), str(code)]
+    subprocess.run(copy, check=True)
+    rom = accel.rom_image()
+    assert rom.startswith(code.read_bytes())
+    assert len(rom) == 64 * 1024
+    # A near jump from the reset vector, 16 bytes before the end: over the top to the start.
+    assert rom[0xFFF0] == 0xE9
+    assert (0xFFF3 + int.from_bytes(rom[0xFFF1:0xFFF3], "little")) & 0xFFFF == 0
+    assert not any(rom[code.stat().st_size : 0xFFF0])
+    assert not any(rom[0xFFF3:])
+
+
+# --- running it -----------------------------------------------------------------------------
+
+
+def test_exit_code_and_output(qemu: FakeQemu) -> None:
+    qemu.becomes("echo one >&2; echo two >&2; exit 3")
+    assert accel.run_probe(str(qemu.path), "-cpu", "max") == (3, "one\ntwo\n")
+    assert qemu.starts[0].startswith("-cpu max -nodefaults ")
+
+
+def test_qemu_that_keeps_a_dead_guest_is_stopped(qemu: FakeQemu) -> None:
+    qemu.becomes("echo 'KVM internal error. Suberror: 1' >&2; exec sleep 1000 2>&-")
+    code, output = accel.run_probe(str(qemu.path))
+    assert code is None
+    assert "internal error" in output
+
+
+def test_rom_is_removed(qemu: FakeQemu) -> None:
+    accel.run_probe(str(qemu.path))
+    words = qemu.starts[0].split()
+    assert not Path(words[words.index("-bios") + 1]).exists()
+
+
+# --- its answer -----------------------------------------------------------------------------
+
+
+@needs_device
+def test_probe_that_ran(qemu: FakeQemu) -> None:
+    found = probe(qemu)
+    assert found.works
+    assert qemu.starts[0].startswith("-enable-kvm -machine q35 -cpu EPYC ")
+
+
+@needs_device
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo warning >&2; echo 'failed to set MSR' >&2; exit 1", "exit code 1: failed to set"),
+        ("exit 0", "exit code 0"),
+        ("kill -ABRT $$", "exit code -6"),
+        (
+            "echo 'KVM internal error. Suberror: 3' >&2; exec sleep 1000 2>&-",
+            "did not come to its end: KVM internal error",
+        ),
+    ],
+)
+def test_probe_that_failed_says_what_was_seen(qemu: FakeQemu, script: str, said: str) -> None:
+    qemu.becomes(script)
+    found = probe(qemu)
+    assert not found.works
+    assert "-machine q35 -cpu EPYC" in found.detail
+    assert said in found.detail
+
+
+# --- what is kept ---------------------------------------------------------------------------
+
+
+@needs_device
+def test_answer_is_kept(qemu: FakeQemu) -> None:
+    assert probe(qemu) == probe(qemu)
+    assert len(qemu.starts) == 1
+    kept = [file for file in qemu.path.parent.iterdir() if file.suffix == ".json"]
+    assert [file.name for file in kept] == ["kvm-probe.json"]
+
+
+@needs_device
+@pytest.mark.parametrize("settings", [{"machine": "pc"}, {"cpu": "host"}])
+def test_other_machines_are_probed_anew(qemu: FakeQemu, settings: dict[str, str]) -> None:
+    probe(qemu)
+    probe(qemu, **settings)
+    assert len(qemu.starts) == 2
+
+
+@needs_device
+def test_another_qemu_is_probed_anew(qemu: FakeQemu) -> None:
+    assert probe(qemu).works
+    qemu.becomes("exit 1")
+    assert not probe(qemu).works
+
+
+@needs_device
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"boot_id": 3}', "\x00"])
+def test_damaged_answer_is_asked_anew(qemu: FakeQemu, damage: str) -> None:
+    probe(qemu)
+    (qemu.path.parent / "kvm-probe.json").write_text(damage)
+    assert probe(qemu).works
+    assert len(qemu.starts) == 2
+    probe(qemu)
+    assert len(qemu.starts) == 2
+
+
+@needs_device
+def test_answer_from_before_the_last_boot_does_not_count(qemu: FakeQemu) -> None:
+    probe(qemu)
+    cache = qemu.path.parent / "kvm-probe.json"
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    cache.write_text(cache.read_text().replace(boot_id, "another"))
+    probe(qemu)
+    assert len(qemu.starts) == 2
+
+
+# --- what is made of it ---------------------------------------------------------------------
+
+
+def decide(
+    qemu: FakeQemu, kvm: Switch, sev: Switch = Switch.FALSE
+) -> tuple[Accel, list[str]]:
+    return accel.decide(config(qemu, enable_kvm=kvm, enable_sev=sev), str(qemu.path))
+
+
+def test_without_kvm_nothing_is_asked(qemu: FakeQemu) -> None:
+    assert decide(qemu, Switch.FALSE) == (Accel(kvm=False, sev=False), [])
+    assert not qemu.starts
+
+
+@needs_device
+@pytest.mark.parametrize("switch", [Switch.AUTO, Switch.TRUE])
+def test_kvm_that_works(qemu: FakeQemu, switch: Switch) -> None:
+    assert decide(qemu, switch) == (Accel(kvm=True, sev=False), [])
+
+
+def test_kvm_that_does_not_work_is_done_without(qemu: FakeQemu) -> None:
+    qemu.becomes("exit 1")
+    decided, warnings = decide(qemu, Switch.AUTO)
+    assert not decided.kvm
+    assert len(warnings) == 1
+    assert "emulated" in warnings[0]
+
+
+def test_kvm_that_does_not_work_and_is_insisted_on(qemu: FakeQemu) -> None:
+    qemu.becomes("exit 1")
+    with pytest.raises(HostError, match="MANAGER_QEMU_ENABLE_KVM=true, but "):
+        decide(qemu, Switch.TRUE)
+
+
+def test_sev_needs_kvm(qemu: FakeQemu) -> None:
+    decided, warnings = decide(qemu, Switch.FALSE, Switch.AUTO)
+    assert decided == Accel(kvm=False, sev=False)
+    assert "not confidential" in warnings[0]
+    with pytest.raises(HostError, match="MANAGER_QEMU_ENABLE_SEV=true, but SEV needs KVM"):
+        decide(qemu, Switch.FALSE, Switch.TRUE)
+
+
+# --- the binary -----------------------------------------------------------------------------
+
+
+def test_qemu_by_name_and_by_path(qemu: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(qemu.path.parent))
+    for given in ("qemu", str(qemu.path)):
+        assert accel.find_qemu(QemuConfig(bin_path=given)) == str(qemu.path)
+
+
+def test_relative_path_of_qemu_becomes_absolute(
+    qemu: FakeQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(qemu.path.parent)
+    assert accel.find_qemu(QemuConfig(bin_path="./qemu")) == str(qemu.path)
+
+
+def test_no_qemu(short_tmp: Path) -> None:
+    with pytest.raises(HostError, match="MANAGER_QEMU_BIN_PATH"):
+        accel.find_qemu(QemuConfig(bin_path=str(short_tmp / "none")))

@@ -1,0 +1,135 @@
+"""JSON bodies: every member known, each of its type, what is wrong told by member."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from quart_trio import QuartTrio
+
+from supervisor.web import bodies, problems
+
+if TYPE_CHECKING:
+    from quart.testing.utils import Response
+
+
+def an_app() -> QuartTrio:
+    """Two routes that answer with what they understood."""
+    app = QuartTrio(__name__)
+
+    @app.post("/run")
+    async def run() -> Any:
+        return (await bodies.read(bodies.RunRequest)).computation.hex()
+
+    @app.post("/shutdown")
+    async def shutdown() -> Any:
+        return (await bodies.read_optional(bodies.ShutdownRequest)).mode.value
+
+    problems.register(app)
+    return app
+
+
+async def post(path: str, body: object, kind: str | None = "application/json") -> Response:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": kind} if kind else {}
+    return await an_app().test_client().post(path, data=data, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ([0], b"\x00"),
+        ([0, 127, 128, 255], b"\x00\x7f\x80\xff"),
+        (list(range(256)), bytes(range(256))),
+        ([], b""),
+        ("", b""),
+        ("AH//", b"\x00\x7f\xff"),
+        (base64.b64encode(bytes(range(256))).decode(), bytes(range(256))),
+    ],
+)
+async def test_computation(written: object, read: bytes) -> None:
+    answer = await post("/run", {"computation": written})
+    assert answer.status_code == 200
+    assert await answer.get_data() == read.hex().encode()
+
+
+NOT_A_BYTE = "not a number from 0 to 255"
+
+
+@pytest.mark.parametrize(
+    ("body", "member", "words"),
+    [
+        ({"computation": [1, 256]}, "computation[1]", f"256, {NOT_A_BYTE}"),
+        ({"computation": [-1]}, "computation[0]", f"-1, {NOT_A_BYTE}"),
+        ({"computation": [0, 1, True]}, "computation[2]", f"true, {NOT_A_BYTE}"),
+        ({"computation": [1.0]}, "computation[0]", f"1.0, {NOT_A_BYTE}"),
+        ({"computation": ["1"]}, "computation[0]", f'"1", {NOT_A_BYTE}'),
+        ({"computation": [None]}, "computation[0]", f"null, {NOT_A_BYTE}"),
+        ({"computation": [[1]]}, "computation[0]", f"[1], {NOT_A_BYTE}"),
+        ({"computation": [10**100]}, "computation[0]", NOT_A_BYTE),
+        ({"computation": "A"}, "computation", "not base64"),
+        ({"computation": "AH//\n"}, "computation", "not base64"),
+        ({"computation": "AH__"}, "computation", "not base64"),
+        ({"computation": "\N{SNOWMAN}"}, "computation", "not base64"),
+        ({"computation": 7}, "computation", "array of numbers"),
+        ({"computation": True}, "computation", "array of numbers"),
+        ({"computation": None}, "computation", "array of numbers"),
+        ({"computation": {"0": 1}}, "computation", "array of numbers"),
+        ({}, "computation", "missing"),
+        ({"computation": [1], "ttl": 1}, "ttl", "'ttl' is not a member"),
+        ({"computatoin": [1]}, "computatoin", "did you mean 'computation'?"),
+        ({"Computation": [1]}, "Computation", "did you mean 'computation'?"),
+    ],
+)
+async def test_bad_member_is_named(body: object, member: str, words: str) -> None:
+    answer = await post("/run", body)
+    assert answer.status_code == 400
+    problem = await answer.get_json()
+    assert problem["member"] == member
+    assert words in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b'{"computation": [1]', b"\xff\xfe", b"[" * 100_000, b"1" * 5000, b"{} {}"],
+)
+async def test_what_is_not_json(body: bytes) -> None:
+    answer = await post("/run", body)
+    assert answer.status_code == 400
+    assert "not JSON" in (await answer.get_json())["detail"]
+
+
+@pytest.mark.parametrize("body", [[1], "computation", 1, None, True])
+async def test_what_is_no_object(body: object) -> None:
+    answer = await post("/run", body)
+    assert answer.status_code == 400
+    assert "must be a JSON object" in (await answer.get_json())["detail"]
+
+
+@pytest.mark.parametrize("kind", [None, "text/json", "application/x-www-form-urlencoded"])
+async def test_other_content_type(kind: str | None) -> None:
+    answer = await post("/run", {"computation": [1]}, kind)
+    assert answer.status_code == 415
+    assert (kind or "none") in (await answer.get_json())["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "mode"),
+    [(b"", "graceful"), ({}, "graceful"), ({"mode": "force"}, "force")],
+)
+async def test_mode(body: object, mode: str) -> None:
+    answer = await post("/shutdown", body)
+    assert (await answer.get_data()).decode() == mode
+
+
+async def test_no_body_needs_no_content_type() -> None:
+    assert (await post("/shutdown", b"", None)).status_code == 200
+
+
+@pytest.mark.parametrize("mode", ["", "FORCE", 1, None, ["force"], {}])
+async def test_bad_mode(mode: object) -> None:
+    answer = await post("/shutdown", {"mode": mode})
+    assert answer.status_code == 400
+    assert (await answer.get_json())["member"] == "mode"

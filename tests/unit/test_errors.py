@@ -1,0 +1,160 @@
+"""Every error class has its place in both transports' tables, and says what it should."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from quart_trio import QuartTrio
+
+from supervisor import errors, rpc
+from supervisor.errors import (
+    AgentError,
+    AgentTimeout,
+    AtCapacity,
+    Busy,
+    ConfigError,
+    FirmwareError,
+    HostError,
+    ImageError,
+    InvalidRequest,
+    LaunchError,
+    MonitorError,
+    PortsTaken,
+    SupervisorError,
+    TooLarge,
+    UnsupportedMedia,
+    VmEnded,
+    VmNotFound,
+)
+from supervisor.web import problems
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Code = grpc.StatusCode
+
+TABLE: list[tuple[SupervisorError, int, grpc.StatusCode]] = [
+    (SupervisorError("x"), 500, Code.INTERNAL),
+    (ConfigError(["x"]), 500, Code.INTERNAL),
+    (HostError("x"), 500, Code.INTERNAL),
+    (InvalidRequest("x", member="m"), 400, Code.INVALID_ARGUMENT),
+    (UnsupportedMedia("x"), 415, Code.INVALID_ARGUMENT),
+    (TooLarge("x"), 413, Code.RESOURCE_EXHAUSTED),
+    (VmNotFound("v"), 404, Code.NOT_FOUND),
+    (Busy("x"), 409, Code.FAILED_PRECONDITION),
+    (AtCapacity(3), 429, Code.RESOURCE_EXHAUSTED),
+    (LaunchError("x"), 500, Code.FAILED_PRECONDITION),
+    (ImageError("x"), 500, Code.FAILED_PRECONDITION),
+    (FirmwareError("x"), 500, Code.FAILED_PRECONDITION),
+    (PortsTaken("x"), 503, Code.UNAVAILABLE),
+    (VmEnded("v", "crashed", "exit:1"), 502, Code.UNAVAILABLE),
+    (MonitorError("x"), 503, Code.UNAVAILABLE),
+    (AgentTimeout("x"), 504, Code.DEADLINE_EXCEEDED),
+    (AgentError("v", "INTERNAL", "t"), 502, Code.INTERNAL),
+    (AgentError("v", "no-such-code", "t"), 502, Code.UNAVAILABLE),
+]
+
+
+def below(kind: type[SupervisorError]) -> Iterator[type[SupervisorError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from below(child)
+
+
+def ids(value: object) -> str | None:
+    return type(value).__name__ if isinstance(value, SupervisorError) else None
+
+
+def test_every_class_is_in_the_table() -> None:
+    ours = {kind for kind in below(SupervisorError) if kind.__module__ == errors.__name__}
+    assert {type(row[0]) for row in TABLE} == ours
+
+
+def test_every_class_is_in_the_tree_of_the_docstring() -> None:
+    drawn = re.findall(r"(?:── |^    )([A-Z][A-Za-z]+)", errors.__doc__ or "", re.MULTILINE)
+    ours = [kind.__name__ for kind in below(SupervisorError) if kind.__module__ == errors.__name__]
+    assert sorted(drawn) == sorted(ours)
+
+
+@pytest.mark.parametrize(("error", "status", "code"), TABLE, ids=ids)
+def test_grpc(error: SupervisorError, status: int, code: grpc.StatusCode) -> None:
+    assert rpc.code_of(error) is code
+
+
+async def answer_to(error: Exception) -> tuple[int, str, dict[str, Any]]:
+    """Status, content type and problem of a request whose handler raised this."""
+    app = QuartTrio(__name__)
+
+    @app.get("/fail")
+    async def fail() -> str:
+        raise error
+
+    problems.register(app)
+    answer = await app.test_client().get("/fail")
+    return answer.status_code, answer.content_type or "", await answer.get_json()
+
+
+@pytest.mark.parametrize(("error", "status", "code"), TABLE, ids=ids)
+async def test_http(error: SupervisorError, status: int, code: grpc.StatusCode) -> None:
+    got, kind, problem = await answer_to(error)
+    assert (got, kind) == (status, "application/problem+json")
+    assert problem["status"] == status
+    assert problem["detail"] == str(error)
+    assert problem["instance"] == "/fail"
+
+
+@pytest.mark.parametrize(
+    ("error", "members"),
+    [
+        (InvalidRequest("x", member="computation[3]"), {"member": "computation[3]"}),
+        (InvalidRequest("x"), {}),
+        (VmNotFound("v"), {"vm": "v"}),
+        (VmEnded("v", "crashed", "exit:1"), {"vm": "v"}),
+        (
+            AgentError("v", "INTERNAL", "t"),
+            {"vm": "v", "agent_code": "INTERNAL", "agent_message": "t"},
+        ),
+    ],
+    ids=ids,
+)
+async def test_members_for_programs(error: SupervisorError, members: dict[str, str]) -> None:
+    _, _, problem = await answer_to(error)
+    extra = problem.keys() - {"type", "title", "status", "detail", "instance"}
+    assert {name: problem[name] for name in extra} == members
+
+
+async def test_kind_in_words() -> None:
+    _, _, problem = await answer_to(VmNotFound("v"))
+    assert problem["type"] == "urn:qmp-supervisor:problem:vm-not-found"
+    assert problem["title"] == "Vm not found"
+
+
+async def test_a_bug_does_not_show_its_insides() -> None:
+    status, kind, problem = await answer_to(RuntimeError("secret"))
+    assert (status, kind) == (500, "application/problem+json")
+    assert "secret" not in str(problem)
+
+
+def test_launch_error_ends_with_the_log() -> None:
+    error = LaunchError("it failed", argv=["q"], exit_code=1, log_tail="last words")
+    assert str(error) == "it failed\nlast words"
+    assert (error.argv, error.exit_code) == (("q",), 1)
+
+
+def test_config_error_has_a_line_a_problem() -> None:
+    assert str(ConfigError(["one", "two"])) == "one\ntwo"
+
+
+@pytest.mark.parametrize(
+    ("word", "words", "said"),
+    [
+        ("computatoin", ["computation"], "; did you mean 'computation'?"),
+        ("zzz", ["computation"], ""),
+        ("b", [], ""),
+    ],
+)
+def test_nearest(word: str, words: list[str], said: str) -> None:
+    assert errors.nearest(word, words) == said

@@ -1,0 +1,289 @@
+"""A VM's directory: what is made in it, and what is said when that cannot be done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from supervisor.config import DiskConfig, FirmwareConfig
+from supervisor.errors import FirmwareError, HostError, ImageError, LaunchError
+from supervisor.rundir import MAX_SOCKET_PATH, Rundir, check_firmware, check_tmp, make_overlay
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CODE_2M, VARS_2M = 1966080, 131072
+CODE_4M, VARS_4M = 3653632, 540672
+
+
+def sparse(path: Path, size: int) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def firmware(tmp: Path, code: int = CODE_2M, variables: int = VARS_2M) -> FirmwareConfig:
+    return FirmwareConfig(
+        code_file=sparse(tmp / "CODE.fd", code), vars_file=sparse(tmp / "VARS.fd", variables)
+    )
+
+
+def base_image(tmp: Path, kind: str = "qcow2") -> DiskConfig:
+    image = tmp / f"base.{kind}"
+    subprocess.run(["qemu-img", "create", "-q", "-f", kind, str(image), "1M"], check=True)
+    return DiskConfig(file=image, format=kind)
+
+
+# --- tmp/ -----------------------------------------------------------------------------------
+
+
+def test_tmp_is_made(short_tmp: Path) -> None:
+    check_tmp(short_tmp / "a" / "b")
+    assert (short_tmp / "a" / "b").is_dir()
+    assert not list((short_tmp / "a" / "b").iterdir())
+    assert (short_tmp / "a" / "b").stat().st_mode & 0o777 == 0o700
+
+
+def tmp_of_length(directory: Path, longest: int) -> Path:
+    """A path below the directory at which the longest socket's path has so many bytes."""
+    rest = longest - len(os.fsencode(Rundir(directory / "x" / ("f" * 36)).qmp_socket)) + 1
+    return directory / ("x" * rest)
+
+
+def test_longest_path_of_a_socket(short_tmp: Path) -> None:
+    longest = tmp_of_length(short_tmp, MAX_SOCKET_PATH)
+    check_tmp(longest)
+    rundir = Rundir(longest / ("f" * 36))
+    rundir.path.mkdir()
+    with rundir.listen_qmp() as listener:
+        assert listener.getsockname() == str(rundir.qmp_socket)
+    rundir.qmp_socket.unlink()
+
+
+def test_one_byte_more_is_refused_before_it_fails(short_tmp: Path) -> None:
+    with pytest.raises(HostError, match="107 bytes") as caught:
+        check_tmp(tmp_of_length(short_tmp, MAX_SOCKET_PATH + 1))
+    assert "MANAGER_QEMU_TMP_FILE_LOC" in str(caught.value)
+
+
+def test_bytes_count_and_not_letters(short_tmp: Path) -> None:
+    with pytest.raises(HostError, match="107 bytes"):
+        check_tmp(short_tmp / ("\N{SNOWMAN}" * 20))
+
+
+def test_tmp_below_a_file(short_tmp: Path) -> None:
+    (short_tmp / "file").touch()
+    with pytest.raises(HostError, match="MANAGER_QEMU_TMP_FILE_LOC"):
+        check_tmp(short_tmp / "file" / "tmp")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_tmp_that_cannot_be_written_to(short_tmp: Path) -> None:
+    locked = short_tmp / "locked"
+    locked.mkdir(mode=0o500)
+    with pytest.raises(HostError, match="Permission denied"):
+        check_tmp(locked)
+
+
+# --- the firmware ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "variables"),
+    [
+        (CODE_2M, VARS_2M),
+        (CODE_4M, VARS_4M),
+        # Sizes of other builds are not ours to judge.
+        (2048, 1024),
+        (CODE_4M, 1024),
+    ],
+)
+def test_firmware_that_belongs_together(short_tmp: Path, code: int, variables: int) -> None:
+    check_firmware(firmware(short_tmp, code, variables))
+
+
+@pytest.mark.parametrize(("code", "variables"), [(CODE_2M, VARS_4M), (CODE_4M, VARS_2M)])
+def test_halves_of_different_chips(short_tmp: Path, code: int, variables: int) -> None:
+    with pytest.raises(FirmwareError) as caught:
+        check_firmware(firmware(short_tmp, code, variables))
+    for word in ("2 MB", "4 MB", "MANAGER_QEMU_OVMF_CODE_FILE", "MANAGER_QEMU_OVMF_VARS_FILE"):
+        assert word in str(caught.value)
+
+
+def test_sizes_of_formats_that_are_not_raw_say_nothing(short_tmp: Path) -> None:
+    config = firmware(short_tmp, CODE_2M, VARS_4M)
+    check_firmware(
+        FirmwareConfig(
+            code_file=config.code_file,
+            vars_file=config.vars_file,
+            code_format="qcow2",
+            vars_format="qcow2",
+        )
+    )
+
+
+@pytest.mark.parametrize("part", ["CODE", "VARS"])
+def test_missing_firmware(short_tmp: Path, part: str) -> None:
+    config = firmware(short_tmp)
+    (short_tmp / f"{part}.fd").unlink()
+    with pytest.raises(FirmwareError, match=f"MANAGER_QEMU_OVMF_{part}_FILE") as caught:
+        check_firmware(config)
+    assert str(short_tmp / f"{part}.fd") in str(caught.value)
+    assert "_4M" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["CODE", "VARS"])
+def test_missing_firmware_of_2_mb_where_there_is_one_of_4_mb(short_tmp: Path, part: str) -> None:
+    config = firmware(short_tmp)
+    (short_tmp / f"{part}.fd").rename(short_tmp / f"{part}_4M.fd")
+    with pytest.raises(FirmwareError, match=f"for example to {short_tmp}/{part}_4M.fd"):
+        check_firmware(config)
+
+
+# --- the disk -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "raw"])
+def test_overlay_reads_through_to_the_base_image(short_tmp: Path, kind: str) -> None:
+    disk = base_image(short_tmp, kind)
+    make_overlay(disk, short_tmp / "overlay")
+    shown = subprocess.run(
+        ["qemu-img", "info", "--output=json", str(short_tmp / "overlay")],
+        check=True,
+        capture_output=True,
+    )
+    info = json.loads(shown.stdout)
+    assert info["format"] == "qcow2"
+    assert info["full-backing-filename"] == str(disk.file)
+    assert info["backing-filename-format"] == kind
+    assert info["virtual-size"] == 1024 * 1024
+
+
+def test_relative_image_is_found_from_the_overlay(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = base_image(short_tmp)
+    monkeypatch.chdir(short_tmp)
+    (short_tmp / "deep").mkdir()
+    relative = DiskConfig(file=disk.file.relative_to(short_tmp))
+    make_overlay(relative, short_tmp / "deep" / "overlay")
+    subprocess.run(["qemu-img", "check", "-q", "deep/overlay"], check=True)
+
+
+def test_missing_image(short_tmp: Path) -> None:
+    with pytest.raises(ImageError, match="MANAGER_QEMU_DISK_IMG_FILE") as caught:
+        make_overlay(DiskConfig(file=short_tmp / "none.img"), short_tmp / "overlay")
+    assert str(short_tmp / "none.img") in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a disk" * 100, b"QFI\xfb" + b"\xff" * 600])
+def test_image_that_is_not_what_its_format_says(short_tmp: Path, content: bytes) -> None:
+    image = short_tmp / "base.img"
+    image.write_bytes(content)
+    with pytest.raises(ImageError, match="MANAGER_QEMU_DISK_IMG_FORMAT") as caught:
+        make_overlay(DiskConfig(file=image), short_tmp / "overlay")
+    assert str(image) in str(caught.value)
+    assert caught.value.exit_code == 1
+    assert "backing image" in caught.value.log_tail
+
+
+def test_image_that_is_a_directory(short_tmp: Path) -> None:
+    with pytest.raises(ImageError):
+        make_overlay(DiskConfig(file=short_tmp), short_tmp / "overlay")
+
+
+def test_no_qemu_img(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = base_image(short_tmp)
+    monkeypatch.setenv("PATH", str(short_tmp))
+    with pytest.raises(LaunchError, match="qemu-utils"):
+        make_overlay(disk, short_tmp / "overlay")
+
+
+# --- the directory --------------------------------------------------------------------------
+
+
+async def test_directory_of_a_vm(short_tmp: Path) -> None:
+    rundir = Rundir(short_tmp / "vm")
+    config = firmware(short_tmp)
+    config.vars_file.write_bytes(b"boot order".ljust(VARS_2M, b"\xff"))
+    await rundir.prepare(base_image(short_tmp), config)
+    assert sorted(rundir.path.iterdir()) == [rundir.firmware_vars, rundir.overlay]
+    assert rundir.firmware_vars.read_bytes() == config.vars_file.read_bytes()
+    assert rundir.path.stat().st_mode & 0o777 == 0o700
+    await rundir.remove()
+    assert not rundir.path.exists()
+
+
+async def test_variables_can_be_written_though_their_template_cannot(short_tmp: Path) -> None:
+    rundir = Rundir(short_tmp / "vm")
+    config = firmware(short_tmp)
+    config.vars_file.chmod(0o444)
+    await rundir.prepare(base_image(short_tmp), config)
+    assert rundir.firmware_vars.stat().st_mode & 0o200
+
+
+@pytest.mark.parametrize("missing", ["CODE.fd", "base.qcow2"])
+async def test_failed_preparation_leaves_nothing(short_tmp: Path, missing: str) -> None:
+    rundir = Rundir(short_tmp / "vm")
+    disk, config = base_image(short_tmp), firmware(short_tmp)
+    (short_tmp / missing).unlink()
+    with pytest.raises(LaunchError):
+        await rundir.prepare(disk, config)
+    assert not rundir.path.exists()
+
+
+async def test_directory_that_is_there_already_is_not_touched(short_tmp: Path) -> None:
+    rundir = Rundir(short_tmp / "vm")
+    rundir.path.mkdir()
+    (rundir.path / "somebody's").touch()
+    with pytest.raises(LaunchError, match="File exists"):
+        await rundir.prepare(base_image(short_tmp), firmware(short_tmp))
+    assert (rundir.path / "somebody's").exists()
+
+
+async def test_whoever_connects_before_qemu_waits_for_its_greeting(short_tmp: Path) -> None:
+    rundir = Rundir(short_tmp)
+    with rundir.listen_qmp() as listener:
+        early = await trio.open_unix_socket(str(rundir.qmp_socket))
+        connection, _ = listener.accept()
+        with connection:
+            connection.send(b"greeting")
+        async with early:
+            assert await early.receive_some() == b"greeting"
+    rundir.qmp_socket.unlink()
+
+
+def test_socket_of_an_attempt_before_is_replaced(short_tmp: Path) -> None:
+    rundir = Rundir(short_tmp)
+    for _ in range(2):
+        with rundir.listen_qmp():
+            assert rundir.qmp_socket.is_socket()
+    rundir.qmp_socket.unlink()
+
+
+@pytest.mark.parametrize(
+    ("log", "tail"),
+    [
+        (b"", ""),
+        (b"one\n", "one"),
+        ("".join(f"{number}\n" for number in range(30)).encode(), "27\n28\n29"),
+        (b"\xff\n", "\N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_last_lines_of_the_log(short_tmp: Path, log: bytes, tail: str) -> None:
+    rundir = Rundir(short_tmp)
+    assert rundir.log_tail() == ""
+    rundir.qemu_log.write_bytes(log)
+    assert rundir.log_tail(lines=3) == tail
+
+
+def test_end_of_a_very_long_log(short_tmp: Path) -> None:
+    rundir = Rundir(short_tmp)
+    rundir.qemu_log.write_bytes(b"x" * 10_000_000 + b"\nthe end\n")
+    assert rundir.log_tail().endswith("\nthe end")
+    assert len(rundir.log_tail()) < 10_000
