@@ -211,8 +211,11 @@ _update_lists_for_guest() {
 
 # --- checks -----------------------------------------------------------------------------------
 
+# All of them, even if one finds something.
 check_sources() {
-    say "ruff check" && "$venv/bin/ruff" check .
-    say "ruff format --check" && "$venv/bin/ruff" format --check .
-    say "mypy" && "$venv/bin/mypy"
+    local found=0
+    say "ruff check" && "$venv/bin/ruff" check . || found=1
+    say "ruff format --check" && "$venv/bin/ruff" format --check . || found=1
+    say "mypy" && "$venv/bin/mypy" || found=1
+    return "$found"
 }

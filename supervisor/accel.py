@@ -122,6 +122,11 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
             return cached.probe
     except (OSError, ValueError, cattrs.BaseValidationError):
         pass  # none yet, or damaged: ask anew
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        # Not kept: a user may join a group, a module be loaded.
+        return Probe(works=False, detail=f"/dev/kvm cannot be opened: {error.strerror}")
     probe = _ask(qemu, config.machine, cpu)
     with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as new:
         json.dump(cattrs.unstructure(attrs.evolve(key, probe=probe)), new)
@@ -130,10 +135,6 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
 
 
 def _ask(qemu: str, machine: str, cpu: str) -> Probe:
-    try:
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        return Probe(works=False, detail=f"/dev/kvm cannot be opened: {error.strerror}")
     code, output = run_probe(qemu, "-enable-kvm", "-machine", machine, "-cpu", cpu)
     tried = f"a probe guest under KVM (-machine {machine} -cpu {cpu})"
     if code == _SUCCESS:

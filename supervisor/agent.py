@@ -6,6 +6,7 @@ grpc.aio is asyncio's; this module and ``rpc`` are the only ones that know. The 
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,9 @@ class Agent:
         except grpc.aio.AioRpcError as error:
             code, text = error.code().name, error.details() or "without a word"
             raise AgentError(self._vm_id, code, text) from error
+        except asyncio.CancelledError:
+            # Not ours, which trio would tell: the channel was closed, for the VM has ended.
+            raise AgentError(self._vm_id, "UNAVAILABLE", "the channel was closed") from None
 
     async def _run(self, computation: bytes) -> str:
         """asyncio-flavoured."""

@@ -21,10 +21,10 @@ from hypercorn.trio import serve as hypercorn_serve
 
 from supervisor import accel, rpc
 from supervisor.errors import HostError
+from supervisor.launch import Host
 from supervisor.listen import bind_tcp
 from supervisor.rundir import check_tmp
 from supervisor.service import Service, open_service
-from supervisor.vm import Host
 from supervisor.web import create_app
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def examine(config: Config) -> Host:
     :raises HostError: if it cannot do what they insist on
     """
     check_tmp(config.qemu.tmp)
+    for file in (config.agent.ca_certs, config.agent.client_cert, config.agent.client_key):
+        _readable(file)
     qemu = accel.find_qemu(config.qemu)
     decided, warnings = accel.decide(config.qemu, qemu)
     for warning in warnings:
@@ -79,6 +81,7 @@ async def serve(
     """
     config = absolute(config)
     host = await trio.to_thread.run_sync(examine, config)
+    hypercorn = _hypercorn(config.http)
     if config.jaeger_url:
         log.warning("MANAGER_JAEGER_URL is set, but there is no tracing yet")
     async with trio_asyncio.open_loop():
@@ -91,22 +94,30 @@ async def serve(
                     "HTTP", config.http.host, config.http.port, "MANAGER_HTTP_PORT"
                 ) as listener:
                     running = Running(service, listener.getsockname()[1], grpc_port, scope)
-                    await _serve_http(config, listener, running, task_status)
+                    await _serve_http(config, hypercorn, listener, running, task_status)
 
 
 async def _serve_http(
-    config: Config, listener: socket.socket, running: Running, task_status: trio.TaskStatus[Running]
+    config: Config,
+    hypercorn: HypercornConfig,
+    listener: socket.socket,
+    running: Running,
+    task_status: trio.TaskStatus[Running],
 ) -> None:
     app = create_app(running.service, config.instance_id or str(uuid.uuid4()))
     async with trio.open_nursery() as nursery:
-        await nursery.start(hypercorn_serve, app, _hypercorn(config.http, listener))
+        hypercorn.bind = [f"fd://{listener.detach()}"]
+        await nursery.start(hypercorn_serve, app, hypercorn)
         log.info("ready", http_port=running.http_port, grpc_port=running.grpc_port)
         task_status.started(running)
 
 
-def _hypercorn(config: HttpConfig, listener: socket.socket) -> HypercornConfig:
+def _hypercorn(config: HttpConfig) -> HypercornConfig:
+    """All but the socket.
+
+    :raises HostError: if a certificate cannot be used
+    """
     hypercorn = HypercornConfig()
-    hypercorn.bind = [f"fd://{listener.detach()}"]
     hypercorn.include_server_header = False
     hypercorn.graceful_timeout = 1
     hypercorn.loglevel = "WARNING"
@@ -119,6 +130,13 @@ def _hypercorn(config: HttpConfig, listener: socket.socket) -> HypercornConfig:
     if config.client_ca_certs:
         hypercorn.ca_certs = str(config.client_ca_certs)
         hypercorn.verify_mode = ssl.CERT_REQUIRED
+    try:
+        hypercorn.create_ssl_context()
+    except ssl.SSLError as error:
+        raise HostError(
+            "MANAGER_HTTP_SERVER_CERT, MANAGER_HTTP_SERVER_KEY or MANAGER_HTTP_CLIENT_CA_CERTS"
+            f" is not what it should be: {error}"
+        ) from error
     return hypercorn
 
 

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import math
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -68,6 +69,15 @@ class SevStatus:
     handle: int | None = None
 
 
+@attrs.frozen
+class Facts:
+    """What QEMU said of itself, and when."""
+
+    run_status: RunStatus
+    sev: SevStatus
+    at: datetime
+
+
 class Monitor:
     """One QMP connection.
 
@@ -103,6 +113,10 @@ class Monitor:
                 raise
             return SevStatus(enabled=False)
         return parse_sev(answer)
+
+    async def ask(self) -> Facts:
+        """All that is asked of QEMU as a rule."""
+        return Facts(await self.query_status(), await self.query_sev(), datetime.now(UTC))
 
     async def cont(self) -> None:
         """Let the guest run, for the first time or again."""

@@ -61,9 +61,13 @@ class Qemu:
             self._process.send_signal(number)
             return
         # Not ours to signal, and to kill sudo itself would orphan QEMU.
-        pids = [str(pid) for pid in self._below_sudo()]
+        await self._sudo_kill(number, *self._below_sudo())
+        # A sudo whose command was stopped stops itself, and would never see it end.
+        await self._sudo_kill(signal.SIGCONT, self.pid)
+
+    async def _sudo_kill(self, number: signal.Signals, *pids: int) -> None:
         await trio.run_process(
-            ["sudo", "kill", f"-{number.name.removeprefix('SIG')}", *pids],
+            ["sudo", "kill", f"-{number.name.removeprefix('SIG')}", *map(str, pids)],
             check=False,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -7,6 +7,7 @@ grpc.aio is asyncio's; the servicers' methods are asyncio-flavoured and step ove
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +16,7 @@ import structlog
 import trio
 from google.protobuf import empty_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 from trio_asyncio import aio_as_trio, trio_as_aio
 
 from supervisor import errors
@@ -25,11 +26,13 @@ from supervisor.errors import HostError
 from supervisor.listen import taken
 from supervisor.machine import shell_line
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
+from supervisor.vm import Change
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from supervisor.config import GrpcConfig
+    from supervisor.runstate import Status
     from supervisor.service import Service
     from supervisor.vm import Vm
 
@@ -126,28 +129,48 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
     ) -> None:
         wanted = [self._service.get(request.id)] if request.id else self._service.vms.values()
         with self._service.changes.subscribe() as changes:
-            for vm in tuple(wanted):
-                await context.write(_change(vm))
-            async for vm in trio_as_aio(changes):
-                if request.id in ("", vm.id):
-                    await context.write(_change(vm))
+            now = datetime.now(UTC)
+            for change in [Change(vm.id, vm.status, now) for vm in wanted]:
+                await context.write(_change(change))
+            async for change in trio_as_aio(changes):
+                if request.id in ("", change.vm_id):
+                    await context.write(_change(change))
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the reader fell behind")
 
 
-def _state(vm: Vm) -> vm_pb2.VmState:
-    return cast("vm_pb2.VmState", vm_pb2.VmState.Value(f"VM_STATE_{vm.status.state.name}"))
+class _Reflection(_async.ReflectionServicer):
+    """The stock servicer, whose requests are read by a generator of Python's own.
+
+    grpc.aio's is Cython's, which lacks what trio's hooks for generators look at.
+    """
+
+    async def ServerReflectionInfo(  # noqa: N802
+        self, request_iterator: object, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Any:
+        async def requests() -> AsyncIterator[Any]:
+            while (request := await context.read()) is not grpc.aio.EOF:
+                yield request
+
+        stock: Any = super().ServerReflectionInfo(requests(), context)
+        async for response in stock:
+            await context.write(response)
 
 
-def _change(vm: Vm) -> vm_pb2.StateChange:
-    change = vm_pb2.StateChange(id=vm.id, state=_state(vm), reason=vm.status.reason)
-    change.at.GetCurrentTime()
-    return change
+def _state(status: Status) -> vm_pb2.VmState:
+    return cast("vm_pb2.VmState", vm_pb2.VmState.Value(f"VM_STATE_{status.state.name}"))
+
+
+def _change(change: Change) -> vm_pb2.StateChange:
+    status = change.status
+    message = vm_pb2.StateChange(id=change.vm_id, state=_state(status), reason=status.reason)
+    message.at.FromDatetime(change.at)
+    return message
 
 
 def _vm(vm: Vm) -> vm_pb2.Vm:
     message = vm_pb2.Vm(
         id=vm.id,
-        state=_state(vm),
+        state=_state(vm.status),
         reason=vm.status.reason,
         command=shell_line(vm.command),
         agent_ready=vm.agent_ready,
@@ -212,10 +235,10 @@ async def _start(service: Service, config: GrpcConfig) -> _Server:
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     for name in ("", *names):
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-    reflection.enable_server_reflection(
-        (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
-    address = f"{config.host}:{config.port}"
+    served = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(served), server)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"{host}:{config.port}"
     try:
         if config.server_cert is None:
             port = server.add_insecure_port(address)

@@ -23,12 +23,13 @@ from supervisor.errors import (
 )
 from supervisor.metrics import Metrics
 from supervisor.ports import PortPool
-from supervisor.vm import Host, Vm
+from supervisor.vm import Change, Vm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from supervisor.config import Config
+    from supervisor.launch import Host
 
 log = structlog.stdlib.get_logger()
 
@@ -43,7 +44,7 @@ class Service:
         self.config = config
         self.host = host
         self.vms: dict[str, Vm] = {}
-        self.changes: Broadcast[Vm] = Broadcast(_READER_BUFFER)
+        self.changes: Broadcast[Change] = Broadcast(_READER_BUFFER)
         self.metrics = Metrics(self.count_by_state)
         self._nursery = nursery
         self._ports = PortPool(config.qemu.net)
@@ -68,7 +69,7 @@ class Service:
         finally:
             if not vm.rundir.path.exists():
                 # Refused before there was anything to look into later.
-                del self.vms[vm.id]
+                self.vms.pop(vm.id, None)  # a DELETE may have been faster
         return vm
 
     def submit(self, computation: bytes) -> Vm:
@@ -145,7 +146,9 @@ class Service:
         try:
             await self._run(vm, computation)
         except SupervisorError as error:
-            log.info("run failed", vm=vm.id, problem=str(error))
+            log.warning("run failed", vm=vm.id, problem=str(error))
+        except Exception as error:
+            log.error("bug in a run", vm=vm.id, exc_info=error)
 
     async def _supervise(self, vm: Vm, *, task_status: trio.TaskStatus[Vm]) -> None:
         """The boundary at which a VM's failure stays its own."""

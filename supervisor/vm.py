@@ -7,8 +7,6 @@ it, wait on it and ask for its end; they never own it.
 from __future__ import annotations
 
 import enum
-import re
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -16,16 +14,16 @@ import attrs
 import structlog
 import trio
 
-from supervisor import agent, machine, monitor, process, runstate
+from supervisor import agent, machine, runstate
 from supervisor.ending import EndMode, EndRequest, end_when_asked
 from supervisor.errors import (
     AgentError,
     AgentTimeout,
-    LaunchError,
     MonitorError,
     PortsTaken,
     VmEnded,
 )
+from supervisor.launch import EXIT_LAG_S, Launch, ports_taken
 from supervisor.race import CutShort, unless
 from supervisor.rundir import Rundir
 from supervisor.runstate import IllegalTransition, Status, Trigger, VmState
@@ -35,8 +33,9 @@ if TYPE_CHECKING:
 
     from supervisor.agent import Agent
     from supervisor.config import Config
-    from supervisor.machine import Accel, Forward
-    from supervisor.monitor import Event, Monitor, RunStatus, SevStatus
+    from supervisor.launch import Host
+    from supervisor.machine import Forward
+    from supervisor.monitor import Event, Facts, Monitor
     from supervisor.ports import PortPool
     from supervisor.process import Qemu
 
@@ -46,10 +45,15 @@ log = structlog.stdlib.get_logger()
 _PORT_ATTEMPTS = 4
 #: How long events that QEMU sent before its end may take to be read.
 _DRAIN_S = 1.0
-#: How long after its monitor a process that is exiting may still be seen alive.
-_EXIT_LAG_S = 2.0
 
-_PORT_TAKEN = re.compile(r"Could not set up host forwarding rule '[^']*:(\d+)-[^']*'")
+
+@attrs.frozen
+class Change:
+    """A VM's new status, as it was at that moment."""
+
+    vm_id: str
+    status: Status
+    at: datetime
 
 
 class RelayState(enum.StrEnum):
@@ -60,23 +64,6 @@ class RelayState(enum.StrEnum):
     SENT = "sent"
     ANSWERED = "answered"
     FAILED = "failed"
-
-
-@attrs.frozen
-class Facts:
-    """What QEMU last said of itself, and when."""
-
-    run_status: RunStatus
-    sev: SevStatus
-    at: datetime
-
-
-@attrs.frozen
-class Host:
-    """What the supervisor found out about this host when it started."""
-
-    qemu: str
-    accel: Accel
 
 
 class Vm:
@@ -91,7 +78,7 @@ class Vm:
         config: Config,
         host: Host,
         ports: PortPool,
-        notify: Callable[[Vm], None],
+        notify: Callable[[Change], None],
     ) -> None:
         self.id = vm_id
         self.rundir = Rundir(config.qemu.tmp / vm_id)
@@ -99,8 +86,6 @@ class Vm:
         self.forwards: Sequence[Forward] = ()
         #: QEMU's command line as a person can run it; empty before the first attempt.
         self.command: Sequence[str] = ()
-        self.pid: int | None = None
-        self.exit_code: int | None = None
         #: What went wrong, for a person.
         self.error: str | None = None
         self.created_at = datetime.now(UTC)
@@ -120,6 +105,7 @@ class Vm:
         self._changed = trio.Event()
         self._ended = trio.Event()
         self._end = EndRequest()
+        self._qemu: Qemu | None = None
         self._monitor: Monitor | None = None
         self._agent: Agent | None = None
         self._agent_ready = trio.Event()
@@ -130,6 +116,16 @@ class Vm:
     def ended(self) -> bool:
         """Whether the process is gone and nothing of the VM but its directory is left."""
         return self._ended.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process id, or with ``USE_SUDO`` sudo's; None before there is one."""
+        return self._qemu.pid if self._qemu else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """Negative for the signal that ended the process; None before that."""
+        return self._qemu.exit_code if self._qemu else None
 
     @property
     def agent_ready(self) -> bool:
@@ -158,9 +154,9 @@ class Vm:
 
         :raises MonitorError: if it does not answer
         """
-        if self._monitor is None:
+        if self._monitor is None or self.ended:
             raise MonitorError(f"VM {self.id} has no monitor: it is {self.status}")
-        self.facts = await _ask(self._monitor)
+        self.facts = await self._monitor.ask()
         return self.facts
 
     async def relay(self, computation: bytes) -> str:
@@ -204,8 +200,9 @@ class Vm:
         except AgentError as error:
             if error.code == "UNAVAILABLE":
                 # Ports close a moment before the process that held them is seen to be gone.
-                with trio.move_on_after(_EXIT_LAG_S):
+                with trio.move_on_after(EXIT_LAG_S):
                     await self._ended.wait()
+                    raise CutShort from None
             raise
 
     def _ended_error(self) -> VmEnded:
@@ -244,21 +241,10 @@ class Vm:
                 except PortsTaken as error:
                     if not attempts_left:
                         raise
-                    taken |= _ports_in(error.log_tail)
+                    taken |= ports_taken(error.log_tail)
                     log.warning("port taken, trying others", vm=self.id, ports=sorted(taken))
 
     async def _live(self, forwards: Sequence[Forward], task_status: trio.TaskStatus[Vm]) -> None:
-        async with AsyncExitStack() as stack:
-            qemu = await self._spawn(forwards, stack)
-            try:
-                self._monitor = await unless(qemu.wait, self._bring_up, qemu, stack)
-            except (CutShort, MonitorError) as error:
-                raise await self._launch_error(qemu) from error
-            finally:
-                self.exit_code = qemu.exit_code
-            await self._follow(qemu, self._monitor, task_status)
-
-    async def _spawn(self, forwards: Sequence[Forward], stack: AsyncExitStack) -> Qemu:
         config = self._config.qemu
         made = machine.Machine(
             vm_id=self.id,
@@ -273,61 +259,41 @@ class Vm:
         self.forwards = forwards
         self.command = machine.command(config, made)
         log.info(machine.shell_line(self.command), vm=self.id)
-        stack.callback(self.rundir.qmp_socket.unlink, missing_ok=True)
-        with self.rundir.listen_qmp() as listener:
-            qemu = await stack.enter_async_context(
-                process.start(
-                    machine.argv(config, made),
-                    listener,
-                    self.rundir.qemu_log,
-                    sudo=config.use_sudo,
-                )
-            )
-        self.pid = qemu.pid
-        self._reached("qemu")
-        return qemu
-
-    async def _bring_up(self, qemu: Qemu, stack: AsyncExitStack) -> Monitor:
-        """The link to QEMU, its first answers, and the guest's first instruction."""
-        link = await stack.enter_async_context(monitor.connect(self.id, self.rundir.qmp_socket))
-        self._reached("monitor")
-        self.facts = await _ask(link)
-        await link.cont()
-        return link
-
-    async def _launch_error(self, qemu: Qemu) -> LaunchError:
-        with trio.move_on_after(_EXIT_LAG_S):
-            await qemu.wait()
-        tail = self.rundir.log_tail()
-        kind = PortsTaken if _PORT_TAKEN.search(tail) else LaunchError
-        how = "hung" if qemu.exit_code is None else f"ended with exit code {qemu.exit_code}"
-        return kind(
-            f"QEMU of VM {self.id} {how} before its guest ran; its log is {self.rundir.qemu_log}",
-            argv=self.command,
-            exit_code=qemu.exit_code,
-            log_tail=tail,
+        attempt = Launch(
+            config=config,
+            machine=made,
+            rundir=self.rundir,
+            unwanted=self._end.any,
+            deadline=self._born + self._config.agent.boot_timeout_s,
+            spawned=self._spawned,
+            reached=self._reached,
         )
+        async with attempt.guest() as (self._monitor, self.facts):
+            await self._follow(self._monitor, task_status)
 
-    async def _follow(self, qemu: Qemu, link: Monitor, task_status: trio.TaskStatus[Vm]) -> None:
+    def _spawned(self, qemu: Qemu) -> None:
+        self._qemu = qemu
+
+    async def _follow(self, link: Monitor, task_status: trio.TaskStatus[Vm]) -> None:
         """From the guest's first instruction to the process's exit."""
+        assert self._qemu is not None
         drained = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pump, qemu, link, drained)
+            nursery.start_soon(self._pump, self._qemu, link, drained)
             grace = self._config.shutdown
-            nursery.start_soon(end_when_asked, self._end, qemu, link, grace, self._going_down)
+            nursery.start_soon(end_when_asked, self._end, self._qemu, link, grace, self._going_down)
             nursery.start_soon(self._watch_agent)
             while self.status.state is VmState.PRELAUNCH and not drained.is_set():
                 await self._changed.wait()
             self._reached("running")
             task_status.started(self)
-            self.exit_code = await qemu.wait()
+            exit_code = await self._qemu.wait()
             # What QEMU said last decides how its exit is judged.
             with trio.move_on_after(_DRAIN_S):
                 await drained.wait()
             nursery.cancel_scope.cancel()
-        self._monitor = None
         if not self.status.state.ended:
-            self._set(runstate.after(self.status, Trigger.EXIT, "", exit_code=self.exit_code))
+            self._set(runstate.after(self.status, Trigger.EXIT, "", exit_code=exit_code))
         if self.status.state is VmState.CRASHED and self.error is None:
             self.error = self.rundir.log_tail() or f"QEMU ended: {self.status.reason}"
 
@@ -342,7 +308,7 @@ class Vm:
                 await qemu.kill()
         drained.set()
         self._wake()
-        with trio.move_on_after(_EXIT_LAG_S):
+        with trio.move_on_after(EXIT_LAG_S):
             await qemu.wait()
             return
         log.error("monitor lost while QEMU lives", vm=self.id, pid=qemu.pid)
@@ -355,19 +321,21 @@ class Vm:
             case Trigger.SHUTDOWN:
                 reason = event.data.get("reason", reason)
             case Trigger.RESUME | Trigger.WAKEUP:
+                await self._runstate(link)
                 reason = "running"
             case Trigger.GUEST_PANICKED:
                 reason = "guest-panicked"
             case Trigger.STOP | Trigger.SUSPEND:
                 # The event does not say why; a KVM that gave up stops its guest like a user.
-                reason = await self._why_stopped(link)
+                reason = await self._runstate(link)
                 if reason == "internal-error":
                     trigger = Trigger.INTERNAL_ERROR
         self._set(runstate.after(self.status, trigger, reason))
 
-    async def _why_stopped(self, link: Monitor) -> str:
+    async def _runstate(self, link: Monitor) -> str:
+        """QEMU's present RunState, after an event that says less; ``paused`` if it is gone."""
         try:
-            self.facts = await _ask(link)
+            self.facts = await link.ask()
         except MonitorError:
             return "paused"
         reason = self.facts.run_status.status
@@ -402,16 +370,8 @@ class Vm:
         log.info("state", vm=self.id, state=status.state, reason=status.reason)
         self.status = status
         self._wake()
-        self._notify(self)
+        self._notify(Change(self.id, status, datetime.now(UTC)))
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-
-
-async def _ask(link: Monitor) -> Facts:
-    return Facts(await link.query_status(), await link.query_sev(), datetime.now(UTC))
-
-
-def _ports_in(tail: str) -> set[int]:
-    return {int(port) for port in _PORT_TAKEN.findall(tail)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,18 +16,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# What was imported stays; the collections below need not look at it each time.
+gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _one_loop_at_a_time() -> Iterator[None]:
     """grpc.aio's poller serves every loop of the process until no object of its is left.
 
     It would call upon the loop of a test before this one, which is closed.
     """
-    gc.collect()
     yield
     gc.collect()
 
 
+@pytest.fixture(scope="session")
+def base_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty disk, made once."""
+    image = tmp_path_factory.mktemp("image") / "base.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
+    return image
+
+
 @pytest.fixture
-async def world(short_tmp: Path) -> AsyncIterator[World]:
+async def world(short_tmp: Path, base_image: Path) -> AsyncIterator[World]:
     async with open_world(short_tmp) as made:
+        shutil.copyfile(base_image, made.image)
         yield made

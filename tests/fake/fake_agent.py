@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
-from supervisor.guest import agent as reference
 from supervisor.pb import agent_pb2, agent_pb2_grpc
 
 if TYPE_CHECKING:
@@ -51,6 +50,8 @@ def start(
 ) -> object:
     """An agent of this kind on this port of the loopback, for as long as the process lives."""
     if kind == "reference":
+        from supervisor.guest import agent as reference
+
         agent = reference.Agent(algorithm_timeout_s=10)
         return reference.serve_grpc(agent, "127.0.0.1", port)
     server = grpc.server(

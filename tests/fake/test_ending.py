@@ -24,8 +24,7 @@ IMPATIENT = {
 
 async def shutdown(supervisor: Supervisor, vm_id: str, **body: Any) -> dict[str, Any]:
     """``POST /vms/<id>/shutdown``; what it answers when the VM has ended."""
-    sent = {"json": body} if body else {}
-    answer = await supervisor.http.post(f"/vms/{vm_id}/shutdown", **sent)
+    answer = await supervisor.http.post(f"/vms/{vm_id}/shutdown", json=body or None)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 

@@ -57,7 +57,11 @@ async def test_agent_that_never_answers(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("code", "text"),
-    [("INTERNAL", "the disk is full"), ("FAILED_PRECONDITION", "gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n"), ("UNAVAILABLE", "not now")],
+    [
+        ("INTERNAL", "the disk is full"),
+        ("FAILED_PRECONDITION", "gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n"),
+        ("UNAVAILABLE", "not now"),
+    ],
 )
 async def test_agent_that_answers_with_an_error(world: World, code: str, text: str) -> None:
     world.scenario(agent="status", status=[code, text])

@@ -63,9 +63,7 @@ async def test_metrics(world: World) -> None:
     ("method", "path", "status"),
     [("GET", "/nowhere", 404), ("GET", "/run", 405), ("POST", "/vms", 405)],
 )
-async def test_problem_that_is_not_ours(
-    world: World, method: str, path: str, status: int
-) -> None:
+async def test_problem_that_is_not_ours(world: World, method: str, path: str, status: int) -> None:
     async with world.serve() as supervisor:
         answer = await supervisor.http.request(method, path)
         assert answer.status_code == status

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 import trio
+import trio_asyncio
 from google.protobuf import empty_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from trio_asyncio import aio_as_trio, trio_as_aio
 
 from supervisor.config import MAX_COMPUTATION
 from supervisor.pb import manager_pb2, vm_pb2
+from supervisor.rpc import VmServicer
 from tests.fake.scenario import ALWAYS
 from tests.fake.world import PATIENCE_S, in_thread, watching
 
@@ -49,7 +53,7 @@ async def test_run(world: World) -> None:
         computation = bytes(range(256))
         response = await run(supervisor, computation)
         guest = await world.guest()
-        assert response.ID == guest.vm_id
+        assert guest.vm_id == response.ID
         assert response.computation == hashlib.sha256(computation).hexdigest()
         assert world.received(response.computation) == computation
 
@@ -243,6 +247,51 @@ async def test_watch_of_one_vm_tells_of_no_other(world: World) -> None:
             assert (await change()).id == one
 
 
+class SlowReader:
+    """A watcher's side of the call that takes no second message until it is told to."""
+
+    def __init__(self, until: int) -> None:
+        self.written: list[Any] = []
+        self.first = trio.Event()
+        self.go_on = trio.Event()
+        self.enough = trio.Event()
+        self._until = until
+
+    async def write(self, message: Any) -> None:
+        """asyncio-flavoured, as grpc.aio's."""
+        self.written.append(message)
+        self.first.set()
+        if len(self.written) == self._until:
+            self.enough.set()
+        await trio_as_aio(self.go_on.wait)()
+
+
+async def test_each_change_is_told_as_it_was(world: World) -> None:
+    """However late it is read: the state after the change, and when that was."""
+    async with (
+        world.serve() as supervisor,
+        trio_asyncio.open_loop(),
+        trio.open_nursery() as nursery,
+    ):
+        reader = SlowReader(until=3)
+        watch = aio_as_trio(VmServicer(supervisor.running.service).Watch)
+        nursery.start_soon(watch, vm_pb2.WatchRequest(), reader)
+        vm_id = (await supervisor.run())["id"]
+        await reader.first.wait()
+        await supervisor.http.post(f"/vms/{vm_id}/shutdown")
+        ended_at = supervisor.vm(vm_id).ended_at
+        reader.go_on.set()
+        await reader.enough.wait()
+        nursery.cancel_scope.cancel()
+        assert [change.state for change in reader.written] == [
+            vm_pb2.VM_STATE_RUNNING,
+            vm_pb2.VM_STATE_SHUTDOWN,
+            vm_pb2.VM_STATE_SHUTOFF,
+        ]
+        assert ended_at is not None
+        assert reader.written[-1].at.ToDatetime(UTC) <= ended_at
+
+
 # --- what every gRPC server should answer ---------------------------------------------------
 
 SERVICES = {
@@ -253,9 +302,9 @@ SERVICES = {
 }
 
 
-async def reflect(supervisor: Supervisor, **question: str) -> Any:
-    stub = reflection_pb2_grpc.ServerReflectionStub(supervisor.channel)
-    requests = iter([reflection_pb2.ServerReflectionRequest(**question)])
+async def reflect(supervisor: Supervisor, question: Any) -> Any:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(supervisor.channel)
+    requests = iter([question])
     stream = stub.ServerReflectionInfo(requests, timeout=PATIENCE_S)
     (answer,) = await in_thread(partial(list, stream))
     return answer
@@ -263,16 +312,17 @@ async def reflect(supervisor: Supervisor, **question: str) -> Any:
 
 async def test_reflection(world: World) -> None:
     async with world.serve() as supervisor:
-        listed = await reflect(supervisor, list_services="*")
+        ask = reflection_pb2.ServerReflectionRequest
+        listed = await reflect(supervisor, ask(list_services="*"))
         assert {one.name for one in listed.list_services_response.service} == SERVICES
-        found = await reflect(supervisor, file_containing_symbol="manager.ManagerService")
+        found = await reflect(supervisor, ask(file_containing_symbol="manager.ManagerService"))
         assert found.file_descriptor_response.file_descriptor_proto
 
 
 @pytest.mark.parametrize("service", ["", "manager.ManagerService", "supervisor.v1.VmService"])
 async def test_health(world: World, service: str) -> None:
     async with world.serve() as supervisor:
-        stub = health_pb2_grpc.HealthStub(supervisor.channel)
+        stub: Any = health_pb2_grpc.HealthStub(supervisor.channel)
         request = health_pb2.HealthCheckRequest(service=service)
         answer = await supervisor.call(stub.Check, request)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -126,11 +126,11 @@ async def test_event_that_means_nothing_now(world: World, event: str) -> None:
         assert (await supervisor.http.get(f"/vms/{vm.id}")).json()["error"] is None
 
 
-async def test_status_is_what_qemu_said_at_the_start_unless_asked_anew(world: World) -> None:
+async def test_status_is_what_qemu_said_at_its_last_event_unless_asked_anew(world: World) -> None:
     async with world.serve() as supervisor:
         vm_id = (await supervisor.run())["id"]
         old = (await supervisor.http.get(f"/vms/{vm_id}/status")).json()
-        assert old["query_status"] == {"status": "prelaunch", "running": False}
+        assert old["query_status"] == {"status": "running", "running": True}
         assert old["query_sev"] == {"enabled": False}
         assert old["agent"]["ready"]
         assert old["uptime_s"] >= 0

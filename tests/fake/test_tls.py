@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from supervisor.pb import vm_pb2
+from tests.fake.world import Secure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,14 +70,14 @@ def tls(short_tmp: Path) -> Tls:
 @pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mutual"])
 async def test_http(world: World, tls: Tls, mutual: bool) -> None:
     settings = tls.server_settings("HTTP", mutual=mutual)
-    async with world.serve(tls=tls.context(known=mutual), **settings) as supervisor:
+    async with world.serve(Secure(http=tls.context(known=mutual)), **settings) as supervisor:
         assert (await supervisor.http.get("/health")).status_code == 200
         assert await supervisor.run()
 
 
 async def test_http_refuses_a_client_it_does_not_know(world: World, tls: Tls) -> None:
     settings = tls.server_settings("HTTP", mutual=True)
-    async with world.serve(tls=tls.context(known=False), **settings) as supervisor:
+    async with world.serve(Secure(http=tls.context(known=False)), **settings) as supervisor:
         with pytest.raises(httpx.TransportError):
             await supervisor.http.get("/health")
 
@@ -84,13 +85,13 @@ async def test_http_refuses_a_client_it_does_not_know(world: World, tls: Tls) ->
 @pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mutual"])
 async def test_grpc(world: World, tls: Tls, mutual: bool) -> None:
     settings = tls.server_settings("GRPC", mutual=mutual)
-    async with world.serve(credentials=tls.credentials(known=mutual), **settings) as supervisor:
+    async with world.serve(Secure(grpc=tls.credentials(known=mutual)), **settings) as supervisor:
         assert not (await supervisor.call(supervisor.vm_service.List, vm_pb2.ListRequest())).vms
 
 
 async def test_grpc_refuses_a_client_it_does_not_know(world: World, tls: Tls) -> None:
     settings = tls.server_settings("GRPC", mutual=True)
-    async with world.serve(credentials=tls.credentials(known=False), **settings) as supervisor:
+    async with world.serve(Secure(grpc=tls.credentials(known=False)), **settings) as supervisor:
         with pytest.raises(grpc.RpcError) as caught:
             await supervisor.call(supervisor.vm_service.List, vm_pb2.ListRequest())
         error: Any = caught.value

@@ -1,11 +1,10 @@
-"""A host made of small files: firmware, a base image, a stand-in for QEMU, and a supervisor on it."""
+"""A host made of small files: firmware, a base image, a stand-in for QEMU; a supervisor on it."""
 
 from __future__ import annotations
 
 import json
 import random
 import socket
-import subprocess
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -86,6 +85,14 @@ class Guest:
 
 
 @attrs.frozen
+class Secure:
+    """How the clients of a supervisor speak TLS; None: they do not."""
+
+    http: ssl.SSLContext | None = None
+    grpc: grpc.ChannelCredentials | None = None
+
+
+@attrs.frozen
 class Supervisor:
     """A running supervisor and clients of it."""
 
@@ -141,7 +148,9 @@ async def in_thread(fn: Callable[[], Any]) -> Any:
 
 
 @asynccontextmanager
-async def watching(supervisor: Supervisor, vm_id: str = "") -> AsyncIterator[Callable[[], Awaitable[Any]]]:
+async def watching(
+    supervisor: Supervisor, vm_id: str = ""
+) -> AsyncIterator[Callable[[], Awaitable[Any]]]:
     """``Watch`` over gRPC: each call of what is yielded waits for the next change."""
     stream = supervisor.vm_service.Watch(vm_pb2.WatchRequest(id=vm_id), timeout=PATIENCE_S)
     try:
@@ -151,7 +160,10 @@ async def watching(supervisor: Supervisor, vm_id: str = "") -> AsyncIterator[Cal
 
 
 class World:
-    """What a supervisor finds on its host. Change ``scenario`` before a VM is started."""
+    """What a supervisor finds on its host. Change ``scenario`` before a VM is started.
+
+    ``image`` is where the base image is to be put.
+    """
 
     def __init__(self, directory: Path, guests: trio.MemoryReceiveChannel[Guest]) -> None:
         self.directory = directory
@@ -160,7 +172,7 @@ class World:
         self.image = directory / "base.qcow2"
         self.ports = free_range()
         self._guests = guests
-        _write_files(directory, self.qemu, self.image)
+        _write_files(directory, self.qemu)
         self.scenario()
 
     def scenario(self, **behaviour: Any) -> None:
@@ -196,11 +208,7 @@ class World:
 
     @asynccontextmanager
     async def serve(
-        self,
-        *,
-        tls: ssl.SSLContext | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-        **settings: str,
+        self, secure: Secure | None = None, /, **settings: str
     ) -> AsyncIterator[Supervisor]:
         """A supervisor with these settings; on leaving it is stopped, without patience.
 
@@ -211,7 +219,7 @@ class World:
         async with trio.open_nursery() as nursery:
             running: app.Running = await nursery.start(app.serve, loaded)
             try:
-                async with clients(running, tls, credentials) as supervisor:
+                async with clients(running, secure or Secure()) as supervisor:
                     yield supervisor
             finally:
                 running.hurry()
@@ -229,9 +237,8 @@ class World:
 
 
 @asynccontextmanager
-async def clients(
-    running: app.Running, tls: ssl.SSLContext | None, credentials: grpc.ChannelCredentials | None
-) -> AsyncIterator[Supervisor]:
+async def clients(running: app.Running, secure: Secure) -> AsyncIterator[Supervisor]:
+    tls, credentials = secure.http, secure.grpc
     scheme, target = "https" if tls else "http", f"localhost:{running.grpc_port}"
     async with httpx.AsyncClient(
         base_url=f"{scheme}://localhost:{running.http_port}",
@@ -268,7 +275,7 @@ async def _accept(
         send.send_nowait(Guest(await stack.enter_async_context(trio.SocketStream(connection))))
 
 
-def _write_files(directory: Path, qemu: Path, image: Path) -> None:
+def _write_files(directory: Path, qemu: Path) -> None:
     qemu.write_text(
         f"#!{sys.executable} -P\n"
         "import pathlib, sys\n"
@@ -280,8 +287,6 @@ def _write_files(directory: Path, qemu: Path, image: Path) -> None:
     for name, size in (("CODE.fd", 1966080), ("VARS.fd", 131072)):
         with (directory / name).open("wb") as file:
             file.truncate(size)
-    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"]
-    subprocess.run(create, check=True)
 
 
 def is_free(port: int) -> bool:

@@ -177,9 +177,7 @@ def test_answer_from_before_the_last_boot_does_not_count(qemu: FakeQemu) -> None
 # --- what is made of it ---------------------------------------------------------------------
 
 
-def decide(
-    qemu: FakeQemu, kvm: Switch, sev: Switch = Switch.FALSE
-) -> tuple[Accel, list[str]]:
+def decide(qemu: FakeQemu, kvm: Switch, sev: Switch = Switch.FALSE) -> tuple[Accel, list[str]]:
     return accel.decide(config(qemu, enable_kvm=kvm, enable_sev=sev), str(qemu.path))
 
 

@@ -12,7 +12,7 @@ from quart_trio import QuartTrio
 from supervisor.web import bodies, problems
 
 if TYPE_CHECKING:
-    from quart.testing.utils import Response
+    from quart import Response
 
 
 def an_app() -> QuartTrio:
@@ -121,7 +121,7 @@ async def test_other_content_type(kind: str | None) -> None:
 )
 async def test_mode(body: object, mode: str) -> None:
     answer = await post("/shutdown", body)
-    assert (await answer.get_data()).decode() == mode
+    assert await answer.get_data() == mode.encode()
 
 
 async def test_no_body_needs_no_content_type() -> None:

@@ -10,8 +10,9 @@ import attrs
 import pytest
 
 from supervisor import machine
-from supervisor.config import DiskConfig, FirmwareConfig, NetConfig, QemuConfig
+from supervisor.config import DiskConfig, FirmwareConfig, NetConfig, QemuConfig, load
 from supervisor.machine import Accel, Forward, Machine
+from supervisor.settings import Size
 
 VM_ID = "3f0f6c1e-7d0b-4a52-9f2e-0d6f5f9a1c11"
 
@@ -34,7 +35,7 @@ SEV = (
 )
 CONFIDENTIAL = PLAIN.replace("/usr/bin", "/usr/local/bin").replace(" -nographic", SEV)
 
-CONFIG = QemuConfig(memory_size="4096M")
+CONFIG = QemuConfig(memory_size=Size("4096M"))
 
 
 def a_machine(*, kvm: bool = True, sev: bool = False, address: str = "") -> Machine:
@@ -159,19 +160,27 @@ def test_the_overlay_is_qcow2_whatever_the_base_image_is() -> None:
 
 
 def test_settings_reach_the_devices() -> None:
-    config = QemuConfig(
-        machine="pc",
-        smp_count=2,
-        smp_maxcpus=8,
-        memory_size="1G",
-        memory_slots=2,
-        max_memory="2G",
-        firmware=FirmwareConfig(code_if="a", code_format="b", code_unit=7, code_readonly="off"),
-        disk=DiskConfig(
-            interface="c", id="d", scsi_id="e", disable_legacy="off", iommu_platform="no"
-        ),
-        net=NetConfig(id="f", disable_legacy="auto", iommu_platform="false"),
-    )
+    settings = {
+        "MACHINE": "pc",
+        "SMP_COUNT": "2",
+        "SMP_MAXCPUS": "8",
+        "MEMORY_SIZE": "1G",
+        "MEMORY_SLOTS": "2",
+        "MAX_MEMORY": "2G",
+        "OVMF_CODE_IF": "a",
+        "OVMF_CODE_FORMAT": "b",
+        "OVMF_CODE_UNIT": "7",
+        "OVMF_CODE_READONLY": "off",
+        "DISK_IMG_IF": "c",
+        "DISK_IMG_ID": "d",
+        "VIRTIO_SCSI_PCI_ID": "e",
+        "VIRTIO_SCSI_PCI_DISABLE_LEGACY": "off",
+        "VIRTIO_SCSI_PCI_IOMMU_PLATFORM": "no",
+        "NETDEV_ID": "f",
+        "VIRTIO_NET_PCI_DISABLE_LEGACY": "auto",
+        "VIRTIO_NET_PCI_IOMMU_PLATFORM": "false",
+    }
+    config = load({f"MANAGER_QEMU_{name}": value for name, value in settings.items()}).qemu
     words = machine.argv(config, a_machine())
     assert option(words, "-machine") == "pc"
     assert option(words, "-smp") == "2,maxcpus=8"

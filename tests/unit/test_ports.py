@@ -11,7 +11,7 @@ import pytest
 from supervisor.config import NetConfig
 from supervisor.errors import PortsTaken
 from supervisor.ports import PortPool, is_free
-from supervisor.settings import PortRange
+from supervisor.settings import Port, PortRange
 from tests.fake.world import free_range, taken
 
 if TYPE_CHECKING:
@@ -26,9 +26,13 @@ def first() -> int:
     return free_range()[0]
 
 
+def starting_at(one: int, two: int, three: int) -> NetConfig:
+    return NetConfig(host_fwd_1=Port(one), host_fwd_2=Port(two), host_fwd_3=Port(three))
+
+
 def bases(first: int) -> NetConfig:
     """Three starting points, ten ports apart."""
-    return NetConfig(host_fwd_1=first, host_fwd_2=first + 10, host_fwd_3=first + 20)
+    return starting_at(first, first + 10, first + 20)
 
 
 def in_range(first: int, count: int) -> NetConfig:
@@ -69,8 +73,7 @@ def test_ports_are_released_by_an_error_too(first: int) -> None:
 
 
 def test_equal_bases_do_not_collide(first: int) -> None:
-    net = NetConfig(host_fwd_1=first, host_fwd_2=first, host_fwd_3=first)
-    with PortPool(net).reserve() as forwards:
+    with PortPool(starting_at(first, first, first)).reserve() as forwards:
         assert host_ports(forwards) == [first, first + 1, first + 2]
 
 
@@ -104,7 +107,7 @@ def test_failed_reservation_keeps_nothing(first: int) -> None:
 
 
 def test_ports_end_at_65535() -> None:
-    net = NetConfig(host_fwd_1=65535)
+    net = NetConfig(host_fwd_1=Port(65535))
     with pytest.raises(PortsTaken, match="65535 to 65535"), PortPool(net).reserve(avoid=[65535]):
         pass
 

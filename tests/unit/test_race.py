@@ -24,11 +24,13 @@ async def test_result(autojump_clock: trio.abc.Clock) -> None:
     assert await unless(never, work, 3) == 3
 
 
-async def test_falsy_results_are_results() -> None:
-    async def work() -> None:
+@pytest.mark.parametrize("value", [None, 0, False, ""])
+async def test_falsy_results_are_results(value: object) -> None:
+    async def work() -> object:
         await trio.lowlevel.checkpoint()
+        return value
 
-    assert await unless(never, work) is None
+    assert await unless(never, work) == value
 
 
 async def test_error_is_not_wrapped() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import socket
@@ -102,7 +103,7 @@ def test_agent_computes_at_the_vms_own_ports(vm: dict[str, Any]) -> None:
 def test_no_attestation_is_made_up(vm: dict[str, Any]) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         agent_of(vm).Attestation(agent_pb2.AttestationRequest())
-    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION  # type: ignore[attr-defined]
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_runs_at_once_each_reach_their_own_agent(supervisor: Supervisor) -> None:
@@ -174,7 +175,7 @@ def test_killed_qemu_is_a_crash(
     supervisor: Supervisor, changes: Iterator[vm_pb2.StateChange]
 ) -> None:
     vm = supervisor.run(computation("killed"))
-    subprocess.run(["kill", "-KILL", str(supervisor.show(vm["id"])["pid"])], check=True)
+    os.kill(supervisor.show(vm["id"])["pid"], signal.SIGKILL)
     end = until_ended(changes, vm["id"])
     assert (end.state, end.reason) == (vm_pb2.VM_STATE_CRASHED, f"exit:-{signal.SIGKILL.value}")
 
