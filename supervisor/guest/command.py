@@ -27,6 +27,7 @@ PACKAGE_OF = {
     "objcopy": "binutils",
     "objdump": "binutils",
     "qemu-img": "qemu-utils",
+    "readelf": "binutils",
     "tar": "tar",
     "zstd": "zstd",
 }

@@ -1,6 +1,7 @@
 """Arranges the unpacked packages into the guest's file system, which lives in RAM.
 
-/init is PID 1; all else of ours is in /usr/lib/guest: the agent, the modules and their orders.
+/init is PID 1; the reference agent is a Python package; all else of ours is in /usr/lib/guest: the
+program that starts the agent, the modules and their orders.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ FILES = {
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 guest\n",
     "etc/resolv.conf": "",
 }
+REFERENCE_AGENT = "usr/lib/python3/dist-packages/agent"
+START_REFERENCE_AGENT = """#!/usr/bin/python3 -I
+from agent.__main__ import main
+raise SystemExit(main())
+"""
 START_PYTHON = f"#!/bin/sh\nexec python3 -I /{GUEST}/agent.pyc\n"
 
 
@@ -67,7 +73,7 @@ def arrange(root: Path, agent: Path | None) -> None:
         (root / name).write_text(content)
     _write_program(root / "init", (resources.files(__package__) / "init").read_text())
     (root / "etc/acpi/PWRF/00000080").symlink_to("/init")
-    install_agent(root / GUEST, agent)
+    install_agent(root, agent)
     compile_python(root)
     libraries.prune(root)
     _link_applets(root)
@@ -78,14 +84,22 @@ def is_program(agent: Path | None) -> bool:
     return agent is not None and agent.suffix != ".py"
 
 
-def install_agent(directory: Path, agent: Path | None) -> None:
+def install_agent(root: Path, agent: Path | None) -> None:
     """Puts *agent*, by default the reference agent, where /init starts it."""
-    if agent is not None and is_program(agent):
-        _write_program(directory / "agent", agent.read_bytes())
-        return
-    source = agent or resources.files(__package__) / "agent.py"
-    (directory / "agent.py").write_bytes(source.read_bytes())
-    _write_program(directory / "agent", START_PYTHON)
+    start = root / GUEST / "agent"
+    if agent is None:
+        sources = resources.files(__package__) / "agent"
+        package = root / REFERENCE_AGENT
+        package.mkdir(parents=True)
+        for source in sources.iterdir():
+            if source.name.endswith(".py"):
+                (package / source.name).write_bytes(source.read_bytes())
+        _write_program(start, START_REFERENCE_AGENT)
+    elif is_program(agent):
+        _write_program(start, agent.read_bytes())
+    else:
+        start.with_suffix(".py").write_bytes(agent.read_bytes())
+        _write_program(start, START_PYTHON)
 
 
 def compile_python(root: Path) -> None:

@@ -50,7 +50,7 @@ def start(
 ) -> object:
     """An agent of this kind on this port of the loopback, for as long as the process lives."""
     if kind == "reference":
-        from supervisor.guest import agent as reference
+        from supervisor.guest.agent import service as reference
 
         agent = reference.Agent(algorithm_timeout_s=10)
         return reference.serve_grpc(agent, "127.0.0.1", port)

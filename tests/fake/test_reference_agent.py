@@ -15,12 +15,16 @@ import grpc
 import psutil
 import pytest
 
-from supervisor.guest import agent
+from supervisor.guest.agent.algorithm import MAX_ARGUMENT_BYTES
+from supervisor.guest.agent.attestation import unpack_report
+from supervisor.guest.agent.refusal import Refusal
+from supervisor.guest.agent.wire import MAX_PAYLOAD_BYTES, decode_message, encode_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+AGENT = (sys.executable, "-m", "supervisor.guest.agent")
 WRITE = b"""
 import socket, sys
 with socket.socket(socket.AF_UNIX) as connection:
@@ -36,8 +40,8 @@ class Running(NamedTuple):
     http_port: int
 
     def call(self, method: str, payload: bytes = b"", timeout_s: float = 30) -> bytes:
-        answer = self.raw(method, agent.encode_message(payload), timeout_s)
-        return agent.decode_message(answer)
+        answer = self.raw(method, encode_message(payload), timeout_s)
+        return decode_message(answer)
 
     def raw(self, method: str, message: bytes, timeout_s: float = 30) -> bytes:
         call = self.channel.unary_unary(
@@ -62,7 +66,7 @@ class Running(NamedTuple):
 @pytest.fixture
 def running() -> Iterator[Running]:
     ports = ["--host", "127.0.0.1", "--grpc-port", "0", "--http-port", "0"]
-    command = [sys.executable, "-I", agent.__file__, *ports, "--algorithm-timeout-s", "60"]
+    command = [*AGENT, *ports, "--algorithm-timeout-s", "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
@@ -94,7 +98,7 @@ def test_run_answers_with_the_computation(running: Running) -> None:
 
 
 def test_a_computation_of_16_mib_passes(running: Running) -> None:
-    name = "x" * (agent.MAX_PAYLOAD_BYTES - 100)
+    name = "x" * (MAX_PAYLOAD_BYTES - 100)
     assert json.loads(running.call("Run", json.dumps({"name": name}).encode()))["name"] == name
 
 
@@ -157,16 +161,16 @@ def test_a_result_of_16_mib_passes(running: Running) -> None:
 
 @pytest.mark.parametrize("method", ["Algo", "Data"])
 def test_what_cannot_be_an_argument_is_refused(running: Running, method: str) -> None:
-    longest = b"#" * agent.MAX_ARGUMENT_BYTES
+    longest = b"#" * MAX_ARGUMENT_BYTES
     running.call(method, longest)
     for payload in (longest + b"#", b"a\0b", b""):
         assert refusal(running, method, payload)[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_the_longest_arguments_do_run(running: Running) -> None:
-    running.call("Algo", (WRITE % b"b'%d' % len(sys.argv[1])").ljust(agent.MAX_ARGUMENT_BYTES))
-    running.call("Data", b"x" * agent.MAX_ARGUMENT_BYTES)
-    assert running.call("Result") == b"%d" % agent.MAX_ARGUMENT_BYTES
+    running.call("Algo", (WRITE % b"b'%d' % len(sys.argv[1])").ljust(MAX_ARGUMENT_BYTES))
+    running.call("Data", b"x" * MAX_ARGUMENT_BYTES)
+    assert running.call("Result") == b"%d" % MAX_ARGUMENT_BYTES
 
 
 # It says on a pipe that it runs, so the test need not guess, and then waits for ever.
@@ -208,10 +212,10 @@ def test_no_report_without_the_device(running: Running) -> None:
 
 def test_a_report_is_cut_from_the_firmwares_answer() -> None:
     answer = (0).to_bytes(4, "little") + (3).to_bytes(4, "little") + bytes(24) + b"abc" + bytes(99)
-    assert agent.unpack_report(answer) == b"abc"
+    assert unpack_report(answer) == b"abc"
     for head in (b"\x16\0\0\0\3\0\0\0", bytes(8), b"\0\0\0\0\xff\xff\0\0"):
-        with pytest.raises(agent.Refusal):
-            agent.unpack_report(head + bytes(4000))
+        with pytest.raises(Refusal):
+            unpack_report(head + bytes(4000))
 
 
 def test_http_takes_a_computation(running: Running) -> None:
@@ -254,7 +258,7 @@ def test_health_and_metrics(running: Running) -> None:
 
 
 def test_a_port_in_use_is_said(running: Running) -> None:
-    command = [sys.executable, "-I", agent.__file__, "--host", "127.0.0.1", "--grpc-port", "0"]
+    command = [*AGENT, "--host", "127.0.0.1", "--grpc-port", "0"]
     second = subprocess.run(
         [*command, "--http-port", str(running.http_port)], capture_output=True, text=True
     )

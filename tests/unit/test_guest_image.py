@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.guest import agent, command, disk, image, modules, packages, rootfs
+from supervisor.guest import agent, command, disk, image, libraries, modules, packages, rootfs
 from supervisor.guest.command import ImageBuildError
 from supervisor.guest.cpio import entry, write_cpio
 from supervisor.guest.manifest import File, Manifest
@@ -177,12 +177,24 @@ def test_an_agent_is_python_or_a_program(tmp_path: Path) -> None:
     program.write_bytes(b"\x7fELF")
     script.write_text("pass\n")
     assert [rootfs.is_program(path) for path in (None, script, program)] == [False, False, True]
+    start = tmp_path / rootfs.GUEST / "agent"
+    start.parent.mkdir(parents=True)
     rootfs.install_agent(tmp_path, program)
-    assert (tmp_path / "agent").read_bytes() == b"\x7fELF"
-    assert (tmp_path / "agent").stat().st_mode & 0o777 == 0o755
+    assert start.read_bytes() == b"\x7fELF"
+    assert start.stat().st_mode & 0o777 == 0o755
+    rootfs.install_agent(tmp_path, script)
+    assert start.with_suffix(".py").read_text() == "pass\n"
+    assert "agent.pyc" in start.read_text()
     rootfs.install_agent(tmp_path, None)
-    assert (tmp_path / "agent.py").read_text() == Path(agent.__file__).read_text()
-    assert "agent.pyc" in (tmp_path / "agent").read_text()
+    assert "agent.__main__" in start.read_text()
+    installed = {path.name for path in (tmp_path / rootfs.REFERENCE_AGENT).iterdir()}
+    assert installed == {path.name for path in Path(agent.__path__[0]).glob("*.py")}
+
+
+def test_libraries_are_kept_for_what_needs_them() -> None:
+    needed = {"ssl": ["crypto", "c"], "crypto": ["c"], "c": ["ld"], "ld": [], "krb5": ["c"]}
+    assert libraries.reachable(["ssl"], needed) == {"ssl", "crypto", "c", "ld"}
+    assert libraries.reachable(["absent"], needed) == {"absent"}
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:

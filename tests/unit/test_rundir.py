@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,9 +13,6 @@ import trio
 from supervisor.config import DiskConfig, FirmwareConfig
 from supervisor.errors import FirmwareError, HostError, ImageError, LaunchError
 from supervisor.rundir import MAX_SOCKET_PATH, Rundir, check_firmware, check_tmp, make_overlay
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CODE_2M, VARS_2M = 1966080, 131072
 CODE_4M, VARS_4M = 3653632, 540672

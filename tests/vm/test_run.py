@@ -53,15 +53,34 @@ def agent_of(vm: dict[str, Any]) -> agent_pb2_grpc.AgentServiceStub:
     )
 
 
+#: The VMs of this module by what is done to them, all booted at once.
+FLEET = ("looked-at", "asked-to-power-off", "pasted", "killed", "panics", "reboots", "powers-off")
+
+
 @pytest.fixture(scope="module")
-def vm(supervisor: Supervisor) -> dict[str, Any]:
-    """A VM that has answered. The tests that end VMs run their own."""
-    return supervisor.run(computation("shared"))
+def fleet(supervisor: Supervisor) -> dict[str, dict[str, Any]]:
+    with ThreadPoolExecutor() as pool:
+        answers = pool.map(lambda name: supervisor.run(computation(name)), FLEET)
+        return dict(zip(FLEET, answers, strict=True))
+
+
+@pytest.fixture
+def vm(fleet: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The one that nothing is done to."""
+    return fleet["looked-at"]
+
+
+def test_runs_at_once_each_reach_their_own_agent(fleet: dict[str, dict[str, Any]]) -> None:
+    """The original sent the second computation to the first VM's agent."""
+    replies = {name: json.loads(answer["computation"])["id"] for name, answer in fleet.items()}
+    assert replies == {name: name for name in FLEET}
+    assert len({answer["id"] for answer in fleet.values()}) == len(FLEET)
+    assert len({host_port(answer, 7002) for answer in fleet.values()}) == len(FLEET)
 
 
 def test_answer_is_the_agents(vm: dict[str, Any]) -> None:
     reply = json.loads(vm["computation"])
-    assert (reply["id"], reply["name"]) == ("shared", "computation shared")
+    assert (reply["id"], reply["name"]) == ("looked-at", "computation looked-at")
     assert vm["state"] == "running"
 
 
@@ -106,20 +125,10 @@ def test_no_attestation_is_made_up(vm: dict[str, Any]) -> None:
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_runs_at_once_each_reach_their_own_agent(supervisor: Supervisor) -> None:
-    """The original sent the second computation to the first VM's agent."""
-    names = ["one", "two", "three"]
-    with ThreadPoolExecutor() as pool:
-        answers = list(pool.map(lambda name: supervisor.run(computation(name)), names))
-    assert [json.loads(answer["computation"])["id"] for answer in answers] == names
-    assert len({answer["id"] for answer in answers}) == 3
-    assert len({host_port(answer, 7002) for answer in answers}) == 3
-    for answer in answers:
-        assert supervisor.http.delete(f"/vms/{answer['id']}").status_code == 204
-
-
-def test_guest_powers_off_when_asked(supervisor: Supervisor) -> None:
-    vm = supervisor.run(computation("graceful"))
+def test_guest_powers_off_when_asked(
+    supervisor: Supervisor, fleet: dict[str, dict[str, Any]]
+) -> None:
+    vm = fleet["asked-to-power-off"]
     pid = supervisor.show(vm["id"])["pid"]
     ended = supervisor.http.post(f"/vms/{vm['id']}/shutdown").json()
     assert (ended["state"], ended["reason"]) == ("shutoff", "guest-shutdown")
@@ -131,9 +140,11 @@ def test_guest_powers_off_when_asked(supervisor: Supervisor) -> None:
             free.bind((forward["host_address"], forward["host_port"]))
 
 
-def test_logged_command_runs_in_a_shell(supervisor: Supervisor) -> None:
+def test_logged_command_runs_in_a_shell(
+    supervisor: Supervisor, fleet: dict[str, dict[str, Any]]
+) -> None:
     """Pasted once its VM has ended, it boots the same guest, and its QMP answers."""
-    vm = supervisor.run(computation("pasted"))
+    vm = fleet["pasted"]
     supervisor.http.post(f"/vms/{vm['id']}/shutdown", json={"mode": "force"})
     shown = supervisor.show(vm["id"])
     monitor = Path(shown["directory"]) / "qmp.sock"
@@ -172,31 +183,34 @@ def until_ended(changes: Iterator[vm_pb2.StateChange], vm_id: str) -> vm_pb2.Sta
 
 
 def test_killed_qemu_is_a_crash(
-    supervisor: Supervisor, changes: Iterator[vm_pb2.StateChange]
+    supervisor: Supervisor,
+    fleet: dict[str, dict[str, Any]],
+    changes: Iterator[vm_pb2.StateChange],
 ) -> None:
-    vm = supervisor.run(computation("killed"))
+    vm = fleet["killed"]
     os.kill(supervisor.show(vm["id"])["pid"], signal.SIGKILL)
     end = until_ended(changes, vm["id"])
     assert (end.state, end.reason) == (vm_pb2.VM_STATE_CRASHED, f"exit:-{signal.SIGKILL.value}")
 
 
 @pytest.mark.parametrize(
-    ("order", "state", "reason"),
+    ("name", "order", "state", "reason"),
     [
-        ("c", vm_pb2.VM_STATE_CRASHED, "guest-panicked"),
-        ("b", vm_pb2.VM_STATE_SHUTOFF, "guest-reset"),
-        ("o", vm_pb2.VM_STATE_SHUTOFF, "guest-shutdown"),
+        ("panics", "c", vm_pb2.VM_STATE_CRASHED, "guest-panicked"),
+        ("reboots", "b", vm_pb2.VM_STATE_SHUTOFF, "guest-reset"),
+        ("powers-off", "o", vm_pb2.VM_STATE_SHUTOFF, "guest-shutdown"),
     ],
 )
 def test_what_the_guest_does_to_itself(
-    supervisor: Supervisor,
+    fleet: dict[str, dict[str, Any]],
     changes: Iterator[vm_pb2.StateChange],
+    name: str,
     order: str,
     state: vm_pb2.VmState,
     reason: str,
 ) -> None:
     """A panic, a reboot and a power-off from inside, by the kernel's magic SysRq."""
-    vm = supervisor.run(computation(order))
+    vm = fleet[name]
     stub = agent_of(vm)
     stub.Algo(
         agent_pb2.AlgoRequest(
@@ -216,3 +230,5 @@ def test_grpc_run(supervisor: Supervisor) -> None:
         answer = manager.Run(manager_pb2.RunRequest(computation=computation("grpc")))
     assert json.loads(answer.computation)["id"] == "grpc"
     assert supervisor.show(answer.ID)["state"] == "running"
+    assert supervisor.http.delete(f"/vms/{answer.ID}").status_code == 204
+    assert supervisor.http.get(f"/vms/{answer.ID}").status_code == 404

@@ -1,0 +1,65 @@
+"""The protocol's messages as bytes.
+
+Every message has at most one field: number 1, length-delimited. Twenty lines read and write that;
+the protobuf runtime would be one more library for the guest to load before it answers.
+"""
+
+from __future__ import annotations
+
+MAX_PAYLOAD_BYTES = 16 << 20
+# Room for the field's tag and length, and for what JSON adds.
+MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + (1 << 16)
+
+
+def encode_message(payload: bytes) -> bytes:
+    """The message whose field 1 is *payload*; an empty field is left out, as in proto3."""
+    if not payload:
+        return b""
+    length, size = bytearray(), len(payload)
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return b"\x0a" + bytes(length) + bytes((size,)) + payload
+
+
+def decode_message(message: bytes) -> bytes:
+    """Field 1 of *message*, the last if it is repeated, empty if it is absent.
+
+    Unknown fields are skipped. ValueError: *message* is no protobuf message.
+    """
+    payload, groups, at = b"", [], 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, kind = tag >> 3, tag & 7
+        start = at
+        if kind == 0:
+            _, at = _varint(message, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        elif kind == 2:
+            size, start = _varint(message, at)
+            at = start + size
+        elif kind == 3:
+            groups.append(number)
+        elif kind != 4 or not groups or groups.pop() != number:
+            raise ValueError(f"wire type {kind} out of place at byte {start}")
+        if not 0 < number < 1 << 29 or at > len(message):
+            raise ValueError(f"field {number} does not fit at byte {start}")
+        if (number, kind) == (1, 2) and not groups:
+            payload = message[start:at]
+    if groups:
+        raise ValueError(f"group {groups[-1]} does not end")
+    return payload
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """The number at *at* and the place after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            break
+        value |= (message[at] & 0x7F) << shift
+        at += 1
+        if message[at - 1] < 0x80:
+            return value, at
+    raise ValueError(f"a number is cut off at byte {at}")

@@ -1,0 +1,97 @@
+"""The agent over HTTP: /health, /metrics and /run."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from .computation import parse_request
+from .refusal import Refusal
+from .wire import MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from .service import Agent
+
+VERSION = "1"
+
+
+def serve_http(agent: Agent, host: str, port: int) -> Server:
+    """A server that runs in a thread of its own. The caller shuts it down."""
+    server = Server(agent, host, port)
+    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    return server
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            health = {"status": "pass", "version": VERSION, "description": "agent service"}
+            self._answer(200, "application/health+json", json.dumps(health))
+        elif self.path == "/metrics":
+            self._answer(
+                200, "text/plain; version=0.0.4; charset=utf-8", self.server.agent.metrics()
+            )
+        else:
+            self._problem(404, f"there is nothing at {self.path}")
+
+    def do_POST(self) -> None:
+        status, text = self._run()
+        if status == 200:
+            self._answer(200, "application/json", json.dumps({"computation": text}))
+        else:
+            self._problem(status, text)
+
+    def _run(self) -> tuple[int, str]:
+        """The status and the agent's reply, or what the caller did wrong."""
+        length = self.headers.get("Content-Length", "")
+        if self.path != "/run":
+            return 404, f"there is nothing at {self.path}"
+        if self.headers.get_content_type() != "application/json":
+            return 415, "the body must be application/json"
+        # Written as an array of numbers, a byte takes up to four.
+        if not length.isdecimal() or int(length) > 4 * MAX_MESSAGE_BYTES:
+            return (413 if length else 411), "the body's length must be known and bounded"
+        try:
+            computation = parse_request(self.rfile.read(int(length)))
+            return 200, self.server.agent.call("Run", computation, lambda _: True).decode()
+        except (ValueError, Refusal) as error:
+            return 400, str(error)
+
+    def _problem(self, status: int, detail: str) -> None:
+        self.close_connection = True  # a body may be left unread
+        title = self.responses[status][0]
+        problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+        self._answer(status, "application/problem+json", json.dumps(problem))
+
+    def _answer(self, status: int, content_type: str, text: str) -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing: the guest's console is slow."""
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, agent: Agent, host: str, port: int) -> None:
+        self.agent = agent
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's would look up its own name, which can wait for a name server.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()

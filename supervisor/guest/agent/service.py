@@ -1,0 +1,144 @@
+"""What the agent does, and its gRPC server."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent import futures
+from typing import TYPE_CHECKING
+
+import grpc
+
+from .algorithm import MAX_ARGUMENT_BYTES, run_algorithm
+from .attestation import REPORT_DATA_BYTES, snp_report
+from .computation import remarshal
+from .refusal import Refusal
+from .wire import MAX_MESSAGE_BYTES, decode_message, encode_message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .algorithm import OnEnd
+
+
+class Agent:
+    """What the guest holds: a computation, an algorithm, a dataset; the last one sent counts.
+
+    Methods may be called from many threads at once. All raise :class:`Refusal`.
+    """
+
+    def __init__(self, algorithm_timeout_s: float) -> None:
+        self._algorithm_timeout_s = algorithm_timeout_s
+        self._lock = threading.Lock()
+        self._algorithm = b""
+        self._dataset = b""
+        self._calls: dict[tuple[str, str], int] = {}
+        self.computation = ""
+        self._methods: dict[str, Callable[[bytes, OnEnd], bytes]] = {
+            "Run": self._run,
+            "Algo": self._algo,
+            "Data": self._data,
+            "Result": self._result,
+            "Attestation": self._attestation,
+        }
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(self._methods)
+
+    def call(self, method: str, payload: bytes, on_end: OnEnd) -> bytes:
+        """Answers *method*, and counts how that went."""
+        code = grpc.StatusCode.INTERNAL
+        try:
+            answer = self._methods[method](payload, on_end)
+            code = grpc.StatusCode.OK
+        except Refusal as refusal:
+            code = refusal.code
+            raise
+        finally:
+            with self._lock:
+                key = (method, code.name)
+                self._calls[key] = self._calls.get(key, 0) + 1
+        return answer
+
+    def metrics(self) -> str:
+        """The counters as Prometheus text."""
+        with self._lock:
+            calls = sorted(self._calls.items())
+        lines = [f'agent_calls_total{{method="{m}",code="{c}"}} {count}' for (m, c), count in calls]
+        head = "# HELP agent_calls_total Calls answered.\n# TYPE agent_calls_total counter\n"
+        return head + "".join(f"{line}\n" for line in lines)
+
+    def _run(self, computation: bytes, _: OnEnd) -> bytes:
+        try:
+            self.computation = remarshal(computation)
+        except ValueError as error:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"no computation: {error}") from error
+        return self.computation.encode()
+
+    def _algo(self, algorithm: bytes, _: OnEnd) -> bytes:
+        self._algorithm = _argument("algorithm", algorithm)
+        return _identity(algorithm)
+
+    def _data(self, dataset: bytes, _: OnEnd) -> bytes:
+        self._dataset = _argument("dataset", dataset)
+        return _identity(dataset)
+
+    def _result(self, _: bytes, on_end: OnEnd) -> bytes:
+        for name, value in (("algorithm", self._algorithm), ("dataset", self._dataset)):
+            if not value:
+                why = f"there is no {name} yet"
+                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why)
+        return run_algorithm(self._algorithm, self._dataset, self._algorithm_timeout_s, on_end)
+
+    def _attestation(self, report_data: bytes, _: OnEnd) -> bytes:
+        if len(report_data) > REPORT_DATA_BYTES:
+            why = f"{len(report_data)} bytes of report data, at most {REPORT_DATA_BYTES} fit"
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why)
+        return snp_report(report_data.ljust(REPORT_DATA_BYTES, b"\0"))
+
+
+def _argument(name: str, value: bytes) -> bytes:
+    """*value* if it can be a process's argument."""
+    if not value:
+        why = f"the {name} is empty"
+    elif len(value) > MAX_ARGUMENT_BYTES:
+        why = f"{len(value)} bytes of {name}, a process's argument holds {MAX_ARGUMENT_BYTES}"
+    elif b"\0" in value:
+        why = f"the {name} is not text: it holds a zero byte"
+    else:
+        return value
+    raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why)
+
+
+def _identity(value: bytes) -> bytes:
+    """The id of an algorithm or a dataset: its SHA-256 in hex, the same in every guest."""
+    return hashlib.sha256(value).hexdigest().encode()
+
+
+def serve_grpc(agent: Agent, host: str, port: int) -> tuple[grpc.Server, int]:
+    """A started server and its port. The caller stops it. RuntimeError: the port is not free."""
+    limits = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    limits += [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=limits)
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        name: grpc.unary_unary_rpc_method_handler(_behaviour(agent, name)) for name in agent.methods
+    }
+    service = grpc.method_handlers_generic_handler("agent.AgentService", handlers)
+    server.add_generic_rpc_handlers((service,))
+    bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    server.start()
+    return server, bound
+
+
+def _behaviour(agent: Agent, method: str) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    def answer(message: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            payload = decode_message(message)
+            return encode_message(agent.call(method, payload, context.add_callback))
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no protobuf message: {error}")
+        except Refusal as refusal:
+            context.abort(refusal.code, refusal.detail)
+
+    return answer
