@@ -20,10 +20,10 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
 
 from supervisor import accel, rpc
-from supervisor.errors import HostError
+from supervisor.errors import HostError, LaunchError
 from supervisor.launch import Host
 from supervisor.listen import bind_tcp
-from supervisor.rundir import check_tmp
+from supervisor.rundir import check_firmware, check_image, check_tmp
 from supervisor.service import Service, open_service
 from supervisor.web import create_app
 
@@ -67,6 +67,12 @@ def examine(config: Config) -> Host:
         _readable(file)
     qemu = accel.find_qemu(config.qemu)
     decided, warnings = accel.decide(config.qemu, qemu)
+    try:
+        check_firmware(config.qemu.firmware)
+        check_image(config.qemu.disk)
+    except LaunchError as error:
+        # Each run will say so; but both may be put right without a restart.
+        warnings.append(str(error))
     for warning in warnings:
         log.warning(warning)
     return Host(qemu, decided)

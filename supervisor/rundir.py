@@ -168,16 +168,24 @@ def _suggest(missing: Path) -> str:
     return f", for example to {other}" if other.exists() else ""
 
 
-def make_overlay(disk: DiskConfig, overlay: Path) -> None:
-    """A qcow2 file that reads through to the base image and takes all writes.
+def check_image(disk: DiskConfig) -> None:
+    """See that the base image is there.
 
-    :raises ImageError: if the image is missing, or is not what its format says
+    :raises ImageError:
     """
     if not disk.file.exists():
         raise ImageError(
             f"base image {disk.file} is missing; build one with 'qmp-supervisor image build',"
             " or set MANAGER_QEMU_DISK_IMG_FILE"
         )
+
+
+def make_overlay(disk: DiskConfig, overlay: Path) -> None:
+    """A qcow2 file that reads through to the base image and takes all writes.
+
+    :raises ImageError: if the image is missing, or is not what its format says
+    """
+    check_image(disk)
     command = [
         *("qemu-img", "create", "-q", "-f", "qcow2"),
         *("-F", disk.format, "-b", str(disk.file.resolve()), str(overlay)),
