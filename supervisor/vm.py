@@ -176,9 +176,13 @@ class Vm:
         except CutShort:
             self.relay_state = RelayState.FAILED
             raise self._ended_error() from None
-        except BaseException as error:
+        except Exception as error:
             self.relay_state = RelayState.FAILED
-            self.error = self.error or str(error)
+            self.error = str(error)
+            raise
+        except BaseException:
+            self.relay_state = RelayState.FAILED
+            self.error = "the caller went away before the agent's answer"
             raise
         self.relay_state = RelayState.ANSWERED
         self._reached("relay")
