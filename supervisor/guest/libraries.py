@@ -1,7 +1,7 @@
 """Which shared libraries the guest's programs can load; all others are left out.
 
-Every byte of the initramfs is read by the firmware and unpacked by the kernel before the guest's
-first program runs, and under emulation that is slow.
+The kernel unpacks the whole initramfs before the guest's first program runs; under emulation, 43 MB
+took it about a second.
 """
 
 from __future__ import annotations

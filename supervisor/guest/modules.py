@@ -47,7 +47,8 @@ def install(root: Path, directory: Path) -> None:
     What a kernel does not have is taken for built in. ImageBuildError: there is no such kernel.
     """
     files = {_name(path): path for path in (root / "usr/lib/modules").rglob("*.ko*")}
-    if "virtio_net" not in files:
+    built_in = [path.read_text() for path in (root / "usr/lib/modules").rglob("modules.builtin")]
+    if "virtio_net" not in files and not any("/virtio_net.ko" in names for names in built_in):
         raise ImageBuildError("find the kernel's modules", (), "there is no virtio_net among them")
     directory.mkdir(parents=True)
     depends: dict[str, list[str]] = {}

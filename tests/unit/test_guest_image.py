@@ -93,6 +93,15 @@ def test_modules_are_installed_with_their_orders(tmp_path: Path) -> None:
     ]
 
 
+def test_a_module_may_be_built_in(tmp_path: Path) -> None:
+    """Ubuntu's kernel has virtio_net so."""
+    kernel = tmp_path / "usr/lib/modules/6.8"
+    kernel.mkdir(parents=True)
+    (kernel / "modules.builtin").write_text("kernel/drivers/net/virtio_net.ko\n")
+    modules.install(tmp_path, tmp_path / "guest")
+    assert (tmp_path / "guest/first").read_text() == ""
+
+
 def test_a_kernel_without_modules_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "usr/lib/modules").mkdir(parents=True)
     with pytest.raises(ImageBuildError, match="virtio_net"):
