@@ -140,10 +140,15 @@ class AgentTimeout(SupervisorError):
 
 
 class AgentError(SupervisorError):
-    """The agent answered with an error. ``code`` is gRPC's name of it, such as ``INTERNAL``."""
+    """The agent answered with an error.
 
-    def __init__(self, vm_id: str, code: str, text: str) -> None:
-        super().__init__(f"the agent of VM {vm_id} answered {code}: {text}")
+    :param code: gRPC's name of it, such as ``INTERNAL``
+    :param text: the agent's own words
+    :param hint: where to look, ours
+    """
+
+    def __init__(self, vm_id: str, code: str, text: str, hint: str = "") -> None:
+        super().__init__(f"the agent of VM {vm_id} answered {code}: {text}{hint}")
         self.vm_id = vm_id
         self.code = code
         self.text = text

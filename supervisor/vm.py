@@ -207,6 +207,8 @@ class Vm:
                 with trio.move_on_after(EXIT_LAG_S):
                     await self._ended.wait()
                     raise CutShort from None
+                hint = f"; what the guest printed is in {self.rundir.serial_log}"
+                raise AgentError(self.id, error.code, error.text, hint) from error
             raise
 
     def _ended_error(self) -> VmEnded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from functools import partial
 from typing import TypeVar
 
@@ -83,7 +84,8 @@ def _computation(value: object, _: type) -> bytes:
     match value:
         case str():
             try:
-                return base64.b64decode(value, validate=True)
+                # Wrapped lines are well-formed to Go's decoder, so to the original.
+                return base64.b64decode(re.sub("[\r\n]", "", value), validate=True)
             except (binascii.Error, ValueError) as error:
                 raise InvalidRequest(
                     f"computation is not base64: {error}", member="computation"

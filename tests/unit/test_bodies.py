@@ -47,6 +47,7 @@ async def post(path: str, body: object, kind: str | None = "application/json") -
         ("", b""),
         ("AH//", b"\x00\x7f\xff"),
         (base64.b64encode(bytes(range(256))).decode(), bytes(range(256))),
+        (base64.encodebytes(bytes(range(256))).decode(), bytes(range(256))),  # in lines
     ],
 )
 async def test_computation(written: object, read: bytes) -> None:
@@ -70,7 +71,6 @@ NOT_A_BYTE = "not a number from 0 to 255"
         ({"computation": [[1]]}, "computation[0]", f"[1], {NOT_A_BYTE}"),
         ({"computation": [10**100]}, "computation[0]", NOT_A_BYTE),
         ({"computation": "A"}, "computation", "not base64"),
-        ({"computation": "AH//\n"}, "computation", "not base64"),
         ({"computation": "AH__"}, "computation", "not base64"),
         ({"computation": "\N{SNOWMAN}"}, "computation", "not base64"),
         ({"computation": 7}, "computation", "array of numbers"),

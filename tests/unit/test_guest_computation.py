@@ -123,3 +123,29 @@ def test_a_request_holds_bytes_as_numbers_or_base64() -> None:
 def test_malformed_requests_are_refused(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_request(body)
+
+
+@pytest.mark.parametrize(
+    ("written", "by_go"),
+    [
+        ("1e-5", "0.00001"),
+        ("1e-6", "0.000001"),
+        ("1e-7", "1e-7"),
+        ("-0", "-0"),
+        ("100", "100"),
+        ("1.50", "1.5"),
+        ("9007199254740993", "9007199254740992"),
+        ("1.2345678901234567e20", "123456789012345670000"),
+        ("999999999999999999999", "1e+21"),
+        ("-1.25e-300", "-1.25e-300"),
+    ],
+)
+def test_numbers_of_metadata_are_gos_float64(written: str, by_go: str) -> None:
+    reply = remarshal(b'{"metadata":{"rate":%s}}' % written.encode())
+    assert reply.endswith(f'"metadata":{{"rate":{by_go}}}}}')
+
+
+@pytest.mark.parametrize("number", ["1e400", "1" * 401])
+def test_number_no_float64_holds_is_refused(number: str) -> None:
+    with pytest.raises(ValueError, match="metadata holds a number that is too large"):
+        remarshal(b'{"metadata":{"rate":%s}}' % number.encode())

@@ -7,6 +7,7 @@ writes it, so this follows Go where it differs from Python's json.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +40,7 @@ def remarshal(computation: bytes) -> str:
         fields = {name: convert(name, folded.get(name)) for name, convert in _FIELDS.items()}
     except RecursionError:
         raise ValueError("the computation is nested too deeply") from None
-    text = json.dumps(
-        {name: field for name, field in fields.items() if field},
-        ensure_ascii=False,
-        separators=(",", ":"),
-    )
+    text = _encode({name: field for name, field in fields.items() if field})
     # JSON can spell half a surrogate pair, UTF-8 cannot: Go puts U+FFFD there.
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text.translate(_GO_ESCAPES)
@@ -95,18 +92,45 @@ def _time(name: str, value: object) -> str:
 def _metadata(name: str, value: object) -> dict[str, object]:
     if not isinstance(value, dict | None):
         raise ValueError(f"{name} is not an object")
-    return {key: _sorted(member) for key, member in sorted((value or {}).items())}
+    return {key: _free(name, member) for key, member in sorted((value or {}).items())}
 
 
-def _sorted(value: Any) -> object:
-    """*value* with the members of its objects sorted and whole floats written as integers."""
+def _free(name: str, value: Any) -> object:
+    """*value* as Go holds what has no type: objects sorted, every number a float64."""
     if isinstance(value, dict):
-        return {key: _sorted(member) for key, member in sorted(value.items())}
+        return {key: _free(name, member) for key, member in sorted(value.items())}
     if isinstance(value, list):
-        return [_sorted(item) for item in value]
-    if isinstance(value, float) and abs(value) < 1e21 and value.is_integer():
-        return int(value)
+        return [_free(name, item) for item in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isinf(number):
+            raise ValueError(f"{name} holds a number that is too large")
+        return number
     return value
+
+
+def _encode(value: Any) -> str:
+    """*value* as compact JSON. Python's own encoder leaves no say in how a float is written."""
+    if isinstance(value, dict):
+        members = (f"{_encode(name)}:{_encode(member)}" for name, member in value.items())
+        return "{" + ",".join(members) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_encode, value)) + "]"
+    return _go_float(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _go_float(number: float) -> str:
+    """The shortest digits that tell *number*, with an exponent where Go has one."""
+    from decimal import Decimal
+
+    if number == 0 or 1e-6 <= abs(number) < 1e21:
+        return format(Decimal(repr(number)), "f").removesuffix(".0")
+    mantissa, exponent = repr(number).split("e")
+    sign = "-" if exponent.startswith("-") else "+"
+    return f"{mantissa.removesuffix('.0')}e{sign}{exponent.lstrip('+-0')}"
 
 
 _FIELDS: dict[str, Callable[[str, object], object]] = {
@@ -139,7 +163,8 @@ def parse_request(body: bytes) -> bytes:
         raise ValueError("the body must be an object whose one member is computation")
     computation = request["computation"]
     if isinstance(computation, str):
-        return base64.b64decode(computation, validate=True)
+        # Go's decoder passes over line ends.
+        return base64.b64decode(re.sub("[\r\n]", "", computation), validate=True)
     if not isinstance(computation, list) or any(type(byte) is not int for byte in computation):
         raise ValueError("computation must be an array of integers or a base64 string")
     return bytes(computation)

@@ -118,8 +118,9 @@ def _identity(value: bytes) -> bytes:
 
 def serve_grpc(agent: Agent, host: str, port: int) -> tuple[grpc.Server, int]:
     """A started server and its port. The caller stops it. RuntimeError: the port is not free."""
+    # A reply may be longer than its computation: Go's way of writing JSON escapes more.
     limits = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
-    limits += [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+    limits += [("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=limits)
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         name: grpc.unary_unary_rpc_method_handler(_behaviour(agent, name)) for name in agent.methods
