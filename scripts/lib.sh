@@ -138,7 +138,8 @@ find_python() {
     for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
         # A name alone says little: it can be a shim that runs nothing.
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            "$candidate" -c 'import sys; print(sys.executable)'
+            # Of a virtual environment, ours perhaps, the Python it was made with.
+            "$candidate" -c 'import sys; print(sys._base_executable)'
             return
         fi
     done

@@ -93,7 +93,7 @@ def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:
         if not kvm:
             warnings.append(f"VMs are emulated, which is slow: {probe.detail}")
     wants_sev = config.enable_sev is not Switch.FALSE
-    missing = sev.missing(kvm=kvm) if wants_sev else None
+    missing = sev.missing(kvm=kvm, sudo=config.use_sudo) if wants_sev else None
     if missing and config.enable_sev is Switch.TRUE:
         raise HostError(f"MANAGER_QEMU_ENABLE_SEV=true, but {missing}; set it to auto or false")
     if missing:
@@ -123,31 +123,36 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
     except (OSError, ValueError, cattrs.BaseValidationError):
         pass  # none yet, or damaged: ask anew
     try:
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+        if not config.use_sudo:
+            os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         # Not kept: a user may join a group, a module be loaded.
         return Probe(works=False, detail=f"/dev/kvm cannot be opened: {error.strerror}")
-    probe = _ask(qemu, config.machine, cpu)
+    probe, certain = _ask(qemu, config.machine, cpu, sudo=config.use_sudo)
+    if not certain:
+        return probe
     with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as new:
         json.dump(cattrs.unstructure(attrs.evolve(key, probe=probe)), new)
     os.replace(new.name, cache)
     return probe
 
 
-def _ask(qemu: str, machine: str, cpu: str) -> Probe:
-    code, output = run_probe(qemu, "-enable-kvm", "-machine", machine, "-cpu", cpu)
+def _ask(qemu: str, machine: str, cpu: str, *, sudo: bool) -> tuple[Probe, bool]:
+    """The answer, and whether it would be the same again: a timeout on a busy host need not."""
+    code, output = run_probe(qemu, "-enable-kvm", "-machine", machine, "-cpu", cpu, sudo=sudo)
     tried = f"a probe guest under KVM (-machine {machine} -cpu {cpu})"
     if code == _SUCCESS:
-        return Probe(works=True, detail=f"{tried} ran")
+        return Probe(works=True, detail=f"{tried} ran"), True
     # Warnings about CPU features come first, what went wrong comes last or is a KVM error.
     lines = [line for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "internal error" in line.lower()] or lines[-1:]
     said = f": {errors[0]}" if errors else ""
     how = "did not come to its end" if code is None else f"ended QEMU with exit code {code}"
-    return Probe(works=False, detail=f"{tried} {how}{said}")
+    certain = code is not None or "internal error" in said.lower()
+    return Probe(works=False, detail=f"{tried} {how}{said}"), certain
 
 
-def run_probe(qemu: str, *args: str) -> tuple[int | None, str]:
+def run_probe(qemu: str, *args: str, sudo: bool = False) -> tuple[int | None, str]:
     """QEMU's exit code with the probe as its firmware, and what it printed. Blocking.
 
     None if it had to be stopped: after 10 s, or as soon as KVM reported an internal error,
@@ -158,6 +163,8 @@ def run_probe(qemu: str, *args: str) -> tuple[int | None, str]:
         rom.flush()
         process = subprocess.Popen(
             [
+                # What sudo starts is not ours to kill.
+                *(["sudo", "-n", "timeout", f"{_TIMEOUT_S:g}"] if sudo else []),
                 *(qemu, *args, "-nodefaults", "-no-user-config", "-display", "none", "-m", "16M"),
                 *("-bios", rom.name, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
             ],
@@ -170,7 +177,8 @@ def run_probe(qemu: str, *args: str) -> tuple[int | None, str]:
 
         def stop() -> None:
             stopped.set()
-            process.kill()
+            if not sudo:
+                process.kill()
 
         timer = threading.Timer(_TIMEOUT_S, stop)
         timer.start()

@@ -70,8 +70,9 @@ class Agent:
                 return reply
         except trio.TooSlowError:
             raise AgentTimeout(
+                self._vm_id,
                 f"the agent of VM {self._vm_id} at {self.address} did not answer Run within"
-                f" {self._config.timeout_s:g} s; see MANAGER_AGENT_GRPC_TIMEOUT"
+                f" {self._config.timeout_s:g} s; see MANAGER_AGENT_GRPC_TIMEOUT",
             ) from None
         except grpc.aio.AioRpcError as error:
             code, text = error.code().name, error.details() or "without a word"
@@ -84,7 +85,9 @@ class Agent:
         """asyncio-flavoured."""
         stub = agent_pb2_grpc.AgentServiceStub(self._channel)
         request = agent_pb2.RunRequest(computation=computation)
-        response: agent_pb2.RunResponse = await stub.Run(request)
+        response: agent_pb2.RunResponse | None = await stub.Run(request)
+        if response is None:  # grpc.aio's word for bytes that do not parse
+            raise AgentError(self._vm_id, "INTERNAL", "its answer is no agent.RunResponse")
         return response.Computation
 
 
@@ -99,7 +102,8 @@ def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
     wanted = [one for one in forwards if one.guest_port == url.port] or [forwards[-1]]
     forward = wanted[0]
     if url.is_loopback:
-        return f"{forward.host_address.replace('0.0.0.0', '127.0.0.1')}:{forward.host_port}"
+        host = "127.0.0.1" if forward.host_address == "0.0.0.0" else forward.host_address
+        return f"{host}:{forward.host_port}"
     return str(url).replace("{port}", str(forward.host_port))
 
 

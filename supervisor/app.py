@@ -10,7 +10,8 @@ import logging
 import signal
 import ssl
 import uuid
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import structlog
@@ -20,16 +21,15 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
 
 from supervisor import accel, rpc
-from supervisor.errors import HostError, LaunchError
+from supervisor.errors import LaunchError
 from supervisor.launch import Host
-from supervisor.listen import bind_tcp
-from supervisor.rundir import check_firmware, check_image, check_tmp
+from supervisor.listen import bind_tcp, check_pem
+from supervisor.rundir import check_firmware, check_image, check_tmp, left_behind
 from supervisor.service import Service, open_service
 from supervisor.web import create_app
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
 
     from supervisor.config import Config, HttpConfig
 
@@ -43,10 +43,10 @@ class Running:
     service: Service
     http_port: int
     grpc_port: int
-    scope: trio.CancelScope
+    stopping: trio.Event
 
     def stop(self) -> None:
-        self.scope.cancel()
+        self.stopping.set()
 
     def hurry(self) -> None:
         self.service.hurry()
@@ -63,8 +63,10 @@ def examine(config: Config) -> Host:
     :raises HostError: if it cannot do what they insist on
     """
     check_tmp(config.qemu.tmp)
-    for file in (config.agent.ca_certs, config.agent.client_cert, config.agent.client_key):
-        _readable(file)
+    agent = config.agent
+    check_pem("the way to agents", agent.client_cert, agent.client_key, agent.ca_certs)
+    for name, server in (("HTTP", config.http), ("gRPC", config.grpc)):
+        check_pem(name, server.server_cert, server.server_key, server.client_ca_certs)
     qemu = accel.find_qemu(config.qemu)
     decided, warnings = accel.decide(config.qemu, qemu)
     try:
@@ -73,6 +75,7 @@ def examine(config: Config) -> Host:
     except LaunchError as error:
         # Each run will say so; but both may be put right without a restart.
         warnings.append(str(error))
+    warnings += left_behind(config.qemu.tmp)
     for warning in warnings:
         log.warning(warning)
     return Host(qemu, decided)
@@ -90,17 +93,21 @@ async def serve(
     hypercorn = _hypercorn(config.http)
     if config.jaeger_url:
         log.warning("MANAGER_JAEGER_URL is set, but there is no tracing yet")
-    async with trio_asyncio.open_loop():
-        with trio.CancelScope() as scope:
-            async with (
-                open_service(config, host) as service,
-                rpc.open_server(service, config.grpc) as grpc_port,
-            ):
-                with bind_tcp(
-                    "HTTP", config.http.host, config.http.port, "MANAGER_HTTP_PORT"
-                ) as listener:
-                    running = Running(service, listener.getsockname()[1], grpc_port, scope)
-                    await _serve_http(config, hypercorn, listener, running, task_status)
+    async with trio_asyncio.open_loop() as loop:
+        # Its own handler would take the service down with one stray callback of a library.
+        loop.set_exception_handler(_log_stray)
+        async with (
+            open_service(config, host) as service,
+            rpc.open_server(service, config.grpc) as grpc_port,
+        ):
+            with bind_tcp("HTTP", config.http.host, config.http.port, "MANAGER_HTTP") as listener:
+                port = listener.getsockname()[1]
+                running = Running(service, port, grpc_port, trio.Event())
+                await _serve_http(config, hypercorn, listener, running, task_status)
+
+
+def _log_stray(_: object, context: dict[str, Any]) -> None:
+    log.error("stray asyncio error", problem=context["message"], exc_info=context.get("exception"))
 
 
 async def _serve_http(
@@ -113,45 +120,32 @@ async def _serve_http(
     app = create_app(running.service, config.instance_id or str(uuid.uuid4()))
     async with trio.open_nursery() as nursery:
         hypercorn.bind = [f"fd://{listener.detach()}"]
-        await nursery.start(hypercorn_serve, app, hypercorn)
+        over = trio.Event()
+        served = partial(hypercorn_serve, app, hypercorn, shutdown_trigger=over.wait)
+        await nursery.start(served)
         log.info("ready", http_port=running.http_port, grpc_port=running.grpc_port)
         task_status.started(running)
+        await running.stopping.wait()
+        # Before the servers go: who waits for a VM is told how it ended.
+        with trio.move_on_after(config.shutdown.longest_s):
+            await running.service.end_all()
+        over.set()
 
 
 def _hypercorn(config: HttpConfig) -> HypercornConfig:
-    """All but the socket.
-
-    :raises HostError: if a certificate cannot be used
-    """
+    """All but the socket."""
     hypercorn = HypercornConfig()
     hypercorn.include_server_header = False
     hypercorn.graceful_timeout = 1
     hypercorn.loglevel = "WARNING"
     hypercorn.errorlog = logging.getLogger("hypercorn.error")  # as it is: through our formatter
-    for file in (config.server_cert, config.server_key, config.client_ca_certs):
-        _readable(file)
     if config.server_cert:
         hypercorn.certfile = str(config.server_cert)
         hypercorn.keyfile = str(config.server_key)
     if config.client_ca_certs:
         hypercorn.ca_certs = str(config.client_ca_certs)
         hypercorn.verify_mode = ssl.CERT_REQUIRED
-    try:
-        hypercorn.create_ssl_context()
-    except ssl.SSLError as error:
-        raise HostError(
-            "MANAGER_HTTP_SERVER_CERT, MANAGER_HTTP_SERVER_KEY or MANAGER_HTTP_CLIENT_CA_CERTS"
-            f" is not what it should be: {error}"
-        ) from error
     return hypercorn
-
-
-def _readable(file: Path | None) -> None:
-    try:
-        if file:
-            file.read_bytes()
-    except OSError as error:
-        raise HostError(f"{file} cannot be read: {error.strerror}") from error
 
 
 async def main(config: Config) -> None:
@@ -160,7 +154,7 @@ async def main(config: Config) -> None:
         async with trio.open_nursery() as nursery:
             running: Running = await nursery.start(_serve_then_cancel, config, nursery)
             async for number in signals:
-                if running.scope.cancel_called:
+                if running.stopping.is_set():
                     log.warning("stopping at once", signal=signal.Signals(number).name)
                     running.hurry()
                 else:

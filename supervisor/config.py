@@ -14,6 +14,7 @@ import attrs
 from supervisor import settings
 from supervisor.settings import (
     AgentUrl,
+    IPv4,
     OnOff,
     Port,
     PortRange,
@@ -137,7 +138,7 @@ class NetConfig:
     """The guest's network card and the host ports that lead to it."""
 
     id: str = setting("MANAGER_QEMU_NETDEV_ID", "vmnic", "id of the network back end")
-    host_fwd_addr: str = setting(
+    host_fwd_addr: IPv4 = setting(
         "MANAGER_QEMU_HOST_FWD_ADDR", "127.0.0.1", "host address the forwarded ports listen on"
     )
     host_fwd_1: Port = setting(
@@ -313,9 +314,18 @@ def _contradictions(config: Config) -> list[str]:
         )
     if not all((net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)):
         found.append("MANAGER_QEMU_HOST_FWD_* must be ports from 1 on")
+    if _bytes(config.qemu.memory_size) > _bytes(config.qemu.max_memory):
+        found.append("MANAGER_QEMU_MEMORY_SIZE must not be over MANAGER_QEMU_MAX_MEMORY")
     if config.qemu.smp_count < 1 or config.qemu.smp_count > config.qemu.smp_maxcpus:
         found.append("MANAGER_QEMU_SMP_COUNT must be 1 to MANAGER_QEMU_SMP_MAXCPUS")
     return found
+
+
+def _bytes(size: str) -> int:
+    """What QEMU takes a size for: mebibytes where there is no unit."""
+    unit = size[-1].upper()
+    power = "KMGT".find(unit) + 1
+    return int(size[:-1]) << (10 * power) if power else int(size) << 20
 
 
 def help_rows() -> list[tuple[str, str]]:

@@ -60,7 +60,7 @@ def examine(config: Config) -> Iterator[Check]:
     yield check_qemu(qemu)
     yield check_qemu_img()
     if qemu.use_sudo:
-        yield check_sudo()
+        yield check_sudo(qemu)
     tmp = check_tmp_dir(qemu.tmp)
     yield tmp
     kvm = _probe(qemu, keep=tmp.verdict is not Verdict.FAIL)
@@ -112,11 +112,14 @@ def _version(name: str, path: str) -> Check:
     return Check(name, Verdict.OK, detail)
 
 
-def check_sudo() -> Check:
+def check_sudo(config: QemuConfig) -> Check:
     """``USE_SUDO`` starts QEMU where nobody can type a password."""
-    code, output = _ask("sudo", "-n", "true")
-    if code == 0:
-        return Check("sudo", Verdict.OK, "works without a password")
+    for command in (config.bin_path, "kill"):
+        code, output = _ask("sudo", "-n", "-l", shutil.which(command) or command)
+        if code:
+            break
+    else:
+        return Check("sudo", Verdict.OK, "runs QEMU and kill without a password")
     said = (output.splitlines() or [f"exit code {code}"])[-1]
     advice = "allow QEMU and kill in sudoers with NOPASSWD, or set MANAGER_QEMU_USE_SUDO=false"
     return Check("sudo", Verdict.FAIL, said, advice)
@@ -206,7 +209,7 @@ def check_image(config: QemuConfig) -> Check:
     if code:
         said = (output.splitlines() or [""])[-1]
         return Check(name, Verdict.FAIL, said, f"check it with 'qemu-img check {disk.file}'")
-    info = json.loads(output)
+    info = json.loads(output[output.index("{") :])  # warnings come before it
     # Raw is what anything can be read as, and what is taken for raw has no other format.
     if disk.format not in ("raw", info["format"]):
         detail = f"{disk.file} is {info['format']}, not {disk.format}"
@@ -266,7 +269,7 @@ def check_server(kind: str, server: HttpConfig | GrpcConfig) -> Check:
     """:param kind: ``HTTP`` or ``GRPC``"""
     name = f"{kind} port"
     try:
-        with listen.bind_tcp(kind, server.host, server.port, f"MANAGER_{kind}_PORT") as bound:
+        with listen.bind_tcp(kind, server.host, server.port, f"MANAGER_{kind}") as bound:
             port = bound.getsockname()[1]
     except HostError as error:
         check = _of_error(name, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
     from supervisor.process import Qemu
 
 log = structlog.stdlib.get_logger()
+
+#: How long after its monitor a process that is exiting may still be seen alive.
+_EXIT_LAG_S = 2.0
 
 
 class EndMode(enum.StrEnum):
@@ -73,9 +75,12 @@ async def end_when_asked(
                 pass
             except MonitorError as error:
                 log.warning("power button out of reach", pid=qemu.pid, problem=str(error))
-    with trio.move_on_after(grace.quit_grace_s):
-        with contextlib.suppress(MonitorError):  # the next step needs no monitor
+    with trio.move_on_after(grace.quit_grace_s) as patience:
+        try:
             await link.quit()
+        except MonitorError:
+            # It exits, or nobody told it to: the next step needs no monitor.
+            patience.deadline = min(patience.deadline, trio.current_time() + _EXIT_LAG_S)
         await trio.sleep_forever()
     log.warning("QEMU does not quit, sending SIGTERM", pid=qemu.pid)
     await qemu.terminate()

@@ -11,6 +11,7 @@
     ├── VmNotFound             no VM has this id
     ├── Busy                   not now: another VM holds what this one needs
     ├── AtCapacity             as many VMs run as are allowed
+    ├── Stopping               the supervisor is about to end
     ├── LaunchError            QEMU did not come up; carries argv, exit code, last log lines
     │   ├── ImageError         … the base image is missing or unreadable
     │   ├── FirmwareError      … OVMF's files are missing or do not belong together
@@ -83,6 +84,11 @@ class AtCapacity(SupervisorError):
         self.limit = limit
 
 
+class Stopping(SupervisorError):
+    def __init__(self) -> None:
+        super().__init__("the supervisor is stopping and starts no VMs any more")
+
+
 class LaunchError(SupervisorError):
     """QEMU did not come up.
 
@@ -138,6 +144,10 @@ class MonitorError(SupervisorError):
 class AgentTimeout(SupervisorError):
     """The agent was not ready, or did not answer, within its deadline."""
 
+    def __init__(self, vm_id: str, detail: str) -> None:
+        super().__init__(detail)
+        self.vm_id = vm_id
+
 
 class AgentError(SupervisorError):
     """The agent answered with an error.
@@ -152,6 +162,13 @@ class AgentError(SupervisorError):
         self.vm_id = vm_id
         self.code = code
         self.text = text
+
+
+def single(error: Exception) -> Exception:
+    """What a nursery wrapped, where it is one error alone."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from supervisor import machine, monitor, process
-from supervisor.errors import LaunchError, MonitorError, PortsTaken
+from supervisor.errors import LaunchError, MonitorError, PortsTaken, SupervisorError, VmEnded
 from supervisor.race import CutShort, unless
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Launch:
         On leaving, the process is gone and so is its socket.
 
         :raises LaunchError: PortsTaken where another attempt may help
+        :raises VmEnded: if its end was asked for first
         """
         async with AsyncExitStack() as stack:
             stack.callback(self.rundir.qmp_socket.unlink, missing_ok=True)
@@ -93,9 +94,10 @@ class Launch:
         with contextlib.suppress(CutShort):
             await unless(self.unwanted.wait, qemu.wait)
 
-    async def _failure(self, qemu: Qemu, cause: Exception) -> LaunchError:
-        unwanted = self.unwanted.is_set()
-        if not unwanted and not isinstance(cause, trio.TooSlowError):
+    async def _failure(self, qemu: Qemu, cause: Exception) -> SupervisorError:
+        if self.unwanted.is_set():
+            return VmEnded(self.machine.vm_id, "prelaunch", "its end was asked for")
+        if not isinstance(cause, trio.TooSlowError):
             with trio.move_on_after(EXIT_LAG_S):
                 await qemu.wait()
         tail = self.rundir.log_tail()
@@ -105,7 +107,7 @@ class Launch:
         elif isinstance(cause, MonitorError):
             how = f"failed ({cause})"
         else:
-            how = "was ended as asked" if unwanted else "hung"
+            how = "hung"
         return kind(
             f"QEMU of VM {self.machine.vm_id} {how} before its guest ran;"
             f" its log is {self.rundir.qemu_log}",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+import ssl
+from typing import TYPE_CHECKING
 
 import psutil
 
 from supervisor.errors import HostError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def owner(port: int) -> str:
@@ -25,16 +31,31 @@ def owner(port: int) -> str:
     return ""
 
 
-def taken(what: str, host: str, port: int, setting: str, why: str) -> HostError:
-    """The error for a port that cannot be listened on."""
-    holder = owner(port)
-    by = f", it belongs to {holder}" if holder else ""
-    return HostError(f"{what} cannot listen on {host}:{port}: {why}{by}; set {setting} to another")
+def check_pem(what: str, cert: Path | None, key: Path | None, cas: Path | None) -> None:
+    """See that certificates and key can be used.
+
+    :raises HostError: if one cannot be read, is no PEM, or they do not belong together
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    for file in filter(None, (cert, key, cas)):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise HostError(f"{what}: {file} cannot be read: {error.strerror}") from error
+    try:
+        if cas:
+            context.load_verify_locations(cas)
+        if cert:
+            context.load_cert_chain(cert, key)
+    except ssl.SSLError as error:
+        files = ", ".join(str(file) for file in (cert, key, cas) if file)
+        raise HostError(f"{what}: {files} is not what it should be: {error}") from error
 
 
 def bind_tcp(what: str, host: str, port: int, setting: str) -> socket.socket:
     """A listening socket.
 
+    :param setting: what the settings of host and port begin with, such as ``MANAGER_HTTP``
     :raises HostError: that says who has the port
     """
     try:
@@ -51,5 +72,9 @@ def bind_tcp(what: str, host: str, port: int, setting: str) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise taken(what, host, port, setting, error.strerror or str(error)) from error
+        why = f"{what} cannot listen on {host}:{port}: {error.strerror or error}"
+        if error.errno != errno.EADDRINUSE:
+            raise HostError(f"{why}; see {setting}_HOST and {setting}_PORT") from error
+        by = f", it belongs to {holder}" if (holder := owner(port)) else ""
+        raise HostError(f"{why}{by}; set {setting}_PORT to another") from error
     return listener

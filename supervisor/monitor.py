@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 _DISCONNECT_GRACE_S = 2.0
+#: A QEMU that is well answers in a millisecond, one that is stopped never.
+_ANSWER_S = 10.0
 
 
 @attrs.frozen
@@ -91,10 +93,13 @@ class Monitor:
     async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """A command's raw return value.
 
-        :raises MonitorError: if QEMU refuses it, or the link is gone
+        :raises MonitorError: if QEMU refuses it or does not answer, or the link is gone
         """
         try:
-            return await aio_as_trio(self._client.execute)(command, arguments)
+            with trio.fail_after(_ANSWER_S):
+                return await aio_as_trio(self._client.execute)(command, arguments)
+        except trio.TooSlowError as error:
+            raise MonitorError(f"{command}: QEMU did not answer in {_ANSWER_S:g} s") from error
         except ExecuteError as error:
             raise MonitorError(f"{command}: {error}", error_class=error.error_class) from error
         except (QMPError, OSError, EOFError) as error:
@@ -116,7 +121,10 @@ class Monitor:
 
     async def ask(self) -> Facts:
         """All that is asked of QEMU as a rule."""
-        return Facts(await self.query_status(), await self.query_sev(), datetime.now(UTC))
+        try:
+            return Facts(await self.query_status(), await self.query_sev(), datetime.now(UTC))
+        except (KeyError, TypeError) as error:
+            raise MonitorError(f"QEMU's answer is not what QAPI says: {error!r}") from error
 
     async def cont(self) -> None:
         """Let the guest run, for the first time or again."""

@@ -67,7 +67,7 @@ class Qemu:
 
     async def _sudo_kill(self, number: signal.Signals, *pids: int) -> None:
         await trio.run_process(
-            ["sudo", "kill", f"-{number.name.removeprefix('SIG')}", *map(str, pids)],
+            ["sudo", "-n", "kill", f"-{number.name.removeprefix('SIG')}", *map(str, pids)],
             check=False,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -91,10 +91,10 @@ async def start(
     Leaving the context kills it if it still runs, and reaps it.
 
     :param listener: the listening QMP socket, which QEMU gets as descriptor 0
-    :param log_file: takes what QEMU prints
+    :param log_file: takes what QEMU prints; what an attempt before printed is gone
     :raises LaunchError: if the binary cannot be run
     """
-    with log_file.open("ab") as output:
+    with log_file.open("wb") as output:
         try:
             process = await trio.lowlevel.open_process(
                 list(argv), stdin=listener, stdout=output, stderr=output, start_new_session=True

@@ -23,7 +23,7 @@ from supervisor import errors
 from supervisor.agent import MAX_MESSAGE, read_pem
 from supervisor.ending import EndMode
 from supervisor.errors import HostError
-from supervisor.listen import taken
+from supervisor.listen import bind_tcp
 from supervisor.machine import shell_line
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 from supervisor.vm import Change
@@ -50,6 +50,7 @@ _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
     errors.AgentTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.AgentError: grpc.StatusCode.UNAVAILABLE,
     errors.VmEnded: grpc.StatusCode.UNAVAILABLE,
+    errors.Stopping: grpc.StatusCode.UNAVAILABLE,
     errors.PortsTaken: grpc.StatusCode.UNAVAILABLE,
     errors.MonitorError: grpc.StatusCode.UNAVAILABLE,
     errors.LaunchError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -73,6 +74,14 @@ def _answering(method: Callable[..., Any]) -> Callable[..., Any]:
             return await method(self, request, context)
         except errors.SupervisorError as error:
             await context.abort(code_of(error), str(error))
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            log.error("bug in a gRPC handler", method=method.__name__, exc_info=error)
+            await context.abort(
+                grpc.StatusCode.INTERNAL,
+                "the supervisor failed in a way it does not know; its log has the particulars",
+            )
 
     return answer
 
@@ -110,6 +119,8 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         self, request: vm_pb2.ShutdownRequest, context: object
     ) -> vm_pb2.Vm:
         vm = self._service.get(request.id)
+        if request.mode not in vm_pb2.ShutdownRequest.Mode.values():
+            raise errors.InvalidRequest(f"{request.mode} is not a mode", member="mode")
         force = request.mode == vm_pb2.ShutdownRequest.MODE_FORCE
         await trio_as_aio(self._service.end)(vm, EndMode.FORCE if force else EndMode.GRACEFUL)
         return _vm(vm)
@@ -220,7 +231,8 @@ async def _start(service: Service, config: GrpcConfig) -> _Server:
     server = grpc.aio.server(
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE),
-            ("grpc.max_send_message_length", 2 * MAX_MESSAGE),
+            # The reply of an agent, and the id beside it.
+            ("grpc.max_send_message_length", 2 * MAX_MESSAGE + 1024),
             # Else a second supervisor would quietly share the port.
             ("grpc.so_reuseport", 0),
         )
@@ -239,13 +251,15 @@ async def _start(service: Service, config: GrpcConfig) -> _Server:
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(served), server)
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"{host}:{config.port}"
+    # grpc tells no reason; the system does.
+    bind_tcp("gRPC", config.host, config.port, "MANAGER_GRPC").close()
     try:
         if config.server_cert is None:
             port = server.add_insecure_port(address)
         else:
             port = server.add_secure_port(address, _credentials(config))
     except RuntimeError as error:
-        raise taken("gRPC", config.host, config.port, "MANAGER_GRPC_PORT", "it is taken") from error
+        raise HostError(f"gRPC cannot listen on {address}: {error}") from error
     await server.start()
     return _Server(server, port)
 

@@ -6,6 +6,7 @@ Overlays and variables are made by blocking calls in a worker thread.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
+import psutil
 import trio
 
 from supervisor.errors import FirmwareError, HostError, ImageError, LaunchError
@@ -34,6 +36,11 @@ _FLASH_PAIRS = {"2 MB": (1966080, 131072), "4 MB": (3653632, 540672)}
 _QMP_BACKLOG = 4
 
 _TAIL_BYTES = 4096
+
+_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+#: It reads a header and writes 200 kB: some milliseconds.
+_QEMU_IMG_S = 60.0
 
 
 @attrs.frozen
@@ -119,6 +126,23 @@ def check_tmp(tmp: Path) -> None:
         ) from error
 
 
+def left_behind(tmp: Path) -> list[str]:
+    """Directories of VMs that an earlier supervisor knew, and QEMUs that still run in them."""
+    found = []
+    running = {
+        word: process.pid
+        for process in psutil.process_iter(["cmdline"])
+        for word in process.info["cmdline"] or ()
+    }
+    for path in sorted(tmp.iterdir()):
+        if not _ID.fullmatch(path.name):
+            continue
+        pid = running.get(path.name)
+        alive = f"its QEMU still runs, end it with 'kill {pid}'; " if pid else ""
+        found.append(f"{path} is of an earlier supervisor: {alive}remove it when it has served")
+    return found
+
+
 def _prepare(rundir: Rundir, disk: DiskConfig, firmware: FirmwareConfig) -> None:
     try:
         rundir.path.mkdir(mode=0o700)
@@ -191,7 +215,14 @@ def make_overlay(disk: DiskConfig, overlay: Path) -> None:
         *("-F", disk.format, "-b", str(disk.file.resolve()), str(overlay)),
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_QEMU_IMG_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ImageError(
+            f"qemu-img has not read {disk.file} in {_QEMU_IMG_S:g} s; see to its file system",
+            argv=command,
+        ) from error
     except FileNotFoundError as error:
         raise LaunchError("qemu-img is not on the PATH; install the package qemu-utils") from error
     if done.returncode:

@@ -17,6 +17,7 @@ from supervisor.errors import (
     AtCapacity,
     Busy,
     InvalidRequest,
+    Stopping,
     SupervisorError,
     TooLarge,
     VmNotFound,
@@ -46,6 +47,7 @@ class Service:
         self.vms: dict[str, Vm] = {}
         self.changes: Broadcast[Change] = Broadcast(_READER_BUFFER)
         self.metrics = Metrics(self.count_by_state)
+        self._closing = False
         self._nursery = nursery
         self._ports = PortPool(config.qemu.net)
 
@@ -87,10 +89,20 @@ class Service:
         await vm.wait_ended()
 
     async def delete(self, vm: Vm) -> None:
-        """End the VM by force if need be, and remove its directory and all trace of it."""
-        await self.end(vm, EndMode.FORCE)
-        await vm.rundir.remove()
-        self.vms.pop(vm.id, None)
+        """End the VM by force if need be, and remove its directory and all trace of it.
+
+        Being cancelled does not leave it half done.
+        """
+        done = trio.Event()
+
+        async def finish() -> None:
+            await self.end(vm, EndMode.FORCE)
+            await vm.rundir.remove()
+            self.vms.pop(vm.id, None)
+            done.set()
+
+        self._nursery.start_soon(finish)
+        await done.wait()
 
     def count_by_state(self) -> Counter[str]:
         return Counter(vm.status.state.value for vm in self.vms.values())
@@ -101,7 +113,8 @@ class Service:
             vm.ask_to_end(EndMode.FORCE)
 
     async def end_all(self) -> None:
-        """Return once no VM runs. The grace periods of each run at the same time."""
+        """Admit no VM any more, and return once none runs. All graces run at the same time."""
+        self._closing = True
         running = [vm for vm in self.vms.values() if not vm.ended]
         if running:
             log.info("ending all VMs", vms=[vm.id for vm in running])
@@ -118,6 +131,8 @@ class Service:
                 f"computation is {len(computation)} bytes, the limit is {MAX_COMPUTATION}",
                 member="computation",
             )
+        if self._closing:
+            raise Stopping
         running = [vm for vm in self.vms.values() if not vm.ended]
         if len(running) >= self.config.max_vms:
             raise AtCapacity(self.config.max_vms)

@@ -28,6 +28,7 @@ Seconds = NewType("Seconds", float)
 Port = NewType("Port", int)
 OnOff = NewType("OnOff", str)
 Size = NewType("Size", str)
+IPv4 = NewType("IPv4", str)
 
 
 class Switch(enum.StrEnum):
@@ -195,6 +196,13 @@ def _switch(text: str) -> Switch:
         raise ValueError("must be auto, true or false") from None
 
 
+def _ipv4(text: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise ValueError("must be an IPv4 address, as QEMU's user network forwards") from None
+
+
 def _on_off(text: str) -> str:
     if text not in ("on", "off", "yes", "no", "true", "false", "auto"):
         raise ValueError("must be one of QEMU's words on, off, auto, true, false, yes, no")
@@ -239,7 +247,7 @@ def _agent_url(text: str) -> AgentUrl:
     return AgentUrl(host.strip("[]"), number)
 
 
-def _absent(text: str) -> str:
+def _as_it_is(text: str) -> str:
     return text
 
 
@@ -248,19 +256,20 @@ def _hook(parse: Callable[[str], object]) -> Callable[[str, Any], object]:
 
 
 _PARSERS: dict[Any, Callable[[str], object]] = {
-    str: _absent,
+    str: _as_it_is,
     bool: _bool,
     int: lambda text: _whole(text, 0, 2**31 - 1, "a whole number"),
     Port: lambda text: _whole(text, 0, 65535, "a port"),
     Switch: _switch,
     OnOff: _on_off,
     Size: _size,
+    IPv4: _ipv4,
     Seconds: _seconds,
     PortRange: _range,
     AgentUrl: _agent_url,
     Path: Path,
     Path | None: Path,
-    str | None: _absent,
+    str | None: _as_it_is,
     PortRange | None: _range,
 }
 for _type, _parse in _PARSERS.items():

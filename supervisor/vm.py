@@ -19,9 +19,11 @@ from supervisor.ending import EndMode, EndRequest, end_when_asked
 from supervisor.errors import (
     AgentError,
     AgentTimeout,
+    Busy,
     MonitorError,
     PortsTaken,
     VmEnded,
+    single,
 )
 from supervisor.launch import EXIT_LAG_S, Launch, ports_taken
 from supervisor.race import CutShort, unless
@@ -94,6 +96,8 @@ class Vm:
         self.phases: dict[str, float] = {}
         self.facts: Facts | None = None
         self.relay_state = RelayState.NONE
+        #: ``host:port`` of the agent, once that is known.
+        self.agent_address: str | None = None
         #: The agent's answer to the computation.
         self.reply: str | None = None
 
@@ -132,10 +136,6 @@ class Vm:
         return self._agent_ready.is_set() and not self.ended
 
     @property
-    def agent_address(self) -> str | None:
-        return self._agent.address if self._agent else None
-
-    @property
     def uptime_s(self) -> float | None:
         """Seconds since the guest first ran; None before that and after the end."""
         if self.ended or "running" not in self.phases:
@@ -152,10 +152,11 @@ class Vm:
     async def ask_now(self) -> Facts:
         """QEMU's answers of this moment.
 
+        :raises Busy: if there is no QEMU to ask
         :raises MonitorError: if it does not answer
         """
         if self._monitor is None or self.ended:
-            raise MonitorError(f"VM {self.id} has no monitor: it is {self.status}")
+            raise Busy(f"VM {self.id} cannot be asked: it is {self.status}")
         self.facts = await self._monitor.ask()
         return self.facts
 
@@ -175,7 +176,9 @@ class Vm:
             self.reply = await unless(self._ended.wait, self._call, self._agent, computation)
         except CutShort:
             self.relay_state = RelayState.FAILED
-            raise self._ended_error() from None
+            ended = self._ended_error()
+            self.error = self.error or str(ended)
+            raise ended from None
         except Exception as error:
             self.relay_state = RelayState.FAILED
             self.error = str(error)
@@ -193,9 +196,10 @@ class Vm:
         with trio.move_on_at(self._born + timeout_s):
             return await unless(self._ended.wait, self._agent_ready.wait)
         raise AgentTimeout(
+            self.id,
             f"the agent of VM {self.id} was not ready {timeout_s:g} s after the VM's start;"
             f" what the guest printed is in {self.rundir.serial_log}, the time allowed is"
-            " MANAGER_BOOT_TIMEOUT"
+            " MANAGER_BOOT_TIMEOUT",
         )
 
     async def _call(self, guest_agent: Agent, computation: bytes) -> str:
@@ -227,12 +231,18 @@ class Vm:
         try:
             await self._launch(task_status)
         except Exception as error:
-            self.error = str(error)
+            cause = single(error)
+            self.error = str(cause)
+            raise cause from None
+        except BaseException:
+            self.error = self.error or "its start was called off: the caller went away"
             raise
         finally:
+            self._monitor = self._agent = None
             self.ended_at = datetime.now(UTC)
             if not self.status.state.ended:
-                self._set(Status(VmState.CRASHED, f"exit:{self.exit_code}"))
+                code = "none" if self.exit_code is None else self.exit_code
+                self._set(Status(VmState.CRASHED, f"exit:{code}"))
             self._ended.set()
 
     async def _launch(self, task_status: trio.TaskStatus[Vm]) -> None:
@@ -291,8 +301,9 @@ class Vm:
             nursery.start_soon(self._watch_agent)
             while self.status.state is VmState.PRELAUNCH and not drained.is_set():
                 await self._changed.wait()
-            self._reached("running")
-            task_status.started(self)
+            if self.status.state is not VmState.PRELAUNCH:
+                self._reached("running")
+                task_status.started(self)
             exit_code = await self._qemu.wait()
             # What QEMU said last decides how its exit is judged.
             with trio.move_on_after(_DRAIN_S):
@@ -302,6 +313,8 @@ class Vm:
             self._set(runstate.after(self.status, Trigger.EXIT, "", exit_code=exit_code))
         if self.status.state is VmState.CRASHED and self.error is None:
             self.error = self.rundir.log_tail() or f"QEMU ended: {self.status.reason}"
+        if "running" not in self.phases:
+            raise self._ended_error()
 
     async def _pump(self, qemu: Qemu, link: Monitor, drained: trio.Event) -> None:
         async for event in link.events:
@@ -317,7 +330,9 @@ class Vm:
         with trio.move_on_after(EXIT_LAG_S):
             await qemu.wait()
             return
-        log.error("monitor lost while QEMU lives", vm=self.id, pid=qemu.pid)
+        self.error = "QEMU closed its monitor and lived on; without it nobody knows what it does"
+        log.error("monitor lost, ending the VM", vm=self.id, pid=qemu.pid)
+        self._end.ask(EndMode.FORCE)
 
     async def _hear(self, event: Event, link: Monitor) -> None:
         if self.status.state.ended or event.name not in Trigger.__members__:
@@ -327,7 +342,6 @@ class Vm:
             case Trigger.SHUTDOWN:
                 reason = event.data.get("reason", reason)
             case Trigger.RESUME | Trigger.WAKEUP:
-                await self._runstate(link)
                 reason = "running"
             case Trigger.GUEST_PANICKED:
                 reason = "guest-panicked"
@@ -337,6 +351,8 @@ class Vm:
                 if reason == "internal-error":
                     trigger = Trigger.INTERNAL_ERROR
         self._set(runstate.after(self.status, trigger, reason))
+        if trigger in (Trigger.RESUME, Trigger.WAKEUP):
+            await self._runstate(link)  # for those who ask; nothing depends on it
 
     async def _runstate(self, link: Monitor) -> str:
         """QEMU's present RunState, after an event that says less; ``paused`` if it is gone."""
@@ -353,7 +369,7 @@ class Vm:
         config = self._config.agent
         target = agent.address(config, self.forwards)
         async with agent.connect(self.id, target, config) as guest_agent:
-            self._agent = guest_agent
+            self._agent, self.agent_address = guest_agent, target
             await guest_agent.wait_ready()
             self._reached("agent")
             self._agent_ready.set()

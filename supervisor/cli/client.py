@@ -49,7 +49,7 @@ class Client:
         return self._ask("POST", path, json=body, headers=headers)
 
     def delete(self, path: str) -> None:
-        self._ask("DELETE", path)
+        self._ask("DELETE", path, timeout=None)  # takes as long as a forced end
 
     def shutdown(self, vm_id: str, mode: str) -> Any:
         """The VM, ended. Takes as long as its guest does.

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 import dotenv
+import dotenv.parser
 
 from supervisor import config
 from supervisor.errors import ConfigError
@@ -31,7 +32,7 @@ class CommandFailed(click.ClickException):
 
 def load_config(file: str | None) -> Config:
     """The settings of the file and the environment; exits with 2 and all problems if wrong."""
-    from_file = dotenv.dotenv_values(file, interpolate=False) if file else {}
+    from_file = _read(file) if file else {}
     settings = {name: value or "" for name, value in from_file.items()} | os.environ
     try:
         return config.load(settings)
@@ -39,6 +40,16 @@ def load_config(file: str | None) -> Config:
         for problem in error.problems:
             fail(problem)
         sys.exit(2)
+
+
+def _read(file: str) -> dict[str, str | None]:
+    with open(file) as lines:
+        bad = [one.original.line for one in dotenv.parser.parse_stream(lines) if one.error]
+    for line in bad:
+        fail(f"{file}, line {line}: not NAME=value")
+    if bad:
+        sys.exit(2)
+    return dotenv.dotenv_values(file, interpolate=False)
 
 
 def fail(problem: object) -> None:

@@ -41,7 +41,7 @@ def image() -> None:
 def build_image(output: Path, agent: Path | None) -> None:
     """Build a guest image: guest.qcow2 for MANAGER_QEMU_DISK_IMG_FILE, kernel and initramfs.
 
-    Takes about a minute; needs no root.
+    Takes half a minute; needs no root.
     """
     console = stderr()
     began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -29,11 +30,16 @@ def serve(env_file: str | None) -> None:
     """
     settings = load_config(env_file)
     logs.configure(settings.log_level)
+    # grpc's own lines are no JSON; what goes wrong reaches us as errors.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    problems: list[SupervisorError] = []
     try:
         trio.run(app.main, settings, strict_exception_groups=True)
     except* SupervisorError as group:
-        for error in _leaves(group):
-            fail(error)
+        problems = _leaves(group)
+    for problem in problems:
+        fail(problem)
+    if problems:
         sys.exit(1)
 
 

@@ -2,8 +2,8 @@
 
 The guest is one kernel and one initramfs that runs from RAM: no state, no root file system. The
 same two files make a disk for UEFI (guest.qcow2) and a direct boot (vmlinuz, initrd.img), whose
-command line stands in manifest.json. Debian 12 has been tried; other Debians and Ubuntu have a
-place in the code and no more.
+command line stands in manifest.json. Debian 12 is what it is tested with; Ubuntu 24.04 was
+tried once, other releases never.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from supervisor.guest import disk, packages, rootfs
 from supervisor.guest.command import ImageBuildError, require_tools, run
 from supervisor.guest.cpio import write_cpio
+from supervisor.guest.libraries import ELF
 from supervisor.guest.manifest import NAME, File, Manifest
 
 if TYPE_CHECKING:
@@ -66,6 +67,19 @@ def check(output: Path, agent: Path | None) -> None:
         raise ImageBuildError("start", (), f"{output} exists and holds no image: choose another")
     if agent is not None and not agent.is_file():
         raise ImageBuildError("start", (), f"the agent {agent} is no file")
+    if agent is not None and rootfs.is_program(agent):
+        _check_program(agent)
+
+
+def _check_program(agent: Path) -> None:
+    with agent.open("rb") as program:
+        start = program.read(4)
+    if start == ELF:
+        if "INTERP" in run("look at the agent", ["readelf", "-lW", agent]):
+            why = "needs shared libraries, which the guest has not: link it statically"
+            raise ImageBuildError("start", (), f"the agent {agent} {why}")
+    elif not start.startswith(b"#!"):
+        raise ImageBuildError("start", (), f"the agent {agent} is no program and no .py file")
 
 
 def make(work: Path, agent: Path | None, progress: Callable[[str], None]) -> Manifest:
@@ -115,6 +129,9 @@ def replace(output: Path, image: Path, old: Path) -> None:
     """Puts *image* in *output*'s place; what was there goes to *old*."""
     image.chmod(0o755)
     if output.exists():
+        for path in output.iterdir():
+            if path.name not in (DISK, KERNEL, INITRAMFS, NAME):
+                path.rename(image / path.name)  # somebody's own, another image perhaps
         output.rename(old)
     image.rename(output)
 

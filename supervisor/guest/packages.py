@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-# The package that depends on a distribution's newest kernel. Only Debian 12 has been tried.
+# The package that depends on a distribution's newest kernel. See image.py for what was tried.
 KERNEL_PACKAGE = {"debian": "linux-image-amd64", "ubuntu": "linux-image-generic"}
 # Debian's kernel comes with its modules; Ubuntu's has them in packages of their own.
 _KERNEL_PART = re.compile(r"Depends: (linux-(?:image|modules|modules-extra)-\d\S*)")

@@ -20,6 +20,11 @@ from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
 
 T = TypeVar("T")
 
+#: Arrays and objects in a body. One array is all that is needed; millions take gigabytes.
+_MAX_CONTAINERS = 64
+#: The largest bodies take memory by the hundred megabytes and hold the interpreter's lock.
+_parsers = trio.CapacityLimiter(2)
+
 
 @attrs.frozen
 class RunRequest:
@@ -45,7 +50,7 @@ async def read(cls: type[T]) -> T:
         raise UnsupportedMedia(f"the content type must be application/json, it is {given}")
     body: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]
     # Megabytes of numbers take their time; the loop has VMs to listen to.
-    return await trio.to_thread.run_sync(partial(_parse, cls, body))
+    return await trio.to_thread.run_sync(partial(_parse, cls, body), limiter=_parsers)
 
 
 async def read_optional(cls: type[T]) -> T:
@@ -54,6 +59,8 @@ async def read_optional(cls: type[T]) -> T:
 
 
 def _parse(cls: type[T], body: bytes) -> T:
+    if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
+        raise InvalidRequest("the body is nested deeper or holds more than any request does")
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:

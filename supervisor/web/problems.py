@@ -29,6 +29,7 @@ _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
     errors.AgentTimeout: HTTPStatus.GATEWAY_TIMEOUT,
     errors.AgentError: HTTPStatus.BAD_GATEWAY,
     errors.VmEnded: HTTPStatus.BAD_GATEWAY,
+    errors.Stopping: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.PortsTaken: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.MonitorError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.SupervisorError: HTTPStatus.INTERNAL_SERVER_ERROR,

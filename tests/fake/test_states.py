@@ -183,7 +183,7 @@ async def test_ended_vm_has_no_monitor_to_ask(world: World) -> None:
         vm_id = (await supervisor.run())["id"]
         await supervisor.http.post(f"/vms/{vm_id}/shutdown")
         answer = await supervisor.http.get(f"/vms/{vm_id}/status?live=1")
-        assert answer.status_code == 503
+        assert answer.status_code == 409
         assert vm_id in answer.json()["detail"]
         assert (await supervisor.http.get(f"/vms/{vm_id}/status")).status_code == 200
 

@@ -172,13 +172,24 @@ def test_a_directory_of_something_else_is_not_replaced(
     assert (tmp_path / "precious").exists()
 
 
-def test_an_image_is_replaced_in_one_step(tmp_path: Path) -> None:
+def test_an_image_is_replaced_and_what_lies_beside_it_stays(tmp_path: Path) -> None:
     for name in ("guest", "new"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
+        (tmp_path / name / image.DISK).write_text(name)
+    (tmp_path / "guest" / "cloud.qcow2").write_text("somebody's own")
     image.replace(tmp_path / "guest", tmp_path / "new", tmp_path / "old")
-    assert [path.name for path in (tmp_path / "guest").iterdir()] == ["new"]
-    assert [path.name for path in (tmp_path / "old").iterdir()] == ["guest"]
+    now = {path.name: path.read_text() for path in (tmp_path / "guest").iterdir()}
+    assert now == {image.DISK: "new", "cloud.qcow2": "somebody's own"}
+    assert [path.read_text() for path in (tmp_path / "old").iterdir()] == ["guest"]
+
+
+def test_an_agent_must_be_a_program_the_guest_can_run(tmp_path: Path) -> None:
+    text = tmp_path / "agent"
+    text.write_text("neither")
+    with pytest.raises(ImageBuildError, match="no program"):
+        image.check(tmp_path / "img", text)
+    with pytest.raises(ImageBuildError, match="shared libraries"):
+        image.check(tmp_path / "img", Path("/bin/ls"))
 
 
 def test_an_agent_is_python_or_a_program(tmp_path: Path) -> None:

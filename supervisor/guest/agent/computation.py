@@ -38,9 +38,9 @@ def remarshal(computation: bytes) -> str:
         # Go matches member names regardless of case.
         folded = {name.lower(): member for name, member in members.items() if member is not None}
         fields = {name: convert(name, folded.get(name)) for name, convert in _FIELDS.items()}
+        text = _encode({name: field for name, field in fields.items() if field})
     except RecursionError:
         raise ValueError("the computation is nested too deeply") from None
-    text = _encode({name: field for name, field in fields.items() if field})
     # JSON can spell half a surrogate pair, UTF-8 cannot: Go puts U+FFFD there.
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text.translate(_GO_ESCAPES)
