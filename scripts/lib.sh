@@ -139,7 +139,7 @@ find_python() {
         # A name alone says little: it can be a shim that runs nothing.
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             # Of a virtual environment, ours perhaps, the Python it was made with.
-            "$candidate" -c 'import sys; print(sys._base_executable)'
+            "$candidate" -c 'import os, sys; print(os.path.realpath(sys._base_executable))'
             return
         fi
     done
