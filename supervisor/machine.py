@@ -173,12 +173,14 @@ def monitor_args(qmp: str) -> list[str]:
 
 
 def our_args(machine: Machine) -> list[str]:
-    """What the original has not: a name to find it by, a log, a sandbox, a panic device."""
+    """What the original has not: a name, a log, a panic device, a boot order, a sandbox."""
     return [
         *("-name", f"qmp-supervisor-{machine.vm_id}"),
         *("-uuid", machine.vm_id),
         *("-serial", f"file:{escape(machine.serial_log)}"),
         *("-device", "pvpanic"),
+        # Firmware that is told the disk does not try the network first: half a second less.
+        *("-global", "scsi-hd.bootindex=0"),
         # A reboot would keep the process and lose the record of how it came about.
         *("-action", "reboot=shutdown"),
         *("-sandbox", _SANDBOX),

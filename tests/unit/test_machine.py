@@ -89,6 +89,7 @@ def test_monitor_and_our_additions_follow_after_the_originals() -> None:
         *("-uuid", VM_ID),
         *("-serial", "file:tmp/vm/serial.log"),
         *("-device", "pvpanic"),
+        *("-global", "scsi-hd.bootindex=0"),
         *("-action", "reboot=shutdown"),
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
