@@ -348,7 +348,7 @@ class Vm:
             case Trigger.STOP | Trigger.SUSPEND:
                 # The event does not say why; a KVM that gave up stops its guest like a user.
                 reason = await self._runstate(link)
-                if reason == "internal-error":
+                if runstate.from_runstate(reason).state is VmState.CRASHED:
                     trigger = Trigger.INTERNAL_ERROR
         self._set(runstate.after(self.status, trigger, reason))
         if trigger in (Trigger.RESUME, Trigger.WAKEUP):

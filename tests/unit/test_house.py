@@ -148,9 +148,7 @@ def test_library_is_known_to_its_wrappers_alone(library: str) -> None:
 
 @pytest.mark.parametrize("path", ALL, ids=shown)
 def test_module_is_not_too_long(path: Path) -> None:
-    # The reference agent is one file, because it is alone in its guest.
-    longest = 700 if path == ROOT / "guest" / "agent.py" else 400
-    assert len(path.read_text().splitlines()) < longest
+    assert len(path.read_text().splitlines()) < 400
 
 
 @pytest.mark.parametrize("path", ALL, ids=shown)
@@ -162,8 +160,7 @@ def test_functions_are_not_too_long(path: Path) -> None:
         and node.end_lineno is not None
         and node.end_lineno - node.lineno >= 50
     }
-    # Its handler is a class inside, for it is imported late.
-    assert long.keys() <= ({"serve_http"} if path == ROOT / "guest" / "agent.py" else set())
+    assert not long
 
 
 @pytest.mark.parametrize("path", ALL, ids=shown)
