@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from supervisor.errors import MonitorError
+from supervisor.process import EXIT_LAG_S
 from supervisor.race import CutShort, unless
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from supervisor.process import Qemu
 
 log = structlog.stdlib.get_logger()
-
-#: How long after its monitor a process that is exiting may still be seen alive.
-_EXIT_LAG_S = 2.0
 
 
 class EndMode(enum.StrEnum):
@@ -80,7 +78,7 @@ async def end_when_asked(
             await link.quit()
         except MonitorError:
             # It exits, or nobody told it to: the next step needs no monitor.
-            patience.deadline = min(patience.deadline, trio.current_time() + _EXIT_LAG_S)
+            patience.deadline = min(patience.deadline, trio.current_time() + EXIT_LAG_S)
         await trio.sleep_forever()
     log.warning("QEMU does not quit, sending SIGTERM", pid=qemu.pid)
     await qemu.terminate()

@@ -12,6 +12,7 @@ import trio
 
 from supervisor import machine, monitor, process
 from supervisor.errors import LaunchError, MonitorError, PortsTaken, SupervisorError, VmEnded
+from supervisor.process import EXIT_LAG_S
 from supervisor.race import CutShort, unless
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from supervisor.monitor import Facts, Monitor
     from supervisor.process import Qemu
     from supervisor.rundir import Rundir
-
-#: How long after its monitor a process that is exiting may still be seen alive.
-EXIT_LAG_S = 2.0
 
 _PORT_TAKEN = re.compile(r"Could not set up host forwarding rule '[^']*:(\d+)-[^']*'")
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
+#: How long after its monitor a process that is exiting may still be seen alive.
+EXIT_LAG_S = 2.0
+
 #: How long a killed process may take to go; longer means it hangs in the kernel.
 _KILL_GRACE_S = 10.0
 

@@ -26,7 +26,7 @@ from supervisor.errors import HostError
 from supervisor.listen import bind_tcp
 from supervisor.machine import shell_line
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
-from supervisor.vm import Change
+from supervisor.runstate import Change
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

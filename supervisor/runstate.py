@@ -10,8 +10,12 @@ Sources: QEMU's QAPI, ``run-state.json`` (RunState, ShutdownCause, the events).
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 import attrs
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 class VmState(enum.StrEnum):
@@ -51,6 +55,15 @@ class Status:
 
     def __str__(self) -> str:
         return f"{self.state} ({self.reason})"
+
+
+@attrs.frozen
+class Change:
+    """A VM's new status, as it was at that moment."""
+
+    vm_id: str
+    status: Status
+    at: datetime
 
 
 class IllegalTransition(Exception):

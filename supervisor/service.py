@@ -24,13 +24,14 @@ from supervisor.errors import (
 )
 from supervisor.metrics import Metrics
 from supervisor.ports import PortPool
-from supervisor.vm import Change, Vm
+from supervisor.vm import Vm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from supervisor.config import Config
     from supervisor.launch import Host
+    from supervisor.runstate import Change
 
 log = structlog.stdlib.get_logger()
 

@@ -10,7 +10,6 @@ import enum
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import attrs
 import structlog
 import trio
 
@@ -25,10 +24,11 @@ from supervisor.errors import (
     VmEnded,
     single,
 )
-from supervisor.launch import EXIT_LAG_S, Launch, ports_taken
+from supervisor.launch import Launch, ports_taken
+from supervisor.process import EXIT_LAG_S
 from supervisor.race import CutShort, unless
 from supervisor.rundir import Rundir
-from supervisor.runstate import IllegalTransition, Status, Trigger, VmState
+from supervisor.runstate import Change, IllegalTransition, Status, Trigger, VmState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,15 +47,6 @@ log = structlog.stdlib.get_logger()
 _PORT_ATTEMPTS = 4
 #: How long events that QEMU sent before its end may take to be read.
 _DRAIN_S = 1.0
-
-
-@attrs.frozen
-class Change:
-    """A VM's new status, as it was at that moment."""
-
-    vm_id: str
-    status: Status
-    at: datetime
 
 
 class RelayState(enum.StrEnum):
@@ -172,7 +163,8 @@ class Vm:
         try:
             await self._wait_agent()
             self.relay_state = RelayState.SENT
-            assert self._agent is not None
+            if self._agent is None:
+                raise CutShort  # ready, and ended before we looked
             self.reply = await unless(self._ended.wait, self._call, self._agent, computation)
         except CutShort:
             self.relay_state = RelayState.FAILED
