@@ -135,8 +135,8 @@ class Service:
         if self._closing:
             raise Stopping
         running = [vm for vm in self.vms.values() if not vm.ended]
-        if len(running) >= self.config.max_vms:
-            raise AtCapacity(self.config.max_vms)
+        if len(running) >= self.config.limits.max_vms:
+            raise AtCapacity(self.config.limits.max_vms)
         url = self.config.agent.url
         if running and not url.is_loopback and url.port is not None:
             raise Busy(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Seconds = NewType("Seconds", float)
+Ratio = NewType("Ratio", float)
 Port = NewType("Port", int)
 OnOff = NewType("OnOff", str)
 Size = NewType("Size", str)
@@ -99,8 +100,8 @@ class Setting:
             return ""
         if isinstance(self.default, bool):
             return str(self.default).lower()
-        if self.type is Seconds:
-            return f"{self.default:g}s"
+        if isinstance(self.default, float):
+            return go_duration(self.default) if self.type is not Ratio else f"{self.default:g}"
         return str(self.default)
 
 
@@ -229,6 +230,30 @@ def _duration(text: str) -> float:
     return float(durationpy.from_str(text).total_seconds())
 
 
+def go_duration(seconds: float) -> str:
+    """As a setting may be written: ``90s``, ``168h``."""
+    for unit, length in (("h", 3600), ("m", 60)):
+        if seconds >= 2 * length and not seconds % length:
+            return f"{seconds / length:g}{unit}"
+    return f"{seconds:g}s"
+
+
+def _ratio(text: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not float(text):
+        raise ValueError("must be a number such as 1.5, and more than nothing")
+    return float(text)
+
+
+def _choice(cls: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum]:
+    def parse(text: str) -> enum.StrEnum:
+        words = [one.value for one in cls]
+        if text.lower() not in words:
+            raise ValueError(f"must be one of {', '.join(words)}{nearest(text, words)}")
+        return cls(text.lower())
+
+    return parse
+
+
 def _range(text: str) -> PortRange:
     match = re.fullmatch(r"([0-9]+)-([0-9]+)", text)
     if not match:
@@ -265,6 +290,8 @@ _PARSERS: dict[Any, Callable[[str], object]] = {
     Size: _size,
     IPv4: _ipv4,
     Seconds: _seconds,
+    Seconds | None: _seconds,
+    Ratio: _ratio,
     PortRange: _range,
     AgentUrl: _agent_url,
     Path: Path,
@@ -274,3 +301,13 @@ _PARSERS: dict[Any, Callable[[str], object]] = {
 }
 for _type, _parse in _PARSERS.items():
     _converter.register_structure_hook(_type, _hook(_parse))
+
+
+E = TypeVar("E", bound=type[enum.StrEnum])
+
+
+def choice(cls: E) -> E:
+    """Makes an enum of words, or none of them, the type of settings."""
+    _converter.register_structure_hook(cls, _hook(_choice(cls)))
+    _converter.register_structure_hook(cls | None, _hook(_choice(cls)))
+    return cls

@@ -19,7 +19,7 @@ README = Path(__file__).parents[2] / "README.md"
 ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_LOG_LEVEL", "log_level", "info", "debug", "debug"),
     ("MANAGER_INSTANCE_ID", "instance_id", None, "one", "one"),
-    ("MANAGER_MAX_VMS", "max_vms", 10, "3", 3),
+    ("MANAGER_MAX_VMS", "limits.max_vms", 10, "3", 3),
     ("MANAGER_JAEGER_URL", "jaeger_url", None, "http://h:4318", "http://h:4318"),
     ("MANAGER_HTTP_HOST", "http.host", "127.0.0.1", "::1", "::1"),
     ("MANAGER_HTTP_PORT", "http.port", 9021, "0", 0),
@@ -303,7 +303,7 @@ def test_contradictions_are_told_at_once() -> None:
 def test_settings_cannot_be_assigned() -> None:
     loaded = config.load({})
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        loaded.max_vms = 3  # type: ignore[misc]
+        loaded.log_level = "debug"  # type: ignore[misc]
 
 
 def test_all_grace_periods_fit_into_the_longest() -> None:

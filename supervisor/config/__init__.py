@@ -1,0 +1,154 @@
+"""Every setting of the supervisor, declared once. Read once, never assigned to. No I/O.
+
+The names and defaults are the original manager's where it had them. What differs on purpose:
+``auto`` for KVM and SEV, loopback for everything that listens, and QMP for ``MONITOR``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from supervisor import settings
+from supervisor.config.policy import (
+    LifeConfig,
+    LimitsConfig,
+    OnStop,
+    RestartPolicy,
+    RetentionConfig,
+    ShutdownConfig,
+    StopConfig,
+)
+from supervisor.config.qemu import (
+    DiskConfig,
+    FirmwareConfig,
+    NetConfig,
+    QemuConfig,
+    SevConfig,
+    WatchdogAction,
+    size_in_bytes,
+)
+from supervisor.config.servers import AgentConfig, GrpcConfig, HttpConfig
+from supervisor.settings import setting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "MAX_COMPUTATION",
+    "AgentConfig",
+    "Config",
+    "DiskConfig",
+    "FirmwareConfig",
+    "GrpcConfig",
+    "HttpConfig",
+    "LifeConfig",
+    "LimitsConfig",
+    "NetConfig",
+    "OnStop",
+    "QemuConfig",
+    "RestartPolicy",
+    "RetentionConfig",
+    "SevConfig",
+    "ShutdownConfig",
+    "StopConfig",
+    "WatchdogAction",
+    "help_rows",
+    "load",
+    "markdown_table",
+]
+
+#: A computation's size in bytes, on HTTP, on gRPC and towards the agent alike.
+MAX_COMPUTATION = 16 * 1024 * 1024
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """All of it."""
+
+    log_level: str = setting("MANAGER_LOG_LEVEL", "info", "debug, info, warning or error")
+    instance_id: str | None = setting(
+        "MANAGER_INSTANCE_ID", None, "name of this supervisor in /health", shown="a new UUID"
+    )
+    jaeger_url: str | None = setting(
+        "MANAGER_JAEGER_URL", None, "reserved for tracing, which is not there yet"
+    )
+    http: HttpConfig = attrs.field(factory=HttpConfig)
+    grpc: GrpcConfig = attrs.field(factory=GrpcConfig)
+    agent: AgentConfig = attrs.field(factory=AgentConfig)
+    limits: LimitsConfig = attrs.field(factory=LimitsConfig)
+    life: LifeConfig = attrs.field(factory=LifeConfig)
+    shutdown: ShutdownConfig = attrs.field(factory=ShutdownConfig)
+    stop: StopConfig = attrs.field(factory=StopConfig)
+    retention: RetentionConfig = attrs.field(factory=RetentionConfig)
+    qemu: QemuConfig = attrs.field(factory=QemuConfig)
+
+
+_REFUSED = {
+    "MANAGER_QEMU_MONITOR": "the monitor is QMP on a socket of each VM's directory; unset this"
+}
+
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def load(environ: Mapping[str, str]) -> Config:
+    """The configuration that these environment variables describe.
+
+    :raises ConfigError: with a line for each problem
+    """
+    config = settings.read(Config, environ, "MANAGER_", _REFUSED)
+    settings.refuse(_contradictions(config))
+    return config
+
+
+def _contradictions(config: Config) -> list[str]:
+    found = []
+    if config.log_level not in _LOG_LEVELS:
+        found.append(f"MANAGER_LOG_LEVEL must be one of {', '.join(_LOG_LEVELS)}")
+    for name, server in (("HTTP", config.http), ("GRPC", config.grpc)):
+        if (server.server_cert is None) != (server.server_key is None):
+            found.append(f"MANAGER_{name}_SERVER_CERT and MANAGER_{name}_SERVER_KEY go together")
+        elif server.client_ca_certs and not server.server_cert:
+            found.append(f"MANAGER_{name}_CLIENT_CA_CERTS needs MANAGER_{name}_SERVER_CERT")
+    agent = config.agent
+    if (agent.client_cert is None) != (agent.client_key is None):
+        found.append("MANAGER_AGENT_GRPC_CLIENT_CERT and MANAGER_AGENT_GRPC_CLIENT_KEY go together")
+    if (agent.ca_certs or agent.client_cert) and not agent.client_tls:
+        found.append("certificates for the agent need MANAGER_AGENT_GRPC_CLIENT_TLS=true")
+    net = config.qemu.net
+    if agent.url.is_loopback and agent.url.port not in (
+        None,
+        net.guest_fwd_1,
+        net.guest_fwd_2,
+        net.guest_fwd_3,
+    ):
+        found.append(
+            f"MANAGER_AGENT_GRPC_URL={agent.url}: with a loopback host the port is the guest's,"
+            " and no MANAGER_QEMU_GUEST_FWD_* forwards to it"
+        )
+    if not all((net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)):
+        found.append("MANAGER_QEMU_HOST_FWD_* must be ports from 1 on")
+    if config.qemu.memory_bytes > size_in_bytes(config.qemu.max_memory):
+        found.append("MANAGER_QEMU_MEMORY_SIZE must not be over MANAGER_QEMU_MAX_MEMORY")
+    if config.qemu.smp_count < 1 or config.qemu.smp_count > config.qemu.smp_maxcpus:
+        found.append("MANAGER_QEMU_SMP_COUNT must be 1 to MANAGER_QEMU_SMP_MAXCPUS")
+    return found
+
+
+def help_rows() -> list[tuple[str, str]]:
+    """Name, and meaning with default, of every setting: for a command's help."""
+    return [
+        (", ".join(one.names), f"{one.help} [{one.default_text}]" if one.default_text else one.help)
+        for one in settings.declared(Config)
+    ]
+
+
+def markdown_table() -> str:
+    """The README's table of settings."""
+    rows = ["| variable | default | what it is |", "| --- | --- | --- |"]
+    for one in settings.declared(Config):
+        also = "".join(f" (or `{alias}`)" for alias in one.names[1:])
+        default = f"`{one.default_text}`" if one.default_text else ""
+        rows.append(f"| `{one.names[0]}`{also} | {default} | {one.help} |")
+    return "\n".join(rows)

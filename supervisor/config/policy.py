@@ -1,0 +1,133 @@
+"""The settings of a VM's life: how many, how long, how watched, how ended, what stays."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from supervisor.settings import Ratio, Seconds, choice, setting
+
+
+@choice
+class OnStop(enum.StrEnum):
+    """What a signal to the supervisor means for its VMs."""
+
+    END = "end"
+    LEAVE = "leave"
+
+
+@choice
+class RestartPolicy(enum.StrEnum):
+    """Whether a VM that crashed is booted again."""
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
+
+
+@attrs.frozen(kw_only=True)
+class LimitsConfig:
+    """How much may run at once, and how many may wait for it."""
+
+    max_vms: int = setting("MANAGER_MAX_VMS", 10, "VMs that may run at once")
+    memory_overcommit: Ratio = setting(
+        "MANAGER_MEMORY_OVERCOMMIT",
+        1.0,
+        "all VMs' memory together may be the host's, times this",
+    )
+    vcpu_overcommit: Ratio = setting(
+        "MANAGER_VCPU_OVERCOMMIT",
+        16.0,
+        "all VMs' virtual CPUs together may be the host's CPUs, times this",
+    )
+    queue: int = setting(
+        "MANAGER_QUEUE", 16, "runs that may wait for room, first come first served; 0: none"
+    )
+    queue_timeout_s: Seconds = setting("MANAGER_QUEUE_TIMEOUT", 60.0, "longest wait for room")
+
+
+@attrs.frozen(kw_only=True)
+class LifeConfig:
+    """How long a VM lives, how it is watched, and what follows its failure."""
+
+    ttl_s: Seconds | None = setting(
+        "MANAGER_TTL", None, "VMs are shut down after this time, unless their run says otherwise"
+    )
+    ttl_warning_s: Seconds = setting(
+        "MANAGER_TTL_WARNING", 60.0, "an event warns of that shutdown so long before"
+    )
+    restart: RestartPolicy = setting(
+        "MANAGER_RESTART",
+        RestartPolicy.NEVER,
+        "never, or on-failure: a VM that crashes is booted again, unless its run says otherwise",
+    )
+    restart_backoff_s: Seconds = setting(
+        "MANAGER_RESTART_BACKOFF", 1.0, "wait before that; doubled each time, up to a minute"
+    )
+    restart_limit: int = setting(
+        "MANAGER_RESTART_LIMIT",
+        5,
+        "so many restarts without ten good minutes between them are a crash loop: no more",
+    )
+    start_timeout_s: Seconds = setting(
+        "MANAGER_START_TIMEOUT", 30.0, "longest time from QEMU's start to its guest running"
+    )
+    heartbeat_s: Seconds = setting(
+        "MANAGER_HEARTBEAT", 30.0, "every VM's QEMU is asked for its status so often"
+    )
+    answer_s: Seconds = setting(
+        "MANAGER_QMP_TIMEOUT", 10.0, "a QEMU that does not answer for so long counts as lost"
+    )
+
+
+@attrs.frozen(kw_only=True)
+class ShutdownConfig:
+    """How a VM is ended: each step's grace period, after which the next one is taken."""
+
+    powerdown_grace_s: Seconds = setting(
+        "MANAGER_POWERDOWN_GRACE", 60.0, "time for the guest to power off when asked by ACPI"
+    )
+    powerdown_interval_s: Seconds = setting(
+        "MANAGER_POWERDOWN_INTERVAL",
+        5.0,
+        "the power button is pressed again after this time; a guest that is still booting"
+        " does not hear the first",
+    )
+    quit_grace_s: Seconds = setting(
+        "MANAGER_QUIT_GRACE", 10.0, "time for QEMU to exit after QMP quit"
+    )
+    term_grace_s: Seconds = setting(
+        "MANAGER_TERM_GRACE", 5.0, "time for QEMU to exit after SIGTERM; then SIGKILL"
+    )
+
+    @property
+    def longest_s(self) -> float:
+        """All steps together, and some time for the kernel to take a killed process away."""
+        return self.powerdown_grace_s + self.quit_grace_s + self.term_grace_s + 15
+
+
+@attrs.frozen(kw_only=True)
+class StopConfig:
+    """What becomes of the VMs when the supervisor is told to stop."""
+
+    on_sigint: OnStop = setting(
+        "MANAGER_ON_SIGINT", OnStop.END, "end: end all VMs first; leave: leave them running"
+    )
+    on_sigterm: OnStop = setting(
+        "MANAGER_ON_SIGTERM",
+        OnStop.LEAVE,
+        "likewise; the next supervisor on the same directory takes up what was left",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class RetentionConfig:
+    """What stays of ended VMs: their directory without the disk, until DELETE or these limits."""
+
+    count: int = setting("MANAGER_KEEP_ENDED", 100, "ended VMs whose record and logs are kept")
+    age_s: Seconds = setting("MANAGER_KEEP_ENDED_FOR", 7 * 24 * 3600.0, "and for how long at most")
+    disks: bool = setting(
+        "MANAGER_KEEP_DISKS",
+        False,
+        "keep their disks as well, unless their run says otherwise",
+    )

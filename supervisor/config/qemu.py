@@ -1,0 +1,157 @@
+"""The settings of QEMU's command line."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+
+import attrs
+
+from supervisor.settings import IPv4, OnOff, Port, PortRange, Size, Switch, choice, setting
+
+
+@choice
+class WatchdogAction(enum.StrEnum):
+    """What QEMU does when a guest's watchdog runs out: QAPI's ``WatchdogAction``."""
+
+    RESET = "reset"
+    SHUTDOWN = "shutdown"
+    POWEROFF = "poweroff"
+    PAUSE = "pause"
+    INJECT_NMI = "inject-nmi"
+    NONE = "none"
+
+
+@attrs.frozen(kw_only=True)
+class NetConfig:
+    """The guest's network card and the host ports that lead to it."""
+
+    id: str = setting("MANAGER_QEMU_NETDEV_ID", "vmnic", "id of the network back end")
+    host_fwd_addr: IPv4 = setting(
+        "MANAGER_QEMU_HOST_FWD_ADDR", "127.0.0.1", "host address the forwarded ports listen on"
+    )
+    host_fwd_1: Port = setting(
+        "MANAGER_QEMU_HOST_FWD_1", 2222, "first host port tried for the guest's first port"
+    )
+    guest_fwd_1: Port = setting("MANAGER_QEMU_GUEST_FWD_1", 22, "SSH in the guest")
+    host_fwd_2: Port = setting("MANAGER_QEMU_HOST_FWD_2", 9301, "likewise for the second")
+    guest_fwd_2: Port = setting("MANAGER_QEMU_GUEST_FWD_2", 9031, "the agent's HTTP in the guest")
+    host_fwd_3: Port = setting("MANAGER_QEMU_HOST_FWD_3", 7020, "likewise for the third")
+    guest_fwd_3: Port = setting("MANAGER_QEMU_GUEST_FWD_3", 7002, "the agent's gRPC in the guest")
+    host_fwd_range: PortRange | None = setting(
+        "MANAGER_QEMU_HOST_FWD_RANGE",
+        None,
+        "take all host ports from this range, such as 6100-6200, and not from the three above",
+    )
+    disable_legacy: OnOff = setting(
+        "MANAGER_QEMU_VIRTIO_NET_PCI_DISABLE_LEGACY", "on", "of the network card"
+    )
+    iommu_platform: OnOff = setting(
+        "MANAGER_QEMU_VIRTIO_NET_PCI_IOMMU_PLATFORM", "true", "of the network card"
+    )
+    romfile: str = setting("MANAGER_QEMU_VIRTIO_NET_PCI_ROMFILE", "", "of the network card")
+
+
+@attrs.frozen(kw_only=True)
+class FirmwareConfig:
+    """OVMF: the code all VMs share, and the variables each gets a copy of."""
+
+    code_if: str = setting("MANAGER_QEMU_OVMF_CODE_IF", "pflash", "interface of the CODE drive")
+    code_format: str = setting("MANAGER_QEMU_OVMF_CODE_FORMAT", "raw", "its format")
+    code_unit: int = setting("MANAGER_QEMU_OVMF_CODE_UNIT", 0, "its unit")
+    code_file: Path = setting(
+        "MANAGER_QEMU_OVMF_CODE_FILE", Path("/usr/share/OVMF/OVMF_CODE.fd"), "its file, shared"
+    )
+    code_readonly: OnOff = setting("MANAGER_QEMU_OVMF_CODE_READONLY", "on", "read only or not")
+    vars_if: str = setting("MANAGER_QEMU_OVMF_VARS_IF", "pflash", "interface of the VARS drive")
+    vars_format: str = setting("MANAGER_QEMU_OVMF_VARS_FORMAT", "raw", "its format")
+    vars_unit: int = setting("MANAGER_QEMU_OVMF_VARS_UNIT", 1, "its unit")
+    vars_file: Path = setting(
+        "MANAGER_QEMU_OVMF_VARS_FILE",
+        Path("/usr/share/OVMF/OVMF_VARS.fd"),
+        "its file; each VM gets a copy",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class DiskConfig:
+    """The base image and the controller it hangs on. Each VM writes to an overlay of its own."""
+
+    file: Path = setting(
+        "MANAGER_QEMU_DISK_IMG_FILE", Path("img/focal-server-cloudimg-amd64.img"), "base image"
+    )
+    interface: str = setting("MANAGER_QEMU_DISK_IMG_IF", "none", "interface of the disk's drive")
+    id: str = setting("MANAGER_QEMU_DISK_IMG_ID", "disk0", "id of the disk's drive")
+    format: str = setting("MANAGER_QEMU_DISK_IMG_FORMAT", "qcow2", "format of the base image")
+    scsi_id: str = setting("MANAGER_QEMU_VIRTIO_SCSI_PCI_ID", "scsi", "id of the SCSI controller")
+    disable_legacy: OnOff = setting(
+        "MANAGER_QEMU_VIRTIO_SCSI_PCI_DISABLE_LEGACY", "on", "of the SCSI controller"
+    )
+    iommu_platform: OnOff = setting(
+        "MANAGER_QEMU_VIRTIO_SCSI_PCI_IOMMU_PLATFORM", "true", "of the SCSI controller"
+    )
+
+
+@attrs.frozen(kw_only=True)
+class SevConfig:
+    """AMD SEV's object on the command line."""
+
+    id: str = setting("MANAGER_QEMU_SEV_ID", "sev0", "id of the sev-guest object")
+    cbitpos: int = setting(
+        "MANAGER_QEMU_SEV_CBITPOS", 51, "position of the C-bit in a page table entry; the host's"
+    )
+    reduced_phys_bits: int = setting(
+        "MANAGER_QEMU_SEV_REDUCED_PHYS_BITS", 1, "physical address bits lost to encryption"
+    )
+
+
+@attrs.frozen(kw_only=True)
+class QemuConfig:
+    """How QEMU is started."""
+
+    bin_path: str = setting("MANAGER_QEMU_BIN_PATH", "qemu-system-x86_64", "QEMU, by name or path")
+    tmp: Path = setting(
+        "MANAGER_QEMU_TMP_FILE_LOC", Path("tmp"), "directory that holds one directory a VM"
+    )
+    use_sudo: bool = setting("MANAGER_QEMU_USE_SUDO", False, "start QEMU through sudo")
+    enable_kvm: Switch = setting(
+        "MANAGER_QEMU_ENABLE_KVM",
+        Switch.AUTO,
+        "auto: by a probe that runs guest code; true: refuse to start without; false: emulate",
+    )
+    enable_sev: Switch = setting(
+        "MANAGER_QEMU_ENABLE_SEV",
+        Switch.AUTO,
+        "auto: where the host offers it; true: refuse to start without; false: plain VMs",
+    )
+    machine: str = setting("MANAGER_QEMU_MACHINE", "q35", "QEMU's machine type")
+    cpu: str | None = setting(
+        "MANAGER_QEMU_CPU", None, "CPU model", shown="EPYC with KVM, max without"
+    )
+    smp_count: int = setting("MANAGER_QEMU_SMP_COUNT", 4, "virtual CPUs")
+    smp_maxcpus: int = setting("MANAGER_QEMU_SMP_MAXCPUS", 64, "virtual CPUs that could be plugged")
+    memory_size: Size = setting("MANAGER_QEMU_MEMORY_SIZE", "2048M", "memory")
+    memory_slots: int = setting("MANAGER_QEMU_MEMORY_SLOTS", 5, "slots for more")
+    max_memory: Size = setting("MANAGER_QEMU_MAX_MEMORY", "30G", "memory with all slots filled")
+    no_graphic: bool = setting("MANAGER_QEMU_NO_GRAPHIC", True, "no display")
+    watchdog: WatchdogAction | None = setting(
+        "MANAGER_QEMU_WATCHDOG",
+        None,
+        "give VMs an i6300esb watchdog; when it runs out: reset, shutdown, poweroff, pause,"
+        " inject-nmi or none",
+    )
+    firmware: FirmwareConfig = attrs.field(factory=FirmwareConfig)
+    disk: DiskConfig = attrs.field(factory=DiskConfig)
+    net: NetConfig = attrs.field(factory=NetConfig)
+    sev: SevConfig = attrs.field(factory=SevConfig)
+
+    @property
+    def memory_bytes(self) -> int:
+        return size_in_bytes(self.memory_size)
+
+
+def size_in_bytes(size: str) -> int:
+    """What QEMU takes a size for: mebibytes where there is no unit."""
+    unit = size[-1].upper()
+    power = "KMGT".find(unit) + 1
+    return int(size[:-1]) << (10 * power) if power else int(size) << 20

@@ -1,0 +1,87 @@
+"""The settings of whatever listens or connects: HTTP, gRPC, the agents."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - settings are read by their resolved types
+
+import attrs
+
+from supervisor.settings import AgentUrl, Port, Seconds, setting
+
+
+@attrs.frozen(kw_only=True)
+class HttpConfig:
+    """Where the HTTP API listens. A certificate and its key make it HTTPS."""
+
+    host: str = setting("MANAGER_HTTP_HOST", "127.0.0.1", "address the HTTP API listens on")
+    port: Port = setting("MANAGER_HTTP_PORT", 9021, "its port; 0 lets the system choose")
+    server_cert: Path | None = setting(
+        "MANAGER_HTTP_SERVER_CERT", None, "PEM certificate chain; with the key: HTTPS"
+    )
+    server_key: Path | None = setting("MANAGER_HTTP_SERVER_KEY", None, "PEM private key")
+    client_ca_certs: Path | None = setting(
+        "MANAGER_HTTP_CLIENT_CA_CERTS", None, "PEM CAs; set: clients must show a certificate"
+    )
+
+
+@attrs.frozen(kw_only=True)
+class GrpcConfig:
+    """Where the gRPC API listens. A certificate and its key make it TLS."""
+
+    host: str = setting("MANAGER_GRPC_HOST", "127.0.0.1", "address the gRPC API listens on")
+    port: Port = setting("MANAGER_GRPC_PORT", 7001, "its port; 0 lets the system choose")
+    server_cert: Path | None = setting(
+        "MANAGER_GRPC_SERVER_CERT", None, "PEM certificate chain; with the key: TLS"
+    )
+    server_key: Path | None = setting("MANAGER_GRPC_SERVER_KEY", None, "PEM private key")
+    client_ca_certs: Path | None = setting(
+        "MANAGER_GRPC_CLIENT_CA_CERTS", None, "PEM CAs; set: clients must show a certificate"
+    )
+
+
+@attrs.frozen(kw_only=True)
+class AgentConfig:
+    """How the agents in the guests are reached."""
+
+    url: AgentUrl = setting(
+        "MANAGER_AGENT_GRPC_URL",
+        AgentUrl("localhost", 7002),
+        "loopback: the port is the guest's, each VM is reached at its own forwarded port;"
+        " any other host: the fixed address of one bridged guest"
+        " (`{port}` stands for the VM's host port)",
+        "AGENT_GRPC_URL",
+    )
+    timeout_s: Seconds = setting(
+        "MANAGER_AGENT_GRPC_TIMEOUT",
+        60.0,
+        "longest time for the agent's answer to one call",
+        "AGENT_GRPC_TIMEOUT",
+    )
+    ca_certs: Path | None = setting(
+        "MANAGER_AGENT_GRPC_CA_CERTS",
+        None,
+        "PEM CAs the agent's certificate is checked against; unset: the system's",
+        "AGENT_GRPC_CA_CERTS",
+    )
+    client_tls: bool = setting(
+        "MANAGER_AGENT_GRPC_CLIENT_TLS",
+        False,
+        "whether agents are spoken to over TLS",
+        "AGENT_GRPC_CLIENT_TLS",
+    )
+    client_cert: Path | None = setting(
+        "MANAGER_AGENT_GRPC_CLIENT_CERT", None, "PEM certificate shown to the agent (mutual TLS)"
+    )
+    client_key: Path | None = setting(
+        "MANAGER_AGENT_GRPC_CLIENT_KEY", None, "PEM private key that belongs to it"
+    )
+    server_name: str | None = setting(
+        "MANAGER_AGENT_GRPC_SERVER_NAME",
+        None,
+        "name in the agent's certificate, where it is not the host of the URL",
+    )
+    boot_timeout_s: Seconds = setting(
+        "MANAGER_BOOT_TIMEOUT",
+        180.0,
+        "longest time from the guest's first instruction to its agent being ready",
+    )
