@@ -21,11 +21,13 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
 
 from supervisor import accel, rpc
+from supervisor.config import OnStop
 from supervisor.errors import LaunchError
 from supervisor.launch import Host
 from supervisor.listen import bind_tcp, check_pem
-from supervisor.rundir import check_firmware, check_image, check_tmp, left_behind
+from supervisor.rundir import check_firmware, check_image, check_tmp
 from supervisor.service import Service, open_service
+from supervisor.store import Store, locked
 from supervisor.web import create_app
 
 if TYPE_CHECKING:
@@ -44,8 +46,12 @@ class Running:
     http_port: int
     grpc_port: int
     stopping: trio.Event
+    leaving: trio.Event
 
-    def stop(self) -> None:
+    def stop(self, what: OnStop) -> None:
+        """End the VMs first, or leave them to the next supervisor."""
+        if what is OnStop.LEAVE:
+            self.leaving.set()
         self.stopping.set()
 
     def hurry(self) -> None:
@@ -75,7 +81,6 @@ def examine(config: Config) -> Host:
     except LaunchError as error:
         # Each run will say so; but both may be put right without a restart.
         warnings.append(str(error))
-    warnings += left_behind(config.qemu.tmp)
     for warning in warnings:
         log.warning(warning)
     return Host(qemu, decided)
@@ -96,14 +101,17 @@ async def serve(
     async with trio_asyncio.open_loop() as loop:
         # Its own handler would take the service down with one stray callback of a library.
         loop.set_exception_handler(_log_stray)
-        async with (
-            open_service(config, host) as service,
-            rpc.open_server(service, config.grpc) as grpc_port,
-        ):
-            with bind_tcp("HTTP", config.http.host, config.http.port, "MANAGER_HTTP") as listener:
-                port = listener.getsockname()[1]
-                running = Running(service, port, grpc_port, trio.Event())
-                await _serve_http(config, hypercorn, listener, running, task_status)
+        tmp = config.qemu.tmp
+        with locked(tmp):
+            async with (
+                open_service(config, host, Store(tmp)) as service,
+                rpc.open_server(service, config.grpc) as grpc_port,
+            ):
+                http = config.http
+                with bind_tcp("HTTP", http.host, http.port, "MANAGER_HTTP") as listener:
+                    port = listener.getsockname()[1]
+                    running = Running(service, port, grpc_port, trio.Event(), trio.Event())
+                    await _serve_http(config, hypercorn, listener, running, task_status)
 
 
 def _log_stray(_: object, context: dict[str, Any]) -> None:
@@ -128,7 +136,10 @@ async def _serve_http(
         await running.stopping.wait()
         # Before the servers go: who waits for a VM is told how it ended.
         with trio.move_on_after(config.shutdown.longest_s):
-            await running.service.end_all()
+            if running.leaving.is_set():
+                await running.service.leave_all()
+            else:
+                await running.service.end_all()
         over.set()
 
 
@@ -150,16 +161,21 @@ def _hypercorn(config: HttpConfig) -> HypercornConfig:
 
 async def main(config: Config) -> None:
     """Serve until SIGINT or SIGTERM; a second one does not wait for the guests."""
+    wanted: dict[int, OnStop] = {
+        signal.SIGINT: config.stop.on_sigint,
+        signal.SIGTERM: config.stop.on_sigterm,
+    }
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             running: Running = await nursery.start(_serve_then_cancel, config, nursery)
             async for number in signals:
+                name = signal.Signals(number).name
                 if running.stopping.is_set():
-                    log.warning("stopping at once", signal=signal.Signals(number).name)
+                    log.warning("stopping at once", signal=name)
                     running.hurry()
                 else:
-                    log.info("stopping", signal=signal.Signals(number).name)
-                    running.stop()
+                    log.info("stopping", signal=name, vms=wanted[number])
+                    running.stop(wanted[number])
 
 
 async def _serve_then_cancel(

@@ -31,6 +31,12 @@ class Broadcast(Generic[T]):
                 self._channels.discard(channel)
                 channel.close()
 
+    def close(self) -> None:
+        """End every channel; what was sent can still be received."""
+        for channel in self._channels:
+            channel.close()
+        self._channels.clear()
+
     @contextmanager
     def subscribe(self) -> Iterator[trio.MemoryReceiveChannel[T]]:
         """A channel that lives as long as the context."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import attrs
 import psutil
 
-from supervisor import accel, listen, ports
+from supervisor import accel, limits, listen, ports
 from supervisor.errors import FirmwareError, HostError, PortsTaken
 from supervisor.guest.image import DISK
 from supervisor.rundir import check_firmware, check_tmp
@@ -68,9 +68,11 @@ def examine(config: Config) -> Iterator[Check]:
     yield check_sev(qemu.enable_sev, kvm=kvm is not None and kvm.works)
     yield check_ovmf(qemu)
     yield check_image(qemu)
-    memory = psutil.virtual_memory()
-    yield check_memory(qemu, total=memory.total, available=memory.available)
-    yield check_cpus(qemu, psutil.cpu_count() or 1)
+    room = limits.host_room()
+    available = psutil.virtual_memory().available
+    yield check_memory(qemu, total=room.memory_bytes, available=available)
+    yield check_cpus(qemu, room.vcpus)
+    yield check_limits(config, room)
     yield check_server("HTTP", config.http)
     yield check_server("GRPC", config.grpc)
     yield check_forwards(qemu)
@@ -260,6 +262,18 @@ def check_cpus(config: QemuConfig, here: int) -> Check:
         advice = f"VMs run slower for it: set MANAGER_QEMU_SMP_COUNT={here}"
         return Check("CPUs", Verdict.WARN, detail, advice)
     return Check("CPUs", Verdict.OK, detail)
+
+
+def check_limits(config: Config, room: limits.Room) -> Check:
+    """How many VMs are admitted at once; the memory that is free now is `check_memory`'s."""
+    need = limits.Need.of(config.qemu)
+    budget = limits.budget(config.limits, room)
+    if why := limits.never(budget, need):
+        detail, _, advice = why.rpartition("; ")
+        return Check("limits", Verdict.FAIL, detail, advice)
+    by = limits.how_many(budget, need)
+    allowed = ", ".join(f"{count} by {limit.value}" for limit, count in by.items())
+    return Check("limits", Verdict.OK, f"room for {min(by.values())} at once: {allowed}")
 
 
 # --- ports ----------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING
 
 import structlog
@@ -11,60 +10,60 @@ import trio
 from supervisor.errors import MonitorError
 from supervisor.process import EXIT_LAG_S
 from supervisor.race import CutShort, unless
+from supervisor.record import EndMode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from supervisor.config import ShutdownConfig
-    from supervisor.monitor import Monitor
+    from supervisor.link import Link
     from supervisor.process import Qemu
 
 log = structlog.stdlib.get_logger()
-
-
-class EndMode(enum.StrEnum):
-    """How a VM is to be ended: by the guest, or without asking it."""
-
-    GRACEFUL = "graceful"
-    FORCE = "force"
 
 
 class EndRequest:
     """What has been asked for so far. Asking for force hurries an end begun gracefully."""
 
     def __init__(self) -> None:
+        self.mode: EndMode | None = None
+        #: For the log and the record: who wants it, or what for.
+        self.why = ""
         self.any = trio.Event()
         self.force = trio.Event()
 
-    def ask(self, mode: EndMode) -> None:
+    def ask(self, mode: EndMode, why: str) -> None:
+        self.why = self.why or why
+        if self.mode is not EndMode.FORCE:
+            self.mode = mode
         self.any.set()
         if mode is EndMode.FORCE:
             self.force.set()
 
 
-async def end_when_asked(
+async def end(
     request: EndRequest,
     qemu: Qemu,
-    link: Monitor,
+    link: Link,
     grace: ShutdownConfig,
     going_down: Callable[[], Awaitable[object]],
 ) -> None:
-    """Wait for the request, then take each step after the grace of the one before.
+    """Take each step after the grace of the one before.
 
     To be cancelled when the process has exited.
 
+    :param request: has been made
     :param going_down: returns once the guest has begun to shut down
     """
 
     async def press_power_button() -> None:
         # Again and again: a guest that is still booting does not hear it.
         while True:
-            await link.powerdown()
+            await link.monitor().powerdown()
             with trio.move_on_after(grace.powerdown_interval_s):
                 await going_down()
                 return
 
-    await request.any.wait()
     if not request.force.is_set():
         with trio.move_on_after(grace.powerdown_grace_s):
             try:
@@ -75,7 +74,7 @@ async def end_when_asked(
                 log.warning("power button out of reach", pid=qemu.pid, problem=str(error))
     with trio.move_on_after(grace.quit_grace_s) as patience:
         try:
-            await link.quit()
+            await link.monitor().quit()
         except MonitorError:
             # It exits, or nobody told it to: the next step needs no monitor.
             patience.deadline = min(patience.deadline, trio.current_time() + EXIT_LAG_S)

@@ -10,14 +10,16 @@
     │   └── TooLarge           … it is over the limit
     ├── VmNotFound             no VM has this id
     ├── Busy                   not now: another VM holds what this one needs
-    ├── AtCapacity             as many VMs run as are allowed
+    ├── AtCapacity             no room for one more VM; says which limit and when to try again
     ├── Stopping               the supervisor is about to end
     ├── LaunchError            QEMU did not come up; carries argv, exit code, last log lines
     │   ├── ImageError         … the base image is missing or unreadable
     │   ├── FirmwareError      … OVMF's files are missing or do not belong together
     │   └── PortsTaken         … no free host port, or somebody else was faster
     ├── VmEnded                the VM ended before it answered
+    ├── RunFailed              an earlier run with the same key did not succeed
     ├── MonitorError           QMP refused a command, or the link is gone
+    │   └── SocketGone         … nobody listens on QEMU's socket any more
     ├── AgentTimeout           the agent did not become ready, or did not answer, in time
     └── AgentError             the agent answered with an error status
 
@@ -77,16 +79,21 @@ class Busy(SupervisorError):
 
 
 class AtCapacity(SupervisorError):
-    def __init__(self, limit: int) -> None:
-        super().__init__(
-            f"{limit} VMs run, as many as MANAGER_MAX_VMS allows; end one or raise the limit"
-        )
-        self.limit = limit
+    """There is no room for one more VM.
+
+    :param retry_after_s: whole seconds after which there may be; None if never, as things are set
+    """
+
+    def __init__(self, detail: str, *, retry_after_s: int | None) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class Stopping(SupervisorError):
-    def __init__(self) -> None:
-        super().__init__("the supervisor is stopping and starts no VMs any more")
+    def __init__(
+        self, detail: str = "the supervisor is stopping and starts no VMs any more"
+    ) -> None:
+        super().__init__(detail)
 
 
 class LaunchError(SupervisorError):
@@ -139,6 +146,18 @@ class MonitorError(SupervisorError):
     def __init__(self, detail: str, *, error_class: str | None = None) -> None:
         super().__init__(detail)
         self.error_class = error_class
+
+
+class SocketGone(MonitorError):
+    """Nobody listens on the path of QEMU's socket."""
+
+
+class RunFailed(SupervisorError):
+    """What an earlier run came to, told to a request that repeats it."""
+
+    def __init__(self, vm_id: str, detail: str) -> None:
+        super().__init__(f"the run of VM {vm_id} did not succeed: {detail}")
+        self.vm_id = vm_id
 
 
 class AgentTimeout(SupervisorError):

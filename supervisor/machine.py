@@ -97,7 +97,7 @@ def _command(config: QemuConfig, machine: Machine, qmp: str) -> list[str]:
         *(sev_args(config, machine) if machine.accel.sev else []),
         *(["-nographic"] if config.no_graphic else []),
         *monitor_args(qmp),
-        *our_args(machine),
+        *our_args(config, machine),
     ]
 
 
@@ -172,13 +172,21 @@ def monitor_args(qmp: str) -> list[str]:
     ]
 
 
-def our_args(machine: Machine) -> list[str]:
+def watchdog_args(config: QemuConfig) -> list[str]:
+    """Runs out where the guest has begun to feed it and then stops; one that never does is safe."""
+    if config.watchdog is None:
+        return []
+    return ["-device", "i6300esb", "-action", f"watchdog={config.watchdog}"]
+
+
+def our_args(config: QemuConfig, machine: Machine) -> list[str]:
     """What the original has not: a name, a log, a panic device, a boot order, a sandbox."""
     return [
         *("-name", f"qmp-supervisor-{machine.vm_id}"),
         *("-uuid", machine.vm_id),
         *("-serial", f"file:{escape(machine.serial_log)}"),
         *("-device", "pvpanic"),
+        *watchdog_args(config),
         # Firmware that is told the disk does not try the network first: half a second less.
         *("-global", "scsi-hd.bootindex=0"),
         # A reboot would keep the process and lose the record of how it came about.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -13,7 +11,7 @@ from prometheus_client.registry import Collector
 from supervisor.runstate import VmState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 #: Seconds. A restored VM answers in a tenth, an emulated cloud image in minutes.
 _BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
@@ -41,20 +39,11 @@ class Metrics:
         for outcome in ("answered", "failed", "abandoned"):
             self._runs.labels(outcome)
 
-    @contextmanager
-    def run(self) -> Iterator[None]:
-        """Counts what happens within as one run, by how it ends."""
-        started = time.perf_counter()
-        outcome = "abandoned"
-        try:
-            yield
-            outcome = "answered"
-            self._seconds.observe(time.perf_counter() - started)
-        except Exception:
-            outcome = "failed"
-            raise
-        finally:
-            self._runs.labels(outcome).inc()
+    def count_run(self, outcome: str, seconds: float) -> None:
+        """One run that is over: ``answered``, ``failed``, or ``abandoned`` by its caller."""
+        self._runs.labels(outcome).inc()
+        if outcome == "answered":
+            self._seconds.observe(seconds)
 
 
 class _VmsByState(Collector):

@@ -22,7 +22,7 @@ from qemu.qmp import EventListener, QMPClient, QMPError, Runstate
 from qemu.qmp.qmp_client import ExecuteError
 from trio_asyncio import aio_as_trio
 
-from supervisor.errors import MonitorError
+from supervisor.errors import MonitorError, SocketGone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -34,12 +34,10 @@ if TYPE_CHECKING:
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 _DISCONNECT_GRACE_S = 2.0
-#: A QEMU that is well answers in a millisecond, one that is stopped never.
-_ANSWER_S = 10.0
 
 
 @attrs.frozen
-class Event:
+class QmpEvent:
     """A QMP event: its name, such as ``SHUTDOWN``, and its data."""
 
     name: str
@@ -86,9 +84,17 @@ class Monitor:
     ``events`` yields every event since the connection and ends when the link does.
     """
 
-    def __init__(self, client: QMPClient, events: trio.MemoryReceiveChannel[Event]) -> None:
+    def __init__(
+        self, client: QMPClient, events: trio.MemoryReceiveChannel[QmpEvent], answer_s: float
+    ) -> None:
         self._client = client
+        self._answer_s = answer_s
         self.events = events
+
+    @property
+    def waiting_events(self) -> int:
+        """How many events have come that nobody has taken yet."""
+        return self.events.statistics().current_buffer_used
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """A command's raw return value.
@@ -96,10 +102,10 @@ class Monitor:
         :raises MonitorError: if QEMU refuses it or does not answer, or the link is gone
         """
         try:
-            with trio.fail_after(_ANSWER_S):
+            with trio.fail_after(self._answer_s):
                 return await aio_as_trio(self._client.execute)(command, arguments)
         except trio.TooSlowError as error:
-            raise MonitorError(f"{command}: QEMU did not answer in {_ANSWER_S:g} s") from error
+            raise MonitorError(f"{command}: QEMU did not answer in {self._answer_s:g} s") from error
         except ExecuteError as error:
             raise MonitorError(f"{command}: {error}", error_class=error.error_class) from error
         except (QMPError, OSError, EOFError) as error:
@@ -126,9 +132,28 @@ class Monitor:
         except (KeyError, TypeError) as error:
             raise MonitorError(f"QEMU's answer is not what QAPI says: {error!r}") from error
 
+    async def set_actions(self, **actions: str) -> None:
+        """What QEMU does by itself at a guest's ``reboot``, ``shutdown``, ``panic``, ``watchdog``.
+
+        The values are QAPI's: ``RebootAction`` and so on.
+        """
+        await self.execute("set-action", dict(actions))
+
+    async def stop(self) -> None:
+        """Hold the guest."""
+        await self.execute("stop")
+
+    async def reset(self) -> None:
+        """Begin to reset the machine; a RESET event tells when it is done."""
+        await self.execute("system_reset")
+
     async def cont(self) -> None:
         """Let the guest run, for the first time or again."""
         await self.execute("cont")
+
+    async def wake_up(self) -> None:
+        """Wake a guest that has suspended itself."""
+        await self.execute("system_wakeup")
 
     async def powerdown(self) -> None:
         """Press the guest's power button, which it may ignore."""
@@ -156,47 +181,63 @@ def parse_sev(answer: Mapping[str, Any]) -> SevStatus:
 
 
 @asynccontextmanager
-async def connect(name: str, socket_path: Path) -> AsyncIterator[Monitor]:
+async def connect(name: str, socket_path: Path, answer_s: float) -> AsyncIterator[Monitor]:
     """A monitor that is past QMP's greeting and negotiation. Closed on leaving.
 
     :param name: for qemu.qmp's own debug log
-    :raises MonitorError: if nobody listens, or QEMU goes away before its greeting
+    :param answer_s: how long an answer may take, the greeting's included
+    :raises SocketGone: if nobody listens
+    :raises MonitorError: if QEMU goes away before its greeting, or does not give one
     """
     client = QMPClient(name)
-    send, receive = trio.open_memory_channel[Event](math.inf)
+    send, receive = trio.open_memory_channel[QmpEvent](math.inf)
     client.register_listener(_Forwarder(send))
     try:
-        watch = await aio_as_trio(_open)(client, socket_path, send)
+        with trio.fail_after(answer_s):
+            watch = await aio_as_trio(_open)(client, socket_path, send)
+    except trio.TooSlowError as error:
+        raise MonitorError(f"no greeting on {socket_path} within {answer_s:g} s") from error
     except (QMPError, OSError, EOFError) as error:
-        raise MonitorError(f"no QMP on {socket_path}: {error}") from error
+        kind = SocketGone if isinstance(_root(error), _NOBODY) else MonitorError
+        raise kind(f"no QMP on {socket_path}: {error}") from error
     try:
-        yield Monitor(client, receive)
+        yield Monitor(client, receive, answer_s)
     finally:
         with trio.move_on_after(_DISCONNECT_GRACE_S, shield=True):
             await aio_as_trio(_close)(client, watch)
 
 
+#: What connecting to a socket's path says where no process listens any more.
+_NOBODY = (FileNotFoundError, ConnectionRefusedError)
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 class _Forwarder(EventListener):
     """Hands events over to trio as they come; asyncio-flavoured."""
 
-    def __init__(self, channel: trio.MemorySendChannel[Event]) -> None:
+    def __init__(self, channel: trio.MemorySendChannel[QmpEvent]) -> None:
         super().__init__()
         self._channel = channel
 
     async def put(self, event: Message) -> None:
         name, data = str(event["event"]), cast("Mapping[str, Any]", event.get("data", {}))
-        self._channel.send_nowait(Event(name, data))
+        self._channel.send_nowait(QmpEvent(name, data))
 
 
 async def _open(
-    client: QMPClient, socket_path: Path, channel: trio.MemorySendChannel[Event]
+    client: QMPClient, socket_path: Path, channel: trio.MemorySendChannel[QmpEvent]
 ) -> asyncio.Task[None]:
     """Connect; the task that comes back ends the channel with the link. asyncio-flavoured."""
     await client.connect(str(socket_path))
     return asyncio.create_task(_end_with(client, channel))
 
 
-async def _end_with(client: QMPClient, channel: trio.MemorySendChannel[Event]) -> None:
+async def _end_with(client: QMPClient, channel: trio.MemorySendChannel[QmpEvent]) -> None:
     """asyncio-flavoured."""
     # qemu.qmp's listeners stay silent when the link goes; its state is what tells. All that
     # was read before has been handed over by then.

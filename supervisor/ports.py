@@ -44,6 +44,16 @@ class PortPool:
         finally:
             self._reserved.difference_update(forward.host_port for forward in mine)
 
+    @contextmanager
+    def hold(self, forwards: Iterable[Forward]) -> Iterator[None]:
+        """The ports of a VM that has them already."""
+        mine = {forward.host_port for forward in forwards}
+        self._reserved |= mine
+        try:
+            yield
+        finally:
+            self._reserved -= mine
+
     def _wanted(self) -> Iterator[tuple[int, int]]:
         net = self._net
         for base, guest_port in (

@@ -7,7 +7,6 @@ grpc.aio is asyncio's; the servicers' methods are asyncio-flavoured and step ove
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,20 +18,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 from trio_asyncio import aio_as_trio, trio_as_aio
 
-from supervisor import errors
+from supervisor import control, errors
 from supervisor.agent import MAX_MESSAGE, read_pem
-from supervisor.ending import EndMode
 from supervisor.errors import HostError
 from supervisor.listen import bind_tcp
 from supervisor.machine import shell_line
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
-from supervisor.runstate import Change
+from supervisor.record import EndMode, Wishes
+from supervisor.runstate import Status, VmState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from supervisor.config import GrpcConfig
-    from supervisor.runstate import Status
+    from supervisor.record import Event
     from supervisor.service import Service
     from supervisor.vm import Vm
 
@@ -50,6 +49,7 @@ _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
     errors.AgentTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.AgentError: grpc.StatusCode.UNAVAILABLE,
     errors.VmEnded: grpc.StatusCode.UNAVAILABLE,
+    errors.RunFailed: grpc.StatusCode.UNAVAILABLE,
     errors.Stopping: grpc.StatusCode.UNAVAILABLE,
     errors.PortsTaken: grpc.StatusCode.UNAVAILABLE,
     errors.MonitorError: grpc.StatusCode.UNAVAILABLE,
@@ -65,6 +65,13 @@ def code_of(error: errors.SupervisorError) -> grpc.StatusCode:
     return next(code for kind, code in _CODE.items() if isinstance(error, kind))
 
 
+def metadata_of(error: errors.SupervisorError) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata: ``retry-after``, in seconds, as HTTP's header of that name."""
+    if isinstance(error, errors.AtCapacity) and error.retry_after_s is not None:
+        return (("retry-after", str(error.retry_after_s)),)
+    return ()
+
+
 def _answering(method: Callable[..., Any]) -> Callable[..., Any]:
     """Errors of ours become statuses."""
 
@@ -73,7 +80,7 @@ def _answering(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return await method(self, request, context)
         except errors.SupervisorError as error:
-            await context.abort(code_of(error), str(error))
+            await context.abort(code_of(error), str(error), metadata_of(error))
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -94,10 +101,19 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
 
     @_answering
     async def Run(  # noqa: N802
-        self, request: manager_pb2.RunRequest, context: object
+        self,
+        request: manager_pb2.RunRequest,
+        context: grpc.aio.ServicerContext[manager_pb2.RunRequest, manager_pb2.RunResponse],
     ) -> manager_pb2.RunResponse:
-        vm = await trio_as_aio(self._service.run)(request.computation)
-        return manager_pb2.RunResponse(ID=vm.id, computation=vm.reply)
+        config = self._service.config
+        wishes = Wishes(
+            ttl_s=config.life.ttl_s,
+            restart=config.life.restart,
+            keep_disk=config.retention.disks,
+            idempotency_key=_metadata(context, "idempotency-key"),
+        )
+        vm = await trio_as_aio(self._service.run)(request.computation, wishes)
+        return manager_pb2.RunResponse(ID=vm.id, computation=vm.record.reply)
 
 
 class VmServicer(vm_pb2_grpc.VmServiceServicer):
@@ -133,20 +149,45 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         return empty_pb2.Empty()
 
     @_answering
+    async def Pause(self, request: vm_pb2.PauseRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
+        return await self._control(control.pause, request.id)
+
+    @_answering
+    async def Resume(self, request: vm_pb2.ResumeRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
+        return await self._control(control.resume, request.id)
+
+    @_answering
+    async def Reset(self, request: vm_pb2.ResetRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
+        return await self._control(control.reset, request.id)
+
+    async def _control(self, act: Callable[[Vm], Awaitable[None]], vm_id: str) -> vm_pb2.Vm:
+        vm = self._service.get(vm_id)
+        await trio_as_aio(act)(vm)
+        return _vm(vm)
+
+    @_answering
     async def Watch(  # noqa: N802
         self,
         request: vm_pb2.WatchRequest,
-        context: grpc.aio.ServicerContext[vm_pb2.WatchRequest, vm_pb2.StateChange],
+        context: grpc.aio.ServicerContext[vm_pb2.WatchRequest, vm_pb2.Event],
     ) -> None:
-        wanted = [self._service.get(request.id)] if request.id else self._service.vms.values()
-        with self._service.changes.subscribe() as changes:
-            now = datetime.now(UTC)
-            for change in [Change(vm.id, vm.status, now) for vm in wanted]:
-                await context.write(_change(change))
-            async for change in trio_as_aio(changes):
-                if request.id in ("", change.vm_id):
-                    await context.write(_change(change))
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the reader fell behind")
+        vm_id = self._service.get(request.id).id if request.id else None
+        after = request.after if request.HasField("after") else None
+        async with trio_as_aio(self._service.follow(after, vm_id)) as (old, news):
+            if after is None:
+                vms = [self._service.get(vm_id)] if vm_id else self._service.vms.values()
+                for message in [_present(vm) for vm in vms]:
+                    await context.write(message)
+            for event in old:
+                if vm_id in (None, event.vm_id):
+                    await context.write(_event(event))
+            async for event in trio_as_aio(news):
+                if vm_id in (None, event.vm_id):
+                    await context.write(_event(event))
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "the reader fell behind, or the supervisor stops; go on after the last sequence",
+        )
 
 
 class _Reflection(_async.ReflectionServicer):
@@ -167,14 +208,38 @@ class _Reflection(_async.ReflectionServicer):
             await context.write(response)
 
 
+def _metadata(context: grpc.aio.ServicerContext[Any, Any], name: str) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == name and isinstance(value, str):
+            return value
+    return None
+
+
 def _state(status: Status) -> vm_pb2.VmState:
     return cast("vm_pb2.VmState", vm_pb2.VmState.Value(f"VM_STATE_{status.state.name}"))
 
 
-def _change(change: Change) -> vm_pb2.StateChange:
-    status = change.status
-    message = vm_pb2.StateChange(id=change.vm_id, state=_state(status), reason=status.reason)
-    message.at.FromDatetime(change.at)
+def _event(event: Event) -> vm_pb2.Event:
+    data = dict(event.data)
+    message = vm_pb2.Event(id=event.vm_id or "", sequence=event.sequence, kind=event.kind)
+    if event.kind == "state":
+        status = Status(VmState(data.pop("state")), data.pop("reason"))
+        message.state, message.reason = _state(status), status.reason
+    message.data.update(data)
+    message.at.FromDatetime(event.at)
+    return message
+
+
+def _present(vm: Vm) -> vm_pb2.Event:
+    """What a VM's state is now, to a reader who did not see it come about."""
+    message = vm_pb2.Event(
+        id=vm.id,
+        state=_state(vm.status),
+        reason=vm.status.reason,
+        sequence=vm.record.sequence,
+        kind="state",
+    )
+    message.at.GetCurrentTime()
     return message
 
 
@@ -183,22 +248,22 @@ def _vm(vm: Vm) -> vm_pb2.Vm:
         id=vm.id,
         state=_state(vm.status),
         reason=vm.status.reason,
-        command=shell_line(vm.command),
-        agent_ready=vm.agent_ready,
-        exit_code=vm.exit_code,
-        error=vm.error or "",
+        command=shell_line(vm.record.command),
+        agent_ready=vm.relay.agent_ready,
+        exit_code=vm.record.exit_code,
+        error=vm.record.error or "",
         forwards=[
             vm_pb2.Forward(
                 guest_port=forward.guest_port,
                 host_address=forward.host_address,
                 host_port=forward.host_port,
             )
-            for forward in vm.forwards
+            for forward in vm.record.forwards
         ],
     )
-    message.created_at.FromDatetime(vm.created_at)
-    if vm.ended_at:
-        message.ended_at.FromDatetime(vm.ended_at)
+    message.created_at.FromDatetime(vm.record.created_at)
+    if vm.record.ended_at:
+        message.ended_at.FromDatetime(vm.record.ended_at)
     return message
 
 

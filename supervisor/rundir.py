@@ -6,16 +6,14 @@ Overlays and variables are made by blocking calls in a worker thread.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
-import psutil
 import trio
 
 from supervisor.errors import FirmwareError, HostError, ImageError, LaunchError
@@ -36,8 +34,6 @@ _FLASH_PAIRS = {"2 MB": (1966080, 131072), "4 MB": (3653632, 540672)}
 _QMP_BACKLOG = 4
 
 _TAIL_BYTES = 4096
-
-_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 #: It reads a header and writes 200 kB: some milliseconds.
 _QEMU_IMG_S = 60.0
@@ -62,6 +58,25 @@ class Rundir:
         return self.path / "firmware_vars.fd"
 
     @property
+    def record(self) -> Path:
+        """What is known of the VM: `store` writes and reads it."""
+        return self.path / "vm.json"
+
+    @property
+    def record_draft(self) -> Path:
+        """The next record, while it is being written."""
+        return self.path / "vm.json.new"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def computation(self) -> Path:
+        """The computation, for as long as it may yet have to be sent."""
+        return self.path / "computation"
+
+    @property
     def serial_log(self) -> Path:
         return self.path / "serial.log"
 
@@ -70,11 +85,33 @@ class Rundir:
         return self.path / "qemu.log"
 
     async def prepare(self, disk: DiskConfig, firmware: FirmwareConfig) -> None:
-        """Make the directory with the VM's own variables and disk, or leave nothing behind.
+        """Put the VM's own variables and disk into the directory.
 
         :raises LaunchError: ImageError, FirmwareError, or what the system said of the directory
         """
         await trio.to_thread.run_sync(partial(_prepare, self, disk, firmware))
+
+    async def keep_computation(self, computation: bytes) -> None:
+        """:raises LaunchError: if there is no room for it"""
+        try:
+            await trio.to_thread.run_sync(self.computation.write_bytes, computation)
+        except OSError as error:
+            raise LaunchError(
+                f"{self.computation}: {error.strerror}; the computation could not be kept"
+            ) from error
+
+    async def read_computation(self) -> bytes:
+        """:raises OSError:"""
+        return await trio.to_thread.run_sync(self.computation.read_bytes)
+
+    def clear(self, *, disks: bool) -> None:
+        """Remove what an ended VM needs no more. Blocking; what is not there is no matter."""
+        files = [self.qmp_socket, self.computation]
+        if disks:
+            files += [self.overlay, self.firmware_vars]
+        for file in files:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
     @contextmanager
     def listen_qmp(self) -> Iterator[socket.socket]:
@@ -98,9 +135,6 @@ class Rundir:
         except OSError:
             return ""
         return "\n".join(text.strip().splitlines()[-lines:])
-
-    async def remove(self) -> None:
-        await trio.to_thread.run_sync(partial(shutil.rmtree, self.path, ignore_errors=True))
 
 
 def check_tmp(tmp: Path) -> None:
@@ -126,37 +160,15 @@ def check_tmp(tmp: Path) -> None:
         ) from error
 
 
-def left_behind(tmp: Path) -> list[str]:
-    """Directories of VMs that an earlier supervisor knew, and QEMUs that still run in them."""
-    found = []
-    running = {
-        word: process.pid
-        for process in psutil.process_iter(["cmdline"])
-        for word in process.info["cmdline"] or ()
-    }
-    for path in sorted(tmp.iterdir()):
-        if not _ID.fullmatch(path.name):
-            continue
-        pid = running.get(path.name)
-        alive = f"its QEMU still runs, end it with 'kill {pid}'; " if pid else ""
-        found.append(f"{path} is of an earlier supervisor: {alive}remove it when it has served")
-    return found
-
-
 def _prepare(rundir: Rundir, disk: DiskConfig, firmware: FirmwareConfig) -> None:
     try:
-        rundir.path.mkdir(mode=0o700)
-        try:
-            check_firmware(firmware)
-            shutil.copyfile(firmware.vars_file, rundir.firmware_vars)
-            make_overlay(disk, rundir.overlay)
-        except BaseException:
-            shutil.rmtree(rundir.path, ignore_errors=True)
-            raise
+        check_firmware(firmware)
+        shutil.copyfile(firmware.vars_file, rundir.firmware_vars)
+        make_overlay(disk, rundir.overlay)
     except OSError as error:
         raise LaunchError(
-            f"{error.filename or rundir.path}: {error.strerror}; the VM's directory"
-            f" {rundir.path} could not be made"
+            f"{error.filename or rundir.path}: {error.strerror}; the files of VM"
+            f" {rundir.path.name} could not be made"
         ) from error
 
 

@@ -1,8 +1,9 @@
 """The states of a VM and how one leads to another. Pure.
 
-Five of QEMU's events move a VM, and the end of its process does; nothing else. POWERDOWN
-is a request the guest may ignore, RESET cannot happen to a running VM (a reboot ends it:
-``-action reboot=shutdown``), and whether the agent answers is a fact beside the state.
+Six of QEMU's events move a VM, the end of its process does, and a restart after it; nothing
+else. POWERDOWN is a request the guest may ignore, RESET leaves a VM in the state it has (a
+reboot by the guest ends it: ``-action reboot=shutdown``), and whether the agent answers is a
+fact beside the state.
 
 Sources: QEMU's QAPI, ``run-state.json`` (RunState, ShutdownCause, the events).
 """
@@ -10,16 +11,12 @@ Sources: QEMU's QAPI, ``run-state.json`` (RunState, ShutdownCause, the events).
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
 
 import attrs
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
 
 class VmState(enum.StrEnum):
-    """Where a VM is in its life. The last two are ends: nothing follows them."""
+    """Where a VM is in its life. The last two are ends; only a restart follows a crash."""
 
     PRELAUNCH = "prelaunch"
     RUNNING = "running"
@@ -34,7 +31,7 @@ class VmState(enum.StrEnum):
 
 
 class Trigger(enum.StrEnum):
-    """What can move a VM: QMP events by their QMP names, and the process's exit."""
+    """What can move a VM: QMP events by their QMP names, the process's exit, and we."""
 
     RESUME = "RESUME"
     WAKEUP = "WAKEUP"
@@ -44,26 +41,22 @@ class Trigger(enum.StrEnum):
     GUEST_PANICKED = "GUEST_PANICKED"
     INTERNAL_ERROR = "INTERNAL_ERROR"  # not an event of its own: STOP, and RunState says so
     EXIT = "EXIT"
+    RESTART = "RESTART"  # by the VM's restart policy
 
 
 @attrs.frozen
 class Status:
-    """A state and, raw, the word for why: a RunState, a ShutdownCause or ``exit:<code>``."""
+    """A state and, raw, the word for why.
+
+    A RunState, a ShutdownCause or ``exit:<code>``; where a supervisor came too late to see,
+    ``exit:unknown``, ``host-reboot`` or ``launch-interrupted``.
+    """
 
     state: VmState
     reason: str
 
     def __str__(self) -> str:
         return f"{self.state} ({self.reason})"
-
-
-@attrs.frozen
-class Change:
-    """A VM's new status, as it was at that moment."""
-
-    vm_id: str
-    status: Status
-    at: datetime
 
 
 class IllegalTransition(Exception):
@@ -94,28 +87,51 @@ _TRANSITIONS = {
     (_S.PAUSED, _T.STOP): _S.PAUSED,
     # A guest that was asked to power off may still be killed, or asked twice.
     (_S.SHUTDOWN, _T.SHUTDOWN): _S.SHUTDOWN,
+    (_S.CRASHED, _T.RESTART): _S.PRELAUNCH,
 }
 
 
-def after(status: Status, trigger: Trigger, reason: str, *, exit_code: int | None = None) -> Status:
-    """The status that follows.
+def after(status: Status, trigger: Trigger, reason: str) -> Status:
+    """The status that follows. For the process's end see `after_exit`.
 
-    :param reason: the raw word that comes with the trigger; unused for ``EXIT``
-    :param exit_code: the process's, for ``EXIT`` alone; negative for a signal
+    :param reason: the raw word that comes with the trigger
     :raises IllegalTransition: if the trigger cannot follow the state
     """
-    if status.state.ended:
-        raise IllegalTransition(status, trigger)
-    if trigger is Trigger.EXIT:
-        if status.state is VmState.SHUTDOWN and exit_code == 0:
-            return Status(VmState.SHUTOFF, status.reason)
-        return Status(VmState.CRASHED, f"exit:{exit_code}")
     state = _TRANSITIONS.get((status.state, trigger))
     if state is None:
         raise IllegalTransition(status, trigger)
     if state is VmState.SHUTDOWN is status.state:
         return status  # the first cause is the one on record
     return Status(state, reason)
+
+
+def after_exit(status: Status, exit_code: int | None) -> Status:
+    """The status at the end of the process.
+
+    :param exit_code: negative for a signal; None where it was not our child to ask
+    :raises IllegalTransition: if the VM has ended already
+    """
+    if status.state.ended:
+        raise IllegalTransition(status, Trigger.EXIT)
+    if status.state is VmState.SHUTDOWN and exit_code in (0, None):
+        return Status(VmState.SHUTOFF, status.reason)
+    return Status(VmState.CRASHED, f"exit:{'unknown' if exit_code is None else exit_code}")
+
+
+def missed_end(status: Status, same_boot: bool) -> Status:
+    """What a VM came to whose process ended while no supervisor looked.
+
+    :param status: the last on record
+    :param same_boot: whether the host has been up ever since
+    """
+    match status.state:
+        case VmState.SHUTOFF | VmState.CRASHED:
+            return status
+        case VmState.PRELAUNCH:
+            return Status(VmState.CRASHED, "launch-interrupted")
+        case VmState.SHUTDOWN if same_boot:
+            return Status(VmState.SHUTOFF, status.reason)
+    return Status(VmState.CRASHED, "exit:unknown" if same_boot else "host-reboot")
 
 
 _STATE_OF_RUNSTATE = {

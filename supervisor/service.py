@@ -1,56 +1,69 @@
-"""All VMs of one supervisor: admission, run, list, end. Owns the nursery they live in."""
+"""All VMs of one supervisor: admission, run, list, end, adoption. Owns the nursery they live in."""
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections import Counter
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import attrs
 import structlog
 import trio
 
-from supervisor.broadcast import Broadcast
+from supervisor import adoption, retention
 from supervisor.config import MAX_COMPUTATION
-from supervisor.ending import EndMode
 from supervisor.errors import (
-    AtCapacity,
     Busy,
     InvalidRequest,
+    LaunchError,
     Stopping,
     SupervisorError,
     TooLarge,
     VmNotFound,
 )
+from supervisor.journal import Journal
+from supervisor.life import Life
+from supervisor.limits import Admission, Need, host_room
 from supervisor.metrics import Metrics
 from supervisor.ports import PortPool
+from supervisor.record import EndMode, Record, Wishes
 from supervisor.vm import Vm
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
+    from supervisor.adoption import Inheritance
     from supervisor.config import Config
     from supervisor.launch import Host
-    from supervisor.runstate import Change
+    from supervisor.record import Event
+    from supervisor.store import Store
 
 log = structlog.stdlib.get_logger()
 
-#: Changes of state that a reader may lag behind before it is cut off.
-_READER_BUFFER = 256
+_CALLER_LEFT = "its caller went away"
 
 
 class Service:
-    """The VMs, by id, in the order of their start. ``changes`` tells of each new state."""
+    """The VMs, by id, in the order of their start. ``journal`` tells of each change."""
 
-    def __init__(self, config: Config, host: Host, nursery: trio.Nursery) -> None:
+    def __init__(self, config: Config, host: Host, journal: Journal, nursery: trio.Nursery) -> None:
         self.config = config
         self.host = host
+        self.journal = journal
         self.vms: dict[str, Vm] = {}
-        self.changes: Broadcast[Change] = Broadcast(_READER_BUFFER)
+        self.admission = Admission(config.limits, host_room())
         self.metrics = Metrics(self.count_by_state)
+        self._by_key: dict[str, Vm] = {}
+        #: Keys of runs that are being admitted.
+        self._arriving: dict[str, trio.Event] = {}
         self._closing = False
         self._nursery = nursery
         self._ports = PortPool(config.qemu.net)
+        self._vm_ended = trio.Event()
 
     def get(self, vm_id: str) -> Vm:
         """:raises VmNotFound:"""
@@ -59,34 +72,110 @@ class Service:
         except KeyError:
             raise VmNotFound(vm_id) from None
 
-    async def run(self, computation: bytes) -> Vm:
+    # --- runs -------------------------------------------------------------------------------
+
+    async def run(self, computation: bytes, wishes: Wishes) -> Vm:
         """A VM whose agent has answered the computation.
 
-        Cancelled or failing, the VM is ended; what is known of it stays until it is deleted.
+        Failing, or cancelled without an idempotency key to come back with, the VM is ended;
+        what is known of it stays until it is deleted.
 
         :raises SupervisorError:
         """
-        vm = self._admit(computation)
+        vm = await self.submit(computation, wishes)
         try:
-            await self._run(vm, computation)
-        finally:
-            if not vm.rundir.path.exists():
-                # Refused before there was anything to look into later.
-                self.vms.pop(vm.id, None)  # a DELETE may have been faster
+            await vm.wait_answered()
+        except trio.Cancelled:
+            if not wishes.idempotency_key:
+                vm.ask_to_end(EndMode.FORCE, _CALLER_LEFT)
+            raise
         return vm
 
-    def submit(self, computation: bytes) -> Vm:
-        """The same without waiting: the VM tells how far it has come.
+    async def submit(self, computation: bytes, wishes: Wishes) -> Vm:
+        """A VM for the computation, on record; it tells how far it has come.
+
+        With a key that was used before it is the VM of that time.
 
         :raises SupervisorError: if it is not admitted
         """
-        vm = self._admit(computation)
-        self._nursery.start_soon(self._run_detached, vm, computation)
+        _check(computation)
+        key = wishes.idempotency_key
+        if key is None:
+            return await self._admit(computation, wishes)
+        wishes = attrs.evolve(wishes, fingerprint=_fingerprint(computation, wishes))
+        while key in self._arriving:
+            await self._arriving[key].wait()
+        if vm := self._by_key.get(key):
+            if vm.record.wishes.fingerprint != wishes.fingerprint:
+                raise Busy(f"the idempotency key {key!r} belongs to another run, of VM {vm.id}")
+            return vm
+        self._arriving[key] = trio.Event()
+        try:
+            return await self._admit(computation, wishes)
+        finally:
+            self._arriving.pop(key).set()
+
+    async def _admit(self, computation: bytes, wishes: Wishes) -> Vm:
+        if self._closing:
+            raise Stopping
+        self._check_agent()
+        need = Need.of(self.config.qemu)
+        await self.admission.enter(need)
+        try:
+            self._check_agent()
+            record = await self._put_on_record(need, wishes)
+        except BaseException:
+            self.admission.leave(need)
+            raise
+        vm = self._add(record)
+        life = Life(vm, self.host, self._ports)
+        self._nursery.start_soon(self._supervise, vm, life.run, computation)
+        self._nursery.start_soon(self._measure, vm)
         return vm
+
+    def _check_agent(self) -> None:
+        url = self.config.agent.url
+        running = [vm for vm in self.vms.values() if not vm.ended]
+        if running and not url.is_loopback and url.port is not None:
+            raise Busy(
+                f"VM {running[0].id} has the only agent there is, at {url}: end it first,"
+                " or set MANAGER_AGENT_GRPC_URL so that each VM has its own"
+            )
+
+    async def _put_on_record(self, need: Need, wishes: Wishes) -> Record:
+        record = Record(
+            id=str(uuid.uuid4()),
+            created_at=datetime.now(UTC),
+            wishes=wishes,
+            memory_bytes=need.memory_bytes,
+            vcpus=need.vcpus,
+        )
+        try:
+            return await self.journal.create(record)
+        except OSError as error:
+            raise LaunchError(
+                f"the record of VM {record.id} cannot be written ({error.strerror}), so it is not"
+                f" started; see to {self.config.qemu.tmp}"
+            ) from error
+
+    def _add(self, record: Record) -> Vm:
+        vm = Vm(record, self.config, self.journal)
+        self.vms[vm.id] = vm
+        if record.wishes.idempotency_key:
+            self._by_key[record.wishes.idempotency_key] = vm
+        return vm
+
+    def follow(
+        self, after: int | None, vm_id: str | None
+    ) -> AbstractAsyncContextManager[tuple[list[Event], trio.MemoryReceiveChannel[Event]]]:
+        """Events as `Journal.follow` gives them; those on record of one VM alone, if named."""
+        return self.journal.follow(after, [vm_id] if vm_id else list(self.vms))
+
+    # --- the end of VMs ---------------------------------------------------------------------
 
     async def end(self, vm: Vm, mode: EndMode) -> None:
         """Return once the VM has ended. Being cancelled does not call the end off."""
-        vm.ask_to_end(mode)
+        vm.ask_to_end(mode, "it was asked for")
         await vm.wait_ended()
 
     async def delete(self, vm: Vm) -> None:
@@ -97,91 +186,121 @@ class Service:
         done = trio.Event()
 
         async def finish() -> None:
-            await self.end(vm, EndMode.FORCE)
-            await vm.rundir.remove()
-            self.vms.pop(vm.id, None)
+            vm.ask_to_end(EndMode.FORCE, "it was deleted")
+            if await vm.wait_over():
+                await self._forget(vm)
             done.set()
 
         self._nursery.start_soon(finish)
         await done.wait()
 
+    async def _forget(self, vm: Vm) -> None:
+        if self.vms.pop(vm.id, None):
+            key = vm.record.wishes.idempotency_key
+            if key:
+                self._by_key.pop(key, None)
+            await self.journal.remove(vm.id)
+
     def count_by_state(self) -> Counter[str]:
         return Counter(vm.status.state.value for vm in self.vms.values())
+
+    # --- the supervisor's own stop ----------------------------------------------------------
 
     def hurry(self) -> None:
         """End every VM now, without asking the guests."""
         for vm in self.vms.values():
-            vm.ask_to_end(EndMode.FORCE)
+            vm.ask_to_end(EndMode.FORCE, "the supervisor stops at once")
 
     async def end_all(self) -> None:
         """Admit no VM any more, and return once none runs. All graces run at the same time."""
+        self._close()
+        running = [vm for vm in self.vms.values() if not vm.ended]
+        log.info("ending all VMs", vms=[vm.id for vm in running])
+        for vm in running:
+            vm.ask_to_end(EndMode.GRACEFUL, "the supervisor stops")
+        for vm in running:
+            await vm.wait_over()
+
+    async def leave_all(self) -> None:
+        """Admit no VM any more, and let all go that run. Those still being started are ended."""
+        self._close()
+        left = [vm for vm in self.vms.values() if vm.leave()]
+        log.info("leaving VMs to the next supervisor", vms=[vm.id for vm in left])
+        unborn = [vm for vm in self.vms.values() if not vm.ended and vm not in left]
+        for vm in unborn:
+            vm.ask_to_end(EndMode.FORCE, "the supervisor stops")
+        for vm in [*left, *unborn]:
+            await vm.wait_over()
+
+    def _close(self) -> None:
         self._closing = True
-        running = [vm for vm in self.vms.values() if not vm.ended]
-        if running:
-            log.info("ending all VMs", vms=[vm.id for vm in running])
-        for vm in running:
-            vm.ask_to_end(EndMode.GRACEFUL)
-        for vm in running:
-            await vm.wait_ended()
+        self.admission.close()
 
-    def _admit(self, computation: bytes) -> Vm:
-        if not computation:
-            raise InvalidRequest("computation is empty", member="computation")
-        if len(computation) > MAX_COMPUTATION:
-            raise TooLarge(
-                f"computation is {len(computation)} bytes, the limit is {MAX_COMPUTATION}",
-                member="computation",
-            )
-        if self._closing:
-            raise Stopping
-        running = [vm for vm in self.vms.values() if not vm.ended]
-        if len(running) >= self.config.limits.max_vms:
-            raise AtCapacity(self.config.limits.max_vms)
-        url = self.config.agent.url
-        if running and not url.is_loopback and url.port is not None:
-            raise Busy(
-                f"VM {running[0].id} has the only agent there is, at {url}: end it first,"
-                " or set MANAGER_AGENT_GRPC_URL so that each VM has its own"
-            )
-        vm = Vm(str(uuid.uuid4()), self.config, self.host, self._ports, self.changes.send)
-        self.vms[vm.id] = vm
-        return vm
+    # --- the tasks --------------------------------------------------------------------------
 
-    async def _run(self, vm: Vm, computation: bytes) -> None:
-        with self.metrics.run():
-            await self._nursery.start(self._supervise, vm)
-            try:
-                await vm.relay(computation)
-            except BaseException:
-                vm.ask_to_end(EndMode.FORCE)
-                # Who hears of the failure finds nothing left behind; who went away waits no more.
-                await vm.wait_ended()
-                raise
+    def inherit(self, inheritance: Inheritance) -> None:
+        """List what an earlier supervisor left, and take up what of it lives."""
+        for record in inheritance.records:
+            vm = self._add(record)
+            if record.ended_at is None:
+                self.admission.take(Need(record.memory_bytes, record.vcpus))
+                found = inheritance.processes.get(record.id)
+                life = Life(vm, self.host, self._ports)
+                self._nursery.start_soon(self._supervise, vm, life.take_up, found)
 
-    async def _run_detached(self, vm: Vm, computation: bytes) -> None:
+    async def _supervise(self, vm: Vm, life: Callable[..., Awaitable[None]], *args: object) -> None:
         try:
-            await self._run(vm, computation)
-        except SupervisorError as error:
-            log.warning("run failed", vm=vm.id, problem=str(error))
-        except Exception as error:
-            log.error("bug in a run", vm=vm.id, exc_info=error)
+            await life(*args)
+        finally:
+            self.admission.leave(Need(vm.record.memory_bytes, vm.record.vcpus))
+            self._vm_ended.set()
 
-    async def _supervise(self, vm: Vm, *, task_status: trio.TaskStatus[Vm]) -> None:
-        """The boundary at which a VM's failure stays its own."""
+    async def _measure(self, vm: Vm) -> None:
+        started = trio.current_time()
         try:
-            await vm.run(task_status=task_status)
-        except Exception as error:
-            if "running" not in vm.phases:
-                raise  # to whoever waits for the start
-            log.error("VM failed", vm=vm.id, problem=str(error), exc_info=error)
+            await vm.wait_answered()
+            outcome = "answered"
+        except SupervisorError:
+            outcome = "abandoned" if vm.end_request.why == _CALLER_LEFT else "failed"
+        self.metrics.count_run(outcome, trio.current_time() - started)
+
+    async def keep_within_limits(self) -> None:
+        """Forget ended VMs, oldest first, beyond what is to be kept."""
+        while True:
+            self._vm_ended = trio.Event()
+            now = datetime.now(UTC)
+            for vm in retention.surplus(self.vms.values(), self.config.retention, now):
+                log.info("forgetting an ended VM", vm=vm.id)
+                await self._forget(vm)
+            with trio.move_on_after(retention.LOOK_S):
+                await self._vm_ended.wait()
+
+
+def _check(computation: bytes) -> None:
+    if not computation:
+        raise InvalidRequest("computation is empty", member="computation")
+    if len(computation) > MAX_COMPUTATION:
+        raise TooLarge(
+            f"computation is {len(computation)} bytes, the limit is {MAX_COMPUTATION}",
+            member="computation",
+        )
+
+
+def _fingerprint(computation: bytes, wishes: Wishes) -> str:
+    asked = (wishes.ttl_s, wishes.restart.value, wishes.keep_disk)
+    return hashlib.sha256(repr(asked).encode() + b"\n" + computation).hexdigest()
 
 
 @asynccontextmanager
-async def open_service(config: Config, host: Host) -> AsyncIterator[Service]:
-    """A service; leaving the context, cancelled or not, ends every VM, gracefully first."""
+async def open_service(config: Config, host: Host, store: Store) -> AsyncIterator[Service]:
+    """A service that has taken up what an earlier one left.
+
+    Leaving the context, cancelled or not, leaves the VMs running that `Service.end_all` has
+    not ended.
+    """
     async with trio.open_nursery() as nursery:
         closing = trio.Event()
-        service: Service = await nursery.start(_house, config, host, closing)
+        service: Service = await nursery.start(_house, config, host, store, closing)
         try:
             yield service
         finally:
@@ -189,14 +308,25 @@ async def open_service(config: Config, host: Host) -> AsyncIterator[Service]:
 
 
 async def _house(
-    config: Config, host: Host, closing: trio.Event, *, task_status: trio.TaskStatus[Service]
+    config: Config,
+    host: Host,
+    store: Store,
+    closing: trio.Event,
+    *,
+    task_status: trio.TaskStatus[Service],
 ) -> None:
     """The VMs' nursery, in a task of its own: shielded, for it outlives what uses it."""
     async with trio.open_nursery() as nursery:
         nursery.cancel_scope.shield = True
-        service = Service(config, host, nursery)
+        inheritance = await adoption.look(config, store)
+        journal = Journal(store, inheritance.sequence)
+        service = Service(config, host, journal, nursery)
+        await adoption.announce(inheritance, journal)
+        service.inherit(inheritance)
+        nursery.start_soon(service.keep_within_limits)
         task_status.started(service)
         await closing.wait()
         with trio.move_on_after(config.shutdown.longest_s):
-            await service.end_all()
+            await service.leave_all()
+        journal.told.close()
         nursery.cancel_scope.cancel()

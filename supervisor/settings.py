@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NewType, TypeVar
 import attrs
 import cattrs
 import durationpy
+import isodate
 
 from supervisor.errors import ConfigError, nearest
 
@@ -216,18 +217,47 @@ def _size(text: str) -> str:
     return text
 
 
-def _seconds(text: str) -> float:
+#: Of durationpy's units not ``mm`` and ``y``, which are no fixed length; nothing in between.
+_GO_DURATION = r"[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d|w))+"
+#: Of what isodate reads not a date after the P, nor a P with nothing after it.
+_ISO_DURATION = r"[+-]?P(?=.*[0-9])([0-9.,]+[YMWD])*(T([0-9.,]+[HMS])+)?"
+#: What is over this is a mistake, and no date has room for it: a hundred years.
+_LONGEST_S = 100 * 365 * 24 * 3600.0
+
+
+def parse_seconds(text: str) -> float:
+    """The length of a duration as Go writes it, ``1h30m``, or as ISO 8601 does, ``PT1H30M``.
+
+    :raises ValueError: with the end of a sentence that begins with the duration's name
+    """
+    if re.fullmatch(_GO_DURATION, text):
+        parse = durationpy.from_str
+    elif re.fullmatch(_ISO_DURATION, text):
+        parse = isodate.parse_duration
+    else:
+        raise ValueError("must be a duration such as 90s, 1h30m, 250ms or PT1H30M")
     try:
-        seconds = float(text) if re.fullmatch(r"[0-9.]+", text) else _duration(text)
-    except (ValueError, durationpy.DurationError):
-        raise ValueError("must be a duration such as 90s, 1m30s or 250ms") from None
+        length = parse(text)
+    except (ValueError, OverflowError):  # also both libraries' own errors
+        raise ValueError("must be a duration such as 90s, 1h30m, 250ms or PT1H30M") from None
+    if isinstance(length, isodate.Duration):
+        raise ValueError("must not count in years or months, which differ in length")
+    return _sane(length.total_seconds())
+
+
+def _seconds(text: str) -> float:
+    """In settings a plain number is one of seconds."""
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text):
+        return _sane(float(text))
+    return parse_seconds(text)
+
+
+def _sane(seconds: float) -> float:
     if seconds <= 0:
         raise ValueError("must be longer than nothing")
+    if seconds > _LONGEST_S:
+        raise ValueError(f"must not be longer than {go_duration(_LONGEST_S)}")
     return seconds
-
-
-def _duration(text: str) -> float:
-    return float(durationpy.from_str(text).total_seconds())
 
 
 def go_duration(seconds: float) -> str:

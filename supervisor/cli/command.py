@@ -37,6 +37,7 @@ def command(env_file: str | None, prepare: bool) -> None:
     try:
         line = _line(config, vm_id, rundir)
         if prepare:
+            rundir.path.mkdir(mode=0o700)
             trio.run(rundir.prepare, config.disk, config.firmware)
     except SupervisorError as error:
         raise CommandFailed(str(error)) from error

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "LONGEST_BACKOFF_S",
     "MAX_COMPUTATION",
     "AgentConfig",
     "Config",
@@ -61,6 +62,9 @@ __all__ = [
 
 #: A computation's size in bytes, on HTTP, on gRPC and towards the agent alike.
 MAX_COMPUTATION = 16 * 1024 * 1024
+
+#: What the wait before a restart is doubled up to.
+LONGEST_BACKOFF_S = 60.0
 
 
 @attrs.frozen(kw_only=True)
@@ -133,6 +137,17 @@ def _contradictions(config: Config) -> list[str]:
         found.append("MANAGER_QEMU_MEMORY_SIZE must not be over MANAGER_QEMU_MAX_MEMORY")
     if config.qemu.smp_count < 1 or config.qemu.smp_count > config.qemu.smp_maxcpus:
         found.append("MANAGER_QEMU_SMP_COUNT must be 1 to MANAGER_QEMU_SMP_MAXCPUS")
+    return [*found, *_contradictions_of_life(config.life, config.retention)]
+
+
+def _contradictions_of_life(life: LifeConfig, retention: RetentionConfig) -> list[str]:
+    found = []
+    if life.restart is not RestartPolicy.NEVER and not life.restart_limit:
+        found.append(f"MANAGER_RESTART={life.restart} needs a MANAGER_RESTART_LIMIT from 1 on")
+    if life.restart_backoff_s > LONGEST_BACKOFF_S:
+        found.append("MANAGER_RESTART_BACKOFF must not be over a minute: it is doubled up to that")
+    if retention.disks and not retention.count:
+        found.append("MANAGER_KEEP_DISKS=true needs a MANAGER_KEEP_ENDED from 1 on")
     return found
 
 

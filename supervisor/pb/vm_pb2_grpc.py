@@ -56,10 +56,25 @@ class VmServiceStub:
                 request_serializer=supervisor_dot_pb_dot_vm__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.Pause = channel.unary_unary(
+                '/supervisor.v1.VmService/Pause',
+                request_serializer=supervisor_dot_pb_dot_vm__pb2.PauseRequest.SerializeToString,
+                response_deserializer=supervisor_dot_pb_dot_vm__pb2.Vm.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/supervisor.v1.VmService/Resume',
+                request_serializer=supervisor_dot_pb_dot_vm__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=supervisor_dot_pb_dot_vm__pb2.Vm.FromString,
+                _registered_method=True)
+        self.Reset = channel.unary_unary(
+                '/supervisor.v1.VmService/Reset',
+                request_serializer=supervisor_dot_pb_dot_vm__pb2.ResetRequest.SerializeToString,
+                response_deserializer=supervisor_dot_pb_dot_vm__pb2.Vm.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/supervisor.v1.VmService/Watch',
                 request_serializer=supervisor_dot_pb_dot_vm__pb2.WatchRequest.SerializeToString,
-                response_deserializer=supervisor_dot_pb_dot_vm__pb2.StateChange.FromString,
+                response_deserializer=supervisor_dot_pb_dot_vm__pb2.Event.FromString,
                 _registered_method=True)
 
 
@@ -93,9 +108,31 @@ class VmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pause(self, request, context):
+        """Holds the guest. A held one stays held.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Lets a held guest run on, whatever held it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reset(self, request, context):
+        """Presses the reset button; the guest boots anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
-        """First the present state of every VM asked for, then each change. A reader
-        that falls behind is cut off with RESOURCE_EXHAUSTED.
+        """With after: every event on record that came later, then each new one. Without:
+        first the present state of every VM asked for. A reader that falls behind is cut
+        off with RESOURCE_EXHAUSTED, and can go on after the last sequence it has seen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,10 +161,25 @@ def add_VmServiceServicer_to_server(servicer, server):
                     request_deserializer=supervisor_dot_pb_dot_vm__pb2.DeleteRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=supervisor_dot_pb_dot_vm__pb2.PauseRequest.FromString,
+                    response_serializer=supervisor_dot_pb_dot_vm__pb2.Vm.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=supervisor_dot_pb_dot_vm__pb2.ResumeRequest.FromString,
+                    response_serializer=supervisor_dot_pb_dot_vm__pb2.Vm.SerializeToString,
+            ),
+            'Reset': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reset,
+                    request_deserializer=supervisor_dot_pb_dot_vm__pb2.ResetRequest.FromString,
+                    response_serializer=supervisor_dot_pb_dot_vm__pb2.Vm.SerializeToString,
+            ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
                     request_deserializer=supervisor_dot_pb_dot_vm__pb2.WatchRequest.FromString,
-                    response_serializer=supervisor_dot_pb_dot_vm__pb2.StateChange.SerializeToString,
+                    response_serializer=supervisor_dot_pb_dot_vm__pb2.Event.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -250,6 +302,87 @@ class VmService:
             _registered_method=True)
 
     @staticmethod
+    def Pause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/supervisor.v1.VmService/Pause',
+            supervisor_dot_pb_dot_vm__pb2.PauseRequest.SerializeToString,
+            supervisor_dot_pb_dot_vm__pb2.Vm.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/supervisor.v1.VmService/Resume',
+            supervisor_dot_pb_dot_vm__pb2.ResumeRequest.SerializeToString,
+            supervisor_dot_pb_dot_vm__pb2.Vm.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/supervisor.v1.VmService/Reset',
+            supervisor_dot_pb_dot_vm__pb2.ResetRequest.SerializeToString,
+            supervisor_dot_pb_dot_vm__pb2.Vm.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Watch(request,
             target,
             options=(),
@@ -265,7 +398,7 @@ class VmService:
             target,
             '/supervisor.v1.VmService/Watch',
             supervisor_dot_pb_dot_vm__pb2.WatchRequest.SerializeToString,
-            supervisor_dot_pb_dot_vm__pb2.StateChange.FromString,
+            supervisor_dot_pb_dot_vm__pb2.Event.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,7 +7,7 @@ import binascii
 import json
 import re
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
 import attrs
 import cattrs
@@ -15,10 +15,20 @@ import trio
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 from quart import request
 
-from supervisor.ending import EndMode
+from supervisor.config import RestartPolicy
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
+from supervisor.record import EndMode, Wishes
+from supervisor.settings import parse_seconds
+
+if TYPE_CHECKING:
+    import enum
+    from collections.abc import Callable
+
+    from supervisor.config import Config
 
 T = TypeVar("T")
+#: Seconds; written as a duration, Go's or ISO 8601's.
+Ttl = NewType("Ttl", float)
 
 #: Arrays and objects in a body. One array is all that is needed; millions take gigabytes.
 _MAX_CONTAINERS = 64
@@ -31,6 +41,19 @@ class RunRequest:
     """``POST /run``. The bytes come as an array of 0..255 or as a base64 string."""
 
     computation: bytes
+    ttl: Ttl | None = None
+    restart: RestartPolicy | None = None
+    keep_disk: bool | None = None
+
+    def wishes(self, config: Config, idempotency_key: str | None) -> Wishes:
+        """What is asked for, with the supervisor's defaults for what is not."""
+        keep = self.keep_disk
+        return Wishes(
+            ttl_s=config.life.ttl_s if self.ttl is None else self.ttl,
+            restart=self.restart or config.life.restart,
+            keep_disk=config.retention.disks if keep is None else keep,
+            idempotency_key=idempotency_key,
+        )
 
 
 @attrs.frozen
@@ -120,13 +143,33 @@ def _from_numbers(numbers: list[object]) -> bytes:
     raise InvalidRequest(f"{member} is {shown}, not a number from 0 to 255", member=member)
 
 
-def _end_mode(value: object, _: type) -> EndMode:
-    modes = [mode.value for mode in EndMode]
-    if value not in modes:
-        raise InvalidRequest(f"mode must be one of {', '.join(modes)}", member="mode")
-    return EndMode(value)
+def _one_of(cls: type[enum.StrEnum], member: str) -> Callable[[object, Any], Any]:
+    words = [one.value for one in cls]
+
+    def parse(value: object, _: Any) -> enum.StrEnum:
+        if value not in words:
+            raise InvalidRequest(f"{member} must be one of {', '.join(words)}", member=member)
+        return cls(value)
+
+    return parse
+
+
+def _ttl(value: object, _: Any) -> float:
+    try:
+        return parse_seconds(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise InvalidRequest(f"ttl {error}", member="ttl") from None
+
+
+def _keep_disk(value: object, _: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRequest("keep_disk must be true or false", member="keep_disk")
+    return value
 
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 _converter.register_structure_hook(bytes, _computation)
-_converter.register_structure_hook(EndMode, _end_mode)
+_converter.register_structure_hook(EndMode, _one_of(EndMode, "mode"))
+_converter.register_structure_hook(RestartPolicy | None, _one_of(RestartPolicy, "restart"))
+_converter.register_structure_hook(Ttl | None, _ttl)
+_converter.register_structure_hook(bool | None, _keep_disk)

@@ -29,6 +29,7 @@ _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
     errors.AgentTimeout: HTTPStatus.GATEWAY_TIMEOUT,
     errors.AgentError: HTTPStatus.BAD_GATEWAY,
     errors.VmEnded: HTTPStatus.BAD_GATEWAY,
+    errors.RunFailed: HTTPStatus.BAD_GATEWAY,
     errors.Stopping: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.PortsTaken: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.MonitorError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -66,7 +67,10 @@ async def _ours(error: errors.SupervisorError) -> Response:
         for name, shown in _MEMBERS.items()
         if (value := getattr(error, name, None)) is not None
     }
-    return problem(status, type(error).__name__, str(error), **members)
+    answer = problem(status, type(error).__name__, str(error), **members)
+    if isinstance(error, errors.AtCapacity) and error.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(error.retry_after_s)
+    return answer
 
 
 async def _https(error: HTTPException) -> Response:

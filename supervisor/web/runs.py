@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint, request
 
+from supervisor.errors import InvalidRequest
 from supervisor.web import bodies, views
 
 if TYPE_CHECKING:
     from supervisor.service import Service
+
+_LONGEST_KEY = 255
 
 
 def blueprint(service: Service) -> Blueprint:
@@ -18,14 +21,15 @@ def blueprint(service: Service) -> Blueprint:
     @routes.post("/run")
     async def run() -> Any:
         wanted = await bodies.read(bodies.RunRequest)
+        wishes = wanted.wishes(service.config, _idempotency_key())
         if _prefers_async():
-            vm = service.submit(wanted.computation)
+            vm = await service.submit(wanted.computation, wishes)
             headers = {
                 "Location": f"/vms/{vm.id}",
                 "Preference-Applied": "respond-async",
             }
             return views.summary(vm), 202, headers
-        return views.answer(await service.run(wanted.computation))
+        return views.answer(await service.run(wanted.computation, wishes))
 
     return routes
 
@@ -34,3 +38,11 @@ def _prefers_async() -> bool:
     """RFC 7240: preferences are separated by commas, parameters by semicolons."""
     given = ",".join(request.headers.getlist("Prefer")).lower()
     return any(one.split(";")[0].strip() == "respond-async" for one in given.split(","))
+
+
+def _idempotency_key() -> str | None:
+    """The header's value as it is, quoted or not: the draft has it a string, most send a word."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 0 < len(key) <= _LONGEST_KEY:
+        raise InvalidRequest(f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters")
+    return key

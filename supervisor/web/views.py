@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from supervisor.machine import shell_line
+from supervisor.record import moment
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from supervisor.vm import Vm
 
 
@@ -20,10 +19,12 @@ def summary(vm: Vm) -> dict[str, Any]:
         "id": vm.id,
         "state": vm.status.state,
         "reason": vm.status.reason,
-        "agent_ready": vm.agent_ready,
-        "created_at": moment(vm.created_at),
+        "ended": vm.ended,
+        "agent_ready": vm.relay.agent_ready,
+        "monitor": vm.monitor_state,
+        "created_at": moment(vm.record.created_at),
         "uptime_s": seconds(vm.uptime_s),
-        "forwards": [attrs.asdict(forward) for forward in vm.forwards],
+        "forwards": [attrs.asdict(forward) for forward in vm.record.forwards],
     }
 
 
@@ -31,9 +32,9 @@ def answer(vm: Vm) -> dict[str, Any]:
     """``POST /run``, once the agent has answered."""
     return {
         "id": vm.id,
-        "computation": vm.reply,
+        "computation": vm.record.reply,
         "state": vm.status.state,
-        "forwards": [attrs.asdict(forward) for forward in vm.forwards],
+        "forwards": [attrs.asdict(forward) for forward in vm.record.forwards],
     }
 
 
@@ -44,36 +45,38 @@ def status(vm: Vm) -> dict[str, Any]:
         "id": vm.id,
         "state": vm.status.state,
         "reason": vm.status.reason,
+        "monitor": vm.monitor_state,
         "query_status": attrs.asdict(facts.run_status) if facts else None,
         "query_sev": _without_none(attrs.asdict(facts.sev)) if facts else None,
         "asked_at": moment(facts.at) if facts else None,
-        "agent": {"ready": vm.agent_ready, "address": vm.agent_address},
+        "agent": {"ready": vm.relay.agent_ready, "address": vm.record.agent_address},
         "uptime_s": seconds(vm.uptime_s),
     }
 
 
 def everything(vm: Vm) -> dict[str, Any]:
     """``GET /vms/<id>``: all that is known."""
+    record = vm.record
+    wishes = record.wishes
     return {
         **status(vm),
-        "created_at": moment(vm.created_at),
-        "ended_at": moment(vm.ended_at),
+        "created_at": moment(record.created_at),
+        "ended_at": moment(record.ended_at) if record.ended_at else None,
         "ended": vm.ended,
-        "exit_code": vm.exit_code,
-        "error": vm.error,
+        "exit_code": record.exit_code,
+        "error": record.error,
         "pid": vm.pid,
         "directory": str(vm.rundir.path),
-        "forwards": [attrs.asdict(forward) for forward in vm.forwards],
-        "argv": list(vm.command),
-        "command": shell_line(vm.command),
-        "relay": {"state": vm.relay_state, "computation": vm.reply},
-        "phases_s": {name: seconds(at) for name, at in vm.phases.items()},
+        "forwards": [attrs.asdict(forward) for forward in record.forwards],
+        "argv": list(record.command),
+        "command": shell_line(record.command),
+        "relay": {"state": record.relay, "computation": record.reply},
+        "ttl_s": wishes.ttl_s,
+        "restart": {"policy": wishes.restart, "count": record.restarts},
+        "keep_disk": wishes.keep_disk,
+        "sequence": record.sequence,
+        "phases_s": {name: seconds(at) for name, at in record.phases.items()},
     }
-
-
-def moment(at: datetime | None) -> str | None:
-    """RFC 3339, to the millisecond, in UTC."""
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
 
 
 def seconds(value: float | None) -> float | None:

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint, request
 
+from supervisor import control
 from supervisor.web import bodies, views
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from supervisor.service import Service
+    from supervisor.vm import Vm
 
 
 def blueprint(service: Service) -> Blueprint:
@@ -35,6 +39,23 @@ def blueprint(service: Service) -> Blueprint:
         vm = service.get(vm_id)
         wanted = await bodies.read_optional(bodies.ShutdownRequest)
         await service.end(vm, wanted.mode)
+        return views.everything(vm)
+
+    @routes.post("/<vm_id>/pause")
+    async def pause(vm_id: str) -> Any:
+        return await _control(control.pause, vm_id)
+
+    @routes.post("/<vm_id>/resume")
+    async def resume(vm_id: str) -> Any:
+        return await _control(control.resume, vm_id)
+
+    @routes.post("/<vm_id>/reset")
+    async def reset(vm_id: str) -> Any:
+        return await _control(control.reset, vm_id)
+
+    async def _control(act: Callable[[Vm], Awaitable[None]], vm_id: str) -> Any:
+        vm = service.get(vm_id)
+        await act(vm)
         return views.everything(vm)
 
     @routes.delete("/<vm_id>")

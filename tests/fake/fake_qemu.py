@@ -40,6 +40,7 @@ class FakeQemu:
         self.vm_id = argv[argv.index("-uuid") + 1]
         self.status = "prelaunch"
         self.presses = 0
+        self.actions = {"shutdown": "poweroff", "reboot": "reset"}
         self.clients: set[asyncio.StreamWriter] = set()
         self.control: asyncio.StreamWriter | None = None
         self.agent: object = None
@@ -136,6 +137,13 @@ class FakeQemu:
         }
         self.send(writer, {"return": answers.get(command, {}), **known})
         match command:
+            case "set-action":
+                self.actions |= message["arguments"]
+            case "stop":
+                self.status = "paused"
+                self.emit("STOP")
+            case "system_reset":
+                self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
             case "cont":
                 self.status = "running"
                 self.emit("RESUME")
@@ -157,7 +165,11 @@ class FakeQemu:
 
     def shut_down(self, reason: str, *, guest: bool) -> None:
         self.emit("SHUTDOWN", {"guest": guest, "reason": reason})
-        self.exit(0)
+        if guest and self.actions["shutdown"] == "pause":
+            self.status = "shutdown"
+            self.emit("STOP")
+        else:
+            self.exit(0)
 
     def exit(self, code: int) -> None:
         """Exit once everything written has gone out; a negative code is a signal to die by."""

@@ -112,7 +112,7 @@ async def test_monitor_that_no_longer_answers_does_not_keep_a_vm_alive(world: Wo
     async with world.serve(**IMPATIENT) as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         await shutdown(supervisor, vm.id)
-        assert vm.exit_code == -9
+        assert vm.record.exit_code == -9
 
 
 async def test_shutdown_of_an_ended_vm_answers_with_its_end(world: World) -> None:

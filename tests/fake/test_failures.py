@@ -43,7 +43,7 @@ async def test_agent_that_never_comes_up(world: World) -> None:
         assert vm.ended
         assert vm.rundir.path.is_dir()
         assert str(vm.rundir.serial_log) in document["detail"]
-        assert vm.error == document["detail"]
+        assert vm.record.error == document["detail"]
         assert world.free_again()
 
 
@@ -96,7 +96,7 @@ async def test_qemu_that_is_killed(world: World, moment: str) -> None:
             assert vm.id in documents[0]["detail"]
             assert "exit:-9" in documents[0]["detail"]
             assert vm.status == Status(VmState.CRASHED, "exit:-9")
-            assert vm.exit_code == -9
+            assert vm.record.exit_code == -9
 
         nursery.start_soon(caller)
         guest = await world.guest()
@@ -131,7 +131,7 @@ async def test_qemu_that_exits_at_once(world: World) -> None:
         assert document["detail"].endswith("one\ntwo\nqemu: -cpu what: no such CPU")
         vm = supervisor.only_vm()
         assert vm.status == Status(VmState.CRASHED, "exit:1")
-        assert vm.error == document["detail"]
+        assert vm.record.error == document["detail"]
         assert vm.rundir.qemu_log.read_text().startswith("one\n")
 
 

@@ -80,8 +80,8 @@ async def test_port_lost_at_the_last_moment_means_another_try(world: World) -> N
         ports = [forward["host_port"] for forward in answer["forwards"]]
         assert ports == [first, first + 1, first + 4]
         vm = supervisor.vm(answer["id"])
-        assert vm.error is None
-        assert vm.exit_code is None
+        assert vm.record.error is None
+        assert vm.record.exit_code is None
 
 
 async def test_port_lost_again_and_again(world: World) -> None:

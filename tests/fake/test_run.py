@@ -182,7 +182,7 @@ async def test_result_of_an_asynchronous_run_appears_later(world: World) -> None
         vm = supervisor.vm(vm_id)
         # One more run, so that the first has been answered: they share nothing but the loop.
         await (await world.guest()).until("Run")
-        while vm.relay_state != "answered":
+        while vm.record.relay != "answered":
             await supervisor.http.get("/health")
         shown = (await supervisor.http.get(f"/vms/{vm_id}")).json()
         digest = hashlib.sha256(b"later").hexdigest()
@@ -219,7 +219,7 @@ async def test_vm_of_a_caller_that_goes_away_is_ended(world: World) -> None:
             nursery.cancel_scope.cancel()
         vm = supervisor.only_vm()
         await vm.wait_ended()
-        assert vm.relay_state == "failed"
+        assert vm.record.relay == "failed"
         assert world.free_again()
         assert not world.sockets()
 
@@ -235,7 +235,7 @@ async def test_vm_of_a_caller_that_goes_away_during_the_launch_is_ended(world: W
         await guest.until("end")
         vm = supervisor.only_vm()
         await vm.wait_ended()
-        assert vm.exit_code == -9
+        assert vm.record.exit_code == -9
         assert world.free_again()
 
 

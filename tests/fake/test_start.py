@@ -54,7 +54,7 @@ async def test_kvm_and_sev_are_done_without_where_they_are_not_there(world: Worl
     settings = {"MANAGER_QEMU_ENABLE_KVM": "auto", "MANAGER_QEMU_ENABLE_SEV": "auto"}
     async with world.serve(**settings) as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
-        assert "-enable-kvm" not in vm.command
+        assert "-enable-kvm" not in vm.record.command
 
 
 async def test_tmp_that_is_a_file(world: World) -> None:

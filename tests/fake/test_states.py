@@ -64,8 +64,8 @@ async def test_guest_that_is_lost_is_killed(
         await guest.emit(event)
         await vm.wait_ended()
         assert vm.status == Status(VmState.CRASHED, reason)
-        assert vm.exit_code == -9
-        assert reason in (vm.error or "")
+        assert vm.record.exit_code == -9
+        assert reason in (vm.record.error or "")
         assert world.free_again()
 
 
@@ -89,7 +89,7 @@ async def test_cause_of_a_shutdown_is_kept(world: World, reason: str) -> None:
         await guest.exit(0)
         await vm.wait_ended()
         assert vm.status == Status(VmState.SHUTOFF, reason)
-        assert vm.error is None
+        assert vm.record.error is None
 
 
 @pytest.mark.parametrize("code", [0, 1, -6])
@@ -100,8 +100,8 @@ async def test_exit_that_nobody_announced(world: World, code: int) -> None:
         await guest.exit(code)
         await vm.wait_ended()
         assert vm.status == Status(VmState.CRASHED, f"exit:{code}")
-        assert vm.exit_code == code
-        assert f"exit:{code}" in (vm.error or "")
+        assert vm.record.exit_code == code
+        assert f"exit:{code}" in (vm.record.error or "")
 
 
 async def test_bad_end_of_a_shutdown(world: World) -> None:

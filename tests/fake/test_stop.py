@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from supervisor.config import OnStop
 from supervisor.runstate import Status, VmState
 from tests.fake.scenario import ALWAYS
 
@@ -18,14 +19,14 @@ async def test_stop_has_every_guest_power_off(world: World) -> None:
         ids = {(await supervisor.run(b"1"))["id"], (await supervisor.run(b"2"))["id"]}
         vms = [supervisor.vm(vm_id) for vm_id in ids]
         guests = [await world.guest(), await world.guest()]
-        supervisor.running.stop()
+        supervisor.running.stop(OnStop.END)
         for guest in guests:
             await guest.until("system_powerdown")
             await guest.until("end")
         for vm in vms:
             await vm.wait_ended()
             assert vm.status == Status(VmState.SHUTOFF, "guest-shutdown")
-            assert vm.exit_code == 0
+            assert vm.record.exit_code == 0
 
 
 async def test_hurry_does_not_wait_for_the_guests(world: World) -> None:
@@ -33,7 +34,7 @@ async def test_hurry_does_not_wait_for_the_guests(world: World) -> None:
     async with world.serve() as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
-        supervisor.running.stop()
+        supervisor.running.stop(OnStop.END)
         await guest.until("system_powerdown")
         supervisor.running.hurry()
         await guest.until("quit")
@@ -54,6 +55,6 @@ async def test_caller_that_waits_is_told_of_its_vms_end(world: World) -> None:
         guest = await world.guest()
         await guest.until("Run")
         vm = supervisor.only_vm()
-        supervisor.running.stop()
+        supervisor.running.stop(OnStop.END)
         await vm.wait_ended()
-        assert vm.exit_code == 0
+        assert vm.record.exit_code == 0

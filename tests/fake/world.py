@@ -17,6 +17,7 @@ import httpx
 import trio
 
 from supervisor import app, config
+from supervisor.config import OnStop
 from supervisor.errors import SupervisorError
 from supervisor.pb import manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 from tests.fake.scenario import Scenario
@@ -134,7 +135,7 @@ class Supervisor:
 
     async def wait_state(self, vm_id: str, *wanted: str) -> None:
         """Return once the VM's state is one of these, by the changes the service tells of."""
-        with self.running.service.changes.subscribe() as changes:
+        with self.running.service.journal.told.subscribe() as changes:
             while self.vm(vm_id).status.state.value not in wanted:
                 await changes.receive()
 
@@ -223,7 +224,7 @@ class World:
                     yield supervisor
             finally:
                 running.hurry()
-                running.stop()
+                running.stop(OnStop.END)
         assert trio.lowlevel.current_statistics().tasks_living == tasks, "tasks are left"
         assert self.free_again(), "a forwarded port is still in use"
         assert not self.sockets(), "a QMP socket is left"

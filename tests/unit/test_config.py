@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from supervisor import config, settings
-from supervisor.config import Config
+from supervisor.config import Config, OnStop, RestartPolicy, WatchdogAction
 from supervisor.errors import ConfigError
 from supervisor.settings import AgentUrl, PortRange, Switch
 
@@ -20,6 +20,29 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_LOG_LEVEL", "log_level", "info", "debug", "debug"),
     ("MANAGER_INSTANCE_ID", "instance_id", None, "one", "one"),
     ("MANAGER_MAX_VMS", "limits.max_vms", 10, "3", 3),
+    ("MANAGER_MEMORY_OVERCOMMIT", "limits.memory_overcommit", 1.0, "1.5", 1.5),
+    ("MANAGER_VCPU_OVERCOMMIT", "limits.vcpu_overcommit", 16.0, "2", 2.0),
+    ("MANAGER_QUEUE", "limits.queue", 16, "0", 0),
+    ("MANAGER_QUEUE_TIMEOUT", "limits.queue_timeout_s", 60.0, "PT2M", 120.0),
+    ("MANAGER_TTL", "life.ttl_s", None, "PT1H30M", 5400.0),
+    ("MANAGER_TTL_WARNING", "life.ttl_warning_s", 60.0, "5m", 300.0),
+    (
+        "MANAGER_RESTART",
+        "life.restart",
+        RestartPolicy.NEVER,
+        "on-failure",
+        RestartPolicy.ON_FAILURE,
+    ),
+    ("MANAGER_RESTART_BACKOFF", "life.restart_backoff_s", 1.0, "PT1M", 60.0),
+    ("MANAGER_RESTART_LIMIT", "life.restart_limit", 5, "3", 3),
+    ("MANAGER_START_TIMEOUT", "life.start_timeout_s", 30.0, "1m", 60.0),
+    ("MANAGER_HEARTBEAT", "life.heartbeat_s", 30.0, "10", 10.0),
+    ("MANAGER_QMP_TIMEOUT", "life.answer_s", 10.0, "500ms", 0.5),
+    ("MANAGER_ON_SIGINT", "stop.on_sigint", OnStop.END, "leave", OnStop.LEAVE),
+    ("MANAGER_ON_SIGTERM", "stop.on_sigterm", OnStop.LEAVE, "END", OnStop.END),
+    ("MANAGER_KEEP_ENDED", "retention.count", 100, "0", 0),
+    ("MANAGER_KEEP_ENDED_FOR", "retention.age_s", 604800.0, "P1DT2H", 93600.0),
+    ("MANAGER_KEEP_DISKS", "retention.disks", False, "true", True),
     ("MANAGER_JAEGER_URL", "jaeger_url", None, "http://h:4318", "http://h:4318"),
     ("MANAGER_HTTP_HOST", "http.host", "127.0.0.1", "::1", "::1"),
     ("MANAGER_HTTP_PORT", "http.port", 9021, "0", 0),
@@ -52,6 +75,13 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_QEMU_MEMORY_SLOTS", "qemu.memory_slots", 5, "0", 0),
     ("MANAGER_QEMU_MAX_MEMORY", "qemu.max_memory", "30G", "8G", "8G"),
     ("MANAGER_QEMU_NO_GRAPHIC", "qemu.no_graphic", True, "off", False),
+    (
+        "MANAGER_QEMU_WATCHDOG",
+        "qemu.watchdog",
+        None,
+        "inject-nmi",
+        WatchdogAction.INJECT_NMI,
+    ),
     ("MANAGER_QEMU_OVMF_CODE_IF", "qemu.firmware.code_if", "pflash", "x", "x"),
     ("MANAGER_QEMU_OVMF_CODE_FORMAT", "qemu.firmware.code_format", "raw", "qcow2", "qcow2"),
     ("MANAGER_QEMU_OVMF_CODE_UNIT", "qemu.firmware.code_unit", 0, "2", 2),
@@ -277,12 +307,61 @@ def test_monitor_is_refused_with_what_replaces_it() -> None:
             ["MANAGER_QEMU_SMP_COUNT", "MANAGER_QEMU_SMP_MAXCPUS"],
         ),
         ({"MANAGER_QEMU_SMP_COUNT": "0"}, ["MANAGER_QEMU_SMP_COUNT"]),
+        (
+            {"MANAGER_RESTART": "on-failure", "MANAGER_RESTART_LIMIT": "0"},
+            ["MANAGER_RESTART=on-failure", "MANAGER_RESTART_LIMIT"],
+        ),
+        ({"MANAGER_RESTART_BACKOFF": "61s"}, ["MANAGER_RESTART_BACKOFF"]),
+        (
+            {"MANAGER_KEEP_DISKS": "true", "MANAGER_KEEP_ENDED": "0"},
+            ["MANAGER_KEEP_DISKS", "MANAGER_KEEP_ENDED"],
+        ),
     ],
 )
 def test_contradiction(environ: dict[str, str], names: list[str]) -> None:
     (problem,) = problems(**environ)
     for name in names:
         assert name in problem
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        # A run may ask for another ttl or policy than the settings', and no host is known here.
+        {"MANAGER_TTL": "1s", "MANAGER_TTL_WARNING": "1m"},
+        {"MANAGER_RESTART_LIMIT": "0"},
+        {"MANAGER_KEEP_ENDED": "0"},
+        {"MANAGER_QUEUE": "0"},
+        {"MANAGER_MAX_VMS": "0"},
+        {"MANAGER_QEMU_MEMORY_SIZE": "30G", "MANAGER_MEMORY_OVERCOMMIT": "0.001"},
+    ],
+    ids=str,
+)
+def test_no_contradiction(environ: dict[str, str]) -> None:
+    config.load(environ)
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "why"),
+    [
+        ("MANAGER_ON_SIGINT", "kill", "must be one of end, leave"),
+        ("MANAGER_ON_SIGTERM", "leaves", "must be one of end, leave; did you mean 'leave'?"),
+        ("MANAGER_RESTART", "always", "must be one of never, on-failure"),
+        ("MANAGER_RESTART", "on_failure", "did you mean 'on-failure'?"),
+        ("MANAGER_QEMU_WATCHDOG", "true", "must be one of reset, shutdown, poweroff, pause, "),
+        ("MANAGER_QEMU_WATCHDOG", "restart", "did you mean 'reset'?"),
+        ("MANAGER_QEMU_WATCHDOG", "inject_nmi", "did you mean 'inject-nmi'?"),
+        ("MANAGER_MEMORY_OVERCOMMIT", "0", "must be a number such as 1.5, and more than nothing"),
+        ("MANAGER_VCPU_OVERCOMMIT", "16x", "must be a number such as 1.5"),
+        ("MANAGER_TTL", "P1M", "must not count in years or months"),
+        ("MANAGER_TTL", "soon", "must be a duration such as 90s, 1h30m, 250ms or PT1H30M"),
+        ("MANAGER_KEEP_DISKS", "yess", "must be true or false"),
+    ],
+)
+def test_wrong_word(name: str, written: str, why: str) -> None:
+    (problem,) = problems(**{name: written})
+    assert problem.startswith(f"{name}={written!r}: ")
+    assert why in problem
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -314,7 +393,12 @@ def test_all_grace_periods_fit_into_the_longest() -> None:
 def test_help_has_every_setting_with_its_default() -> None:
     rows = dict(config.help_rows())
     assert rows["MANAGER_HTTP_PORT"].endswith("[9021]")
-    assert rows["MANAGER_BOOT_TIMEOUT"].endswith("[180s]")
+    assert rows["MANAGER_BOOT_TIMEOUT"].endswith("[3m]")
+    assert rows["MANAGER_KEEP_ENDED_FOR"].endswith("[168h]")
+    assert rows["MANAGER_MEMORY_OVERCOMMIT"].endswith("[1]")
+    assert rows["MANAGER_ON_SIGTERM"].endswith("[leave]")
+    assert rows["MANAGER_KEEP_DISKS"].endswith("[false]")
+    assert "[" not in rows["MANAGER_TTL"]
     assert rows["MANAGER_QEMU_CPU"].endswith("[EPYC with KVM, max without]")
     assert "[" not in rows["MANAGER_HTTP_SERVER_KEY"]
     assert "MANAGER_AGENT_GRPC_URL, AGENT_GRPC_URL" in rows

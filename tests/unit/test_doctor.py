@@ -12,6 +12,7 @@ import pytest
 from supervisor import config, doctor
 from supervisor.accel import Probe
 from supervisor.doctor import Check, Verdict
+from supervisor.limits import Room
 from supervisor.settings import Port, PortRange, Size, Switch
 
 if TYPE_CHECKING:
@@ -78,6 +79,38 @@ def test_memory_says_for_how_many_there_is_room() -> None:
 @pytest.mark.parametrize(("here", "verdict"), [(4, OK), (2, WARN)])
 def test_cpus(here: int, verdict: Verdict) -> None:
     assert doctor.check_cpus(QEMU, here).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "vcpus", "detail"),
+    [
+        (8192, 2, "room for 4 at once: 10 by MANAGER_MAX_VMS, 4 by MANAGER_MEMORY"),
+        (2**20, 1, "room for 4 at once: 10 by MANAGER_MAX_VMS, 512 by MANAGER_MEMORY"),
+        (2**20, 16, "room for 10 at once: 10 by MANAGER_MAX_VMS, 512 by MANAGER_MEMORY"),
+        (3000, 2, "room for 1 at once: "),
+    ],
+)
+def test_limits_say_how_many_vms_fit(memory_mib: int, vcpus: int, detail: str) -> None:
+    check = doctor.check_limits(config.load({}), Room(memory_mib * 2**20, vcpus))
+    assert check.verdict is OK
+    assert check.detail.startswith(detail)
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"MANAGER_MAX_VMS": "0"}, ["raise it"]),
+        (
+            {"MANAGER_MEMORY_OVERCOMMIT": "0.2"},
+            ["MANAGER_QEMU_MEMORY_SIZE", "MANAGER_MEMORY_OVERCOMMIT"],
+        ),
+        ({"MANAGER_VCPU_OVERCOMMIT": "1"}, ["MANAGER_QEMU_SMP_COUNT", "MANAGER_VCPU_OVERCOMMIT"]),
+    ],
+)
+def test_limits_under_which_no_vm_fits(settings: dict[str, str], advice: list[str]) -> None:
+    check = doctor.check_limits(config.load(settings), Room(2**33, 2))
+    assert check.verdict is FAIL
+    assert all(name in check.advice for name in advice)
 
 
 @pytest.fixture
@@ -197,7 +230,7 @@ def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
     checks = {check.name: check for check in doctor.examine(config.load(settings))}
     assert list(checks) == [
         *("QEMU", "qemu-img", "tmp", "KVM", "SEV", "OVMF", "base image", "memory", "CPUs"),
-        *("HTTP port", "GRPC port", "forwards"),
+        *("limits", "HTTP port", "GRPC port", "forwards"),
     ]
     assert checks["base image"].verdict is FAIL
     for name in ("QEMU", "qemu-img", "tmp", "HTTP port", "GRPC port", "forwards"):

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from supervisor.config import ShutdownConfig
-from supervisor.ending import EndMode, EndRequest, end_when_asked
 from supervisor.errors import MonitorError
+from supervisor.record import EndMode, EndRequest, end_when_asked
 from supervisor.settings import Seconds
 
 if TYPE_CHECKING:

@@ -23,6 +23,8 @@ from supervisor.errors import (
     LaunchError,
     MonitorError,
     PortsTaken,
+    RunFailed,
+    SocketGone,
     Stopping,
     SupervisorError,
     TooLarge,
@@ -35,6 +37,8 @@ from supervisor.web import problems
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from quart import Response
+
 Code = grpc.StatusCode
 
 TABLE: list[tuple[SupervisorError, int, grpc.StatusCode]] = [
@@ -46,14 +50,16 @@ TABLE: list[tuple[SupervisorError, int, grpc.StatusCode]] = [
     (TooLarge("x"), 413, Code.RESOURCE_EXHAUSTED),
     (VmNotFound("v"), 404, Code.NOT_FOUND),
     (Busy("x"), 409, Code.FAILED_PRECONDITION),
-    (AtCapacity(3), 429, Code.RESOURCE_EXHAUSTED),
+    (AtCapacity("x", retry_after_s=3), 429, Code.RESOURCE_EXHAUSTED),
     (Stopping(), 503, Code.UNAVAILABLE),
     (LaunchError("x"), 500, Code.FAILED_PRECONDITION),
     (ImageError("x"), 500, Code.FAILED_PRECONDITION),
     (FirmwareError("x"), 500, Code.FAILED_PRECONDITION),
     (PortsTaken("x"), 503, Code.UNAVAILABLE),
     (VmEnded("v", "crashed", "exit:1"), 502, Code.UNAVAILABLE),
+    (RunFailed("v", "x"), 500, Code.INTERNAL),
     (MonitorError("x"), 503, Code.UNAVAILABLE),
+    (SocketGone("x"), 503, Code.UNAVAILABLE),
     (AgentTimeout("id", "x"), 504, Code.DEADLINE_EXCEEDED),
     (AgentError("v", "INTERNAL", "t"), 502, Code.INTERNAL),
     (AgentError("v", "no-such-code", "t"), 502, Code.UNAVAILABLE),
@@ -86,8 +92,8 @@ def test_grpc(error: SupervisorError, status: int, code: grpc.StatusCode) -> Non
     assert rpc.code_of(error) is code
 
 
-async def answer_to(error: Exception) -> tuple[int, str, dict[str, Any]]:
-    """Status, content type and problem of a request whose handler raised this."""
+async def response_to(error: Exception) -> Response:
+    """The answer to a request whose handler raised this."""
     app = QuartTrio(__name__)
 
     @app.get("/fail")
@@ -95,7 +101,12 @@ async def answer_to(error: Exception) -> tuple[int, str, dict[str, Any]]:
         raise error
 
     problems.register(app)
-    answer = await app.test_client().get("/fail")
+    return await app.test_client().get("/fail")
+
+
+async def answer_to(error: Exception) -> tuple[int, str, dict[str, Any]]:
+    """Its status, content type and problem."""
+    answer = await response_to(error)
     return answer.status_code, answer.content_type or "", await answer.get_json()
 
 
@@ -126,6 +137,20 @@ async def test_members_for_programs(error: SupervisorError, members: dict[str, s
     _, _, problem = await answer_to(error)
     extra = problem.keys() - {"type", "title", "status", "detail", "instance"}
     assert {name: problem[name] for name in extra} == members
+
+
+@pytest.mark.parametrize(
+    ("error", "after"),
+    [
+        (AtCapacity("x", retry_after_s=3), "3"),
+        (AtCapacity("it never fits", retry_after_s=None), None),
+        (Busy("x"), None),
+    ],
+    ids=str,
+)
+async def test_when_to_try_again(error: SupervisorError, after: str | None) -> None:
+    assert (await response_to(error)).headers.get("Retry-After") == after
+    assert dict(rpc.metadata_of(error)).get("retry-after") == after
 
 
 async def test_kind_in_words() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,19 @@ from supervisor.settings import (
     OnOff,
     Port,
     PortRange,
+    Ratio,
     Seconds,
     Size,
     Switch,
+    choice,
     setting,
 )
+
+
+@choice
+class Colour(enum.StrEnum):
+    RED = "red"
+    DARK_BLUE = "dark-blue"
 
 
 @attrs.frozen(kw_only=True)
@@ -39,6 +48,10 @@ class Some:
     on_off: OnOff = setting("T_ON_OFF", "on", "")
     size: Size = setting("T_SIZE", "1M", "")
     seconds: Seconds = setting("T_SECONDS", 1.0, "")
+    maybe_seconds: Seconds | None = setting("T_MAYBE_SECONDS", None, "")
+    ratio: Ratio = setting("T_RATIO", 1.0, "")
+    colour: Colour = setting("T_COLOUR", Colour.RED, "")
+    maybe_colour: Colour | None = setting("T_MAYBE_COLOUR", None, "")
     url: AgentUrl = setting("T_URL", AgentUrl("localhost", 1), "")
     file: Path = setting("T_PATH", Path("/"), "")
     maybe_file: Path | None = setting("T_MAYBE_PATH", None, "")
@@ -73,6 +86,14 @@ def load(**environ: str) -> Some:
         ("T_SECONDS", "seconds", "1m30s", 90.0),
         ("T_SECONDS", "seconds", "250ms", 0.25),
         ("T_SECONDS", "seconds", "1h", 3600.0),
+        ("T_SECONDS", "seconds", "PT1H30M", 5400.0),
+        ("T_MAYBE_SECONDS", "maybe_seconds", "P1D", 86400.0),
+        ("T_RATIO", "ratio", "1.5", 1.5),
+        ("T_RATIO", "ratio", "2", 2.0),
+        ("T_RATIO", "ratio", "0.25", 0.25),
+        ("T_COLOUR", "colour", "red", Colour.RED),
+        ("T_COLOUR", "colour", "DARK-BLUE", Colour.DARK_BLUE),
+        ("T_MAYBE_COLOUR", "maybe_colour", "red", Colour.RED),
         ("T_URL", "url", "localhost:7002", AgentUrl("localhost", 7002)),
         ("T_URL", "url", "10.0.0.1:{port}", AgentUrl("10.0.0.1", None)),
         ("T_URL", "url", "[::1]:7002", AgentUrl("::1", 7002)),
@@ -118,6 +139,19 @@ def test_false(word: str) -> None:
         ("T_SECONDS", "1.2.3", "must be a duration"),
         ("T_SECONDS", "nan", "must be a duration"),
         ("T_SECONDS", "10 s", "must be a duration"),
+        ("T_SECONDS", ".", "must be a duration"),
+        ("T_SECONDS", "9" * 400, "must not be longer than"),
+        ("T_SECONDS", "P1M", "years or months"),
+        ("T_MAYBE_SECONDS", "soon", "must be a duration"),
+        ("T_RATIO", "0", "more than nothing"),
+        ("T_RATIO", "0.0", "more than nothing"),
+        ("T_RATIO", "-1", "must be a number such as 1.5"),
+        ("T_RATIO", "1e3", "must be a number such as 1.5"),
+        ("T_RATIO", "inf", "must be a number such as 1.5"),
+        ("T_RATIO", "150%", "must be a number such as 1.5"),
+        ("T_COLOUR", "rad", "must be one of red, dark-blue; did you mean 'red'?"),
+        ("T_COLOUR", "?", "must be one of red, dark-blue"),
+        ("T_MAYBE_COLOUR", "dark_blue", "did you mean 'dark-blue'?"),
         ("T_URL", "http://localhost:7002", "without a scheme"),
         ("T_URL", "localhost", "must be host:port"),
         ("T_URL", ":7002", "must be host:port"),
@@ -135,6 +169,68 @@ def test_bad_value_is_named_and_explained(name: str, written: str, why: str) -> 
     (problem,) = caught.value.problems
     assert problem.startswith(f"{name}={written!r}: ")
     assert why in problem
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("90s", 90),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        (".5s", 0.5),
+        ("+1m", 60),
+        ("250ms", 0.25),
+        ("1500us", 0.0015),
+        ("1500\N{MICRO SIGN}s", 0.0015),
+        ("1d", 86400),
+        ("1w", 604800),
+        ("PT1H30M", 5400),
+        ("P1DT2H", 93600),
+        ("P1W", 604800),
+        ("PT0.5S", 0.5),
+        ("PT0,5S", 0.5),
+        ("PT90S", 90),
+        ("+PT1M", 60),
+        ("P36500D", 3153600000),
+    ],
+)
+def test_duration(written: str, seconds: float) -> None:
+    assert settings.parse_seconds(written) == seconds
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("", " ", "s", "P", "PT", "P1DT", "T1H"),
+        *("90", "0", "1.5", "inf", "nan"),  # of what? Only in settings it is seconds
+        *("1h 30m", "1h, 30m", "1h30", "1H", "1.2.3s", "1\N{ARABIC-INDIC DIGIT ONE}s"),
+        *("pt1h", "P1H", "PT1D", "PT1H\n", "PT1H1", "PT1H1H", "P1e9D", "P1..5D"),
+        *("1mm", "1y"),  # durationpy's, not Go's: a month of 30 days, a year of 365
+        *("P0001-01-01T00:00:00", "P20030101T000000"),  # ISO 8601's, rare: written as a date
+        *("9" * 400 + "h", f"P{'9' * 400}D"),
+    ],
+)
+def test_no_duration(written: str) -> None:
+    with pytest.raises(ValueError, match="must be a duration such as 90s, 1h30m"):
+        settings.parse_seconds(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        *((word, "years or months") for word in ("P1Y", "P1M", "P1Y2M3DT4H", "P0.5Y", "-P1M")),
+        *((word, "longer than nothing") for word in ("0s", "-5s", "PT0S", "-PT5S", "0.1ns")),
+        *((word, "not be longer than 876000h") for word in ("876001h", "P36501D")),
+    ],
+)
+def test_duration_that_is_not_taken(written: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        settings.parse_seconds(written)
+
+
+@pytest.mark.parametrize("text", ["90s", "3m", "168h", "0.25s", "36h"])
+def test_duration_is_shown_as_it_may_be_written(text: str) -> None:
+    assert settings.go_duration(settings.parse_seconds(text)) == text
 
 
 def test_settings_within_settings() -> None:

@@ -169,7 +169,7 @@ def test_logged_command_runs_in_a_shell(
 
 
 @pytest.fixture
-def changes(supervisor: Supervisor) -> Iterator[Iterator[vm_pb2.StateChange]]:
+def changes(supervisor: Supervisor) -> Iterator[Iterator[vm_pb2.Event]]:
     """Every change of state from now on."""
     with grpc.insecure_channel(f"127.0.0.1:{supervisor.grpc_port}") as channel:
         stream = vm_pb2_grpc.VmServiceStub(channel).Watch(vm_pb2.WatchRequest(), timeout=PATIENCE_S)
@@ -177,7 +177,7 @@ def changes(supervisor: Supervisor) -> Iterator[Iterator[vm_pb2.StateChange]]:
         stream.cancel()
 
 
-def until_ended(changes: Iterator[vm_pb2.StateChange], vm_id: str) -> vm_pb2.StateChange:
+def until_ended(changes: Iterator[vm_pb2.Event], vm_id: str) -> vm_pb2.Event:
     ends = (vm_pb2.VM_STATE_SHUTOFF, vm_pb2.VM_STATE_CRASHED)
     return next(one for one in changes if one.id == vm_id and one.state in ends)
 
@@ -185,7 +185,7 @@ def until_ended(changes: Iterator[vm_pb2.StateChange], vm_id: str) -> vm_pb2.Sta
 def test_killed_qemu_is_a_crash(
     supervisor: Supervisor,
     fleet: dict[str, dict[str, Any]],
-    changes: Iterator[vm_pb2.StateChange],
+    changes: Iterator[vm_pb2.Event],
 ) -> None:
     vm = fleet["killed"]
     os.kill(supervisor.show(vm["id"])["pid"], signal.SIGKILL)
@@ -203,7 +203,7 @@ def test_killed_qemu_is_a_crash(
 )
 def test_what_the_guest_does_to_itself(
     fleet: dict[str, dict[str, Any]],
-    changes: Iterator[vm_pb2.StateChange],
+    changes: Iterator[vm_pb2.Event],
     name: str,
     order: str,
     state: vm_pb2.VmState,

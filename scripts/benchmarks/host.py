@@ -1,0 +1,198 @@
+"""A supervisor with a host of its own: a directory of small files, and stand-ins for QEMU."""
+
+from __future__ import annotations
+
+import json
+import os
+import py_compile
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: What a supervisor may take to start or to stop, on a machine that is busy.
+_PATIENCE_S = 120.0
+_POLL_S = 0.01
+
+#: QEMU without a machine: the whole of its monitor, 10 MB, no guest. What needs a machine is
+#: left out; what says which VM it is stays.
+_NO_MACHINE = """\
+#!/bin/sh
+kept=
+while [ $# -gt 0 ]; do
+    case $1 in
+    -chardev | -mon | -name | -uuid) kept="$kept $1 $2"; shift ;;
+    esac
+    shift
+done
+exec {qemu} -machine none -nodefaults -display none -S $kept
+"""
+
+
+class Host:
+    """A directory with firmware, a disk, and both programs that can take QEMU's place."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.tmp = directory / "t"
+        #: `peer.py`, made fast to start.
+        self.peer = directory / "peer"
+        #: A real QEMU, without a machine.
+        self.qemu = directory / "qemu"
+        #: Where peers that powered off note when.
+        self.sent = directory / "sent"
+        source = Path(__file__).with_name("peer.py")
+        py_compile.compile(str(source), cfile=str(directory / "peer_program.pyc"), doraise=True)
+        self.peer.write_text(
+            f"#!{sys.executable} -ISE\n"
+            "import sys\n"
+            f"sys.path.insert(0, {str(directory)!r})\n"
+            "import peer_program\n"
+            "peer_program.main()\n"
+        )
+        self.qemu.write_text(_NO_MACHINE.format(qemu=shutil.which("qemu-system-x86_64")))
+        for program in (self.peer, self.qemu):
+            program.chmod(0o755)
+        for name in ("CODE.fd", "VARS.fd"):
+            (directory / name).write_bytes(bytes(4096))
+        self._disk = directory / "base.qcow2"
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", str(self._disk), "1M"]
+        subprocess.run(command, check=True)
+
+    def environ(self, ports: str, **settings: str) -> dict[str, str]:
+        """What a supervisor is started with: limits that nobody reaches."""
+        others = {name: value for name, value in os.environ.items() if "MANAGER" not in name}
+        return others | {
+            "MANAGER_HTTP_PORT": "0",
+            "MANAGER_GRPC_PORT": "0",
+            "MANAGER_QEMU_BIN_PATH": str(self.peer),
+            "MANAGER_QEMU_TMP_FILE_LOC": str(self.tmp),
+            "MANAGER_QEMU_ENABLE_KVM": "false",
+            "MANAGER_QEMU_ENABLE_SEV": "false",
+            "MANAGER_QEMU_DISK_IMG_FILE": str(self._disk),
+            "MANAGER_QEMU_OVMF_CODE_FILE": str(self.directory / "CODE.fd"),
+            "MANAGER_QEMU_OVMF_VARS_FILE": str(self.directory / "VARS.fd"),
+            "MANAGER_QEMU_HOST_FWD_RANGE": ports,
+            "MANAGER_MAX_VMS": "100000",
+            "MANAGER_MEMORY_OVERCOMMIT": "100000",
+            "MANAGER_VCPU_OVERCOMMIT": "100000",
+            "MANAGER_QUEUE": "100000",
+            "MANAGER_KEEP_ENDED": "100000",
+            **settings,
+        }
+
+    def left(self) -> list[psutil.Process]:
+        """What still runs of the VMs whose directories are here."""
+        ids = {path.name for path in self.tmp.iterdir()} if self.tmp.exists() else set()
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if ids.intersection(process.info["cmdline"] or ())
+        ]
+
+
+class Supervisor:
+    """``qmp-supervisor serve``, its log in a file."""
+
+    def __init__(self, host: Host, environ: dict[str, str]) -> None:
+        self._log = host.directory / "supervisor.log"
+        command = [sys.executable, "-m", "supervisor", "serve"]
+        with self._log.open("wb") as output:
+            #: Seconds since the epoch, as all moments here.
+            self.executed_at = time.time()
+            self.process = subprocess.Popen(command, env=environ, stderr=output)
+        ready = self._wait_ready()
+        self.ready_at = datetime.fromisoformat(ready["ts"]).timestamp()
+        self.port: int = ready["http_port"]
+        self.measured = psutil.Process(self.process.pid)
+
+    def _wait_ready(self) -> dict[str, Any]:
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            for line in self._log.read_text().splitlines():
+                if '"ready"' in line and (entry := json.loads(line))["message"] == "ready":
+                    return dict(entry)
+            time.sleep(_POLL_S)
+        self.process.kill()
+        self.process.wait()
+        sys.exit(f"bench: the supervisor did not start:\n{self._log.read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> float:
+        """End it and its VMs; the seconds that took. The second signal does not ask guests."""
+        started = time.monotonic()
+        for _ in range(2):
+            self.process.send_signal(signal.SIGINT)
+            time.sleep(_POLL_S)
+        try:
+            self.process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        return time.monotonic() - started
+
+    # --- what it takes ---
+
+    def memory(self) -> int:
+        """Proportional set size, in bytes."""
+        rollup = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
+        fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
+        return int(fields["Pss"].split()[0]) * 1024
+
+    def cpu(self) -> float:
+        """Seconds of all its threads, user and system; not of its children."""
+        times = self.measured.cpu_times()
+        return float(times.user + times.system)
+
+    def descriptors(self) -> int:
+        return int(self.measured.num_fds())
+
+
+@contextmanager
+def opened(keep: bool = False) -> Iterator[Host]:
+    """A host; with it goes all that runs there.
+
+    :param keep: leave the directory
+    """
+    directory = Path(tempfile.mkdtemp(prefix="qs-", dir="/tmp"))
+    host = Host(directory)
+    try:
+        yield host
+    finally:
+        for process in host.left():
+            process.kill()
+        if not keep:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def supervisor(host: Host, ports: str, **settings: str) -> Iterator[Supervisor]:
+    """A supervisor, stopped on leaving."""
+    started = Supervisor(host, host.environ(ports, **settings))
+    try:
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.stop()
+
+
+def raise_descriptor_limit(wanted: int | None) -> int:
+    """Set the limit that children inherit, to the hard one if none is wanted; what it is now."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = min(wanted or hard, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft

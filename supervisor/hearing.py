@@ -1,0 +1,125 @@
+"""What QEMU's events, and its answers when asked, mean for a VM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor import runstate
+from supervisor.errors import MonitorError
+from supervisor.process import boottime_s
+from supervisor.record import EndMode
+from supervisor.runstate import IllegalTransition, Status, Trigger, VmState
+
+if TYPE_CHECKING:
+    from supervisor.monitor import Facts, QmpEvent
+    from supervisor.vm import Vm
+
+log = structlog.stdlib.get_logger()
+
+#: QEMU stays until it is told to quit, so that a supervisor that comes late finds out how the
+#: guest ended; and a reboot is an end, for it would keep the process and lose the record.
+ACTIONS = {"reboot": "shutdown", "shutdown": "pause", "panic": "pause"}
+
+#: At most one event of a failing disk in so many seconds: a guest may try without end.
+_DISK_ERRORS_S = 10.0
+
+
+async def hear(vm: Vm, event: QmpEvent) -> None:
+    """Take in one event. What means nothing now is logged, and changes nothing."""
+    log.debug("event", vm=vm.id, qmp_event=event.name, data=event.data)
+    if vm.status.state.ended:
+        return
+    try:
+        match event.name:
+            case "RESET":
+                await vm.relay.guest_was_reset()
+                await vm.commit("reset", {})
+            case "WATCHDOG":
+                log.warning("watchdog ran out", vm=vm.id, **event.data)
+                await vm.commit("watchdog", {"action": event.data.get("action")})
+            case "BLOCK_IO_ERROR":
+                await _disk_error(vm, event)
+            case name if name in Trigger.__members__:
+                await _move(vm, Trigger(name), event)
+    except IllegalTransition as error:
+        log.error("unexpected event", vm=vm.id, problem=str(error))
+
+
+async def _move(vm: Vm, trigger: Trigger, event: QmpEvent) -> None:
+    reason = event.name.lower()
+    match trigger:
+        case Trigger.SHUTDOWN:
+            reason = event.data.get("reason", reason)
+        case Trigger.RESUME | Trigger.WAKEUP:
+            reason = "running"
+        case Trigger.GUEST_PANICKED:
+            reason = "guest-panicked"
+        case Trigger.STOP | Trigger.SUSPEND:
+            # The event does not say why; a KVM that gave up stops its guest like a user.
+            reason = await _runstate(vm)
+            if runstate.from_runstate(reason).state is VmState.CRASHED:
+                trigger = Trigger.INTERNAL_ERROR
+    await _enter(vm, runstate.after(vm.status, trigger, reason))
+    if trigger in (Trigger.RESUME, Trigger.WAKEUP):
+        await _runstate(vm)  # for those who ask; nothing depends on it
+
+
+async def correct(vm: Vm, found: Status) -> None:
+    """Enter the state that QEMU says it is in, where events that told of it were missed.
+
+    :param found: by ``query-status``
+    """
+    if vm.status.state.ended or found.state is VmState.PRELAUNCH:
+        return
+    same = found.state is vm.status.state
+    if same and (found == vm.status or found.state is not VmState.PAUSED):
+        return  # the cause of a shutdown that is on record says more than QEMU's word
+    if vm.status.state is not VmState.SHUTDOWN:
+        log.info("missed", vm=vm.id, was=str(vm.status), found=str(found))
+        await _enter(vm, found)
+
+
+async def compare(vm: Vm, facts: Facts) -> None:
+    """Take in the answer to a heartbeat."""
+    vm.facts = facts
+    await correct(vm, runstate.from_runstate(facts.run_status.status))
+
+
+async def _enter(vm: Vm, status: Status) -> None:
+    if status.state is VmState.RUNNING and vm.record.running_since_s is None:
+        vm.reached("running")
+        now_s = boottime_s()
+        first_s = vm.record.first_ran_s or now_s
+        await vm.set_status(status, running_since_s=now_s, first_ran_s=first_s)
+    else:
+        await vm.set_status(status)
+    if status.state is VmState.SHUTDOWN:
+        # It waits for us, so that its end could be heard of: see ACTIONS.
+        vm.ask_to_end(EndMode.FORCE, "the guest has ended")
+    elif status.state is VmState.CRASHED and vm.qemu:
+        await vm.qemu.kill()
+
+
+async def _runstate(vm: Vm) -> str:
+    """QEMU's present RunState, after an event that says less; ``paused`` if it is gone."""
+    try:
+        facts = await vm.ask_now()
+    except MonitorError:
+        return "paused"
+    reason = facts.run_status.status
+    if not runstate.is_known(reason):
+        log.warning("unknown RunState, taken for paused", vm=vm.id, runstate=reason)
+    return reason
+
+
+async def _disk_error(vm: Vm, event: QmpEvent) -> None:
+    now = trio.current_time()
+    if now < vm.disk_quiet_until:
+        return
+    vm.disk_quiet_until = now + _DISK_ERRORS_S
+    data = {name: event.data.get(name) for name in ("operation", "action", "nospace", "reason")}
+    log.error("the VM's disk fails on the host", vm=vm.id, **data)
+    await vm.commit("io-error", data)

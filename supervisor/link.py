@@ -1,0 +1,153 @@
+"""A VM's QMP link over its whole life: made, watched, lost and made again."""
+
+from __future__ import annotations
+
+import enum
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor import monitor
+from supervisor.errors import MonitorError, SocketGone
+from supervisor.process import EXIT_LAG_S
+from supervisor.race import CutShort, unless
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from supervisor.config import LifeConfig
+    from supervisor.monitor import Facts, Monitor, QmpEvent
+    from supervisor.process import Qemu
+
+log = structlog.stdlib.get_logger()
+
+#: Between attempts to connect anew: the first wait, and the longest.
+_RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
+
+
+class LinkState(enum.StrEnum):
+    """Whether QEMU answers. Beside the VM's state, not part of it."""
+
+    #: Not connected yet, or not any more.
+    NONE = "none"
+    OK = "ok"
+    #: There is a process, and it does not answer.
+    LOST = "lost"
+
+
+class Link:
+    """The link to one QEMU process.
+
+    :param met: called on each connection, the first and every later one, before events are heard
+    :param hear: called with each event, in order
+    :param beat: called with what QEMU answered to a heartbeat
+    :param turned: called when QEMU stops answering, or answers again
+    """
+
+    def __init__(
+        self,
+        vm_id: str,
+        socket_path: Path,
+        life: LifeConfig,
+        *,
+        met: Callable[[Monitor], Awaitable[None]],
+        hear: Callable[[QmpEvent], Awaitable[None]],
+        beat: Callable[[Facts], Awaitable[None]],
+        turned: Callable[[LinkState], Awaitable[None]],
+    ) -> None:
+        self.state = LinkState.NONE
+        self._vm_id = vm_id
+        self._socket_path = socket_path
+        self._life = life
+        self._met = met
+        self._hear = hear
+        self._beat = beat
+        self._turned = turned
+        self._monitor: Monitor | None = None
+        self._heard = 0
+        self._order = trio.Lock()
+
+    def monitor(self) -> Monitor:
+        """What to speak to QEMU through now.
+
+        :raises MonitorError: if there is no connection
+        """
+        if self._monitor is None:
+            raise MonitorError(f"VM {self._vm_id} has no connection to its QEMU now")
+        return self._monitor
+
+    async def keep(self, qemu: Qemu) -> None:
+        """Keep the link until the process has gone and all it said has been heard.
+
+        :raises SocketGone: if the process lives and can never be reached again
+        """
+        wait_s = _RETRY_S
+        while True:
+            try:
+                await self._converse(qemu)
+                wait_s = _RETRY_S
+                failure = None
+            except CutShort:
+                return  # gone before it was reached: there is nothing to hear any more
+            except MonitorError as error:
+                failure = error
+            # A process closes its sockets a moment before it is seen to have ended.
+            with trio.move_on_after(EXIT_LAG_S):
+                await qemu.wait()
+                return
+            await self._turn(LinkState.LOST)
+            if isinstance(failure, SocketGone):
+                raise failure
+            with trio.move_on_after(wait_s):
+                await qemu.wait()
+                return
+            wait_s = min(2 * wait_s, _LONGEST_RETRY_S)
+
+    async def _converse(self, qemu: Qemu) -> None:
+        """One connection, from its making to its end."""
+        connection = monitor.connect(self._vm_id, self._socket_path, self._life.answer_s)
+        try:
+            async with AsyncExitStack() as stack:
+                link = await unless(qemu.wait, stack.enter_async_context, connection)
+                self._monitor = link
+                await self._met(link)
+                await self._turn(LinkState.OK)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._beats, link)
+                    async for event in link.events:
+                        self._heard += 1
+                        async with self._order:
+                            await self._hear(event)
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._monitor = None
+
+    async def _beats(self, link: Monitor) -> None:
+        """Ask again and again; of a QEMU that does not answer, without a pause."""
+        while True:
+            if self.state is LinkState.OK:
+                await trio.sleep(self._life.heartbeat_s)
+            heard = self._heard
+            try:
+                facts = await link.ask()
+            except MonitorError as error:
+                if self.state is LinkState.OK:
+                    log.warning("QEMU does not answer", vm=self._vm_id, problem=str(error))
+                await self._turn(LinkState.LOST)
+                await trio.sleep(_RETRY_S)  # a link that has broken fails at once
+            else:
+                await self._turn(LinkState.OK)
+                async with self._order:
+                    # An event that came meanwhile says the same, and better.
+                    if heard == self._heard and not link.waiting_events:
+                        await self._beat(facts)
+
+    async def _turn(self, state: LinkState) -> None:
+        if state is not self.state:
+            before, self.state = self.state, state
+            # That a new VM's monitor answers is no news.
+            if before is not LinkState.NONE or state is LinkState.LOST:
+                await self._turned(state)

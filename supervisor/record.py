@@ -1,0 +1,203 @@
+"""What is known of a VM, as it is kept on disk; and the events of its life. Pure.
+
+A `Record` is all that a supervisor needs to take up a VM that another one started, and all
+that is told of a VM that has ended.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import cattrs
+from cattrs.preconf.json import make_converter
+
+from supervisor.config import RestartPolicy
+from supervisor.machine import Forward  # noqa: TC001 - cattrs resolves it
+from supervisor.runstate import Status, VmState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Of ``vm.json``. A file of another version is set aside, not guessed at.
+VERSION = 1
+
+
+#: The state of a VM that was only decided on.
+PRELAUNCH = Status(VmState.PRELAUNCH, "prelaunch")
+
+
+class Damaged(Exception):
+    """A record or an event that cannot be read."""
+
+
+class RelayState(enum.StrEnum):
+    """How far the computation has come. Beside the VM's state, not part of it."""
+
+    #: The agent is not ready yet.
+    WAITING = "waiting"
+    #: The agent has it, its answer is to come.
+    SENT = "sent"
+    ANSWERED = "answered"
+    FAILED = "failed"
+    #: A supervisor went away between the two, so nobody knows. It is never sent again.
+    INTERRUPTED = "interrupted"
+
+
+class EndMode(enum.StrEnum):
+    """How a VM is to be ended: by the guest, or without asking it."""
+
+    GRACEFUL = "graceful"
+    FORCE = "force"
+
+
+@attrs.frozen
+class ProcessId:
+    """What tells a process from a later one with the same pid.
+
+    :param start_ticks: clock ticks from the host's boot to the process's start, as in proc(5)
+    :param sudo: whether the process is the sudo that runs QEMU
+    """
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+    sudo: bool
+
+
+@attrs.frozen(kw_only=True)
+class Wishes:
+    """What a run asked for beside its computation, with the defaults filled in.
+
+    :param ttl_s: seconds from the guest's first instruction to the VM's shutdown
+    :param fingerprint: of the request that bore the key
+    """
+
+    ttl_s: float | None = None
+    restart: RestartPolicy = RestartPolicy.NEVER
+    keep_disk: bool = False
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """One VM. ``sequence`` is that of the last event.
+
+    :param ending: how its end was asked for, once it was
+    :param first_ran_s: when a guest of this VM first ran, on the host's CLOCK_BOOTTIME; that
+        clock goes on while the host sleeps, and cannot be set
+    :param running_since_s: when the present guest first ran; another one after a restart
+    :param exit_code: QEMU's; negative for a signal; None while it runs, and where it was not
+        our child to ask
+    :param phases: when each step was reached, in seconds after ``created_at``
+    :param ended_at: set once nothing of the VM runs, and nothing will
+    """
+
+    id: str
+    created_at: datetime
+    wishes: Wishes
+    memory_bytes: int
+    vcpus: int
+    sequence: int = 0
+    status: Status = PRELAUNCH
+    ending: EndMode | None = None
+    process: ProcessId | None = None
+    forwards: tuple[Forward, ...] = ()
+    command: tuple[str, ...] = ()
+    agent_address: str | None = None
+    relay: RelayState = RelayState.WAITING
+    reply: str | None = None
+    restarts: int = 0
+    first_ran_s: float | None = None
+    running_since_s: float | None = None
+    phases: dict[str, float] = attrs.field(factory=dict)
+    exit_code: int | None = None
+    error: str | None = None
+    ended_at: datetime | None = None
+
+
+@attrs.frozen
+class Event:
+    """Something that happened to a VM, or to the supervisor where ``vm_id`` is None.
+
+    :param sequence: greater than that of every event before it, on this tmp/ for ever
+    :param kind: such as ``state``, which has ``state`` and ``reason`` in its data
+    """
+
+    sequence: int
+    at: datetime
+    vm_id: str | None
+    kind: str
+    data: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it, in events.jsonl and on the wire."""
+        return {
+            "sequence": self.sequence,
+            "at": moment(self.at),
+            "vm": self.vm_id,
+            "event": self.kind,
+            **self.data,
+        }
+
+
+def moment(at: datetime) -> str:
+    """RFC 3339, to the millisecond, in UTC."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def event_line(event: Event) -> bytes:
+    """One line of events.jsonl, with its end."""
+    return json.dumps(event.to_dict()).encode() + b"\n"
+
+
+def parse_event(line: bytes) -> Event:
+    """:raises Damaged:"""
+    try:
+        data = json.loads(line)
+        at = datetime.fromisoformat(data.pop("at"))
+        return Event(int(data.pop("sequence")), at, data.pop("vm"), data.pop("event"), data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"no event: {error!r}") from error
+
+
+def dump(record: Record, event: Event) -> bytes:
+    """The content of vm.json: the record, and the event that led to it.
+
+    The event is there so that events.jsonl can be completed after a crash between the two.
+    """
+    content = {
+        "version": VERSION,
+        "vm": _converter.unstructure(record),
+        "event": event.to_dict(),
+    }
+    return json.dumps(content).encode() + b"\n"
+
+
+def parse(content: bytes) -> tuple[Record, Event]:
+    """:raises Damaged: with what is wrong"""
+    try:
+        value = json.loads(content)
+        version = value["version"]
+        if version != VERSION:
+            raise Damaged(f"it is of version {version}, not {VERSION}")
+        record = _converter.structure(value["vm"], Record)
+        event = parse_event(json.dumps(value["event"]).encode())
+    except (ValueError, KeyError, TypeError, cattrs.BaseValidationError) as error:
+        raise Damaged(f"it cannot be read: {_words(error)}") from error
+    if event.sequence != record.sequence:
+        raise Damaged(f"its event is number {event.sequence}, the record's {record.sequence}")
+    return record, event
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, cattrs.BaseValidationError):
+        return "; ".join(cattrs.transform_error(error))
+    return f"{type(error).__name__}: {error}"
+
+
+_converter = make_converter(forbid_extra_keys=True)

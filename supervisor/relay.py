@@ -1,0 +1,160 @@
+"""A VM's computation on its way to the agent and back. It goes there once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor import agent
+from supervisor.config import RestartPolicy
+from supervisor.errors import AgentError, AgentTimeout, SupervisorError
+from supervisor.process import EXIT_LAG_S
+from supervisor.race import CutShort, unless
+from supervisor.record import EndMode, RelayState
+from supervisor.runstate import VmState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.agent import Agent
+    from supervisor.machine import Forward
+    from supervisor.vm import Vm
+
+log = structlog.stdlib.get_logger()
+
+
+class Relay:
+    """One VM's. ``settled`` is set once the computation has had all the fate it will have."""
+
+    def __init__(self, vm: Vm) -> None:
+        self.settled = trio.Event()
+        self.agent_ready = False
+        self.failure: SupervisorError | None = None
+        self._vm = vm
+        self._reset = trio.Event()
+        if not self.pending:
+            self.settled.set()
+
+    @property
+    def state(self) -> RelayState:
+        return self._vm.record.relay
+
+    @property
+    def pending(self) -> bool:
+        """Whether an answer may yet come."""
+        return self.state in (RelayState.WAITING, RelayState.SENT)
+
+    def address(self, forwards: Sequence[Forward]) -> str:
+        """``host:port`` of the agent in a VM with these forwards."""
+        return agent.address(self._vm.config.agent, forwards)
+
+    def final(self) -> RelayState:
+        """What the VM's end makes of it."""
+        return RelayState.FAILED if self.pending else self.state
+
+    async def run(self) -> None:
+        """Meet the agent, and again after each reset. To be cancelled at QEMU's end."""
+        self.agent_ready = False
+        vm = self._vm
+        await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
+        while True:
+            self._reset = trio.Event()
+            try:
+                await unless(self._reset.wait, self._meet)
+            except CutShort:
+                continue
+            except SupervisorError as error:
+                await self._fail(error)
+            await self._reset.wait()
+
+    async def interrupt(self) -> None:
+        """Another supervisor, or a guest before a reset, had it: nobody knows what became of it."""
+        if self.state is RelayState.SENT:
+            log.warning("relay interrupted", vm=self._vm.id)
+            error = "the computation was with the agent when the way back was cut off"
+            await self._commit(RelayState.INTERRUPTED, error=error)
+            self.settled.set()
+
+    async def guest_was_reset(self) -> None:
+        """Look for the agent anew."""
+        self._vm.resets += 1
+        self.agent_ready = False
+        await self.interrupt()
+        self._reset.set()
+
+    async def again(self) -> None:
+        """The guest is booted again, as its run asked for: its agent gets the computation again."""
+        if self.state is not RelayState.FAILED:
+            await self._commit(RelayState.WAITING)
+
+    async def _meet(self) -> None:
+        vm = self._vm
+        target = vm.record.agent_address or self.address(vm.record.forwards)
+        async with agent.connect(vm.id, target, vm.config.agent) as guest_agent:
+            await self._wait_ready(guest_agent)
+            self.agent_ready = True
+            vm.reached("agent")
+            await vm.commit("agent", {"address": target})
+            log.info("agent ready", vm=vm.id, agent=target)
+            if self.state is RelayState.WAITING:
+                await self._send(guest_agent)
+
+    async def _wait_ready(self, guest_agent: Agent) -> None:
+        if self.state is not RelayState.WAITING:
+            return await guest_agent.wait_ready()
+        vm, timeout_s = self._vm, self._vm.config.agent.boot_timeout_s
+        with trio.move_on_after(timeout_s):
+            return await guest_agent.wait_ready()
+        raise AgentTimeout(
+            vm.id,
+            f"the agent of VM {vm.id} was not ready {timeout_s:g} s after the guest's start;"
+            f" what the guest printed is in {vm.rundir.serial_log}, the time allowed is"
+            " MANAGER_BOOT_TIMEOUT",
+        )
+
+    async def _send(self, guest_agent: Agent) -> None:
+        vm = self._vm
+        try:
+            computation = await vm.rundir.read_computation()
+        except OSError as error:
+            raise SupervisorError(f"the computation of VM {vm.id} is lost: {error}") from error
+        await self._commit(RelayState.SENT)
+        if vm.record.wishes.restart is RestartPolicy.NEVER:
+            vm.rundir.computation.unlink(missing_ok=True)
+        reply = await self._call(guest_agent, computation)
+        vm.reached("relay")
+        await self._commit(RelayState.ANSWERED, reply=reply)
+        self.settled.set()
+
+    async def _call(self, guest_agent: Agent, computation: bytes) -> str:
+        vm = self._vm
+        try:
+            return await guest_agent.run(computation)
+        except AgentError as error:
+            if error.code != "UNAVAILABLE":
+                raise
+            if vm.end_request.any.is_set() or await self._gone():
+                await trio.sleep_forever()  # the VM's end has the word, and cancels us
+            hint = f"; what the guest printed is in {vm.rundir.serial_log}"
+            raise AgentError(vm.id, error.code, error.text, hint) from error
+
+    async def _gone(self) -> bool:
+        # Ports close a moment before the process that held them is seen to be gone.
+        with trio.move_on_after(EXIT_LAG_S):
+            if self._vm.qemu:
+                await self._vm.qemu.wait()
+            return True
+        return False
+
+    async def _fail(self, error: SupervisorError) -> None:
+        """A VM whose computation came to nothing is of no use to anybody."""
+        log.warning("run failed", vm=self._vm.id, problem=str(error))
+        self.failure = error
+        await self._commit(RelayState.FAILED, error=str(error))
+        self.settled.set()
+        self._vm.ask_to_end(EndMode.FORCE, "its run failed")
+
+    async def _commit(self, state: RelayState, **changes: object) -> None:
+        await self._vm.commit("relay", {"state": state}, relay=state, **changes)

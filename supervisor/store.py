@@ -1,0 +1,255 @@
+"""tmp/: the directories of all VMs, what is on record in them, and who may write there.
+
+Everything here blocks; `Journal` calls it in worker threads. A file that says what is true
+is replaced whole: written, synced, renamed, and the directory synced, so that after a crash
+of the supervisor or of the host there is the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+
+from supervisor import record
+from supervisor.errors import HostError
+from supervisor.record import Damaged, Event, Record, event_line
+from supervisor.rundir import Rundir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+log = structlog.stdlib.get_logger()
+
+_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+#: A directory that is being made, and one that is being removed.
+_NEW, _GONE = ".new", ".gone"
+
+#: How many of the supervisor's own events, and of deleted VMs', outlive a start.
+_KEPT_EVENTS = 1000
+
+
+@contextmanager
+def locked(tmp: Path) -> Iterator[None]:
+    """tmp/ for this supervisor alone. The kernel gives it back however the supervisor ends.
+
+    :raises HostError: with the pid of the supervisor that has it
+    """
+    descriptor = os.open(tmp / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise HostError(
+                f"{tmp} belongs to another supervisor (pid {holder}); end that one first, or set"
+                " MANAGER_QEMU_TMP_FILE_LOC to another directory"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@attrs.frozen
+class Found:
+    """What was in tmp/ at the start.
+
+    :param sequence: of the latest event ever recorded there
+    :param damaged: ids of VMs whose record was set aside, and where to
+    :param gone: ids of VMs whose removal was cut short, and is finished now
+    """
+
+    records: list[Record]
+    sequence: int
+    damaged: dict[str, Path]
+    gone: list[str]
+
+
+class Store:
+    """The records and events below one tmp/."""
+
+    def __init__(self, tmp: Path) -> None:
+        self._tmp = tmp
+        self._own_events = tmp / "events.jsonl"
+        #: Lines that could not be written yet, by file.
+        self._owed: dict[Path, list[bytes]] = {}
+
+    def create(self, new: Record, event: Event) -> None:
+        """Make a VM's directory: there, with its record in it, or not there at all."""
+        path = self._tmp / new.id
+        draft = Rundir(path.with_name(new.id + _NEW))
+        try:
+            draft.path.mkdir(mode=0o700)
+            _replace(draft.record, record.dump(new, event))
+            _append(draft.events, [event_line(event)])
+            draft.path.rename(path)
+            _sync_directory(self._tmp)
+        except BaseException:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
+
+    def write(self, changed: Record, event: Event) -> None:
+        """Keep a change. What cannot be written is owed, and written with the next.
+
+        :raises OSError:
+        """
+        rundir = Rundir(self._tmp / changed.id)
+        owed = self._owed.setdefault(rundir.events, [])
+        owed.append(event_line(event))
+        _replace(rundir.record, record.dump(changed, event))
+        _append(rundir.events, owed)
+        del self._owed[rundir.events]
+
+    def note(self, event: Event) -> None:
+        """Keep an event of the supervisor's own, or of a VM that is no more.
+
+        :raises OSError:
+        """
+        _append(self._own_events, [event_line(event)])
+
+    def remove(self, vm_id: str, event: Event) -> None:
+        """Remove a VM's directory. Cut short, it is finished at the next start."""
+        path = self._tmp / vm_id
+        gone = path.with_name(vm_id + _GONE)
+        path.rename(gone)
+        self._owed.pop(Rundir(path).events, None)
+        self.note(event)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def events_after(self, sequence: int, vm_ids: Iterable[str]) -> list[Event]:
+        """The events of these VMs, and of the supervisor, that are later; in their order."""
+        files = [self._own_events, *(Rundir(self._tmp / vm_id).events for vm_id in vm_ids)]
+        found = [event for file in files for event in _events(file) if event.sequence > sequence]
+        return sorted(found, key=lambda event: event.sequence)
+
+    def load(self) -> Found:
+        """All that is on record, mended where a crash left it half done."""
+        found = Found([], 0, {}, [])
+        sequence = 0
+        _mend(self._own_events)
+        _shorten(self._own_events)
+        for event in _events(self._own_events):
+            sequence = max(sequence, event.sequence)
+        for path in sorted(self._tmp.iterdir()):
+            vm_id, _, ending = path.name.partition(".")
+            if not _ID.fullmatch(vm_id) or not path.is_dir():
+                continue
+            rundir = Rundir(path)
+            if f".{ending}" == _NEW:
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            _mend(rundir.events)
+            sequence = max([sequence, *(event.sequence for event in _events(rundir.events))])
+            if f".{ending}" == _GONE:
+                found.gone.append(vm_id)
+            else:
+                sequence = max(sequence, self._load_one(rundir, found))
+        return attrs.evolve(found, sequence=sequence)
+
+    def finish_removal(self, vm_id: str) -> None:
+        shutil.rmtree(self._tmp / (vm_id + _GONE), ignore_errors=True)
+
+    def _load_one(self, rundir: Rundir, found: Found) -> int:
+        vm_id = rundir.path.name
+        if not rundir.record.exists() and not rundir.events.exists():
+            log.warning("not a VM's directory, left alone", path=str(rundir.path))
+            return 0
+        rundir.record_draft.unlink(missing_ok=True)
+        try:
+            loaded, event = record.parse(rundir.record.read_bytes())
+            if loaded.id != vm_id:
+                raise Damaged(f"it is of VM {loaded.id}")
+        except (OSError, Damaged) as error:
+            log.error("damaged record set aside", vm=vm_id, file=str(rundir.record),
+                      problem=str(error))  # fmt: skip
+            found.damaged[vm_id] = _set_aside(rundir.record)
+            return 0
+        last = max((one.sequence for one in _events(rundir.events)), default=0)
+        if last < event.sequence:
+            with contextlib.suppress(OSError):
+                _append(rundir.events, [event_line(event)])
+        found.records.append(loaded)
+        return event.sequence
+
+
+def _replace(file: Path, content: bytes) -> None:
+    draft = file.with_name(file.name + _NEW)
+    with draft.open("wb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    draft.rename(file)
+    _sync_directory(file.parent)
+
+
+def _append(file: Path, lines: Iterable[bytes]) -> None:
+    with file.open("ab") as opened:
+        begin = opened.tell()
+        try:
+            opened.write(b"".join(lines))
+            opened.flush()
+            os.fdatasync(opened.fileno())
+        except OSError:
+            # Half a line would spoil the next one.
+            with contextlib.suppress(OSError):
+                os.ftruncate(opened.fileno(), begin)
+            raise
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _events(file: Path) -> Iterator[Event]:
+    """Those that can be read; a file that is not there has none."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        with contextlib.suppress(Damaged):
+            yield record.parse_event(line)
+
+
+def _mend(file: Path) -> None:
+    """Cut off a last line that was not written to its end."""
+    try:
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)
+            log.warning("unfinished event cut off", file=str(file))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.error("events cannot be mended", file=str(file), problem=error.strerror)
+
+
+def _shorten(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        lines = file.read_bytes().splitlines(keepends=True)
+        if len(lines) > _KEPT_EVENTS:
+            _replace(file, b"".join(lines[-_KEPT_EVENTS:]))
+
+
+def _set_aside(file: Path) -> Path:
+    aside = file.with_name(f"{file.name}.bad-{int(time.time())}")
+    with contextlib.suppress(OSError):
+        file.rename(aside)
+    return aside

@@ -1,0 +1,497 @@
+"""Who starts now, who waits and who is turned away; and that no room is ever lost."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from supervisor import config, limits
+from supervisor.config import LimitsConfig
+from supervisor.errors import AtCapacity, Stopping
+from supervisor.limits import Admission, Limit, Need, Room, Totals
+from supervisor.settings import Ratio
+
+GIB = 2**30
+SMALL = Need(1 * GIB, 1)
+BIG = Need(4 * GIB, 4)
+
+
+def admission(
+    *, max_vms: int = 100, memory_gib: int = 1000, vcpus: int = 1000, **limits: Any
+) -> Admission:
+    """Room that has no limits but those given."""
+    given = LimitsConfig(max_vms=max_vms, vcpu_overcommit=Ratio(1.0), **limits)
+    return Admission(given, Room(memory_gib * GIB, vcpus))
+
+
+@attrs.define
+class Crowd:
+    """Tasks that each enter once, by name. Who is in stays in until it is told to leave."""
+
+    admission: Admission
+    nursery: trio.Nursery
+    inside: list[str] = attrs.field(factory=list)
+    failed: dict[str, Exception] = attrs.field(factory=dict)
+    scopes: dict[str, trio.CancelScope] = attrs.field(factory=dict)
+
+    async def arrives(self, name: str, need: Need = SMALL) -> None:
+        """Return once it is in, waits or was turned away."""
+        scope = self.scopes[name] = trio.CancelScope()
+
+        async def enter() -> None:
+            with scope:
+                try:
+                    await self.admission.enter(need)
+                except Exception as error:
+                    self.failed[name] = error
+                else:
+                    self.inside.append(name)
+
+        self.nursery.start_soon(enter)
+        await wait_all_tasks_blocked()
+
+    async def all_arrive(self, names: str, need: Need = SMALL) -> None:
+        for name in names:
+            await self.arrives(name, need)
+
+    async def leaves(self, need: Need = SMALL) -> None:
+        self.admission.leave(need)
+        await wait_all_tasks_blocked()
+
+    @property
+    def order(self) -> str:
+        """Who has come in so far, one letter each."""
+        return "".join(self.inside)
+
+
+def crowd(nursery: trio.Nursery, **given: Any) -> Crowd:
+    return Crowd(admission(**given), nursery)
+
+
+# --- pure -----------------------------------------------------------------------------------
+
+
+def test_need_is_what_a_vm_is_started_with() -> None:
+    settings = {"MANAGER_QEMU_MEMORY_SIZE": "1G", "MANAGER_QEMU_SMP_COUNT": "2"}
+    assert Need.of(config.load(settings).qemu) == Need(GIB, 2)
+
+
+def test_host_has_room() -> None:
+    room = limits.host_room()
+    assert room.memory_bytes > 0
+    assert room.vcpus > 0
+
+
+@pytest.mark.parametrize(
+    ("ratios", "memory", "vcpus"),
+    [
+        ((1.0, 1.0), 1000, 100),
+        ((1.5, 16.0), 1500, 1600),
+        ((0.29, 0.29), 290, 29),
+        ((0.0001, 0.001), 0, 0),
+    ],
+)
+def test_budget(ratios: tuple[float, float], memory: int, vcpus: int) -> None:
+    of_memory, of_vcpus = map(Ratio, ratios)
+    given = LimitsConfig(memory_overcommit=of_memory, vcpu_overcommit=of_vcpus)
+    assert limits.budget(given, Room(1000, 100)) == Totals(10, memory, vcpus)
+
+
+def test_how_many() -> None:
+    found = limits.how_many(Totals(10, 9 * GIB, 32), BIG)
+    assert found == {Limit.VMS: 10, Limit.MEMORY: 2, Limit.VCPUS: 8}
+
+
+# --- in turn --------------------------------------------------------------------------------
+
+
+async def test_room_is_taken_and_given_back() -> None:
+    some = admission()
+    await some.enter(BIG)
+    await some.enter(SMALL)
+    assert some.taken == Totals(2, 5 * GIB, 5)
+    some.leave(BIG)
+    assert some.taken == Totals(1, GIB, 1)
+    some.leave(SMALL)
+    assert some.taken == Totals()
+
+
+async def test_what_was_not_taken_cannot_be_given_back() -> None:
+    some = admission()
+    some.take(SMALL)
+    with pytest.raises(ValueError, match="never taken"):
+        some.leave(BIG)
+    assert some.taken == Totals(1, GIB, 1)
+
+
+@pytest.mark.parametrize("limit", [{"max_vms": 1}, {"memory_gib": 1}, {"vcpus": 1}], ids=str)
+async def test_first_come_first_served(nursery: trio.Nursery, limit: dict[str, int]) -> None:
+    people = crowd(nursery, **limit)
+    await people.all_arrive("abcd")
+    assert people.order == "a"
+    assert people.admission.waiting == 3
+    for order in ("ab", "abc", "abcd"):
+        await people.leaves()
+        assert people.order == order
+    assert people.admission.waiting == 0
+
+
+async def test_a_small_one_does_not_overtake(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, memory_gib=5)
+    await people.arrives("a", SMALL)
+    await people.arrives("b", SMALL)
+    await people.arrives("C", BIG)
+    await people.arrives("d", SMALL)
+    assert people.order == "ab"
+    await people.leaves()
+    assert people.order == "abC"
+    await people.leaves()
+    assert people.order == "abCd"
+
+
+async def test_calls_in_one_go_are_in_order(nursery: trio.Nursery) -> None:
+    """Trio runs tasks that are ready in no order; who called `enter` first is still the first."""
+    people = crowd(nursery, max_vms=1)
+    called: list[str] = []
+
+    async def enter(name: str) -> None:
+        called.append(name)
+        await people.admission.enter(SMALL)
+        people.inside.append(name)
+
+    for name in "abcdefgh":
+        nursery.start_soon(enter, name)
+    await wait_all_tasks_blocked()
+    for _ in range(7):
+        await people.leaves()
+    assert people.inside == called
+
+
+async def test_one_that_leaves_can_make_room_for_several(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, memory_gib=4)
+    await people.arrives("A", BIG)
+    await people.all_arrive("bcdef")
+    assert people.order == "A"
+    await people.leaves(BIG)
+    assert sorted(people.order) == list("Abcde")
+    assert people.admission.taken.vms == 4
+    assert people.admission.waiting == 1
+
+
+# --- turned away ----------------------------------------------------------------------------
+
+
+async def test_queue_is_bounded(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, max_vms=1, queue=2)
+    await people.all_arrive("abcd")
+    assert set(people.failed) == {"d"}
+    text = str(people.failed["d"])
+    assert "1 of 1 VMs run (MANAGER_MAX_VMS)" in text
+    assert "2 of 2 runs wait for room (MANAGER_QUEUE)" in text
+    # Its having been there changes nothing for the others.
+    assert people.admission.waiting == 2
+    await people.leaves()
+    await people.arrives("e")
+    assert people.order == "ab"
+    assert people.admission.waiting == 2
+
+
+async def test_no_queue_at_all() -> None:
+    some = admission(max_vms=1, queue=0)
+    await some.enter(SMALL)
+    with pytest.raises(AtCapacity, match=r"no run may wait for room \(MANAGER_QUEUE\)") as caught:
+        await some.enter(SMALL)
+    assert caught.value.retry_after_s == 60
+    assert some.waiting == 0
+    some.leave(SMALL)
+    await some.enter(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ({"max_vms": 2}, "2 of 2 VMs run (MANAGER_MAX_VMS)"),
+        (
+            {"memory_gib": 3},
+            "the VMs have 2048 MiB of 3072 MiB of memory and the next one needs 2048 MiB"
+            " (MANAGER_MEMORY_OVERCOMMIT)",
+        ),
+        (
+            {"vcpus": 3},
+            "the VMs have 2 of 3 virtual CPUs and the next one needs 2 (MANAGER_VCPU_OVERCOMMIT)",
+        ),
+    ],
+    ids=["VMs", "memory", "CPUs"],
+)
+async def test_which_limit_it_is(limit: dict[str, int], said: str) -> None:
+    some = admission(queue=0, **limit)
+    some.take(SMALL)
+    some.take(SMALL)
+    with pytest.raises(AtCapacity) as caught:
+        await some.enter(Need(2 * GIB, 2))
+    assert said in str(caught.value)
+
+
+async def test_the_limit_told_is_the_one_that_holds_up_the_queue(nursery: trio.Nursery) -> None:
+    """The small one that is refused would fit; what stands before it does not."""
+    people = crowd(nursery, memory_gib=5, queue=1)
+    await people.all_arrive("ab")
+    await people.arrives("C", BIG)
+    await people.arrives("d", SMALL)
+    assert "the next one needs 4096 MiB" in str(people.failed["d"])
+
+
+@pytest.mark.parametrize(
+    ("limit", "names"),
+    [
+        ({"max_vms": 0}, ["MANAGER_MAX_VMS"]),
+        (
+            {"memory_gib": 3},
+            ["MANAGER_MEMORY_OVERCOMMIT", "MANAGER_QEMU_MEMORY_SIZE", "4096 MiB", "3072 MiB"],
+        ),
+        ({"vcpus": 3}, ["MANAGER_VCPU_OVERCOMMIT", "MANAGER_QEMU_SMP_COUNT", "4", "3"]),
+    ],
+    ids=["VMs", "memory", "CPUs"],
+)
+async def test_what_can_never_fit_does_not_wait(limit: dict[str, int], names: list[str]) -> None:
+    some = admission(**limit)
+    with pytest.raises(AtCapacity) as caught:
+        await some.enter(BIG)
+    assert all(name in str(caught.value) for name in names)
+    assert caught.value.retry_after_s is None
+    assert (some.taken, some.waiting) == (Totals(), 0)
+
+
+async def test_wait_is_bounded(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    people = crowd(nursery, max_vms=1, queue_timeout_s=90.0)
+    await people.all_arrive("ab")
+    await trio.sleep(30)
+    await people.arrives("c")
+    await trio.sleep(61)
+    assert set(people.failed) == {"b"}
+    text = str(people.failed["b"])
+    assert "within 90s (MANAGER_QUEUE_TIMEOUT)" in text
+    assert "1 of 1 VMs run (MANAGER_MAX_VMS), with 1 more waiting" in text
+    assert isinstance(people.failed["b"], AtCapacity)
+    assert people.admission.waiting == 1
+    # The one behind it is served in its turn.
+    await people.leaves()
+    assert people.order == "ac"
+
+
+async def test_who_waited_too_long_holds_nobody_up(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    people = crowd(nursery, memory_gib=5, queue_timeout_s=10.0)
+    await people.all_arrive("ab")
+    await people.arrives("C", BIG)
+    await trio.sleep(5)
+    await people.arrives("d", SMALL)
+    assert people.order == "ab"
+    await trio.sleep(6)
+    assert set(people.failed) == {"C"}
+    assert people.order == "abd"
+
+
+async def test_when_a_place_in_the_queue_is_free_for_sure(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    people = crowd(nursery, max_vms=1, queue=1, queue_timeout_s=60.0)
+    await people.all_arrive("ab")
+    await trio.sleep(39.5)
+    await people.arrives("c")
+    refused = people.failed["c"]
+    assert isinstance(refused, AtCapacity)
+    assert refused.retry_after_s == 21
+    assert "try again in 21 s" in str(refused)
+    await trio.sleep(21)
+    await people.arrives("d")
+    assert "d" not in people.failed
+
+
+async def test_room_at_the_last_moment_counts(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The wait is over and room comes free before the waiter knows: it is let in."""
+    people = crowd(nursery, max_vms=1, queue_timeout_s=10.0)
+    await people.all_arrive("a")
+
+    async def leave_in_time() -> None:
+        await trio.sleep(10)
+        people.admission.leave(SMALL)
+
+    nursery.start_soon(leave_in_time)
+    await people.arrives("b")
+    await trio.sleep(20)
+    # Which of the two comes first at that moment is trio's choice; nothing is lost either way.
+    assert people.admission.taken.vms == people.inside.count("b")
+    assert ("b" in people.failed) is ("b" not in people.inside)
+
+
+# --- cancelled ------------------------------------------------------------------------------
+
+
+async def test_cancelled_before_it_entered() -> None:
+    some = admission()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await some.enter(SMALL)
+    assert scope.cancelled_caught
+    assert (some.taken, some.waiting) == (Totals(), 0)
+
+
+async def test_cancelled_while_it_waits(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, max_vms=1)
+    await people.all_arrive("abc")
+    people.scopes["b"].cancel()
+    await wait_all_tasks_blocked()
+    assert people.admission.waiting == 1
+    await people.leaves()
+    assert people.order == "ac"
+    assert people.admission.taken.vms == 1
+
+
+async def test_cancelled_at_the_head_it_holds_nobody_up(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, memory_gib=5)
+    await people.all_arrive("ab")
+    await people.arrives("C", BIG)
+    await people.all_arrive("de")
+    people.scopes["C"].cancel()
+    await wait_all_tasks_blocked()
+    assert sorted(people.order) == list("abde")
+    assert people.admission.taken.vms == 4
+
+
+async def test_cancelled_and_then_admitted_before_it_knows(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, max_vms=1)
+    await people.all_arrive("abc")
+    people.scopes["b"].cancel()
+    people.admission.leave(SMALL)
+    assert people.admission.taken.vms == 1  # b's, who is not to have it
+    await wait_all_tasks_blocked()
+    assert people.order == "ac"
+    assert people.admission.taken.vms == 1
+    assert people.admission.waiting == 0
+
+
+async def test_admitted_and_then_cancelled_before_it_knows(nursery: trio.Nursery) -> None:
+    """Then it is in, as the caller sees, whose room it is to give back."""
+    people = crowd(nursery, max_vms=1)
+    await people.all_arrive("abc")
+    people.admission.leave(SMALL)
+    people.scopes["b"].cancel()
+    await wait_all_tasks_blocked()
+    assert people.order == "ab"
+    await people.leaves()
+    assert people.order == "abc"
+
+
+async def test_cancelled_at_the_moment_it_finds_room() -> None:
+    class Cancelling(Admission):
+        def take(self, need: Need) -> None:
+            super().take(need)
+            scope.cancel()
+
+    some = Cancelling(LimitsConfig(), Room(8 * GIB, 8))
+    with trio.CancelScope() as scope:
+        await some.enter(SMALL)
+    assert scope.cancelled_caught
+    assert some.taken == Totals()
+
+
+# --- adopted, closed ------------------------------------------------------------------------
+
+
+async def test_adopted_vms_may_exceed_the_limits(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, max_vms=2)
+    for _ in range(4):
+        people.admission.take(BIG)
+    assert people.admission.taken == Totals(4, 16 * GIB, 16)
+    await people.arrives("a")
+    await people.leaves(BIG)
+    await people.leaves(BIG)
+    assert people.order == ""
+    await people.leaves(BIG)
+    assert people.order == "a"
+
+
+async def test_adopted_beyond_the_limits_is_said_so() -> None:
+    some = admission(max_vms=1, queue=0)
+    some.take(SMALL)
+    some.take(SMALL)
+    with pytest.raises(AtCapacity, match="2 of 1 VMs run"):
+        await some.enter(SMALL)
+
+
+async def test_closed_to_all(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, max_vms=1)
+    await people.all_arrive("abc")
+    people.admission.close()
+    await wait_all_tasks_blocked()
+    assert people.admission.waiting == 0
+    await people.arrives("d")
+    assert {name: type(error) for name, error in people.failed.items()} == dict.fromkeys(
+        "bcd", Stopping
+    )
+    # What runs still gives its room back.
+    await people.leaves()
+    assert people.admission.taken == Totals()
+    people.admission.close()
+
+
+async def test_closed_between_its_turn_and_its_knowing(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, max_vms=1)
+    await people.all_arrive("ab")
+    people.admission.leave(SMALL)
+    people.admission.close()
+    await wait_all_tasks_blocked()
+    assert isinstance(people.failed["b"], Stopping)
+    assert people.admission.taken == Totals()
+
+
+async def test_cancelled_and_closed_at_once(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, max_vms=1)
+    await people.all_arrive("ab")
+    people.scopes["b"].cancel()
+    people.admission.close()
+    await wait_all_tasks_blocked()
+    assert people.order == "a"
+    assert people.admission.taken.vms == 1
+
+
+# --- all of it together ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_nothing_is_lost_whatever_happens(seed: int, autojump_clock: MockClock) -> None:
+    """Many who come, wait, are cancelled, time out and leave, some at the same moment."""
+    chance = random.Random(seed)
+    some = admission(max_vms=4, memory_gib=8, queue=6, queue_timeout_s=3.0)
+    within = Totals()
+
+    async def visit() -> None:
+        nonlocal within
+        need = Need(chance.randint(1, 5) * GIB, 1)
+        await trio.sleep(chance.randint(0, 30))
+        with trio.move_on_after(chance.randint(0, 9)):
+            try:
+                await some.enter(need)
+            except AtCapacity:
+                return
+            within = within.plus(need)
+            assert within.over(some.budget) is None
+            try:
+                await trio.sleep(chance.randint(0, 6))
+            finally:
+                within = within.minus(need)
+                some.leave(need)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(60):
+            nursery.start_soon(visit)
+    assert (some.taken, some.waiting) == (Totals(), 0)
