@@ -23,6 +23,9 @@ log = structlog.stdlib.get_logger()
 #: guest ended; and a reboot is an end, for it would keep the process and lose the record.
 ACTIONS = {"reboot": "shutdown", "shutdown": "pause", "panic": "pause"}
 
+#: What QEMU does at the end of a watchdog's time that ends the guest as well.
+_WATCHDOG_ENDS = ("reset", "shutdown", "poweroff")
+
 #: At most one event of a failing disk in so many seconds: a guest may try without end.
 _DISK_ERRORS_S = 10.0
 
@@ -38,8 +41,10 @@ async def hear(vm: Vm, event: QmpEvent) -> None:
                 await vm.relay.guest_was_reset()
                 await vm.commit("reset", {})
             case "WATCHDOG":
-                log.warning("watchdog ran out", vm=vm.id, **event.data)
-                await vm.commit("watchdog", {"action": event.data.get("action")})
+                action = event.data.get("action")
+                log.warning("watchdog ran out", vm=vm.id, action=action)
+                vm.watchdog_ended_it |= action in _WATCHDOG_ENDS
+                await vm.commit("watchdog", {"action": action})
             case "BLOCK_IO_ERROR":
                 await _disk_error(vm, event)
             case name if name in Trigger.__members__:
@@ -72,8 +77,11 @@ async def correct(vm: Vm, found: Status) -> None:
 
     :param found: by ``query-status``
     """
-    if vm.status.state.ended or found.state is VmState.PRELAUNCH:
+    if vm.status.state.ended or vm.status.state is found.state is VmState.PRELAUNCH:
         return
+    if found.state is VmState.PRELAUNCH:
+        # A reset takes a held guest back to before its first instruction; it has run all the same.
+        found = Status(VmState.PAUSED, found.reason)
     same = found.state is vm.status.state
     if same and (found == vm.status or found.state is not VmState.PAUSED):
         return  # the cause of a shutdown that is on record says more than QEMU's word

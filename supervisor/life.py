@@ -190,6 +190,8 @@ class Life:
         self._vm.link = None
         if self._vm.status.state in (VmState.PRELAUNCH, VmState.CRASHED):
             return self._vm.status
+        if self._vm.watchdog_ended_it:
+            return Status(VmState.CRASHED, "watchdog")
         return runstate.after_exit(self._vm.status, qemu.exit_code)
 
     async def _run_in_time(self, qemu: Qemu) -> None:
@@ -206,7 +208,7 @@ class Life:
         await link.set_actions(**hearing.ACTIONS)
         self._vm.facts = await link.ask()
         found = runstate.from_runstate(self._vm.facts.run_status.status)
-        if found.state is not VmState.PRELAUNCH:
+        if not found.state is self._vm.status.state is VmState.PRELAUNCH:
             await hearing.correct(self._vm, found)
         elif launching:
             await link.cont()

@@ -222,7 +222,12 @@ class Service:
             await vm.wait_over()
 
     async def leave_all(self) -> None:
-        """Admit no VM any more, and let all go that run. Those still being started are ended."""
+        """Admit no VM any more, and let all go that run. Those still being started are ended.
+
+        After `end_all`, or called again, it finds nothing to do.
+        """
+        if self._closing:
+            return
         self._close()
         left = [vm for vm in self.vms.values() if vm.leave()]
         log.info("leaving VMs to the next supervisor", vms=[vm.id for vm in left])

@@ -65,6 +65,8 @@ class Vm:
 
         #: How often the guest has been reset.
         self.resets = 0
+        #: Whether the guest's watchdog is why it ended, or is to.
+        self.watchdog_ended_it = False
         #: On trio's clock: until then, failures of the disk are no news.
         self.disk_quiet_until = 0.0
 

@@ -27,13 +27,13 @@ _PATIENCE_S = 120.0
 _POLL_S = 0.01
 
 #: QEMU without a machine: the whole of its monitor, 10 MB, no guest. What needs a machine is
-#: left out; what says which VM it is stays.
+#: left out; what says which VM it is stays, its directory in -serial among it.
 _NO_MACHINE = """\
 #!/bin/sh
 kept=
 while [ $# -gt 0 ]; do
     case $1 in
-    -chardev | -mon | -name | -uuid) kept="$kept $1 $2"; shift ;;
+    -chardev | -mon | -name | -uuid | -serial) kept="$kept $1 $2"; shift ;;
     esac
     shift
 done

@@ -236,6 +236,7 @@ def _adopted_at(supervisor: Supervisor, host: Host, ids: list[str]) -> tuple[flo
                 raise LookupError(f"a new supervisor knows nothing of {missing} VMs")
             if any("monitor" not in body for _, body in found.values()):
                 raise LookupError("GET /vms/<id>/status tells nothing of the monitor")
+            _refuse_ended([body for _, body in found.values()])
             waiting = [one for one, (_, body) in found.items() if body["monitor"] != "ok"]
             if time.monotonic() > deadline:
                 raise LookupError(f"{len(waiting)} VMs have no monitor yet")
@@ -244,6 +245,16 @@ def _adopted_at(supervisor: Supervisor, host: Host, ids: list[str]) -> tuple[flo
     if None in noted:
         return swept, "answer to GET /vms/<id>/status with monitor ok"
     return max(at for at in noted if at is not None), "event adopted or monitor ok"
+
+
+def _refuse_ended(shown: list[dict[str, Any]]) -> None:
+    ended = [one for one in shown if one["state"] in ("shutdown", "shutoff", "crashed")]
+    if ended:
+        first = ended[0]
+        raise LookupError(
+            f"{len(ended)} VMs are taken for ended, the first as {first['state']},"
+            f" {first['reason']}"
+        )
 
 
 def _noted(host: Host, vm_id: str, since: float) -> float | None:

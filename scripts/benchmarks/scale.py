@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(wanted: argparse.Namespace) -> None:
+    # As Ctrl-C: nothing that was started here stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     limit = host.raise_descriptor_limit(wanted.descriptors)
     parts = {"few": few, "many": many, "real": real}
     found: list[Figure] = []
