@@ -106,7 +106,7 @@ def many(at: host.Host, wanted: argparse.Namespace) -> Iterator[Figure]:
         measures.delete(supervisor, more)
         supervisor.kill()
     with host.supervisor(at, wanted.ports) as supervisor:
-        yield measures.adoption(supervisor, at, ids, empty_s, 5, "peers")
+        yield measures.adoption(supervisor, ids, "peers", empty_s, 5)
         left = len(at.left())
         yield figures.Figure("ending all", "s", supervisor.stop(), detail=f"{left} VMs")
 
@@ -120,7 +120,7 @@ def real(at: host.Host, wanted: argparse.Namespace) -> Iterator[Figure]:
         ids = measures.begin_vms(supervisor, wanted.real)
         supervisor.kill()
     with host.supervisor(at, wanted.ports, **settings) as supervisor:
-        yield measures.adoption(supervisor, at, ids, empty_s, 2, "QEMUs")
+        yield measures.adoption(supervisor, ids, "QEMUs", empty_s, 2)
 
 
 def _load_s(wanted: argparse.Namespace) -> float:

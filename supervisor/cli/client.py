@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import ssl
+import time
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import attrs
@@ -15,7 +17,7 @@ from supervisor.cli.environment import CommandFailed
 from supervisor.errors import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,6 +26,9 @@ _EVERY_INTERFACE = ("", "0.0.0.0", "::")
 
 #: Everything here answers at once, but for the end of a VM, which waits for its guest.
 _TIMEOUT = httpx.Timeout(30.0)
+#: A stream of events says something every fifteen seconds.
+_SILENCE = httpx.Timeout(40.0)
+_RETRY_S = 1.0
 
 
 @attrs.frozen
@@ -57,6 +62,27 @@ class Client:
         :param mode: ``graceful`` or ``force``
         """
         return self._ask("POST", f"/vms/{vm_id}/shutdown", json={"mode": mode}, timeout=None)
+
+    def events(self, path: str, after: int | None) -> Iterator[dict[str, Any]]:
+        """Server-sent events; a supervisor that goes away and comes back is followed on."""
+        while True:
+            headers = {} if after is None else {"Last-Event-ID": str(after)}
+            try:
+                with self._http.stream("GET", path, headers=headers, timeout=_SILENCE) as response:
+                    if response.is_error:
+                        response.read()
+                        raise CommandFailed(_problem(response))
+                    for line in response.iter_lines():
+                        if line.startswith("data:"):
+                            event = json.loads(line.removeprefix("data:"))
+                            after = event["sequence"]
+                            yield event
+            except httpx.ConnectError as error:
+                if after is None:
+                    raise CommandFailed(self._nobody(error)) from error
+            except httpx.HTTPError:
+                pass
+            time.sleep(_RETRY_S)
 
     def find(self, prefix: str) -> str:
         """The id that begins so, if it is only one's."""

@@ -49,9 +49,12 @@ STAGES = (
 @click.command()
 @click.argument("file", type=click.File("rb"))
 @click.option("--raw", is_flag=True, help="FILE is the computation, whatever it looks like.")
+@click.option("--ttl", help="Shut the VM down after this time: 1h30m, or PT1H30M.")
+@click.option("--restart", help="never, or on-failure: boot the VM again if it crashes.")
+@click.option("--keep-disk", is_flag=True, default=None, help="Keep its disk when it has ended.")
 @as_json
 @uses_supervisor
-def run(client: Client, file: IO[bytes], raw: bool, as_json: bool) -> None:
+def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **wishes: object) -> None:
     """Boot a VM, relay the computation in FILE to its agent and print the agent's answer.
 
     FILE is either a request as POST /run takes it, a JSON object with a member "computation"
@@ -62,6 +65,7 @@ def run(client: Client, file: IO[bytes], raw: bool, as_json: bool) -> None:
     shutdown. Ctrl-C on the way ends it by force.
     """
     body = request_body(file.read(), raw=raw)
+    body |= {name: value for name, value in wishes.items() if value is not None}
     with _stop_signals() as signals:
         vm = client.post("/run", body, headers={"Prefer": "respond-async"})
         vm = _follow(client, vm["id"], signals)
@@ -101,7 +105,7 @@ def _follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
             shown = _show_progress(status, vm["phases_s"], shown)
             if vm["relay"]["state"] == "answered":
                 return vm
-            if vm["relay"]["state"] == "failed" or vm["ended"]:
+            if vm["relay"]["state"] in ("failed", "interrupted") or vm["ended"]:
                 raise CommandFailed(_failure(vm))
             time.sleep(_INTERVAL_S)
 

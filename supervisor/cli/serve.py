@@ -24,9 +24,10 @@ class _SettingsHelp(click.Command):
 @click.command(cls=_SettingsHelp)
 @env_file
 def serve(env_file: str | None) -> None:
-    """Serve HTTP and gRPC until SIGINT or SIGTERM, then end all VMs gracefully.
+    """Serve HTTP and gRPC, having taken up the VMs that an earlier supervisor left.
 
-    A second signal does not wait for the guests.
+    SIGINT ends all VMs gracefully first; a second signal does not wait for the guests.
+    SIGTERM leaves them running. See MANAGER_ON_SIGINT and MANAGER_ON_SIGTERM.
     """
     settings = load_config(env_file)
     logs.configure(settings.log_level)

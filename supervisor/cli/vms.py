@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,11 +18,13 @@ _vm_id = click.argument("vm_id", metavar="ID")
 
 
 @click.command("ls")
+@click.option("-a", "--all", "everything", is_flag=True, help="Those that have ended, too.")
 @as_json
 @uses_supervisor
-def list_vms(client: Client, as_json: bool) -> None:
+def list_vms(client: Client, everything: bool, as_json: bool) -> None:
     """List the VMs, oldest first."""
     vms = client.get("/vms")
+    vms["vms"] = [vm for vm in vms["vms"] if everything or not vm["ended"]]
     if as_json:
         print_json(vms)
         return
@@ -71,10 +74,13 @@ def _rows(vm: dict[str, Any]) -> list[tuple[str, str]]:
         "created": vm["created_at"],
         "ended": vm["ended_at"],
         "up": duration(vm["uptime_s"]) if vm["uptime_s"] is not None else None,
+        "monitor": vm["monitor"] if not vm["ended"] else None,
         "agent": f"{agent} at {address}" if address else agent,
         "forwards": "\n".join(map(forward, vm["forwards"])),
         "relay": vm["relay"]["state"],
         "reply": vm["relay"]["computation"],
+        "ttl": duration(vm["ttl_s"]) if vm["ttl_s"] is not None else None,
+        "restarts": _restarts(vm["restart"]),
         "phases": "  ".join(f"{name} {at:.3f} s" for name, at in vm["phases_s"].items()),
         "sev": _sev(vm["query_sev"]),
         "pid": str(vm["pid"]) if vm["pid"] is not None else None,
@@ -83,6 +89,12 @@ def _rows(vm: dict[str, Any]) -> list[tuple[str, str]]:
         "command": vm["command"],
     }
     return [(name, text) for name, text in rows.items() if text]
+
+
+def _restarts(restart: dict[str, Any]) -> str | None:
+    if restart["policy"] == "never":
+        return None
+    return f"{restart['count']} ({restart['policy']})"
 
 
 def _sev(facts: dict[str, Any] | None) -> str | None:
@@ -110,11 +122,54 @@ def shutdown(client: Client, vm_id: str, force: bool, as_json: bool) -> None:
     click.echo(f"{vm['id']} {vm['state']} ({vm['reason']})")
 
 
-@click.command("rm")
-@_vm_id
+def _control(name: str, what: str) -> click.Command:
+    @click.command(name, help=what)
+    @_vm_id
+    @as_json
+    @uses_supervisor
+    def command(client: Client, vm_id: str, as_json: bool) -> None:
+        vm = client.post(f"/vms/{client.find(vm_id)}/{name}", {})
+        if as_json:
+            print_json(vm)
+            return
+        click.echo(f"{vm['id']} {vm['state']} ({vm['reason']})")
+
+    return command
+
+
+pause = _control("pause", "Hold a VM's guest.")
+resume = _control("resume", "Let a held guest run on.")
+reset = _control("reset", "Press a VM's reset button: its guest boots anew.")
+
+
+@click.command()
+@click.argument("vm_id", metavar="[ID]", required=False)
+@click.option("--after", type=int, help="Begin with what came after the event of this number.")
+@as_json
 @uses_supervisor
-def remove(client: Client, vm_id: str) -> None:
-    """Remove a VM: end it by force if it runs, delete its directory and all trace of it."""
-    found = client.find(vm_id)
-    client.delete(f"/vms/{found}")
-    click.echo(found)
+def events(client: Client, vm_id: str | None, after: int | None, as_json: bool) -> None:
+    """Follow what happens, to one VM or to all. Ctrl-C ends it.
+
+    Begins with what is to come, unless told --after; 0 is the very beginning.
+    """
+    path = f"/vms/{client.find(vm_id)}/events" if vm_id else "/events"
+    for event in client.events(path, after):
+        if as_json:
+            click.echo(json.dumps(event))
+            continue
+        about = {name: event.pop(name) for name in ("sequence", "at", "vm", "event")}
+        rest = " ".join(f"{name}={value}" for name, value in event.items())
+        click.echo(
+            f"{about['sequence']:>6} {about['at']} {(about['vm'] or '-')[:8]:8}"
+            f" {about['event']:10} {rest}"
+        )
+
+
+@click.command("rm")
+@click.argument("vm_ids", metavar="ID...", nargs=-1, required=True)
+@uses_supervisor
+def remove(client: Client, vm_ids: tuple[str, ...]) -> None:
+    """Remove VMs: end them by force if they run, delete their directories and all trace of them."""
+    for found in [client.find(vm_id) for vm_id in vm_ids]:
+        client.delete(f"/vms/{found}")
+        click.echo(found)

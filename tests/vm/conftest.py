@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 IMAGE = Path(__file__).parents[2] / "img" / "guest.qcow2"
 
@@ -49,6 +50,31 @@ class Supervisor:
         shown: dict[str, Any] = self.http.get(f"/vms/{vm_id}").json()
         return shown
 
+    def post(self, vm_id: str, action: str) -> dict[str, Any]:
+        """What ``GET /vms/<id>`` says after the action: pause, resume, reset, shutdown."""
+        answer = self.http.post(f"/vms/{vm_id}/{action}")
+        assert answer.status_code == 200, answer.text
+        shown: dict[str, Any] = answer.json()
+        return shown
+
+    @contextmanager
+    def events(self, vm_id: str, after: int | None = None) -> Iterator[Iterator[dict[str, Any]]]:
+        """The VM's events from now on; with ``after``, first those since that one.
+
+        The iterator fails when nothing has come of it for longer than `PATIENCE_S`.
+        """
+        params = {} if after is None else {"after": str(after)}
+        with self.http.stream("GET", f"/vms/{vm_id}/events", params=params) as answer:
+            assert answer.status_code == 200
+            lines = answer.iter_lines()
+            next(lines)  # the supervisor listens for us from here on
+            yield _parsed(lines)
+
+    def end(self, number: signal.Signals) -> int:
+        """End the supervisor, and leave to the next one what it leaves; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
     def qemus(self) -> list[int]:
         """Process ids of all QEMUs that have a file below tmp/ on their command line."""
         return [
@@ -59,14 +85,43 @@ class Supervisor:
         ]
 
 
-@contextmanager
-def started(**settings: str) -> Iterator[Supervisor]:
-    """A supervisor on free ports with a tmp/ of its own.
+def _parsed(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    deadline = time.monotonic() + PATIENCE_S
+    for line in lines:  # a comment at least every 15 seconds
+        assert time.monotonic() < deadline, "the event did not come"
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
 
-    On leaving it is stopped by SIGINT, and nothing of it may be left.
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A tmp/ for supervisors, one after another. In the end nothing of them may be left."""
+    tmp = Path(tempfile.mkdtemp(prefix="qs-", dir="/tmp"))
+    try:
+        yield tmp
+    finally:
+        left = [path.name for path in tmp.rglob("*.sock")]
+        orphans = [one for one in psutil.process_iter(["cmdline"]) if str(tmp) in str(one.info)]
+        for one in orphans:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        shutil.rmtree(tmp)
+    assert (left, orphans) == ([], [])
+
+
+@contextmanager
+def started(at: Path | None = None, **settings: str) -> Iterator[Supervisor]:
+    """A supervisor on free ports, with a tmp/ of its own unless there is one to take up.
+
+    On leaving it is stopped by SIGINT, unless it was ended before, by `Supervisor.end`.
     """
     assert IMAGE.exists(), f"{IMAGE} is missing: build it with 'qmp-supervisor image build'"
-    tmp = Path(tempfile.mkdtemp(prefix="qs-", dir="/tmp"))
+    with nullcontext(at) if at else workplace() as tmp, _process(tmp, settings) as supervisor:
+        yield supervisor
+
+
+@contextmanager
+def _process(tmp: Path, settings: Mapping[str, str]) -> Iterator[Supervisor]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MANAGER_")}
     environ = clean | _firmware() | {
         "MANAGER_HTTP_PORT": "0",
@@ -92,6 +147,7 @@ def started(**settings: str) -> Iterator[Supervisor]:
 
     reader = threading.Thread(target=read_log)
     reader.start()
+    code = 0
     try:
         ports = ready.get(timeout=PATIENCE_S)
         assert ports is not None, log
@@ -99,15 +155,13 @@ def started(**settings: str) -> Iterator[Supervisor]:
         with httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as http:
             yield Supervisor(process, tmp, http, ports["grpc_port"], log)
     finally:
-        process.send_signal(signal.SIGINT)
-        code = process.wait(PATIENCE_S)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            code = process.wait(PATIENCE_S)
         reader.join()
         assert process.stderr is not None
         process.stderr.close()
-        left = [path.name for path in tmp.rglob("*.sock")]
-        orphans = [p.pid for p in psutil.process_iter(["cmdline"]) if str(tmp) in str(p.info)]
-        shutil.rmtree(tmp)
-    assert (code, left, orphans) == (0, [], []), log
+    assert code == 0, log
 
 
 def _firmware() -> dict[str, str]:
