@@ -8,6 +8,7 @@ import structlog
 import trio
 
 from supervisor import runstate
+from supervisor.config.qemu import size_in_bytes
 from supervisor.errors import MonitorError
 from supervisor.process import boottime_s
 from supervisor.record import EndMode
@@ -91,8 +92,12 @@ async def correct(vm: Vm, found: Status) -> None:
 
 
 async def compare(vm: Vm, facts: Facts) -> None:
-    """Take in the answer to a heartbeat."""
+    """Take in the answer to a heartbeat, and see to the logs."""
     vm.facts = facts
+    try:
+        vm.rundir.cut_logs(size_in_bytes(vm.config.life.log_size))
+    except OSError as error:
+        log.warning("logs cannot be cut", vm=vm.id, problem=str(error))
     await correct(vm, runstate.from_runstate(facts.run_status.status))
 
 

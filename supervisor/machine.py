@@ -184,7 +184,9 @@ def our_args(config: QemuConfig, machine: Machine) -> list[str]:
     return [
         *("-name", f"qmp-supervisor-{machine.vm_id}"),
         *("-uuid", machine.vm_id),
-        *("-serial", f"file:{escape(machine.serial_log)}"),
+        # Appending, so that the supervisor may cut the file without leaving a hole.
+        *("-chardev", f"file,id=serial,path={escape(machine.serial_log)},append=on"),
+        *("-serial", "chardev:serial"),
         *("-device", "pvpanic"),
         *watchdog_args(config),
         # Firmware that is told the disk does not try the network first: half a second less.

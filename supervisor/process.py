@@ -129,7 +129,9 @@ async def start(
     :param leave: whether, on leaving, the process is to run on
     :raises LaunchError: if the binary cannot be run
     """
-    with log_file.open("wb") as output:
+    # Appending, so that the file may be cut while QEMU writes to it.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    with os.fdopen(os.open(log_file, flags, 0o600), "wb") as output:
         try:
             child = await trio.lowlevel.open_process(
                 list(argv), stdin=listener, stdout=output, stderr=output, start_new_session=True

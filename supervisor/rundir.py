@@ -126,6 +126,20 @@ class Rundir:
             listener.listen(_QMP_BACKLOG)
             yield listener
 
+    def cut_logs(self, limit: int) -> None:
+        """Keep what the guest and QEMU print from filling the host.
+
+        A log over the limit becomes ``….1``, in the place of the one before, and begins anew.
+        What is written just then may be lost.
+        """
+        for log in (self.serial_log, self.qemu_log):
+            with suppress(FileNotFoundError):
+                if (size := log.stat().st_size) > limit:
+                    with log.open("rb") as old:
+                        old.seek(size - limit)
+                        log.with_name(f"{log.name}.1").write_bytes(old.read(limit))
+                    os.truncate(log, 0)
+
     def log_tail(self, lines: int = 10) -> str:
         """The last lines QEMU wrote, or nothing."""
         try:

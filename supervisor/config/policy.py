@@ -6,7 +6,7 @@ import enum
 
 import attrs
 
-from supervisor.settings import Ratio, Seconds, choice, setting
+from supervisor.settings import Ratio, Seconds, Size, choice, setting
 
 
 @choice
@@ -74,6 +74,11 @@ class LifeConfig:
     )
     heartbeat_s: Seconds = setting(
         "MANAGER_HEARTBEAT", 30.0, "every VM's QEMU is asked for its status so often"
+    )
+    log_size: Size = setting(
+        "MANAGER_LOG_SIZE",
+        "4M",
+        "each of a VM's logs begins anew beyond this; the one before it is kept",
     )
     answer_s: Seconds = setting(
         "MANAGER_QMP_TIMEOUT", 10.0, "a QEMU that does not answer for so long counts as lost"
