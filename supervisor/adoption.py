@@ -56,6 +56,8 @@ def _look(config: Config, store: Store) -> Inheritance:
                 processes[record.id] = alive
         else:
             _finish(record, Rundir(config.qemu.tmp / record.id))
+    for vm_id in running.keys() - {record.id for record in records}:
+        log.warning("a QEMU runs here that no VM is on record for", vm=vm_id, pids=running[vm_id])
     records.sort(key=lambda record: record.created_at)
     return Inheritance(records, processes, found.sequence, found.damaged, found.gone)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import attrs
 import structlog
 import trio
 
@@ -15,7 +17,7 @@ from supervisor.record import EndMode
 from supervisor.runstate import IllegalTransition, Status, Trigger, VmState
 
 if TYPE_CHECKING:
-    from supervisor.monitor import Facts, QmpEvent
+    from supervisor.monitor import QmpEvent, RunStatus
     from supervisor.vm import Vm
 
 log = structlog.stdlib.get_logger()
@@ -91,14 +93,15 @@ async def correct(vm: Vm, found: Status) -> None:
         await _enter(vm, found)
 
 
-async def compare(vm: Vm, facts: Facts) -> None:
+async def compare(vm: Vm, answer: RunStatus) -> None:
     """Take in the answer to a heartbeat, and see to the logs."""
-    vm.facts = facts
+    if vm.facts:
+        vm.facts = attrs.evolve(vm.facts, run_status=answer, at=datetime.now(UTC))
     try:
         vm.rundir.cut_logs(size_in_bytes(vm.config.life.log_size))
     except OSError as error:
         log.warning("logs cannot be cut", vm=vm.id, problem=str(error))
-    await correct(vm, runstate.from_runstate(facts.run_status.status))
+    await correct(vm, runstate.from_runstate(answer.status))
 
 
 async def _enter(vm: Vm, status: Status) -> None:

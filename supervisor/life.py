@@ -65,7 +65,8 @@ class Life:
             with self._vm.scope:
                 verdict = await begin()
                 while self._vm.restarts.wanted(self._vm.record, verdict):
-                    await self._vm.restarts.wait(self._vm, verdict)
+                    if not await self._vm.restarts.wait(self._vm, verdict):
+                        break
                     verdict = await self._boot()
         except Exception as error:
             cause = single(error)
@@ -74,12 +75,12 @@ class Life:
                 cause = SupervisorError(f"VM {self._vm.id} failed: {cause!r}")
             self._vm.failure = cause
         finally:
-            if self._vm.leaving:
-                await self._vm.relay.interrupt()
-                self._vm.close()
-            else:
-                with trio.move_on_after(_BURIAL_S, shield=True):
+            with trio.move_on_after(_BURIAL_S, shield=True):
+                if self._vm.leaving:
+                    await self._vm.relay.interrupt()
+                else:
                     await self._bury(verdict)
+            self._vm.close()
 
     async def _launch(self, computation: bytes) -> Status:
         config = self._vm.config.qemu
@@ -165,6 +166,7 @@ class Life:
         """From a process to its exit; a guest that never ran is still in PRELAUNCH then."""
         self._vm.qemu = qemu
         self._hung = ""
+        self._vm.watchdog_ended_it = False
         self._vm.link = Link(
             self._vm.id,
             self._vm.rundir.qmp_socket,
@@ -172,7 +174,7 @@ class Life:
             met=partial(self._met, launching=new),
             hear=partial(hearing.hear, self._vm),
             beat=partial(hearing.compare, self._vm),
-            turned=self._turned,
+            turned=partial(self._turned, launching=new),
         )
         heard = trio.Event()
         async with trio.open_nursery() as nursery:
@@ -192,7 +194,8 @@ class Life:
             return self._vm.status
         if self._vm.watchdog_ended_it:
             return Status(VmState.CRASHED, "watchdog")
-        return runstate.after_exit(self._vm.status, qemu.exit_code)
+        asked = self._vm.record.ending is not None and not qemu.killed
+        return runstate.after_exit(self._vm.status, qemu.exit_code, asked=asked)
 
     async def _run_in_time(self, qemu: Qemu) -> None:
         timeout_s = self._vm.config.life.start_timeout_s
@@ -208,15 +211,15 @@ class Life:
         await link.set_actions(**hearing.ACTIONS)
         self._vm.facts = await link.ask()
         found = runstate.from_runstate(self._vm.facts.run_status.status)
-        if not found.state is self._vm.status.state is VmState.PRELAUNCH:
+        if {found.state, self._vm.status.state} != {VmState.PRELAUNCH}:
             await hearing.correct(self._vm, found)
         elif launching:
             await link.cont()
         else:
             self._vm.ask_to_end(EndMode.FORCE, "its launch was interrupted")
 
-    async def _turned(self, state: LinkState) -> None:
-        if self._vm.status.state is VmState.PRELAUNCH and self._vm.qemu:
+    async def _turned(self, state: LinkState, *, launching: bool) -> None:
+        if launching and self._vm.status.state is VmState.PRELAUNCH and self._vm.qemu:
             # Nothing is lost yet, and somebody waits for it.
             self._hung = "its monitor failed"
             await self._vm.qemu.kill()
@@ -279,4 +282,3 @@ class Life:
             relay=self._vm.relay.final(),
             ended_at=datetime.now(UTC),
         )
-        self._vm.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import random
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from supervisor.config import LifeConfig
-    from supervisor.monitor import Facts, Monitor, QmpEvent
+    from supervisor.monitor import Monitor, QmpEvent, RunStatus
     from supervisor.process import Qemu
 
 log = structlog.stdlib.get_logger()
@@ -43,7 +44,7 @@ class Link:
 
     :param met: called on each connection, the first and every later one, before events are heard
     :param hear: called with each event, in order
-    :param beat: called with what QEMU answered to a heartbeat
+    :param beat: called with QEMU's answer to a heartbeat
     :param turned: called when QEMU stops answering, or answers again
     """
 
@@ -55,7 +56,7 @@ class Link:
         *,
         met: Callable[[Monitor], Awaitable[None]],
         hear: Callable[[QmpEvent], Awaitable[None]],
-        beat: Callable[[Facts], Awaitable[None]],
+        beat: Callable[[RunStatus], Awaitable[None]],
         turned: Callable[[LinkState], Awaitable[None]],
     ) -> None:
         self.state = LinkState.NONE
@@ -127,12 +128,15 @@ class Link:
 
     async def _beats(self, link: Monitor) -> None:
         """Ask again and again; of a QEMU that does not answer, without a pause."""
+        # VMs that were taken up at once are not all to be asked at once.
+        pause_s = random.uniform(0, self._life.heartbeat_s)
         while True:
             if self.state is LinkState.OK:
-                await trio.sleep(self._life.heartbeat_s)
+                await trio.sleep(pause_s)
+                pause_s = self._life.heartbeat_s
             heard = self._heard
             try:
-                facts = await link.ask()
+                answer = await link.query_status()
             except MonitorError as error:
                 if self.state is LinkState.OK:
                     log.warning("QEMU does not answer", vm=self._vm_id, problem=str(error))
@@ -143,7 +147,7 @@ class Link:
                 async with self._order:
                     # An event that came meanwhile says the same, and better.
                     if heard == self._heard and not link.waiting_events:
-                        await self._beat(facts)
+                        await self._beat(answer)
 
     async def _turn(self, state: LinkState) -> None:
         if state is not self.state:

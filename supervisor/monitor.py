@@ -25,7 +25,7 @@ from trio_asyncio import aio_as_trio
 from supervisor.errors import MonitorError, SocketGone
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
     from qemu.qmp.message import Message
@@ -113,7 +113,8 @@ class Monitor:
 
     async def query_status(self) -> RunStatus:
         answer = await self.execute("query-status")
-        return RunStatus(answer["status"], answer["running"])
+        with _as_qapi_says():
+            return RunStatus(answer["status"], answer["running"])
 
     async def query_sev(self) -> SevStatus:
         """SEV's facts. A QEMU without the command, or whose SEV is off, is simply not enabled."""
@@ -123,14 +124,12 @@ class Monitor:
             if error.error_class is None:
                 raise
             return SevStatus(enabled=False)
-        return parse_sev(answer)
+        with _as_qapi_says():
+            return parse_sev(answer)
 
     async def ask(self) -> Facts:
         """All that is asked of QEMU as a rule."""
-        try:
-            return Facts(await self.query_status(), await self.query_sev(), datetime.now(UTC))
-        except (KeyError, TypeError) as error:
-            raise MonitorError(f"QEMU's answer is not what QAPI says: {error!r}") from error
+        return Facts(await self.query_status(), await self.query_sev(), datetime.now(UTC))
 
     async def set_actions(self, **actions: str) -> None:
         """What QEMU does by itself at a guest's ``reboot``, ``shutdown``, ``panic``, ``watchdog``.
@@ -162,6 +161,14 @@ class Monitor:
     async def quit(self) -> None:
         """Have QEMU close its disks and exit."""
         await self.execute("quit")
+
+
+@contextlib.contextmanager
+def _as_qapi_says() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise MonitorError(f"QEMU's answer is not what QAPI says: {error!r}") from error
 
 
 def parse_sev(answer: Mapping[str, Any]) -> SevStatus:

@@ -45,6 +45,8 @@ class Qemu:
         self.identity = identity
         self._pidfd = pidfd
         self._child = child
+        #: Whether `kill` was needed.
+        self.killed = False
         self._gone = False
         self._waiting = trio.Lock()
 
@@ -81,6 +83,7 @@ class Qemu:
 
     async def kill(self) -> None:
         """Send SIGKILL."""
+        self.killed = True
         await self._signal(signal.SIGKILL)
 
     async def _signal(self, number: signal.Signals) -> None:

@@ -95,9 +95,11 @@ class Relay:
         async with agent.connect(vm.id, target, vm.config.agent) as guest_agent:
             await self._wait_ready(guest_agent)
             self.agent_ready = True
-            vm.reached("agent")
-            await vm.commit("agent", {"address": target})
-            log.info("agent ready", vm=vm.id, agent=target)
+            if "agent" not in vm.record.phases or vm.resets or vm.record.restarts:
+                # To ask anew after an adoption brings no news.
+                vm.reached("agent")
+                await vm.commit("agent", {"address": target})
+                log.info("agent ready", vm=vm.id, agent=target)
             if self.state is RelayState.WAITING:
                 await self._send(guest_agent)
 

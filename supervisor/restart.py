@@ -40,10 +40,10 @@ class Restarts:
             and _number(record) <= self._limit
         )
 
-    async def wait(self, vm: Vm, verdict: Status) -> None:
+    async def wait(self, vm: Vm, verdict: Status) -> bool:
         """Put the crash on record, then the restart when its time has come.
 
-        Returns early if the VM's end is asked for meanwhile.
+        False if the VM's end is asked for meanwhile.
         """
         count = _number(vm.record)
         wait_s = min(self._backoff_s * 2.0 ** (count - 1), LONGEST_BACKOFF_S)
@@ -53,10 +53,11 @@ class Restarts:
         await vm.commit("restarting", {"number": count, "in_s": wait_s}, restarts=count)
         with trio.move_on_after(wait_s):
             await vm.end_request.any.wait()
-            return
+            return False
         await vm.relay.again()
         restarted = runstate.after(vm.status, Trigger.RESTART, "prelaunch")
         await vm.set_status(restarted, running_since_s=None)
+        return True
 
 
 def _number(record: Record) -> int:

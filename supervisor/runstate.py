@@ -105,16 +105,21 @@ def after(status: Status, trigger: Trigger, reason: str) -> Status:
     return Status(state, reason)
 
 
-def after_exit(status: Status, exit_code: int | None) -> Status:
+def after_exit(status: Status, exit_code: int | None, *, asked: bool = False) -> Status:
     """The status at the end of the process.
 
     :param exit_code: negative for a signal; None where it was not our child to ask
+    :param asked: whether it was we who had it end, and not by force
     :raises IllegalTransition: if the VM has ended already
     """
     if status.state.ended:
         raise IllegalTransition(status, Trigger.EXIT)
-    if status.state is VmState.SHUTDOWN and exit_code in (0, None):
-        return Status(VmState.SHUTOFF, status.reason)
+    if exit_code in (0, None):
+        if status.state is VmState.SHUTDOWN:
+            return Status(VmState.SHUTOFF, status.reason)
+        if asked and status.state is not VmState.PRELAUNCH:
+            # It heeded SIGTERM, and its monitor was not there to tell of it.
+            return Status(VmState.SHUTOFF, "host-signal")
     return Status(VmState.CRASHED, f"exit:{'unknown' if exit_code is None else exit_code}")
 
 

@@ -193,6 +193,7 @@ class Service:
 
         self._nursery.start_soon(finish)
         await done.wait()
+        await vm.wait_ended()
 
     async def _forget(self, vm: Vm) -> None:
         if self.vms.pop(vm.id, None):
