@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -17,16 +18,29 @@ if TYPE_CHECKING:
 _BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
 
 
+@attrs.frozen
+class Gauges:
+    """What can be counted at any moment.
+
+    :param waiting: runs in the queue for room
+    :param lost: VMs whose QEMU does not answer
+    """
+
+    by_state: Mapping[str, int]
+    waiting: int
+    lost: int
+
+
 class Metrics:
     """One supervisor's registry.
 
-    :param count_by_state: how many VMs are in each state, asked at each scrape
+    :param gauges: asked at each scrape
     """
 
-    def __init__(self, count_by_state: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, gauges: Callable[[], Gauges]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.registry.register(_VmsByState(count_by_state))
+        self.registry.register(_Now(gauges))
         self._runs = Counter(
             "qmp_supervisor_runs", "Computations by outcome.", ["outcome"], registry=self.registry
         )
@@ -46,13 +60,22 @@ class Metrics:
             self._seconds.observe(seconds)
 
 
-class _VmsByState(Collector):
-    def __init__(self, count: Callable[[], Mapping[str, int]]) -> None:
-        self._count = count
+class _Now(Collector):
+    def __init__(self, gauges: Callable[[], Gauges]) -> None:
+        self._gauges = gauges
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        family = GaugeMetricFamily("qmp_supervisor_vms", "VMs by state.", labels=["state"])
-        counted = self._count()
+        now = self._gauges()
+        family = GaugeMetricFamily(
+            "qmp_supervisor_vms", "VMs by state, those on record that have ended among them.",
+            labels=["state"],
+        )  # fmt: skip
         for state in VmState:
-            family.add_metric([state], counted.get(state, 0))
+            family.add_metric([state], now.by_state.get(state, 0))
         yield family
+        yield GaugeMetricFamily(
+            "qmp_supervisor_runs_waiting", "Runs that wait for room.", now.waiting
+        )
+        yield GaugeMetricFamily(
+            "qmp_supervisor_monitors_lost", "VMs whose QEMU does not answer.", now.lost
+        )

@@ -27,7 +27,8 @@ from supervisor.errors import (
 from supervisor.journal import Journal
 from supervisor.life import Life
 from supervisor.limits import Admission, Need, host_room
-from supervisor.metrics import Metrics
+from supervisor.link import LinkState
+from supervisor.metrics import Gauges, Metrics
 from supervisor.ports import PortPool
 from supervisor.record import EndMode, Record, Wishes
 from supervisor.vm import Vm
@@ -56,7 +57,7 @@ class Service:
         self.journal = journal
         self.vms: dict[str, Vm] = {}
         self.admission = Admission(config.limits, host_room())
-        self.metrics = Metrics(self.count_by_state)
+        self.metrics = Metrics(self._gauges)
         self._by_key: dict[str, Vm] = {}
         #: Keys of runs that are being admitted.
         self._arriving: dict[str, trio.Event] = {}
@@ -202,8 +203,13 @@ class Service:
                 self._by_key.pop(key, None)
             await self.journal.remove(vm.id)
 
-    def count_by_state(self) -> Counter[str]:
-        return Counter(vm.status.state.value for vm in self.vms.values())
+    def _gauges(self) -> Gauges:
+        vms = self.vms.values()
+        return Gauges(
+            by_state=Counter(vm.status.state.value for vm in vms),
+            waiting=self.admission.waiting,
+            lost=sum(vm.monitor_state is LinkState.LOST for vm in vms),
+        )
 
     # --- the supervisor's own stop ----------------------------------------------------------
 
