@@ -6,6 +6,7 @@ with a lower number is written, so a reader that has seen number n has seen all 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,14 @@ from supervisor.broadcast import Broadcast
 from supervisor.record import Event, Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from supervisor.store import Store
 
 log = structlog.stdlib.get_logger()
+
+#: An event's kind and its data, before it has a number.
+News = tuple[str, Mapping[str, Any]]
 
 #: Events that a reader may lag behind before it is cut off.
 _READER_BUFFER = 1024
@@ -42,8 +46,8 @@ class Journal:
         self._issued = sequence
         self._written: dict[int, Event | None] = {}
 
-    async def create(self, record: Record) -> Record:
-        """Begin a VM's record, with its directory.
+    async def create(self, record: Record, computation: bytes) -> Record:
+        """Begin a VM's record, with its directory and what it is to compute.
 
         :raises OSError: if that cannot be written; then there is nothing
         """
@@ -51,26 +55,27 @@ class Journal:
         record = attrs.evolve(record, sequence=event.sequence)
         written = False
         try:
-            await _in_thread(self._store.create, record, event)
+            await _in_thread(self._store.create, record, [event], computation)
             written = True
         finally:
             self._tell(event.sequence, event if written else None)
         return record
 
-    async def commit(self, record: Record, kind: str, data: Mapping[str, Any]) -> Record:
-        """Keep a changed record and the event that changed it.
+    async def commit(self, record: Record, *news: News) -> Record:
+        """Keep a changed record and the events that changed it.
 
         A VM goes on also where its record cannot be written: the change is told, an error is
         logged, and the next commit writes what is missing.
         """
-        event = self._number(kind, record.id, data)
-        record = attrs.evolve(record, sequence=event.sequence)
+        events = [self._number(kind, record.id, data) for kind, data in news]
+        record = attrs.evolve(record, sequence=events[-1].sequence)
         try:
-            await _in_thread(self._store.write, record, event)
+            await _in_thread(self._store.write, record, events)
         except OSError as error:
             log.error("record cannot be written", vm=record.id, problem=str(error))
         finally:
-            self._tell(event.sequence, event)
+            for event in events:
+                self._tell(event.sequence, event)
         return record
 
     async def note(self, kind: str, vm_id: str | None, **data: Any) -> None:

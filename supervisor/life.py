@@ -48,9 +48,9 @@ class Life:
         #: Why a QEMU had to be killed before its guest ran.
         self._hung = ""
 
-    async def run(self, computation: bytes) -> None:
+    async def run(self) -> None:
         """A new VM's whole life. When it returns, process, ports, sockets and disk are gone."""
-        await self._live(partial(self._launch, computation))
+        await self._live(self._launch)
 
     async def take_up(self, found: tuple[ProcessId, int] | None) -> None:
         """The rest of the life of a VM that another supervisor began.
@@ -82,10 +82,9 @@ class Life:
                     await self._bury(verdict)
             self._vm.close()
 
-    async def _launch(self, computation: bytes) -> Status:
+    async def _launch(self) -> Status:
         config = self._vm.config.qemu
         await self._vm.rundir.prepare(config.disk, config.firmware)
-        await self._vm.rundir.keep_computation(computation)
         self._vm.reached("prepared")
         return await self._boot()
 
@@ -126,7 +125,8 @@ class Life:
                 started = process.start(argv, listener, self._vm.rundir.qemu_log, leave=self._left)
                 qemu = await stack.enter_async_context(started)
             self._vm.reached("qemu")
-            await self._vm.commit(
+            # Not worth a write of its own: who comes after us finds the process by its uuid.
+            self._vm.defer(
                 "launched",
                 {"pid": qemu.pid},
                 process=qemu.identity,
@@ -182,8 +182,7 @@ class Life:
             nursery.start_soon(self._end_when_asked, self._vm.link, qemu)
             nursery.start_soon(self._vm.relay.run)
             nursery.start_soon(expiry.watch, self._vm)
-            if new:
-                nursery.start_soon(self._run_in_time, qemu)
+            nursery.start_soon(self._run_in_time, qemu)
             await qemu.wait()
             # What QEMU said last decides how its exit is judged.
             with trio.move_on_after(_DRAIN_S):
@@ -221,7 +220,8 @@ class Life:
     async def _turned(self, state: LinkState, *, launching: bool) -> None:
         if launching and self._vm.status.state is VmState.PRELAUNCH and self._vm.qemu:
             # Nothing is lost yet, and somebody waits for it.
-            self._hung = "its monitor failed"
+            why = self._vm.link.problem if self._vm.link else ""
+            self._hung = why or "its monitor failed"
             await self._vm.qemu.kill()
             return
         log.warning("monitor", vm=self._vm.id, monitor=state)

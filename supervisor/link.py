@@ -29,6 +29,11 @@ log = structlog.stdlib.get_logger()
 _RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
 
 
+#: So many links are made at a time: of a thousand VMs that are taken up at once, each is to
+#: have its answers before they count as late.
+_being_made = trio.CapacityLimiter(64)
+
+
 class LinkState(enum.StrEnum):
     """Whether QEMU answers. Beside the VM's state, not part of it."""
 
@@ -60,6 +65,8 @@ class Link:
         turned: Callable[[LinkState], Awaitable[None]],
     ) -> None:
         self.state = LinkState.NONE
+        #: Why the last connection failed, if it did.
+        self.problem = ""
         self._vm_id = vm_id
         self._socket_path = socket_path
         self._life = life
@@ -95,6 +102,7 @@ class Link:
                 return  # gone before it was reached: there is nothing to hear any more
             except MonitorError as error:
                 failure = error
+                self.problem = str(error)
             # A process closes its sockets a moment before it is seen to have ended.
             with trio.move_on_after(EXIT_LAG_S):
                 await qemu.wait()
@@ -109,12 +117,13 @@ class Link:
 
     async def _converse(self, qemu: Qemu) -> None:
         """One connection, from its making to its end."""
-        connection = monitor.connect(self._vm_id, self._socket_path, self._life.answer_s)
+        connection = monitor.connect(self._socket_path, self._life.answer_s)
         try:
             async with AsyncExitStack() as stack:
-                link = await unless(qemu.wait, stack.enter_async_context, connection)
-                self._monitor = link
-                await self._met(link)
+                async with _being_made:
+                    link = await unless(qemu.wait, stack.enter_async_context, connection)
+                    self._monitor = link
+                    await self._met(link)
                 await self._turn(LinkState.OK)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._beats, link)

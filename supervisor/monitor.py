@@ -188,15 +188,14 @@ def parse_sev(answer: Mapping[str, Any]) -> SevStatus:
 
 
 @asynccontextmanager
-async def connect(name: str, socket_path: Path, answer_s: float) -> AsyncIterator[Monitor]:
+async def connect(socket_path: Path, answer_s: float) -> AsyncIterator[Monitor]:
     """A monitor that is past QMP's greeting and negotiation. Closed on leaving.
 
-    :param name: for qemu.qmp's own debug log
     :param answer_s: how long an answer may take, the greeting's included
     :raises SocketGone: if nobody listens
     :raises MonitorError: if QEMU goes away before its greeting, or does not give one
     """
-    client = QMPClient(name)
+    client = _Client()
     send, receive = trio.open_memory_channel[QmpEvent](math.inf)
     client.register_listener(_Forwarder(send))
     try:
@@ -222,6 +221,19 @@ def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+class _Client(QMPClient):
+    """Without the stock one's log, which renders each message though nobody may read it.
+
+    Nor has it a name, for each would leave a logger behind for ever.
+    """
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
 
 
 class _Forwarder(EventListener):

@@ -90,8 +90,13 @@ class Qemu:
         if self._gone:
             return
         if not self.identity.sudo:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass
+            except PermissionError:
+                # Root's, and the sudo that ran it is gone.
+                await self._sudo_kill(number, self.pid)
             return
         # Not ours to signal, and to kill sudo itself would orphan QEMU.
         await self._sudo_kill(number, *self._below_sudo())
@@ -184,9 +189,7 @@ def find(vm_id: str, recorded: ProcessId | None, running: Running) -> tuple[Proc
     been given to another process, and that is this VM's. Else one that has the VM's uuid on its
     command line, for the supervisor may have been killed before it could note the pid.
     """
-    pids = running.get(vm_id, [])
-    if recorded and recorded.pid in pids:
-        pids = [recorded.pid, *pids]
+    pids = [*([recorded.pid] if recorded else []), *running.get(vm_id, [])]
     for pid in pids:
         try:
             pidfd = os.pidfd_open(pid)

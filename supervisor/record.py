@@ -20,7 +20,7 @@ from supervisor.machine import Forward  # noqa: TC001 - cattrs resolves it
 from supervisor.runstate import Status, VmState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 #: Of ``vm.json``. A file of another version is set aside, not guessed at.
 VERSION = 1
@@ -165,20 +165,20 @@ def parse_event(line: bytes) -> Event:
         raise Damaged(f"no event: {error!r}") from error
 
 
-def dump(record: Record, event: Event) -> bytes:
-    """The content of vm.json: the record, and the event that led to it.
+def dump(record: Record, events: Iterable[Event]) -> bytes:
+    """The content of vm.json: the record, and the events that led to it.
 
-    The event is there so that events.jsonl can be completed after a crash between the two.
+    They are there so that events.jsonl can be completed after a crash between the two.
     """
     content = {
         "version": VERSION,
         "vm": _converter.unstructure(record),
-        "event": event.to_dict(),
+        "events": [event.to_dict() for event in events],
     }
     return json.dumps(content).encode() + b"\n"
 
 
-def parse(content: bytes) -> tuple[Record, Event]:
+def parse(content: bytes) -> tuple[Record, list[Event]]:
     """:raises Damaged: with what is wrong"""
     try:
         value = json.loads(content)
@@ -186,12 +186,13 @@ def parse(content: bytes) -> tuple[Record, Event]:
         if version != VERSION:
             raise Damaged(f"it is of version {version}, not {VERSION}")
         record = _converter.structure(value["vm"], Record)
-        event = parse_event(json.dumps(value["event"]).encode())
-    except (ValueError, KeyError, TypeError, cattrs.BaseValidationError) as error:
+        events = [parse_event(json.dumps(event).encode()) for event in value["events"]]
+        last = events[-1].sequence
+    except (ValueError, LookupError, TypeError, cattrs.BaseValidationError) as error:
         raise Damaged(f"it cannot be read: {_words(error)}") from error
-    if event.sequence != record.sequence:
-        raise Damaged(f"its event is number {event.sequence}, the record's {record.sequence}")
-    return record, event
+    if last != record.sequence:
+        raise Damaged(f"its last event is number {last}, the record's {record.sequence}")
+    return record, events
 
 
 def _words(error: Exception) -> str:

@@ -56,18 +56,20 @@ class Relay:
 
     async def run(self) -> None:
         """Meet the agent, and again after each reset. To be cancelled at QEMU's end."""
-        self.agent_ready = False
         vm = self._vm
         await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
-        while True:
-            self._reset = trio.Event()
-            try:
-                await unless(self._reset.wait, self._meet)
-            except CutShort:
-                continue
-            except SupervisorError as error:
-                await self._fail(error)
-            await self._reset.wait()
+        try:
+            while True:
+                self._reset = trio.Event()
+                try:
+                    await unless(self._reset.wait, self._meet)
+                except CutShort:
+                    continue
+                except SupervisorError as error:
+                    await self._fail(error)
+                await self._reset.wait()
+        finally:
+            self.agent_ready = False
 
     async def interrupt(self) -> None:
         """Another supervisor, or a guest before a reset, had it: nobody knows what became of it."""
@@ -98,10 +100,12 @@ class Relay:
             if "agent" not in vm.record.phases or vm.resets or vm.record.restarts:
                 # To ask anew after an adoption brings no news.
                 vm.reached("agent")
-                await vm.commit("agent", {"address": target})
+                vm.defer("agent", {"address": target})
                 log.info("agent ready", vm=vm.id, agent=target)
             if self.state is RelayState.WAITING:
                 await self._send(guest_agent)
+            else:
+                await vm.write_deferred()
 
     async def _wait_ready(self, guest_agent: Agent) -> None:
         if self.state is not RelayState.WAITING:

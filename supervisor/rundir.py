@@ -91,15 +91,6 @@ class Rundir:
         """
         await trio.to_thread.run_sync(partial(_prepare, self, disk, firmware))
 
-    async def keep_computation(self, computation: bytes) -> None:
-        """:raises LaunchError: if there is no room for it"""
-        try:
-            await trio.to_thread.run_sync(self.computation.write_bytes, computation)
-        except OSError as error:
-            raise LaunchError(
-                f"{self.computation}: {error.strerror}; the computation could not be kept"
-            ) from error
-
     async def read_computation(self) -> bytes:
         """:raises OSError:"""
         return await trio.to_thread.run_sync(self.computation.read_bytes)

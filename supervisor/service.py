@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import uuid
 from collections import Counter
@@ -63,6 +64,7 @@ class Service:
         self._arriving: dict[str, trio.Event] = {}
         self._closing = False
         self._nursery = nursery
+        self._context = contextvars.copy_context()
         self._ports = PortPool(config.qemu.net)
         self._vm_ended = trio.Event()
 
@@ -124,14 +126,14 @@ class Service:
         await self.admission.enter(need)
         try:
             self._check_agent()
-            record = await self._put_on_record(need, wishes)
+            record = await self._put_on_record(need, wishes, computation)
         except BaseException:
             self.admission.leave(need)
             raise
         vm = self._add(record)
         life = Life(vm, self.host, self._ports)
-        self._nursery.start_soon(self._supervise, vm, life.run, computation)
-        self._nursery.start_soon(self._measure, vm)
+        self._spawn(self._supervise, vm, life.run)
+        self._spawn(self._measure, vm)
         return vm
 
     def _check_agent(self) -> None:
@@ -143,7 +145,7 @@ class Service:
                 " or set MANAGER_AGENT_GRPC_URL so that each VM has its own"
             )
 
-    async def _put_on_record(self, need: Need, wishes: Wishes) -> Record:
+    async def _put_on_record(self, need: Need, wishes: Wishes, computation: bytes) -> Record:
         record = Record(
             id=str(uuid.uuid4()),
             created_at=datetime.now(UTC),
@@ -152,7 +154,7 @@ class Service:
             vcpus=need.vcpus,
         )
         try:
-            return await self.journal.create(record)
+            return await self.journal.create(record, computation)
         except OSError as error:
             raise LaunchError(
                 f"the record of VM {record.id} cannot be written ({error.strerror}), so it is not"
@@ -192,7 +194,7 @@ class Service:
                 await self._forget(vm)
             done.set()
 
-        self._nursery.start_soon(finish)
+        self._spawn(finish)
         await done.wait()
         await vm.wait_ended()
 
@@ -248,6 +250,13 @@ class Service:
         self._closing = True
         self.admission.close()
 
+    def _spawn(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
+        """A task that outlives the request that begins it, and so takes nothing of it along.
+
+        Else the request's body would stay in memory for as long as the VM runs.
+        """
+        self._context.copy().run(self._nursery.start_soon, task, *args)
+
     # --- the tasks --------------------------------------------------------------------------
 
     def inherit(self, inheritance: Inheritance) -> None:
@@ -258,7 +267,7 @@ class Service:
                 self.admission.take(Need(record.memory_bytes, record.vcpus))
                 found = inheritance.processes.get(record.id)
                 life = Life(vm, self.host, self._ports)
-                self._nursery.start_soon(self._supervise, vm, life.take_up, found)
+                self._spawn(self._supervise, vm, life.take_up, found)
 
     async def _supervise(self, vm: Vm, life: Callable[..., Awaitable[None]], *args: object) -> None:
         try:

@@ -25,7 +25,7 @@ from supervisor.record import Damaged, Event, Record, event_line
 from supervisor.rundir import Rundir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 log = structlog.stdlib.get_logger()
@@ -86,29 +86,30 @@ class Store:
         #: Lines that could not be written yet, by file.
         self._owed: dict[Path, list[bytes]] = {}
 
-    def create(self, new: Record, event: Event) -> None:
+    def create(self, new: Record, events: Sequence[Event], computation: bytes) -> None:
         """Make a VM's directory: there, with its record in it, or not there at all."""
         path = self._tmp / new.id
         draft = Rundir(path.with_name(new.id + _NEW))
         try:
             draft.path.mkdir(mode=0o700)
-            _replace(draft.record, record.dump(new, event))
-            _append(draft.events, [event_line(event)])
+            _replace(draft.record, record.dump(new, events))
+            _append(draft.events, map(event_line, events))
+            draft.computation.write_bytes(computation)
             draft.path.rename(path)
             _sync_directory(self._tmp)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
             raise
 
-    def write(self, changed: Record, event: Event) -> None:
+    def write(self, changed: Record, events: Sequence[Event]) -> None:
         """Keep a change. What cannot be written is owed, and written with the next.
 
         :raises OSError:
         """
         rundir = Rundir(self._tmp / changed.id)
         owed = self._owed.setdefault(rundir.events, [])
-        owed.append(event_line(event))
-        _replace(rundir.record, record.dump(changed, event))
+        owed += map(event_line, events)
+        _replace(rundir.record, record.dump(changed, events))
         _append(rundir.events, owed)
         del self._owed[rundir.events]
 
@@ -140,8 +141,11 @@ class Store:
         sequence = 0
         _mend(self._own_events)
         _shorten(self._own_events)
+        deleted = set()
         for event in _events(self._own_events):
             sequence = max(sequence, event.sequence)
+            if event.kind == "deleted":
+                deleted.add(event.vm_id)
         for path in sorted(self._tmp.iterdir()):
             vm_id, _, ending = path.name.partition(".")
             if not _ID.fullmatch(vm_id) or not path.is_dir():
@@ -152,7 +156,9 @@ class Store:
                 continue
             _mend(rundir.events)
             sequence = max([sequence, *(event.sequence for event in _events(rundir.events))])
-            if f".{ending}" == _GONE:
+            if f".{ending}" == _GONE and vm_id in deleted:
+                shutil.rmtree(path, ignore_errors=True)
+            elif f".{ending}" == _GONE:
                 found.gone.append(vm_id)
             else:
                 sequence = max(sequence, self._load_one(rundir, found))
@@ -168,7 +174,7 @@ class Store:
             return 0
         rundir.record_draft.unlink(missing_ok=True)
         try:
-            loaded, event = record.parse(rundir.record.read_bytes())
+            loaded, events = record.parse(rundir.record.read_bytes())
             if loaded.id != vm_id:
                 raise Damaged(f"it is of VM {loaded.id}")
         except (OSError, Damaged) as error:
@@ -177,11 +183,12 @@ class Store:
             found.damaged[vm_id] = _set_aside(rundir.record)
             return 0
         last = max((one.sequence for one in _events(rundir.events)), default=0)
-        if last < event.sequence:
+        missing = [event_line(event) for event in events if event.sequence > last]
+        if missing:
             with contextlib.suppress(OSError):
-                _append(rundir.events, [event_line(event)])
+                _append(rundir.events, missing)
         found.records.append(loaded)
-        return event.sequence
+        return loaded.sequence
 
 
 def _replace(file: Path, content: bytes) -> None:

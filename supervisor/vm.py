@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from supervisor.config import Config
-    from supervisor.journal import Journal
+    from supervisor.journal import Journal, News
     from supervisor.monitor import Facts, Monitor
     from supervisor.process import Qemu
     from supervisor.record import Record
@@ -75,6 +75,9 @@ class Vm:
         self._changed = trio.Event()
         self._over = trio.Event()
         self._phases = dict(record.phases)
+        #: What the next commit is to write.
+        self._news: list[News] = []
+        self._changes: dict[str, Any] = {}
         self._born_s = process.boottime_s()
         if record.ended_at:
             self._over.set()
@@ -181,11 +184,24 @@ class Vm:
 
         Not cancelled half-way: what happened is on record.
         """
+        self.defer(kind, data, **changes)
+        await self.write_deferred()
+
+    async def write_deferred(self) -> None:
+        """Write what has been put off, if anything."""
         with trio.CancelScope(shield=True):
             async with self._writing:
-                changed = attrs.evolve(self.record, phases=dict(self._phases), **changes)
-                self.record = await self._journal.commit(changed, kind, data)
+                if self._news:  # else the one before us has written ours as well
+                    news, changes = self._news, self._changes | {"phases": dict(self._phases)}
+                    self._news, self._changes = [], {}
+                    changed = attrs.evolve(self.record, **changes)
+                    self.record = await self._journal.commit(changed, *news)
         self.wake()
+
+    def defer(self, kind: str, data: Mapping[str, Any], **changes: Any) -> None:
+        """The same with the next commit: for what another supervisor could find out by itself."""
+        self._news.append((kind, data))
+        self._changes |= changes
 
     async def set_status(self, status: Status, **changes: Any) -> None:
         if status != self.status or changes:

@@ -168,7 +168,7 @@ def opened(keep: bool = False) -> Iterator[Host]:
 
     :param keep: leave the directory
     """
-    directory = Path(tempfile.mkdtemp(prefix="qs-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
     host = Host(directory)
     try:
         yield host

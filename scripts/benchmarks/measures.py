@@ -19,6 +19,7 @@ _POLL_S = 0.05
 #: Between one VM's end and the next: a few of them, but no burst.
 _GAP_S = 0.03
 _STATUS_CONNECTIONS = 4
+_RESTRAINT = 5
 _ENDED = ("shutdown", "shutoff", "crashed")
 
 
@@ -208,7 +209,7 @@ def adoption(
     total = all_at - supervisor.executed_at
     ready = supervisor.ready_at - supervisor.executed_at
     detail = (
-        f"from exec until GET /vms has all with monitor ok, seen to {_POLL_S:g} s and an answer;"
+        f"from exec until GET /vms has all with monitor ok, asked now and then;"
         f" ready was logged {ready:.2f} s after exec, and with nothing to adopt {empty_s:.2f} s"
     )
     more = {
@@ -227,6 +228,7 @@ def _adopted_at(supervisor: Supervisor, ids: list[str]) -> float:
     """
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
+        asked = time.time()
         found = {one["id"]: one for one in client.vms(supervisor.port)}
         now = time.time()
         missing = [vm_id for vm_id in ids if vm_id not in found]
@@ -241,5 +243,6 @@ def _adopted_at(supervisor: Supervisor, ids: list[str]) -> float:
             raise LookupError(f"{len(ended)} VMs are taken for ended, the first as {how}")
         if all(one["monitor"] == "ok" for one in mine):
             return now
-        time.sleep(_POLL_S)
+        # To ask is work for the supervisor, which has other things to do.
+        time.sleep(max(_POLL_S, _RESTRAINT * (now - asked)))
     raise LookupError("not all VMs have a monitor after minutes")
