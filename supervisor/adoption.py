@@ -10,18 +10,19 @@ import attrs
 import structlog
 import trio
 
-from supervisor import process
+from supervisor import machine, process
 from supervisor.limits import Need
 from supervisor.machine import Forward
 from supervisor.record import ProcessId, Record, RelayState, Wishes
 from supervisor.rundir import Rundir
+from supervisor.runstate import Status, VmState
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from supervisor.config import Config
     from supervisor.journal import Journal
-    from supervisor.store import Found, Store
+    from supervisor.store import Store
 
 log = structlog.stdlib.get_logger()
 
@@ -30,12 +31,16 @@ _FORWARD = re.compile(r"hostfwd=tcp:([0-9.]*):(\d+)-:(\d+)")
 
 @attrs.frozen
 class Inheritance:
-    """Records, and by VM id the processes of those that live, each with a pidfd."""
+    """Records, and by VM id the processes of those that live, each with a pidfd.
+
+    :param rebuilt: ids of VMs whose record had to be rebuilt, and where a damaged one is now
+    :param gone: ids of VMs whose removal was cut short
+    """
 
     records: list[Record]
     processes: dict[str, tuple[ProcessId, int]]
     sequence: int
-    damaged: dict[str, Path]
+    rebuilt: dict[str, Path | None]
     gone: list[str]
 
 
@@ -47,7 +52,13 @@ async def look(config: Config, store: Store) -> Inheritance:
 def _look(config: Config, store: Store) -> Inheritance:
     found = store.load()
     running = process.running_below(config.qemu.tmp)
-    records = [*found.records, *_rebuilt(found, running, config)]
+    known = {record.id for record in found.records}
+    lost = [vm_id for vm_id in running if vm_id not in known and _is_ours(running[vm_id])]
+    rebuilt = [
+        _rebuild(vm_id, running.get(vm_id, []), config, store)
+        for vm_id in dict.fromkeys([*found.damaged, *lost])
+    ]
+    records = [*found.records, *rebuilt]
     processes = {}
     for record in records:
         if record.ended_at is None:
@@ -56,37 +67,47 @@ def _look(config: Config, store: Store) -> Inheritance:
                 processes[record.id] = alive
         else:
             _finish(record, Rundir(config.qemu.tmp / record.id))
-    for vm_id in running.keys() - {record.id for record in records}:
-        log.warning("a QEMU runs here that no VM is on record for", vm=vm_id, pids=running[vm_id])
     records.sort(key=lambda record: record.created_at)
-    return Inheritance(records, processes, found.sequence, found.damaged, found.gone)
+    sequence = max([found.sequence, *(record.sequence for record in records)])
+    aside = {record.id: found.damaged.get(record.id) for record in rebuilt}
+    return Inheritance(records, processes, sequence, aside, found.gone)
 
 
-def _rebuilt(found: Found, running: process.Running, config: Config) -> list[Record]:
-    """Records of VMs whose own are damaged, from what can be seen of them."""
+def _is_ours(pids: list[int]) -> bool:
+    """Whether a supervisor started it, and not a person who pasted the command line."""
+    return any(f",{machine.QMP_BY_DESCRIPTOR}," in word for word in process.command_line(pids[0]))
+
+
+def _rebuild(vm_id: str, pids: list[int], config: Config, store: Store) -> Record:
+    """A record in the place of one that is damaged or lost, from what else can be seen."""
+    log.error("record rebuilt", vm=vm_id, pids=pids)
     need = Need.of(config.qemu)
-    rebuilt = []
-    for vm_id, aside in found.damaged.items():
-        words = process.command_line(running[vm_id][0]) if vm_id in running else []
-        forwards = [match for word in words for match in _FORWARD.findall(word)]
-        made = datetime.fromtimestamp((config.qemu.tmp / vm_id).stat().st_ctime, UTC)
-        rebuilt.append(
-            Record(
-                id=vm_id,
-                created_at=made,
-                wishes=Wishes(keep_disk=True),
-                memory_bytes=need.memory_bytes,
-                vcpus=need.vcpus,
-                sequence=found.sequence,
-                command=tuple(words),
-                forwards=tuple(
-                    Forward(int(guest), address, int(host)) for address, host, guest in forwards
-                ),
-                relay=RelayState.INTERRUPTED,
-                error=f"its record was damaged and is set aside as {aside}",
-            )
-        )
-    return rebuilt
+    rundir = Rundir(config.qemu.tmp / vm_id)
+    rundir.path.mkdir(mode=0o700, exist_ok=True)
+    words = process.command_line(pids[0]) if pids else []
+    forwards = [match for word in words for match in _FORWARD.findall(word)]
+    events = [event for event in store.events_after(0, [vm_id]) if event.vm_id == vm_id]
+    states = [event for event in events if event.kind == "state"]
+    record = Record(
+        id=vm_id,
+        created_at=events[0].at if events else datetime.now(UTC),
+        wishes=Wishes(keep_disk=True),
+        memory_bytes=need.memory_bytes,
+        vcpus=need.vcpus,
+        sequence=events[-1].sequence if events else 0,
+        command=tuple(words),
+        forwards=tuple(
+            Forward(int(guest), address, int(host)) for address, host, guest in forwards
+        ),
+        relay=RelayState.INTERRUPTED,
+        error="its record was damaged or lost; this is what could still be seen",
+    )
+    if not states:
+        return record
+    last = states[-1]
+    status = Status(VmState(last.data["state"]), last.data["reason"])
+    ended_at = last.at if status.state.ended and not pids else None
+    return attrs.evolve(record, status=status, ended_at=ended_at)
 
 
 def _finish(record: Record, rundir: Rundir) -> None:
@@ -98,8 +119,11 @@ async def announce(inheritance: Inheritance, journal: Journal) -> None:
     """Put on record, and in the log, what was found."""
     for vm_id in inheritance.gone:
         await journal.finish_removal(vm_id)
-    for vm_id, aside in inheritance.damaged.items():
-        await journal.note("damaged", vm_id, file=aside.name)
+    for index, record in enumerate(inheritance.records):
+        if record.id in inheritance.rebuilt:
+            aside = inheritance.rebuilt[record.id]
+            news = ("damaged", {"file": aside.name if aside else None})
+            inheritance.records[index] = await journal.commit(record, news)
     living = [one.id for one in inheritance.records if one.id in inheritance.processes]
     ended = [
         one.id

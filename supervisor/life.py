@@ -143,7 +143,9 @@ class Life:
     async def _adopt(self, found: tuple[ProcessId, int] | None) -> Status:
         """What a VM has come to that another supervisor began, once that has ended."""
         if found is None:
-            return runstate.missed_end(self._vm.status, self._same_boot())
+            asked = self._vm.record.ending is not None
+            same_boot = self._same_boot()
+            return runstate.missed_end(self._vm.status, same_boot=same_boot, asked=asked)
         identity, pidfd = found
         if self._vm.record.ending:
             self._vm.ask_to_end(self._vm.record.ending, "asked of the supervisor before")

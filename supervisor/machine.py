@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from supervisor.config import QemuConfig
 
+#: How a supervisor hands the QMP socket over; where a person runs the line it is a path.
+QMP_BY_DESCRIPTOR = "fd=0"
+
 #: What QEMU may not do once it is up; nothing here needs any of it.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -63,7 +66,7 @@ def argv(config: QemuConfig, machine: Machine) -> list[str]:
 
     Descriptor 0 because sudo closes all above 2.
     """
-    return [*_command(config, machine, "fd=0"), "-S"]
+    return [*_command(config, machine, QMP_BY_DESCRIPTOR), "-S"]
 
 
 def command(config: QemuConfig, machine: Machine) -> list[str]:

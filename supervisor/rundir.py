@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: A unix socket's path, with its end, is a ``char[108]``: unix(7).
 MAX_SOCKET_PATH = 107
 
+#: The file of tmp/ whose lock a supervisor holds.
+LOCK = "lock"
+
 #: Sizes of CODE and VARS that edk2 builds as one flash chip, by the chip's size.
 _FLASH_PAIRS = {"2 MB": (1966080, 131072), "4 MB": (3653632, 540672)}
 
@@ -153,11 +156,9 @@ def check_tmp(tmp: Path) -> None:
             f"{tmp} is too long a path: a VM's QMP socket, {longest}, must fit into"
             f" {MAX_SOCKET_PATH} bytes; set MANAGER_QEMU_TMP_FILE_LOC to a shorter one"
         )
-    probe = tmp / f".writable-{os.getpid()}"
     try:
         tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        os.close(os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise HostError(
             f"{tmp} cannot be written to ({error.strerror});"

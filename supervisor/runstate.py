@@ -123,11 +123,12 @@ def after_exit(status: Status, exit_code: int | None, *, asked: bool = False) ->
     return Status(VmState.CRASHED, f"exit:{'unknown' if exit_code is None else exit_code}")
 
 
-def missed_end(status: Status, same_boot: bool) -> Status:
+def missed_end(status: Status, *, same_boot: bool, asked: bool = False) -> Status:
     """What a VM came to whose process ended while no supervisor looked.
 
     :param status: the last on record
     :param same_boot: whether the host has been up ever since
+    :param asked: whether it had been asked to end
     """
     match status.state:
         case VmState.SHUTOFF | VmState.CRASHED:
@@ -136,7 +137,9 @@ def missed_end(status: Status, same_boot: bool) -> Status:
             return Status(VmState.CRASHED, "launch-interrupted")
         case VmState.SHUTDOWN if same_boot:
             return Status(VmState.SHUTOFF, status.reason)
-    return Status(VmState.CRASHED, "exit:unknown" if same_boot else "host-reboot")
+    if not same_boot:
+        return Status(VmState.CRASHED, "host-reboot")
+    return Status(VmState.SHUTOFF if asked else VmState.CRASHED, "exit:unknown")
 
 
 _STATE_OF_RUNSTATE = {

@@ -22,7 +22,7 @@ import structlog
 from supervisor import record
 from supervisor.errors import HostError
 from supervisor.record import Damaged, Event, Record, event_line
-from supervisor.rundir import Rundir
+from supervisor.rundir import LOCK, Rundir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +45,7 @@ def locked(tmp: Path) -> Iterator[None]:
 
     :raises HostError: with the pid of the supervisor that has it
     """
-    descriptor = os.open(tmp / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
