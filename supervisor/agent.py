@@ -15,7 +15,7 @@ import trio
 from trio_asyncio import aio_as_trio
 
 from supervisor.config import MAX_COMPUTATION
-from supervisor.errors import AgentError, AgentTimeout, HostError
+from supervisor.errors import AgentError, HostError
 from supervisor.pb import agent_pb2, agent_pb2_grpc
 
 if TYPE_CHECKING:
@@ -46,13 +46,10 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 class Agent:
     """The agent of one VM, at one address."""
 
-    def __init__(
-        self, vm_id: str, address: str, channel: grpc.aio.Channel, config: AgentConfig
-    ) -> None:
+    def __init__(self, vm_id: str, address: str, channel: grpc.aio.Channel) -> None:
         self._vm_id = vm_id
         self.address = address
         self._channel = channel
-        self._config = config
 
     async def wait_ready(self) -> None:
         """Return once something speaks HTTP/2 at the agent's port, however long that takes."""
@@ -62,18 +59,10 @@ class Agent:
         """The agent's answer to ``Run``.
 
         :raises AgentError: if that is an error, or no answer at all
-        :raises AgentTimeout: if there is none within ``timeout_s``
         """
         try:
-            with trio.fail_after(self._config.timeout_s):
-                reply: str = await aio_as_trio(self._run)(computation)
-                return reply
-        except trio.TooSlowError:
-            raise AgentTimeout(
-                self._vm_id,
-                f"the agent of VM {self._vm_id} at {self.address} did not answer Run within"
-                f" {self._config.timeout_s:g} s; see MANAGER_AGENT_GRPC_TIMEOUT",
-            ) from None
+            reply: str = await aio_as_trio(self._run)(computation)
+            return reply
         except grpc.aio.AioRpcError as error:
             code, text = error.code().name, error.details() or "without a word"
             raise AgentError(self._vm_id, code, text) from error
@@ -126,7 +115,7 @@ async def connect(vm_id: str, target: str, config: AgentConfig) -> AsyncIterator
 
     channel = await aio_as_trio(opened)()
     try:
-        yield Agent(vm_id, target, channel, config)
+        yield Agent(vm_id, target, channel)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
             await aio_as_trio(channel.close)()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -12,7 +13,7 @@ import trio
 
 from supervisor import expiry, hearing, launch, machine, process, runstate
 from supervisor.ending import end
-from supervisor.errors import PortsTaken, SocketGone, SupervisorError, VmEnded, single
+from supervisor.errors import MonitorError, PortsTaken, SocketGone, SupervisorError, VmEnded, single
 from supervisor.link import Link, LinkState
 from supervisor.record import EndMode
 from supervisor.runstate import Status, VmState
@@ -247,6 +248,10 @@ class Life:
         if self._vm.status.state is VmState.PRELAUNCH:
             await qemu.kill()  # nothing has run that could be lost
             return
+        if mode is EndMode.GRACEFUL and self._vm.status.state is VmState.PAUSED:
+            # A held guest hears no power button.
+            with contextlib.suppress(MonitorError):
+                await link.monitor().cont()
         await end(self._vm.end_request, qemu, link, self._vm.config.shutdown, self._going_down)
 
     async def _going_down(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -61,8 +62,11 @@ class Relay:
         try:
             while True:
                 self._reset = trio.Event()
+                # A held guest's agent cannot answer, and QEMU's user network forgets none of the
+                # connections that are tried meanwhile.
+                await vm.until(lambda: vm.status.state is VmState.RUNNING)
                 try:
-                    await unless(self._reset.wait, self._meet)
+                    await unless(self._cut_off, self._meet)
                 except CutShort:
                     continue
                 except SupervisorError as error:
@@ -70,6 +74,15 @@ class Relay:
                 await self._reset.wait()
         finally:
             self.agent_ready = False
+
+    async def _cut_off(self) -> None:
+        """Return when the agent is to be met anew: after a reset, or a hold before it is ready."""
+        vm = self._vm
+        await vm.until(
+            lambda: (
+                self._reset.is_set() or (vm.status.state is VmState.PAUSED and not self.agent_ready)
+            )
+        )
 
     async def interrupt(self) -> None:
         """Another supervisor, or a guest before a reset, had it: nobody knows what became of it."""
@@ -82,12 +95,14 @@ class Relay:
     async def guest_was_reset(self) -> None:
         """Look for the agent anew."""
         self._vm.resets += 1
+        self._vm.forget("agent")
         self.agent_ready = False
         await self.interrupt()
         self._reset.set()
 
     async def again(self) -> None:
         """The guest is booted again, as its run asked for: its agent gets the computation again."""
+        self._vm.forget("agent")
         if self.state is not RelayState.FAILED:
             await self._commit(RelayState.WAITING)
 
@@ -97,9 +112,8 @@ class Relay:
         async with agent.connect(vm.id, target, vm.config.agent) as guest_agent:
             await self._wait_ready(guest_agent)
             self.agent_ready = True
-            if "agent" not in vm.record.phases or vm.resets or vm.record.restarts:
-                # To ask anew after an adoption brings no news.
-                vm.reached("agent")
+            # To ask anew after an adoption brings no news.
+            if vm.reached("agent"):
                 vm.defer("agent", {"address": target})
                 log.info("agent ready", vm=vm.id, agent=target)
             if self.state is RelayState.WAITING:
@@ -111,14 +125,27 @@ class Relay:
         if self.state is not RelayState.WAITING:
             return await guest_agent.wait_ready()
         vm, timeout_s = self._vm, self._vm.config.agent.boot_timeout_s
-        with trio.move_on_after(timeout_s):
-            return await guest_agent.wait_ready()
-        raise AgentTimeout(
-            vm.id,
-            f"the agent of VM {vm.id} was not ready {timeout_s:g} s after the guest's start;"
-            f" what the guest printed is in {vm.rundir.serial_log}, the time allowed is"
-            " MANAGER_BOOT_TIMEOUT",
-        )
+        try:
+            return await unless(partial(self._time_is_up, timeout_s), guest_agent.wait_ready)
+        except CutShort:
+            raise AgentTimeout(
+                vm.id,
+                f"the agent of VM {vm.id} was not ready {timeout_s:g} s after the guest's start;"
+                f" what the guest printed is in {vm.rundir.serial_log}, the time allowed is"
+                " MANAGER_BOOT_TIMEOUT",
+            ) from None
+
+    async def _time_is_up(self, allowed_s: float) -> None:
+        """Return when the guest has run for so long from now on: a held one cannot hurry."""
+        vm, left_s = self._vm, allowed_s
+        while True:
+            await vm.until(lambda: vm.status.state is not VmState.PAUSED)
+            began = trio.current_time()
+            with trio.move_on_after(left_s):
+                await vm.until(lambda: vm.status.state is VmState.PAUSED)
+                left_s -= trio.current_time() - began
+                continue
+            return
 
     async def _send(self, guest_agent: Agent) -> None:
         vm = self._vm
@@ -135,9 +162,16 @@ class Relay:
         self.settled.set()
 
     async def _call(self, guest_agent: Agent, computation: bytes) -> str:
-        vm = self._vm
+        vm, timeout_s = self._vm, self._vm.config.agent.timeout_s
+        time_is_up = partial(self._time_is_up, timeout_s)
         try:
-            return await guest_agent.run(computation)
+            return await unless(time_is_up, guest_agent.run, computation)
+        except CutShort:
+            raise AgentTimeout(
+                vm.id,
+                f"the agent of VM {vm.id} at {guest_agent.address} did not answer Run within"
+                f" {timeout_s:g} s; see MANAGER_AGENT_GRPC_TIMEOUT",
+            ) from None
         except AgentError as error:
             if error.code != "UNAVAILABLE":
                 raise

@@ -209,9 +209,16 @@ class Vm:
             data = {"state": status.state, "reason": status.reason}
             await self.commit("state", data, status=status, **changes)
 
-    def reached(self, phase: str) -> None:
-        """Note when a step was first reached; the next commit writes it."""
-        self._phases.setdefault(phase, process.boottime_s() - self._born_s)
+    def reached(self, phase: str) -> bool:
+        """Note when a step was first reached; the next commit writes it. Whether it was now."""
+        first = phase not in self._phases
+        if first:
+            self._phases[phase] = process.boottime_s() - self._born_s
+        return first
+
+    def forget(self, phase: str) -> None:
+        """This step is to be taken again."""
+        self._phases.pop(phase, None)
 
     def close(self) -> None:
         """Its task is over: who waits for the VM waits no longer."""

@@ -78,18 +78,22 @@ def test_modules_are_installed_with_their_orders(tmp_path: Path) -> None:
         "virtio": "",
         "pvpanic-mmio": "",
         "sev-guest": "virtio",
+        "i6300esb": "watchdog",
+        "watchdog": "",
         "sound": "",
     }.items():
         (kernel / f"{name}.ko").write_bytes(b"\0license=GPL\0depends=%b\0" % depends.encode())
     target = tmp_path / "guest"
     modules.install(tmp_path, target)
     assert (target / "first").read_text().split() == ["virtio", "virtio_net", "pvpanic_mmio"]
-    assert (target / "later").read_text().split() == ["sev_guest"]
+    assert (target / "later").read_text().split() == ["watchdog", "i6300esb", "sev_guest"]
     assert sorted(path.name for path in target.glob("*.ko")) == [
+        "i6300esb.ko",
         "pvpanic_mmio.ko",
         "sev_guest.ko",
         "virtio.ko",
         "virtio_net.ko",
+        "watchdog.ko",
     ]
 
 
