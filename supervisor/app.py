@@ -11,6 +11,7 @@ import logging
 import resource
 import signal
 import ssl
+import sys
 import uuid
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -171,6 +172,9 @@ def _tune_process() -> None:
     # the start stays, and what comes later has few circles in it.
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
+    # Who holds the interpreter gives it up after this time: worker threads that write records are
+    # not to make the loop wait for longer than a request takes.
+    sys.setswitchinterval(0.0005)
 
 
 async def main(config: Config) -> None:

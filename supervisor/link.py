@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import random
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -141,7 +142,7 @@ class Link:
         pause_s = random.uniform(0, self._life.heartbeat_s)
         while True:
             if self.state is LinkState.OK:
-                await trio.sleep(pause_s)
+                await trio.sleep_until(_on_the_beat(trio.current_time() + pause_s, pause_s))
                 pause_s = self._life.heartbeat_s
             heard = self._heard
             try:
@@ -164,3 +165,8 @@ class Link:
             # That a new VM's monitor answers is no news.
             if before is not LinkState.NONE or state is LinkState.LOST:
                 await self._turned(state)
+
+
+def _on_the_beat(time: float, pause_s: float) -> float:
+    """A moment that many VMs share: to wake up for them one by one would cost more than to ask."""
+    return float(math.ceil(time)) if pause_s >= 1 else time
