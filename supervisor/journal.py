@@ -44,6 +44,7 @@ class Journal:
         self.sequence = sequence
         self._store = store
         self._issued = sequence
+        self._reserved = sequence
         self._written: dict[int, Event | None] = {}
 
     async def create(self, record: Record, computation: bytes) -> Record:
@@ -121,6 +122,11 @@ class Journal:
             self._tell(event.sequence, event)
 
     def _number(self, kind: str, vm_id: str | None, data: Mapping[str, Any]) -> Event:
+        if self._issued >= self._reserved:
+            try:
+                self._reserved = self._store.reserve(self._issued)
+            except OSError as error:
+                log.error("numbers of events cannot be reserved", problem=str(error))
         self._issued += 1
         return Event(self._issued, datetime.now(UTC), vm_id, kind, data)
 

@@ -150,6 +150,9 @@ class Life:
         identity, pidfd = found
         if self._vm.record.ending:
             self._vm.ask_to_end(self._vm.record.ending, "asked of the supervisor before")
+        if self._vm.status.state is VmState.SHUTDOWN:
+            # It waits to be told to quit, and no event tells of it again.
+            self._vm.ask_to_end(EndMode.FORCE, "the guest has ended")
         with self._ports.hold(self._vm.record.forwards):
             async with process.adopt(identity, pidfd, leave=self._left) as qemu:
                 if self._vm.status.state.ended:
@@ -252,6 +255,7 @@ class Life:
             # A held guest hears no power button.
             with contextlib.suppress(MonitorError):
                 await link.monitor().cont()
+        await link.tried.wait()  # of one that was taken up with its end on record
         await end(self._vm.end_request, qemu, link, self._vm.config.shutdown, self._going_down)
 
     async def _going_down(self) -> None:
@@ -271,6 +275,8 @@ class Life:
         """The last words on record, and nothing else left but the logs."""
         qemu, record = self._vm.qemu, self._vm.record
         exit_code = qemu.exit_code if qemu else record.exit_code
+        if verdict is None and qemu and qemu.gone and record.status.state is VmState.SHUTDOWN:
+            verdict = runstate.after_exit(record.status, exit_code)
         if verdict is None or not verdict.state.ended:
             code = "none" if exit_code is None else exit_code
             verdict = Status(VmState.CRASHED, f"exit:{code}")

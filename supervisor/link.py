@@ -66,6 +66,8 @@ class Link:
         turned: Callable[[LinkState], Awaitable[None]],
     ) -> None:
         self.state = LinkState.NONE
+        #: Set once the first connection has been made, or has failed.
+        self.tried = trio.Event()
         #: Why the last connection failed, if it did.
         self.problem = ""
         self._vm_id = vm_id
@@ -104,6 +106,7 @@ class Link:
             except MonitorError as error:
                 failure = error
                 self.problem = str(error)
+                self.tried.set()
             # A process closes its sockets a moment before it is seen to have ended.
             with trio.move_on_after(EXIT_LAG_S):
                 await qemu.wait()
@@ -125,6 +128,7 @@ class Link:
                     link = await unless(qemu.wait, stack.enter_async_context, connection)
                     self._monitor = link
                     await self._met(link)
+                self.tried.set()
                 await self._turn(LinkState.OK)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._beats, link)

@@ -112,6 +112,7 @@ class Relay:
         async with agent.connect(vm.id, target, vm.config.agent) as guest_agent:
             await self._wait_ready(guest_agent)
             self.agent_ready = True
+            vm.wake()
             # To ask anew after an adoption brings no news.
             if vm.reached("agent"):
                 vm.defer("agent", {"address": target})

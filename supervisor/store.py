@@ -35,6 +35,9 @@ _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: A directory that is being made, and one that is being removed.
 _NEW, _GONE = ".new", ".gone"
 
+#: How many numbers of events are reserved at a time.
+_RESERVED = 10_000
+
 #: How many of the supervisor's own events, and of deleted VMs', outlive a start.
 _KEPT_EVENTS = 1000
 
@@ -66,7 +69,7 @@ def locked(tmp: Path) -> Iterator[None]:
 class Found:
     """What was in tmp/ at the start.
 
-    :param sequence: of the latest event ever recorded there
+    :param sequence: no event was ever told with a greater number
     :param damaged: ids of VMs whose record was set aside, and where to
     :param gone: ids of VMs whose removal was cut short, and is finished now
     """
@@ -83,6 +86,7 @@ class Store:
     def __init__(self, tmp: Path) -> None:
         self._tmp = tmp
         self._own_events = tmp / "events.jsonl"
+        self._ceiling = tmp / "sequence"
         #: Lines that could not be written yet, by file.
         self._owed: dict[Path, list[bytes]] = {}
 
@@ -107,8 +111,7 @@ class Store:
         :raises OSError:
         """
         rundir = Rundir(self._tmp / changed.id)
-        owed = self._owed.setdefault(rundir.events, [])
-        owed += map(event_line, events)
+        owed = self._owe(rundir.events, events)
         _replace(rundir.record, record.dump(changed, events))
         _append(rundir.events, owed)
         del self._owed[rundir.events]
@@ -118,7 +121,37 @@ class Store:
 
         :raises OSError:
         """
-        _append(self._own_events, [event_line(event)])
+        _append(self._own_events, self._owe(self._own_events, [event]))
+        del self._owed[self._own_events]
+
+    def _owe(self, file: Path, events: Iterable[Event]) -> list[bytes]:
+        owed = self._owed.setdefault(file, [])
+        owed += map(event_line, events)
+        return owed
+
+    def reserve(self, sequence: int) -> int:
+        """Have no number up to the one returned given twice, whatever becomes of its event.
+
+        An event that could not be written, for want of room, was told all the same. The file is
+        as long as it will ever be, so that it can be written where there is no room any more.
+
+        :param sequence: the last number given so far
+        :raises OSError:
+        """
+        most = sequence + _RESERVED
+        descriptor = os.open(self._ceiling, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(descriptor, f"{most:>19}\n".encode(), 0)
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+        return most
+
+    def _reserved(self) -> int:
+        try:
+            return int(self._ceiling.read_text())
+        except (OSError, ValueError):
+            return 0
 
     def remove(self, vm_id: str, event: Event) -> None:
         """Remove a VM's directory. Cut short, it is finished at the next start."""
@@ -126,8 +159,11 @@ class Store:
         gone = path.with_name(vm_id + _GONE)
         path.rename(gone)
         self._owed.pop(Rundir(path).events, None)
-        self.note(event)
-        shutil.rmtree(gone, ignore_errors=True)
+        try:
+            self.note(event)
+        finally:
+            # Of all things this must not fail where there is no room left.
+            shutil.rmtree(gone, ignore_errors=True)
 
     def events_after(self, sequence: int, vm_ids: Iterable[str]) -> list[Event]:
         """The events of these VMs, and of the supervisor, that are later; in their order."""
@@ -138,7 +174,7 @@ class Store:
     def load(self) -> Found:
         """All that is on record, mended where a crash left it half done."""
         found = Found([], 0, {}, [])
-        sequence = 0
+        sequence = self._reserved()
         _mend(self._own_events)
         _shorten(self._own_events)
         deleted = set()
