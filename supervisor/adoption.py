@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ import trio
 
 from supervisor import machine, process
 from supervisor.limits import Need
-from supervisor.machine import Forward
 from supervisor.record import ProcessId, Record, RelayState, Wishes
 from supervisor.rundir import Rundir
 from supervisor.runstate import Status, VmState
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from supervisor.store import Store
 
 log = structlog.stdlib.get_logger()
-
-_FORWARD = re.compile(r"hostfwd=tcp:([0-9.]*):(\d+)-:(\d+)")
 
 
 @attrs.frozen
@@ -60,11 +56,16 @@ def _look(config: Config, store: Store) -> Inheritance:
     ]
     records = [*found.records, *rebuilt]
     processes = {}
-    for record in records:
+    for index, record in enumerate(records):
         if record.ended_at is None:
             alive = process.find(record.id, record.process, running)
             if alive:
                 processes[record.id] = alive
+                if not record.forwards:
+                    # Its supervisor was killed before it could write what it had started.
+                    words = process.command_line(alive[0].pid)
+                    rundir = Rundir(config.qemu.tmp / record.id)
+                    records[index] = _as_seen(record, words, rundir)
         else:
             _finish(record, Rundir(config.qemu.tmp / record.id))
     records.sort(key=lambda record: record.created_at)
@@ -85,7 +86,6 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, store: Store) -> Recor
     rundir = Rundir(config.qemu.tmp / vm_id)
     rundir.path.mkdir(mode=0o700, exist_ok=True)
     words = process.command_line(pids[0]) if pids else []
-    forwards = [match for word in words for match in _FORWARD.findall(word)]
     events = [event for event in store.events_after(0, [vm_id]) if event.vm_id == vm_id]
     states = [event for event in events if event.kind == "state"]
     record = Record(
@@ -95,19 +95,25 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, store: Store) -> Recor
         memory_bytes=need.memory_bytes,
         vcpus=need.vcpus,
         sequence=events[-1].sequence if events else 0,
-        command=tuple(words),
-        forwards=tuple(
-            Forward(int(guest), address, int(host)) for address, host, guest in forwards
-        ),
         relay=RelayState.INTERRUPTED,
         error="its record was damaged or lost; this is what could still be seen",
     )
+    record = _as_seen(record, words, rundir)
     if not states:
         return record
     last = states[-1]
     status = Status(VmState(last.data["state"]), last.data["reason"])
     ended_at = last.at if status.state.ended and not pids else None
     return attrs.evolve(record, status=status, ended_at=ended_at)
+
+
+def _as_seen(record: Record, words: list[str], rundir: Rundir) -> Record:
+    """A record completed by the command line of the VM's process."""
+    return attrs.evolve(
+        record,
+        command=tuple(machine.by_hand(words, rundir.qmp_socket)),
+        forwards=tuple(machine.forwards_in(words)),
+    )
 
 
 def _finish(record: Record, rundir: Rundir) -> None:

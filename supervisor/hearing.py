@@ -43,6 +43,8 @@ async def hear(vm: Vm, event: QmpEvent) -> None:
             case "RESET":
                 await vm.relay.guest_was_reset()
                 await vm.commit("reset", {})
+                vm.resets += 1  # who waits for it may look at the record
+                vm.wake()
             case "WATCHDOG":
                 action = event.data.get("action")
                 log.warning("watchdog ran out", vm=vm.id, action=action)

@@ -195,6 +195,8 @@ class Life:
                 await heard.wait()
             nursery.cancel_scope.cancel()
         self._vm.link = None
+        if qemu.identity.sudo:
+            await self._end_what_sudo_left()
         if self._vm.status.state in (VmState.PRELAUNCH, VmState.CRASHED):
             return self._vm.status
         if self._vm.watchdog_ended_it:
@@ -202,12 +204,25 @@ class Life:
         asked = self._vm.record.ending is not None and not qemu.killed
         return runstate.after_exit(self._vm.status, qemu.exit_code, asked=asked)
 
+    async def _end_what_sudo_left(self) -> None:
+        """Had sudo been killed, QEMU would live on, nobody's child."""
+        tmp = self._vm.config.qemu.tmp
+        running = await trio.to_thread.run_sync(process.running_below, tmp)
+        found = process.find(self._vm.id, None, running)
+        if found:
+            log.warning("sudo has gone without its QEMU", vm=self._vm.id, pid=found[0].pid)
+            async with process.adopt(*found, leave=self._left):
+                pass  # leaving ends it
+
     async def _run_in_time(self, qemu: Qemu) -> None:
         timeout_s = self._vm.config.life.start_timeout_s
         with trio.move_on_after(timeout_s):
             await self._vm.until(lambda: self._vm.status.state is not VmState.PRELAUNCH)
             return
-        self._hung = f"its guest did not run within {timeout_s:g} s; see MANAGER_START_TIMEOUT"
+        problem = self._vm.link.problem if self._vm.link else ""
+        self._hung = (
+            f"its guest did not run within {timeout_s:g} s, see MANAGER_START_TIMEOUT; {problem}"
+        )
         await qemu.kill()
 
     async def _met(self, link: Monitor, *, launching: bool) -> None:
@@ -224,11 +239,12 @@ class Life:
             self._vm.ask_to_end(EndMode.FORCE, "its launch was interrupted")
 
     async def _turned(self, state: LinkState, *, launching: bool) -> None:
-        if launching and self._vm.status.state is VmState.PRELAUNCH and self._vm.qemu:
-            # Nothing is lost yet, and somebody waits for it.
-            why = self._vm.link.problem if self._vm.link else ""
-            self._hung = why or "its monitor failed"
-            await self._vm.qemu.kill()
+        link, qemu = self._vm.link, self._vm.qemu
+        if launching and self._vm.status.state is VmState.PRELAUNCH and link and qemu:
+            # Somebody waits for it: it is tried again until its time is up.
+            if link.refused:
+                self._hung = link.problem
+                await qemu.kill()
             return
         log.warning("monitor", vm=self._vm.id, monitor=state)
         await self._vm.commit("monitor", {"monitor": state})

@@ -30,6 +30,10 @@ log = structlog.stdlib.get_logger()
 _RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
 
 
+#: A QEMU that is well greets at once. Now and then one that has just been started never greets
+#: a connection that was made before its monitor was up; another one is.
+_GREETING_S = 2.0
+
 #: So many links are made at a time: of a thousand VMs that are taken up at once, each is to
 #: have its answers before they count as late.
 _being_made = trio.CapacityLimiter(64)
@@ -70,6 +74,8 @@ class Link:
         self.tried = trio.Event()
         #: Why the last connection failed, if it did.
         self.problem = ""
+        #: Whether that was QEMU's own answer to what it was asked to do.
+        self.refused = False
         self._vm_id = vm_id
         self._socket_path = socket_path
         self._life = life
@@ -105,7 +111,7 @@ class Link:
                 return  # gone before it was reached: there is nothing to hear any more
             except MonitorError as error:
                 failure = error
-                self.problem = str(error)
+                self.problem, self.refused = str(error), error.error_class is not None
                 self.tried.set()
             # A process closes its sockets a moment before it is seen to have ended.
             with trio.move_on_after(EXIT_LAG_S):
@@ -121,7 +127,8 @@ class Link:
 
     async def _converse(self, qemu: Qemu) -> None:
         """One connection, from its making to its end."""
-        connection = monitor.connect(self._socket_path, self._life.answer_s)
+        greeting_s = min(self._life.answer_s, _GREETING_S)
+        connection = monitor.connect(self._socket_path, greeting_s, self._life.answer_s)
         try:
             async with AsyncExitStack() as stack:
                 async with _being_made:

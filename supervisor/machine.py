@@ -8,6 +8,7 @@ Source: QEMU's manual page, ``qemu-system-x86_64(1)``.
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: How a supervisor hands the QMP socket over; where a person runs the line it is a path.
 QMP_BY_DESCRIPTOR = "fd=0"
+
+_FORWARD = re.compile(r"hostfwd=tcp:([0-9.]*):(\d+)-:(\d+)")
 
 #: What QEMU may not do once it is up; nothing here needs any of it.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -72,6 +75,18 @@ def argv(config: QemuConfig, machine: Machine) -> list[str]:
 def command(config: QemuConfig, machine: Machine) -> list[str]:
     """The same, as a person can run it: QMP on the socket's path, the guest not held."""
     return _command(config, machine, f"path={escape(machine.qmp_socket)}")
+
+
+def by_hand(words: Sequence[str], qmp_socket: Path) -> list[str]:
+    """What `command` gives, from what `argv` gave."""
+    path = f"path={escape(qmp_socket)}"
+    return [word.replace(f",{QMP_BY_DESCRIPTOR},", f",{path},") for word in words if word != "-S"]
+
+
+def forwards_in(words: Sequence[str]) -> list[Forward]:
+    """The forwards on a command line."""
+    found = (match for word in words for match in _FORWARD.findall(word))
+    return [Forward(int(guest), address, int(host)) for address, host, guest in found]
 
 
 def shell_line(words: Sequence[str]) -> str:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from qemu.qmp.message import Message
 
-#: qemu.qmp reports a lost link as an error of its own; to us it is the usual sign of an exit.
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+#: qemu.qmp reports a lost link as an error of its own, and as a bug if it is lost while being
+#: made; to us both are the usual signs of an exit.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 _DISCONNECT_GRACE_S = 2.0
 
@@ -188,10 +189,11 @@ def parse_sev(answer: Mapping[str, Any]) -> SevStatus:
 
 
 @asynccontextmanager
-async def connect(socket_path: Path, answer_s: float) -> AsyncIterator[Monitor]:
+async def connect(socket_path: Path, greeting_s: float, answer_s: float) -> AsyncIterator[Monitor]:
     """A monitor that is past QMP's greeting and negotiation. Closed on leaving.
 
-    :param answer_s: how long an answer may take, the greeting's included
+    :param greeting_s: how long the greeting may take
+    :param answer_s: how long any other answer may take
     :raises SocketGone: if nobody listens
     :raises MonitorError: if QEMU goes away before its greeting, or does not give one
     """
@@ -199,10 +201,10 @@ async def connect(socket_path: Path, answer_s: float) -> AsyncIterator[Monitor]:
     send, receive = trio.open_memory_channel[QmpEvent](math.inf)
     client.register_listener(_Forwarder(send))
     try:
-        with trio.fail_after(answer_s):
+        with trio.fail_after(greeting_s):
             watch = await aio_as_trio(_open)(client, socket_path, send)
     except trio.TooSlowError as error:
-        raise MonitorError(f"no greeting on {socket_path} within {answer_s:g} s") from error
+        raise MonitorError(f"no greeting on {socket_path} within {greeting_s:g} s") from error
     except (QMPError, OSError, EOFError) as error:
         kind = SocketGone if isinstance(_root(error), _NOBODY) else MonitorError
         raise kind(f"no QMP on {socket_path}: {error}") from error

@@ -29,6 +29,9 @@ VERSION = 1
 #: The state of a VM that was only decided on.
 PRELAUNCH = Status(VmState.PRELAUNCH, "prelaunch")
 
+#: What JSON says of garbage, and what comes of a value of another kind than expected.
+_UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+
 
 class Damaged(Exception):
     """A record or an event that cannot be read."""
@@ -159,10 +162,21 @@ def parse_event(line: bytes) -> Event:
     """:raises Damaged:"""
     try:
         data = json.loads(line)
-        at = datetime.fromisoformat(data.pop("at"))
-        return Event(int(data.pop("sequence")), at, data.pop("vm"), data.pop("event"), data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        at = _moment(data.pop("at"))
+        event = Event(int(data.pop("sequence")), at, data.pop("vm"), data.pop("event"), data)
+        words = [event.kind, event.vm_id or ""]
+        if event.kind == "state":
+            words += [VmState(data["state"]), data["reason"]]
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError(words)
+    except (*_UNREADABLE, KeyError) as error:
         raise Damaged(f"no event: {error!r}") from error
+    return event
+
+
+def _moment(text: str, _: object = None) -> datetime:
+    """With its zone, also where somebody left that out: else it compares with no other."""
+    return datetime.fromisoformat(text).astimezone(UTC)
 
 
 def dump(record: Record, events: Iterable[Event]) -> bytes:
@@ -188,7 +202,7 @@ def parse(content: bytes) -> tuple[Record, list[Event]]:
         record = _converter.structure(value["vm"], Record)
         events = [parse_event(json.dumps(event).encode()) for event in value["events"]]
         last = events[-1].sequence
-    except (ValueError, LookupError, TypeError, cattrs.BaseValidationError) as error:
+    except (*_UNREADABLE, LookupError, cattrs.BaseValidationError) as error:
         raise Damaged(f"it cannot be read: {_words(error)}") from error
     if last != record.sequence:
         raise Damaged(f"its last event is number {last}, the record's {record.sequence}")
@@ -202,3 +216,4 @@ def _words(error: Exception) -> str:
 
 
 _converter = make_converter(forbid_extra_keys=True)
+_converter.register_structure_hook(datetime, _moment)

@@ -94,7 +94,6 @@ class Relay:
 
     async def guest_was_reset(self) -> None:
         """Look for the agent anew."""
-        self._vm.resets += 1
         self._vm.forget("agent")
         self.agent_ready = False
         await self.interrupt()

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import shutil
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -89,6 +90,8 @@ class Store:
         self._ceiling = tmp / "sequence"
         #: Lines that could not be written yet, by file.
         self._owed: dict[Path, list[bytes]] = {}
+        #: The supervisor's own events come from several threads; a VM's from one at a time.
+        self._noting = threading.Lock()
 
     def create(self, new: Record, events: Sequence[Event], computation: bytes) -> None:
         """Make a VM's directory: there, with its record in it, or not there at all."""
@@ -121,8 +124,9 @@ class Store:
 
         :raises OSError:
         """
-        _append(self._own_events, self._owe(self._own_events, [event]))
-        del self._owed[self._own_events]
+        with self._noting:
+            _append(self._own_events, self._owe(self._own_events, [event]))
+            del self._owed[self._own_events]
 
     def _owe(self, file: Path, events: Iterable[Event]) -> list[bytes]:
         owed = self._owed.setdefault(file, [])
@@ -183,18 +187,19 @@ class Store:
             if event.kind == "deleted":
                 deleted.add(event.vm_id)
         for path in sorted(self._tmp.iterdir()):
-            vm_id, _, ending = path.name.partition(".")
-            if not _ID.fullmatch(vm_id) or not path.is_dir():
+            vm_id, ending = path.stem, path.suffix
+            ours = _ID.fullmatch(vm_id) and ending in ("", _NEW, _GONE)
+            if not ours or not path.is_dir():
                 continue
             rundir = Rundir(path)
-            if f".{ending}" == _NEW:
+            if ending == _NEW:
                 shutil.rmtree(path, ignore_errors=True)
                 continue
             _mend(rundir.events)
             sequence = max([sequence, *(event.sequence for event in _events(rundir.events))])
-            if f".{ending}" == _GONE and vm_id in deleted:
+            if ending == _GONE and vm_id in deleted:
                 shutil.rmtree(path, ignore_errors=True)
-            elif f".{ending}" == _GONE:
+            elif ending == _GONE:
                 found.gone.append(vm_id)
             else:
                 sequence = max(sequence, self._load_one(rundir, found))
@@ -208,7 +213,8 @@ class Store:
         if not rundir.record.exists() and not rundir.events.exists():
             log.warning("not a VM's directory, left alone", path=str(rundir.path))
             return 0
-        rundir.record_draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            rundir.record_draft.unlink()
         try:
             loaded, events = record.parse(rundir.record.read_bytes())
             if loaded.id != vm_id:
@@ -238,11 +244,13 @@ def _replace(file: Path, content: bytes) -> None:
 
 
 def _append(file: Path, lines: Iterable[bytes]) -> None:
-    with file.open("ab") as opened:
+    content = b"".join(lines)
+    # Without a buffer, whose rest would be written as soon as there is room: on closing.
+    with file.open("ab", buffering=0) as opened:
         begin = opened.tell()
         try:
-            opened.write(b"".join(lines))
-            opened.flush()
+            while content:
+                content = content[opened.write(content) :]
             os.fdatasync(opened.fileno())
         except OSError:
             # Half a line would spoil the next one.

@@ -45,9 +45,7 @@ class _Agent(agent_pb2_grpc.AgentServiceServicer):
         raise AssertionError
 
 
-def start(
-    kind: str, plan: Scenario, port: int, directory: Path, tell: Callable[..., None]
-) -> object:
+def start(kind: str, plan: Scenario, port: int, directory: Path, tell: Callable[..., None]) -> Any:
     """An agent of this kind on this port of the loopback, for as long as the process lives."""
     if kind == "reference":
         from supervisor.guest.agent import service as reference

@@ -2,7 +2,7 @@
 
 It reads ``scenario.json`` beside itself, tells the test what happens over ``control`` there
 and takes orders over it, so that no test has to wait for a time to pass. It dies like QEMU:
-at once, its ports with it.
+at once, its ports with it. What it says and when is that of QEMU 7.2, measured.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ class FakeQemu:
         self.vm_id = argv[argv.index("-uuid") + 1]
         self.status = "prelaunch"
         self.presses = 0
-        self.actions = {"shutdown": "poweroff", "reboot": "reset"}
+        #: As on the command line, and QEMU's own.
+        self.actions = {"shutdown": "poweroff", "reboot": "shutdown", "panic": "shutdown"}
+        self.swallows = set(self.plan.swallows)
         self.clients: set[asyncio.StreamWriter] = set()
         self.control: asyncio.StreamWriter | None = None
-        self.agent: object = None
+        self.agent: Any = None
 
     def host_port(self, guest_port: int) -> int:
         """The host port that leads to ``guest_port``."""
@@ -78,6 +80,16 @@ class FakeQemu:
                 self.emit(more["event"], more.get("data"))
             case "set-status":
                 self.status = more["status"]
+            case "swallow":
+                self.swallows = set(more["commands"])
+            case "power-off":
+                self.shut_down("guest-shutdown")
+            case "reboot":
+                self.shut_down("guest-reset")
+            case "panic":
+                self.panic()
+            case "hold":
+                self.hold(more["status"])
             case "start-agent":
                 self.start_agent(more["kind"])
             case "raw":
@@ -124,12 +136,21 @@ class FakeQemu:
     def execute(self, writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
         command, known = message["execute"], {"id": message["id"]} if "id" in message else {}
         self.tell(command)
-        if command in self.plan.swallows:
+        if command in self.swallows:
             return
         if command in self.plan.refuses:
             kind, text = self.plan.refuses[command]
             self.send(writer, {"error": {"class": kind, "desc": text}, **known})
             return
+        if command == "cont" and self.status == "shutdown":
+            desc = "Resetting the Virtual Machine is required"
+            self.send(writer, {"error": {"class": "GenericError", "desc": desc}, **known})
+            return
+        if command == "quit" and not self.plan.ignores_quit:
+            # Before the answer, and without a STOP.
+            self.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        if command == "system_reset":
+            self.reset()
         running = self.status == "running"
         answers = {
             "query-status": {"status": self.status, "running": running, "singlestep": False},
@@ -140,35 +161,61 @@ class FakeQemu:
             case "set-action":
                 self.actions |= message["arguments"]
             case "stop":
-                self.status = "paused"
-                self.emit("STOP")
-            case "system_reset":
-                self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
-            case "cont":
+                self.hold("paused")
+            case "cont" if not running:
                 self.status = "running"
                 self.emit("RESUME")
                 self.start_agent(self.plan.agent)
+            case "system_wakeup":
+                self.status = "running"
+                self.emit("WAKEUP")
             case "system_powerdown":
                 self.emit("POWERDOWN")
                 self.presses += 1
-                if self.presses > self.plan.deaf_to_powerdown:
-                    self.shut_down("guest-shutdown", guest=True)
+                if running and self.presses > self.plan.deaf_to_powerdown:
+                    self.shut_down("guest-shutdown")
             case "quit" if not self.plan.ignores_quit:
-                self.shut_down("host-qmp-quit", guest=False)
+                self.exit(0)
+
+    def hold(self, status: str) -> None:
+        if self.status == "running":
+            self.status = status
+            self.emit("STOP")
+
+    def reset(self) -> None:
+        self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+        self.stop_agent()
+        if self.status == "running":
+            self.start_agent(self.plan.agent)
+        else:
+            self.status = "prelaunch"  # also a guest that has run: no event tells of it
 
     # --- the end ---
 
     def sigterm(self) -> None:
         self.tell("SIGTERM")
         if not self.plan.ignores_sigterm:
-            self.shut_down("host-signal", guest=False)
+            # An action of pause is for the guest's own shutdown alone.
+            self.emit("SHUTDOWN", {"guest": False, "reason": "host-signal"})
+            self.exit(0)
 
-    def shut_down(self, reason: str, *, guest: bool) -> None:
-        self.emit("SHUTDOWN", {"guest": guest, "reason": reason})
-        if guest and self.actions["shutdown"] == "pause":
+    def shut_down(self, reason: str) -> None:
+        """The guest's own: power off, or a reboot."""
+        self.emit("SHUTDOWN", {"guest": True, "reason": reason})
+        if self.actions["shutdown"] == "pause":
             self.status = "shutdown"
             self.emit("STOP")
         else:
+            self.exit(0)
+
+    def panic(self) -> None:
+        if self.actions["panic"] == "pause":
+            self.emit("GUEST_PANICKED", {"action": "pause"})
+            self.status = "guest-panicked"
+            self.emit("STOP")
+        else:
+            self.emit("GUEST_PANICKED", {"action": "poweroff"})
+            self.emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
             self.exit(0)
 
     def exit(self, code: int) -> None:
@@ -187,7 +234,7 @@ class FakeQemu:
     # --- the guest ---
 
     def start_agent(self, kind: str) -> None:
-        if kind == "none":
+        if kind == "none" or self.agent:
             return
         # Takes a third of a second to import, which a program that is to fail need not spend.
         from tests.fake import fake_agent
@@ -198,6 +245,11 @@ class FakeQemu:
             loop.call_soon_threadsafe(lambda: self.tell(what, **more))
 
         self.agent = fake_agent.start(kind, self.plan, self.host_port(7002), self.directory, tell)
+
+    def stop_agent(self) -> None:
+        if self.agent:
+            self.agent.stop(None).wait()
+            self.agent = None
 
 
 def main(directory: Path) -> None:

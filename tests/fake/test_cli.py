@@ -92,7 +92,7 @@ async def test_run_json_has_the_members_of_post_run(world: World, tmp_path: Path
         assert answer.keys() == posted.keys()
         assert answer["computation"] == DIGEST
         assert answer["state"] == "running"
-        assert supervisor.vm(answer["id"]).reply == DIGEST
+        assert supervisor.vm(answer["id"]).record.reply == DIGEST
 
 
 async def test_run_names_a_wrong_member(world: World) -> None:
@@ -152,7 +152,7 @@ async def test_ls_show_shutdown_rm(world: World) -> None:
 
         shown = (await run("show", first[:13])).stdout.decode()
         assert shown.startswith(f"id        {first}\nstate     running (running)\n")
-        assert shown.endswith(f"{shlex.join(supervisor.vm(first).command)}\n")
+        assert shown.endswith(f"{shlex.join(supervisor.vm(first).record.command)}\n")
         assert (await run.json("show", first))["id"] == first
 
         ended = (await run("shutdown", first)).stdout.decode()

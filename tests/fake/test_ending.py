@@ -45,12 +45,13 @@ async def test_graceful(world: World, body: dict[str, str]) -> None:
 
 async def test_button_is_pressed_until_the_guest_hears(world: World) -> None:
     world.scenario(deaf_to_powerdown=3)
-    async with world.serve(MANAGER_POWERDOWN_INTERVAL="1ms") as supervisor:
+    async with world.serve(MANAGER_POWERDOWN_INTERVAL="10ms") as supervisor:
         vm_id = (await supervisor.run())["id"]
         guest = await world.guest()
         shown = await shutdown(supervisor, vm_id)
         await guest.until("end")
-        assert guest.count("system_powerdown") == 4
+        # Once more, perhaps, while it is being heard of.
+        assert guest.count("system_powerdown") >= 4
         assert shown["reason"] == "guest-shutdown"
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 async def test_as_many_vms_as_are_allowed(world: World) -> None:
-    async with world.serve(MANAGER_MAX_VMS="2") as supervisor:
+    async with world.serve(MANAGER_MAX_VMS="2", MANAGER_QUEUE="0") as supervisor:
         first = (await supervisor.run())["id"]
         await supervisor.run()
         refused = await supervisor.post(b"1")
@@ -27,7 +27,7 @@ async def test_as_many_vms_as_are_allowed(world: World) -> None:
 
 async def test_vms_that_are_being_started_count(world: World) -> None:
     world.scenario(agent="none")
-    async with world.serve(MANAGER_MAX_VMS="1") as supervisor:
+    async with world.serve(MANAGER_MAX_VMS="1", MANAGER_QUEUE="0") as supervisor:
         await supervisor.begin()
         assert (await supervisor.post(b"1")).status_code == 429
 
@@ -111,3 +111,39 @@ async def test_vms_started_at_once_have_ports_of_their_own(world: World) -> None
         vms = (await supervisor.http.get("/vms")).json()["vms"]
         ports = [forward["host_port"] for vm in vms for forward in vm["forwards"]]
         assert len(ports) == len(set(ports)) == 12
+
+
+async def test_run_that_waits_is_served_when_another_ends(world: World) -> None:
+    async with world.serve(MANAGER_MAX_VMS="1", MANAGER_QUEUE="1") as supervisor:
+        first = (await supervisor.run())["id"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(supervisor.run)
+            while not supervisor.running.service.admission.waiting:
+                await trio.lowlevel.checkpoint()
+            refused = await supervisor.post(b"1")
+            assert refused.status_code == 429
+            assert int(refused.headers["Retry-After"]) > 0
+            assert "MANAGER_QUEUE" in refused.json()["detail"]
+            await supervisor.http.post(f"/vms/{first}/shutdown")
+
+
+async def test_run_that_waited_too_long(world: World) -> None:
+    async with world.serve(MANAGER_MAX_VMS="1", MANAGER_QUEUE_TIMEOUT="10ms") as supervisor:
+        await supervisor.run()
+        refused = await supervisor.post(b"1")
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) > 0
+        assert "MANAGER_QUEUE_TIMEOUT" in refused.json()["detail"]
+
+
+async def test_caller_that_goes_away_does_not_wait_any_more(world: World) -> None:
+    async with world.serve(MANAGER_MAX_VMS="1") as supervisor:
+        await supervisor.run()
+        admission = supervisor.running.service.admission
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(supervisor.run)
+            while not admission.waiting:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        while admission.waiting:
+            await trio.lowlevel.checkpoint()

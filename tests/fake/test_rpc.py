@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +87,18 @@ async def test_each_computation_reaches_the_agent_of_its_own_vm(world: World) ->
 
 
 async def test_capacity(world: World) -> None:
-    async with world.serve(MANAGER_MAX_VMS="1") as supervisor:
+    async with world.serve(MANAGER_MAX_VMS="1", MANAGER_QUEUE="0") as supervisor:
         await run(supervisor)
         assert "MANAGER_MAX_VMS" in await refused(Code.RESOURCE_EXHAUSTED, run, supervisor)
+
+
+async def test_capacity_says_when_to_try_again(world: World) -> None:
+    async with world.serve(MANAGER_MAX_VMS="1", MANAGER_QUEUE="0") as supervisor:
+        await run(supervisor)
+        with pytest.raises(grpc.RpcError) as caught:
+            await run(supervisor)
+        error: Any = caught.value
+        assert int(dict(error.trailing_metadata())["retry-after"]) > 0
 
 
 async def test_second_vm_of_a_fixed_agent(world: World) -> None:
@@ -203,7 +212,8 @@ async def test_delete(world: World) -> None:
         answer = await supervisor.call(supervisor.vm_service.Delete, request)
         assert answer == empty_pb2.Empty()
         await refused(Code.NOT_FOUND, get, supervisor, vm_id)
-        assert not list(world.tmp.iterdir())
+        assert not (world.tmp / vm_id).exists()
+        assert not [file for file in world.tmp.iterdir() if file.is_dir()]
 
 
 @pytest.mark.parametrize("name", ["Get", "Shutdown", "Delete"])
@@ -227,9 +237,18 @@ async def test_watch_tells_first_the_states_and_then_each_change(world: World) -
             first = await change()
             assert (first.id, first.state) == (old, vm_pb2.VM_STATE_RUNNING)
             new = (await run(supervisor)).ID
-            started = await change()
-            assert (started.id, started.state) == (new, vm_pb2.VM_STATE_RUNNING)
+            told = [await change() for _ in range(6)]
+            assert {one.id for one in told} == {new}
+            kinds = ["state", "launched", "state", "agent", "relay", "relay"]
+            assert [one.kind for one in told] == kinds
+            assert told[0].state == vm_pb2.VM_STATE_PRELAUNCH
+            assert told[2].state == vm_pb2.VM_STATE_RUNNING
+            assert told[1].state == vm_pb2.VM_STATE_UNSPECIFIED
+            assert [one.data["state"] for one in told[4:]] == ["sent", "answered"]
+            numbers = [first.sequence, *(one.sequence for one in told)]
+            assert numbers == sorted(set(numbers))
             await supervisor.http.post(f"/vms/{old}/shutdown")
+            assert (await change()).kind == "ending"
             going, gone = await change(), await change()
             assert (going.id, going.state) == (old, vm_pb2.VM_STATE_SHUTDOWN)
             assert (gone.id, gone.state) == (old, vm_pb2.VM_STATE_SHUTOFF)
@@ -273,23 +292,23 @@ async def test_each_change_is_told_as_it_was(world: World) -> None:
         trio_asyncio.open_loop(),
         trio.open_nursery() as nursery,
     ):
-        reader = SlowReader(until=3)
+        reader = SlowReader(until=9)
         watch = aio_as_trio(VmServicer(supervisor.running.service).Watch)
         nursery.start_soon(watch, vm_pb2.WatchRequest(), reader)
         vm_id = (await supervisor.run())["id"]
         await reader.first.wait()
         await supervisor.http.post(f"/vms/{vm_id}/shutdown")
-        ended_at = supervisor.vm(vm_id).ended_at
+        over_at = datetime.now(UTC)
         reader.go_on.set()
         await reader.enough.wait()
         nursery.cancel_scope.cancel()
-        assert [change.state for change in reader.written] == [
+        assert [change.state for change in reader.written if change.kind == "state"] == [
+            vm_pb2.VM_STATE_PRELAUNCH,
             vm_pb2.VM_STATE_RUNNING,
             vm_pb2.VM_STATE_SHUTDOWN,
             vm_pb2.VM_STATE_SHUTOFF,
         ]
-        assert ended_at is not None
-        assert reader.written[-1].at.ToDatetime(UTC) <= ended_at
+        assert reader.written[-1].at.ToDatetime(UTC) <= over_at
 
 
 # --- what every gRPC server should answer ---------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import gc
+import os
 import random
 import socket
+import subprocess
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -20,12 +22,14 @@ from supervisor import app, config
 from supervisor.config import OnStop
 from supervisor.errors import SupervisorError
 from supervisor.pb import manager_pb2_grpc, vm_pb2, vm_pb2_grpc
+from tests.fake.guest import Apart, Guest
 from tests.fake.scenario import Scenario
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from supervisor.record import Record
     from supervisor.vm import Vm
 
 _CHECKOUT = Path(__file__).parents[2]
@@ -38,51 +42,6 @@ _GRPC_OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.enable_http_proxy", 0),
 )
-
-
-class Guest:
-    """The test's side of one run of the stand-in."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self._buffer = b""
-        self.vm_id = ""
-        self.pid = 0
-        #: All that was seen, in order.
-        self.seen: list[dict[str, Any]] = []
-
-    async def next(self) -> dict[str, Any]:
-        """What happened next there. Ends with the program: ``{"saw": "end"}``."""
-        while b"\n" not in self._buffer:
-            try:
-                data = await self._stream.receive_some()
-            except trio.BrokenResourceError:
-                data = b""
-            if not data:
-                return {"saw": "end"}
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        self.seen.append(json.loads(line))
-        return self.seen[-1]
-
-    async def until(self, what: str) -> dict[str, Any]:
-        """Wait for ``what``: a QMP command by its name, ``Run``, ``SIGTERM`` or ``end``."""
-        while (saw := await self.next())["saw"] != what:
-            assert saw["saw"] != "end", f"the program ended before {what}: {self.seen}"
-        return saw
-
-    async def order(self, do: str, **more: object) -> None:
-        await self._stream.send_all(json.dumps({"do": do, **more}).encode() + b"\n")
-
-    async def emit(self, event: str, **data: object) -> None:
-        await self.order("emit", event=event, data=data)
-
-    async def exit(self, code: int) -> None:
-        """Have it exit, with a negative code by that signal."""
-        await self.order("exit", code=code)
-
-    def count(self, what: str) -> int:
-        return [one["saw"] for one in self.seen].count(what)
 
 
 @attrs.frozen
@@ -139,6 +98,19 @@ class Supervisor:
             while self.vm(vm_id).status.state.value not in wanted:
                 await changes.receive()
 
+    async def wait_record(self, vm_id: str, condition: Callable[[Record], bool]) -> None:
+        """Return once this is so of the VM's record."""
+        vm = self.vm(vm_id)
+        await vm.until(lambda: condition(vm.record))
+
+    async def leave(self, *guests: Guest) -> None:
+        """Stop, and leave the VMs to the next supervisor: these, and no other."""
+        vms = self.running.service.vms
+        self.running.stop(OnStop.LEAVE)
+        for guest in guests:
+            await vms[guest.vm_id].wait_over()
+            assert not vms[guest.vm_id].ended
+
     async def call(self, method: Callable[..., Any], request: object) -> Any:
         """A gRPC call in a thread, so that the supervisor can answer it."""
         return await in_thread(partial(method, request, timeout=PATIENCE_S))
@@ -173,6 +145,8 @@ class World:
         self.image = directory / "base.qcow2"
         self.ports = free_range()
         self._guests = guests
+        #: Left by supervisors of this process, whose children they stay; see `reap`.
+        self._left: list[trio.Process] = []
         _write_files(directory, self.qemu)
         self.scenario()
 
@@ -213,7 +187,8 @@ class World:
     ) -> AsyncIterator[Supervisor]:
         """A supervisor with these settings; on leaving it is stopped, without patience.
 
-        Nothing of it may be left then: no task, port or socket.
+        Nothing of it may be left then: no task, port or socket. Unless the test had it leave its
+        VMs: then these are, for the next one.
         """
         loaded = config.load(self.environ(**settings))
         tasks = trio.lowlevel.current_statistics().tasks_living
@@ -223,11 +198,62 @@ class World:
                 async with clients(running, secure or Secure()) as supervisor:
                     yield supervisor
             finally:
-                running.hurry()
+                self._keep_children(running)
+                if not running.leaving.is_set():
+                    running.hurry()
                 running.stop(OnStop.END)
         assert trio.lowlevel.current_statistics().tasks_living == tasks, "tasks are left"
+        left = running.leaving.is_set()
+        del running
+        # See conftest: grpc.aio's poller serves one loop at a time.
+        gc.collect()
+        if left:
+            return
         assert self.free_again(), "a forwarded port is still in use"
         assert not self.sockets(), "a QMP socket is left"
+
+    def _keep_children(self, running: app.Running) -> None:
+        for vm in running.service.vms.values():
+            child = vm.qemu._child if vm.qemu else None
+            if child and child.returncode is None:
+                self._left.append(child)
+
+    async def reap(self) -> None:
+        """Wait for what was left running: a test has to see to its end."""
+        for child in self._left:
+            await child.wait()
+        self._left.clear()
+
+    def kill_left(self) -> None:
+        for child in self._left:
+            child.kill()
+
+    @asynccontextmanager
+    async def serve_apart(self, **settings: str) -> AsyncIterator[Apart]:
+        """A supervisor that is a process of its own, and killed on leaving if it still runs."""
+        clean = {name: value for name, value in os.environ.items() if "MANAGER_" not in name}
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(
+                partial(
+                    trio.run_process,
+                    [sys.executable, "-m", "supervisor", "serve"],
+                    env=clean | self.environ(**settings),
+                    stderr=subprocess.PIPE,
+                    check=False,
+                )
+            )
+            assert process.stderr
+            apart = Apart(process)
+            try:
+                await nursery.start(apart.read_log)
+                async with httpx.AsyncClient(
+                    base_url=f"http://localhost:{apart.http_port}",
+                    timeout=PATIENCE_S,
+                    trust_env=False,
+                ) as apart.http:
+                    yield apart
+            finally:
+                process.kill()
 
     def free_again(self) -> bool:
         """Whether every port a VM may have had can be bound."""
@@ -264,8 +290,17 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
         listener.listen(100)
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             nursery.start_soon(_accept, listener, send, stack)
-            yield World(directory, receive)
-            nursery.cancel_scope.cancel()
+            world = World(directory, receive)
+            try:
+                yield world
+            except BaseException:
+                world.kill_left()
+                raise
+            finally:
+                with trio.move_on_after(PATIENCE_S, shield=True) as patience:
+                    await world.reap()
+                nursery.cancel_scope.cancel()
+            assert not patience.cancelled_caught, "processes were left to nobody"
 
 
 async def _accept(

@@ -37,6 +37,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_RESTART_LIMIT", "life.restart_limit", 5, "3", 3),
     ("MANAGER_START_TIMEOUT", "life.start_timeout_s", 30.0, "1m", 60.0),
     ("MANAGER_HEARTBEAT", "life.heartbeat_s", 30.0, "10", 10.0),
+    ("MANAGER_LOG_SIZE", "life.log_size", "4M", "64K", "64K"),
     ("MANAGER_QMP_TIMEOUT", "life.answer_s", 10.0, "500ms", 0.5),
     ("MANAGER_ON_SIGINT", "stop.on_sigint", OnStop.END, "leave", OnStop.LEAVE),
     ("MANAGER_ON_SIGTERM", "stop.on_sigterm", OnStop.LEAVE, "END", OnStop.END),

@@ -9,14 +9,15 @@ import pytest
 import trio
 
 from supervisor.config import ShutdownConfig
+from supervisor.ending import EndRequest, end
 from supervisor.errors import MonitorError
-from supervisor.record import EndMode, EndRequest, end_when_asked
+from supervisor.record import EndMode
 from supervisor.settings import Seconds
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
-    from supervisor.monitor import Monitor
+    from supervisor.link import Link
     from supervisor.process import Qemu
 
 GRACE = ShutdownConfig(
@@ -31,20 +32,29 @@ class FakeVm:
     """Stands in for process and monitor alike. Notes each step and when it was taken.
 
     :param hears: the press of the button that the guest reacts to
-    :param monitor: whether QMP answers
+    :param answers: whether QMP does
+    :param connected: whether there is a connection to QEMU
     """
 
     pid = 1
 
-    def __init__(self, *, hears: float = math.inf, monitor: bool = True) -> None:
+    def __init__(
+        self, *, hears: float = math.inf, answers: bool = True, connected: bool = True
+    ) -> None:
         self.steps: list[tuple[str, float]] = []
         self._born = trio.current_time()
         self._hears = hears
-        self._monitor = monitor
+        self._answers = answers
+        self._connected = connected
         self._going_down = trio.Event()
 
     def _note(self, step: str) -> None:
         self.steps.append((step, trio.current_time() - self._born))
+
+    def monitor(self) -> FakeVm:
+        if not self._connected:
+            raise MonitorError("there is no connection")
+        return self
 
     async def powerdown(self) -> None:
         await self._qmp("button")
@@ -56,7 +66,7 @@ class FakeVm:
 
     async def _qmp(self, step: str) -> None:
         await trio.lowlevel.checkpoint()
-        if not self._monitor:
+        if not self._answers:
             raise MonitorError("it is gone")
         self._note(step)
 
@@ -72,14 +82,14 @@ class FakeVm:
     async def end(self, request: EndRequest, *, after_s: float = 200) -> list[tuple[str, float]]:
         """The steps taken in so many seconds."""
         with trio.move_on_after(after_s):
-            qemu, link = cast("Qemu", self), cast("Monitor", self)
-            await end_when_asked(request, qemu, link, GRACE, self.going_down)
+            qemu, link = cast("Qemu", self), cast("Link", self)
+            await end(request, qemu, link, GRACE, self.going_down)
         return self.steps
 
 
 def asked(mode: EndMode) -> EndRequest:
     request = EndRequest()
-    request.ask(mode)
+    request.ask(mode, "of the test")
     return request
 
 
@@ -115,14 +125,29 @@ async def test_force_hurries_an_end_that_was_begun(autojump_clock: MockClock) ->
     async with trio.open_nursery() as nursery:
         nursery.start_soon(vm.end, request)
         await trio.sleep(30)
-        request.ask(EndMode.FORCE)
+        request.ask(EndMode.FORCE, "of the hurried")
     assert vm.steps[2:] == [("quit", 30), ("SIGTERM", 40), ("SIGKILL", 45)]
 
 
-async def test_without_a_monitor_signals_remain(autojump_clock: MockClock) -> None:
-    steps = await FakeVm(monitor=False).end(asked(EndMode.GRACEFUL))
+@pytest.mark.parametrize("way", ["answers", "connected"])
+@pytest.mark.parametrize("mode", list(EndMode))
+async def test_without_a_monitor_signals_remain(
+    autojump_clock: MockClock, mode: EndMode, way: str
+) -> None:
+    steps = await FakeVm(**{way: False}).end(asked(mode))
     assert [step for step, _ in steps] == ["SIGTERM", "SIGKILL"]
 
 
-async def test_nothing_is_done_before_somebody_asks(autojump_clock: MockClock) -> None:
-    assert await FakeVm().end(EndRequest(), after_s=1000) == []
+def test_force_stays_force_and_the_first_reason_is_the_one() -> None:
+    request = EndRequest()
+    request.ask(EndMode.FORCE, "first")
+    request.ask(EndMode.GRACEFUL, "second")
+    assert (request.mode, request.why) == (EndMode.FORCE, "first")
+    assert request.any.is_set()
+    assert request.force.is_set()
+
+
+def test_graceful_is_not_yet_force() -> None:
+    request = asked(EndMode.GRACEFUL)
+    assert request.any.is_set()
+    assert not request.force.is_set()

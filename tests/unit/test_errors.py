@@ -57,7 +57,7 @@ TABLE: list[tuple[SupervisorError, int, grpc.StatusCode]] = [
     (FirmwareError("x"), 500, Code.FAILED_PRECONDITION),
     (PortsTaken("x"), 503, Code.UNAVAILABLE),
     (VmEnded("v", "crashed", "exit:1"), 502, Code.UNAVAILABLE),
-    (RunFailed("v", "x"), 500, Code.INTERNAL),
+    (RunFailed("v", "x"), 502, Code.UNAVAILABLE),
     (MonitorError("x"), 503, Code.UNAVAILABLE),
     (SocketGone("x"), 503, Code.UNAVAILABLE),
     (AgentTimeout("id", "x"), 504, Code.DEADLINE_EXCEEDED),

@@ -87,7 +87,8 @@ def test_monitor_and_our_additions_follow_after_the_originals() -> None:
         *("-mon", "chardev=qmp,mode=control"),
         *("-name", f"qmp-supervisor-{VM_ID}"),
         *("-uuid", VM_ID),
-        *("-serial", "file:tmp/vm/serial.log"),
+        *("-chardev", "file,id=serial,path=tmp/vm/serial.log,append=on"),
+        *("-serial", "chardev:serial"),
         *("-device", "pvpanic"),
         *("-global", "scsi-hd.bootindex=0"),
         *("-action", "reboot=shutdown"),
@@ -149,7 +150,7 @@ def test_commas_in_paths_are_doubled() -> None:
     assert option(words, "-drive", having="unit=1").endswith(",file=/g,,h.fd")
     assert option(words, "-drive", having="if=none").startswith("file=/e,,f.qcow2,")
     assert option(words, "-device", having="virtio-net").endswith(",romfile=/c,,d.rom")
-    assert option(words, "-serial") == "file:/i,,j.log"
+    assert "file,id=serial,path=/i,,j.log,append=on" in words
     assert ",path=/k,,l.sock," in option(words, "-chardev")
 
 

@@ -42,7 +42,7 @@ def base_image(tmp: Path, kind: str = "qcow2") -> DiskConfig:
 def test_tmp_is_made(short_tmp: Path) -> None:
     check_tmp(short_tmp / "a" / "b")
     assert (short_tmp / "a" / "b").is_dir()
-    assert not list((short_tmp / "a" / "b").iterdir())
+    assert {file.name for file in (short_tmp / "a" / "b").iterdir()} <= {"lock"}
     assert (short_tmp / "a" / "b").stat().st_mode & 0o777 == 0o700
 
 
@@ -202,20 +202,24 @@ def test_no_qemu_img(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the directory --------------------------------------------------------------------------
 
 
+def directory(tmp: Path) -> Rundir:
+    """A VM's, as `store` makes it."""
+    rundir = Rundir(tmp / "vm")
+    rundir.path.mkdir()
+    return rundir
+
+
 async def test_directory_of_a_vm(short_tmp: Path) -> None:
-    rundir = Rundir(short_tmp / "vm")
+    rundir = directory(short_tmp)
     config = firmware(short_tmp)
     config.vars_file.write_bytes(b"boot order".ljust(VARS_2M, b"\xff"))
     await rundir.prepare(base_image(short_tmp), config)
     assert sorted(rundir.path.iterdir()) == [rundir.firmware_vars, rundir.overlay]
     assert rundir.firmware_vars.read_bytes() == config.vars_file.read_bytes()
-    assert rundir.path.stat().st_mode & 0o777 == 0o700
-    await rundir.remove()
-    assert not rundir.path.exists()
 
 
 async def test_variables_can_be_written_though_their_template_cannot(short_tmp: Path) -> None:
-    rundir = Rundir(short_tmp / "vm")
+    rundir = directory(short_tmp)
     config = firmware(short_tmp)
     config.vars_file.chmod(0o444)
     await rundir.prepare(base_image(short_tmp), config)
@@ -223,22 +227,30 @@ async def test_variables_can_be_written_though_their_template_cannot(short_tmp: 
 
 
 @pytest.mark.parametrize("missing", ["CODE.fd", "base.qcow2"])
-async def test_failed_preparation_leaves_nothing(short_tmp: Path, missing: str) -> None:
-    rundir = Rundir(short_tmp / "vm")
+async def test_preparation_that_fails(short_tmp: Path, missing: str) -> None:
     disk, config = base_image(short_tmp), firmware(short_tmp)
     (short_tmp / missing).unlink()
-    with pytest.raises(LaunchError):
-        await rundir.prepare(disk, config)
-    assert not rundir.path.exists()
+    with pytest.raises(LaunchError, match=missing):
+        await directory(short_tmp).prepare(disk, config)
 
 
-async def test_directory_that_is_there_already_is_not_touched(short_tmp: Path) -> None:
-    rundir = Rundir(short_tmp / "vm")
-    rundir.path.mkdir()
-    (rundir.path / "somebody's").touch()
-    with pytest.raises(LaunchError, match="File exists"):
-        await rundir.prepare(base_image(short_tmp), firmware(short_tmp))
-    assert (rundir.path / "somebody's").exists()
+async def test_directory_that_is_gone(short_tmp: Path) -> None:
+    with pytest.raises(LaunchError, match="No such file or directory") as caught:
+        await Rundir(short_tmp / "vm").prepare(base_image(short_tmp), firmware(short_tmp))
+    assert str(short_tmp / "vm") in str(caught.value)
+
+
+@pytest.mark.parametrize("disks", [True, False])
+async def test_what_an_ended_vm_needs_no_more(short_tmp: Path, disks: bool) -> None:
+    rundir = directory(short_tmp)
+    kept = [rundir.record, rundir.events, rundir.serial_log, rundir.qemu_log]
+    gone = [rundir.qmp_socket, rundir.computation]
+    for file in (*kept, *gone, rundir.overlay, rundir.firmware_vars):
+        file.touch()
+    rundir.clear(disks=disks)
+    rundir.clear(disks=disks)
+    left = {*kept} if disks else {*kept, rundir.overlay, rundir.firmware_vars}
+    assert set(rundir.path.iterdir()) == left
 
 
 async def test_whoever_connects_before_qemu_waits_for_its_greeting(short_tmp: Path) -> None:

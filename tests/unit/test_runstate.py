@@ -12,8 +12,10 @@ from supervisor.runstate import (
     Trigger,
     VmState,
     after,
+    after_exit,
     from_runstate,
     is_known,
+    missed_end,
 )
 
 P, R, Z = VmState.PRELAUNCH, VmState.RUNNING, VmState.PAUSED
@@ -29,6 +31,7 @@ TABLE: dict[Trigger, dict[VmState, VmState | None]] = {
     Trigger.SHUTDOWN: {P: D, R: D, Z: D, D: D},
     Trigger.GUEST_PANICKED: {P: None, R: C, Z: C, D: None},
     Trigger.INTERNAL_ERROR: {P: None, R: C, Z: C, D: None},
+    Trigger.RESTART: {P: None, R: None, Z: None, D: None},
 }
 
 RUNSTATES = {
@@ -70,19 +73,48 @@ def test_event(state: VmState, trigger: Trigger) -> None:
     assert status.state is wanted
 
 
-@pytest.mark.parametrize(("state", "trigger"), list(itertools.product(ENDS, Trigger)))
-def test_nothing_follows_an_end(state: VmState, trigger: Trigger) -> None:
+@pytest.mark.parametrize(("state", "trigger"), list(itertools.product(ENDS, EVENTS)))
+def test_only_a_restart_follows_an_end_and_only_a_crash(state: VmState, trigger: Trigger) -> None:
+    before = Status(state, "before")
+    if (state, trigger) == (C, Trigger.RESTART):
+        assert after(before, trigger, "prelaunch") == Status(P, "prelaunch")
+        return
     with pytest.raises(IllegalTransition):
-        after(Status(state, "before"), trigger, "why", exit_code=0)
+        after(before, trigger, "why")
 
 
-@pytest.mark.parametrize(("state", "code"), list(itertools.product(LIVE, [0, 1, -9])))
-def test_exit(state: VmState, code: int) -> None:
-    status = after(Status(state, "guest-shutdown"), Trigger.EXIT, "", exit_code=code)
-    if state is VmState.SHUTDOWN and code == 0:
+@pytest.mark.parametrize("state", ENDS)
+def test_no_exit_follows_an_end(state: VmState) -> None:
+    with pytest.raises(IllegalTransition):
+        after_exit(Status(state, "before"), 0)
+
+
+@pytest.mark.parametrize(("state", "code"), list(itertools.product(LIVE, [0, 1, -9, None])))
+def test_exit(state: VmState, code: int | None) -> None:
+    status = after_exit(Status(state, "guest-shutdown"), code)
+    if state is VmState.SHUTDOWN and code in (0, None):
         assert status == Status(VmState.SHUTOFF, "guest-shutdown")
     else:
-        assert status == Status(VmState.CRASHED, f"exit:{code}")
+        shown = "unknown" if code is None else code
+        assert status == Status(VmState.CRASHED, f"exit:{shown}")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("same_boot", [True, False])
+@pytest.mark.parametrize("state", VmState)
+def test_end_that_nobody_saw(state: VmState, same_boot: bool, asked: bool) -> None:
+    last = Status(state, "last-word")
+    found = missed_end(last, same_boot=same_boot, asked=asked)
+    if state.ended:
+        assert found == last
+    elif state is P:
+        assert found == Status(C, "launch-interrupted")
+    elif not same_boot:
+        assert found == Status(C, "host-reboot")
+    elif state is D:
+        assert found == Status(VmState.SHUTOFF, "last-word")
+    else:
+        assert found == Status(VmState.SHUTOFF if asked else C, "exit:unknown")
 
 
 def test_reason_comes_with_the_trigger() -> None:

@@ -1,0 +1,1 @@
+"""Faults on purpose: what is killed, filled, cut or garbled, and what must hold afterwards."""

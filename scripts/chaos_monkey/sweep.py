@@ -1,0 +1,203 @@
+"""SIGKILL at every step: each scenario is watched once, then repeated once for each crash point."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from chaos_monkey.case import GONE, Broken, Case, Dead
+from chaos_monkey.kinds import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chaos_monkey.claim import Verdict
+    from chaos_monkey.place import Place
+    from chaos_monkey.zygote import Zygote
+
+
+@attrs.frozen
+class Scenario:
+    """What clients do while a supervisor dies of it.
+
+    :param before: done first, by a supervisor that is not harmed unless it is the same one
+    :param act: the steps of which each is a crash point
+    :param short: whether some of it are in the short form
+    :param adopted: whether the supervisor that is harmed is a second one, and ``act`` its start
+    """
+
+    name: str
+    before: Callable[[Case], None]
+    act: Callable[[Case], None]
+    adopted: bool = False
+    short: bool = False
+
+
+def points_of(scenario: Scenario, place: Place, zygote: Zygote) -> list[str]:
+    """The names of the scenario's steps.
+
+    :raises Broken: if the scenario does not even work unharmed
+    """
+    case = Case(place, zygote, {})
+    trace = Path(f"{case.tmp}.trace")
+    passed: list[str] = []
+
+    def watch(case: Case) -> None:
+        _begin(scenario, case, trace=str(trace))
+        before = 0 if scenario.adopted else len(trace.read_text().splitlines())
+        scenario.act(case)
+        passed.extend(trace.read_text().splitlines()[before:])
+
+    verdict = judge(case, watch)
+    trace.unlink(missing_ok=True)
+    if verdict.problems:
+        raise Broken(f"{scenario.name}, unharmed: {verdict.problems}")
+    return passed
+
+
+def die_at(point: str, scenario: Scenario, place: Place, zygote: Zygote) -> Verdict | None:
+    """One crash there and what became of it; None if the supervisor did not come that way."""
+    case = Case(place, zygote, {})
+    died = False
+
+    def harm(case: Case) -> None:
+        nonlocal died
+        try:
+            _begin(scenario, case, die_at=point)
+            scenario.act(case)
+        except (*GONE, Dead, Broken):
+            if case.supervisor and not case.dies():
+                raise
+        if case.dies():
+            case.wait_dead()
+        if case.supervisor is None:
+            died = case.exit_code == -signal.SIGKILL
+            case.expect(died or case.exit_code == 0, f"it exits with {case.exit_code}")
+
+    verdict = judge(case, harm)
+    verdict.problems = [f"at {point}: {problem}" for problem in verdict.problems]
+    return verdict if died or verdict.problems else None
+
+
+def _begin(scenario: Scenario, case: Case, **launch: str) -> None:
+    if scenario.adopted:
+        case.serve()
+        scenario.before(case)
+        case.crash()
+        case.serve(wait=False, **launch)
+    else:
+        case.serve(**launch)
+        scenario.before(case)
+
+
+# --- the scenarios ----------------------------------------------------------------------------
+
+
+def _nothing(case: Case) -> None:
+    pass
+
+
+def _only(case: Case) -> str:
+    (vm_id,) = case.records()
+    return vm_id
+
+
+def _answered(case: Case) -> None:
+    case.run()
+
+
+def _resume_then_pause(case: Case) -> None:
+    case.control(_only(case), "pause")
+    case.control(_only(case), "resume")
+
+
+def _end_gracefully(case: Case) -> None:
+    case.shut_down(_only(case))
+
+
+def _end_by_force(case: Case) -> None:
+    case.shut_down(_only(case), "force")
+
+
+def _reset(case: Case) -> None:
+    case.control(_only(case), "reset")
+    case.until(_only(case), lambda vm: vm["agent"]["ready"])
+
+
+def _ended(case: Case) -> None:
+    case.run()
+    case.shut_down(_only(case), "force")
+
+
+def _delete(case: Case) -> None:
+    case.delete(_only(case))
+
+
+def _answered_may_restart(case: Case) -> None:
+    case.restarts = 1
+    case.run(restart="on-failure")
+
+
+def _crash_and_restart(case: Case) -> None:
+    case.signal_qemu(_only(case), signal.SIGKILL)
+    case.until(
+        _only(case),
+        lambda vm: vm["restart"]["count"] == 1 and vm["relay"]["state"] == "answered"
+        and vm["agent"]["ready"],
+    )  # fmt: skip
+
+
+def _one_of_each(case: Case) -> None:
+    """Answered and running, held, with its agent, waiting to be removed, gone meanwhile."""
+    case.run()
+    case.control(case.run(), "pause")
+    case.run(hold=True)
+    ended = case.run()
+    case.shut_down(ended, "force")
+    gone = case.run()
+    case.signal(signal.SIGSTOP)
+    case.signal_qemu(gone, signal.SIGKILL)
+    case.wait_no_qemu(gone)
+
+
+def _ready(case: Case) -> None:
+    case.wait_ready(case.log.read_bytes().rfind(b'"ready"') + 1)
+    case.wait(
+        lambda: all(
+            row["ended"] or row["monitor"] == "ok" for row in case.ask("GET", "/vms")[1]["vms"]
+        ),
+        "all monitors",
+    )
+
+
+def _one_held(case: Case) -> None:
+    case.run()
+    case.control(case.run(), "pause")
+
+
+def _stop_leaving(case: Case) -> None:
+    case.signal(signal.SIGTERM)
+    case.wait_dead()
+
+
+def _stop_ending(case: Case) -> None:
+    case.signal(signal.SIGINT)
+    case.wait_dead()
+
+
+SCENARIOS = (
+    Scenario("run", _nothing, _answered, short=True),
+    Scenario("graceful shutdown", _answered, _end_gracefully),
+    Scenario("forced shutdown", _answered, _end_by_force),
+    Scenario("delete, running", _answered, _delete, short=True),
+    Scenario("delete, ended", _ended, _delete),
+    Scenario("pause, resume", _answered, _resume_then_pause),
+    Scenario("reset", _answered, _reset),
+    Scenario("restart by policy", _answered_may_restart, _crash_and_restart),
+    Scenario("a stop that leaves VMs", _one_held, _stop_leaving),
+    Scenario("a stop that ends VMs", _one_held, _stop_ending),
+    Scenario("adoption", _one_of_each, _ready, adopted=True, short=True),
+)

@@ -1,0 +1,169 @@
+"""Server-sent events: each once and in order, whatever happens to reader and supervisor."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from supervisor import journal
+from supervisor.pb import vm_pb2
+from tests.fake.world import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.fake.world import Supervisor, World
+
+#: httpx and httpcore do not close their own generators where an answer is left half read.
+pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http(x|core):ResourceWarning")
+
+
+class Reader:
+    """The events of one answer, as a browser would have them."""
+
+    def __init__(self, lines: AsyncIterator[str]) -> None:
+        self._lines = lines
+
+    async def next(self) -> dict[str, Any]:
+        """The next event. :raises StopAsyncIteration: if the answer ends"""
+        fields: dict[str, str] = {}
+        while True:
+            line = await anext(self._lines)
+            if not line and "data" in fields:
+                break
+            name, _, value = line.partition(": ")
+            if name:
+                fields[name] = value
+        event: dict[str, Any] = json.loads(fields["data"])
+        assert fields["id"] == str(event["sequence"])
+        assert fields["event"] == event["event"]
+        return event
+
+    async def until(self, kind: str, **data: str) -> list[dict[str, Any]]:
+        """All events up to one of this kind."""
+        events = [await self.next()]
+        while events[-1]["event"] != kind or not data.items() <= events[-1].items():
+            events.append(await self.next())
+        return events
+
+
+@asynccontextmanager
+async def reading(
+    supervisor: Supervisor, path: str = "/events", after: int | None = None
+) -> AsyncIterator[Reader]:
+    headers = {} if after is None else {"Last-Event-ID": str(after)}
+    async with supervisor.http.stream("GET", path, headers=headers) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        lines = answer.aiter_lines()
+        assert await anext(lines) == ": events"
+        yield Reader(lines)
+
+
+def numbers(events: list[dict[str, Any]]) -> list[int]:
+    return [event["sequence"] for event in events]
+
+
+async def test_life_of_a_vm(world: World) -> None:
+    async with world.serve() as supervisor, reading(supervisor) as reader:
+        vm_id = (await supervisor.run())["id"]
+        await supervisor.http.post(f"/vms/{vm_id}/shutdown")
+        await supervisor.http.delete(f"/vms/{vm_id}")
+        events = await reader.until("deleted")
+        assert {event["vm"] for event in events} == {vm_id}
+        states = [event["state"] for event in events if event["event"] == "state"]
+        assert states == ["prelaunch", "running", "shutdown", "shutoff"]
+        relays = [event["state"] for event in events if event["event"] == "relay"]
+        assert relays == ["sent", "answered"]
+        first = events[0]["sequence"]
+        assert numbers(events) == list(range(first, first + len(events)))
+
+
+async def test_of_one_vm_alone(world: World) -> None:
+    async with world.serve() as supervisor:
+        one, other = (await supervisor.run())["id"], (await supervisor.run())["id"]
+        async with reading(supervisor, f"/vms/{one}/events", after=0) as reader:
+            await supervisor.http.post(f"/vms/{other}/shutdown")
+            await supervisor.http.post(f"/vms/{one}/shutdown")
+            events = await reader.until("state", state="shutoff")
+            assert {event["vm"] for event in events} == {one}
+            assert events[0]["state"] == "prelaunch"
+
+
+async def test_reader_that_comes_back_misses_nothing_and_hears_nothing_twice(
+    world: World,
+) -> None:
+    async with world.serve() as supervisor:
+        async with reading(supervisor) as reader:
+            await supervisor.run()
+            guest = await world.guest()
+            seen = await reader.until("relay", state="answered")
+        await supervisor.http.post(f"/vms/{guest.vm_id}/pause")
+        async with reading(supervisor, after=seen[-1]["sequence"]) as reader:
+            await supervisor.http.post(f"/vms/{guest.vm_id}/resume")
+            seen += await reader.until("state", state="running")
+        await supervisor.leave(guest)
+    async with world.serve() as supervisor:
+        await supervisor.http.post(f"/vms/{guest.vm_id}/shutdown")
+        async with reading(supervisor, after=seen[-1]["sequence"]) as reader:
+            seen += await reader.until("state", state="shutoff")
+        async with reading(supervisor, "/events?after=0") as reader:
+            assert await reader.until("state", state="shutoff") == seen
+    assert numbers(seen) == sorted(set(numbers(seen)))
+
+
+@pytest.mark.parametrize("given", ["x", "-1", "1.5", "9" * 30])
+async def test_what_is_no_number_of_an_event(world: World, given: str) -> None:
+    async with world.serve() as supervisor:
+        for answer in (
+            await supervisor.http.get("/events", headers={"Last-Event-ID": given}),
+            await supervisor.http.get("/events", params={"after": given}),
+        ):
+            assert answer.status_code == 400
+            assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+async def test_events_of_no_vm(world: World) -> None:
+    async with world.serve() as supervisor:
+        assert (await supervisor.http.get("/vms/no-such/events")).status_code == 404
+
+
+async def test_slow_reader_is_cut_off_and_can_go_on(world: World) -> None:
+    async with world.serve() as supervisor:
+        told = supervisor.running.service.journal
+        vm_id = (await supervisor.run())["id"]
+        async with told.follow(None, []) as (_, news):
+            for _ in range(journal._READER_BUFFER + 1):
+                await told.note("test", None)
+            got = [event.sequence async for event in news]
+        assert len(got) == journal._READER_BUFFER
+        async with reading(supervisor, after=got[-1]) as reader:
+            assert (await reader.next())["sequence"] == got[-1] + 1
+        assert supervisor.vm(vm_id).status.state == "running"
+
+
+async def test_watch_goes_on_after_a_number(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        await supervisor.http.post(f"/vms/{vm_id}/shutdown")
+        request = vm_pb2.WatchRequest(after=0)
+        stream = supervisor.vm_service.Watch(request, timeout=60)
+        events = [await in_thread(lambda: next(stream))]
+        while events[-1].state != vm_pb2.VM_STATE_SHUTOFF:
+            events.append(await in_thread(lambda: next(stream)))
+        stream.cancel()
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_numbers_go_on_after_all_vms_are_deleted(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        async with reading(supervisor) as reader:
+            await supervisor.http.delete(f"/vms/{vm_id}")
+            last = (await reader.until("deleted"))[-1]["sequence"]
+    async with world.serve() as supervisor, reading(supervisor) as reader:
+        await supervisor.run()
+        assert (await reader.next())["sequence"] > last

@@ -1,0 +1,228 @@
+"""Which ends of a VM are followed by another boot, and which are not."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from supervisor.config import OnStop
+from supervisor.runstate import Status, VmState
+
+if TYPE_CHECKING:
+    from supervisor.vm import Vm
+    from tests.fake.world import Supervisor, World
+
+AT_ONCE = {"MANAGER_RESTART": "on-failure", "MANAGER_RESTART_BACKOFF": "1ms"}
+LATER = {"MANAGER_RESTART": "on-failure", "MANAGER_RESTART_BACKOFF": "1m"}
+
+
+def events(vm: Vm, kind: str) -> list[dict[str, Any]]:
+    lines = vm.rundir.events.read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+async def begin(supervisor: Supervisor, **members: Any) -> Vm:
+    body = {"computation": "aGk=", **members}
+    answer = await supervisor.http.post("/run", json=body, headers={"Prefer": "respond-async"})
+    return supervisor.vm(answer.json()["id"])
+
+
+async def crashed(supervisor: Supervisor, world: World) -> Vm:
+    """A VM that waits to be booted again."""
+    vm = await begin(supervisor)
+    guest = await world.guest()
+    await guest.until("Run")
+    await guest.exit(-9)
+    await vm.until(lambda: vm.record.restarts == 1)
+    return vm
+
+
+# --- what is no failure ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("order", "reason"), [("power-off", "shutdown"), ("reboot", "reset")])
+async def test_good_end_is_an_end(world: World, order: str, reason: str) -> None:
+    async with world.serve(**AT_ONCE) as supervisor:
+        vm = await begin(supervisor)
+        guest = await world.guest()
+        await guest.until("Run")
+        await vm.wait_answered()
+        await guest.order(order)
+        await vm.wait_ended()
+        assert vm.status == Status(VmState.SHUTOFF, f"guest-{reason}")
+        assert vm.record.restarts == 0
+
+
+async def test_guest_that_never_ran_is_not_booted_again(world: World) -> None:
+    world.scenario(exits=1, says="no such machine")
+    async with world.serve(**AT_ONCE) as supervisor:
+        answer = await supervisor.post(b"x")
+        assert answer.status_code == 500
+        assert "no such machine" in answer.json()["detail"]
+        assert supervisor.only_vm().record.restarts == 0
+
+
+async def test_run_that_its_agent_refuses_is_not_made_again(world: World) -> None:
+    world.scenario(agent="status", status=("INVALID_ARGUMENT", "nonsense"))
+    async with world.serve(**AT_ONCE) as supervisor:
+        answer = await supervisor.post(b"x")
+        assert answer.status_code == 502
+        vm = supervisor.only_vm()
+        await vm.wait_ended()
+        assert vm.record.restarts == 0
+        assert vm.record.relay == "failed"
+
+
+async def test_request_knows_better_than_the_settings(world: World) -> None:
+    async with world.serve(**AT_ONCE) as supervisor:
+        vm = await begin(supervisor, restart="never")
+        guest = await world.guest()
+        await guest.until("Run")
+        await guest.exit(-9)
+        await vm.wait_ended()
+        assert vm.record.restarts == 0
+        assert not events(vm, "restarting")
+
+
+# --- what is --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("crash", "reason"),
+    [
+        ({"do": "panic"}, "guest-panicked"),
+        ({"do": "exit", "code": 1}, "exit:1"),
+        ({"do": "exit", "code": 0}, "exit:0"),
+    ],
+)
+async def test_ways_to_crash(world: World, crash: dict[str, Any], reason: str) -> None:
+    async with world.serve(**AT_ONCE) as supervisor:
+        vm = await begin(supervisor)
+        guest = await world.guest()
+        await guest.until("Run")
+        await guest.order(**crash)
+        again = await world.guest()
+        await again.until("Run")
+        (restarting,) = events(vm, "restarting")
+        assert (restarting["number"], restarting["in_s"]) == (1, 0.001)
+        reasons = [one["reason"] for one in events(vm, "state") if one["state"] == "crashed"]
+        assert set(reasons) == {reason}
+
+
+async def test_guest_whose_watchdog_ran_out_is_booted_again(world: World) -> None:
+    async with world.serve(**AT_ONCE) as supervisor:
+        vm = await begin(supervisor)
+        guest = await world.guest()
+        await guest.until("Run")
+        await guest.emit("WATCHDOG", action="reset")
+        await guest.order("reboot")
+        again = await world.guest()
+        await again.until("Run")
+        assert "watchdog" in [one["reason"] for one in events(vm, "state")]
+
+
+async def test_each_boot_has_its_own_process_and_socket(world: World) -> None:
+    async with world.serve(**AT_ONCE) as supervisor:
+        vm = await begin(supervisor)
+        pids = []
+        for _ in range(3):
+            guest = await world.guest()
+            await guest.until("Run")
+            pids.append(guest.pid)
+            if len(pids) < 3:
+                await guest.exit(-11)
+        await vm.until(lambda: vm.relay.agent_ready and not vm.relay.pending)
+        assert [one["pid"] for one in events(vm, "launched")] == pids
+        shown = (await supervisor.http.get(f"/vms/{vm.id}")).json()
+        assert (shown["pid"], shown["exit_code"]) == (pids[-1], None)
+        assert shown["restart"]["count"] == 2
+        assert (await supervisor.http.get(f"/vms/{vm.id}/status?live=1")).status_code == 200
+        ended = (await supervisor.http.post(f"/vms/{vm.id}/shutdown")).json()
+        assert (ended["state"], ended["exit_code"], ended["error"]) == ("shutoff", 0, None)
+
+
+async def test_boot_that_fails_ends_it(world: World) -> None:
+    async with world.serve(**AT_ONCE) as supervisor:
+        vm = await begin(supervisor)
+        guest = await world.guest()
+        await guest.until("Run")
+        await vm.wait_answered()
+        world.scenario(exits=1, says="no such machine")
+        await guest.exit(-9)
+        await vm.wait_ended()
+        assert vm.status.state is VmState.CRASHED
+        assert vm.record.exit_code == 1
+        assert "no such machine" in (vm.record.error or "")
+        assert not (vm.rundir.path / "overlay.qcow2").exists()
+
+
+async def test_interrupted_computation_is_sent_to_the_guest_booted_again(world: World) -> None:
+    world.scenario(agent="silent")
+    async with world.serve(**AT_ONCE) as supervisor:
+        vm = await begin(supervisor)
+        guest = await world.guest()
+        await guest.until("Run")
+        await supervisor.leave(guest)
+    async with world.serve() as supervisor:
+        vm = supervisor.vm(guest.vm_id)
+        await vm.until(lambda: vm.relay.agent_ready)
+        assert vm.record.relay == "interrupted"
+        world.scenario()
+        await guest.exit(-9)
+        await world.reap()
+        again = await world.guest()
+        assert world.received((await again.until("Run"))["digest"]) == b"hi"
+        await vm.until(lambda: vm.record.relay == "answered")
+        await supervisor.http.post(f"/vms/{vm.id}/shutdown")
+        assert vm.record.error is None
+
+
+# --- the wait before it ---------------------------------------------------------------------
+
+
+async def test_it_is_shown_as_crashed_and_not_ended(world: World) -> None:
+    async with world.serve(**LATER) as supervisor:
+        vm = await crashed(supervisor, world)
+        shown = (await supervisor.http.get(f"/vms/{vm.id}")).json()
+        assert (shown["state"], shown["reason"]) == ("crashed", "exit:-9")
+        assert (shown["ended"], shown["monitor"], shown["exit_code"]) == (False, "none", -9)
+        assert not shown["agent"]["ready"]
+        for action in ("pause", "resume", "reset"):
+            assert (await supervisor.http.post(f"/vms/{vm.id}/{action}")).status_code == 409
+        live = await supervisor.http.get(f"/vms/{vm.id}/status?live=1")
+        assert live.status_code in (409, 503)
+
+
+async def test_it_can_be_deleted(world: World) -> None:
+    async with world.serve(**LATER) as supervisor:
+        vm = await crashed(supervisor, world)
+        assert (await supervisor.http.delete(f"/vms/{vm.id}")).status_code == 204
+        assert not vm.rundir.path.exists()
+
+
+async def test_it_has_its_place_among_the_vms(world: World) -> None:
+    async with world.serve(**LATER, MANAGER_MAX_VMS="1", MANAGER_QUEUE="0") as supervisor:
+        await crashed(supervisor, world)
+        assert (await supervisor.post(b"x")).status_code == 429
+
+
+async def test_it_ends_with_the_supervisor(world: World) -> None:
+    async with world.serve(**LATER) as supervisor:
+        vm = await crashed(supervisor, world)
+        supervisor.running.stop(OnStop.END)
+        await vm.wait_ended()
+        assert vm.status == Status(VmState.CRASHED, "exit:-9")
+
+
+async def test_wait_that_another_supervisor_ends_is_one_restart(world: World) -> None:
+    async with world.serve(**LATER) as supervisor:
+        vm = await crashed(supervisor, world)
+        supervisor.running.stop(OnStop.LEAVE)
+        await vm.wait_over()
+    async with world.serve(MANAGER_RESTART_BACKOFF="1ms") as supervisor:
+        again = await world.guest()
+        await again.until("Run")
+        vm = supervisor.vm(again.vm_id)
+        assert vm.record.restarts == 1

@@ -1,0 +1,327 @@
+"""tmp/ on a disk that fails, after crashes at any moment, and with strange things in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+
+from supervisor import record, store
+from supervisor.errors import HostError
+from supervisor.record import Event, Record, Wishes
+from supervisor.runstate import Status, VmState
+from supervisor.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ONE, OTHER = (f"7f0c5f3e-0000-4000-8000-00000000000{digit}" for digit in (1, 2))
+AT = datetime(2026, 11, 23, 9, 0, 0, tzinfo=UTC)
+RUNNING = Status(VmState.RUNNING, "running")
+
+
+def news(sequence: int, vm_id: str | None = ONE, kind: str = "test") -> Event:
+    return Event(sequence, AT, vm_id, kind, {"of": f"event {sequence}"})
+
+
+def new(sequence: int = 1, vm_id: str = ONE) -> Record:
+    return Record(
+        id=vm_id, created_at=AT, wishes=Wishes(), memory_bytes=1, vcpus=1, sequence=sequence
+    )
+
+
+def created(tmp: Path, vm_id: str = ONE, sequence: int = 1) -> Store:
+    made = Store(tmp)
+    made.create(new(sequence, vm_id), [news(sequence, vm_id)], b"computation")
+    return made
+
+
+def write(to: Store, *sequences: int, status: Status = RUNNING) -> Record:
+    changed = attrs.evolve(new(sequences[-1]), status=status)
+    to.write(changed, [news(number) for number in sequences])
+    return changed
+
+
+def on_disk(tmp: Path, vm_id: str = ONE) -> list[int]:
+    lines = (tmp / vm_id / "events.jsonl").read_text().splitlines()
+    return [json.loads(line)["sequence"] for line in lines]
+
+
+def listing(path: Path) -> set[str]:
+    return {file.name for file in path.iterdir()}
+
+
+@contextmanager
+def full(room: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes; what still fits is written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_found(tmp_path: Path) -> None:
+    made = created(tmp_path)
+    changed = write(made, 2, 3)
+    assert listing(tmp_path / ONE) == {"vm.json", "events.jsonl", "computation"}
+    found = Store(tmp_path).load()
+    assert (found.records, found.sequence) == ([changed], 3)
+    assert on_disk(tmp_path) == [1, 2, 3]
+
+
+def test_reader_of_a_record_sees_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    """It is another file: one that was opened before stays whole."""
+    made = created(tmp_path)
+    file = tmp_path / ONE / "vm.json"
+    with file.open("rb") as opened:
+        changed = write(made, 2)
+        assert record.parse(opened.read())[0] == new()
+    assert record.parse(file.read_bytes())[0] == changed
+
+
+def test_vm_that_cannot_be_put_on_record_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / ONE).mkdir()
+    (tmp_path / ONE / "in the way").touch()
+    with pytest.raises(OSError, match="not empty"):
+        created(tmp_path)
+    assert listing(tmp_path) == {ONE}
+
+
+def test_events_that_could_not_be_written_are_with_the_next(tmp_path: Path) -> None:
+    made = created(tmp_path)
+    events = tmp_path / ONE / "events.jsonl"
+    kept = events.read_bytes()
+    events.unlink()
+    events.mkdir()
+    for number in (2, 3):
+        with pytest.raises(IsADirectoryError):
+            write(made, number)
+    # The record is ahead of the events, and has the last.
+    assert record.parse((tmp_path / ONE / "vm.json").read_bytes())[0].sequence == 3
+    events.rmdir()
+    events.write_bytes(kept)
+    write(made, 4)
+    write(made, 5)
+    assert on_disk(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_record_that_could_not_be_written_is_with_the_next(tmp_path: Path) -> None:
+    made = created(tmp_path)
+    in_the_way = tmp_path / ONE / "vm.json.new"
+    in_the_way.mkdir()
+    with pytest.raises(OSError):  # noqa: PT011 - which one is the system's business
+        write(made, 2)
+    assert on_disk(tmp_path) == [1]
+    in_the_way.rmdir()
+    changed = write(made, 3)
+    assert on_disk(tmp_path) == [1, 2, 3]
+    assert Store(tmp_path).load().records == [changed]
+
+
+@pytest.mark.parametrize("fits", [1, 60, 150])
+def test_full_disk_leaves_no_half_of_a_line(tmp_path: Path, fits: int) -> None:
+    """Also where the half that is cut off makes room for the other."""
+    made = Store(tmp_path)
+    made.note(news(1, None))
+    file = tmp_path / "events.jsonl"
+    before = file.read_bytes()
+    with full(len(before) + fits), pytest.raises(OSError, match="too large"):
+        made.note(attrs.evolve(news(2, None), data={"why": "x" * 200}))
+    assert file.read_bytes() == before
+    made.note(news(3, None))
+    assert [event.sequence for event in made.events_after(0, [])] == [1, 2, 3]
+
+
+def test_many_at_a_time(tmp_path: Path) -> None:
+    """Worker threads note events of several VMs at once, each one time."""
+    made = Store(tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: made.note(news(number, None)), range(1, 201)))
+    assert [event.sequence for event in made.events_after(0, [])] == list(range(1, 201))
+
+
+# --- removing -------------------------------------------------------------------------------
+
+
+def test_removed_vm_is_an_event(tmp_path: Path) -> None:
+    made = created(tmp_path)
+    made.remove(ONE, news(2, kind="deleted"))
+    assert listing(tmp_path) == {"events.jsonl"}
+    assert [event.kind for event in made.events_after(0, [])] == ["deleted"]
+    found = Store(tmp_path).load()
+    assert (found.records, found.gone, found.sequence) == ([], [], 2)
+
+
+def test_removal_frees_its_room_where_nothing_can_be_written(tmp_path: Path) -> None:
+    made = created(tmp_path)
+    with full(0), pytest.raises(OSError, match="too large"):
+        made.remove(ONE, news(2, kind="deleted"))
+    assert listing(tmp_path) <= {"events.jsonl"}
+    made.note(news(3, None))
+    assert [event.sequence for event in made.events_after(0, [])] == [2, 3]
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_removal_that_was_cut_short(tmp_path: Path, told: bool) -> None:
+    made = created(tmp_path)
+    (tmp_path / ONE).rename(tmp_path / f"{ONE}.gone")
+    if told:
+        made.note(news(2, kind="deleted"))
+    again = Store(tmp_path)
+    found = again.load()
+    assert (found.records, found.gone) == ([], [] if told else [ONE])
+    assert found.sequence >= 1 + told
+    for vm_id in found.gone:
+        again.finish_removal(vm_id)
+    assert listing(tmp_path) <= {"events.jsonl"}
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def test_events_are_in_their_order_whosever_they_are(tmp_path: Path) -> None:
+    made = created(tmp_path)
+    created(tmp_path, OTHER, 2)
+    write(made, 3)
+    made.note(news(4, None))
+    write(made, 5)
+    ask = [(0, [ONE, OTHER]), (0, [OTHER]), (3, [ONE, OTHER]), (5, [ONE]), (0, ["no-such"])]
+    told = [[event.sequence for event in made.events_after(*one)] for one in ask]
+    assert told == [[1, 2, 3, 4, 5], [2, 4], [4, 5], [], [4]]
+
+
+def test_numbers_that_were_reserved_are_not_given_again(tmp_path: Path) -> None:
+    made = Store(tmp_path)
+    most = made.reserve(7)
+    assert most > 7
+    assert Store(tmp_path).load().sequence == most
+    # Also where not a byte more can be written than there is.
+    with full((tmp_path / "sequence").stat().st_size):
+        assert Store(tmp_path).reserve(10**17) > 10**17
+    assert Store(tmp_path).load().sequence > 10**17
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\x00" * 20, b"many\n"])
+def test_reserve_that_cannot_be_read(tmp_path: Path, garbage: bytes) -> None:
+    created(tmp_path, sequence=9)
+    (tmp_path / "sequence").write_bytes(garbage)
+    assert Store(tmp_path).load().sequence == 9
+
+
+# --- after a crash --------------------------------------------------------------------------
+
+
+def test_drafts_are_nothing(tmp_path: Path) -> None:
+    created(tmp_path)
+    (tmp_path / ONE / "vm.json.new").write_text('{"versi')
+    draft = tmp_path / f"{OTHER}.new"
+    draft.mkdir()
+    (draft / "vm.json").write_bytes(record.dump(new(5, OTHER), [news(5, OTHER)]))
+    found = Store(tmp_path).load()
+    assert (found.records, found.damaged) == ([new()], {})
+    assert listing(tmp_path) == {ONE}
+    assert "vm.json.new" not in listing(tmp_path / ONE)
+
+
+def test_line_that_was_not_written_to_its_end(tmp_path: Path) -> None:
+    """Wherever it was cut off: vm.json, which was written before, has the event."""
+    made = created(tmp_path)
+    file = tmp_path / ONE / "events.jsonl"
+    begin = file.stat().st_size
+    changed = write(made, 2, 3)
+    whole = file.read_bytes()
+    for length in range(begin, len(whole)):
+        file.write_bytes(whole[:length])
+        assert Store(tmp_path).load().records == [changed]
+        assert file.read_bytes() == whole
+
+
+def test_events_that_are_gone(tmp_path: Path) -> None:
+    changed = write(created(tmp_path), 2, 3)
+    (tmp_path / ONE / "events.jsonl").unlink()
+    found = Store(tmp_path).load()
+    assert (found.records, found.sequence) == ([changed], 3)
+    assert on_disk(tmp_path) == [2, 3]
+
+
+def test_unreadable_line_is_passed_over(tmp_path: Path) -> None:
+    made = created(tmp_path)
+    with (tmp_path / ONE / "events.jsonl").open("ab") as file:
+        file.write(b"\x00garbage\n")
+    write(made, 2)
+    assert [event.sequence for event in made.events_after(0, [ONE])] == [1, 2]
+    assert Store(tmp_path).load().sequence == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"[" * 100_000,
+        b'{"version": 1, "vm": [], "events": []}',
+        record.dump(new(), [news(1)])[:-30],
+        record.dump(new(), [news(1)]).replace(b'"version": 1', b'"version": 2'),
+        record.dump(new(1, OTHER), [news(1, OTHER)]),
+    ],
+    ids=["empty", "garbage", "deep", "kinds", "truncated", "version", "other"],
+)
+def test_damaged_record_is_set_aside(tmp_path: Path, content: bytes) -> None:
+    write(created(tmp_path), 2, 3)
+    created(tmp_path, OTHER, 4)
+    (tmp_path / ONE / "vm.json").write_bytes(content)
+    found = Store(tmp_path).load()
+    assert [one.id for one in found.records] == [OTHER]
+    assert found.damaged.keys() == {ONE}
+    aside = found.damaged[ONE]
+    assert aside.name.startswith("vm.json.bad-")
+    assert aside.read_bytes() == content
+    assert found.sequence == 4
+    assert on_disk(tmp_path) == [1, 2, 3]
+
+
+def test_what_is_no_vms_directory_is_left_alone(tmp_path: Path) -> None:
+    created(tmp_path)
+    strangers = ["notes", f"{OTHER}.bak", f"{OTHER} (copy)", OTHER.upper(), f"x{OTHER}"]
+    for name in strangers:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vm.json").write_text("mine")
+    (tmp_path / OTHER).mkdir()
+    (tmp_path / "lost").write_text("a file")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    found = Store(tmp_path).load()
+    assert [one.id for one in found.records] == [ONE]
+    assert not found.damaged
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_only_the_last_events_of_the_supervisor_are_kept(tmp_path: Path) -> None:
+    lines = [record.event_line(news(number, None)) for number in range(1, 1501)]
+    (tmp_path / "events.jsonl").write_bytes(b"".join(lines))
+    again = Store(tmp_path)
+    assert again.load().sequence == 1500
+    left = [event.sequence for event in again.events_after(0, [])]
+    assert left == list(range(1501 - store._KEPT_EVENTS, 1501))
+
+
+# --- the lock -------------------------------------------------------------------------------
+
+
+def test_one_supervisor_at_a_time(tmp_path: Path) -> None:
+    with store.locked(tmp_path), pytest.raises(HostError, match=f"pid {os.getpid()}"):
+        store.locked(tmp_path).__enter__()
+    with store.locked(tmp_path):
+        pass
