@@ -31,9 +31,13 @@ class EndRequest:
         self.why = ""
         self.any = trio.Event()
         self.force = trio.Event()
+        #: Whether it was for more than to see a guest off that ended by itself.
+        self.for_good = trio.Event()
 
-    def ask(self, mode: EndMode, why: str) -> None:
+    def ask(self, mode: EndMode, why: str, *, for_good: bool = True) -> None:
         self.why = self.why or why
+        if for_good:
+            self.for_good.set()
         if self.mode is not EndMode.FORCE:
             self.mode = mode
         self.any.set()

@@ -13,7 +13,6 @@ from supervisor import runstate
 from supervisor.config.qemu import size_in_bytes
 from supervisor.errors import MonitorError
 from supervisor.process import boottime_s
-from supervisor.record import EndMode
 from supervisor.runstate import IllegalTransition, Status, Trigger, VmState
 
 if TYPE_CHECKING:
@@ -115,8 +114,7 @@ async def _enter(vm: Vm, status: Status) -> None:
     else:
         await vm.set_status(status)
     if status.state is VmState.SHUTDOWN:
-        # It waits for us, so that its end could be heard of: see ACTIONS.
-        vm.ask_to_end(EndMode.FORCE, "the guest has ended")
+        vm.see_off()
     elif status.state is VmState.CRASHED and vm.qemu:
         await vm.qemu.kill()
 

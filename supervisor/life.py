@@ -152,7 +152,7 @@ class Life:
             self._vm.ask_to_end(self._vm.record.ending, "asked of the supervisor before")
         if self._vm.status.state is VmState.SHUTDOWN:
             # It waits to be told to quit, and no event tells of it again.
-            self._vm.ask_to_end(EndMode.FORCE, "the guest has ended")
+            self._vm.see_off()
         with self._ports.hold(self._vm.record.forwards):
             async with process.adopt(identity, pidfd, leave=self._left) as qemu:
                 if self._vm.status.state.ended:

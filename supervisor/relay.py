@@ -103,7 +103,9 @@ class Relay:
         """The guest is booted again, as its run asked for: its agent gets the computation again."""
         self._vm.forget("agent")
         if self.state is not RelayState.FAILED:
-            await self._commit(RelayState.WAITING)
+            if self.state is RelayState.INTERRUPTED:
+                self.settled = trio.Event()
+            await self._commit(RelayState.WAITING, error=None)
 
     async def _meet(self) -> None:
         vm = self._vm

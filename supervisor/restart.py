@@ -9,6 +9,7 @@ import trio
 
 from supervisor import runstate
 from supervisor.config import LONGEST_BACKOFF_S, RestartPolicy
+from supervisor.ending import EndRequest
 from supervisor.process import boottime_s
 from supervisor.runstate import Status, Trigger, VmState
 
@@ -50,13 +51,15 @@ class Restarts:
         log.warning("restarting", vm=vm.id, reason=verdict.reason, number=count, in_s=wait_s)
         exit_code = vm.qemu.exit_code if vm.qemu else None
         await vm.set_status(verdict, exit_code=exit_code)
-        await vm.commit("restarting", {"number": count, "in_s": wait_s}, restarts=count)
+        await vm.commit("restarting", {"number": count, "in_s": wait_s})
         with trio.move_on_after(wait_s):
-            await vm.end_request.any.wait()
+            await vm.end_request.for_good.wait()
             return False
+        vm.end_request = EndRequest()
         await vm.relay.again()
         restarted = runstate.after(vm.status, Trigger.RESTART, "prelaunch")
-        await vm.set_status(restarted, running_since_s=None)
+        # Counted when it is made: a supervisor that comes during the wait begins that anew.
+        await vm.set_status(restarted, running_since_s=None, restarts=count)
         return True
 
 

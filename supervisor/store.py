@@ -170,10 +170,18 @@ class Store:
             shutil.rmtree(gone, ignore_errors=True)
 
     def events_after(self, sequence: int, vm_ids: Iterable[str]) -> list[Event]:
-        """The events of these VMs, and of the supervisor, that are later; in their order."""
+        """The events of these VMs, and of the supervisor, that are later; in their order.
+
+        Those that could not be written yet are among them.
+        """
         files = [self._own_events, *(Rundir(self._tmp / vm_id).events for vm_id in vm_ids)]
-        found = [event for file in files for event in _events(file) if event.sequence > sequence]
-        return sorted(found, key=lambda event: event.sequence)
+        found: dict[int, Event] = {}
+        for file in files:
+            owed = map(record.parse_event, tuple(self._owed.get(file, ())))
+            for event in (*_events(file), *owed):
+                if event.sequence > sequence:
+                    found[event.sequence] = event
+        return [found[number] for number in sorted(found)]
 
     def load(self) -> Found:
         """All that is on record, mended where a crash left it half done."""

@@ -142,6 +142,13 @@ class Vm:
         """Begin to end the VM; ``FORCE`` also hurries an end that was begun gracefully."""
         self.end_request.ask(mode, why)
 
+    def see_off(self) -> None:
+        """End a QEMU whose guest has ended: it waits for us, so that its end is heard of.
+
+        Another guest may follow; see `restart`.
+        """
+        self.end_request.ask(EndMode.FORCE, "the guest has ended", for_good=False)
+
     def leave(self) -> bool:
         """Let the VM go without ending it, unless its guest has not run yet.
 

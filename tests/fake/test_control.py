@@ -190,7 +190,7 @@ async def test_end_asked_for_in_the_wait_before_a_restart(world: World) -> None:
         guest = await world.guest()
         await guest.until("Run")
         await guest.exit(-9)
-        await vm.until(lambda: vm.record.restarts == 1)
+        await supervisor.wait_state(vm.id, "crashed")
         await act(supervisor, vm.id, "shutdown")
         assert vm.status == Status(VmState.CRASHED, "exit:-9")
 
@@ -203,7 +203,7 @@ async def test_restart_that_was_to_come_is_made_by_the_next_supervisor(world: Wo
         guest = await world.guest()
         await guest.until("Run")
         await guest.exit(-9)
-        await vm.until(lambda: vm.record.restarts == 1)
+        await supervisor.wait_state(vm.id, "crashed")
         await supervisor.leave(guest)
     async with world.serve(MANAGER_RESTART_BACKOFF="1ms") as supervisor:
         again = await world.guest()

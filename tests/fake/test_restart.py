@@ -35,7 +35,7 @@ async def crashed(supervisor: Supervisor, world: World) -> Vm:
     guest = await world.guest()
     await guest.until("Run")
     await guest.exit(-9)
-    await vm.until(lambda: vm.record.restarts == 1)
+    await supervisor.wait_state(vm.id, "crashed")
     return vm
 
 
@@ -174,6 +174,8 @@ async def test_interrupted_computation_is_sent_to_the_guest_booted_again(world: 
         await world.reap()
         again = await world.guest()
         assert world.received((await again.until("Run"))["digest"]) == b"hi"
+        await vm.wait_answered()
+        assert vm.record.relay == "answered"
         await vm.until(lambda: vm.record.relay == "answered")
         await supervisor.http.post(f"/vms/{vm.id}/shutdown")
         assert vm.record.error is None
@@ -226,3 +228,4 @@ async def test_wait_that_another_supervisor_ends_is_one_restart(world: World) ->
         await again.until("Run")
         vm = supervisor.vm(again.vm_id)
         assert vm.record.restarts == 1
+        assert {one["number"] for one in events(vm, "restarting")} == {1}
