@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import client
+from benchmarks import bare, client
 from benchmarks.figures import Figure, milliseconds, skipped
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def statuses(supervisor: Supervisor, ids: list[str], seconds: float) -> Figure:
     load = client.as_fast_as_possible(supervisor.port, requests, _STATUS_CONNECTIONS, seconds)
     busy = 100 * (supervisor.cpu() - cpu) / load.seconds
     times = milliseconds(load.latencies)
+    with bare.server() as port:
+        floor = client.as_fast_as_possible(port, requests[:1], _STATUS_CONNECTIONS, seconds).rate
     return Figure(
         "GET /vms/<id>/status",
         "/s",
@@ -92,8 +94,15 @@ def statuses(supervisor: Supervisor, ids: list[str], seconds: float) -> Figure:
         at_least=True,
         detail=f"{_STATUS_CONNECTIONS} connections, {len(ids)} VMs in turn;"
         f" p50 {times['p50_ms']:.2f}, p99 {times['p99_ms']:.2f} ms; {load.wrong} wrong;"
-        f" supervisor at {busy:.0f} % of a core",
-        more={**times, "requests": len(load.latencies), "wrong": load.wrong, "cpu": busy},
+        f" supervisor at {busy:.0f} % of a core; the same HTTP server with nothing on it:"
+        f" {floor:.0f} /s, so {load.rate / floor:.2f} of what it can",
+        more={
+            **times,
+            "requests": len(load.latencies),
+            "wrong": load.wrong,
+            "cpu": busy,
+            "bare_server": floor,
+        },
     )
 
 
