@@ -143,6 +143,8 @@ async def _serve_http(
                 await running.service.leave_all()
             else:
                 await running.service.end_all()
+        # Readers of events have had the last of them, and need not be cut off.
+        running.service.journal.told.close()
         over.set()
 
 

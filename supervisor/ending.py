@@ -62,8 +62,15 @@ async def end(
 
     async def press_power_button() -> None:
         # Again and again: a guest that is still booting does not hear it.
+        failed = False
         while True:
-            await link.monitor().powerdown()
+            try:
+                await link.monitor().powerdown()
+                failed = False
+            except MonitorError:
+                if failed:
+                    raise
+                failed = True  # the link may be about to be made again
             with trio.move_on_after(grace.powerdown_interval_s):
                 await going_down()
                 return

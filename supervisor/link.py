@@ -159,10 +159,12 @@ class Link:
             try:
                 answer = await link.query_status()
             except MonitorError as error:
+                if not link.connected:
+                    await trio.sleep(_RETRY_S)  # `keep` decides what that means
+                    continue
                 if self.state is LinkState.OK:
                     log.warning("QEMU does not answer", vm=self._vm_id, problem=str(error))
                 await self._turn(LinkState.LOST)
-                await trio.sleep(_RETRY_S)  # a link that has broken fails at once
             else:
                 await self._turn(LinkState.OK)
                 async with self._order:

@@ -14,7 +14,7 @@ import logging
 import math
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 _DISCONNECT_GRACE_S = 2.0
+
+#: What a link ends with. The last two are what some garbage makes of JSON's decoder, which
+#: qemu.qmp passes on.
+_BROKEN = (QMPError, OSError, EOFError, UnicodeDecodeError, RecursionError)
 
 
 @attrs.frozen
@@ -93,6 +97,10 @@ class Monitor:
         self.events = events
 
     @property
+    def connected(self) -> bool:
+        return self._client.runstate is Runstate.RUNNING
+
+    @property
     def waiting_events(self) -> int:
         """How many events have come that nobody has taken yet."""
         return self.events.statistics().current_buffer_used
@@ -109,7 +117,7 @@ class Monitor:
             raise MonitorError(f"{command}: QEMU did not answer in {self._answer_s:g} s") from error
         except ExecuteError as error:
             raise MonitorError(f"{command}: {error}", error_class=error.error_class) from error
-        except (QMPError, OSError, EOFError) as error:
+        except _BROKEN as error:
             raise MonitorError(f"{command}: QEMU's monitor is gone") from error
 
     async def query_status(self) -> RunStatus:
@@ -205,7 +213,7 @@ async def connect(socket_path: Path, greeting_s: float, answer_s: float) -> Asyn
             watch = await aio_as_trio(_open)(client, socket_path, send)
     except trio.TooSlowError as error:
         raise MonitorError(f"no greeting on {socket_path} within {greeting_s:g} s") from error
-    except (QMPError, OSError, EOFError) as error:
+    except _BROKEN as error:
         kind = SocketGone if isinstance(_root(error), _NOBODY) else MonitorError
         raise kind(f"no QMP on {socket_path}: {error}") from error
     try:
@@ -246,8 +254,9 @@ class _Forwarder(EventListener):
         self._channel = channel
 
     async def put(self, event: Message) -> None:
-        name, data = str(event["event"]), cast("Mapping[str, Any]", event.get("data", {}))
-        self._channel.send_nowait(QmpEvent(name, data))
+        data = event.get("data", {})
+        told = data if isinstance(data, dict) else {}
+        self._channel.send_nowait(QmpEvent(str(event["event"]), told))
 
 
 async def _open(
@@ -270,6 +279,6 @@ async def _end_with(client: QMPClient, channel: trio.MemorySendChannel[QmpEvent]
 async def _close(client: QMPClient, watch: asyncio.Task[None]) -> None:
     """asyncio-flavoured."""
     watch.cancel()
-    with contextlib.suppress(QMPError, OSError, EOFError):
+    with contextlib.suppress(*_BROKEN):
         # Raises whatever ended the link, which everybody concerned has heard by now.
         await client.disconnect()

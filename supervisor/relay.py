@@ -68,6 +68,8 @@ class Relay:
                 try:
                     await unless(self._cut_off, self._meet)
                 except CutShort:
+                    if self._reset.is_set():
+                        await self.interrupt()  # it may have been sent just then
                     continue
                 except SupervisorError as error:
                     await self._fail(error)

@@ -48,6 +48,8 @@ log = structlog.stdlib.get_logger()
 
 _CALLER_LEFT = "its caller went away"
 
+_LONGEST_KEY = 255
+
 
 class Service:
     """The VMs, by id, in the order of their start. ``journal`` tells of each change."""
@@ -105,6 +107,8 @@ class Service:
         key = wishes.idempotency_key
         if key is None:
             return await self._admit(computation, wishes)
+        if not 0 < len(key) <= _LONGEST_KEY:
+            raise InvalidRequest(f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters")
         wishes = attrs.evolve(wishes, fingerprint=_fingerprint(computation, wishes))
         while key in self._arriving:
             await self._arriving[key].wait()

@@ -151,7 +151,7 @@ def stopped_prelaunch_for_ever(case: Case) -> None:
 def stopped_prelaunch_unwatched(case: Case) -> None:
     vm_id = in_prelaunch(case)
     case.crash()
-    case.serve(settings=_QUICK)
+    case.serve(settings=_QUICK | {"MANAGER_START_TIMEOUT": "500ms"})
     case.until_ended(vm_id, "crashed", "launch-interrupted")
 
 

@@ -191,7 +191,8 @@ def _launched_with(words: bytes) -> Callable[[Case], None]:
             f"    kept.append(connection if {bool(words)} else connection.close())\n"
         )
         liar.chmod(0o755)
-        case.serve(settings={"MANAGER_QEMU_BIN_PATH": str(liar), "MANAGER_QMP_TIMEOUT": "500ms"})
+        quick = {"MANAGER_QMP_TIMEOUT": "500ms", "MANAGER_START_TIMEOUT": "2s"}
+        case.serve(settings={"MANAGER_QEMU_BIN_PATH": str(liar), **quick})
         case.until_ended(case.run(wait=False), "crashed")
         case.crash()
 

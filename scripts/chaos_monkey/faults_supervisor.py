@@ -62,7 +62,7 @@ def left_unborn(case: Case) -> None:
     case.until_ended(vm_id, "crashed")
 
 
-@kind("supervisor SIGTERMed (leave): waiting to restart a VM", MANAGER_RESTART_BACKOFF="30s")
+@kind("supervisor SIGTERMed (leave): waiting to restart a VM", MANAGER_RESTART_BACKOFF="2s")
 def left_before_restart(case: Case) -> None:
     case.serve()
     case.restarts = 1

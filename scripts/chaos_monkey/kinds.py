@@ -52,7 +52,7 @@ KINDS: list[Kind] = []
 def kind(
     name: str,
     *,
-    times: int = 3,
+    times: int = 2,
     short: int = 1,
     guests: bool = False,
     sudo: bool = False,

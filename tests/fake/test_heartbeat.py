@@ -29,11 +29,8 @@ async def test_every_vm_is_asked_again_and_again(world: World) -> None:
         vm_id = (await supervisor.run())["id"]
         guest = await world.guest()
         before = (await get(supervisor, f"/vms/{vm_id}"))["asked_at"]
-        for _ in range(3):
+        while (shown := await get(supervisor, f"/vms/{vm_id}"))["asked_at"] == before:
             await guest.until("query-status")
-        # Two answers at least have been taken in before the third was asked for.
-        shown = await get(supervisor, f"/vms/{vm_id}")
-        assert shown["asked_at"] > before
         assert shown["monitor"] == "ok"
 
 
@@ -160,8 +157,8 @@ async def test_end_that_is_asked_for_while_the_link_is_broken(world: World) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["\x00" * 100, "{" * 5000, '{"event": 3}', '"' + "x" * 100_000],
-    ids=["zeros", "deep", "number", "long"],
+    ["\x00" * 100, "[" * 50_000, '{"event": 3}', '{"event": "WATCHDOG", "data": 3}'],
+    ids=["zeros", "deep", "name", "data"],
 )
 async def test_garbage_in_place_of_qmp(world: World, text: str) -> None:
     async with world.serve(**SOON) as supervisor:

@@ -28,7 +28,8 @@ def events(world: World, vm_id: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "ttl", ["", "soon", "5", "1h30", "-1h", "0s", "PT0S", "P1M", "1h PT1H", "9999999h", 3600, True, []]
+    "ttl",
+    ["", "soon", "5", "1h30", "-1h", "0s", "PT0S", "P1M", "1h PT1H", "9999999h", 3600, True, []],
 )
 async def test_what_is_no_time_to_live(world: World, ttl: object) -> None:
     async with world.serve() as supervisor:
@@ -94,7 +95,7 @@ async def test_warned_of_once_and_counted_from_the_same_moment(world: World) -> 
 async def test_held_guest_is_let_go_to_be_shut_down(world: World) -> None:
     async with world.serve() as supervisor:
         vm = supervisor.vm((await post(supervisor, ttl="1s")).json()["id"])
-        guest = await world.guest()
+        await world.guest()
         await supervisor.wait_state(vm.id, "running")
         await supervisor.http.post(f"/vms/{vm.id}/pause")
         await vm.wait_ended()

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import LazyLoader
 from typing import TYPE_CHECKING
@@ -48,9 +47,10 @@ def main() -> int:
     sys.meta_path.insert(0, Later)
     from .service import Agent, serve_grpc
 
-    stop = threading.Event()
+    # No threading.Event: to set one in a handler that interrupts its own wait() never returns.
+    stop, stopped = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: os.write(stopped, b"."))
     agent = Agent(options.algorithm_timeout_s)
     try:
         server, grpc_port = serve_grpc(agent, options.host, options.grpc_port)
@@ -63,7 +63,7 @@ def main() -> int:
         return 1
     ports = {"grpc_port": grpc_port, "http_port": http.server_address[1]}
     print(json.dumps(ports), flush=True)
-    stop.wait()
+    os.read(stop, 1)
     http.shutdown()
     server.stop(grace=1.0).wait()  # what still runs is cancelled, which kills its algorithm
     return 0

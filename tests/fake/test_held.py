@@ -1,0 +1,99 @@
+"""Guests that are held or reset while something is under way with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from supervisor.runstate import Status, VmState
+
+if TYPE_CHECKING:
+    from tests.fake.guest import Guest
+    from tests.fake.world import Supervisor, World
+
+BEAT = {"MANAGER_HEARTBEAT": "20ms"}
+
+
+async def act(supervisor: Supervisor, vm_id: str, action: str, status: int = 200) -> Any:
+    answer = await supervisor.http.post(f"/vms/{vm_id}/{action}")
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+async def many_beats(guest: Guest) -> None:
+    """Longer than any of the timeouts set here."""
+    for _ in range(25):
+        await guest.until("query-status")
+
+
+async def test_agent_that_is_held_is_not_too_slow(world: World) -> None:
+    world.scenario(agent="silent")
+    async with world.serve(**BEAT, MANAGER_AGENT_GRPC_TIMEOUT="300ms") as supervisor:
+        vm = supervisor.vm(await supervisor.begin())
+        guest = await world.guest()
+        await guest.until("Run")
+        await act(supervisor, vm.id, "pause")
+        await many_beats(guest)
+        assert vm.record.relay == "sent"
+        await act(supervisor, vm.id, "resume")
+        await vm.wait_ended()  # it runs, and is silent still
+        assert "MANAGER_AGENT_GRPC_TIMEOUT" in (vm.record.error or "")
+
+
+async def test_guest_that_is_held_does_not_boot_too_slowly(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve(**BEAT, MANAGER_BOOT_TIMEOUT="300ms") as supervisor:
+        vm = supervisor.vm(await supervisor.begin())
+        guest = await world.guest()
+        await supervisor.wait_state(vm.id, "running")
+        await act(supervisor, vm.id, "pause")
+        await many_beats(guest)
+        assert vm.status.state is VmState.PAUSED
+        assert vm.record.relay == "waiting"
+
+
+async def test_reset_of_a_held_guest(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        await vm.until(lambda: vm.relay.agent_ready)
+        await act(supervisor, vm.id, "pause")
+        reset = await act(supervisor, vm.id, "reset")
+        assert (reset["state"], reset["agent"]["ready"]) == ("paused", False)
+        await act(supervisor, vm.id, "resume")
+        guest = await world.guest()
+        await guest.order("start-agent", kind="recorder")
+        await vm.until(lambda: vm.relay.agent_ready)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("graceful", "guest-shutdown"), ("force", "host-qmp-quit")]
+)
+async def test_held_guest_is_shut_down(world: World, mode: str, reason: str) -> None:
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        await act(supervisor, vm.id, "pause")
+        await supervisor.http.post(f"/vms/{vm.id}/shutdown", json={"mode": mode})
+        assert vm.status == Status(VmState.SHUTOFF, reason)
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "reset"])
+async def test_guest_that_has_not_run_yet(world: World, action: str) -> None:
+    world.scenario(greeting="nothing")
+    async with world.serve() as supervisor:
+        vm_id = await supervisor.begin()
+        await (await world.guest()).until("connected")
+        assert "prelaunch" in (await act(supervisor, vm_id, action, 409))["detail"]
+
+
+@pytest.mark.parametrize(("action", "command"), [("pause", "stop"), ("reset", "system_reset")])
+async def test_command_that_qemu_refuses(world: World, action: str, command: str) -> None:
+    world.scenario(refuses={command: ("GenericError", "not today")})
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        problem = await act(supervisor, vm.id, action, 503)
+        assert "not today" in problem["detail"]
+        # A reboot of the guest's own is an end, as before.
+        await (await world.guest()).order("reboot")
+        await vm.wait_ended()
+        assert vm.status == Status(VmState.SHUTOFF, "guest-reset")

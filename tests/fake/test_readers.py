@@ -1,0 +1,101 @@
+"""Readers of events who are slow, stay long, or outlive what they read of."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from supervisor import journal
+from supervisor.config import OnStop
+from supervisor.pb import vm_pb2
+from supervisor.web import events as web_events
+from tests.fake.test_events import Reader, numbers, reading
+from tests.fake.world import in_thread
+
+if TYPE_CHECKING:
+    from tests.fake.world import World
+
+#: As in test_events, whose readers these are.
+pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http(x|core):ResourceWarning")
+
+
+async def test_reader_over_http_that_does_not_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has been sent it can still read, without a gap, and then it is cut off."""
+    monkeypatch.setattr(journal, "_READER_BUFFER", 8)
+    async with world.serve() as supervisor:
+        told = supervisor.running.service.journal
+        async with supervisor.http.stream("GET", "/events?after=0") as answer:
+            lines = answer.aiter_lines()
+            assert await anext(lines) == ": events"
+            while told.told._channels:
+                await told.note("test", None, padding="x" * 200_000)
+            reader, got = Reader(lines), []
+            with suppress(StopAsyncIteration):
+                while True:
+                    got.append(await reader.next())
+        assert numbers(got) == list(range(1, len(got) + 1))
+        assert got[-1]["sequence"] < told.sequence
+        async with reading(supervisor, after=got[-1]["sequence"]) as again:
+            while got[-1]["sequence"] < told.sequence:
+                got.append(await again.next())
+        assert numbers(got) == list(range(1, told.sequence + 1))
+
+
+async def test_silence_is_kept_alive(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_events, "_KEEP_ALIVE_S", 0.01)
+    async with world.serve() as supervisor, supervisor.http.stream("GET", "/events") as answer:
+        lines = answer.aiter_lines()
+        first = [await anext(lines) for _ in range(6)]
+        assert first == [": events", "", ": keep-alive", "", ": keep-alive", ""]
+
+
+async def test_reader_is_let_go_when_the_supervisor_stops(world: World) -> None:
+    async with world.serve() as supervisor, reading(supervisor) as reader:
+        await supervisor.run()
+        stream = supervisor.vm_service.Watch(vm_pb2.WatchRequest(after=0), timeout=60)
+        await in_thread(lambda: next(stream))
+        supervisor.running.stop(OnStop.END)
+        last = (await reader.until("state", state="shutoff"))[-1]
+        assert last["reason"] == "guest-shutdown"
+        with pytest.raises(StopAsyncIteration):
+            await reader.next()
+        with pytest.raises(grpc.RpcError) as caught:
+            await in_thread(lambda: list(stream))
+        error: Any = caught.value
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_deletion_is_the_last_of_a_vms_events(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        async with reading(supervisor, f"/vms/{vm_id}/events") as reader:
+            await supervisor.http.delete(f"/vms/{vm_id}")
+            assert (await reader.until("deleted"))[-1]["vm"] == vm_id
+        assert (await supervisor.http.get(f"/vms/{vm_id}/events")).status_code == 404
+
+
+async def test_watch_tells_kinds_and_data(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        guest = await world.guest()
+        await supervisor.leave(guest)
+    async with world.serve() as supervisor:
+        await supervisor.http.post(f"/vms/{vm_id}/shutdown")
+        stream = supervisor.vm_service.Watch(vm_pb2.WatchRequest(after=0), timeout=60)
+        got: list[Any] = [await in_thread(lambda: next(stream))]
+        while got[-1].state != vm_pb2.VM_STATE_SHUTOFF:
+            got.append(await in_thread(lambda: next(stream)))
+        stream.cancel()
+        by_kind = {event.kind: event for event in got}
+        assert by_kind.keys() >= {"state", "launched", "agent", "relay", "adopted", "ending"}
+        assert dict(by_kind["relay"].data) == {"state": "answered"}
+        assert by_kind["relay"].state == vm_pb2.VM_STATE_UNSPECIFIED
+        assert list(by_kind["adopted"].data["running"]) == [vm_id]
+        assert by_kind["adopted"].id == ""
+        assert by_kind["launched"].data["pid"] == guest.pid
+        assert not by_kind["state"].data
