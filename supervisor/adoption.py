@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from supervisor import machine, process
+from supervisor.config import RestartPolicy
 from supervisor.limits import Need
 from supervisor.record import ProcessId, Record, RelayState, Wishes
 from supervisor.rundir import Rundir
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from supervisor.config import Config
     from supervisor.journal import Journal
+    from supervisor.record import Event
     from supervisor.store import Store
 
 log = structlog.stdlib.get_logger()
@@ -29,12 +31,14 @@ log = structlog.stdlib.get_logger()
 class Inheritance:
     """Records, and by VM id the processes of those that live, each with a pidfd.
 
+    :param replies: the agents' answers, by VM id
     :param rebuilt: ids of VMs whose record had to be rebuilt, and where a damaged one is now
     :param gone: ids of VMs whose removal was cut short
     """
 
     records: list[Record]
     processes: dict[str, tuple[ProcessId, int]]
+    replies: dict[str, str]
     sequence: int
     rebuilt: dict[str, Path | None]
     gone: list[str]
@@ -61,7 +65,7 @@ def _look(config: Config, store: Store) -> Inheritance:
             alive = process.find(record.id, record.process, running)
             if alive:
                 processes[record.id] = alive
-                if not record.forwards:
+                if alive[0] != record.process:
                     # Its supervisor was killed before it could write what it had started.
                     words = process.command_line(alive[0].pid)
                     rundir = Rundir(config.qemu.tmp / record.id)
@@ -71,7 +75,13 @@ def _look(config: Config, store: Store) -> Inheritance:
     records.sort(key=lambda record: record.created_at)
     sequence = max([found.sequence, *(record.sequence for record in records)])
     aside = {record.id: found.damaged.get(record.id) for record in rebuilt}
-    return Inheritance(records, processes, sequence, aside, found.gone)
+    replies = {
+        record.id: reply
+        for record in records
+        if record.relay is RelayState.ANSWERED
+        and (reply := Rundir(config.qemu.tmp / record.id).read_reply()) is not None
+    }
+    return Inheritance(records, processes, replies, sequence, aside, found.gone)
 
 
 def _is_ours(pids: list[int]) -> bool:
@@ -87,24 +97,61 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, store: Store) -> Recor
     rundir.path.mkdir(mode=0o700, exist_ok=True)
     words = process.command_line(pids[0]) if pids else []
     events = [event for event in store.events_after(0, [vm_id]) if event.vm_id == vm_id]
-    states = [event for event in events if event.kind == "state"]
     record = Record(
         id=vm_id,
         created_at=events[0].at if events else datetime.now(UTC),
-        wishes=Wishes(keep_disk=True),
+        wishes=_wishes(events, config),
         memory_bytes=need.memory_bytes,
         vcpus=need.vcpus,
         sequence=events[-1].sequence if events else 0,
-        relay=RelayState.INTERRUPTED,
+        relay=_relay(events, rundir),
         error="its record was damaged or lost; this is what could still be seen",
     )
-    record = _as_seen(record, words, rundir)
+    return _as_told(_as_seen(record, words, rundir), events, alive=bool(pids))
+
+
+def _wishes(events: list[Event], config: Config) -> Wishes:
+    told = events[0].data if events else {}
+    try:
+        restart = RestartPolicy(told.get("restart", config.life.restart))
+    except ValueError:
+        restart = config.life.restart
+    ttl_s, keep = told.get("ttl_s", config.life.ttl_s), told.get("keep_disk", True)
+    return Wishes(
+        ttl_s=ttl_s if isinstance(ttl_s, int | float) else None,
+        restart=restart,
+        keep_disk=keep is not False,
+    )
+
+
+def _relay(events: list[Event], rundir: Rundir) -> RelayState:
+    states = [event.data.get("state") for event in events if event.kind == "relay"]
+    if not states and rundir.computation.exists():
+        return RelayState.WAITING
+    if "answered" in states and rundir.reply.exists():
+        return RelayState.ANSWERED
+    return RelayState.INTERRUPTED
+
+
+def _as_told(record: Record, events: list[Event], *, alive: bool) -> Record:
+    """A record completed by its events."""
+    states = [event for event in events if event.kind == "state"]
     if not states:
         return record
     last = states[-1]
     status = Status(VmState(last.data["state"]), last.data["reason"])
-    ended_at = last.at if status.state.ended and not pids else None
-    return attrs.evolve(record, status=status, ended_at=ended_at)
+    ran = [event.at for event in states if event.data["state"] == VmState.RUNNING]
+    # By the wall clock, for want of a better one.
+    first_ran_s = (
+        process.boottime_s() - (datetime.now(UTC) - ran[0]).total_seconds() if ran else None
+    )
+    return attrs.evolve(
+        record,
+        status=status,
+        first_ran_s=first_ran_s,
+        running_since_s=first_ran_s,
+        ended_at=last.at if status.state.ended and not alive else None,
+    )
 
 
 def _as_seen(record: Record, words: list[str], rundir: Rundir) -> Record:
@@ -113,6 +160,7 @@ def _as_seen(record: Record, words: list[str], rundir: Rundir) -> Record:
         record,
         command=tuple(machine.by_hand(words, rundir.qmp_socket)),
         forwards=tuple(machine.forwards_in(words)),
+        agent_address=None,
     )
 
 

@@ -51,16 +51,17 @@ async def reset(vm: Vm) -> None:
     :raises Busy: if there is no guest to be reset
     :raises MonitorError: if QEMU does not answer
     """
-    _require(vm, "reset", VmState.RUNNING, VmState.PAUSED)
-    monitor, before = vm.monitor(), vm.resets
-    # A reset is an end, else: see ACTIONS.
-    await monitor.set_actions(reboot="reset")
-    try:
-        await monitor.reset()
-        await _follows(vm, "reset", lambda: vm.resets > before)
-    finally:
-        with trio.move_on_after(vm.config.life.answer_s, shield=True):
-            await monitor.set_actions(reboot=ACTIONS["reboot"])
+    async with vm.resetting:  # of two at once, one would set the action back before the other's
+        _require(vm, "reset", VmState.RUNNING, VmState.PAUSED)
+        monitor, before = vm.monitor(), vm.resets
+        # A reset is an end, else: see ACTIONS.
+        await monitor.set_actions(reboot="reset")
+        try:
+            await monitor.reset()
+            await _follows(vm, "reset", lambda: vm.resets > before)
+        finally:
+            with trio.move_on_after(vm.config.life.answer_s, shield=True):
+                await monitor.set_actions(reboot=ACTIONS["reboot"])
 
 
 def _require(vm: Vm, done: str, *states: VmState) -> None:

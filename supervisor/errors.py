@@ -19,7 +19,8 @@
     ├── VmEnded                the VM ended before it answered
     ├── RunFailed              an earlier run with the same key did not succeed
     ├── MonitorError           QMP refused a command, or the link is gone
-    │   └── SocketGone         … nobody listens on QEMU's socket any more
+    │   ├── SocketGone         … nobody listens on QEMU's socket any more
+    │   └── MonitorFlooded     … more events come than any guest has reason for
     ├── AgentTimeout           the agent did not become ready, or did not answer, in time
     └── AgentError             the agent answered with an error status
 
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
 
 
 class SupervisorError(Exception):
-    """The root. ``str(error)`` is one paragraph fit for an operator."""
+    """The root. ``str(error)`` is one paragraph fit for an operator.
+
+    :ivar vm_id: the VM that it happened to, if any
+    """
+
+    vm_id: str | None = None
 
 
 class ConfigError(SupervisorError):
@@ -150,6 +156,10 @@ class MonitorError(SupervisorError):
 
 class SocketGone(MonitorError):
     """Nobody listens on the path of QEMU's socket."""
+
+
+class MonitorFlooded(MonitorError):
+    """A guest has QEMU send more events than can be of use to anybody."""
 
 
 class RunFailed(SupervisorError):

@@ -71,9 +71,9 @@ async def _move(vm: Vm, trigger: Trigger, event: QmpEvent) -> None:
             reason = await _runstate(vm)
             if runstate.from_runstate(reason).state is VmState.CRASHED:
                 trigger = Trigger.INTERNAL_ERROR
-    await _enter(vm, runstate.after(vm.status, trigger, reason))
     if trigger in (Trigger.RESUME, Trigger.WAKEUP):
         await _runstate(vm)  # for those who ask; nothing depends on it
+    await _enter(vm, runstate.after(vm.status, trigger, reason))
 
 
 async def correct(vm: Vm, found: Status) -> None:
@@ -94,14 +94,16 @@ async def correct(vm: Vm, found: Status) -> None:
         await _enter(vm, found)
 
 
-async def compare(vm: Vm, answer: RunStatus) -> None:
-    """Take in the answer to a heartbeat, and see to the logs."""
-    if vm.facts:
-        vm.facts = attrs.evolve(vm.facts, run_status=answer, at=datetime.now(UTC))
+async def compare(vm: Vm, answer: RunStatus | None) -> None:
+    """See to the logs, and take in the answer to a heartbeat, if it is still of any interest."""
     try:
         vm.rundir.cut_logs(size_in_bytes(vm.config.life.log_size))
     except OSError as error:
         log.warning("logs cannot be cut", vm=vm.id, problem=str(error))
+    if answer is None:
+        return
+    if vm.facts:
+        vm.facts = attrs.evolve(vm.facts, run_status=answer, at=datetime.now(UTC))
     await correct(vm, runstate.from_runstate(answer.status))
 
 

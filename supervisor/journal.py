@@ -28,6 +28,9 @@ log = structlog.stdlib.get_logger()
 #: An event's kind and its data, before it has a number.
 News = tuple[str, Mapping[str, Any]]
 
+#: Writes wait for nothing but other writes; whoever reads much does not read all at once.
+_writers, _readers = trio.CapacityLimiter(16), trio.CapacityLimiter(2)
+
 #: Events that a reader may lag behind before it is cut off.
 _READER_BUFFER = 1024
 
@@ -52,7 +55,7 @@ class Journal:
 
         :raises OSError: if that cannot be written; then there is nothing
         """
-        event = self._number("state", record.id, _state(record))
+        event = self._number("state", record.id, _first(record))
         record = attrs.evolve(record, sequence=event.sequence)
         written = False
         try:
@@ -72,7 +75,7 @@ class Journal:
         record = attrs.evolve(record, sequence=events[-1].sequence)
         try:
             await _in_thread(self._store.write, record, events)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # no room, no descriptor, no thread
             log.error("record cannot be written", vm=record.id, problem=str(error))
         finally:
             for event in events:
@@ -110,13 +113,14 @@ class Journal:
             yield [event for event in old if event.sequence <= known], news
 
     async def _after(self, sequence: int, vm_ids: Iterable[str]) -> list[Event]:
-        found: list[Event] = await _in_thread(self._store.events_after, sequence, tuple(vm_ids))
-        return found
+        return await trio.to_thread.run_sync(
+            self._store.events_after, sequence, tuple(vm_ids), limiter=_readers
+        )
 
     async def _keep(self, event: Event, write: Callable[..., None], *args: Any) -> None:
         try:
             await _in_thread(write, *args)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             log.error("event cannot be written", vm=event.vm_id, problem=str(error))
         finally:
             self._tell(event.sequence, event)
@@ -139,11 +143,19 @@ class Journal:
                 self.told.send(told)
 
 
-def _state(record: Record) -> dict[str, str]:
-    return {"state": record.status.state, "reason": record.status.reason}
+def _first(record: Record) -> dict[str, Any]:
+    """What a record could be rebuilt from, were it damaged."""
+    wishes = record.wishes
+    return {
+        "state": record.status.state,
+        "reason": record.status.reason,
+        "ttl_s": wishes.ttl_s,
+        "restart": wishes.restart,
+        "keep_disk": wishes.keep_disk,
+    }
 
 
 async def _in_thread(fn: Callable[..., Any], *args: Any) -> Any:
     # A thread cannot be cancelled, and half a change must not be: what is begun is finished.
     with trio.CancelScope(shield=True):
-        return await trio.to_thread.run_sync(fn, *args)
+        return await trio.to_thread.run_sync(fn, *args, limiter=_writers)

@@ -13,7 +13,15 @@ import trio
 
 from supervisor import expiry, hearing, launch, machine, process, runstate
 from supervisor.ending import end
-from supervisor.errors import MonitorError, PortsTaken, SocketGone, SupervisorError, VmEnded, single
+from supervisor.errors import (
+    MonitorError,
+    MonitorFlooded,
+    PortsTaken,
+    SocketGone,
+    SupervisorError,
+    VmEnded,
+    single,
+)
 from supervisor.link import Link, LinkState
 from supervisor.record import EndMode
 from supervisor.runstate import Status, VmState
@@ -35,7 +43,7 @@ log = structlog.stdlib.get_logger()
 _PORT_ATTEMPTS = 4
 #: How long events that QEMU sent before its end may take to be read.
 _DRAIN_S = 1.0
-#: How long the last words on a VM may take to be written.
+#: How long the removal of an ended VM's disk may have to wait.
 _BURIAL_S = 10.0
 
 
@@ -68,20 +76,23 @@ class Life:
                 while self._vm.restarts.wanted(self._vm.record, verdict):
                     if not await self._vm.restarts.wait(self._vm, verdict):
                         break
+                    verdict = None  # of this boot
                     verdict = await self._boot()
         except Exception as error:
             cause = single(error)
             if not isinstance(cause, SupervisorError):
                 log.error("bug in a VM's task", vm=self._vm.id, exc_info=error)
                 cause = SupervisorError(f"VM {self._vm.id} failed: {cause!r}")
+            log.warning("VM failed", vm=self._vm.id, problem=str(cause))
+            cause.vm_id = self._vm.id
             self._vm.failure = cause
         finally:
-            with trio.move_on_after(_BURIAL_S, shield=True):
-                if self._vm.leaving:
-                    await self._vm.relay.interrupt()
-                else:
-                    await self._bury(verdict)
-            self._vm.close()
+            try:
+                await self._finish(verdict)
+            except Exception as error:
+                log.error("bug at a VM's end", vm=self._vm.id, exc_info=error)
+            finally:
+                self._vm.close()
 
     async def _launch(self) -> Status:
         config = self._vm.config.qemu
@@ -235,8 +246,8 @@ class Life:
             await hearing.correct(self._vm, found)
         elif launching:
             await link.cont()
-        else:
-            self._vm.ask_to_end(EndMode.FORCE, "its launch was interrupted")
+        elif self._vm.qemu:
+            await self._vm.qemu.kill()  # its launch was interrupted
 
     async def _turned(self, state: LinkState, *, launching: bool) -> None:
         link, qemu = self._vm.link, self._vm.qemu
@@ -252,9 +263,11 @@ class Life:
     async def _listen(self, link: Link, qemu: Qemu, heard: trio.Event) -> None:
         try:
             await link.keep(qemu)
-        except SocketGone as error:
-            log.error("monitor out of reach, ending the VM", vm=self._vm.id, problem=str(error))
-            self._vm.ask_to_end(EndMode.FORCE, "its QMP socket is gone")
+        except (SocketGone, MonitorFlooded) as error:
+            log.error("monitor of no use, ending the VM", vm=self._vm.id, problem=str(error))
+            gone = isinstance(error, SocketGone)
+            why = "its QMP socket is gone" if gone else "its guest floods the monitor with events"
+            self._vm.ask_to_end(EndMode.FORCE, why)
         heard.set()
 
     async def _end_when_asked(self, link: Link, qemu: Qemu) -> None:
@@ -287,8 +300,17 @@ class Life:
 
     # --- the end ----------------------------------------------------------------------------
 
+    async def _finish(self, verdict: Status | None) -> None:
+        if self._vm.leaving:
+            await self._vm.relay.interrupt()
+            return
+        clear = partial(self._vm.rundir.clear, disks=not self._vm.record.wishes.keep_disk)
+        with trio.move_on_after(_BURIAL_S, shield=True):
+            await trio.to_thread.run_sync(clear)
+        await self._bury(verdict)
+
     async def _bury(self, verdict: Status | None) -> None:
-        """The last words on record, and nothing else left but the logs."""
+        """The last words on record."""
         qemu, record = self._vm.qemu, self._vm.record
         exit_code = qemu.exit_code if qemu else record.exit_code
         if verdict is None and qemu and qemu.gone and record.status.state is VmState.SHUTDOWN:
@@ -298,12 +320,11 @@ class Life:
             verdict = Status(VmState.CRASHED, f"exit:{code}")
         tail = self._vm.rundir.log_tail()
         if self._vm.failure is None and self._vm.relay.pending:
-            self._vm.failure = VmEnded(self._vm.id, verdict.state, verdict.reason, tail)
+            why = self._vm.end_request.why or tail
+            self._vm.failure = VmEnded(self._vm.id, verdict.state, verdict.reason, why)
         error = self._vm.record.error or (str(self._vm.failure) if self._vm.failure else None)
         if error is None and verdict.state is VmState.CRASHED:
             error = tail or f"QEMU ended: {verdict.reason}"
-        clear = partial(self._vm.rundir.clear, disks=not self._vm.record.wishes.keep_disk)
-        await trio.to_thread.run_sync(clear)
         await self._vm.set_status(
             verdict,
             exit_code=exit_code,

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from supervisor import monitor
-from supervisor.errors import MonitorError, SocketGone
+from supervisor.errors import MonitorError, MonitorFlooded, SocketGone
 from supervisor.process import EXIT_LAG_S
 from supervisor.race import CutShort, unless
 
@@ -54,7 +54,7 @@ class Link:
 
     :param met: called on each connection, the first and every later one, before events are heard
     :param hear: called with each event, in order
-    :param beat: called with QEMU's answer to a heartbeat
+    :param beat: called at each heartbeat, with QEMU's answer if no event has overtaken it
     :param turned: called when QEMU stops answering, or answers again
     """
 
@@ -66,7 +66,7 @@ class Link:
         *,
         met: Callable[[Monitor], Awaitable[None]],
         hear: Callable[[QmpEvent], Awaitable[None]],
-        beat: Callable[[RunStatus], Awaitable[None]],
+        beat: Callable[[RunStatus | None], Awaitable[None]],
         turned: Callable[[LinkState], Awaitable[None]],
     ) -> None:
         self.state = LinkState.NONE
@@ -100,6 +100,7 @@ class Link:
         """Keep the link until the process has gone and all it said has been heard.
 
         :raises SocketGone: if the process lives and can never be reached again
+        :raises MonitorFlooded: if its guest has it say too much
         """
         wait_s = _RETRY_S
         while True:
@@ -118,7 +119,7 @@ class Link:
                 await qemu.wait()
                 return
             await self._turn(LinkState.LOST)
-            if isinstance(failure, SocketGone):
+            if isinstance(failure, SocketGone | MonitorFlooded):
                 raise failure
             with trio.move_on_after(wait_s):
                 await qemu.wait()
@@ -144,6 +145,8 @@ class Link:
                         async with self._order:
                             await self._hear(event)
                     nursery.cancel_scope.cancel()
+                if link.flooded:
+                    raise MonitorFlooded(f"the monitor of VM {self._vm_id} is flooded with events")
         finally:
             self._monitor = None
 
@@ -169,8 +172,8 @@ class Link:
                 await self._turn(LinkState.OK)
                 async with self._order:
                     # An event that came meanwhile says the same, and better.
-                    if heard == self._heard and not link.waiting_events:
-                        await self._beat(answer)
+                    fresh = heard == self._heard and not link.waiting_events
+                    await self._beat(answer if fresh else None)
 
     async def _turn(self, state: LinkState) -> None:
         if state is not self.state:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
+import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -86,15 +86,26 @@ class Facts:
 class Monitor:
     """One QMP connection.
 
-    ``events`` yields every event since the connection and ends when the link does.
+    ``events`` yields every event since the connection that is in `HEARD`, and ends when the link
+    does, or when there are too many of any kind.
     """
 
     def __init__(
-        self, client: QMPClient, events: trio.MemoryReceiveChannel[QmpEvent], answer_s: float
+        self,
+        client: QMPClient,
+        events: trio.MemoryReceiveChannel[QmpEvent],
+        forwarder: _Forwarder,
+        answer_s: float,
     ) -> None:
         self._client = client
+        self._forwarder = forwarder
         self._answer_s = answer_s
         self.events = events
+
+    @property
+    def flooded(self) -> bool:
+        """Whether ``events`` ended because there were too many."""
+        return self._forwarder.flooded
 
     @property
     def connected(self) -> bool:
@@ -206,8 +217,9 @@ async def connect(socket_path: Path, greeting_s: float, answer_s: float) -> Asyn
     :raises MonitorError: if QEMU goes away before its greeting, or does not give one
     """
     client = _Client()
-    send, receive = trio.open_memory_channel[QmpEvent](math.inf)
-    client.register_listener(_Forwarder(send))
+    send, receive = trio.open_memory_channel[QmpEvent](_FLOOD)
+    forwarder = _Forwarder(send)
+    client.register_listener(forwarder)
     try:
         with trio.fail_after(greeting_s):
             watch = await aio_as_trio(_open)(client, socket_path, send)
@@ -217,7 +229,7 @@ async def connect(socket_path: Path, greeting_s: float, answer_s: float) -> Asyn
         kind = SocketGone if isinstance(_root(error), _NOBODY) else MonitorError
         raise kind(f"no QMP on {socket_path}: {error}") from error
     try:
-        yield Monitor(client, receive, answer_s)
+        yield Monitor(client, receive, forwarder, answer_s)
     finally:
         with trio.move_on_after(_DISCONNECT_GRACE_S, shield=True):
             await aio_as_trio(_close)(client, watch)
@@ -246,17 +258,46 @@ class _Client(QMPClient):
         return msg
 
 
+#: The events that mean something to a VM. A guest can make QEMU send some of the others, such
+#: as GUEST_CRASHLOADED, as fast as it can write to a port.
+HEARD = frozenset(
+    (
+        *("RESUME", "STOP", "SUSPEND", "WAKEUP", "SHUTDOWN", "RESET"),
+        *("GUEST_PANICKED", "WATCHDOG", "BLOCK_IO_ERROR"),
+    )
+)
+#: More events than this in so many seconds are an attack.
+_FLOOD, _FLOOD_S = 20_000, 10.0
+
+
 class _Forwarder(EventListener):
-    """Hands events over to trio as they come; asyncio-flavoured."""
+    """Hands events over to trio as they come; asyncio-flavoured.
+
+    A flood ends the channel: who reads all of it has no time for anything else.
+    """
 
     def __init__(self, channel: trio.MemorySendChannel[QmpEvent]) -> None:
         super().__init__()
+        self.flooded = False
         self._channel = channel
+        self._count = 0
+        self._since = time.monotonic()
 
     async def put(self, event: Message) -> None:
-        data = event.get("data", {})
-        told = data if isinstance(data, dict) else {}
-        self._channel.send_nowait(QmpEvent(str(event["event"]), told))
+        if self.flooded:
+            await asyncio.sleep(_FLOOD_S)  # the link is about to be closed; read no more of it
+            return
+        now = time.monotonic()
+        if now - self._since > _FLOOD_S:
+            self._since, self._count = now, 0
+        self._count += 1
+        if self._count > _FLOOD:
+            self.flooded = True
+            self._channel.close()
+        elif event["event"] in HEARD:
+            data = event.get("data", {})
+            told = data if isinstance(data, dict) else {}
+            self._channel.send_nowait(QmpEvent(str(event["event"]), told))
 
 
 async def _open(

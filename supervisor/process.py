@@ -150,10 +150,16 @@ async def start(
                 " qemu-system-x86, or set MANAGER_QEMU_BIN_PATH",
                 argv=argv,
             ) from error
-    # Not reaped yet, so the pid is its own even if it has ended already.
-    pidfd = os.pidfd_open(child.pid)
-    started = _start_ticks(child.pid) or 0
-    identity = ProcessId(child.pid, started, boot_id(), _is_sudo(argv))
+    try:
+        # Not reaped yet, so the pid is its own even if it has ended already.
+        pidfd = os.pidfd_open(child.pid)
+        started = _start_ticks(child.pid) or 0
+        identity = ProcessId(child.pid, started, boot_id(), _is_sudo(argv))
+    except OSError as error:
+        child.kill()
+        raise LaunchError(
+            f"QEMU cannot be watched: {error.strerror}; see to the limit of open files", argv=argv
+        ) from error
     async with _held(Qemu(identity, pidfd, child), pidfd, leave) as qemu:
         yield qemu
 
@@ -199,7 +205,7 @@ def find(vm_id: str, recorded: ProcessId | None, running: Running) -> tuple[Proc
         started = _start_ticks(pid)
         words = command_line(pid)
         same = recorded is None or recorded.pid != pid or _matches(recorded, started)
-        if started is not None and vm_id in words and same:
+        if started is not None and vm_id in words and same and _is_trusted(pid):
             return ProcessId(pid, started, boot_id(), _is_sudo(words)), pidfd
         os.close(pidfd)
     return None
@@ -215,7 +221,7 @@ def running_below(tmp: Path) -> Running:
     directory = re.compile(re.escape(str(tmp)) + r"/([0-9a-f-]{36})/")
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
         words = command_line(pid)
-        if "-uuid" not in words[:-1]:
+        if "-uuid" not in words[:-1] or not _is_trusted(pid):
             continue
         vm_id = words[words.index("-uuid") + 1]
         if any(vm_id in directory.findall(word) for word in words):
@@ -241,6 +247,17 @@ def command_line(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:
         return []
+
+
+def _is_trusted(pid: int) -> bool:
+    """Whether it runs for us or for root. Anybody can have any words on his command line."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    # The real user: programs that are root's by their mode run for whoever called them.
+    real = int(status.partition("\nUid:")[2].split(maxsplit=1)[0])
+    return real in (0, os.geteuid())
 
 
 def _start_ticks(pid: int) -> int | None:

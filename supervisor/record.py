@@ -7,6 +7,7 @@ that is told of a VM that has ended.
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ class Record:
     :param running_since_s: when the present guest first ran; another one after a restart
     :param exit_code: QEMU's; negative for a signal; None while it runs, and where it was not
         our child to ask
-    :param phases: when each step was reached, in seconds after ``created_at``
+    :param phases: when each step was reached, in seconds after the VM was decided on
     :param ended_at: set once nothing of the VM runs, and nothing will
     """
 
@@ -113,7 +114,6 @@ class Record:
     command: tuple[str, ...] = ()
     agent_address: str | None = None
     relay: RelayState = RelayState.WAITING
-    reply: str | None = None
     restarts: int = 0
     first_ran_s: float | None = None
     running_since_s: float | None = None
@@ -146,6 +146,11 @@ class Event:
             "event": self.kind,
             **self.data,
         }
+
+
+def fingerprint(computation: bytes, *asked: object) -> str:
+    """Of a request, as it was sent: defaults may change before it is repeated."""
+    return hashlib.sha256(repr(asked).encode() + b"\n" + computation).hexdigest()
 
 
 def moment(at: datetime) -> str:

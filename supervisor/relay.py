@@ -1,4 +1,7 @@
-"""A VM's computation on its way to the agent and back. It goes there once."""
+"""A VM's computation on its way to the agent and back.
+
+It goes there once; again only for a guest that is booted again, as its run asked for.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,8 @@ class Relay:
         self.failure: SupervisorError | None = None
         self._vm = vm
         self._reset = trio.Event()
+        #: Whether the answer is here, and at most on its way to the disk.
+        self._answered = False
         if not self.pending:
             self.settled.set()
 
@@ -88,7 +93,7 @@ class Relay:
 
     async def interrupt(self) -> None:
         """Another supervisor, or a guest before a reset, had it: nobody knows what became of it."""
-        if self.state is RelayState.SENT:
+        if self.state is RelayState.SENT and not self._answered:
             log.warning("relay interrupted", vm=self._vm.id)
             error = "the computation was with the agent when the way back was cut off"
             await self._commit(RelayState.INTERRUPTED, error=error)
@@ -104,6 +109,7 @@ class Relay:
     async def again(self) -> None:
         """The guest is booted again, as its run asked for: its agent gets the computation again."""
         self._vm.forget("agent")
+        self._answered = False
         if self.state is not RelayState.FAILED:
             if self.state is RelayState.INTERRUPTED:
                 self.settled = trio.Event()
@@ -114,6 +120,8 @@ class Relay:
         target = vm.record.agent_address or self.address(vm.record.forwards)
         async with agent.connect(vm.id, target, vm.config.agent) as guest_agent:
             await self._wait_ready(guest_agent)
+            if vm.end_request.any.is_set():
+                await trio.sleep_forever()  # too late for a computation; the end cancels us
             self.agent_ready = True
             vm.wake()
             # To ask anew after an adoption brings no news.
@@ -162,7 +170,10 @@ class Relay:
             vm.rundir.computation.unlink(missing_ok=True)
         reply = await self._call(guest_agent, computation)
         vm.reached("relay")
-        await self._commit(RelayState.ANSWERED, reply=reply)
+        self._answered = True
+        await vm.rundir.keep_reply(reply)
+        vm.reply = reply
+        await self._commit(RelayState.ANSWERED)
         self.settled.set()
 
     async def _call(self, guest_agent: Agent, computation: bytes) -> str:

@@ -36,7 +36,7 @@ class Restarts:
         return (
             record.wishes.restart is RestartPolicy.ON_FAILURE
             and verdict.state is VmState.CRASHED
-            and record.running_since_s is not None
+            and record.first_ran_s is not None
             and record.ending is None
             and _number(record) <= self._limit
         )
@@ -50,10 +50,13 @@ class Restarts:
         wait_s = min(self._backoff_s * 2.0 ** (count - 1), LONGEST_BACKOFF_S)
         log.warning("restarting", vm=vm.id, reason=verdict.reason, number=count, in_s=wait_s)
         exit_code = vm.qemu.exit_code if vm.qemu else None
-        await vm.set_status(verdict, exit_code=exit_code)
+        # No clock goes on over a boot of the host: a time to live begins anew.
+        clock = {"first_ran_s": None} if verdict.reason == "host-reboot" else {}
+        await vm.set_status(verdict, exit_code=exit_code, **clock)
         await vm.commit("restarting", {"number": count, "in_s": wait_s})
         with trio.move_on_after(wait_s):
             await vm.end_request.for_good.wait()
+        if vm.end_request.for_good.is_set():
             return False
         vm.end_request = EndRequest()
         await vm.relay.again()
@@ -66,4 +69,5 @@ class Restarts:
 def _number(record: Record) -> int:
     """Which restart in a row the next one would be."""
     ran_s = boottime_s() - (record.running_since_s or 0.0)
-    return 1 if ran_s > _GOOD_S else record.restarts + 1
+    # A negative time is of another boot of the host, which is no fault of the guest's.
+    return record.restarts + 1 if 0 <= ran_s <= _GOOD_S else 1

@@ -17,8 +17,15 @@ LOOK_S = 60.0
 
 
 def surplus(vms: Iterable[Vm], limits: RetentionConfig, now: datetime) -> list[Vm]:
-    """Those ended VMs that are too many or too old, oldest end first."""
-    ended = [(vm.record.ended_at, vm) for vm in vms if vm.ended and vm.record.ended_at]
+    """Those ended VMs that are too many or too old, oldest end first.
+
+    One whose disk is to be kept is kept.
+    """
+    ended = [
+        (vm.record.ended_at, vm)
+        for vm in vms
+        if vm.record.ended_at and not vm.record.wishes.keep_disk
+    ]
     ended.sort(key=lambda pair: pair[0])
     too_many = max(0, len(ended) - limits.count)
     oldest = now - timedelta(seconds=limits.age_s)

@@ -24,7 +24,7 @@ from supervisor.errors import HostError
 from supervisor.listen import bind_tcp
 from supervisor.machine import shell_line
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
-from supervisor.record import EndMode, Wishes
+from supervisor.record import EndMode, Wishes, fingerprint
 from supervisor.runstate import Status, VmState
 
 if TYPE_CHECKING:
@@ -111,9 +111,10 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
             restart=config.life.restart,
             keep_disk=config.retention.disks,
             idempotency_key=_metadata(context, "idempotency-key"),
+            fingerprint=fingerprint(request.computation, None, None, None),
         )
         vm = await trio_as_aio(self._service.run)(request.computation, wishes)
-        return manager_pb2.RunResponse(ID=vm.id, computation=vm.record.reply)
+        return manager_pb2.RunResponse(ID=vm.id, computation=vm.reply)
 
 
 class VmServicer(vm_pb2_grpc.VmServiceServicer):

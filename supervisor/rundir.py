@@ -42,6 +42,10 @@ _TAIL_BYTES = 4096
 _QEMU_IMG_S = 60.0
 
 
+#: qemu-img may take its time; no more of them than help each other are to hold a thread.
+_preparers = trio.CapacityLimiter(4)
+
+
 @attrs.frozen
 class Rundir:
     """The files of one VM. Nobody else spells their names."""
@@ -80,6 +84,11 @@ class Rundir:
         return self.path / "computation"
 
     @property
+    def reply(self) -> Path:
+        """The agent's answer. Not in the record, which is written again and again."""
+        return self.path / "reply"
+
+    @property
     def serial_log(self) -> Path:
         return self.path / "serial.log"
 
@@ -92,11 +101,31 @@ class Rundir:
 
         :raises LaunchError: ImageError, FirmwareError, or what the system said of the directory
         """
-        await trio.to_thread.run_sync(partial(_prepare, self, disk, firmware))
+        prepare = partial(_prepare, self, disk, firmware)
+        await trio.to_thread.run_sync(prepare, limiter=_preparers)
 
     async def read_computation(self) -> bytes:
         """:raises OSError:"""
         return await trio.to_thread.run_sync(self.computation.read_bytes)
+
+    async def keep_reply(self, reply: str) -> None:
+        """Put the agent's answer into the directory, for good.
+
+        :raises LaunchError: if there is no room for it
+        """
+        try:
+            await trio.to_thread.run_sync(_write_synced, self.reply, reply.encode())
+        except OSError as error:
+            raise LaunchError(
+                f"{self.reply}: {error.strerror}; the agent's answer could not be kept"
+            ) from error
+
+    def read_reply(self) -> str | None:
+        """The agent's answer, if there is one. Blocking."""
+        try:
+            return self.reply.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
 
     def clear(self, *, disks: bool) -> None:
         """Remove what an ended VM needs no more. Blocking; what is not there is no matter."""
@@ -145,6 +174,13 @@ class Rundir:
         return "\n".join(text.strip().splitlines()[-lines:])
 
 
+def _write_synced(file: Path, content: bytes) -> None:
+    with file.open("wb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
 def check_tmp(tmp: Path) -> None:
     """Make tmp/ if it is missing, and see that a VM can live in it.
 
@@ -171,6 +207,7 @@ def _prepare(rundir: Rundir, disk: DiskConfig, firmware: FirmwareConfig) -> None
         check_firmware(firmware)
         shutil.copyfile(firmware.vars_file, rundir.firmware_vars)
         make_overlay(disk, rundir.overlay)
+        rundir.serial_log.touch()  # ours, though a QEMU that is root's writes to it
     except OSError as error:
         raise LaunchError(
             f"{error.filename or rundir.path}: {error.strerror}; the files of VM"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextvars
-import hashlib
 import uuid
 from collections import Counter
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import attrs
 import structlog
 import trio
 
 from supervisor import adoption, retention
 from supervisor.config import MAX_COMPUTATION
 from supervisor.errors import (
+    AtCapacity,
     Busy,
     InvalidRequest,
     LaunchError,
@@ -64,6 +63,10 @@ class Service:
         self._by_key: dict[str, Vm] = {}
         #: Keys of runs that are being admitted.
         self._arriving: dict[str, trio.Event] = {}
+        #: VMs that are ended only to be removed.
+        self._deleting: set[str] = set()
+        #: Runs that have room and are not listed yet.
+        self._starting = 0
         self._closing = False
         self._nursery = nursery
         self._context = contextvars.copy_context()
@@ -109,7 +112,6 @@ class Service:
             return await self._admit(computation, wishes)
         if not 0 < len(key) <= _LONGEST_KEY:
             raise InvalidRequest(f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters")
-        wishes = attrs.evolve(wishes, fingerprint=_fingerprint(computation, wishes))
         while key in self._arriving:
             await self._arriving[key].wait()
         if vm := self._by_key.get(key):
@@ -125,15 +127,21 @@ class Service:
     async def _admit(self, computation: bytes, wishes: Wishes) -> Vm:
         if self._closing:
             raise Stopping
-        self._check_agent()
         need = Need.of(self.config.qemu)
-        await self.admission.enter(need)
+        try:
+            await self.admission.enter(need)
+        except AtCapacity as error:
+            log.warning("run refused", problem=str(error))
+            raise
+        self._starting += 1
         try:
             self._check_agent()
             record = await self._put_on_record(need, wishes, computation)
         except BaseException:
             self.admission.leave(need)
             raise
+        finally:
+            self._starting -= 1
         vm = self._add(record)
         life = Life(vm, self.host, self._ports)
         self._spawn(self._supervise, vm, life.run)
@@ -142,10 +150,14 @@ class Service:
 
     def _check_agent(self) -> None:
         url = self.config.agent.url
-        running = [vm for vm in self.vms.values() if not vm.ended]
-        if running and not url.is_loopback and url.port is not None:
+        if url.is_loopback or url.port is None:
+            return
+        holders = [f"VM {vm.id}" for vm in self.vms.values() if not vm.ended]
+        if self._starting > 1:
+            holders.append("another VM that is being started")
+        if holders:
             raise Busy(
-                f"VM {running[0].id} has the only agent there is, at {url}: end it first,"
+                f"{holders[0]} has the only agent there is, at {url}: end it first,"
                 " or set MANAGER_AGENT_GRPC_URL so that each VM has its own"
             )
 
@@ -193,6 +205,7 @@ class Service:
         done = trio.Event()
 
         async def finish() -> None:
+            self._deleting.add(vm.id)
             vm.ask_to_end(EndMode.FORCE, "it was deleted")
             if await vm.wait_over():
                 await self._forget(vm)
@@ -203,6 +216,7 @@ class Service:
         await vm.wait_ended()
 
     async def _forget(self, vm: Vm) -> None:
+        self._deleting.discard(vm.id)
         if self.vms.pop(vm.id, None):
             key = vm.record.wishes.idempotency_key
             if key:
@@ -243,7 +257,8 @@ class Service:
             return
         self._close()
         left = [vm for vm in self.vms.values() if vm.leave()]
-        log.info("leaving VMs to the next supervisor", vms=[vm.id for vm in left])
+        if left:
+            log.info("leaving VMs to the next supervisor", vms=[vm.id for vm in left])
         unborn = [vm for vm in self.vms.values() if not vm.ended and vm not in left]
         for vm in unborn:
             vm.ask_to_end(EndMode.FORCE, "the supervisor stops")
@@ -267,10 +282,13 @@ class Service:
         """List what an earlier supervisor left, and take up what of it lives."""
         for record in inheritance.records:
             vm = self._add(record)
+            vm.reply = inheritance.replies.get(vm.id)
             if record.ended_at is None:
                 self.admission.take(Need(record.memory_bytes, record.vcpus))
                 found = inheritance.processes.get(record.id)
                 life = Life(vm, self.host, self._ports)
+                if vm.relay.pending:
+                    self._spawn(self._measure, vm)
                 self._spawn(self._supervise, vm, life.take_up, found)
 
     async def _supervise(self, vm: Vm, life: Callable[..., Awaitable[None]], *args: object) -> None:
@@ -285,6 +303,7 @@ class Service:
         try:
             await vm.wait_answered()
             outcome = "answered"
+            log.info("answered", vm=vm.id)
         except SupervisorError:
             outcome = "abandoned" if vm.end_request.why == _CALLER_LEFT else "failed"
         self.metrics.count_run(outcome, trio.current_time() - started)
@@ -294,7 +313,8 @@ class Service:
         while True:
             self._vm_ended = trio.Event()
             now = datetime.now(UTC)
-            for vm in retention.surplus(self.vms.values(), self.config.retention, now):
+            staying = [vm for vm in self.vms.values() if vm.id not in self._deleting]
+            for vm in retention.surplus(staying, self.config.retention, now):
                 log.info("forgetting an ended VM", vm=vm.id)
                 await self._forget(vm)
             with trio.move_on_after(retention.LOOK_S):
@@ -309,11 +329,6 @@ def _check(computation: bytes) -> None:
             f"computation is {len(computation)} bytes, the limit is {MAX_COMPUTATION}",
             member="computation",
         )
-
-
-def _fingerprint(computation: bytes, wishes: Wishes) -> str:
-    asked = (wishes.ttl_s, wishes.restart.value, wishes.keep_disk)
-    return hashlib.sha256(repr(asked).encode() + b"\n" + computation).hexdigest()
 
 
 @asynccontextmanager

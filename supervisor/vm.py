@@ -51,6 +51,8 @@ class Vm:
         self.config = config
         self.rundir = Rundir(config.qemu.tmp / record.id)
         self.facts: Facts | None = None
+        #: The agent's answer to the computation, once ``record.relay`` says that there is one.
+        self.reply: str | None = None
         self.end_request = EndRequest()
         self.relay = Relay(self)
         self.restarts = Restarts(config.life)
@@ -63,6 +65,7 @@ class Vm:
         #: What the task's work is done in.
         self.scope = trio.CancelScope()
 
+        self.resetting = trio.Lock()
         #: How often the guest has been reset.
         self.resets = 0
         #: Whether the guest's watchdog is why it ended, or is to.
@@ -131,8 +134,8 @@ class Vm:
         :raises SupervisorError: if there is none and never will be; the VM has ended then
         """
         await self.relay.settled.wait()
-        if self.record.reply is not None:
-            return self.record.reply
+        if self.record.relay is RelayState.ANSWERED and self.reply is not None:
+            return self.reply
         if self.leaving or self.record.relay is not RelayState.INTERRUPTED:
             await self.wait_ended()
         failure = self.relay.failure or self.failure
@@ -154,7 +157,8 @@ class Vm:
 
         Its task returns; QEMU goes on.
         """
-        if self.ended or self.status.state is VmState.PRELAUNCH:
+        unborn = self.status.state is VmState.PRELAUNCH and self.record.first_ran_s is None
+        if self.ended or unborn:
             return False
         self.leaving = True
         self.scope.cancel()

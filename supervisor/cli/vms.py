@@ -29,18 +29,23 @@ def list_vms(client: Client, everything: bool, as_json: bool) -> None:
         print_json(vms)
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("ID", "STATE", "REASON", "AGENT", "UP", "FORWARDS"):
+    for heading in ("ID", "STATE", "REASON", "MONITOR", "AGENT", "UP", "FORWARDS"):
         table.add_column(heading, no_wrap=heading != "FORWARDS")
     for vm in vms["vms"]:
         table.add_row(
             vm["id"],
             vm["state"],
             vm["reason"],
+            vm["monitor"] if not vm["ended"] else "-",
             "ready" if vm["agent_ready"] else "-",
             duration(vm["uptime_s"]),
-            " ".join(f"{one['host_port']}:{one['guest_port']}" for one in vm["forwards"]),
+            "" if vm["ended"] else _ports(vm["forwards"]),
         )
     stdout().print(table)
+
+
+def _ports(forwards: list[dict[str, Any]]) -> str:
+    return " ".join(f"{one['host_port']}:{one['guest_port']}" for one in forwards)
 
 
 @click.command()
@@ -158,11 +163,15 @@ def events(client: Client, vm_id: str | None, after: int | None, as_json: bool) 
             click.echo(json.dumps(event))
             continue
         about = {name: event.pop(name) for name in ("sequence", "at", "vm", "event")}
-        rest = " ".join(f"{name}={value}" for name, value in event.items())
+        rest = " ".join(f"{name}={_word(value)}" for name, value in event.items())
         click.echo(
             f"{about['sequence']:>6} {about['at']} {(about['vm'] or '-')[:8]:8}"
             f" {about['event']:10} {rest}"
         )
+
+
+def _word(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @click.command("rm")

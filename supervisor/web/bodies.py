@@ -17,7 +17,7 @@ from quart import request
 
 from supervisor.config import RestartPolicy
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
-from supervisor.record import EndMode, Wishes
+from supervisor.record import EndMode, Wishes, fingerprint
 from supervisor.settings import parse_seconds
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: Seconds; written as a duration, Go's or ISO 8601's.
 Ttl = NewType("Ttl", float)
+
+#: What is shown of a name that is not a member's.
+_LONGEST_NAME = 64
 
 #: Arrays and objects in a body. One array is all that is needed; millions take gigabytes.
 _MAX_CONTAINERS = 64
@@ -53,6 +56,9 @@ class RunRequest:
             restart=self.restart or config.life.restart,
             keep_disk=config.retention.disks if keep is None else keep,
             idempotency_key=idempotency_key,
+            fingerprint=fingerprint(self.computation, self.ttl, self.restart, keep)
+            if idempotency_key
+            else "",
         )
 
 
@@ -104,6 +110,7 @@ def _first_problem(cls: type, group: ClassValidationError) -> InvalidRequest:
         return problem
     if isinstance(problem, ForbiddenExtraKeysError):
         name = min(problem.extra_fields)
+        name = name[:_LONGEST_NAME]
         return InvalidRequest(f"{name!r} is not a member{nearest(name, known)}", member=name)
     if isinstance(problem, KeyError):
         return InvalidRequest(f"{problem.args[0]!r} is missing", member=problem.args[0])

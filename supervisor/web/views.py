@@ -34,7 +34,7 @@ def answer(vm: Vm) -> dict[str, Any]:
     """``POST /run``, once the agent has answered."""
     return {
         "id": vm.id,
-        "computation": vm.record.reply,
+        "computation": vm.reply,
         "state": vm.status.state,
         "forwards": [_forward(one) for one in vm.record.forwards],
     }
@@ -72,7 +72,7 @@ def everything(vm: Vm) -> dict[str, Any]:
         "forwards": [attrs.asdict(forward) for forward in record.forwards],
         "argv": list(record.command),
         "command": shell_line(record.command),
-        "relay": {"state": record.relay, "computation": record.reply},
+        "relay": {"state": record.relay, "computation": vm.reply},
         "ttl_s": wishes.ttl_s,
         "restart": {"policy": wishes.restart, "count": record.restarts},
         "keep_disk": wishes.keep_disk,

@@ -149,7 +149,7 @@ class FakeQemu:
         if command == "quit" and not self.plan.ignores_quit:
             # Before the answer, and without a STOP.
             self.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
-        if command == "system_reset":
+        if command == "system_reset" and self.actions["reboot"] == "reset":
             self.reset()
         running = self.status == "running"
         answers = {
@@ -158,6 +158,8 @@ class FakeQemu:
         }
         self.send(writer, {"return": answers.get(command, {}), **known})
         match command:
+            case "system_reset" if self.actions["reboot"] == "shutdown":
+                self.shut_down("host-qmp-system-reset")
             case "set-action":
                 self.actions |= message["arguments"]
             case "stop":

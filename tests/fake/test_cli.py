@@ -92,7 +92,7 @@ async def test_run_json_has_the_members_of_post_run(world: World, tmp_path: Path
         assert answer.keys() == posted.keys()
         assert answer["computation"] == DIGEST
         assert answer["state"] == "running"
-        assert supervisor.vm(answer["id"]).record.reply == DIGEST
+        assert supervisor.vm(answer["id"]).reply == DIGEST
 
 
 async def test_run_names_a_wrong_member(world: World) -> None:
@@ -147,7 +147,7 @@ async def test_ls_show_shutdown_rm(world: World) -> None:
         listed = await run.json("ls")
         assert [vm["id"] for vm in listed["vms"]] == [first, second]
         rows = (await run("ls")).stdout.decode().splitlines()
-        assert rows[0].split() == ["ID", "STATE", "REASON", "AGENT", "UP", "FORWARDS"]
+        assert rows[0].split() == ["ID", "STATE", "REASON", "MONITOR", "AGENT", "UP", "FORWARDS"]
         assert [row.split()[:2] for row in rows[1:]] == [[first, "running"], [second, "running"]]
 
         shown = (await run("show", first[:13])).stdout.decode()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+import trio
 
 from supervisor.pb import vm_pb2
 from supervisor.runstate import Status, VmState
@@ -209,3 +210,13 @@ async def test_restart_that_was_to_come_is_made_by_the_next_supervisor(world: Wo
         again = await world.guest()
         assert again.vm_id == guest.vm_id
         await again.until("Run")
+
+
+async def test_resets_at_once_do_not_end_the_vm(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(supervisor.http.post, f"/vms/{vm.id}/reset")
+        assert vm.status.state is VmState.RUNNING
+        assert vm.resets == 3

@@ -147,3 +147,18 @@ async def test_caller_that_goes_away_does_not_wait_any_more(world: World) -> Non
             nursery.cancel_scope.cancel()
         while admission.waiting:
             await trio.lowlevel.checkpoint()
+
+
+async def test_one_fixed_agent_is_not_given_to_two_that_come_at_once(world: World) -> None:
+    world.scenario(agent="none")
+    answers = []
+    async with world.serve(MANAGER_AGENT_GRPC_URL="agent.invalid:1") as supervisor:
+
+        async def begin() -> None:
+            answers.append((await supervisor.post(b"1", Prefer="respond-async")).status_code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(begin)
+        assert answers.count(202) <= 1
+        assert set(answers) <= {202, 409}

@@ -97,3 +97,18 @@ async def test_storm_of_disk_errors_is_one_event(world: World) -> None:
                 await vm._changed.wait()
         assert told.count("io-error") == 1
         assert vm.status.state is VmState.RUNNING
+
+
+async def test_guest_that_floods_its_monitor_is_ended(world: World) -> None:
+    """GUEST_CRASHLOADED comes as fast as a guest can write to a port."""
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        event = '{"event": "GUEST_CRASHLOADED", "timestamp": {"seconds": 0, "microseconds": 0}}\r\n'
+        for _ in range(70):
+            await guest.order("raw", text=event * 300)
+        await vm.wait_ended()
+        told = [json.loads(line) for line in vm.rundir.events.read_text().splitlines()]
+        (why,) = [one["why"] for one in told if one["event"] == "ending"]
+        assert "floods" in why
+        assert (await supervisor.http.get("/health")).status_code == 200

@@ -39,7 +39,6 @@ FULL = Record(
     command=("qemu", "-name", "a b\n"),
     agent_address="127.0.0.1:7020",
     relay=RelayState.ANSWERED,
-    reply='{"a": "\\u0000\x00\n"}',
     restarts=3,
     first_ran_s=1.25,
     running_since_s=7.5,

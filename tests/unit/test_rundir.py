@@ -214,7 +214,8 @@ async def test_directory_of_a_vm(short_tmp: Path) -> None:
     config = firmware(short_tmp)
     config.vars_file.write_bytes(b"boot order".ljust(VARS_2M, b"\xff"))
     await rundir.prepare(base_image(short_tmp), config)
-    assert sorted(rundir.path.iterdir()) == [rundir.firmware_vars, rundir.overlay]
+    made = [rundir.firmware_vars, rundir.overlay, rundir.serial_log]
+    assert sorted(rundir.path.iterdir()) == made
     assert rundir.firmware_vars.read_bytes() == config.vars_file.read_bytes()
 
 

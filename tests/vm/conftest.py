@@ -40,8 +40,8 @@ class Supervisor:
     grpc_port: int
     log: list[dict[str, Any]]
 
-    def run(self, computation: bytes) -> dict[str, Any]:
-        answer = self.http.post("/run", json={"computation": list(computation)})
+    def run(self, computation: bytes, **wishes: Any) -> dict[str, Any]:
+        answer = self.http.post("/run", json={"computation": list(computation), **wishes})
         assert answer.status_code == 200, answer.text
         result: dict[str, Any] = answer.json()
         return result

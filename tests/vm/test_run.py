@@ -60,7 +60,9 @@ FLEET = ("looked-at", "asked-to-power-off", "pasted", "killed", "panics", "reboo
 @pytest.fixture(scope="module")
 def fleet(supervisor: Supervisor) -> dict[str, dict[str, Any]]:
     with ThreadPoolExecutor() as pool:
-        answers = pool.map(lambda name: supervisor.run(computation(name)), FLEET)
+        answers = pool.map(
+            lambda name: supervisor.run(computation(name), keep_disk=name == "pasted"), FLEET
+        )
         return dict(zip(FLEET, answers, strict=True))
 
 
