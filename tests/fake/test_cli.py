@@ -215,6 +215,7 @@ async def test_the_printed_command_runs(world: World) -> None:
     assert {file.name for file in (world.tmp / vm_id).iterdir()} == {
         "overlay.qcow2",
         "firmware_vars.fd",
+        "serial.log",
     }
     assert "-S" not in words
     assert words[0] == str(world.qemu)

@@ -78,7 +78,7 @@ async def test_vm_that_never_ran_leaves_its_logs(world: World) -> None:
     async with world.serve() as supervisor:
         await supervisor.post(b"x")
         vm = supervisor.only_vm()
-        assert files(world, vm.id) == REST
+        assert files(world, vm.id) == REST | {"serial.log"}
         assert "no such machine" in vm.rundir.qemu_log.read_text()
 
 

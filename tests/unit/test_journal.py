@@ -92,7 +92,14 @@ async def test_numbers_and_records(tmp_path: Path) -> None:
         (4, "c"),
     ]
     assert [event.vm_id for event in events] == [record.id] * 3 + [None]
-    assert events[0].data == {"state": "prelaunch", "reason": "prelaunch"}
+    # With all that a damaged record could be rebuilt from.
+    assert events[0].data == {
+        "state": "prelaunch",
+        "reason": "prelaunch",
+        "ttl_s": record.wishes.ttl_s,
+        "restart": record.wishes.restart,
+        "keep_disk": record.wishes.keep_disk,
+    }
     assert told.sequence == 4
 
 
