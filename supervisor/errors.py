@@ -9,7 +9,7 @@
     │   ├── UnsupportedMedia   … it is not JSON
     │   └── TooLarge           … it is over the limit
     ├── VmNotFound             no VM has this id
-    ├── Busy                   not now: another VM holds what this one needs
+    ├── Busy                   what is asked for conflicts with what is
     ├── AtCapacity             no room for one more VM; says which limit and when to try again
     ├── Stopping               the supervisor is about to end
     ├── LaunchError            QEMU did not come up; carries argv, exit code, last log lines

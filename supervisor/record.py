@@ -47,7 +47,8 @@ class RelayState(enum.StrEnum):
     SENT = "sent"
     ANSWERED = "answered"
     FAILED = "failed"
-    #: A supervisor went away between the two, so nobody knows. It is never sent again.
+    #: The supervisor went away, or the guest was reset, between the two, so nobody knows. It is
+    #: not sent again, but to a guest that is booted again as its run asked for.
     INTERRUPTED = "interrupted"
 
 

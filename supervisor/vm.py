@@ -42,8 +42,9 @@ log = structlog.stdlib.get_logger()
 class Vm:
     """A VM, from the decision to start it, or to take it up, until long after its end.
 
-    ``record`` is what is written in the VM's directory, never more: a change is made by
-    `commit` alone, and is seen once it is on disk. ``facts`` are QEMU's last words on itself.
+    ``record`` is what is written in the VM's directory: a change is made by `commit` alone, and is
+    seen once it is on disk, or once the disk has refused it. ``facts`` are QEMU's last words on
+    itself.
     """
 
     def __init__(self, record: Record, config: Config, journal: Journal) -> None:
