@@ -29,7 +29,10 @@ _RUNSTATES = {
 
 #: What may be in tmp/ and in the directory of a VM that has ended.
 _OWN_FILES = {"lock", "events.jsonl", "sequence"}
-_KEPT_FILES = {"vm.json", "events.jsonl", "serial.log", "qemu.log", "serial.log.1", "qemu.log.1"}
+_KEPT_FILES = {
+    *("vm.json", "events.jsonl", "reply"),
+    *("serial.log", "qemu.log", "serial.log.1", "qemu.log.1"),
+}
 _DISKS = {"overlay.qcow2", "firmware_vars.fd"}
 
 #: Lines that only a bug, or QEMU's, writes.
