@@ -58,7 +58,11 @@ class Life:
         self._hung = ""
 
     async def run(self) -> None:
-        """A new VM's whole life. When it returns, process, ports, sockets and disk are gone."""
+        """A new VM's whole life. When it returns, nothing of the VM is left but what is to be.
+
+        That is its record and logs, a disk that is to be kept, and all of a VM that is left to
+        the next supervisor.
+        """
         await self._live(self._launch)
 
     async def take_up(self, found: tuple[ProcessId, int] | None) -> None:
