@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 from concurrent import futures
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from uuid import UUID
 
 import grpc
 
-from supervisor.pb import agent_pb2, agent_pb2_grpc
+from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,16 +22,28 @@ if TYPE_CHECKING:
 _LIMIT = 40 * 1024 * 1024
 
 
+class Twin(Protocol):
+    """A guest that may be copied; ``prepared`` from Prepare on until Renew, also in a copy."""
+
+    prepared: bool
+
+
 class _Agent(agent_pb2_grpc.AgentServiceServicer):
     """Answers Run as its kind says, and tells the test of each call."""
 
-    def __init__(self, kind: str, plan: Scenario, directory: Path, tell: Callable[..., None]):
+    def __init__(
+        self, kind: str, plan: Scenario, directory: Path, tell: Callable[..., None], guest: Twin
+    ) -> None:
         self._kind = kind
         self._plan = plan
         self._directory = directory
         self._tell = tell
+        self._guest = guest
 
     def Run(self, request: agent_pb2.RunRequest, context: Any) -> agent_pb2.RunResponse:  # noqa: N802
+        if self._guest.prepared:
+            self._tell("refused")
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this guest is to be copied")
         digest = hashlib.sha256(request.computation).hexdigest()
         (self._directory / f"received-{digest}").write_bytes(request.computation)
         self._tell("Run", digest=digest)
@@ -45,8 +59,74 @@ class _Agent(agent_pb2_grpc.AgentServiceServicer):
         raise AssertionError
 
 
-def start(kind: str, plan: Scenario, port: int, directory: Path, tell: Callable[..., None]) -> Any:
+class _Clones(clone_pb2_grpc.CloneServiceServicer):
+    """Prepare and Renew as the plan says; the test is told of each call."""
+
+    def __init__(self, plan: Scenario, tell: Callable[..., None], guest: Twin) -> None:
+        self._plan = plan
+        self._tell = tell
+        self._guest = guest
+
+    def Prepare(  # noqa: N802
+        self, request: clone_pb2.PrepareRequest, context: Any
+    ) -> clone_pb2.PrepareResponse:
+        self._tell("Prepare")
+        self._behave(self._plan.prepare, context)
+        self._guest.prepared = True
+        return clone_pb2.PrepareResponse()
+
+    def Renew(  # noqa: N802
+        self, request: clone_pb2.RenewRequest, context: Any
+    ) -> clone_pb2.RenewResponse:
+        self._tell(
+            "Renew",
+            vm=request.vm_id,
+            hostname=request.hostname,
+            entropy=request.entropy.hex(),
+            unix_time_ns=request.unix_time_ns,
+        )
+        self._behave(self._plan.renew, context)
+        if not self._guest.prepared:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this guest is no copy")
+        if len(request.entropy) < 32 or not _is_uuid(request.vm_id):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "32 bytes and a UUID are needed")
+        self._guest.prepared = False
+        return clone_pb2.RenewResponse()
+
+    def _behave(self, how: str, context: Any) -> None:
+        if how == "silence":
+            threading.Event().wait()
+        if how == "refuse":
+            context.abort(grpc.StatusCode.INTERNAL, "it cannot be done")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
+class _Deaf:
+    """Takes connections, like QEMU's user network, and never says a word."""
+
+    def __init__(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
+
+    def stop(self, _grace: float | None) -> _Deaf:
+        self._listener.close()
+        return self
+
+    def wait(self) -> None:
+        """All is done."""
+
+
+def start(
+    kind: str, plan: Scenario, port: int, directory: Path, tell: Callable[..., None], guest: Twin
+) -> Any:
     """An agent of this kind on this port of the loopback, for as long as the process lives."""
+    if kind == "deaf":
+        return _Deaf(port)
     if kind == "reference":
         from supervisor.guest.agent import service as reference
 
@@ -56,8 +136,9 @@ def start(kind: str, plan: Scenario, port: int, directory: Path, tell: Callable[
         futures.ThreadPoolExecutor(max_workers=2),
         options=(("grpc.max_receive_message_length", _LIMIT), ("grpc.so_reuseport", 0)),
     )
-    servicer = _Agent(kind, plan, directory, tell)
+    servicer = _Agent(kind, plan, directory, tell, guest)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
+    clone_pb2_grpc.add_CloneServiceServicer_to_server(_Clones(plan, tell, guest), server)
     address = f"127.0.0.1:{port}"
     if plan.agent_tls:
         server.add_secure_port(address, _credentials(Path(plan.agent_tls), plan.agent_mutual))

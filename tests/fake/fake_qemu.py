@@ -13,11 +13,10 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tests.fake import scenario
+from tests.fake import migration, scenario
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +37,8 @@ class FakeQemu:
         self.argv = argv
         self.plan = scenario.read(directory / "scenario.json")
         self.vm_id = argv[argv.index("-uuid") + 1]
-        self.status = "prelaunch"
+        self.incoming = "-incoming" in argv
+        self.status = "inmigrate" if self.incoming else "prelaunch"
         self.presses = 0
         #: As on the command line, and QEMU's own.
         self.actions = {"shutdown": "poweroff", "reboot": "shutdown", "panic": "shutdown"}
@@ -46,6 +46,15 @@ class FakeQemu:
         self.clients: set[asyncio.StreamWriter] = set()
         self.control: asyncio.StreamWriter | None = None
         self.agent: Any = None
+        #: What QMP's client passed and has not named yet, and what it has.
+        self.passed: list[int] = []
+        self.named: dict[str, int] = {}
+        self.capabilities: set[str] = set()
+        self.ram = migration.ram(argv)
+        #: Of the guest that runs: it is to be copied, or was and does not know that yet.
+        self.prepared = False
+        #: Which agent it has.
+        self.kind = self.plan.agent
 
     def host_port(self, guest_port: int) -> int:
         """The host port that leads to ``guest_port``."""
@@ -59,8 +68,9 @@ class FakeQemu:
         reader, self.control = await asyncio.open_unix_connection(self.directory / "control")
         self.tell("started", vm=self.vm_id, pid=os.getpid())
         loop.add_signal_handler(signal.SIGTERM, self.sigterm)
-        listener = socket.socket(fileno=0)
+        listener = migration.Listener(fileno=0)
         listener.setblocking(False)
+        self.passed = listener.passed
         server = await asyncio.start_unix_server(self.serve_qmp, sock=listener)
         async with server:
             while line := await reader.readline():
@@ -146,6 +156,10 @@ class FakeQemu:
             desc = "Resetting the Virtual Machine is required"
             self.send(writer, {"error": {"class": "GenericError", "desc": desc}, **known})
             return
+        if command == "getfd" and not self.passed:
+            desc = "No file descriptor supplied via SCM_RIGHTS"
+            self.send(writer, {"error": {"class": "GenericError", "desc": desc}, **known})
+            return
         if command == "quit" and not self.plan.ignores_quit:
             # Before the answer, and without a STOP.
             self.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
@@ -164,10 +178,17 @@ class FakeQemu:
                 self.actions |= message["arguments"]
             case "stop":
                 self.hold("paused")
-            case "cont" if not running:
-                self.status = "running"
-                self.emit("RESUME")
-                self.start_agent(self.plan.agent)
+            case "migrate-set-capabilities":
+                wanted = message["arguments"]["capabilities"]
+                self.capabilities |= {one["capability"] for one in wanted if one["state"]}
+            case "getfd":
+                self.named[message["arguments"]["fdname"]] = self.passed.pop(0)
+            case "migrate":
+                self.migrate(self.named[message["arguments"]["uri"].removeprefix("fd:")])
+            case "migrate-incoming":
+                self.restore(self.named[message["arguments"]["uri"].removeprefix("fd:")])
+            case "cont" if not running and self.status != "inmigrate":
+                self.run_guest()
             case "system_wakeup":
                 self.status = "running"
                 self.emit("WAKEUP")
@@ -179,6 +200,13 @@ class FakeQemu:
             case "quit" if not self.plan.ignores_quit:
                 self.exit(0)
 
+    def run_guest(self) -> None:
+        if self.status == "prelaunch" and self.ram:
+            self.ram.boot()
+        self.status = "running"
+        self.emit("RESUME")
+        self.start_agent(self.kind)
+
     def hold(self, status: str) -> None:
         if self.status == "running":
             self.status = status
@@ -187,10 +215,50 @@ class FakeQemu:
     def reset(self) -> None:
         self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
         self.stop_agent()
+        self.prepared, self.kind = False, self.plan.agent
         if self.status == "running":
-            self.start_agent(self.plan.agent)
+            self.start_agent(self.kind)
         else:
             self.status = "prelaunch"  # also a guest that has run: no event tells of it
+
+    # --- to a file and back ---
+
+    def emit_migration(self, *turns: str) -> None:
+        if "events" in self.capabilities:
+            for status in turns:
+                self.emit("MIGRATION", {"status": status})
+
+    def migrate(self, descriptor: int) -> None:
+        if self.plan.migration == "fails":
+            self.emit_migration("setup", "active", "failed")
+            return
+        self.emit_migration("setup", "active")
+        if self.plan.migration == "hangs":
+            return
+        migration.save(descriptor, self.argv, self.ram, self.capabilities, self.prepared)
+        self.status = "postmigrate"
+        self.emit_migration("completed")
+
+    def restore(self, descriptor: int) -> None:
+        self.emit_migration("setup", "active")
+        match self.plan.restore:
+            case "hangs":
+                return
+            case "dies":
+                self.exit(-signal.SIGKILL)
+                return
+        try:
+            if self.plan.restore == "fails":
+                raise migration.Refused("load of migration failed: Input/output error")
+            self.prepared = migration.load(descriptor, self.argv, self.ram, self.capabilities)
+        except migration.Refused as error:
+            self.emit_migration("failed")
+            print(f"qemu-system-x86_64: {error}", file=sys.stderr, flush=True)
+            self.exit(1)
+            return
+        self.kind = self.plan.clones_agent or self.plan.agent
+        self.status = "paused"
+        self.emit_migration("completed")
 
     # --- the end ---
 
@@ -246,7 +314,9 @@ class FakeQemu:
         def tell(what: str, **more: object) -> None:
             loop.call_soon_threadsafe(lambda: self.tell(what, **more))
 
-        self.agent = fake_agent.start(kind, self.plan, self.host_port(7002), self.directory, tell)
+        self.agent = fake_agent.start(
+            kind, self.plan, self.host_port(7002), self.directory, tell, self
+        )
 
     def stop_agent(self) -> None:
         if self.agent:
@@ -262,7 +332,10 @@ def main(directory: Path) -> None:
     sys.stderr.write(plan.says)
     if plan.exits is not None:
         sys.exit(plan.exits)
-    program = FakeQemu(directory, sys.argv)
+    try:
+        program = FakeQemu(directory, sys.argv)
+    except migration.Refused as error:
+        sys.exit(f"qemu-system-x86_64: {error}")
     starts = directory / f"starts-{program.vm_id}"
     with starts.open("a") as file:
         file.write(".")

@@ -37,13 +37,24 @@ class Scenario:
     sev: dict[str, Any] = attrs.field(factory=lambda: {"enabled": False, "state": "uninit"})
 
     #: ``reference``: the guest's own agent; ``recorder``: keeps what it gets and answers with
-    #: its digest; ``status``: answers with an error; ``silent``: never answers; ``none``.
+    #: its digest; ``status``: answers with an error; ``silent``: never answers; ``deaf``: its
+    #: port takes connections, and no word comes back; ``none``.
     agent: str = "recorder"
     #: For ``status``: gRPC's name of the code, and the text.
     status: tuple[str, str] = ("INTERNAL", "")
     #: Directory with ``key.pem``, ``cert.pem`` and ``ca.pem``; empty: no TLS.
     agent_tls: str = ""
     agent_mutual: bool = False
+
+    #: The guest's answer to Prepare and to Renew: ``good``, ``refuse``, ``silence``.
+    prepare: str = "good"
+    renew: str = "good"
+    #: What becomes of ``migrate``: ``good``, ``fails``, ``hangs``.
+    migration: str = "good"
+    #: And of ``migrate-incoming``: ``good``, ``fails``, ``hangs``, ``dies``.
+    restore: str = "good"
+    #: The agent of a VM that was restored, until it is reset; empty: as ``agent``.
+    clones_agent: str = ""
 
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(attrs.asdict(self)))

@@ -1,0 +1,132 @@
+"""The stand-in's memory in a file, and its devices' state on the way into a file and back.
+
+The guest's memory is a mark, new with each boot; the state names that of the memory it belongs
+to, so that no other is taken for it. What QEMU says and when is that of 7.2, measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+#: Where the guest's mark is in its memory, and how long.
+_MARK_AT = 4096
+_MARK_BYTES = 16
+
+_CAPABILITIES = ("x-ignore-shared", "events")
+
+#: What has to be the same on both sides, or QEMU does not find the devices that the state is of.
+_MACHINE = ("-machine", "-cpu", "-smp", "-m", "-device")
+
+
+class Refused(Exception):
+    """What QEMU prints before it exits with 1."""
+
+
+class Passing(socket.socket):
+    """A socket that keeps the descriptors that come along with what is received."""
+
+    passed: list[int]
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        data, descriptors, _, _ = socket.recv_fds(self, bufsize, 8, flags)
+        self.passed += descriptors
+        return data
+
+
+class Listener(socket.socket):
+    """A listening socket whose connections are `Passing`; ``passed`` is shared by them."""
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self.passed: list[int] = []
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, address = super().accept()
+        connection = Passing(plain.family, plain.type, fileno=plain.detach())
+        connection.passed = self.passed
+        return connection, address
+
+
+class Ram:
+    """Memory in a file."""
+
+    def __init__(self, option: str) -> None:
+        """:raises Refused: if the file does not do"""
+        words = re.findall(r"(?:[^,]|,,)+", option)
+        members = dict(word.replace(",,", ",").split("=", 1) for word in words[1:])
+        self.file = Path(members["mem-path"])
+        self.shared = members["share"] == "on"
+        size = int(members["size"])
+        self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600)
+        found = os.fstat(self._descriptor).st_size
+        if not found:
+            os.ftruncate(self._descriptor, size)
+        elif found != size:
+            raise Refused(f"backing store size {found:#x} does not match 'size' option {size:#x}")
+
+    def boot(self) -> None:
+        """A new guest writes to it; in memory that is not shared no other sees it."""
+        if self.shared:
+            os.pwrite(self._descriptor, os.urandom(_MARK_BYTES), _MARK_AT)
+
+    def mark(self) -> str:
+        return os.pread(self._descriptor, _MARK_BYTES, _MARK_AT).hex()
+
+
+def ram(argv: list[str]) -> Ram | None:
+    """The memory that the command line names; None if it is QEMU's own."""
+    for option in _values(argv, "-object"):
+        if option.startswith("memory-backend-file,"):
+            return Ram(option)
+    return None
+
+
+def _values(argv: list[str], option: str) -> list[str]:
+    return [value for word, value in itertools.pairwise(argv) if word == option]
+
+
+def enabled(capabilities: list[dict[str, Any]]) -> set[str]:
+    """Of ``migrate-set-capabilities``; all that is needed must be among it."""
+    return {one["capability"] for one in capabilities if one["state"]}
+
+
+def save(
+    descriptor: int, argv: list[str], memory: Ram | None, capabilities: set[str], prepared: bool
+) -> None:
+    """Write the state: which machine and memory it is of, and whether its guest is prepared."""
+    state = {
+        "machine": {option: _values(argv, option) for option in _MACHINE},
+        "mark": memory.mark() if memory else None,
+        "without_memory": "x-ignore-shared" in capabilities,
+        "prepared": prepared,
+    }
+    body = json.dumps(state).encode()
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(hashlib.sha256(body).digest() + body)
+
+
+def load(descriptor: int, argv: list[str], memory: Ram | None, capabilities: set[str]) -> bool:
+    """Read the state from where the descriptor stands; whether its guest is prepared.
+
+    :raises Refused: if it is damaged, or not of this machine and memory
+    """
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        digest, body = file.read(32), file.read()
+    if hashlib.sha256(body).digest() != digest:
+        raise Refused("Not a migration stream\nload of migration failed: Invalid argument")
+    state = json.loads(body)
+    own = {option: _values(argv, option) for option in _MACHINE}
+    if state["machine"] != own:
+        raise Refused("Unknown savevm section or instance\nload of migration failed")
+    if not (state["without_memory"] and "x-ignore-shared" in capabilities):
+        raise Refused("Length mismatch: ram\nload of migration failed: Invalid argument")
+    if memory is None or memory.mark() != state["mark"]:
+        raise Refused("a stand-in's memory is not the one that its state is of")
+    return bool(state["prepared"])
