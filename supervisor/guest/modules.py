@@ -13,15 +13,17 @@ if TYPE_CHECKING:
 
 # What the agent waits for, what tells the supervisor of a panic, and the power button.
 FIRST = ("virtio_pci", "virtio_net", "pvpanic_mmio", "pvpanic_pci", "button", "evdev")
-# What can wait for the agent: entropy, disks, the watchdog, attestation, vsock. The watchdog's
-# clock stands still until a program opens /dev/watchdog.
+# What can wait for the agent: entropy, disks, the watchdog, attestation, vsock, and what tells the
+# host which memory is free. The watchdog's clock stands still until a program opens /dev/watchdog.
 LATER = (
     "virtio_rng",
+    "vmgenid",
     "virtio_scsi",
     "sd_mod",
     "i6300esb",
     "sev_guest",
     "vmw_vsock_virtio_transport",
+    "virtio_balloon",
 )
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 

@@ -53,7 +53,7 @@ FILES = {
 REFERENCE_AGENT = "usr/lib/python3/dist-packages/agent"
 START_REFERENCE_AGENT = """#!/usr/bin/python3 -I
 from agent.__main__ import main
-raise SystemExit(main())
+raise SystemExit(main(["--in-guest"]))
 """
 START_PYTHON = f"#!/bin/sh\nexec python3 -I /{GUEST}/agent.pyc\n"
 

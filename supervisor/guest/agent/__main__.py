@@ -35,16 +35,24 @@ class Later:
         return spec
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until SIGTERM; the exit status. *arguments* are by default the command line's."""
     env = os.environ.get
     parser = argparse.ArgumentParser(description="The reference agent.")
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
     parser.add_argument("--grpc-port", type=int, default=env("AGENT_GRPC_PORT", "7002"))
     parser.add_argument("--http-port", type=int, default=env("AGENT_HTTP_PORT", "9031"))
     parser.add_argument("--algorithm-timeout-s", type=float, default=3600.0)
-    options = parser.parse_args()
+    parser.add_argument(
+        "--in-guest",
+        action="store_true",
+        help="the whole machine is the agent's: serve CloneService, which sets clock and names",
+    )
+    options = parser.parse_args(arguments)
 
     sys.meta_path.insert(0, Later)
+    from .clone import Clones
+    from .guest import Guest
     from .service import Agent, serve_grpc
 
     # No threading.Event: to set one in a handler that interrupts its own wait() never returns.
@@ -52,8 +60,9 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os.write(stopped, b"."))
     agent = Agent(options.algorithm_timeout_s)
+    clones = Clones(agent, Guest()) if options.in_guest else None
     try:
-        server, grpc_port = serve_grpc(agent, options.host, options.grpc_port)
+        server, grpc_port = serve_grpc(agent, options.host, options.grpc_port, clones)
         # Imported here because it takes long, and gRPC should answer meanwhile.
         from .http import serve_http
 
@@ -63,8 +72,9 @@ def main() -> int:
         return 1
     ports = {"grpc_port": grpc_port, "http_port": http.server_address[1]}
     print(json.dumps(ports), flush=True)
+    if clones:
+        clones.agent_is_up.set()
     os.read(stop, 1)
-    http.shutdown()
     server.stop(grace=1.0).wait()  # what still runs is cancelled, which kills its algorithm
     return 0
 

@@ -8,6 +8,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
+import grpc
+
 from .computation import parse_request
 from .refusal import Refusal
 from .wire import MAX_MESSAGE_BYTES
@@ -19,9 +21,9 @@ VERSION = "1"
 
 
 def serve_http(agent: Agent, host: str, port: int) -> Server:
-    """A server that runs in a thread of its own. The caller shuts it down."""
+    """A server that runs in a thread of its own, for as long as the process."""
     server = Server(agent, host, port)
-    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    threading.Thread(target=server.serve, name="http", daemon=True).start()
     return server
 
 
@@ -61,7 +63,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             computation = parse_request(self.rfile.read(int(length)))
             return 200, self.server.agent.call("Run", computation, lambda _: True).decode()
-        except (ValueError, Refusal) as error:
+        except Refusal as refusal:
+            held = refusal.code is grpc.StatusCode.FAILED_PRECONDITION
+            return (409 if held else 400), refusal.detail
+        except ValueError as error:
             return 400, str(error)
 
     def _problem(self, status: int, detail: str) -> None:
@@ -89,6 +94,11 @@ class Server(ThreadingHTTPServer):
         self.agent = agent
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
+
+    def serve(self) -> None:
+        # serve_forever() would wake twice a second to see whether it should end.
+        while True:
+            self.handle_request()
 
     def server_bind(self) -> None:
         # HTTPServer's would look up its own name, which can wait for a name server.

@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .algorithm import OnEnd
+    from .clone import Clones
+
+    # A message and its call's context to a message. Raises Refusal.
+    Behaviour = Callable[[bytes, grpc.ServicerContext], bytes]
 
 
 class Agent:
     """What the guest holds: a computation, an algorithm, a dataset; the last one sent counts.
 
-    Methods may be called from many threads at once. All raise :class:`Refusal`.
+    Methods may be called from many threads at once. All but metrics and release raise
+    :class:`Refusal`.
     """
 
     def __init__(self, algorithm_timeout_s: float) -> None:
@@ -33,6 +38,8 @@ class Agent:
         self._algorithm = b""
         self._dataset = b""
         self._calls: dict[tuple[str, str], int] = {}
+        self._under_way = 0
+        self._held: str | None = None
         self.computation = ""
         self._methods: dict[str, Callable[[bytes, OnEnd], bytes]] = {
             "Run": self._run,
@@ -49,7 +56,12 @@ class Agent:
     def call(self, method: str, payload: bytes, on_end: OnEnd) -> bytes:
         """Answers *method*, and counts how that went."""
         code = grpc.StatusCode.INTERNAL
+        with self._lock:
+            self._under_way += 1
+            held = self._held
         try:
+            if held:
+                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, held)
             answer = self._methods[method](payload, on_end)
             code = grpc.StatusCode.OK
         except Refusal as refusal:
@@ -57,9 +69,26 @@ class Agent:
             raise
         finally:
             with self._lock:
+                self._under_way -= 1
                 key = (method, code.name)
                 self._calls[key] = self._calls.get(key, 0) + 1
         return answer
+
+    def hold(self, why: str) -> None:
+        """From now on refuses every call, for the reason *why*.
+
+        Refusal: it holds, or is about to hold, what one caller sent and no other may get.
+        """
+        with self._lock:
+            if self._under_way or self.computation or self._algorithm or self._dataset:
+                used = "this agent is in use already"
+                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, used)
+            self._held = why
+
+    def release(self) -> None:
+        """Answers calls again."""
+        with self._lock:
+            self._held = None
 
     def metrics(self) -> str:
         """The counters as Prometheus text."""
@@ -116,29 +145,61 @@ def _identity(value: bytes) -> bytes:
     return hashlib.sha256(value).hexdigest().encode()
 
 
-def serve_grpc(agent: Agent, host: str, port: int) -> tuple[grpc.Server, int]:
-    """A started server and its port. The caller stops it. RuntimeError: the port is not free."""
+def serve_grpc(
+    agent: Agent, host: str, port: int, clones: Clones | None = None
+) -> tuple[grpc.Server, int]:
+    """A started server and its port. The caller stops it. RuntimeError: the port is not free.
+
+    With *clones* it serves CloneService too.
+    """
     # A reply may be longer than its computation: Go's way of writing JSON escapes more.
     limits = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
     limits += [("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=limits)
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        name: grpc.unary_unary_rpc_method_handler(_behaviour(agent, name)) for name in agent.methods
-    }
-    service = grpc.method_handlers_generic_handler("agent.AgentService", handlers)
-    server.add_generic_rpc_handlers((service,))
+    services = {"agent.AgentService": {name: _method(agent, name) for name in agent.methods}}
+    if clones:
+        methods = {"Prepare": _bare(clones.prepare), "Renew": _bare(clones.renew)}
+        services["clone.CloneService"] = methods
+    for name, behaviours in services.items():
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            method: grpc.unary_unary_rpc_method_handler(_told(behaviour))
+            for method, behaviour in behaviours.items()
+        }
+        service = grpc.method_handlers_generic_handler(name, handlers)
+        server.add_generic_rpc_handlers((service,))
     bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     server.start()
     return server, bound
 
 
-def _behaviour(agent: Agent, method: str) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+def _method(agent: Agent, method: str) -> Behaviour:
     def answer(message: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             payload = decode_message(message)
-            return encode_message(agent.call(method, payload, context.add_callback))
         except ValueError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no protobuf message: {error}")
+            why = f"no protobuf message: {error}"
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why) from error
+        return encode_message(agent.call(method, payload, context.add_callback))
+
+    return answer
+
+
+def _bare(act: Callable[[bytes], None]) -> Behaviour:
+    """*act*, which takes a message and answers with an empty one."""
+
+    def answer(message: bytes, _: grpc.ServicerContext) -> bytes:
+        act(message)
+        return b""
+
+    return answer
+
+
+def _told(behaviour: Behaviour) -> Behaviour:
+    """*behaviour*, whose refusals the caller is told."""
+
+    def answer(message: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            return behaviour(message, context)
         except Refusal as refusal:
             context.abort(refusal.code, refusal.detail)
 

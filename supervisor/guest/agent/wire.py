@@ -1,10 +1,13 @@
 """The protocol's messages as bytes.
 
-Every message has at most one field: number 1, length-delimited. Twenty lines read and write that;
-the protobuf runtime would be one more library for the guest to load before it answers.
+Every message of the agent's has at most one field: number 1, length-delimited. That of a clone's
+renewal has four. Some forty lines read and write these; the protobuf runtime would be one more
+library for the guest to load before it answers.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 MAX_PAYLOAD_BYTES = 16 << 20
 # Room for the field's tag and length, and for what JSON adds.
@@ -25,15 +28,30 @@ def encode_message(payload: bytes) -> bytes:
 def decode_message(message: bytes) -> bytes:
     """Field 1 of *message*, the last if it is repeated, empty if it is absent.
 
-    Unknown fields are skipped. ValueError: *message* is no protobuf message.
+    Other fields are skipped. ValueError: *message* is no protobuf message.
     """
-    payload, groups, at = b"", [], 0
+    return decode_fields(message).payloads.get(1, b"")
+
+
+class Fields(NamedTuple):
+    """A message's fields by number, of a repeated one the last."""
+
+    payloads: dict[int, bytes]  # length-delimited: strings and bytes
+    numbers: dict[int, int]  # varints, unsigned: a negative int64 is 2**64 too large
+
+
+def decode_fields(message: bytes) -> Fields:
+    """All fields of *message*, but for groups and what has a fixed width: those are skipped.
+
+    ValueError: *message* is no protobuf message.
+    """
+    fields, groups, at = Fields({}, {}), [], 0
     while at < len(message):
         tag, at = _varint(message, at)
         number, kind = tag >> 3, tag & 7
-        start = at
+        start, value = at, 0
         if kind == 0:
-            _, at = _varint(message, at)
+            value, at = _varint(message, at)
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         elif kind == 2:
@@ -45,11 +63,13 @@ def decode_message(message: bytes) -> bytes:
             raise ValueError(f"wire type {kind} out of place at byte {start}")
         if not 0 < number < 1 << 29 or at > len(message):
             raise ValueError(f"field {number} does not fit at byte {start}")
-        if (number, kind) == (1, 2) and not groups:
-            payload = message[start:at]
+        if kind == 0 and not groups:
+            fields.numbers[number] = value
+        elif kind == 2 and not groups:
+            fields.payloads[number] = message[start:at]
     if groups:
         raise ValueError(f"group {groups[-1]} does not end")
-    return payload
+    return fields
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

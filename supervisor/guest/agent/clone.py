@@ -1,0 +1,136 @@
+"""Clones: what is done before the guest is frozen, and first of all in each copy of it.
+
+``clone.CloneService``, of protos/clone.proto. Between Prepare and Renew the agent refuses all else:
+what it answered then, every copy would answer alike, on the same random numbers.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import grpc
+
+from .refusal import Refusal
+from .wire import decode_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .guest import Guest
+    from .service import Agent
+
+SETTLE_TIMEOUT_S = 30.0
+MIN_ENTROPY_BYTES = 32
+WAITS = "this guest is one of many alike, and refuses all calls until CloneService.Renew"
+_UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# What a host may be called (RFC 1123), as long as Linux lets it be.
+_HOSTNAME = re.compile(rb"(?=.{1,64}\Z)[0-9a-zA-Z](?:[0-9a-zA-Z.-]*[0-9a-zA-Z])?")
+
+
+class Renewal(NamedTuple):
+    """What a copy is told it is. *machine_id* is the VM's id as 32 hexadecimal digits."""
+
+    machine_id: str
+    hostname: str
+    entropy: bytes
+    unix_time_ns: int
+
+    @classmethod
+    def decode(cls, message: bytes) -> Self:
+        """The RenewRequest in *message*. ValueError says what is wrong with it."""
+        payloads, numbers = decode_fields(message)
+        vm_id, hostname = payloads.get(1, b""), payloads.get(2, b"")
+        entropy, unix_time_ns = payloads.get(3, b""), numbers.get(4, 0)
+        if not _UUID.fullmatch(vm_id):
+            raise ValueError("vm_id is no UUID")
+        if not _HOSTNAME.fullmatch(hostname):
+            raise ValueError("hostname is no host's name of at most 64 characters")
+        if len(entropy) < MIN_ENTROPY_BYTES:
+            raise ValueError(f"{len(entropy)} bytes of entropy, at least {MIN_ENTROPY_BYTES}")
+        if not 0 < unix_time_ns < 1 << 63:
+            raise ValueError("unix_time_ns is no time after 1970")
+        machine_id = vm_id.replace(b"-", b"").decode().lower()
+        return cls(machine_id, hostname.decode(), entropy, unix_time_ns)
+
+
+class Clones:
+    """Gets *guest* ready to be frozen, and makes each copy one of its own.
+
+    :ivar agent_is_up: to be set when the agent's servers run; a guest is not frozen before
+    """
+
+    def __init__(self, agent: Agent, guest: Guest) -> None:
+        self._agent = agent
+        self._guest = guest
+        self._lock = threading.Lock()
+        self._waits = guest.waits()
+        self._reseed: Callable[[], None] = lambda: None
+        self.agent_is_up = threading.Event()
+        if self._waits:
+            agent.hold(WAITS)
+
+    def prepare(self, _: bytes) -> None:
+        """Returns when the guest may be frozen. From then on the agent waits for a renewal."""
+        with self._lock:
+            if self._waits:
+                return
+            self._agent.hold(WAITS)
+            try:
+                self._settle(time.monotonic() + SETTLE_TIMEOUT_S)
+                self._warm_up()
+                self._guest.drop_caches()
+                self._guest.keep_waiting()
+            except OSError as error:
+                self._agent.release()
+                why = f"the guest cannot be prepared: {error}"
+                raise Refusal(grpc.StatusCode.INTERNAL, why) from error
+            except Refusal:
+                self._agent.release()
+                raise
+            self._waits = True
+
+    def renew(self, message: bytes) -> None:
+        """Makes the guest what *message* says, and has the agent answer again."""
+        with self._lock:
+            if not self._waits:
+                why = "this guest is no clone, or was renewed already: CloneService.Prepare first"
+                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why)
+            try:
+                new = Renewal.decode(message)
+                self._guest.set_clock(new.unix_time_ns)
+                self._guest.add_entropy(new.entropy)
+                self._guest.rename(new.hostname, new.machine_id)
+                self._guest.wait_no_more()
+            except ValueError as error:
+                why = f"no renewal: {error}"
+                raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why) from error
+            except OSError as error:
+                why = f"the guest cannot be renewed: {error}"
+                raise Refusal(grpc.StatusCode.INTERNAL, why) from error
+            self._reseed()
+            self._waits = False
+            self._agent.release()
+
+    def _settle(self, deadline: float) -> None:
+        if not self.agent_is_up.wait(deadline - time.monotonic()):
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "the agent's servers are not up")
+        if not self._guest.wait_until_settled(deadline):
+            why = f"the guest was not brought up within {SETTLE_TIMEOUT_S:g} s"
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, why)
+
+    def _warm_up(self) -> None:
+        """Does now what every copy would do for itself when it first needs it."""
+        # These are what the agent imports where it needs them, to be up sooner.
+        import base64  # noqa: F401
+        import decimal  # noqa: F401
+        import random
+        import tempfile  # noqa: F401
+
+        self._reseed = random.seed
+        # What is alive now stays, and need not be gone over, hence copied, by a clone.
+        gc.collect()
+        gc.freeze()
