@@ -12,7 +12,7 @@ import trio
 from supervisor import machine, process
 from supervisor.config import RestartPolicy
 from supervisor.limits import Need
-from supervisor.record import ProcessId, Record, RelayState, Wishes
+from supervisor.record import ProcessId, Purpose, Record, RelayState, Wishes
 from supervisor.rundir import Rundir
 from supervisor.runstate import Status, VmState
 
@@ -97,6 +97,7 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, store: Store) -> Recor
     rundir.path.mkdir(mode=0o700, exist_ok=True)
     words = process.command_line(pids[0]) if pids else []
     events = [event for event in store.events_after(0, [vm_id]) if event.vm_id == vm_id]
+    purpose = _purpose(events)
     record = Record(
         id=vm_id,
         created_at=events[0].at if events else datetime.now(UTC),
@@ -105,13 +106,17 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, store: Store) -> Recor
         vcpus=need.vcpus,
         sequence=events[-1].sequence if events else 0,
         relay=_relay(events, rundir),
+        purpose=purpose,
+        renewed=any(event.kind == "renewed" for event in events),
         error="its record was damaged or lost; this is what could still be seen",
     )
     return _as_told(_as_seen(record, words, rundir), events, alive=bool(pids))
 
 
 def _wishes(events: list[Event], config: Config) -> Wishes:
-    told = events[0].data if events else {}
+    # What a run asked for that got a VM of the pool was told when it got it.
+    taken = [event for event in events if event.kind == "taken"]
+    told = (taken or events)[0].data if events else {}
     try:
         restart = RestartPolicy(told.get("restart", config.life.restart))
     except ValueError:
@@ -124,10 +129,19 @@ def _wishes(events: list[Event], config: Config) -> Wishes:
     )
 
 
+def _purpose(events: list[Event]) -> Purpose:
+    if not events or any(event.kind == "taken" for event in events):
+        return Purpose.RUN
+    told = events[0].data.get("purpose")
+    return Purpose(told) if told in list(Purpose) else Purpose.RUN
+
+
 def _relay(events: list[Event], rundir: Rundir) -> RelayState:
     states = [event.data.get("state") for event in events if event.kind == "relay"]
     if not states and rundir.computation.exists():
         return RelayState.WAITING
+    if not states and _purpose(events) is not Purpose.RUN:
+        return RelayState.IDLE
     if "answered" in states and rundir.reply.exists():
         return RelayState.ANSWERED
     return RelayState.INTERRUPTED
@@ -160,6 +174,7 @@ def _as_seen(record: Record, words: list[str], rundir: Rundir) -> Record:
         record,
         command=tuple(machine.by_hand(words, rundir.qmp_socket)),
         forwards=tuple(machine.forwards_in(words)),
+        template=machine.template_in(words),
         agent_address=None,
     )
 

@@ -7,8 +7,9 @@ grpc.aio is asyncio's; this module and ``rpc`` are the only ones that know. The 
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import trio
@@ -16,10 +17,10 @@ from trio_asyncio import aio_as_trio
 
 from supervisor.config import MAX_COMPUTATION
 from supervisor.errors import AgentError, HostError
-from supervisor.pb import agent_pb2, agent_pb2_grpc
+from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from supervisor.config import AgentConfig
@@ -60,24 +61,47 @@ class Agent:
 
         :raises AgentError: if that is an error, or no answer at all
         """
+        method = agent_pb2_grpc.AgentServiceStub(self._channel).Run
+        response = await self._ask(method, agent_pb2.RunRequest(computation=computation))
+        return str(response.Computation)
+
+    async def prepare(self) -> None:
+        """Have the guest make itself ready to be frozen: ``protos/clone.proto``.
+
+        :raises AgentError: if it refuses
+        """
+        method = clone_pb2_grpc.CloneServiceStub(self._channel).Prepare
+        await self._ask(method, clone_pb2.PrepareRequest())
+
+    async def renew(self, entropy: bytes) -> None:
+        """Tell a guest that was started from a template which VM it is.
+
+        :param entropy: at least 32 bytes that nobody else has
+        :raises AgentError: if it refuses
+        """
+        request = clone_pb2.RenewRequest(
+            vm_id=self._vm_id,
+            hostname=f"vm-{self._vm_id.partition('-')[0]}",
+            entropy=entropy,
+            unix_time_ns=time.time_ns(),
+        )
+        await self._ask(clone_pb2_grpc.CloneServiceStub(self._channel).Renew, request)
+
+    async def _ask(self, method: Callable[[Any], Awaitable[Any]], request: object) -> Any:
+        async def ask() -> Any:  # asyncio-flavoured
+            return await method(request)
+
         try:
-            reply: str = await aio_as_trio(self._run)(computation)
-            return reply
+            response = await aio_as_trio(ask)()
         except grpc.aio.AioRpcError as error:
             code, text = error.code().name, error.details() or "without a word"
             raise AgentError(self._vm_id, code, text) from error
         except asyncio.CancelledError:
             # Not ours, which trio would tell: the channel was closed, for the VM has ended.
             raise AgentError(self._vm_id, "UNAVAILABLE", "the channel was closed") from None
-
-    async def _run(self, computation: bytes) -> str:
-        """asyncio-flavoured."""
-        stub = agent_pb2_grpc.AgentServiceStub(self._channel)
-        request = agent_pb2.RunRequest(computation=computation)
-        response: agent_pb2.RunResponse | None = await stub.Run(request)
         if response is None:  # grpc.aio's word for bytes that do not parse
-            raise AgentError(self._vm_id, "INTERNAL", "its answer is no agent.RunResponse")
-        return response.Computation
+            raise AgentError(self._vm_id, "INTERNAL", "its answer is not what its protocol says")
+        return response
 
 
 def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:

@@ -26,10 +26,10 @@ from hypercorn.trio import serve as hypercorn_serve
 from supervisor import accel, rpc
 from supervisor.config import OnStop
 from supervisor.errors import LaunchError
+from supervisor.house import open_service
 from supervisor.launch import Host
 from supervisor.listen import bind_tcp, check_pem
 from supervisor.rundir import check_firmware, check_image, check_tmp
-from supervisor.service import Service, open_service
 from supervisor.store import Store, locked
 from supervisor.web import create_app
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import socket
 
     from supervisor.config import Config, HttpConfig
+    from supervisor.service import Service
 
 log = structlog.stdlib.get_logger()
 

@@ -21,6 +21,8 @@
     ├── MonitorError           QMP refused a command, or the link is gone
     │   ├── SocketGone         … nobody listens on QEMU's socket any more
     │   └── MonitorFlooded     … more events come than any guest has reason for
+    ├── TemplateError          a template cannot be made, or there is none where one is required
+    ├── CloneFailed            a VM from a template did not come up; it may do so from cold
     ├── AgentTimeout           the agent did not become ready, or did not answer, in time
     └── AgentError             the agent answered with an error status
 
@@ -160,6 +162,22 @@ class SocketGone(MonitorError):
 
 class MonitorFlooded(MonitorError):
     """A guest has QEMU send more events than can be of use to anybody."""
+
+
+class TemplateError(SupervisorError):
+    """A template cannot be made, or there is none for a run that requires one."""
+
+
+class CloneFailed(SupervisorError):
+    """A VM from a template does not restore, or its agent does not answer.
+
+    :ivar vm_id: which; nothing was asked of its agent but to renew itself
+    """
+
+    def __init__(self, vm_id: str, why: str) -> None:
+        super().__init__(f"VM {vm_id}, from a template: {why}")
+        self.vm_id = vm_id
+        self.why = why
 
 
 class RunFailed(SupervisorError):

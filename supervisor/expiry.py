@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from supervisor.process import boottime_s
-from supervisor.record import EndMode
+from supervisor.record import EndMode, Purpose
 
 if TYPE_CHECKING:
     from supervisor.vm import Vm
@@ -19,8 +19,10 @@ _LONGEST_SLEEP_S = 30.0
 async def watch(vm: Vm) -> None:
     """End the VM gracefully when its time is over, with an event some time before.
 
-    The time is counted from the guest's first instruction, by a clock that cannot be set.
+    The time is counted from the guest's first instruction, or from when the run got a VM of the
+    pool, by a clock that cannot be set.
     """
+    await vm.until(lambda: vm.record.purpose is Purpose.RUN)
     ttl_s = vm.record.wishes.ttl_s
     if ttl_s is None:
         return

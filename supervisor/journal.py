@@ -50,8 +50,8 @@ class Journal:
         self._reserved = sequence
         self._written: dict[int, Event | None] = {}
 
-    async def create(self, record: Record, computation: bytes) -> Record:
-        """Begin a VM's record, with its directory and what it is to compute.
+    async def create(self, record: Record, computation: bytes | None) -> Record:
+        """Begin a VM's record, with its directory and what it is to compute, if anything.
 
         :raises OSError: if that cannot be written; then there is nothing
         """
@@ -149,6 +149,7 @@ def _first(record: Record) -> dict[str, Any]:
     return {
         "state": record.status.state,
         "reason": record.status.reason,
+        "purpose": record.purpose,
         "ttl_s": wishes.ttl_s,
         "restart": wishes.restart,
         "keep_disk": wishes.keep_disk,

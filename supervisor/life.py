@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -11,38 +10,36 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from supervisor import expiry, hearing, launch, machine, process, runstate
-from supervisor.ending import end
+from supervisor import launch, machine, process, runstate
+from supervisor.config import TemplateUse
 from supervisor.errors import (
-    MonitorError,
-    MonitorFlooded,
+    CloneFailed,
+    LaunchError,
     PortsTaken,
-    SocketGone,
     SupervisorError,
     VmEnded,
     single,
 )
-from supervisor.link import Link, LinkState
-from supervisor.record import EndMode
-from supervisor.runstate import Status, VmState
+from supervisor.following import Following
+from supervisor.record import Purpose
+from supervisor.rundir import preparers
+from supervisor.runstate import Status, Trigger, VmState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from supervisor.launch import Host
     from supervisor.machine import Forward
-    from supervisor.monitor import Monitor
     from supervisor.ports import PortPool
     from supervisor.process import Qemu
     from supervisor.record import ProcessId
+    from supervisor.template import Template
     from supervisor.vm import Vm
 
 log = structlog.stdlib.get_logger()
 
 #: How often a VM is started anew because somebody took one of its ports meanwhile.
 _PORT_ATTEMPTS = 4
-#: How long events that QEMU sent before its end may take to be read.
-_DRAIN_S = 1.0
 #: How long the removal of an ended VM's disk may have to wait.
 _BURIAL_S = 10.0
 
@@ -54,8 +51,8 @@ class Life:
         self._vm = vm
         self._host = host
         self._ports = ports
-        #: Why a QEMU had to be killed before its guest ran.
-        self._hung = ""
+        #: What the record is to say of what the VM is made of.
+        self._made: dict[str, str | None] = {}
 
     async def run(self) -> None:
         """A new VM's whole life. When it returns, nothing of the VM is left but what is to be.
@@ -77,6 +74,10 @@ class Life:
         try:
             with self._vm.scope:
                 verdict = await begin()
+                if failure := self._clone_failure(verdict):
+                    failed, verdict = verdict, None
+                    await self._fall_back(failed, failure)
+                    verdict = await self._boot()
                 while self._vm.restarts.wanted(self._vm.record, verdict):
                     if not await self._vm.restarts.wait(self._vm, verdict):
                         break
@@ -99,12 +100,67 @@ class Life:
                 self._vm.close()
 
     async def _launch(self) -> Status:
-        config = self._vm.config.qemu
-        await self._vm.rundir.prepare(config.disk, config.firmware)
-        self._vm.reached("prepared")
+        vm, config = self._vm, self._vm.config.qemu
+        is_template = vm.record.purpose is Purpose.TEMPLATE
+        use = TemplateUse.OFF if is_template else vm.record.wishes.template
+        recipe, template = await vm.templates.choose(vm.id, use)
+        self._made = {"recipe": recipe, "template": template.digest if template else None}
+        if template:
+            return await self._clone(template)
+        await vm.rundir.prepare(
+            config.disk, config.firmware, config.memory_bytes if is_template else None
+        )
+        vm.reached("overlay")
         return await self._boot()
 
-    async def _boot(self) -> Status:
+    async def _clone(self, template: Template) -> Status:
+        """A VM from a template. Where it does not come up, the VM's ``clone_failure`` says why."""
+        vm = self._vm
+        try:
+            await trio.to_thread.run_sync(template.pour, vm.rundir, limiter=preparers)
+            vm.reached("overlay")
+            return await self._boot(template)
+        except PortsTaken:
+            raise
+        except (LaunchError, OSError) as error:
+            vm.clone_failure = CloneFailed(vm.id, str(error))
+            return vm.status
+
+    def _clone_failure(self, verdict: Status) -> CloneFailed | None:
+        """Why the VM is to be tried again without its template, if it is."""
+        vm = self._vm
+        if vm.end_request.for_good.is_set():
+            return None
+        if vm.record.template and not vm.record.renewed and verdict.state is VmState.CRASHED:
+            return vm.clone_failure or CloneFailed(vm.id, f"its guest ended: {verdict.reason}")
+        return vm.clone_failure
+
+    async def _fall_back(self, verdict: Status, failure: CloneFailed) -> None:
+        """Make all as it was before the VM was tried from its template.
+
+        :raises CloneFailed: if it is not to be had otherwise
+        """
+        vm = self._vm
+        digest = vm.record.template or ""
+        vm.templates.failed(digest)
+        if vm.record.wishes.template is TemplateUse.REQUIRE:
+            raise failure
+        log.warning("booting from cold instead", vm=vm.id, template=digest, problem=failure.why)
+        if verdict.state is VmState.CRASHED:
+            await vm.set_status(verdict)
+            await vm.set_status(runstate.after(vm.status, Trigger.RESTART, "prelaunch"),
+                                running_since_s=None)  # fmt: skip
+        told = {"template": digest, "why": failure.why}
+        await vm.commit("fallback", told, template=None, renewed=False)
+        vm.clone_failure = None
+        self._made["template"] = None
+        vm.forget("overlay", "spawn", "greeting", "restore", "running", "renew", "agent")
+        config = vm.config.qemu
+        await vm.rundir.prepare(config.disk, config.firmware)
+        vm.templates.release(vm.id)
+        vm.reached("overlay")
+
+    async def _boot(self, template: Template | None = None) -> Status:
         """One QEMU, from its start to its end.
 
         :raises LaunchError: if its guest never runs
@@ -113,7 +169,7 @@ class Life:
         for attempts_left in reversed(range(_PORT_ATTEMPTS)):
             with self._ports.reserve(taken) as forwards:
                 try:
-                    return await self._start(forwards)
+                    return await self._start(forwards, template)
                 except PortsTaken as error:
                     taken |= launch.ports_taken(error.log_tail)
                     if not attempts_left:
@@ -121,8 +177,13 @@ class Life:
                     log.warning("port taken, trying others", vm=self._vm.id, ports=sorted(taken))
         raise AssertionError
 
-    async def _start(self, forwards: Sequence[Forward]) -> Status:
+    async def _start(self, forwards: Sequence[Forward], template: Template | None) -> Status:
         config = self._vm.config.qemu
+        ram = None
+        if template:
+            ram = machine.Ram(template.ram, shared=False)
+        elif self._vm.record.purpose is Purpose.TEMPLATE:
+            ram = machine.Ram(self._vm.rundir.ram, shared=True)
         made = machine.Machine(
             vm_id=self._vm.id,
             qemu=self._host.qemu,
@@ -132,6 +193,7 @@ class Life:
             firmware_vars=self._vm.rundir.firmware_vars,
             serial_log=self._vm.rundir.serial_log,
             qmp_socket=self._vm.rundir.qmp_socket,
+            ram=ram,
         )
         command = machine.command(config, made)
         log.info(machine.shell_line(command), vm=self._vm.id)
@@ -140,20 +202,23 @@ class Life:
                 argv = machine.argv(config, made)
                 started = process.start(argv, listener, self._vm.rundir.qemu_log, leave=self._left)
                 qemu = await stack.enter_async_context(started)
-            self._vm.reached("qemu")
+            self._vm.reached("spawn")
             # Not worth a write of its own: who comes after us finds the process by its uuid.
             self._vm.defer(
                 "launched",
                 {"pid": qemu.pid},
+                **self._made,
                 process=qemu.identity,
                 forwards=tuple(forwards),
                 command=tuple(command),
                 agent_address=self._vm.relay.address(forwards),
                 exit_code=None,
             )
-            verdict = await self._follow(qemu, new=True)
+            state = template.state if template else None
+            following = Following(self._vm, qemu, new=True, state=state)
+            verdict = await following.to_the_end()
             if verdict.state is VmState.PRELAUNCH:
-                raise self._never_ran(qemu, command)
+                raise self._never_ran(qemu, command, following.hung)
             return verdict
 
     async def _adopt(self, found: tuple[ProcessId, int] | None) -> Status:
@@ -175,7 +240,7 @@ class Life:
                 await self._vm.relay.interrupt()
                 if identity != self._vm.record.process:
                     await self._vm.commit("launched", {"pid": identity.pid}, process=identity)
-                verdict = await self._follow(qemu, new=False)
+                verdict = await Following(self._vm, qemu, new=False).to_the_end()
         if verdict.state is VmState.PRELAUNCH:
             return runstate.missed_end(self._vm.status, same_boot=True)
         return verdict
@@ -183,124 +248,13 @@ class Life:
     def _same_boot(self) -> bool:
         return not self._vm.record.process or self._vm.record.process.boot_id == process.boot_id()
 
-    async def _follow(self, qemu: Qemu, *, new: bool) -> Status:
-        """From a process to its exit; a guest that never ran is still in PRELAUNCH then."""
-        self._vm.qemu = qemu
-        self._hung = ""
-        self._vm.watchdog_ended_it = False
-        self._vm.link = Link(
-            self._vm.id,
-            self._vm.rundir.qmp_socket,
-            self._vm.config.life,
-            met=partial(self._met, launching=new),
-            hear=partial(hearing.hear, self._vm),
-            beat=partial(hearing.compare, self._vm),
-            turned=partial(self._turned, launching=new),
-        )
-        heard = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen, self._vm.link, qemu, heard)
-            nursery.start_soon(self._end_when_asked, self._vm.link, qemu)
-            nursery.start_soon(self._vm.relay.run)
-            nursery.start_soon(expiry.watch, self._vm)
-            nursery.start_soon(self._run_in_time, qemu)
-            await qemu.wait()
-            # What QEMU said last decides how its exit is judged.
-            with trio.move_on_after(_DRAIN_S):
-                await heard.wait()
-            nursery.cancel_scope.cancel()
-        self._vm.link = None
-        if qemu.identity.sudo:
-            await self._end_what_sudo_left()
-        if self._vm.status.state in (VmState.PRELAUNCH, VmState.CRASHED):
-            return self._vm.status
-        if self._vm.watchdog_ended_it:
-            return Status(VmState.CRASHED, "watchdog")
-        asked = self._vm.record.ending is not None and not qemu.killed
-        return runstate.after_exit(self._vm.status, qemu.exit_code, asked=asked)
-
-    async def _end_what_sudo_left(self) -> None:
-        """Had sudo been killed, QEMU would live on, nobody's child."""
-        tmp = self._vm.config.qemu.tmp
-        running = await trio.to_thread.run_sync(process.running_below, tmp)
-        found = process.find(self._vm.id, None, running)
-        if found:
-            log.warning("sudo has gone without its QEMU", vm=self._vm.id, pid=found[0].pid)
-            async with process.adopt(*found, leave=self._left):
-                pass  # leaving ends it
-
-    async def _run_in_time(self, qemu: Qemu) -> None:
-        timeout_s = self._vm.config.life.start_timeout_s
-        with trio.move_on_after(timeout_s):
-            await self._vm.until(lambda: self._vm.status.state is not VmState.PRELAUNCH)
-            return
-        problem = self._vm.link.problem if self._vm.link else ""
-        self._hung = (
-            f"its guest did not run within {timeout_s:g} s, see MANAGER_START_TIMEOUT; {problem}"
-        )
-        await qemu.kill()
-
-    async def _met(self, link: Monitor, *, launching: bool) -> None:
-        """QEMU is there: ask what must be asked before the guest's first instruction."""
-        self._vm.reached("monitor")
-        await link.set_actions(**hearing.ACTIONS)
-        self._vm.facts = await link.ask()
-        found = runstate.from_runstate(self._vm.facts.run_status.status)
-        if {found.state, self._vm.status.state} != {VmState.PRELAUNCH}:
-            await hearing.correct(self._vm, found)
-        elif launching:
-            await link.cont()
-        elif self._vm.qemu:
-            await self._vm.qemu.kill()  # its launch was interrupted
-
-    async def _turned(self, state: LinkState, *, launching: bool) -> None:
-        link, qemu = self._vm.link, self._vm.qemu
-        if launching and self._vm.status.state is VmState.PRELAUNCH and link and qemu:
-            # Somebody waits for it: it is tried again until its time is up.
-            if link.refused:
-                self._hung = link.problem
-                await qemu.kill()
-            return
-        log.warning("monitor", vm=self._vm.id, monitor=state)
-        await self._vm.commit("monitor", {"monitor": state})
-
-    async def _listen(self, link: Link, qemu: Qemu, heard: trio.Event) -> None:
-        try:
-            await link.keep(qemu)
-        except (SocketGone, MonitorFlooded) as error:
-            log.error("monitor of no use, ending the VM", vm=self._vm.id, problem=str(error))
-            gone = isinstance(error, SocketGone)
-            why = "its QMP socket is gone" if gone else "its guest floods the monitor with events"
-            self._vm.ask_to_end(EndMode.FORCE, why)
-        heard.set()
-
-    async def _end_when_asked(self, link: Link, qemu: Qemu) -> None:
-        await self._vm.end_request.any.wait()
-        mode = self._vm.end_request.mode
-        if mode is not self._vm.record.ending and self._vm.status.state is not VmState.SHUTDOWN:
-            why = self._vm.end_request.why
-            log.info("ending", vm=self._vm.id, mode=mode, why=why)
-            await self._vm.commit("ending", {"mode": mode, "why": why}, ending=mode)
-        if self._vm.status.state is VmState.PRELAUNCH:
-            await qemu.kill()  # nothing has run that could be lost
-            return
-        if mode is EndMode.GRACEFUL and self._vm.status.state is VmState.PAUSED:
-            # A held guest hears no power button.
-            with contextlib.suppress(MonitorError):
-                await link.monitor().cont()
-        await link.tried.wait()  # of one that was taken up with its end on record
-        await end(self._vm.end_request, qemu, link, self._vm.config.shutdown, self._going_down)
-
-    async def _going_down(self) -> None:
-        await self._vm.until(lambda: self._vm.status.state is VmState.SHUTDOWN)
-
     def _left(self) -> bool:
         return self._vm.leaving
 
-    def _never_ran(self, qemu: Qemu, command: Sequence[str]) -> SupervisorError:
+    def _never_ran(self, qemu: Qemu, command: Sequence[str], hung: str) -> SupervisorError:
         if self._vm.end_request.mode:
             return VmEnded(self._vm.id, "prelaunch", self._vm.end_request.why)
-        return launch.failure(self._vm.id, qemu, self._vm.rundir, command, self._hung)
+        return launch.failure(self._vm.id, qemu, self._vm.rundir, command, hung)
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -308,9 +262,12 @@ class Life:
         if self._vm.leaving:
             await self._vm.relay.interrupt()
             return
-        clear = partial(self._vm.rundir.clear, disks=not self._vm.record.wishes.keep_disk)
+        keep = self._vm.record.wishes.keep_disk
+        clear = partial(self._vm.rundir.clear, disks=not keep)
         with trio.move_on_after(_BURIAL_S, shield=True):
             await trio.to_thread.run_sync(clear)
+        if not keep:
+            self._vm.templates.release(self._vm.id)
         await self._bury(verdict)
 
     async def _bury(self, verdict: Status | None) -> None:

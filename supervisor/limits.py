@@ -35,15 +35,19 @@ class Limit(enum.Enum):
 
 @attrs.frozen
 class Need:
-    """What one VM takes."""
+    """What one VM takes.
+
+    :param vms: 0 for one that no run will have and that is there for a short time only
+    """
 
     memory_bytes: int
     vcpus: int
+    vms: int = 1
 
     @classmethod
-    def of(cls, config: QemuConfig) -> Need:
+    def of(cls, config: QemuConfig, vms: int = 1) -> Need:
         """What a VM is started with. What could be plugged in later is not counted."""
-        return cls(config.memory_bytes, config.smp_count)
+        return cls(config.memory_bytes, config.smp_count, vms)
 
 
 @attrs.frozen
@@ -63,11 +67,15 @@ class Totals:
     vcpus: int = 0
 
     def plus(self, need: Need) -> Totals:
-        return Totals(self.vms + 1, self.memory_bytes + need.memory_bytes, self.vcpus + need.vcpus)
+        return Totals(
+            self.vms + need.vms, self.memory_bytes + need.memory_bytes, self.vcpus + need.vcpus
+        )
 
     def minus(self, need: Need) -> Totals:
         """:raises ValueError: if there is less than that"""
-        left = Totals(self.vms - 1, self.memory_bytes - need.memory_bytes, self.vcpus - need.vcpus)
+        left = Totals(
+            self.vms - need.vms, self.memory_bytes - need.memory_bytes, self.vcpus - need.vcpus
+        )
         if min(attrs.astuple(left)) < 0:
             raise ValueError(f"{need} was never taken")
         return left
@@ -192,6 +200,14 @@ class Admission:
         except BaseException:
             self._withdraw(waiter)
             raise
+
+    def try_enter(self, need: Need) -> bool:
+        """The same for somebody who would rather not start than keep others waiting."""
+        free = not self._closed and not self._queue
+        if free and self.taken.plus(need).over(self.budget) is None:
+            self.take(need)
+            return True
+        return False
 
     def take(self, need: Need) -> None:
         """Count a VM that runs already, whether there is room for it or not."""

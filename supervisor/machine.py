@@ -25,6 +25,8 @@ QMP_BY_DESCRIPTOR = "fd=0"
 
 _FORWARD = re.compile(r"hostfwd=tcp:([0-9.]*):(\d+)-:(\d+)")
 
+_TEMPLATE = re.compile(r"mem-path=[^,]*/([0-9a-f]{16})/ram,share=off")
+
 #: What QEMU may not do once it is up; nothing here needs any of it.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -47,11 +49,24 @@ class Forward:
 
 
 @attrs.frozen
+class Ram:
+    """Memory in a file, as a template and what is started from it have it.
+
+    :param shared: whether the guest writes to the file; else it is read, and what is written
+        stays with this QEMU (``MAP_PRIVATE``)
+    """
+
+    file: Path
+    shared: bool
+
+
+@attrs.frozen
 class Machine:
     """All that one VM's command line is made of.
 
     :param qemu: path of QEMU's binary
-    :param overlay: qcow2, on the base image
+    :param overlay: qcow2, on the base image or a template's overlay
+    :param ram: None for memory of QEMU's own
     """
 
     vm_id: str
@@ -62,6 +77,7 @@ class Machine:
     firmware_vars: Path
     serial_log: Path
     qmp_socket: Path
+    ram: Ram | None = None
 
 
 def argv(config: QemuConfig, machine: Machine) -> list[str]:
@@ -89,6 +105,12 @@ def forwards_in(words: Sequence[str]) -> list[Forward]:
     return [Forward(int(guest), address, int(host)) for address, host, guest in found]
 
 
+def template_in(words: Sequence[str]) -> str | None:
+    """The digest of the template that a command line starts from."""
+    found = (match for word in words for match in _TEMPLATE.findall(word))
+    return next(found, None)
+
+
 def shell_line(words: Sequence[str]) -> str:
     """The command, ready to be pasted into a shell."""
     return shlex.join(words)
@@ -108,7 +130,7 @@ def _command(config: QemuConfig, machine: Machine, qmp: str) -> list[str]:
     return [
         *(["sudo"] if config.use_sudo else []),
         machine.qemu,
-        *machine_args(config, machine.accel),
+        *machine_args(config, machine),
         *firmware_args(config, machine),
         *disk_args(config, machine),
         *network_args(config, machine),
@@ -119,11 +141,11 @@ def _command(config: QemuConfig, machine: Machine, qmp: str) -> list[str]:
     ]
 
 
-def machine_args(config: QemuConfig, accel: Accel) -> list[str]:
+def machine_args(config: QemuConfig, machine: Machine) -> list[str]:
     return [
-        *(["-enable-kvm"] if accel.kvm else []),
-        *("-machine", config.machine),
-        *("-cpu", cpu_model(config, accel)),
+        *(["-enable-kvm"] if machine.accel.kvm else []),
+        *("-machine", f"{config.machine},memory-backend=ram" if machine.ram else config.machine),
+        *("-cpu", cpu_model(config, machine.accel)),
         *("-smp", f"{config.smp_count},maxcpus={config.smp_maxcpus}"),
         "-m",
         f"{config.memory_size},slots={config.memory_slots},maxmem={config.max_memory}",
@@ -197,6 +219,27 @@ def watchdog_args(config: QemuConfig) -> list[str]:
     return ["-device", "i6300esb", "-action", f"watchdog={config.watchdog}"]
 
 
+def memory_args(config: QemuConfig, machine: Machine) -> list[str]:
+    """Memory that can be shared, or given back to the host, according to what the VM is.
+
+    A guest that reports its free pages has QEMU punch holes: into a file that is mapped privately
+    too, under all others that map it. So what has its memory in a file must not have the balloon.
+    """
+    if machine.accel.sev:
+        return []  # encrypted pages cannot be taken away
+    if machine.ram is None:
+        return ["-device", "virtio-balloon-pci,free-page-reporting=on"]
+    share = "on" if machine.ram.shared else "off"
+    return [
+        "-object",
+        f"memory-backend-file,id=ram,size={config.memory_bytes},"
+        f"mem-path={escape(machine.ram.file)},share={share}",
+        # A new number tells the guest's kernel that it is a copy: QEMU's docs/specs/vmgenid.
+        *("-device", "vmgenid,guid=auto"),
+        *([] if machine.ram.shared else ["-incoming", "defer"]),
+    ]
+
+
 def our_args(config: QemuConfig, machine: Machine) -> list[str]:
     """What the original has not: a name, a log, a panic device, a boot order, a sandbox."""
     return [
@@ -207,6 +250,7 @@ def our_args(config: QemuConfig, machine: Machine) -> list[str]:
         *("-serial", "chardev:serial"),
         *("-device", "pvpanic"),
         *watchdog_args(config),
+        *memory_args(config, machine),
         # Firmware that is told the disk does not try the network first: half a second less.
         *("-global", "scsi-hd.bootindex=0"),
         # A reboot would keep the process and lose the record of how it came about.

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from supervisor.runstate import VmState
+from supervisor.templates import TemplateState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -24,11 +25,17 @@ class Gauges:
 
     :param waiting: runs in the queue for room
     :param lost: VMs whose QEMU does not answer
+    :param templates: by state
+    :param pool: its VMs, by whether they are ``ready`` or ``coming``
+    :param clones: VMs started from a template so far, by outcome
     """
 
     by_state: Mapping[str, int]
     waiting: int
     lost: int
+    templates: Mapping[str, int]
+    pool: Mapping[str, int]
+    clones: Mapping[str, int]
 
 
 class Metrics:
@@ -64,18 +71,34 @@ class _Now(Collector):
     def __init__(self, gauges: Callable[[], Gauges]) -> None:
         self._gauges = gauges
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         now = self._gauges()
-        family = GaugeMetricFamily(
-            "qmp_supervisor_vms", "VMs by state, those on record that have ended among them.",
-            labels=["state"],
-        )  # fmt: skip
-        for state in VmState:
-            family.add_metric([state], now.by_state.get(state, 0))
-        yield family
+        help_ = "VMs by state, those on record that have ended among them."
+        yield _by("state", "qmp_supervisor_vms", help_, VmState, now.by_state)
+        help_ = "Templates by state."
+        yield _by("state", "qmp_supervisor_templates", help_, TemplateState, now.templates)
+        help_ = "VMs that are kept ready for runs to come."
+        yield _by("state", "qmp_supervisor_pool", help_, ("ready", "coming"), now.pool)
+        clones = CounterMetricFamily(
+            "qmp_supervisor_clones",
+            "VMs started from a template: restored, or then booted from cold.",
+            labels=["outcome"],
+        )
+        for outcome, count in now.clones.items():
+            clones.add_metric([outcome], count)
+        yield clones
         yield GaugeMetricFamily(
             "qmp_supervisor_runs_waiting", "Runs that wait for room.", now.waiting
         )
         yield GaugeMetricFamily(
             "qmp_supervisor_monitors_lost", "VMs whose QEMU does not answer.", now.lost
         )
+
+
+def _by(
+    label: str, name: str, help: str, values: Iterable[str], counts: Mapping[str, int]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, help, labels=[label])
+    for value in values:
+        family.add_metric([value], counts.get(value, 0))
+    return family

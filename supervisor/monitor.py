@@ -182,6 +182,34 @@ class Monitor:
         """Have QEMU close its disks and exit."""
         await self.execute("quit")
 
+    async def give(self, name: str, descriptor: int) -> None:
+        """Hand QEMU a copy of an open file, which commands then call ``fd:name``."""
+        # Sent ahead of the command that takes it up; nothing may be sent between the two.
+        try:
+            self._client.send_fd_scm(descriptor)
+        except _BROKEN as error:
+            raise MonitorError("getfd: QEMU's monitor is gone") from error
+        await self.execute("getfd", {"fdname": name})
+
+    async def migrate(self, command: str, uri: str, **capabilities: bool) -> None:
+        """Save or load the machine's state; return when that is done.
+
+        :param command: ``migrate`` or ``migrate-incoming``
+        :param capabilities: QAPI's ``MigrationCapability``, with ``_`` for ``-``
+        :raises MonitorError: also if it fails
+        """
+        wanted = {"events": True, **capabilities}
+        states = [
+            {"capability": name.replace("_", "-"), "state": state} for name, state in wanted.items()
+        ]
+        await self.execute("migrate-set-capabilities", {"capabilities": states})
+        await self.execute(command, {"uri": uri})
+        await self._forwarder.migrated.wait()
+        if self._forwarder.migration != "completed":
+            raise MonitorError(
+                f"{command}: it ended with {self._forwarder.migration}", error_class="GenericError"
+            )
+
 
 @contextlib.contextmanager
 def _as_qapi_says() -> Iterator[None]:
@@ -222,7 +250,7 @@ async def connect(socket_path: Path, greeting_s: float, answer_s: float) -> Asyn
     client.register_listener(forwarder)
     try:
         with trio.fail_after(greeting_s):
-            watch = await aio_as_trio(_open)(client, socket_path, send)
+            watch = await aio_as_trio(_open)(client, socket_path, forwarder)
     except trio.TooSlowError as error:
         raise MonitorError(f"no greeting on {socket_path} within {greeting_s:g} s") from error
     except _BROKEN as error:
@@ -279,6 +307,9 @@ class _Forwarder(EventListener):
     def __init__(self, channel: trio.MemorySendChannel[QmpEvent]) -> None:
         super().__init__()
         self.flooded = False
+        #: What a migration has come to, once it has, or what kept it from that.
+        self.migration = "the loss of QEMU's monitor"
+        self.migrated = trio.Event()
         self._channel = channel
         self._count = 0
         self._since = time.monotonic()
@@ -294,27 +325,38 @@ class _Forwarder(EventListener):
         if self._count > _FLOOD:
             self.flooded = True
             self._channel.close()
+        elif event["event"] == "MIGRATION":
+            self._note_migration(event.get("data"))
         elif event["event"] in HEARD:
             data = event.get("data", {})
             told = data if isinstance(data, dict) else {}
             self._channel.send_nowait(QmpEvent(str(event["event"]), told))
 
+    def _note_migration(self, data: object) -> None:
+        status = data.get("status") if isinstance(data, dict) else None
+        if status in ("completed", "failed"):
+            self.migration = str(status)
+            self.migrated.set()
 
-async def _open(
-    client: QMPClient, socket_path: Path, channel: trio.MemorySendChannel[QmpEvent]
-) -> asyncio.Task[None]:
-    """Connect; the task that comes back ends the channel with the link. asyncio-flavoured."""
+    def close(self) -> None:
+        """No event will come any more."""
+        self.migrated.set()
+        self._channel.close()
+
+
+async def _open(client: QMPClient, socket_path: Path, forwarder: _Forwarder) -> asyncio.Task[None]:
+    """Connect; the task that comes back ends the events with the link. asyncio-flavoured."""
     await client.connect(str(socket_path))
-    return asyncio.create_task(_end_with(client, channel))
+    return asyncio.create_task(_end_with(client, forwarder))
 
 
-async def _end_with(client: QMPClient, channel: trio.MemorySendChannel[QmpEvent]) -> None:
+async def _end_with(client: QMPClient, forwarder: _Forwarder) -> None:
     """asyncio-flavoured."""
     # qemu.qmp's listeners stay silent when the link goes; its state is what tells. All that
     # was read before has been handed over by then.
     while client.runstate is Runstate.RUNNING:
         await client.runstate_changed()
-    channel.close()
+    forwarder.close()
 
 
 async def _close(client: QMPClient, watch: asyncio.Task[None]) -> None:

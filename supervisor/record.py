@@ -16,7 +16,7 @@ import attrs
 import cattrs
 from cattrs.preconf.json import make_converter
 
-from supervisor.config import RestartPolicy
+from supervisor.config import RestartPolicy, TemplateUse
 from supervisor.machine import Forward  # noqa: TC001 - cattrs resolves it
 from supervisor.runstate import Status, VmState
 
@@ -41,6 +41,8 @@ class Damaged(Exception):
 class RelayState(enum.StrEnum):
     """How far the computation has come. Beside the VM's state, not part of it."""
 
+    #: There is no computation.
+    IDLE = "idle"
     #: The agent is not ready yet.
     WAITING = "waiting"
     #: The agent has it, its answer is to come.
@@ -50,6 +52,16 @@ class RelayState(enum.StrEnum):
     #: The supervisor went away, or the guest was reset, between the two, so nobody knows. It is
     #: not sent again, but to a guest that is booted again as its run asked for.
     INTERRUPTED = "interrupted"
+
+
+class Purpose(enum.StrEnum):
+    """What a VM is there for."""
+
+    RUN = "run"
+    #: Kept ready for a run to come, which then has it.
+    POOL = "pool"
+    #: Booted to become a template.
+    TEMPLATE = "template"
 
 
 class EndMode(enum.StrEnum):
@@ -84,6 +96,7 @@ class Wishes:
     ttl_s: float | None = None
     restart: RestartPolicy = RestartPolicy.NEVER
     keep_disk: bool = False
+    template: TemplateUse = TemplateUse.AUTO
     idempotency_key: str | None = None
     fingerprint: str = ""
 
@@ -92,13 +105,16 @@ class Wishes:
 class Record:
     """One VM. ``sequence`` is that of the last event.
 
+    :param recipe: of what its QEMU was started with; see `template`
+    :param template: the digest of the template it was started from, if it was
+    :param renewed: whether the guest of such a VM has been told that it is a copy
     :param ending: how its end was asked for, once it was
     :param first_ran_s: when a guest of this VM first ran, on the host's CLOCK_BOOTTIME; that
         clock goes on while the host sleeps, and cannot be set
     :param running_since_s: when the present guest first ran; another one after a restart
     :param exit_code: QEMU's; negative for a signal; None while it runs, and where it was not
         our child to ask
-    :param phases: when each step was reached, in seconds after the VM was decided on
+    :param phases: when each step was done, in seconds after the run was asked for
     :param ended_at: set once nothing of the VM runs, and nothing will
     """
 
@@ -109,6 +125,10 @@ class Record:
     vcpus: int
     sequence: int = 0
     status: Status = PRELAUNCH
+    purpose: Purpose = Purpose.RUN
+    recipe: str = ""
+    template: str | None = None
+    renewed: bool = False
     ending: EndMode | None = None
     process: ProcessId | None = None
     forwards: tuple[Forward, ...] = ()
@@ -149,9 +169,13 @@ class Event:
         }
 
 
-def fingerprint(computation: bytes, *asked: object) -> str:
-    """Of a request, as it was sent: defaults may change before it is repeated."""
-    return hashlib.sha256(repr(asked).encode() + b"\n" + computation).hexdigest()
+def fingerprint(computation: bytes, *asked: object, **asked_since: object) -> str:
+    """Of a request, as it was sent: defaults may change before it is repeated.
+
+    :param asked_since: members that requests on record may not have known; None as if not there
+    """
+    known = (*asked, *(pair for pair in asked_since.items() if pair[1] is not None))
+    return hashlib.sha256(repr(known).encode() + b"\n" + computation).hexdigest()
 
 
 def moment(at: datetime) -> str:

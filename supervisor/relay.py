@@ -5,6 +5,7 @@ It goes there once; again only for a guest that is booted again, as its run aske
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,10 @@ import trio
 
 from supervisor import agent
 from supervisor.config import RestartPolicy
-from supervisor.errors import AgentError, AgentTimeout, SupervisorError
+from supervisor.errors import AgentError, AgentTimeout, CloneFailed, SupervisorError
 from supervisor.process import EXIT_LAG_S
 from supervisor.race import CutShort, unless
-from supervisor.record import EndMode, RelayState
+from supervisor.record import EndMode, Purpose, RelayState
 from supervisor.runstate import VmState
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
+#: What each copy of a guest gets of the host's entropy: twice what its kernel's key holds.
+_ENTROPY_BYTES = 64
+
 
 class Relay:
     """One VM's. ``settled`` is set once the computation has had all the fate it will have."""
@@ -35,12 +39,14 @@ class Relay:
     def __init__(self, vm: Vm) -> None:
         self.settled = trio.Event()
         self.agent_ready = False
+        #: Whether the guest is ready to be frozen, and nobody is connected to it any more.
+        self.prepared = False
         self.failure: SupervisorError | None = None
         self._vm = vm
         self._reset = trio.Event()
         #: Whether the answer is here, and at most on its way to the disk.
         self._answered = False
-        if not self.pending:
+        if not self.pending and self.state is not RelayState.IDLE:
             self.settled.set()
 
     @property
@@ -76,6 +82,11 @@ class Relay:
                     if self._reset.is_set():
                         await self.interrupt()  # it may have been sent just then
                     continue
+                except CloneFailed as error:
+                    log.warning("clone failed", vm=vm.id, problem=str(error))
+                    vm.clone_failure = error
+                    if vm.qemu:
+                        await vm.qemu.kill()  # what follows is decided by the VM's task
                 except SupervisorError as error:
                     await self._fail(error)
                 await self._reset.wait()
@@ -100,8 +111,10 @@ class Relay:
             self.settled.set()
 
     async def guest_was_reset(self) -> None:
-        """Look for the agent anew."""
+        """Look for the agent anew; it is no copy's any more."""
         self._vm.forget("agent")
+        if self._vm.record.template and not self._vm.record.renewed:
+            self._vm.defer("renewed", {}, renewed=True)
         self.agent_ready = False
         await self.interrupt()
         self._reset.set()
@@ -119,22 +132,62 @@ class Relay:
         vm = self._vm
         target = vm.record.agent_address or self.address(vm.record.forwards)
         async with agent.connect(vm.id, target, vm.config.agent) as guest_agent:
-            await self._wait_ready(guest_agent)
+            if vm.record.template and not vm.record.renewed:
+                await self._renew(guest_agent)
+            else:
+                await self._wait_ready(guest_agent)
             if vm.end_request.any.is_set():
                 await trio.sleep_forever()  # too late for a computation; the end cancels us
-            self.agent_ready = True
-            vm.wake()
             # To ask anew after an adoption brings no news.
             if vm.reached("agent"):
                 vm.defer("agent", {"address": target})
                 log.info("agent ready", vm=vm.id, agent=target)
-            if self.state is RelayState.WAITING:
-                await self._send(guest_agent)
+            self.agent_ready = True
+            vm.wake()
+            if vm.record.purpose is Purpose.TEMPLATE:
+                await guest_agent.prepare()
             else:
-                await vm.write_deferred()
+                await self._serve(guest_agent)
+        self.prepared = vm.record.purpose is Purpose.TEMPLATE
+        vm.wake()
+
+    async def _serve(self, guest_agent: Agent) -> None:
+        """Send the computation, once there is one."""
+        vm = self._vm
+        if self.state is not RelayState.WAITING:
+            await vm.write_deferred()
+        if self.state is RelayState.IDLE:
+            await vm.until(lambda: self.state is not RelayState.IDLE)
+        if self.state is RelayState.WAITING:
+            await self._send(guest_agent)
+
+    async def _renew(self, guest_agent: Agent) -> None:
+        """Make a twin a guest of its own, before anything else is asked of it."""
+        vm, timeout_s = self._vm, self._vm.config.start.clone_timeout_s
+
+        async def renew() -> None:
+            await guest_agent.wait_ready()
+            await guest_agent.renew(os.urandom(_ENTROPY_BYTES))
+
+        try:
+            await unless(partial(self._time_is_up, timeout_s), renew)
+        except CutShort:
+            raise CloneFailed(
+                vm.id, f"its agent did not answer within {timeout_s:g} s, see MANAGER_CLONE_TIMEOUT"
+            ) from None
+        except AgentError as error:
+            if vm.end_request.any.is_set() or await self._gone():
+                await trio.sleep_forever()  # the VM's end has the word, and cancels us
+            if error.code != "FAILED_PRECONDITION":
+                why = f"its agent does not renew itself: {error.code}, {error.text}"
+                raise CloneFailed(vm.id, why) from error
+            # It is renewed, and its supervisor was killed before that was on record.
+        vm.reached("renew")
+        vm.defer("renewed", {}, renewed=True)
+        vm.templates.came_up(vm.record.template or "")
 
     async def _wait_ready(self, guest_agent: Agent) -> None:
-        if self.state is not RelayState.WAITING:
+        if self.state not in (RelayState.WAITING, RelayState.IDLE):
             return await guest_agent.wait_ready()
         vm, timeout_s = self._vm, self._vm.config.agent.boot_timeout_s
         try:

@@ -20,6 +20,7 @@ from trio_asyncio import aio_as_trio, trio_as_aio
 
 from supervisor import control, errors
 from supervisor.agent import MAX_MESSAGE, read_pem
+from supervisor.config import TemplateUse
 from supervisor.errors import HostError
 from supervisor.listen import bind_tcp
 from supervisor.machine import shell_line
@@ -45,11 +46,13 @@ _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.VmNotFound: grpc.StatusCode.NOT_FOUND,
     errors.Busy: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TemplateError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AtCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.AgentTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.AgentError: grpc.StatusCode.UNAVAILABLE,
     errors.VmEnded: grpc.StatusCode.UNAVAILABLE,
     errors.RunFailed: grpc.StatusCode.UNAVAILABLE,
+    errors.CloneFailed: grpc.StatusCode.UNAVAILABLE,
     errors.Stopping: grpc.StatusCode.UNAVAILABLE,
     errors.PortsTaken: grpc.StatusCode.UNAVAILABLE,
     errors.MonitorError: grpc.StatusCode.UNAVAILABLE,
@@ -106,12 +109,14 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
         context: grpc.aio.ServicerContext[manager_pb2.RunRequest, manager_pb2.RunResponse],
     ) -> manager_pb2.RunResponse:
         config = self._service.config
+        template = _template(context)
         wishes = Wishes(
             ttl_s=config.life.ttl_s,
             restart=config.life.restart,
             keep_disk=config.retention.disks,
+            template=template or config.start.templates,
             idempotency_key=_metadata(context, "idempotency-key"),
-            fingerprint=fingerprint(request.computation, None, None, None),
+            fingerprint=fingerprint(request.computation, None, None, None, template=template),
         )
         vm = await trio_as_aio(self._service.run)(request.computation, wishes)
         return manager_pb2.RunResponse(ID=vm.id, computation=vm.reply)
@@ -207,6 +212,14 @@ class _Reflection(_async.ReflectionServicer):
         stock: Any = super().ServerReflectionInfo(requests(), context)
         async for response in stock:
             await context.write(response)
+
+
+def _template(context: grpc.aio.ServicerContext[Any, Any]) -> TemplateUse | None:
+    given = _metadata(context, "template")
+    if given is not None and given not in list(TemplateUse):
+        known = ", ".join(TemplateUse)
+        raise errors.InvalidRequest(f"template must be one of {known}", member="template")
+    return TemplateUse(given) if given else None
 
 
 def _metadata(context: grpc.aio.ServicerContext[Any, Any], name: str) -> str | None:

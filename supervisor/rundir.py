@@ -43,7 +43,7 @@ _QEMU_IMG_S = 60.0
 
 
 #: qemu-img may take its time; no more of them than help each other are to hold a thread.
-_preparers = trio.CapacityLimiter(4)
+preparers = trio.CapacityLimiter(4)
 
 
 @attrs.frozen
@@ -63,6 +63,16 @@ class Rundir:
     @property
     def firmware_vars(self) -> Path:
         return self.path / "firmware_vars.fd"
+
+    @property
+    def ram(self) -> Path:
+        """The guest's memory, where a template is made of it."""
+        return self.path / "ram"
+
+    @property
+    def state(self) -> Path:
+        """The devices' state, likewise."""
+        return self.path / "state"
 
     @property
     def record(self) -> Path:
@@ -96,13 +106,15 @@ class Rundir:
     def qemu_log(self) -> Path:
         return self.path / "qemu.log"
 
-    async def prepare(self, disk: DiskConfig, firmware: FirmwareConfig) -> None:
-        """Put the VM's own variables and disk into the directory.
+    async def prepare(
+        self, disk: DiskConfig, firmware: FirmwareConfig, ram_bytes: int | None = None
+    ) -> None:
+        """Put the VM's own variables and disk into the directory, and memory if that is a file.
 
         :raises LaunchError: ImageError, FirmwareError, or what the system said of the directory
         """
-        prepare = partial(_prepare, self, disk, firmware)
-        await trio.to_thread.run_sync(prepare, limiter=_preparers)
+        prepare = partial(_prepare, self, disk, firmware, ram_bytes)
+        await trio.to_thread.run_sync(prepare, limiter=preparers)
 
     async def read_computation(self) -> bytes:
         """:raises OSError:"""
@@ -131,7 +143,7 @@ class Rundir:
         """Remove what an ended VM needs no more. Blocking; what is not there is no matter."""
         files = [self.qmp_socket, self.computation]
         if disks:
-            files += [self.overlay, self.firmware_vars]
+            files += [self.overlay, self.firmware_vars, self.ram, self.state]
         for file in files:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
@@ -202,11 +214,17 @@ def check_tmp(tmp: Path) -> None:
         ) from error
 
 
-def _prepare(rundir: Rundir, disk: DiskConfig, firmware: FirmwareConfig) -> None:
+def _prepare(
+    rundir: Rundir, disk: DiskConfig, firmware: FirmwareConfig, ram_bytes: int | None
+) -> None:
     try:
         check_firmware(firmware)
         shutil.copyfile(firmware.vars_file, rundir.firmware_vars)
         make_overlay(disk, rundir.overlay)
+        if ram_bytes is not None:
+            # Ours, though a QEMU that is root's writes to it.
+            os.close(os.open(rundir.ram, os.O_RDWR | os.O_CREAT, 0o600))
+            os.truncate(rundir.ram, ram_bytes)
         rundir.serial_log.touch()  # ours, though a QEMU that is root's writes to it
     except OSError as error:
         raise LaunchError(

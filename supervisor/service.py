@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextvars
 import uuid
 from collections import Counter
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
-from supervisor import adoption, retention
-from supervisor.config import MAX_COMPUTATION
+from supervisor import retention
+from supervisor.builder import Builder
+from supervisor.config import MAX_COMPUTATION, TemplateUse
 from supervisor.errors import (
     AtCapacity,
     Busy,
@@ -24,30 +25,31 @@ from supervisor.errors import (
     TooLarge,
     VmNotFound,
 )
-from supervisor.journal import Journal
+from supervisor.keys import Keys
 from supervisor.life import Life
 from supervisor.limits import Admission, Need, host_room
 from supervisor.link import LinkState
 from supervisor.metrics import Gauges, Metrics
+from supervisor.pool import Pool
 from supervisor.ports import PortPool
-from supervisor.record import EndMode, Record, Wishes
+from supervisor.process import boottime_s
+from supervisor.record import EndMode, Purpose, Record, RelayState, Wishes
+from supervisor.templates import Templates
 from supervisor.vm import Vm
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from supervisor.adoption import Inheritance
-    from supervisor.config import Config
+    from supervisor.config import Config, QemuConfig
+    from supervisor.journal import Journal
     from supervisor.launch import Host
     from supervisor.record import Event
-    from supervisor.store import Store
 
 log = structlog.stdlib.get_logger()
 
 _CALLER_LEFT = "its caller went away"
-
-_LONGEST_KEY = 255
 
 
 class Service:
@@ -60,9 +62,9 @@ class Service:
         self.vms: dict[str, Vm] = {}
         self.admission = Admission(config.limits, host_room())
         self.metrics = Metrics(self._gauges)
-        self._by_key: dict[str, Vm] = {}
-        #: Keys of runs that are being admitted.
-        self._arriving: dict[str, trio.Event] = {}
+        self.templates = Templates(config, host)
+        self.pool = Pool(self)
+        self._keys = Keys()
         #: VMs that are ended only to be removed.
         self._deleting: set[str] = set()
         #: Runs that have room and are not listed yet.
@@ -107,81 +109,115 @@ class Service:
         :raises SupervisorError: if it is not admitted
         """
         _check(computation)
-        key = wishes.idempotency_key
-        if key is None:
-            return await self._admit(computation, wishes)
-        if not 0 < len(key) <= _LONGEST_KEY:
-            raise InvalidRequest(f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters")
-        while key in self._arriving:
-            await self._arriving[key].wait()
-        if vm := self._by_key.get(key):
-            if vm.record.wishes.fingerprint != wishes.fingerprint:
-                raise Busy(f"the idempotency key {key!r} belongs to another run, of VM {vm.id}")
-            return vm
-        self._arriving[key] = trio.Event()
-        try:
-            return await self._admit(computation, wishes)
-        finally:
-            self._arriving.pop(key).set()
+        return await self._keys.once(wishes, partial(self._admit, computation, wishes))
 
     async def _admit(self, computation: bytes, wishes: Wishes) -> Vm:
         if self._closing:
             raise Stopping
+        asked_s = boottime_s()
+        if wishes.template is TemplateUse.REQUIRE:
+            await self.templates.ready()
+        if vm := self.pool.pick(wishes.template, ready=True):
+            return await self._take(vm, computation, wishes, asked_s)
         need = Need.of(self.config.qemu)
+        if not self.admission.try_enter(need):
+            if vm := self.pool.pick(wishes.template, ready=False):
+                return await self._take(vm, computation, wishes, asked_s)
+            self.pool.make_room()
+            try:
+                await self.admission.enter(need)
+            except AtCapacity as error:
+                log.warning("run refused", problem=str(error))
+                raise
+        vm = await self._begin(need, wishes, computation, asked_s)
+        self._spawn(self._measure, vm)
+        return vm
+
+    async def _take(self, vm: Vm, computation: bytes, wishes: Wishes, asked_s: float) -> Vm:
+        """Give a run a VM of the pool."""
         try:
-            await self.admission.enter(need)
-        except AtCapacity as error:
-            log.warning("run refused", problem=str(error))
+            await vm.give(computation, wishes, asked_s)
+        except OSError as error:
+            vm.ask_to_end(EndMode.FORCE, "its run could not be put on record")
+            raise self._unwritten(vm.id, error) from error
+        except BaseException:
+            vm.ask_to_end(EndMode.FORCE, _CALLER_LEFT)
             raise
+        self._keys.add(vm)
+        self._spawn(self._measure, vm)
+        return vm
+
+    async def start(self, purpose: Purpose) -> Vm | None:
+        """A VM without a computation; None if there is no room for it now, or nothing to spare."""
+        need = _need(self.config.qemu, purpose)
+        if self._closing or not self.admission.try_enter(need):
+            return None
+        wishes = Wishes(template=self.config.start.templates)
+        try:
+            return await self._begin(need, wishes, None, boottime_s(), purpose)
+        except SupervisorError as error:
+            log.warning("VM not started", purpose=purpose, problem=str(error))
+            return None
+
+    async def _begin(
+        self,
+        need: Need,
+        wishes: Wishes,
+        computation: bytes | None,
+        asked_s: float,
+        purpose: Purpose = Purpose.RUN,
+    ) -> Vm:
+        """A VM on record, and its task; what it needs has been taken."""
         self._starting += 1
+        record = Record(
+            id=str(uuid.uuid4()),
+            created_at=datetime.now(UTC),
+            wishes=wishes,
+            purpose=purpose,
+            relay=RelayState.IDLE if computation is None else RelayState.WAITING,
+            memory_bytes=need.memory_bytes,
+            vcpus=need.vcpus,
+            phases={"queue": boottime_s() - asked_s},
+        )
         try:
             self._check_agent()
-            record = await self._put_on_record(need, wishes, computation)
+            record = await self.journal.create(record, computation)
+        except OSError as error:
+            self.admission.leave(need)
+            raise self._unwritten(record.id, error) from error
         except BaseException:
             self.admission.leave(need)
             raise
         finally:
             self._starting -= 1
-        vm = self._add(record)
+        vm = self._add(record, asked_s)
+        vm.reached("directory")
         life = Life(vm, self.host, self._ports)
         self._spawn(self._supervise, vm, life.run)
-        self._spawn(self._measure, vm)
         return vm
 
     def _check_agent(self) -> None:
-        url = self.config.agent.url
-        if url.is_loopback or url.port is None:
+        if not self.config.agent.is_fixed:
             return
         holders = [f"VM {vm.id}" for vm in self.vms.values() if not vm.ended]
         if self._starting > 1:
             holders.append("another VM that is being started")
         if holders:
             raise Busy(
-                f"{holders[0]} has the only agent there is, at {url}: end it first,"
-                " or set MANAGER_AGENT_GRPC_URL so that each VM has its own"
+                f"{holders[0]} has the only agent there is, at {self.config.agent.url}: end it"
+                " first, or set MANAGER_AGENT_GRPC_URL so that each VM has its own"
             )
 
-    async def _put_on_record(self, need: Need, wishes: Wishes, computation: bytes) -> Record:
-        record = Record(
-            id=str(uuid.uuid4()),
-            created_at=datetime.now(UTC),
-            wishes=wishes,
-            memory_bytes=need.memory_bytes,
-            vcpus=need.vcpus,
+    def _unwritten(self, vm_id: str, error: OSError) -> LaunchError:
+        return LaunchError(
+            f"the record of VM {vm_id} cannot be written ({error.strerror}), so it is not"
+            f" started; see to {self.config.qemu.tmp}"
         )
-        try:
-            return await self.journal.create(record, computation)
-        except OSError as error:
-            raise LaunchError(
-                f"the record of VM {record.id} cannot be written ({error.strerror}), so it is not"
-                f" started; see to {self.config.qemu.tmp}"
-            ) from error
 
-    def _add(self, record: Record) -> Vm:
-        vm = Vm(record, self.config, self.journal)
+    def _add(self, record: Record, born_s: float | None = None) -> Vm:
+        vm = Vm(record, self.config, self.journal, self.templates, born_s)
         self.vms[vm.id] = vm
-        if record.wishes.idempotency_key:
-            self._by_key[record.wishes.idempotency_key] = vm
+        self._keys.add(vm)
         return vm
 
     def follow(
@@ -202,26 +238,28 @@ class Service:
 
         Being cancelled does not leave it half done.
         """
-        done = trio.Event()
-
-        async def finish() -> None:
-            self._deleting.add(vm.id)
-            vm.ask_to_end(EndMode.FORCE, "it was deleted")
-            if await vm.wait_over():
-                await self._forget(vm)
-            done.set()
-
-        self._spawn(finish)
-        await done.wait()
+        await self.discard(vm).wait()
         await vm.wait_ended()
+
+    def discard(self, vm: Vm) -> trio.Event:
+        """Begin to do that; the event is set when it is done, or the VM is left to run on."""
+        done = trio.Event()
+        self._deleting.add(vm.id)
+        vm.ask_to_end(EndMode.FORCE, "it was deleted")
+        self._spawn(self._remove, vm, done)
+        return done
+
+    async def _remove(self, vm: Vm, done: trio.Event) -> None:
+        if await vm.wait_over():
+            await self._forget(vm)
+        done.set()
 
     async def _forget(self, vm: Vm) -> None:
         self._deleting.discard(vm.id)
         if self.vms.pop(vm.id, None):
-            key = vm.record.wishes.idempotency_key
-            if key:
-                self._by_key.pop(key, None)
+            self._keys.remove(vm)
             await self.journal.remove(vm.id)
+            self.templates.release(vm.id)
 
     def _gauges(self) -> Gauges:
         vms = self.vms.values()
@@ -229,6 +267,12 @@ class Service:
             by_state=Counter(vm.status.state.value for vm in vms),
             waiting=self.admission.waiting,
             lost=sum(vm.monitor_state is LinkState.LOST for vm in vms),
+            templates=Counter(one.state.value for one in self.templates.entries.values()),
+            pool=Counter("ready" if vm.relay.agent_ready else "coming" for vm in self.pool.vms),
+            clones={
+                "restored": self.templates.restored,
+                "fallback": self.templates.fallen_back,
+            },
         )
 
     # --- the supervisor's own stop ----------------------------------------------------------
@@ -280,11 +324,15 @@ class Service:
 
     def inherit(self, inheritance: Inheritance) -> None:
         """List what an earlier supervisor left, and take up what of it lives."""
+        self.templates.load(inheritance.records)
         for record in inheritance.records:
             vm = self._add(record)
             vm.reply = inheritance.replies.get(vm.id)
+            if record.purpose is Purpose.TEMPLATE:
+                # Its making was cut short.
+                self.discard(vm)
             if record.ended_at is None:
-                self.admission.take(Need(record.memory_bytes, record.vcpus))
+                self.admission.take(_taken(record))
                 found = inheritance.processes.get(record.id)
                 life = Life(vm, self.host, self._ports)
                 if vm.relay.pending:
@@ -295,7 +343,7 @@ class Service:
         try:
             await life(*args)
         finally:
-            self.admission.leave(Need(vm.record.memory_bytes, vm.record.vcpus))
+            self.admission.leave(_taken(vm.record))
             self._vm_ended.set()
 
     async def _measure(self, vm: Vm) -> None:
@@ -308,7 +356,12 @@ class Service:
             outcome = "abandoned" if vm.end_request.why == _CALLER_LEFT else "failed"
         self.metrics.count_run(outcome, trio.current_time() - started)
 
-    async def keep_within_limits(self) -> None:
+    @property
+    def housekeeping(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """What goes on beside the VMs, for as long as there is the service."""
+        return self._keep_within_limits, Builder(self).keep, self.pool.keep
+
+    async def _keep_within_limits(self) -> None:
         """Forget ended VMs, oldest first, beyond what is to be kept."""
         while True:
             self._vm_ended = trio.Event()
@@ -331,42 +384,12 @@ def _check(computation: bytes) -> None:
         )
 
 
-@asynccontextmanager
-async def open_service(config: Config, host: Host, store: Store) -> AsyncIterator[Service]:
-    """A service that has taken up what an earlier one left.
-
-    Leaving the context, cancelled or not, leaves the VMs running that `Service.end_all` has
-    not ended.
-    """
-    async with trio.open_nursery() as nursery:
-        closing = trio.Event()
-        service: Service = await nursery.start(_house, config, host, store, closing)
-        try:
-            yield service
-        finally:
-            closing.set()
+def _need(config: QemuConfig, purpose: Purpose) -> Need:
+    """A VM that becomes a template is none that runs could have."""
+    return Need.of(config, vms=0 if purpose is Purpose.TEMPLATE else 1)
 
 
-async def _house(
-    config: Config,
-    host: Host,
-    store: Store,
-    closing: trio.Event,
-    *,
-    task_status: trio.TaskStatus[Service],
-) -> None:
-    """The VMs' nursery, in a task of its own: shielded, for it outlives what uses it."""
-    async with trio.open_nursery() as nursery:
-        nursery.cancel_scope.shield = True
-        inheritance = await adoption.look(config, store)
-        journal = Journal(store, inheritance.sequence)
-        service = Service(config, host, journal, nursery)
-        await adoption.announce(inheritance, journal)
-        service.inherit(inheritance)
-        nursery.start_soon(service.keep_within_limits)
-        task_status.started(service)
-        await closing.wait()
-        with trio.move_on_after(config.shutdown.longest_s):
-            await service.leave_all()
-        journal.told.close()
-        nursery.cancel_scope.cancel()
+def _taken(record: Record) -> Need:
+    """What a VM on record has taken."""
+    vms = 0 if record.purpose is Purpose.TEMPLATE else 1
+    return Need(record.memory_bytes, record.vcpus, vms)

@@ -93,7 +93,7 @@ class Store:
         #: The supervisor's own events come from several threads; a VM's from one at a time.
         self._noting = threading.Lock()
 
-    def create(self, new: Record, events: Sequence[Event], computation: bytes) -> None:
+    def create(self, new: Record, events: Sequence[Event], computation: bytes | None) -> None:
         """Make a VM's directory: there, with its record in it, or not there at all."""
         path = self._tmp / new.id
         draft = Rundir(path.with_name(new.id + _NEW))
@@ -101,7 +101,8 @@ class Store:
             draft.path.mkdir(mode=0o700)
             _replace(draft.record, record.dump(new, events))
             _append(draft.events, map(event_line, events))
-            draft.computation.write_bytes(computation)
+            if computation is not None:
+                draft.computation.write_bytes(computation)
             draft.path.rename(path)
             _sync_directory(self._tmp)
         except BaseException:

@@ -21,7 +21,7 @@ from supervisor.errors import (
     SupervisorError,
 )
 from supervisor.link import Link, LinkState
-from supervisor.record import EndMode, RelayState
+from supervisor.record import EndMode, Purpose, RelayState
 from supervisor.relay import Relay
 from supervisor.restart import Restarts
 from supervisor.rundir import Rundir
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from supervisor.config import Config
+    from supervisor.errors import CloneFailed
     from supervisor.journal import Journal, News
     from supervisor.monitor import Facts, Monitor
     from supervisor.process import Qemu
-    from supervisor.record import Record
+    from supervisor.record import Record, Wishes
+    from supervisor.templates import Templates
 
 log = structlog.stdlib.get_logger()
 
@@ -43,37 +45,49 @@ class Vm:
     """A VM, from the decision to start it, or to take it up, until long after its end.
 
     ``record`` is what is written in the VM's directory: a change is made by `commit` alone, and is
-    seen once it is on disk, or once the disk has refused it. ``facts`` are QEMU's last words on
-    itself.
+    seen once it is on disk, or once the disk has refused it.
     """
 
-    def __init__(self, record: Record, config: Config, journal: Journal) -> None:
+    #: QEMU's last words on itself.
+    facts: Facts | None = None
+    #: The agent's answer to the computation, once ``record.relay`` says that there is one.
+    reply: str | None = None
+    qemu: Qemu | None = None
+    link: Link | None = None
+    #: Why its task failed, where the VM's own end does not say it.
+    failure: SupervisorError | None = None
+    #: Why it could not be started from its template, where it is to be tried from cold.
+    clone_failure: CloneFailed | None = None
+    #: Whether a run is about to have it, out of the pool.
+    spoken_for = False
+    #: Whether its task is to end without the VM.
+    leaving = False
+    #: How often the guest has been reset.
+    resets = 0
+    #: Whether the guest's watchdog is why it ended, or is to.
+    watchdog_ended_it = False
+    #: On trio's clock: until then, failures of the disk are no news.
+    disk_quiet_until = 0.0
+
+    def __init__(
+        self,
+        record: Record,
+        config: Config,
+        journal: Journal,
+        templates: Templates,
+        born_s: float | None = None,
+    ) -> None:
+        """:param born_s: when its run was asked for, on the host's CLOCK_BOOTTIME; else now"""
         self.record = record
         self.config = config
+        self.templates = templates
         self.rundir = Rundir(config.qemu.tmp / record.id)
-        self.facts: Facts | None = None
-        #: The agent's answer to the computation, once ``record.relay`` says that there is one.
-        self.reply: str | None = None
         self.end_request = EndRequest()
         self.relay = Relay(self)
         self.restarts = Restarts(config.life)
-        self.qemu: Qemu | None = None
-        self.link: Link | None = None
-        #: Why its task failed, where the VM's own end does not say it.
-        self.failure: SupervisorError | None = None
-        #: Whether its task is to end without the VM.
-        self.leaving = False
         #: What the task's work is done in.
         self.scope = trio.CancelScope()
-
         self.resetting = trio.Lock()
-        #: How often the guest has been reset.
-        self.resets = 0
-        #: Whether the guest's watchdog is why it ended, or is to.
-        self.watchdog_ended_it = False
-        #: On trio's clock: until then, failures of the disk are no news.
-        self.disk_quiet_until = 0.0
-
         self._journal = journal
         self._writing = trio.Lock()
         self._changed = trio.Event()
@@ -82,7 +96,7 @@ class Vm:
         #: What the next commit is to write.
         self._news: list[News] = []
         self._changes: dict[str, Any] = {}
-        self._born_s = process.boottime_s()
+        self._born_s = process.boottime_s() if born_s is None else born_s
         if record.ended_at:
             self._over.set()
 
@@ -154,16 +168,36 @@ class Vm:
         self.end_request.ask(EndMode.FORCE, "the guest has ended", for_good=False)
 
     def leave(self) -> bool:
-        """Let the VM go without ending it, unless its guest has not run yet.
+        """Let the VM go without ending it, unless its guest has not run yet or is to be frozen.
 
         Its task returns; QEMU goes on.
         """
         unborn = self.status.state is VmState.PRELAUNCH and self.record.first_ran_s is None
-        if self.ended or unborn:
+        if self.ended or unborn or self.record.purpose is Purpose.TEMPLATE:
             return False
         self.leaving = True
         self.scope.cancel()
         return True
+
+    async def give(self, computation: bytes, wishes: Wishes, asked_s: float) -> None:
+        """Give a VM of the pool its computation; from now on it is that run's.
+
+        :param asked_s: when the run was asked for, on CLOCK_BOOTTIME
+        :raises OSError: if that cannot be written; then nothing has changed
+        """
+        await trio.to_thread.run_sync(self.rundir.computation.write_bytes, computation)
+        self._born_s, self._phases = asked_s, {}
+        self.reached("pool")
+        told = {"ttl_s": wishes.ttl_s, "restart": wishes.restart, "keep_disk": wishes.keep_disk}
+        await self.commit(
+            "taken",
+            told,
+            purpose=Purpose.RUN,
+            wishes=wishes,
+            relay=RelayState.WAITING,
+            # What a run asks for is counted from now on.
+            first_ran_s=asked_s if self.record.first_ran_s else None,
+        )
 
     def monitor(self) -> Monitor:
         """What to speak to QEMU through now.
@@ -228,9 +262,10 @@ class Vm:
             self._phases[phase] = process.boottime_s() - self._born_s
         return first
 
-    def forget(self, phase: str) -> None:
-        """This step is to be taken again."""
-        self._phases.pop(phase, None)
+    def forget(self, *phases: str) -> None:
+        """These steps are to be taken again."""
+        for phase in phases:
+            self._phases.pop(phase, None)
 
     def close(self) -> None:
         """Its task is over: who waits for the VM waits no longer."""

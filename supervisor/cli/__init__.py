@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from supervisor.cli import command, doctor, image, run, serve, vms
+from supervisor.cli import command, doctor, image, run, serve, templates, vms
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,6 +24,7 @@ for _command in (
     vms.resume,
     vms.reset,
     vms.events,
+    templates.templates,
     image.image,
     doctor.doctor,
     command.command,

@@ -11,7 +11,6 @@ import time
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-import attrs
 import click
 
 from supervisor.cli.client import uses_supervisor
@@ -29,21 +28,19 @@ if TYPE_CHECKING:
 _INTERVAL_S = 0.1
 
 
-@attrs.frozen
-class Stage:
-    """A part of the way, over when the VM has reached ``phase``."""
-
-    name: str
-    phase: str
-    doing: str
-
-
-STAGES = (
-    Stage("image", "prepared", "making the VM's disk and firmware variables"),
-    Stage("boot", "running", "starting QEMU"),
-    Stage("agent", "agent", "waiting for the guest's agent"),
-    Stage("relay", "relay", "waiting for the agent's answer"),
-)
+#: What is being done after each step.
+DOING = {
+    "queue": "making the VM's record",
+    "directory": "making the VM's disk and firmware variables",
+    "overlay": "starting QEMU",
+    "spawn": "starting QEMU",
+    "greeting": "starting the guest",
+    "restore": "starting the guest",
+    "running": "waiting for the guest's agent",
+    "renew": "waiting for the guest's agent",
+    "pool": "waiting for the agent's answer",
+    "agent": "waiting for the agent's answer",
+}
 
 
 @click.command()
@@ -52,6 +49,10 @@ STAGES = (
 @click.option("--ttl", help="Shut the VM down after this time: 1h30m, or PT1H30M.")
 @click.option("--restart", help="never, or on-failure: boot the VM again if it crashes.")
 @click.option("--keep-disk", is_flag=True, default=None, help="Keep its disk when it has ended.")
+@click.option(
+    "--template",
+    help="auto, off: boot it from cold; or require: start it from a template, or not at all.",
+)
 @as_json
 @uses_supervisor
 def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **wishes: object) -> None:
@@ -95,14 +96,14 @@ def _follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
     """The VM once its agent has answered."""
     path = f"/vms/{vm_id}"
     console = stderr()
-    shown = 0
+    shown_s = -1.0
     with console.status("") as status:
         console.print(f"VM {vm_id}")
         while True:
             if signals:
                 _abandon(client, vm_id, signals[0])
             vm: dict[str, Any] = client.get(path)
-            shown = _show_progress(status, vm["phases_s"], shown)
+            shown_s = _show_progress(status, vm["phases_s"], shown_s)
             if vm["relay"]["state"] == "answered":
                 return vm
             if vm["relay"]["state"] in ("failed", "interrupted") or vm["ended"]:
@@ -110,16 +111,14 @@ def _follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
             time.sleep(_INTERVAL_S)
 
 
-def _show_progress(status: Status, phases: dict[str, float], shown: int) -> int:
-    """Print a line for each stage that is over by now; how many that are in all."""
-    for stage in STAGES[shown:]:
-        if stage.phase not in phases:
-            status.update(stage.doing)
-            break
-        before = phases[STAGES[shown - 1].phase] if shown else 0.0
-        status.console.print(f"{stage.name:5} {phases[stage.phase] - before:7.3f} s")
-        shown += 1
-    return shown
+def _show_progress(status: Status, phases: dict[str, float], shown_s: float) -> float:
+    """Print a line for each step that was taken after those shown; when the last of them was."""
+    for name, at in sorted(phases.items(), key=lambda step: step[1]):
+        if at > shown_s:
+            status.console.print(f"{name:9} {at - max(shown_s, 0.0):7.3f} s")
+            status.update(DOING.get(name, ""))
+            shown_s = at
+    return shown_s
 
 
 def _failure(vm: dict[str, Any]) -> str:

@@ -29,11 +29,12 @@ def list_vms(client: Client, everything: bool, as_json: bool) -> None:
         print_json(vms)
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("ID", "STATE", "REASON", "MONITOR", "AGENT", "UP", "FORWARDS"):
+    for heading in ("ID", "FOR", "STATE", "REASON", "MONITOR", "AGENT", "UP", "FORWARDS"):
         table.add_column(heading, no_wrap=heading != "FORWARDS")
     for vm in vms["vms"]:
         table.add_row(
             vm["id"],
+            vm["purpose"],
             vm["state"],
             vm["reason"],
             vm["monitor"] if not vm["ended"] else "-",
@@ -76,6 +77,8 @@ def _rows(vm: dict[str, Any]) -> list[tuple[str, str]]:
         "id": vm["id"],
         "state": f"{vm['state']} ({vm['reason']})",
         "error": vm["error"],
+        "for": vm["purpose"] if vm["purpose"] != "run" else None,
+        "template": vm["template"],
         "created": vm["created_at"],
         "ended": vm["ended_at"],
         "up": duration(vm["uptime_s"]) if vm["uptime_s"] is not None else None,

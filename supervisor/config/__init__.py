@@ -30,6 +30,7 @@ from supervisor.config.qemu import (
     size_in_bytes,
 )
 from supervisor.config.servers import AgentConfig, GrpcConfig, HttpConfig
+from supervisor.config.start import StartConfig, TemplateUse
 from supervisor.settings import setting
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ __all__ = [
     "RetentionConfig",
     "SevConfig",
     "ShutdownConfig",
+    "StartConfig",
     "StopConfig",
+    "TemplateUse",
     "WatchdogAction",
     "help_rows",
     "load",
@@ -83,6 +86,7 @@ class Config:
     agent: AgentConfig = attrs.field(factory=AgentConfig)
     limits: LimitsConfig = attrs.field(factory=LimitsConfig)
     life: LifeConfig = attrs.field(factory=LifeConfig)
+    start: StartConfig = attrs.field(factory=StartConfig)
     shutdown: ShutdownConfig = attrs.field(factory=ShutdownConfig)
     stop: StopConfig = attrs.field(factory=StopConfig)
     retention: RetentionConfig = attrs.field(factory=RetentionConfig)
@@ -137,7 +141,19 @@ def _contradictions(config: Config) -> list[str]:
         found.append("MANAGER_QEMU_MEMORY_SIZE must not be over MANAGER_QEMU_MAX_MEMORY")
     if config.qemu.smp_count < 1 or config.qemu.smp_count > config.qemu.smp_maxcpus:
         found.append("MANAGER_QEMU_SMP_COUNT must be 1 to MANAGER_QEMU_SMP_MAXCPUS")
+    found += _contradictions_of_start(config.start, config.limits)
+    if config.start.pool_size and agent.is_fixed:
+        found.append(f"MANAGER_POOL_SIZE needs an agent for each VM, not {agent.url} alone")
     return [*found, *_contradictions_of_life(config.life, config.retention)]
+
+
+def _contradictions_of_start(start: StartConfig, limits: LimitsConfig) -> list[str]:
+    found = []
+    if start.templates is TemplateUse.REQUIRE:
+        found.append("MANAGER_TEMPLATES must be auto or off; a run can require a template")
+    if start.pool_size > limits.max_vms:
+        found.append("MANAGER_POOL_SIZE must not be over MANAGER_MAX_VMS")
+    return found
 
 
 def _contradictions_of_life(life: LifeConfig, retention: RetentionConfig) -> list[str]:

@@ -85,3 +85,8 @@ class AgentConfig:
         180.0,
         "longest time from the guest's first instruction to its agent being ready",
     )
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all VMs would have the same agent: that of one bridged guest."""
+        return not self.url.is_loopback and self.url.port is not None

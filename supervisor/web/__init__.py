@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from quart_trio import QuartTrio
 
 from supervisor.config import MAX_COMPUTATION
-from supervisor.web import events, ops, problems, runs, vms
+from supervisor.web import events, ops, problems, runs, templates, vms
 
 if TYPE_CHECKING:
     from supervisor.service import Service
@@ -25,6 +25,7 @@ def create_app(service: Service, instance_id: str) -> QuartTrio:
     app.register_blueprint(runs.blueprint(service))
     app.register_blueprint(vms.blueprint(service))
     app.register_blueprint(events.blueprint(service))
+    app.register_blueprint(templates.blueprint(service))
     app.register_blueprint(ops.blueprint(service, instance_id))
     problems.register(app)
     return app

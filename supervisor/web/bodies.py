@@ -15,7 +15,7 @@ import trio
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 from quart import request
 
-from supervisor.config import RestartPolicy
+from supervisor.config import RestartPolicy, TemplateUse
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
 from supervisor.record import EndMode, Wishes, fingerprint
 from supervisor.settings import parse_seconds
@@ -47,6 +47,7 @@ class RunRequest:
     ttl: Ttl | None = None
     restart: RestartPolicy | None = None
     keep_disk: bool | None = None
+    template: TemplateUse | None = None
 
     def wishes(self, config: Config, idempotency_key: str | None) -> Wishes:
         """What is asked for, with the supervisor's defaults for what is not."""
@@ -55,8 +56,11 @@ class RunRequest:
             ttl_s=config.life.ttl_s if self.ttl is None else self.ttl,
             restart=self.restart or config.life.restart,
             keep_disk=config.retention.disks if keep is None else keep,
+            template=self.template or config.start.templates,
             idempotency_key=idempotency_key,
-            fingerprint=fingerprint(self.computation, self.ttl, self.restart, keep)
+            fingerprint=fingerprint(
+                self.computation, self.ttl, self.restart, keep, template=self.template
+            )
             if idempotency_key
             else "",
         )
@@ -178,5 +182,6 @@ _converter = cattrs.Converter(forbid_extra_keys=True)
 _converter.register_structure_hook(bytes, _computation)
 _converter.register_structure_hook(EndMode, _one_of(EndMode, "mode"))
 _converter.register_structure_hook(RestartPolicy | None, _one_of(RestartPolicy, "restart"))
+_converter.register_structure_hook(TemplateUse | None, _one_of(TemplateUse, "template"))
 _converter.register_structure_hook(Ttl | None, _ttl)
 _converter.register_structure_hook(bool | None, _keep_disk)

@@ -26,7 +26,8 @@ def blueprint(service: Service) -> Blueprint:
                 "Preference-Applied": "respond-async",
             }
             return views.summary(vm), 202, headers
-        return views.answer(await service.run(wanted.computation, wishes))
+        vm = await service.run(wanted.computation, wishes)
+        return views.answer(vm), 200, {"Server-Timing": views.server_timing(vm)}
 
     return routes
 

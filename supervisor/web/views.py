@@ -12,6 +12,7 @@ from supervisor.record import moment
 if TYPE_CHECKING:
     from supervisor.machine import Forward
     from supervisor.monitor import RunStatus, SevStatus
+    from supervisor.templates import Entry
     from supervisor.vm import Vm
 
 
@@ -22,6 +23,8 @@ def summary(vm: Vm) -> dict[str, Any]:
         "state": vm.status.state,
         "reason": vm.status.reason,
         "ended": vm.ended,
+        "purpose": vm.record.purpose,
+        "template": vm.record.template,
         "agent_ready": vm.relay.agent_ready,
         "monitor": vm.monitor_state,
         "created_at": moment(vm.record.created_at),
@@ -76,8 +79,34 @@ def everything(vm: Vm) -> dict[str, Any]:
         "ttl_s": wishes.ttl_s,
         "restart": {"policy": wishes.restart, "count": record.restarts},
         "keep_disk": wishes.keep_disk,
+        "purpose": record.purpose,
+        "template": record.template,
         "sequence": record.sequence,
         "phases_s": {name: seconds(at) for name, at in record.phases.items()},
+    }
+
+
+def server_timing(vm: Vm) -> str:
+    """The header's value: each step's milliseconds since the one before, and all of them."""
+    spans, before = [], 0.0
+    for name, at in sorted(vm.record.phases.items(), key=lambda step: step[1]):
+        spans.append(f"{name};dur={(at - before) * 1000:.1f}")
+        before = at
+    return ", ".join([*spans, f"total;dur={before * 1000:.1f}"])
+
+
+def template(entry: Entry) -> dict[str, Any]:
+    """A row of ``GET /templates``."""
+    return {
+        "digest": entry.template.digest,
+        "state": entry.state,
+        "vm": entry.vm_id,
+        "problem": entry.problem,
+        "since": moment(entry.since),
+        "built_in_s": seconds(entry.built_in_s),
+        "size_bytes": entry.size_bytes,
+        "clones": len(entry.holders),
+        "failures": entry.failures,
     }
 
 

@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from supervisor import config, settings
-from supervisor.config import Config, OnStop, RestartPolicy, WatchdogAction
+from supervisor.config import Config, OnStop, RestartPolicy, TemplateUse, WatchdogAction
 from supervisor.errors import ConfigError
 from supervisor.settings import AgentUrl, PortRange, Switch
 
@@ -33,6 +33,11 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
         "on-failure",
         RestartPolicy.ON_FAILURE,
     ),
+    ("MANAGER_TEMPLATES", "start.templates", TemplateUse.AUTO, "off", TemplateUse.OFF),
+    ("MANAGER_CLONE_TIMEOUT", "start.clone_timeout_s", 10.0, "3s", 3.0),
+    ("MANAGER_POOL_SIZE", "start.pool_size", 0, "4", 4),
+    ("MANAGER_POOL_MAX_AGE", "start.pool_max_age_s", 3600.0, "5m", 300.0),
+    ("MANAGER_POOL_INTERVAL", "start.pool_interval_s", 1.0, "200ms", 0.2),
     ("MANAGER_RESTART_BACKOFF", "life.restart_backoff_s", 1.0, "PT1M", 60.0),
     ("MANAGER_RESTART_LIMIT", "life.restart_limit", 5, "3", 3),
     ("MANAGER_START_TIMEOUT", "life.start_timeout_s", 30.0, "1m", 60.0),
@@ -313,6 +318,15 @@ def test_monitor_is_refused_with_what_replaces_it() -> None:
             ["MANAGER_RESTART=on-failure", "MANAGER_RESTART_LIMIT"],
         ),
         ({"MANAGER_RESTART_BACKOFF": "61s"}, ["MANAGER_RESTART_BACKOFF"]),
+        ({"MANAGER_TEMPLATES": "require"}, ["MANAGER_TEMPLATES", "auto", "off"]),
+        (
+            {"MANAGER_POOL_SIZE": "3", "MANAGER_MAX_VMS": "2"},
+            ["MANAGER_POOL_SIZE", "MANAGER_MAX_VMS"],
+        ),
+        (
+            {"MANAGER_POOL_SIZE": "1", "MANAGER_AGENT_GRPC_URL": "10.0.0.2:7002"},
+            ["MANAGER_POOL_SIZE", "10.0.0.2:7002"],
+        ),
         (
             {"MANAGER_KEEP_DISKS": "true", "MANAGER_KEEP_ENDED": "0"},
             ["MANAGER_KEEP_DISKS", "MANAGER_KEEP_ENDED"],

@@ -58,7 +58,7 @@ class SlowStore(Store):
     def gate(self, number: int) -> threading.Event:
         return self._gates.setdefault(number, threading.Event())
 
-    def create(self, new: Record, events: Sequence[Event], computation: bytes) -> None:
+    def create(self, new: Record, events: Sequence[Event], computation: bytes | None) -> None:
         self._pass(events[-1])
 
     def write(self, changed: Record, events: Sequence[Event]) -> None:
@@ -96,6 +96,7 @@ async def test_numbers_and_records(tmp_path: Path) -> None:
     assert events[0].data == {
         "state": "prelaunch",
         "reason": "prelaunch",
+        "purpose": "run",
         "ttl_s": record.wishes.ttl_s,
         "restart": record.wishes.restart,
         "keep_disk": record.wishes.keep_disk,

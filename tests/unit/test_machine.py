@@ -11,7 +11,7 @@ import pytest
 
 from supervisor import machine
 from supervisor.config import DiskConfig, FirmwareConfig, NetConfig, QemuConfig, load
-from supervisor.machine import Accel, Forward, Machine
+from supervisor.machine import Accel, Forward, Machine, Ram
 from supervisor.settings import Size
 
 VM_ID = "3f0f6c1e-7d0b-4a52-9f2e-0d6f5f9a1c11"
@@ -90,6 +90,7 @@ def test_monitor_and_our_additions_follow_after_the_originals() -> None:
         *("-chardev", "file,id=serial,path=tmp/vm/serial.log,append=on"),
         *("-serial", "chardev:serial"),
         *("-device", "pvpanic"),
+        *("-device", "virtio-balloon-pci,free-page-reporting=on"),
         *("-global", "scsi-hd.bootindex=0"),
         *("-action", "reboot=shutdown"),
         "-sandbox",
@@ -197,3 +198,25 @@ def test_settings_reach_the_devices() -> None:
     assert option(words, "-device", having="virtio-net").startswith(
         f"virtio-net-pci,disable-legacy=auto,iommu_platform=false,netdev=f-{VM_ID},"
     )
+
+
+def test_memory_of_a_template_and_of_what_is_started_from_it() -> None:
+    file = Path("tmp/templates/0123456789abcdef/ram")
+    for shared, share in ((True, "on"), (False, "off")):
+        made = attrs.evolve(a_machine(), ram=Ram(file, shared=shared))
+        words = machine.argv(CONFIG, made)
+        assert option(words, "-machine") == "q35,memory-backend=ram"
+        assert option(words, "-object") == (
+            f"memory-backend-file,id=ram,size={4096 << 20},mem-path={file},share={share}"
+        )
+        assert option(words, "-device", having="vmgenid") == "vmgenid,guid=auto"
+        assert ("-incoming" in words) is not shared
+        # Its balloon would punch holes into what others map as well.
+        assert not any("balloon" in word for word in words)
+        assert machine.template_in(words) == (None if shared else "0123456789abcdef")
+
+
+def test_memory_of_encrypted_guests_stays_where_it_is() -> None:
+    words = machine.argv(CONFIG, a_machine(sev=True))
+    assert not any("balloon" in word for word in words)
+    assert machine.template_in(words) is None

@@ -1,0 +1,132 @@
+"""Makes the template that is missing, and removes those that nobody needs any more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor import template
+from supervisor.errors import MonitorError, SupervisorError, TemplateError
+from supervisor.record import EndMode, Purpose
+from supervisor.runstate import VmState
+from supervisor.template import Template
+from supervisor.templates import Entry, TemplateState
+
+if TYPE_CHECKING:
+    from supervisor.service import Service
+    from supervisor.template import Recipe
+    from supervisor.vm import Vm
+
+log = structlog.stdlib.get_logger()
+
+#: What templates are made of is looked at so often, and whenever a run finds none.
+_LOOK_S = 10.0
+#: Before a template that could not be made is tried again: the first wait, and the longest.
+_RETRY_S, _LONGEST_RETRY_S = 10.0, 600.0
+#: What a guest still does when it is frozen, every copy of it does again.
+_SETTLE_S = 1.0
+
+
+class Builder:
+    """One supervisor's. `keep` is its task."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._templates = service.templates
+        self._config = service.config
+        self._retry_s = _RETRY_S
+        self._retry_at = 0.0
+
+    async def keep(self) -> None:
+        """See to it that there is a template of what VMs are made of now."""
+        while True:
+            self._templates.wanted = trio.Event()
+            recipe = await self._templates.look()
+            await self._remove_unused(recipe)
+            if recipe and recipe.digest not in self._templates.entries:
+                await self._build(recipe)
+            with trio.move_on_after(_LOOK_S):
+                await self._templates.wanted.wait()
+
+    async def _remove_unused(self, recipe: Recipe | None) -> None:
+        for digest, entry in list(self._templates.entries.items()):
+            if entry.state is TemplateState.FAILED:
+                same = recipe is not None and recipe.digest == digest
+                keep = same and trio.current_time() < self._retry_at
+            else:
+                keep = entry.state is not TemplateState.STALE or bool(entry.holders)
+            if not keep:
+                del self._templates.entries[digest]
+                await trio.to_thread.run_sync(entry.template.remove)
+                log.info("template: removed", template=digest)
+
+    async def _build(self, recipe: Recipe) -> None:
+        """Make it. What keeps it from that is told, and is tried again after a while."""
+        vm = await self._service.start(Purpose.TEMPLATE)
+        if vm is None:
+            return
+        path = template.directory(self._config.qemu.tmp) / recipe.digest
+        entry = Entry(Template(path), TemplateState.BUILDING, vm.id)
+        self._templates.entries[recipe.digest] = entry
+        log.info("template: building", template=recipe.digest, vm=vm.id)
+        began = trio.current_time()
+        try:
+            await self._make(entry, vm, recipe)
+        except SupervisorError as error:
+            self._failed(entry, vm, str(error))
+        else:
+            self._retry_s = _RETRY_S
+            entry.built_in_s = trio.current_time() - began
+            entry.enter(TemplateState.READY)
+            log.info("template: ready", template=recipe.digest, size_bytes=entry.size_bytes,
+                     in_s=round(entry.built_in_s, 3))  # fmt: skip
+            await self._service.delete(vm)
+        entry.vm_id = None
+        self._templates.changed()
+
+    def _failed(self, entry: Entry, vm: Vm, problem: str) -> None:
+        # A VM that somebody had end is no failure of its own.
+        tell = log.info if vm.end_request.for_good.is_set() else log.error
+        tell("template: failed", template=entry.template.digest, vm=vm.id, problem=problem,
+             again_in_s=self._retry_s)  # fmt: skip
+        vm.ask_to_end(EndMode.FORCE, "no template could be made of it")
+        entry.enter(TemplateState.FAILED, problem)
+        self._retry_at = trio.current_time() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
+    async def _make(self, entry: Entry, vm: Vm, recipe: Recipe) -> None:
+        """:raises SupervisorError: if it cannot be made"""
+        timeout_s = self._config.agent.boot_timeout_s
+        with trio.move_on_after(timeout_s):
+            await vm.until(lambda: vm.relay.prepared or vm.relay.settled.is_set() or vm.ended)
+        if not vm.relay.prepared:
+            raise (
+                vm.relay.failure
+                or vm.failure
+                or TemplateError(
+                    f"VM {vm.id} was not ready to be frozen within {timeout_s:g} s, see"
+                    " MANAGER_BOOT_TIMEOUT"
+                )
+            )
+        # The guest sees its last connection go, and has nothing to do any more: nothing tells when.
+        await trio.sleep(_SETTLE_S)
+        await _freeze(vm)
+        if vm.record.recipe != recipe.digest:
+            raise TemplateError("what VMs are made of was changed meanwhile")
+        await trio.to_thread.run_sync(entry.template.take, vm.rundir, recipe)
+        entry.size_bytes = await trio.to_thread.run_sync(entry.template.size_bytes)
+
+
+async def _freeze(vm: Vm) -> None:
+    """Stop the guest, and have QEMU write the state of its devices to the VM's directory."""
+    monitor = vm.monitor()
+    await monitor.stop()
+    await vm.until(lambda: vm.status.state is not VmState.RUNNING)
+    try:
+        with vm.rundir.state.open("wb") as state:
+            await monitor.give("state", state.fileno())
+    except OSError as error:
+        raise MonitorError(f"{vm.rundir.state}: {error.strerror}") from error
+    await monitor.migrate("migrate", "fd:state", x_ignore_shared=True)

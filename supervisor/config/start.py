@@ -1,0 +1,44 @@
+"""The settings of the ways to a VM that answers: from a template, from the pool."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from supervisor.settings import Seconds, choice, setting
+
+
+@choice
+class TemplateUse(enum.StrEnum):
+    """Whether a VM is started from a template. Only a run, not the supervisor, can require it."""
+
+    AUTO = "auto"
+    OFF = "off"
+    REQUIRE = "require"
+
+
+@attrs.frozen(kw_only=True)
+class StartConfig:
+    """How VMs come to be ready."""
+
+    templates: TemplateUse = setting(
+        "MANAGER_TEMPLATES",
+        TemplateUse.AUTO,
+        "auto: keep a template of a booted VM and start others from it, where the image allows"
+        " that; off: boot each from cold",
+    )
+    clone_timeout_s: Seconds = setting(
+        "MANAGER_CLONE_TIMEOUT",
+        10.0,
+        "a VM from a template whose agent does not answer for so long is booted from cold",
+    )
+    pool_size: int = setting(
+        "MANAGER_POOL_SIZE", 0, "VMs kept ready for runs to come, among those of MANAGER_MAX_VMS"
+    )
+    pool_max_age_s: Seconds = setting(
+        "MANAGER_POOL_MAX_AGE", 3600.0, "one that has waited for so long is replaced"
+    )
+    pool_interval_s: Seconds = setting(
+        "MANAGER_POOL_INTERVAL", 1.0, "at least so long between the starts of two of them"
+    )

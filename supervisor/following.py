@@ -1,0 +1,170 @@
+"""One QEMU, from its first QMP connection to its exit, and all that goes on meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor import expiry, hearing, process, runstate
+from supervisor.ending import end
+from supervisor.errors import MonitorError, MonitorFlooded, SocketGone
+from supervisor.link import Link, LinkState
+from supervisor.record import EndMode
+from supervisor.runstate import Status, VmState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from supervisor.monitor import Monitor
+    from supervisor.process import Qemu
+    from supervisor.vm import Vm
+
+log = structlog.stdlib.get_logger()
+
+#: How long events that QEMU sent before its end may take to be read.
+_DRAIN_S = 1.0
+
+
+class Following:
+    """Follows one QEMU of a VM. `to_the_end` is called once.
+
+    :param new: whether it was just started, and its guest has yet to run
+    :param state: of devices, to be restored before that
+    """
+
+    def __init__(self, vm: Vm, qemu: Qemu, *, new: bool, state: Path | None = None) -> None:
+        #: Why it had to be killed before its guest ran.
+        self.hung = ""
+        self._vm = vm
+        self._qemu = qemu
+        self._new = new
+        self._state = state
+        self._link = Link(
+            vm.id,
+            vm.rundir.qmp_socket,
+            vm.config.life,
+            met=self._met,
+            hear=partial(hearing.hear, vm),
+            beat=partial(hearing.compare, vm),
+            turned=self._turned,
+        )
+
+    async def to_the_end(self) -> Status:
+        """What the VM has come to; a guest that never ran is still in PRELAUNCH then."""
+        vm, qemu = self._vm, self._qemu
+        vm.qemu, vm.link = qemu, self._link
+        vm.watchdog_ended_it = False
+        heard = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen, heard)
+            nursery.start_soon(self._end_when_asked)
+            nursery.start_soon(vm.relay.run)
+            nursery.start_soon(expiry.watch, vm)
+            nursery.start_soon(self._run_in_time)
+            await qemu.wait()
+            # What QEMU said last decides how its exit is judged.
+            with trio.move_on_after(_DRAIN_S):
+                await heard.wait()
+            nursery.cancel_scope.cancel()
+        vm.link = None
+        if qemu.identity.sudo:
+            await self._end_what_sudo_left()
+        if vm.status.state in (VmState.PRELAUNCH, VmState.CRASHED):
+            return vm.status
+        if vm.watchdog_ended_it:
+            return Status(VmState.CRASHED, "watchdog")
+        asked = vm.record.ending is not None and not qemu.killed
+        return runstate.after_exit(vm.status, qemu.exit_code, asked=asked)
+
+    async def _end_what_sudo_left(self) -> None:
+        """Had sudo been killed, QEMU would live on, nobody's child."""
+        tmp = self._vm.config.qemu.tmp
+        running = await trio.to_thread.run_sync(process.running_below, tmp)
+        found = process.find(self._vm.id, None, running)
+        if found:
+            log.warning("sudo has gone without its QEMU", vm=self._vm.id, pid=found[0].pid)
+            async with process.adopt(*found, leave=lambda: self._vm.leaving):
+                pass  # leaving ends it
+
+    async def _run_in_time(self) -> None:
+        config = self._vm.config
+        timeout_s, setting = config.life.start_timeout_s, "MANAGER_START_TIMEOUT"
+        if self._state:
+            timeout_s, setting = config.start.clone_timeout_s, "MANAGER_CLONE_TIMEOUT"
+        with trio.move_on_after(timeout_s):
+            await self._vm.until(lambda: self._vm.status.state is not VmState.PRELAUNCH)
+            return
+        self.hung = (
+            f"its guest did not run within {timeout_s:g} s, see {setting}; {self._link.problem}"
+        )
+        await self._qemu.kill()
+
+    async def _met(self, monitor: Monitor) -> None:
+        """QEMU is there: ask what must be asked before the guest's first instruction."""
+        vm = self._vm
+        vm.reached("greeting")
+        await monitor.set_actions(**hearing.ACTIONS)
+        vm.facts = await monitor.ask()
+        found = runstate.from_runstate(vm.facts.run_status.status)
+        if {found.state, vm.status.state} != {VmState.PRELAUNCH}:
+            await hearing.correct(vm, found)
+        elif self._new:
+            if self._state:
+                await self._restore(monitor, self._state)
+            await monitor.cont()
+        else:
+            await self._qemu.kill()  # its launch was interrupted
+
+    async def _restore(self, monitor: Monitor, state: Path) -> None:
+        try:
+            with state.open("rb") as opened:
+                await monitor.give("state", opened.fileno())
+        except OSError as error:
+            raise MonitorError(f"{state}: {error.strerror}", error_class="GenericError") from error
+        await monitor.migrate("migrate-incoming", "fd:state", x_ignore_shared=True)
+        self._vm.reached("restore")
+
+    async def _turned(self, state: LinkState) -> None:
+        if self._new and self._vm.status.state is VmState.PRELAUNCH:
+            # Somebody waits for it: it is tried again until its time is up.
+            if self._link.refused:
+                self.hung = self._link.problem
+                await self._qemu.kill()
+            return
+        log.warning("monitor", vm=self._vm.id, monitor=state)
+        await self._vm.commit("monitor", {"monitor": state})
+
+    async def _listen(self, heard: trio.Event) -> None:
+        try:
+            await self._link.keep(self._qemu)
+        except (SocketGone, MonitorFlooded) as error:
+            log.error("monitor of no use, ending the VM", vm=self._vm.id, problem=str(error))
+            gone = isinstance(error, SocketGone)
+            why = "its QMP socket is gone" if gone else "its guest floods the monitor with events"
+            self._vm.ask_to_end(EndMode.FORCE, why)
+        heard.set()
+
+    async def _end_when_asked(self) -> None:
+        vm = self._vm
+        await vm.end_request.any.wait()
+        mode = vm.end_request.mode
+        if mode is not vm.record.ending and vm.status.state is not VmState.SHUTDOWN:
+            why = vm.end_request.why
+            log.info("ending", vm=vm.id, mode=mode, why=why)
+            await vm.commit("ending", {"mode": mode, "why": why}, ending=mode)
+        if vm.status.state is VmState.PRELAUNCH:
+            await self._qemu.kill()  # nothing has run that could be lost
+            return
+        if mode is EndMode.GRACEFUL and vm.status.state is VmState.PAUSED:
+            # A held guest hears no power button.
+            with contextlib.suppress(MonitorError):
+                await self._link.monitor().cont()
+        await self._link.tried.wait()  # of one that was taken up with its end on record
+        await end(vm.end_request, self._qemu, self._link, vm.config.shutdown, self._going_down)
+
+    async def _going_down(self) -> None:
+        await self._vm.until(lambda: self._vm.status.state is VmState.SHUTDOWN)

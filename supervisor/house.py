@@ -1,0 +1,73 @@
+"""The VMs' nursery: opened around the servers, closed after them."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor import adoption
+from supervisor.journal import Journal
+from supervisor.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from supervisor.config import Config
+    from supervisor.launch import Host
+    from supervisor.store import Store
+
+
+log = structlog.stdlib.get_logger()
+
+
+@asynccontextmanager
+async def open_service(config: Config, host: Host, store: Store) -> AsyncIterator[Service]:
+    """A service that has taken up what an earlier one left.
+
+    Leaving the context, cancelled or not, leaves the VMs running that `Service.end_all` has
+    not ended.
+    """
+    async with trio.open_nursery() as nursery:
+        closing = trio.Event()
+        service: Service = await nursery.start(_house, config, host, store, closing)
+        try:
+            yield service
+        finally:
+            closing.set()
+
+
+async def _kept_apart(task: Callable[[], Awaitable[None]]) -> None:
+    """A bug in what goes on beside the VMs is not to take them down."""
+    try:
+        await task()
+    except Exception as error:
+        log.error("bug in housekeeping, which ends here", exc_info=error)
+
+
+async def _house(
+    config: Config,
+    host: Host,
+    store: Store,
+    closing: trio.Event,
+    *,
+    task_status: trio.TaskStatus[Service],
+) -> None:
+    """The VMs' nursery, in a task of its own: shielded, for it outlives what uses it."""
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.shield = True
+        inheritance = await adoption.look(config, store)
+        journal = Journal(store, inheritance.sequence)
+        service = Service(config, host, journal, nursery)
+        await adoption.announce(inheritance, journal)
+        service.inherit(inheritance)
+        for task in service.housekeeping:
+            nursery.start_soon(_kept_apart, task)
+        task_status.started(service)
+        await closing.wait()
+        with trio.move_on_after(config.shutdown.longest_s):
+            await service.leave_all()
+        journal.told.close()
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,121 @@
+"""The warm pool: VMs whose agent is ready before anybody asks for one."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import psutil
+import structlog
+import trio
+
+from supervisor.config import TemplateUse
+from supervisor.record import Purpose
+
+if TYPE_CHECKING:
+    from supervisor.service import Service
+    from supervisor.vm import Vm
+
+log = structlog.stdlib.get_logger()
+
+#: Ages and recipes of waiting VMs are looked at so often.
+_LOOK_S = 5.0
+#: After a VM of the pool has ended by itself: the first wait, and the longest.
+_RETRY_S, _LONGEST_RETRY_S = 5.0, 300.0
+
+
+class Pool:
+    """One supervisor's. `keep` is its task.
+
+    :ivar taken: set when it may have to be filled
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.taken = trio.Event()
+        self._service = service
+        self._config = service.config.start
+        self._retry_s = _RETRY_S
+
+    @property
+    def vms(self) -> list[Vm]:
+        """Those that a run may have; that are ready first, and among them the oldest."""
+        mine = [
+            vm
+            for vm in self._service.vms.values()
+            if vm.record.purpose is Purpose.POOL
+            and not (vm.spoken_for or vm.ended or vm.end_request.any.is_set())
+        ]
+        return sorted(mine, key=lambda vm: not vm.relay.agent_ready)
+
+    def pick(self, use: TemplateUse, *, ready: bool) -> Vm | None:
+        """A VM for a run that wishes so for a template: a ready one, or also one that will be.
+
+        Nobody else is given it any more.
+        """
+        for vm in self.vms:
+            cloned = vm.record.template is not None
+            known = vm.relay.agent_ready
+            fits = use is TemplateUse.AUTO or (known and cloned is (use is TemplateUse.REQUIRE))
+            if fits and (known or not ready):
+                vm.spoken_for = True
+                self.taken.set()
+                return vm
+        return None
+
+    def make_room(self) -> None:
+        """End one, for a run that must have another kind of VM and has no room."""
+        for vm in self.vms[-1:]:
+            log.info("pool: giving up", vm=vm.id, why="a run needs its room")
+            self._service.discard(vm)
+
+    async def keep(self) -> None:
+        """Fill it, one VM at a time, and replace what has waited for too long."""
+        while True:
+            self.taken = trio.Event()
+            await self._replace()
+            if not self._config.pool_size:
+                return
+            if self._may_grow():
+                vm = await self._service.start(Purpose.POOL)
+                if vm:
+                    await self._see_it_ready(vm)
+                    continue
+            with trio.move_on_after(_LOOK_S):
+                await self.taken.wait()
+
+    async def _see_it_ready(self, vm: Vm) -> None:
+        """Wait until it is, or is somebody's; after a failure longer, and longer each time."""
+        began = trio.current_time()
+        await vm.until(
+            lambda: vm.relay.agent_ready or vm.ended or vm.record.purpose is not Purpose.POOL
+        )
+        if not vm.ended or vm.end_request.for_good.is_set():
+            self._retry_s = _RETRY_S
+            await trio.sleep_until(began + self._config.pool_interval_s)
+            return
+        log.warning("pool: VM failed", vm=vm.id, problem=vm.record.error, again_in_s=self._retry_s)
+        await trio.sleep(self._retry_s)
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
+    async def _replace(self) -> None:
+        """End those that are too old, too many, or not what a new one would be."""
+        recipe = await self._service.templates.present()
+        oldest = datetime.now(UTC).timestamp() - self._config.pool_max_age_s
+        for number, vm in enumerate(self.vms):
+            why = ""
+            if number >= self._config.pool_size:
+                why = "the pool is smaller now"
+            elif vm.record.created_at.timestamp() < oldest:
+                why = "it has waited for long enough"
+            elif recipe and vm.record.recipe not in ("", recipe):
+                why = "VMs are made of something else now"
+            if why:
+                log.info("pool: replacing", vm=vm.id, why=why)
+                self._service.discard(vm)
+
+    def _may_grow(self) -> bool:
+        if len(self.vms) >= self._config.pool_size or self._service.templates.is_building:
+            return False  # a template that comes makes better ones
+        # The host could give one more VM all that it may come to use.
+        need = self._service.config.qemu.memory_bytes
+        return bool(psutil.virtual_memory().available >= need)

@@ -1,0 +1,213 @@
+"""A template on disk: ``tmp/templates/<digest>/``, what it is made of, and whether it may be made.
+
+A template is a VM that was frozen when its agent was ready. What is started from it must have
+the same machine on the same files, down to QEMU itself: all of that is its recipe, and the
+recipe's digest its name. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from supervisor import machine
+from supervisor.config import DiskConfig
+from supervisor.errors import TemplateError
+from supervisor.guest.manifest import NAME, File, Manifest
+from supervisor.process import boot_id
+from supervisor.rundir import make_overlay
+
+if TYPE_CHECKING:
+    from supervisor.config import QemuConfig
+    from supervisor.launch import Host
+    from supervisor.rundir import Rundir
+
+#: Of what is done to a guest before it is frozen, and to a copy of it. Part of every recipe.
+_FORMAT = 1
+
+_NO_ID = "00000000-0000-0000-0000-000000000000"
+
+
+@attrs.frozen
+class Template:
+    """The files of one template. ``path`` is its directory, whose name is the digest."""
+
+    path: Path
+
+    @property
+    def digest(self) -> str:
+        return self.path.name
+
+    @property
+    def ram(self) -> Path:
+        """The guest's memory, mapped privately by each VM that is started from it."""
+        return self.path / "ram"
+
+    @property
+    def state(self) -> Path:
+        """The devices' state, as QEMU's migration writes it."""
+        return self.path / "state"
+
+    @property
+    def overlay(self) -> Path:
+        """The disk as it was frozen; nothing writes to it any more."""
+        return self.path / "overlay.qcow2"
+
+    @property
+    def clone(self) -> Path:
+        """An empty overlay on that. Each VM gets a copy, for all empty overlays are alike."""
+        return self.path / "clone.qcow2"
+
+    @property
+    def firmware_vars(self) -> Path:
+        return self.path / "firmware_vars.fd"
+
+    @property
+    def manifest(self) -> Path:
+        """Written last: a template without it was never finished."""
+        return self.path / "manifest.json"
+
+    @property
+    def is_complete(self) -> bool:
+        return self.manifest.is_file()
+
+    def size_bytes(self) -> int:
+        """What it takes of the disk; the memory's file has holes."""
+        return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
+
+    def take(self, rundir: Rundir, recipe: Recipe) -> None:
+        """Make it of the files of a VM that is frozen.
+
+        :raises TemplateError: if that is not possible
+        """
+        try:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True, mode=0o700)
+            rundir.ram.rename(self.ram)
+            rundir.state.rename(self.state)
+            rundir.overlay.rename(self.overlay)
+            rundir.firmware_vars.rename(self.firmware_vars)
+            make_overlay(DiskConfig(file=self.overlay, format="qcow2"), self.clone)
+            draft = self.manifest.with_suffix(".new")
+            draft.write_text(json.dumps(recipe.parts, indent=2) + "\n")
+            draft.rename(self.manifest)
+        except OSError as error:
+            raise TemplateError(
+                f"{error.filename or self.path}: {error.strerror}; the template is not kept"
+            ) from error
+
+    def pour(self, rundir: Rundir) -> None:
+        """Put the disk and the variables of a VM that starts from it into its directory.
+
+        :raises OSError:
+        """
+        shutil.copyfile(self.clone, rundir.overlay)
+        shutil.copyfile(self.firmware_vars, rundir.firmware_vars)
+        rundir.serial_log.touch()  # ours, though a QEMU that is root's writes to it
+
+    def remove(self) -> None:
+        # The manifest first: what is left, were this cut short, is no template any more.
+        self.manifest.unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@attrs.frozen
+class Recipe:
+    """All that must be the same where memory and devices of one QEMU are to fit another.
+
+    :param parts: by name, fit for JSON
+    """
+
+    parts: dict[str, object]
+
+    @property
+    def digest(self) -> str:
+        content = json.dumps(self.parts, sort_keys=True).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+
+def recipe(config: QemuConfig, host: Host) -> Recipe:
+    """What a VM that is started now is made of.
+
+    A boot of the host is part of it: CPUs and their microcode change with it, and a template
+    need not be synced to survive the loss of power.
+
+    :raises OSError: if one of the files is not there
+    """
+    nothing = Path("-")
+    same = machine.Machine(
+        vm_id=_NO_ID,
+        qemu=host.qemu,
+        accel=host.accel,
+        forwards=(),
+        overlay=nothing,
+        firmware_vars=nothing,
+        serial_log=nothing,
+        qmp_socket=nothing,
+        ram=machine.Ram(nothing, shared=True),
+    )
+    files = {
+        "qemu": Path(host.qemu),
+        "image": config.disk.file,
+        "code": config.firmware.code_file,
+        "vars": config.firmware.vars_file,
+    }
+    manifest = config.disk.file.parent / NAME
+    return Recipe(
+        {
+            "format": _FORMAT,
+            "manifest": _identity(manifest) if manifest.exists() else None,
+            "boot": boot_id(),
+            "argv": machine.argv(config, same),
+            **{name: _identity(file) for name, file in files.items()},
+        }
+    )
+
+
+def _identity(file: Path) -> list[object]:
+    """Which file it is, and which content it has: as make(1) would tell, without reading it."""
+    real = file.resolve(strict=True)
+    stat = real.stat()
+    return [str(real), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+
+
+def obstacle(config: QemuConfig, host: Host) -> str | None:
+    """Why there can be no template of these VMs; None if there can."""
+    if host.accel.sev:
+        return "the memory of encrypted guests cannot be copied"
+    disk = config.disk
+    try:
+        manifest = Manifest.read(disk.file.parent)
+        described = manifest.files.get(disk.file.name)
+        if described is None:
+            return f"the manifest beside {disk.file} does not describe it"
+        if not manifest.clone_safe:
+            return f"the manifest beside {disk.file} does not say that it is clone_safe"
+        if File.of(disk.file) != described:
+            return f"the manifest beside {disk.file} is of another image"
+    except FileNotFoundError:
+        return f"no manifest beside {disk.file} says that it is clone_safe"
+    except (OSError, ValueError) as error:
+        return f"the manifest beside {disk.file} cannot be read: {error}"
+    return None
+
+
+def found(tmp: Path) -> list[Template]:
+    """The templates of this tmp/; what is there of unfinished ones is removed."""
+    home = directory(tmp)
+    if not home.is_dir():
+        return []
+    all_of_them = [Template(path) for path in sorted(home.iterdir())]
+    for one in all_of_them:
+        if not one.is_complete:
+            one.remove()
+    return [one for one in all_of_them if one.is_complete]
+
+
+def directory(tmp: Path) -> Path:
+    return tmp / "templates"

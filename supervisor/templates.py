@@ -1,0 +1,209 @@
+"""Which templates there are, what state each is in, and which VMs depend on it.
+
+A VM's task asks here what to start from; `builder` makes what is missing and removes what
+nobody needs any more. All VMs of a supervisor are made by the same settings, so there is one
+present recipe at a time; the templates of earlier ones stay for as long as a VM's disk lies on
+theirs.
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from supervisor import template
+from supervisor.config import TemplateUse
+from supervisor.errors import TemplateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from supervisor.config import Config
+    from supervisor.launch import Host
+    from supervisor.record import Record
+    from supervisor.template import Recipe, Template
+
+log = structlog.stdlib.get_logger()
+
+#: A template from which so many VMs in a row did not come up is made anew.
+_MOST_FAILURES = 3
+
+
+class TemplateState(enum.StrEnum):
+    BUILDING = "building"
+    READY = "ready"
+    #: It could not be made, and is tried again after a while.
+    FAILED = "failed"
+    #: The image, QEMU or a setting is another one now; VMs still use it.
+    STALE = "stale"
+
+
+@attrs.define(eq=False)
+class Entry:
+    """What is known of one template.
+
+    :ivar vm_id: that it is being made of
+    :ivar problem: why it could not be made
+    :ivar since: when it entered its state
+    :ivar holders: ids of the VMs whose disk or memory it is part of
+    :ivar failures: VMs in a row that did not come up from it
+    """
+
+    template: Template
+    state: TemplateState
+    vm_id: str | None = None
+    problem: str | None = None
+    since: datetime = attrs.field(factory=lambda: datetime.now(UTC))
+    built_in_s: float | None = None
+    size_bytes: int | None = None
+    holders: set[str] = attrs.field(factory=set)
+    failures: int = 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is stale for no fault of its own."""
+        return self.state is TemplateState.STALE and self.failures < _MOST_FAILURES
+
+    def enter(self, state: TemplateState, problem: str | None = None) -> None:
+        self.state, self.problem, self.since = state, problem, datetime.now(UTC)
+
+
+class Templates:
+    """All templates of one supervisor.
+
+    :ivar entries: by digest
+    :ivar obstacle: why none can be made now, if so
+    :ivar wanted: set when somebody has found that there is something to build or to remove
+    """
+
+    def __init__(self, config: Config, host: Host) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.obstacle: str | None = "it has not been looked into yet"
+        self.wanted = trio.Event()
+        self.restored = 0
+        self.fallen_back = 0
+        self._config = config
+        self._host = host
+        self._changed = trio.Event()
+        #: What was found to be in the way of the last recipe that was looked into.
+        self._looked: dict[str, str | None] = {}
+
+    # --- what is there ----------------------------------------------------------------------
+
+    def load(self, records: Iterable[Record]) -> None:
+        """Take up what an earlier supervisor left, and remove what it did not finish. Blocking."""
+        for one in template.found(self._config.qemu.tmp):
+            self.entries[one.digest] = Entry(one, TemplateState.READY, size_bytes=one.size_bytes())
+        for record in records:
+            entry = self.entries.get(record.template or "")
+            if entry and (record.ended_at is None or record.wishes.keep_disk):
+                entry.holders.add(record.id)
+
+    async def look(self) -> Recipe | None:
+        """See what VMs are made of now; None if no template of that can be made."""
+        recipe, self.obstacle = await trio.to_thread.run_sync(self._look)
+        digest = recipe.digest if recipe else None
+        for entry in self.entries.values():
+            if entry.state is TemplateState.READY and entry.template.digest != digest:
+                entry.enter(TemplateState.STALE)
+            elif entry.is_sound and entry.template.digest == digest:
+                entry.enter(TemplateState.READY)  # what was changed was changed back
+        self.changed()
+        return None if self.obstacle else recipe
+
+    def _look(self) -> tuple[Recipe | None, str | None]:
+        if self._config.start.templates is TemplateUse.OFF:
+            return None, "MANAGER_TEMPLATES is off"
+        if self._config.agent.is_fixed:
+            return None, "MANAGER_AGENT_GRPC_URL is the address of one guest"
+        try:
+            recipe = template.recipe(self._config.qemu, self._host)
+        except OSError as error:
+            return None, f"{error.filename}: {error.strerror}"
+        if recipe.digest not in self._looked:
+            # It reads the image, all of it: once for each.
+            self._looked = {recipe.digest: template.obstacle(self._config.qemu, self._host)}
+        return recipe, self._looked[recipe.digest]
+
+    def changed(self) -> None:
+        """Have all who wait for a template look anew."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # --- what VMs ask -----------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """Return once there is a template to start from.
+
+        :raises TemplateError: if there is none, and none is being built
+        """
+        await self.look()
+        while True:
+            states = {entry.state: entry for entry in self.entries.values()}
+            if TemplateState.READY in states:
+                return
+            if self.obstacle:
+                raise TemplateError(f"no template can be had: {self.obstacle}")
+            if TemplateState.FAILED in states and TemplateState.BUILDING not in states:
+                problem = states[TemplateState.FAILED].problem
+                raise TemplateError(f"the template could not be made: {problem}")
+            self.wanted.set()
+            await self._changed.wait()
+
+    @property
+    def is_building(self) -> bool:
+        return any(one.state is TemplateState.BUILDING for one in self.entries.values())
+
+    async def present(self) -> str:
+        """The digest of what VMs are made of now; nothing if a part of it is missing."""
+        try:
+            return await trio.to_thread.run_sync(self._digest)
+        except OSError:
+            return ""
+
+    async def choose(self, vm_id: str, use: TemplateUse) -> tuple[str, Template | None]:
+        """What a VM is made of now, and the template to start it from, held for it.
+
+        :raises TemplateError: if it requires one and there is none any more
+        """
+        digest = await self.present()
+        entry = self.entries.get(digest)
+        if use is not TemplateUse.OFF and entry and entry.state is TemplateState.READY:
+            entry.holders.add(vm_id)
+            return digest, entry.template
+        if use is TemplateUse.REQUIRE:
+            raise TemplateError("there is no template any more of what VMs are made of now")
+        self.wanted.set()
+        return digest, None
+
+    def _digest(self) -> str:
+        return template.recipe(self._config.qemu, self._host).digest
+
+    def came_up(self, digest: str) -> None:
+        """A VM that was started from it has renewed itself."""
+        self.restored += 1
+        if entry := self.entries.get(digest):
+            entry.failures = 0
+
+    def failed(self, digest: str) -> None:
+        """A VM did not come up from it."""
+        self.fallen_back += 1
+        entry = self.entries.get(digest)
+        if entry:
+            entry.failures += 1
+            if entry.failures >= _MOST_FAILURES and entry.state is TemplateState.READY:
+                log.error("template: of no use, to be made anew", template=digest)
+                entry.enter(TemplateState.STALE, "VMs did not come up from it")
+                self.wanted.set()
+
+    def release(self, vm_id: str) -> None:
+        """Nothing of this VM lies on a template any more."""
+        for entry in self.entries.values():
+            if vm_id in entry.holders:
+                entry.holders.discard(vm_id)
+                self.wanted.set()
