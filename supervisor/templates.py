@@ -106,6 +106,7 @@ class Templates:
 
     async def look(self) -> Recipe | None:
         """See what VMs are made of now; None if no template of that can be made."""
+        before = self.obstacle
         recipe, self.obstacle = await trio.to_thread.run_sync(self._look)
         digest = recipe.digest if recipe else None
         for entry in self.entries.values():
@@ -113,7 +114,9 @@ class Templates:
                 entry.enter(TemplateState.STALE)
             elif entry.is_sound and entry.template.digest == digest:
                 entry.enter(TemplateState.READY)  # what was changed was changed back
-        self.changed()
+                self.changed()
+        if self.obstacle != before:
+            self.changed()
         return None if self.obstacle else recipe
 
     def _look(self) -> tuple[Recipe | None, str | None]:
@@ -140,8 +143,16 @@ class Templates:
     async def ready(self) -> None:
         """Return once there is a template to start from.
 
-        :raises TemplateError: if there is none, and none is being built
+        :raises TemplateError: if there is none and will be none, or not in the time of a boot
         """
+        timeout_s = self._config.agent.boot_timeout_s
+        with trio.move_on_after(timeout_s):
+            return await self._become_ready()
+        raise TemplateError(
+            f"there was no template after {timeout_s:g} s, see MANAGER_BOOT_TIMEOUT and the log"
+        )
+
+    async def _become_ready(self) -> None:
         await self.look()
         while True:
             states = {entry.state: entry for entry in self.entries.values()}
@@ -152,7 +163,8 @@ class Templates:
             if TemplateState.FAILED in states and TemplateState.BUILDING not in states:
                 problem = states[TemplateState.FAILED].problem
                 raise TemplateError(f"the template could not be made: {problem}")
-            self.wanted.set()
+            if not self.is_building:
+                self.wanted.set()
             await self._changed.wait()
 
     @property

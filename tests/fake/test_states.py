@@ -206,7 +206,8 @@ async def test_all_that_is_known_of_a_vm(world: World) -> None:
         assert shown["directory"] == str(world.tmp / vm_id)
         assert shown["relay"]["state"] == "answered"
         phases = shown["phases_s"]
-        assert list(phases) == ["prepared", "qemu", "monitor", "running", "agent", "relay"]
+        steps = ["queue", "directory", "overlay", "spawn", "greeting", "running", "agent", "relay"]
+        assert list(phases) == steps
         assert list(phases.values()) == sorted(phases.values())
         assert shown["argv"][0] == str(world.qemu)
         assert f"path={world.tmp / vm_id}/qmp.sock" in shown["command"]
