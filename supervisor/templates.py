@@ -83,7 +83,7 @@ class Templates:
 
     def __init__(self, config: Config, host: Host) -> None:
         self.entries: dict[str, Entry] = {}
-        self.obstacle: str | None = "it has not been looked into yet"
+        self.obstacle: str | None = None
         self.wanted = trio.Event()
         self.restored = 0
         self.fallen_back = 0

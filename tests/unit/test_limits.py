@@ -495,3 +495,43 @@ async def test_nothing_is_lost_whatever_happens(seed: int, autojump_clock: MockC
         for _ in range(60):
             nursery.start_soon(visit)
     assert (some.taken, some.waiting) == (Totals(), 0)
+
+
+# --- who would rather not start than wait ---------------------------------------------------
+
+
+async def test_room_is_taken_where_there_is_some() -> None:
+    rooms = admission(max_vms=2)
+    assert rooms.try_enter(SMALL)
+    assert rooms.try_enter(SMALL)
+    assert not rooms.try_enter(SMALL)
+    rooms.leave(SMALL)
+    assert rooms.try_enter(SMALL)
+
+
+async def test_nobody_who_waits_is_overtaken(autojump_clock: MockClock) -> None:
+    rooms = admission(memory_gib=4)
+    assert rooms.try_enter(SMALL)
+    async with trio.open_nursery() as nursery:
+        crowd = Crowd(rooms, nursery)
+        await crowd.arrives("big", BIG)
+        assert not rooms.try_enter(SMALL)
+        rooms.leave(SMALL)
+        await wait_all_tasks_blocked()
+        assert crowd.inside == ["big"]
+
+
+async def test_nobody_starts_at_the_end() -> None:
+    rooms = admission()
+    rooms.close()
+    assert not rooms.try_enter(SMALL)
+
+
+async def test_what_no_run_can_have_is_none_of_their_number() -> None:
+    rooms = admission(max_vms=1, memory_gib=2)
+    extra = Need(GIB, 1, vms=0)
+    assert rooms.try_enter(extra)
+    assert rooms.try_enter(SMALL)
+    assert not rooms.try_enter(extra)
+    rooms.leave(extra)
+    assert rooms.taken == Totals(1, GIB, 1)

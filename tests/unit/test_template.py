@@ -1,0 +1,250 @@
+"""What a template is made of, whether it may be made, and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+
+from supervisor import template
+from supervisor.config import DiskConfig, FirmwareConfig, QemuConfig, WatchdogAction
+from supervisor.errors import TemplateError
+from supervisor.guest.manifest import File, Manifest
+from supervisor.launch import Host
+from supervisor.machine import Accel
+from supervisor.rundir import Rundir
+from supervisor.settings import Size
+from supervisor.template import Template
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+IMAGE = "guest.qcow2"
+
+
+@attrs.frozen
+class Place:
+    """A host whose files can be changed."""
+
+    path: Path
+    config: QemuConfig
+    host: Host
+
+    @property
+    def digest(self) -> str:
+        return template.recipe(self.config, self.host).digest
+
+    @property
+    def obstacle(self) -> str | None:
+        return template.obstacle(self.config, self.host)
+
+    def declare(self, *, clone_safe: bool = True, name: str = IMAGE) -> None:
+        """Write a manifest of the image as it is."""
+        files = {name: File.of(self.config.disk.file)}
+        made = Manifest("reference", clone_safe, "6.1", "quiet", "2026-11-23T00:00:00Z", {}, files)
+        made.write(self.path)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    for name in ("qemu", "CODE.fd", "VARS.fd"):
+        (tmp_path / name).write_text(name)
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(tmp_path / IMAGE), "1M"]
+    subprocess.run(create, check=True)
+    config = QemuConfig(
+        tmp=tmp_path / "t",
+        disk=DiskConfig(file=tmp_path / IMAGE),
+        firmware=FirmwareConfig(code_file=tmp_path / "CODE.fd", vars_file=tmp_path / "VARS.fd"),
+    )
+    config.tmp.mkdir()
+    return Place(tmp_path, config, Host(str(tmp_path / "qemu"), Accel(kvm=False, sev=False)))
+
+
+# --- the recipe -----------------------------------------------------------------------------
+
+
+def test_the_same_is_the_same(place: Place) -> None:
+    assert place.digest == place.digest
+    assert len(place.digest) == 16
+
+
+@pytest.mark.parametrize("name", ["qemu", IMAGE, "CODE.fd", "VARS.fd"])
+def test_a_file_that_changes_is_another_recipe(place: Place, name: str) -> None:
+    before = place.digest
+    file = place.path / name
+    content = file.read_bytes()
+    file.write_bytes(content + b"x")
+    longer = place.digest
+    assert longer != before
+    file.write_bytes(content)
+    os.utime(file, ns=(1, 1))
+    assert place.digest not in (before, longer)
+
+
+def test_a_file_in_the_place_of_another_is_another_recipe(place: Place) -> None:
+    before, stat = place.digest, (place.path / IMAGE).stat()
+    other = place.path / "other"
+    other.write_bytes(bytes(stat.st_size))
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.rename(place.path / IMAGE)
+    assert place.digest != before
+
+
+def test_a_manifest_is_a_part_of_it(place: Place) -> None:
+    before = place.digest
+    place.declare()
+    assert place.digest != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"memory_size": Size("1G")},
+        {"smp_count": 2},
+        {"cpu": "Nehalem"},
+        {"machine": "pc"},
+        {"watchdog": WatchdogAction.PAUSE},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_setting_that_changes_is_another_recipe(place: Place, change: dict[str, object]) -> None:
+    other = attrs.evolve(place, config=attrs.evolve(place.config, **change))
+    assert other.digest != place.digest
+
+
+def test_kvm_is_a_part_of_it(place: Place) -> None:
+    host = attrs.evolve(place.host, accel=Accel(kvm=True, sev=False))
+    assert attrs.evolve(place, host=host).digest != place.digest
+
+
+def test_a_boot_of_the_host_is_a_part_of_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = place.digest
+    monkeypatch.setattr(template, "boot_id", lambda: "another")
+    assert place.digest != before
+
+
+def test_a_file_that_is_missing(place: Place) -> None:
+    (place.path / IMAGE).unlink()
+    with pytest.raises(FileNotFoundError, match=IMAGE):
+        template.recipe(place.config, place.host)
+
+
+# --- whether it may be ----------------------------------------------------------------------
+
+
+def test_an_image_that_is_declared_clone_safe(place: Place) -> None:
+    place.declare()
+    assert place.obstacle is None
+
+
+def test_nobody_says_so(place: Place) -> None:
+    assert place.obstacle is not None
+    assert "no manifest" in place.obstacle
+
+
+def remade(place: Place) -> None:
+    place.declare()
+    place.config.disk.file.write_bytes(b"another image")
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda place: place.declare(clone_safe=False), "does not say that it is clone_safe"),
+        (lambda place: place.declare(name="other.qcow2"), "does not describe it"),
+        (remade, "is of another image"),
+        (lambda place: (place.path / "manifest.json").write_text("{"), "cannot be read"),
+    ],
+    ids=["not safe", "of another name", "of another content", "garbage"],
+)
+def test_what_is_in_the_way(place: Place, act: Callable[[Place], None], words: str) -> None:
+    act(place)
+    assert place.obstacle is not None
+    assert words in place.obstacle
+    assert str(place.config.disk.file) in place.obstacle
+
+
+def test_encrypted_guests_are_never_copied(place: Place) -> None:
+    place.declare()
+    host = attrs.evolve(place.host, accel=Accel(kvm=True, sev=True))
+    assert "encrypted" in (template.obstacle(place.config, host) or "")
+
+
+# --- its files ------------------------------------------------------------------------------
+
+
+def frozen(place: Place, name: str = "frozen") -> Rundir:
+    """The directory of a VM that has been frozen."""
+    rundir = Rundir(place.config.tmp / name)
+    rundir.path.mkdir()
+    rundir.ram.write_bytes(b"memory")
+    rundir.state.write_bytes(b"state")
+    rundir.firmware_vars.write_bytes(b"variables")
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(rundir.overlay), "1M"]
+    subprocess.run(create, check=True)
+    return rundir
+
+
+def kept(place: Place) -> Template:
+    recipe = template.recipe(place.config, place.host)
+    made = Template(template.directory(place.config.tmp) / recipe.digest)
+    made.take(frozen(place), recipe)
+    return made
+
+
+def test_made_of_the_files_of_a_vm(place: Place) -> None:
+    made = kept(place)
+    assert made.is_complete
+    assert made.digest == place.digest
+    assert made.ram.read_bytes() == b"memory"
+    assert made.state.read_bytes() == b"state"
+    assert json.loads(made.manifest.read_text())["qemu"][0] == str(place.path / "qemu")
+    assert made.size_bytes() > 0
+    assert template.found(place.config.tmp) == [made]
+    assert not list((place.config.tmp / "frozen").iterdir())
+
+
+def test_poured_into_the_directory_of_another(place: Place) -> None:
+    made = kept(place)
+    rundir = Rundir(place.config.tmp / "clone")
+    rundir.path.mkdir()
+    made.pour(rundir)
+    assert rundir.firmware_vars.read_bytes() == b"variables"
+    info = ["qemu-img", "info", "--output=json", str(rundir.overlay)]
+    told = json.loads(subprocess.run(info, check=True, capture_output=True).stdout)
+    assert told["full-backing-filename"] == str(made.overlay)
+    assert not rundir.ram.exists()
+
+
+def test_what_was_not_finished_is_removed(place: Place) -> None:
+    made = kept(place)
+    made.manifest.unlink()
+    assert template.found(place.config.tmp) == []
+    assert not made.path.exists()
+
+
+def test_removed(place: Place) -> None:
+    made = kept(place)
+    made.remove()
+    assert not made.path.exists()
+    assert template.found(place.config.tmp) == []
+    made.remove()
+
+
+def test_a_vm_whose_files_are_not_all_there(place: Place) -> None:
+    rundir = frozen(place)
+    rundir.state.unlink()
+    recipe = template.recipe(place.config, place.host)
+    made = Template(template.directory(place.config.tmp) / recipe.digest)
+    with pytest.raises(TemplateError, match="not kept"):
+        made.take(rundir, recipe)
+    assert template.found(place.config.tmp) == []
+
+
+def test_no_templates_yet(place: Place) -> None:
+    assert template.found(place.config.tmp) == []
