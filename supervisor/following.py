@@ -43,6 +43,7 @@ class Following:
         self._qemu = qemu
         self._new = new
         self._state = state
+        self._told_lost = False
         self._link = Link(
             vm.id,
             vm.rundir.qmp_socket,
@@ -135,6 +136,9 @@ class Following:
                 self.hung = self._link.problem
                 await self._qemu.kill()
             return
+        if state is not LinkState.LOST and not self._told_lost:
+            return  # that it was lost was no news, so that it is back is none
+        self._told_lost = state is LinkState.LOST
         log.warning("monitor", vm=self._vm.id, monitor=state)
         await self._vm.commit("monitor", {"monitor": state})
 

@@ -12,11 +12,12 @@ import trio
 from supervisor import runstate
 from supervisor.config.qemu import size_in_bytes
 from supervisor.errors import MonitorError
+from supervisor.monitor import RunStatus
 from supervisor.process import boottime_s
 from supervisor.runstate import IllegalTransition, Status, Trigger, VmState
 
 if TYPE_CHECKING:
-    from supervisor.monitor import QmpEvent, RunStatus
+    from supervisor.monitor import QmpEvent
     from supervisor.vm import Vm
 
 log = structlog.stdlib.get_logger()
@@ -72,7 +73,7 @@ async def _move(vm: Vm, trigger: Trigger, event: QmpEvent) -> None:
             if runstate.from_runstate(reason).state is VmState.CRASHED:
                 trigger = Trigger.INTERNAL_ERROR
     if trigger in (Trigger.RESUME, Trigger.WAKEUP):
-        await _runstate(vm)  # for those who ask; nothing depends on it
+        await _note_running(vm)
     await _enter(vm, runstate.after(vm.status, trigger, reason))
 
 
@@ -119,6 +120,16 @@ async def _enter(vm: Vm, status: Status) -> None:
         vm.see_off()
     elif status.state is VmState.CRASHED and vm.qemu:
         await vm.qemu.kill()
+
+
+async def _note_running(vm: Vm) -> None:
+    """For those who ask; nothing depends on it."""
+    if vm.facts and not vm.facts.sev.enabled:
+        # The event says it all. To ask would keep the run waiting whose VM this is.
+        running = RunStatus("running", running=True)
+        vm.facts = attrs.evolve(vm.facts, run_status=running, at=datetime.now(UTC))
+    else:
+        await _runstate(vm)
 
 
 async def _runstate(vm: Vm) -> str:

@@ -147,8 +147,12 @@ async def test_ls_show_shutdown_rm(world: World) -> None:
         listed = await run.json("ls")
         assert [vm["id"] for vm in listed["vms"]] == [first, second]
         rows = (await run("ls")).stdout.decode().splitlines()
-        assert rows[0].split() == ["ID", "STATE", "REASON", "MONITOR", "AGENT", "UP", "FORWARDS"]
-        assert [row.split()[:2] for row in rows[1:]] == [[first, "running"], [second, "running"]]
+        headings = ["ID", "FOR", "STATE", "REASON", "MONITOR", "AGENT", "UP", "FORWARDS"]
+        assert rows[0].split() == headings
+        assert [row.split()[:3] for row in rows[1:]] == [
+            [first, "run", "running"],
+            [second, "run", "running"],
+        ]
 
         shown = (await run("show", first[:13])).stdout.decode()
         assert shown.startswith(f"id        {first}\nstate     running (running)\n")
