@@ -141,7 +141,7 @@ class Life:
         :raises CloneFailed: if it is not to be had otherwise
         """
         vm = self._vm
-        digest = vm.record.template or ""
+        digest = self._made.get("template") or vm.record.template or ""
         vm.templates.failed(digest)
         if vm.record.wishes.template is TemplateUse.REQUIRE:
             raise failure
