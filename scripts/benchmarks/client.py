@@ -32,13 +32,18 @@ def delete(path: str) -> bytes:
     return f"DELETE {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
-def post_run(prefer: str = "") -> bytes:
+def post(path: str, body: bytes, prefer: str = "") -> bytes:
+    """A request with a JSON document."""
     more = f"Prefer: {prefer}\r\n" if prefer else ""
     head = (
-        "POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"{more}Content-Length: {len(_BODY)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"{more}Content-Length: {len(body)}\r\n\r\n"
     )
-    return head.encode() + _BODY
+    return head.encode() + body
+
+
+def post_run(prefer: str = "") -> bytes:
+    return post("/run", _BODY, prefer)
 
 
 def complete(answer: bytes) -> bool:

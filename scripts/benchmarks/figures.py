@@ -63,9 +63,9 @@ def line(figure: Figure) -> str:
     return f"{figure.name}: {value} ({figure.detail})"
 
 
-def table(figures: Iterable[Figure]) -> Table:
+def table(figures: Iterable[Figure], title: str) -> Table:
     """Without the details, which were told as they came."""
-    shown = Table("", title="one host, many VMs")
+    shown = Table("", title=title)
     for column in ("measured", "goal"):
         shown.add_column(column, justify="right")
     shown.add_column("")

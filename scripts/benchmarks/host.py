@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: What a supervisor may take to start or to stop, on a machine that is busy.
 _PATIENCE_S = 120.0
 _POLL_S = 0.01
+_UUID_LENGTH = 36
 
 #: QEMU without a machine: the whole of its monitor, 10 MB, no guest. What needs a machine is
 #: left out; what says which VM it is stays, its directory in -serial among it.
@@ -94,26 +95,35 @@ class Host:
         }
 
     def left(self) -> list[psutil.Process]:
-        """What still runs of the VMs whose directories are here."""
-        ids = {path.name for path in self.tmp.iterdir()} if self.tmp.exists() else set()
-        return [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if ids.intersection(process.info["cmdline"] or ())
-        ]
+        return left(self.tmp)
+
+
+def left(tmp: Path) -> list[psutil.Process]:
+    """What still runs of the VMs whose directories are there."""
+    names = {path.name for path in tmp.iterdir()} if tmp.exists() else set()
+    ids = {name for name in names if len(name) == _UUID_LENGTH}
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if ids.intersection(process.info["cmdline"] or ())
+    ]
 
 
 class Supervisor:
     """``qmp-supervisor serve``, its log in a file."""
 
-    def __init__(self, host: Host, environ: dict[str, str]) -> None:
-        self._log = host.directory / "supervisor.log"
+    def __init__(self, directory: Path, environ: dict[str, str]) -> None:
+        self._log = directory / "supervisor.log"
         command = [sys.executable, "-m", "supervisor", "serve"]
         with self._log.open("wb") as output:
             #: Seconds since the epoch, as all moments here.
             self.executed_at = time.time()
             self.process = subprocess.Popen(command, env=environ, stderr=output)
-        ready = self._wait_ready()
+        try:
+            ready = self._wait_ready()
+        except BaseException:
+            self.kill()
+            raise
         self.ready_at = datetime.fromisoformat(ready["ts"]).timestamp()
         self.port: int = ready["http_port"]
         self.measured = psutil.Process(self.process.pid)
@@ -125,8 +135,6 @@ class Supervisor:
                 if '"ready"' in line and (entry := json.loads(line))["message"] == "ready":
                     return dict(entry)
             time.sleep(_POLL_S)
-        self.process.kill()
-        self.process.wait()
         sys.exit(f"bench: the supervisor did not start:\n{self._log.read_text()[-2000:]}")
 
     def kill(self) -> None:
@@ -149,9 +157,7 @@ class Supervisor:
 
     def memory(self) -> int:
         """Proportional set size, in bytes."""
-        rollup = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
-        fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
-        return int(fields["Pss"].split()[0]) * 1024
+        return memory(self.process.pid)["Pss"]
 
     def cpu(self) -> float:
         """Seconds of all its threads, user and system; not of its children."""
@@ -160,6 +166,13 @@ class Supervisor:
 
     def descriptors(self) -> int:
         return int(self.measured.num_fds())
+
+
+def memory(pid: int) -> dict[str, int]:
+    """What the kernel says of a process's memory, in bytes: ``Rss``, ``Pss``, … (proc(5))."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    fields = (line.split(":", 1) for line in rollup.splitlines()[1:])
+    return {name: int(value.split()[0]) * 1024 for name, value in fields}
 
 
 @contextmanager
@@ -181,8 +194,18 @@ def opened(keep: bool = False) -> Iterator[Host]:
 
 @contextmanager
 def supervisor(host: Host, ports: str, **settings: str) -> Iterator[Supervisor]:
-    """A supervisor, stopped on leaving."""
-    started = Supervisor(host, host.environ(ports, **settings))
+    """A supervisor of stand-ins, stopped on leaving."""
+    with running(host.directory, host.environ(ports, **settings)) as started:
+        yield started
+
+
+@contextmanager
+def running(directory: Path, environ: dict[str, str]) -> Iterator[Supervisor]:
+    """A supervisor, stopped on leaving.
+
+    :param directory: for its log
+    """
+    started = Supervisor(directory, environ)
     try:
         yield started
     finally:

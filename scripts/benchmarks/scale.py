@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -23,7 +24,6 @@ from benchmarks import figures, host, measures
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
-    from pathlib import Path
 
     from benchmarks.figures import Figure
 
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", choices=["few", "many", "real"], action="append", help="parts; default: all"
     )
     parser.add_argument("--keep", action="store_true", help="leave the directories, with the logs")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
 
 
 def main(wanted: argparse.Namespace) -> None:
@@ -68,7 +69,7 @@ def main(wanted: argparse.Namespace) -> None:
                     _say(figures.line(figure))
     except KeyboardInterrupt:
         console.print("interrupted; what was measured until then:")
-    console.print(figures.table(found))
+    console.print(figures.table(found, "one host, many VMs"))
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
     console.print(f"{os.cpu_count()} CPUs; load {load}; at most {limit} descriptors")
     if wanted.json:

@@ -1,0 +1,120 @@
+"""The guest that every way of starting one boots, and how its agent is waited for."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import attrs
+import grpc
+
+from supervisor.pb import agent_pb2, agent_pb2_grpc
+
+IMAGE = Path(__file__).parents[2] / "img" / "guest.qcow2"
+VCPUS = 2
+MEMORY_MB = 512
+
+#: Longer than any of these guests needs under emulation on a busy machine.
+PATIENCE_S = 300.0
+
+#: As the supervisor's own channel to an agent is made, so that nobody waits better than another:
+#: an attempt made before the guest listens hangs in QEMU's user network, and is given up soon.
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class Unmeasured(Exception):
+    """Something could not be measured; its text says why."""
+
+
+def firmware() -> tuple[Path, Path]:
+    """OVMF's code and variables: the 2 MB pair that is the default, else the 4 MB pair.
+
+    :raises Unmeasured: if there is none
+    """
+    for size in ("", "_4M"):
+        pair = tuple(Path(f"/usr/share/OVMF/OVMF_{part}{size}.fd") for part in ("CODE", "VARS"))
+        if all(file.is_file() for file in pair):
+            return pair[0], pair[1]
+    raise Unmeasured("there is no OVMF in /usr/share/OVMF")
+
+
+def settings() -> dict[str, str]:
+    """What a supervisor is told of the guest, and room for as many as are started at once."""
+    code, variables = firmware()
+    return {
+        "MANAGER_QEMU_DISK_IMG_FILE": str(IMAGE),
+        "MANAGER_QEMU_MEMORY_SIZE": f"{MEMORY_MB}M",
+        "MANAGER_QEMU_SMP_COUNT": str(VCPUS),
+        "MANAGER_QEMU_OVMF_CODE_FILE": str(code),
+        "MANAGER_QEMU_OVMF_VARS_FILE": str(variables),
+        "MANAGER_QEMU_ENABLE_KVM": "false",
+        "MANAGER_QEMU_ENABLE_SEV": "false",
+        "MANAGER_MAX_VMS": "40",
+        "MANAGER_MEMORY_OVERCOMMIT": "4",
+        "MANAGER_VCPU_OVERCOMMIT": "64",
+    }
+
+
+def environ(tmp: Path, **more: str) -> dict[str, str]:
+    """A supervisor's environment: nothing of ours that is meant for another one."""
+    others = {name: value for name, value in os.environ.items() if "MANAGER" not in name}
+    own = {
+        "MANAGER_HTTP_PORT": "0",
+        "MANAGER_GRPC_PORT": "0",
+        "MANAGER_QEMU_TMP_FILE_LOC": str(tmp),
+    }
+    return others | own | settings() | more
+
+
+def computation() -> tuple[str, bytes]:
+    """One that nobody else has: its id, and the computation."""
+    mine = str(uuid.uuid4())
+    return mine, json.dumps({"id": mine, "name": f"bench {mine[:8]}"}).encode()
+
+
+def answers_to(reply: str, mine: str) -> bool:
+    """Whether an agent's reply is to the computation of that id."""
+    try:
+        answer: Any = json.loads(reply)
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and answer.get("id") == mine
+
+
+@attrs.frozen
+class Answered:
+    """When an agent was first there, and when it had answered: on ``time.perf_counter``."""
+
+    ready_at: float
+    at: float
+
+
+def wait_for_answer(address: str) -> Answered:
+    """Hand a computation to the agent at ``host:port`` as soon as it is there.
+
+    :raises Unmeasured: if it does not come, or answers something else
+    """
+    mine, wanted = computation()
+    with grpc.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=PATIENCE_S)
+        except grpc.FutureTimeoutError:
+            raise Unmeasured(f"no agent answered within {PATIENCE_S:g} s") from None
+        ready_at = time.perf_counter()
+        answer = agent_pb2_grpc.AgentServiceStub(channel).Run(
+            agent_pb2.RunRequest(computation=wanted), timeout=PATIENCE_S
+        )
+        at = time.perf_counter()
+    if not answers_to(answer.Computation, mine):
+        raise Unmeasured("the agent answered something else")
+    return Answered(ready_at, at)

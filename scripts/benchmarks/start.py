@@ -1,0 +1,191 @@
+"""How soon a computation is answered: bare QEMU, libvirt, the supervisor's ways.
+
+    scripts/bench start [--rounds 10] [--cold-rounds 10] [--results DIR]
+
+Every way boots the same guest on the same host, emulated, with two virtual CPUs and 512 MB; it
+has its answer when the guest's agent has answered a computation of its own. Cold boots and runs
+from a template take turns, so what else the host does meets all of them. What counts are the
+ratios of medians within one run, for seconds differ from machine to machine and from day to day.
+libvirt (Debian: libvirt-daemon-driver-qemu, python3-libvirt) is left out, with a word, where it is
+not installed; it needs no root. Look at the load before a figure is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import psutil
+from rich.console import Console
+
+from benchmarks import (
+    client,
+    facts,
+    figures,
+    guest,
+    host,
+    libvirtd,
+    supervised,
+    verdicts,
+    ways,
+)
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from benchmarks.ways import Samples
+
+console = Console()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=10, help="of all that is quick; default: 10")
+    parser.add_argument(
+        "--cold-rounds", type=int, default=10, help="of cold boots, of each kind; default: 10"
+    )
+    parser.add_argument(
+        "--clones", type=int, default=20, help="runs at once, and idle clones; default: 20"
+    )
+    parser.add_argument("--pool", type=int, default=2, help="VMs kept ready; default: 2")
+    parser.add_argument("--settle", type=float, default=5, help="seconds until clones are idle")
+    parser.add_argument("--seconds", type=float, default=30, help="time to look at idle clones")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="directory for JSON and picture"
+    )
+
+
+def main(wanted: argparse.Namespace) -> None:
+    # As Ctrl-C: nothing that was started here stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not guest.IMAGE.exists():
+        sys.exit(f"bench: {guest.IMAGE} is missing: build it with 'qmp-supervisor image build'")
+    samples, load, begun = ways.Samples(), os.getloadavg(), time.monotonic()
+    complete = False
+    try:
+        with _directory() as directory:
+            _measure(samples, directory, wanted)
+        complete = True
+    except KeyboardInterrupt:
+        console.print("interrupted; what was measured until then:")
+    found = verdicts.figures(samples, wanted.clones, wanted.pool)
+    for figure in found:
+        _say(figures.line(figure))
+    console.print(figures.table(found, "from a request to an agent's answer"))
+    before = ", ".join(f"{one:.2f}" for one in load)
+    took = (time.monotonic() - begun) / 60
+    console.print(f"{os.cpu_count()} CPUs; load before {before}; {took:.0f} minutes")
+    if not complete:
+        sys.exit(130)  # as shells have it for Ctrl-C
+    _write(wanted.results, samples, found, facts.facts(load, samples.libvirt))
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    """A directory; with it goes all that runs there. Short, for sockets are in it."""
+    directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
+    try:
+        yield directory
+    finally:
+        for process in host.left(directory / "t"):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _measure(samples: Samples, directory: Path, wanted: argparse.Namespace) -> None:
+    tmp = directory / "t"  # both supervisors', so that both have the same template
+    with host.running(directory, guest.environ(tmp)) as supervisor:
+        _take_turns(samples, directory, supervisor, wanted)
+        for number in range(wanted.rounds):
+            if ways.TEMPLATE in samples.problems or ways.BURST in samples.problems:
+                break
+            last = number == wanted.rounds - 1
+            with samples.attempt(ways.BURST, _say):
+                idle = (wanted.settle, wanted.seconds) if last else None
+                ways.many_at_once(samples, supervisor, wanted.clones, idle)
+                _say(f"{number + 1}: {wanted.clones} at once, {samples.bursts[-1]:.2f} s")
+    size = {"MANAGER_POOL_SIZE": str(wanted.pool)}
+    with (
+        samples.attempt(ways.POOL, _say),
+        host.running(directory, guest.environ(tmp, **size)) as supervisor,
+        client.Connection(supervisor.port) as connection,
+    ):
+        for number in range(wanted.rounds):
+            ways.from_pool(samples, supervisor, connection, wanted.pool)
+            _say(f"{number + 1}: {_last(samples, ways.POOL)}")
+
+
+def _take_turns(
+    samples: Samples, directory: Path, supervisor: host.Supervisor, wanted: argparse.Namespace
+) -> None:
+    """Rounds of cold boots and of runs from a template, each time in another order."""
+    rounds = ways.Rounds(samples, supervisor, directory)
+    with ExitStack() as stack:
+        connection = stack.enter_context(client.Connection(supervisor.port))
+        with samples.attempt(ways.TEMPLATE, _say):
+            samples.built_in_s = supervised.wait_for_template(connection)["built_in_s"]
+        cold = {ways.COLD: lambda: rounds.cold(connection), ways.BARE: rounds.bare}
+        with samples.attempt(ways.LIBVIRT, _say):
+            libvirt = stack.enter_context(libvirtd.opened(directory / "l"))
+            samples.libvirt = libvirt.version
+            cold[ways.LIBVIRT] = lambda: rounds.libvirt(libvirt)
+        for number in range(max(wanted.rounds, wanted.cold_rounds)):
+            turns = _turned(cold, number) if number < wanted.cold_rounds else {}
+            if number < wanted.rounds:
+                turns[ways.TEMPLATE] = lambda: rounds.template(connection)
+            for way, turn in turns.items():
+                if way in samples.problems:
+                    continue
+                with samples.attempt(way, _say):
+                    turn()
+                    _say(f"{number + 1}: {_last(samples, way)}")
+
+
+def _turned(by_name: dict[str, Any], number: int) -> dict[str, Any]:
+    """The same, from another one on."""
+    names = list(by_name)
+    first = number % len(names)
+    return {name: by_name[name] for name in names[first:] + names[:first]}
+
+
+def _last(samples: Samples, way: str) -> str:
+    return f"{way} {samples.seconds(way)[-1]:.3f} s"
+
+
+def _say(text: str) -> None:
+    console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {text}", highlight=False)
+
+
+def _write(
+    directory: Path, samples: Samples, found: list[figures.Figure], machine: dict[str, Any]
+) -> None:
+    """The figures and all that they are made of, and a picture of the ways."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"{machine['date'][:10]}-start.json"
+    result = {
+        "machine": machine,
+        "figures": [one.as_json() for one in found],
+        "samples": attrs.asdict(samples),
+    }
+    # To the microsecond; clocks give more digits than they mean.
+    rounded = json.loads(json.dumps(result), parse_float=lambda digits: round(float(digits), 6))
+    file.write_text(json.dumps(rounded, indent=2) + "\n")
+    _say(f"written: {file}")
+    try:
+        from benchmarks import picture  # needs what is installed only for it
+
+        picture.draw(samples, machine, file.with_suffix(".svg"))
+    except ImportError:
+        _say("no picture: matplotlib is not installed (pip install -e .[bench])")
+    else:
+        _say(f"written: {file.with_suffix('.svg')}")
