@@ -99,6 +99,15 @@ class Case:
         self.restarts = 0
         #: Whether QEMU is started through sudo, so that a VM's pid is not QEMU's.
         self.sudo = False
+        #: Whether VMs are started from a template, and how many are kept ready.
+        self.templates = False
+        self.pool = 0
+        #: Whether no file of a template is missing by the fault's own doing.
+        self.sound = True
+        #: VMs that no client was given: what a template was made of, and those of the pool.
+        self.housekeeping: set[str] = set()
+        #: The names of computations, by VM.
+        self.computations: dict[str, str] = {}
         #: Whether another VM is to be run at the end.
         self.fresh = True
         #: Of the last supervisor that has ended.
@@ -116,6 +125,8 @@ class Case:
         :raises Dead: if it ends before it answers
         """
         environ = (self.place.guest_environ if self.guests else self.place.environ)(self.tmp)
+        if self.templates:
+            environ |= self.place.clones(self.pool)
         settings = launch.pop("settings", {})
         if self.sudo:
             launch["user"] = self.place.user
@@ -125,6 +136,7 @@ class Case:
             environ=environ | self.settings | settings,
             log=str(self.log),
             tmp=str(self.tmp),
+            haste=self.templates,
             **launch,
         )
         pid = self._zygote.start(launched)
@@ -175,7 +187,11 @@ class Case:
         self.exit_code = code = self._zygote.exit_code(running.pid)
         os.close(running.pidfd)
         self.supervisor = None
-        self.told |= set(self.records())
+        for vm_id, content in self.records().items():
+            purpose = content["vm"].get("purpose", "run")
+            known = self.told if purpose == "run" else self.housekeeping
+            known.add(vm_id)
+        self.housekeeping -= self.told
         return code
 
     def dies(self) -> bool:
@@ -202,6 +218,7 @@ class Case:
             raise Broken(f"POST /run answers {status}: {answer}")
         vm_id = str(answer["id"])
         self.told.add(vm_id)
+        self.computations[vm_id] = name
         if wait and hold:
             self.until(vm_id, lambda vm: vm["relay"]["state"] == "sent")
             self.wait(lambda: self.place.agents.calls[name] > 0, "the agent's call")
@@ -292,6 +309,47 @@ class Case:
 
     def until_monitor(self, vm_id: str, state: str) -> None:
         self.until(vm_id, lambda vm: vm["monitor"] == state)
+
+    # --- templates and the pool -------------------------------------------------------------
+
+    def until_template(self) -> str:
+        """The digest of the one that is ready, once nothing is being made or removed any more."""
+        rows: list[dict[str, Any]] = []
+        ready: list[str] = []
+
+        def settled() -> bool:
+            nonlocal rows, ready
+            rows = self.ask("GET", "/templates")[1]["templates"]
+            ready = [row["digest"] for row in rows if row["state"] == "ready"]
+            others = [row for row in rows if row["state"] != "ready"]
+            in_use = all(row["state"] == "stale" and row["clones"] for row in others)
+            return len(ready) == 1 and in_use and not self.of_purpose("template")
+
+        self.wait(settled, lambda: f"the templates are {rows}")
+        return ready[0]
+
+    def until_pool(self) -> list[str]:
+        """The ids of the pool's VMs, once it is full and all of them are ready."""
+        rows: list[dict[str, Any]] = []
+
+        def full() -> bool:
+            nonlocal rows
+            rows = self.of_purpose("pool")
+            return len(rows) == self.pool and all(row["agent_ready"] for row in rows)
+
+        self.wait(full, lambda: f"the pool is {rows}")
+        return [row["id"] for row in rows]
+
+    def of_purpose(self, purpose: str) -> list[dict[str, Any]]:
+        """The rows of VMs that are there for this, and have not ended."""
+        rows = self.ask("GET", "/vms")[1]["vms"]
+        return [row for row in rows if row["purpose"] == purpose and not row["ended"]]
+
+    def until_stopped(self) -> None:
+        """Return once the supervisor is stopped at the crash point that it was to be stopped at."""
+        assert self.supervisor
+        process = psutil.Process(self.supervisor.pid)
+        self.wait(lambda: process.status() == psutil.STATUS_STOPPED, "the point to stop at")
 
     # --- files ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from chaos_monkey import claim_clones
 from chaos_monkey.case import Broken
 from chaos_monkey.place import kill_all_below, processes_below
 
@@ -28,7 +29,7 @@ _RUNSTATES = {
 }
 
 #: What may be in tmp/ and in the directory of a VM that has ended.
-_OWN_FILES = {"lock", "events.jsonl", "sequence"}
+_OWN_FILES = {"lock", "events.jsonl", "sequence", claim_clones.HOME}
 _KEPT_FILES = {
     *("vm.json", "events.jsonl", "reply"),
     *("serial.log", "qemu.log", "serial.log.1", "qemu.log.1"),
@@ -65,7 +66,10 @@ def check(case: Case, verdict: Verdict) -> None:
             case.serve()
         # A computation that has not been sent before is sent now, and should be answered.
         case.place.agents.holding = False
+        case.place.agents.mute = case.place.agents.unwilling = False
         case.place.agents.release()
+        if case.templates:
+            claim_clones.settle(case)
         _settle(case, verdict)
         _work_on(case)
         _hear_everything(case)
@@ -74,7 +78,10 @@ def check(case: Case, verdict: Verdict) -> None:
         case.close()
         raise
     _count_leaks(case, verdict)
-    problems = [*_on_disk(case), *case.reader.problems, *_in_log(case)]
+    problems = [
+        *(*_on_disk(case), *claim_clones.on_disk(case)),
+        *(*case.reader.problems, *_in_log(case)),
+    ]
     if problems:
         raise Broken("; ".join(problems[:4]))
 
@@ -101,8 +108,11 @@ def _settle(case: Case, verdict: Verdict) -> None:
         verdict.states[word] += 1
         if row["ended"]:
             _buried(case, row["id"])
-    for vm_id in (case.told | case.reader.ids()) - listed - case.forgotten:
-        case.expect(vm_id in case.asked_to_delete, f"VM {vm_id} is no longer on record")
+    # Of a VM that the supervisor removed itself a reader may have missed all but that.
+    own = case.reader.ids() - case.told if case.templates else set()
+    for vm_id in (case.told | case.housekeeping | case.reader.ids()) - listed - case.forgotten:
+        may_go = case.asked_to_delete | case.housekeeping | own
+        case.expect(vm_id in may_go, f"VM {vm_id} is no longer on record")
         case.wait(lambda gone=vm_id: case.reader.deletions(gone) == 1, "one event of its deletion")
     for vm_id in listed - case.damaged:
         _answered_once(case, vm_id)
@@ -150,7 +160,9 @@ def _answered_once(case: Case, vm_id: str) -> None:
 def _work_on(case: Case) -> None:
     """It still runs VMs, and no room or port is kept for one that is gone."""
     running = [row for row in case.ask("GET", "/vms")[1]["vms"] if not row["ended"]]
-    if case.fresh:
+    if case.fresh and case.templates:
+        claim_clones.work_on(case)
+    elif case.fresh:
         case.run()
     wanted = {one["host_port"] for row in running for one in row["forwards"]}
     case.expect(
@@ -223,6 +235,8 @@ def _belongs(case: Case, path: Path) -> bool:
         return True
     if path.parent == case.tmp:
         return path.name in _OWN_FILES
+    if path.parent.name == claim_clones.HOME:
+        return case.templates  # `claim_clones` looks into it
     if path.name in _KEPT_FILES:
         return True
     vm_id = path.parent.name
@@ -234,7 +248,8 @@ def _belongs(case: Case, path: Path) -> bool:
 def _on_disk(case: Case) -> list[str]:
     """Every record says how its VM ended; no number was given twice."""
     found = []
-    for vm_id in case.told - case.asked_to_delete - case.forgotten:
+    removed = {vm_id for vm_id in case.housekeeping if not (case.tmp / vm_id).exists()}
+    for vm_id in (case.told | case.housekeeping) - removed - case.asked_to_delete - case.forgotten:
         try:
             content = json.loads((case.tmp / vm_id / "vm.json").read_bytes())
         except (OSError, ValueError) as error:

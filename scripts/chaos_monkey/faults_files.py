@@ -31,7 +31,7 @@ def _mounted(case: Case, *arguments: str) -> None:
     case.unmounts += 1
 
 
-def _fill(case: Case) -> Path:
+def fill(case: Case) -> Path:
     """The file that takes all room there is."""
     filling = case.tmp / "filling"
     with filling.open("ab", buffering=0) as opened:
@@ -42,16 +42,17 @@ def _fill(case: Case) -> Path:
     return filling
 
 
-def _small(case: Case) -> None:
+def small(case: Case) -> None:
+    """A tmp/ that a few VMs fill."""
     _mounted(case, "-t", "tmpfs", "-o", f"size={_SMALL}", "chaos")
 
 
 @kind("tmp/ full: states change meanwhile", times=3)
 def full(case: Case) -> None:
-    _small(case)
+    small(case)
     case.serve()
     held, ended, killed = case.run(), case.run(), case.run()
-    filling = _fill(case)
+    filling = fill(case)
     case.control(held, "pause")
     case.shut_down(ended)
     case.signal_qemu(killed, signal.SIGKILL)
@@ -64,10 +65,10 @@ def full(case: Case) -> None:
 
 @kind("tmp/ full: a run", times=3)
 def full_run(case: Case) -> None:
-    _small(case)
+    small(case)
     case.serve()
     vm_id = case.run()
-    filling = _fill(case)
+    filling = fill(case)
     computation = {"computation": list(b'{"name": "none"}')}
     status, answer = case.ask("POST", "/run", computation, Prefer="respond-async")
     case.expect(status == 500, f"POST /run answers {status}: {answer}")
@@ -77,9 +78,9 @@ def full_run(case: Case) -> None:
 
 @kind("tmp/ full: a disk of a run does not fit", short=0, times=2)
 def full_later(case: Case) -> None:
-    _small(case)
+    small(case)
     case.serve()
-    filling = _fill(case)
+    filling = fill(case)
     os.truncate(filling, filling.stat().st_size - 65536)
     vm_id = case.run(wait=False)
     case.until_ended(vm_id, "crashed")
@@ -88,16 +89,16 @@ def full_later(case: Case) -> None:
 
 @kind("tmp/ full: supervisor SIGKILLed and back", short=0, times=3)
 def full_and_killed(case: Case) -> None:
-    _small(case)
+    small(case)
     case.serve()
     vm_id = case.run()
-    filling = _fill(case)
+    filling = fill(case)
     case.control(vm_id, "pause")
     last = case.show(vm_id)["sequence"]
     case.expect(case.reader.wait_for(last, 20), "a reader does not hear what cannot be written")
     case.crash()
     filling.unlink()
-    filling = _fill(case)
+    filling = fill(case)
     case.serve()
     case.until(vm_id, lambda vm: vm["state"] == "paused" and vm["monitor"] == "ok")
     filling.unlink()
@@ -107,10 +108,10 @@ def full_and_killed(case: Case) -> None:
 @kind("tmp/ full: supervisor SIGKILLed, room made, and back", times=3)
 def full_killed_and_freed(case: Case) -> None:
     """What a reader was told is not on record; no number is to mean something else later."""
-    _small(case)
+    small(case)
     case.serve()
     vm_id = case.run()
-    filling = _fill(case)
+    filling = fill(case)
     case.control(vm_id, "pause")
     last = case.show(vm_id)["sequence"]
     case.expect(case.reader.wait_for(last, 20), "a reader does not hear what cannot be written")
@@ -122,10 +123,10 @@ def full_killed_and_freed(case: Case) -> None:
 
 @kind("tmp/ full: a VM ends, supervisor SIGKILLed", times=3)
 def full_end_and_killed(case: Case) -> None:
-    _small(case)
+    small(case)
     case.serve()
     ended, gone = case.run(), case.run()
-    filling = _fill(case)
+    filling = fill(case)
     case.shut_down(ended)
     case.delete(gone)
     case.crash()

@@ -122,7 +122,7 @@ def killed_at_random(case: Case) -> None:
     case.restarts = 100  # how often is the load's business
     stop = threading.Event()
     threads = [
-        threading.Thread(target=_load, args=(case, stop, CHANCE.random()))
+        threading.Thread(target=load, args=(case, stop, CHANCE.random()))
         for _ in range(_LOAD_THREADS)
     ]
     for thread in threads:
@@ -135,7 +135,9 @@ def killed_at_random(case: Case) -> None:
     case.wait_dead()
 
 
-def _load(case: Case, stop: threading.Event, seed: float) -> None:
+def load(
+    case: Case, stop: threading.Event, seed: float, templates: tuple[str, ...] = ("auto",)
+) -> None:
     """Runs, and what is done to them, until the supervisor is gone."""
     chance = random.Random(seed)
     mine: list[str] = []
@@ -144,7 +146,9 @@ def _load(case: Case, stop: threading.Event, seed: float) -> None:
             act = chance.randrange(7)
             if act < 3 or not mine:
                 restart = chance.choice(("never", "on-failure"))
-                mine.append(case.run(wait=act > 0, hold=act == 1, restart=restart))
+                template = chance.choice(templates)
+                vm_id = case.run(wait=act > 0, hold=act == 1, restart=restart, template=template)
+                mine.append(vm_id)
                 continue
             vm_id = chance.choice(mine)
             match act:

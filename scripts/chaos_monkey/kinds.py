@@ -31,6 +31,8 @@ class Kind:
     :param short: and in the short one; more than that would only be the same again
     :param guests: whether it needs the real guest
     :param sudo: whether QEMU is started through sudo
+    :param templates: whether VMs are started from a template
+    :param pool: how many are kept ready
     """
 
     name: str
@@ -40,6 +42,8 @@ class Kind:
     short: int
     guests: bool
     sudo: bool
+    templates: bool
+    pool: int
 
 
 #: Whether files are left that nothing is wrong with.
@@ -56,12 +60,14 @@ def kind(
     short: int = 1,
     guests: bool = False,
     sudo: bool = False,
+    templates: bool = False,
+    pool: int = 0,
     **settings: str,
 ) -> Callable[[Harm], Harm]:
     """Declare a function as what a kind of fault does to a case."""
 
     def declare(harm: Harm) -> Harm:
-        KINDS.append(Kind(name, harm, settings, times, short, guests, sudo))
+        KINDS.append(Kind(name, harm, settings, times, short, guests, sudo, templates, pool))
         return harm
 
     return declare
@@ -102,6 +108,7 @@ def inject(one: Kind, place: Place, zygote: Zygote) -> claim.Verdict:
     """Do the harm once, in a directory of its own, and see what holds afterwards."""
     case = Case(place, zygote, one.settings)
     case.guests, case.sudo = one.guests, one.sudo
+    case.templates, case.pool = one.templates, one.pool
 
     def harm(case: Case) -> None:
         if one.guests and not IMAGE.exists():

@@ -19,9 +19,11 @@ import attrs
 from chaos_monkey import (
     faults_clients,
     faults_files,
+    faults_pool,
     faults_qemu,
     faults_qmp,
     faults_supervisor,
+    faults_templates,
     guests,
     kinds,
     sudo,
@@ -34,7 +36,10 @@ from chaos_monkey.place import Place, kill_all_below
 from chaos_monkey.zygote import Zygote
 
 #: Declared by being imported.
-_FAULTS = (faults_qemu, faults_qmp, faults_supervisor, faults_clients, faults_files, guests, sudo)
+_FAULTS = (
+    *(faults_qemu, faults_qmp, faults_supervisor, faults_clients, faults_files),
+    *(faults_templates, faults_pool, guests, sudo),
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

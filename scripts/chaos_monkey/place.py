@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chaos_monkey.agents import Agents
+from supervisor.guest.manifest import File, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,13 +26,15 @@ FORWARDS = "127.0.0.2"
 #: Each of a VM's three forwards has so many ports to choose from.
 _PORTS_EACH = 16
 
-#: QEMU without a machine: its monitor, its network back end with the forwards, no guest.
+#: QEMU without a machine: its monitor, its network back end with the forwards, memory that no guest
+#: has, no guest. It can be frozen, and started from what that wrote, all the same.
 _NO_MACHINE = """\
 #!/bin/sh
 kept=
 while [ $# -gt 0 ]; do
     case $1 in
-    -chardev | -mon | -name | -uuid | -serial | -netdev) kept="$kept $1 $2"; shift ;;
+    -chardev | -mon | -name | -uuid | -serial | -netdev | -object | -incoming)
+        kept="$kept $1 $2"; shift ;;
     esac
     shift
 done
@@ -64,6 +67,8 @@ class Place:
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", str(self._disk), "1M"], check=True
         )
+        self._cloneable = directory / "cloneable" / "base.qcow2"
+        self._describe()
         self._made = 0
 
     def new_tmp(self) -> Path:
@@ -100,6 +105,35 @@ class Place:
             "MANAGER_QMP_TIMEOUT": "20s",
         }  # fmt: skip
 
+    def clones(self, pool: int) -> dict[str, str]:
+        """Of a supervisor that keeps a template, and so many VMs ready."""
+        return {
+            "MANAGER_QEMU_DISK_IMG_FILE": str(self._cloneable),
+            "MANAGER_QEMU_MEMORY_SIZE": "16M",
+            "MANAGER_POOL_SIZE": str(pool),
+            "MANAGER_POOL_INTERVAL": "10ms",
+        }
+
+    def another_image(self) -> None:
+        """Replace the image that templates are made of by one of the same content."""
+        fresh = self._cloneable.with_suffix(".new")
+        shutil.copyfile(self._disk, fresh)
+        fresh.rename(self._cloneable)
+
+    def _describe(self) -> None:
+        """An image like the other, with a manifest that says that its guests may be copied."""
+        self._cloneable.parent.mkdir()
+        shutil.copyfile(self._disk, self._cloneable)
+        Manifest(
+            agent="reference",
+            clone_safe=True,
+            kernel="",
+            command_line="",
+            built_at="2026-01-01T00:00:00Z",
+            packages={},
+            files={self._cloneable.name: File.of(self._cloneable)},
+        ).write(self._cloneable.parent)
+
     def guest_environ(self, tmp: Path) -> dict[str, str]:
         """A real machine with the real guest, whose agent is its own."""
         code, variables = ovmf_pair()
@@ -112,6 +146,7 @@ class Place:
             "MANAGER_AGENT_GRPC_URL": "localhost:7002",
             "MANAGER_QEMU_MEMORY_SIZE": "512M",
             "MANAGER_QEMU_SMP_COUNT": "1",
+            "MANAGER_TEMPLATES": "off",
             "MANAGER_POWERDOWN_GRACE": "60s",
         }
 

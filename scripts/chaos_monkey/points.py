@@ -1,4 +1,4 @@
-"""Crash points: a supervisor's steps by name, and a SIGKILL at one of them.
+"""Crash points: a supervisor's steps by name, and a SIGKILL, or a SIGSTOP, at one of them.
 
 Python tells an audit hook of what is about to be done to files, processes and sockets; what has
 no such event (a sync, a QMP command, a call of the agent, a signal by pidfd) is wrapped. A point
@@ -20,20 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_DIGEST = re.compile("^templates/[0-9a-f]{16}")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-def arm(tmp: str, trace: str, die_at: str) -> None:
-    """From now on note the points in ``trace``, if given, and die at ``die_at``, if given."""
-    passing = _Passing(tmp, trace, die_at)
+def arm(tmp: str, trace: str, die_at: str, stop_at: str) -> None:
+    """From now on note the points in ``trace``, and die or stop at one: each if given."""
+    passing = _Passing(tmp, trace, die_at, stop_at)
     sys.addaudithook(passing.audit)
     passing.wrap()
 
 
 class _Passing:
-    def __init__(self, tmp: str, trace: str, die_at: str) -> None:
+    def __init__(self, tmp: str, trace: str, die_at: str, stop_at: str) -> None:
         self._tmp = tmp
         self._die_at = die_at
+        self._stop_at = stop_at
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -48,6 +50,8 @@ class _Passing:
             if name == self._die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
                 signal.pause()
+            if name == self._stop_at:
+                os.kill(os.getpid(), signal.SIGSTOP)
 
     # --- what Python tells of ---
 
@@ -89,6 +93,7 @@ class _Passing:
         if not text.startswith(self._tmp + "/"):
             return ""
         text = _ID.sub("VM", text[len(self._tmp) + 1 :])
+        text = _DIGEST.sub("templates/DIGEST", text)
         # The directory of a VM is understood; drafts and tmp/'s own files are not.
         text = re.sub(r"\.writable-[0-9]+", ".writable", text)
         return text.removeprefix("VM/")
@@ -108,6 +113,9 @@ class _Passing:
         )
         self._around(Journal, "_tell", lambda *_: "tell", after=False)
         self._around_async(Monitor, "execute", lambda _, command, *__: f"QMP {command}")
+        self._around_async(Monitor, "migrate", lambda _, command, *__: f"{command} to its end")
+        self._around_async(Agent, "prepare", lambda *_: "agent Prepare")
+        self._around_async(Agent, "renew", lambda *_: "agent Renew")
         self._around_async(Agent, "run", lambda *_: "agent Run")
         self._around_async(Agent, "wait_ready", lambda *_: "agent ready")
 

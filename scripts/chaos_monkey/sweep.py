@@ -28,6 +28,9 @@ class Scenario:
     :param until: the last step that is of interest; the rest is another scenario's
     :param short: whether some of it are in the short form
     :param adopted: whether the supervisor that is harmed is a second one, and ``act`` its start
+    :param first: whether ``act`` is the start of the first one
+    :param templates: whether VMs are started from a template
+    :param pool: how many are kept ready
     """
 
     name: str
@@ -36,6 +39,9 @@ class Scenario:
     adopted: bool = False
     until: str = ""
     short: bool = False
+    first: bool = False
+    templates: bool = False
+    pool: int = 0
 
 
 def points_of(scenario: Scenario, place: Place, zygote: Zygote) -> list[str]:
@@ -43,13 +49,14 @@ def points_of(scenario: Scenario, place: Place, zygote: Zygote) -> list[str]:
 
     :raises Broken: if the scenario does not even work unharmed
     """
-    case = Case(place, zygote, {})
+    case = _case(scenario, place, zygote)
     trace = Path(f"{case.tmp}.trace")
     passed: list[str] = []
 
     def watch(case: Case) -> None:
         _begin(scenario, case, trace=str(trace))
-        before = 0 if scenario.adopted else len(trace.read_text().splitlines())
+        from_start = scenario.adopted or scenario.first
+        before = 0 if from_start else len(trace.read_text().splitlines())
         scenario.act(case)
         passed.extend(trace.read_text().splitlines()[before:])
 
@@ -63,7 +70,7 @@ def points_of(scenario: Scenario, place: Place, zygote: Zygote) -> list[str]:
 
 def die_at(point: str, scenario: Scenario, place: Place, zygote: Zygote) -> Verdict | None:
     """One crash there and what became of it; None if the supervisor did not come that way."""
-    case = Case(place, zygote, {})
+    case = _case(scenario, place, zygote)
     died = False
 
     def harm(case: Case) -> None:
@@ -85,11 +92,19 @@ def die_at(point: str, scenario: Scenario, place: Place, zygote: Zygote) -> Verd
     return verdict if died or verdict.problems else None
 
 
+def _case(scenario: Scenario, place: Place, zygote: Zygote) -> Case:
+    case = Case(place, zygote, {})
+    case.templates, case.pool = scenario.templates, scenario.pool
+    return case
+
+
 def _begin(scenario: Scenario, case: Case, **launch: str) -> None:
     if scenario.adopted:
         case.serve()
         scenario.before(case)
         case.crash()
+        case.serve(wait=False, **launch)
+    elif scenario.first:
         case.serve(wait=False, **launch)
     else:
         case.serve(**launch)
@@ -181,6 +196,42 @@ def _stop_ending(case: Case) -> None:
     case.wait_dead()
 
 
+def _template(case: Case) -> None:
+    case.until_template()
+
+
+def _template_and_pool(case: Case) -> None:
+    case.until_template()
+    case.until_pool()
+
+
+def _first_template(case: Case) -> None:
+    case.wait_ready()
+    case.until_template()
+    case.wait(
+        lambda: any(one["event"] == "deleted" for one in case.reader.seen),
+        "the removal of what it was made of",
+    )
+
+
+def _cloned(case: Case) -> None:
+    case.run(template="require")
+
+
+def _pooled(case: Case) -> None:
+    case.run()
+    case.until_pool()
+
+
+def _one_of_each_cloned(case: Case) -> None:
+    """Answered and running, held, with its agent, and one that was booted."""
+    case.until_template()
+    case.run(template="require")
+    case.control(case.run(template="require"), "pause")
+    case.run(template="require", hold=True)
+    case.run(template="off")
+
+
 SCENARIOS = (
     Scenario("run", _nothing, _answered, short=True),
     Scenario("graceful shutdown", _answered, _end_gracefully),
@@ -193,4 +244,14 @@ SCENARIOS = (
     ),
     Scenario("a stop that ends VMs", _answered, _stop_ending),
     Scenario("adoption", _one_of_each, _ready, adopted=True, short=True),
+    Scenario("build a template", _nothing, _first_template, first=True, templates=True, short=True),
+    Scenario("run from a template", _template, _cloned, templates=True),
+    Scenario(
+        "adoption with a template and VMs from it",
+        _one_of_each_cloned,
+        _ready,
+        adopted=True,
+        templates=True,
+    ),
+    Scenario("run from the pool", _template_and_pool, _pooled, templates=True, pool=1, short=True),
 )

@@ -21,7 +21,7 @@ from typing import Any
 
 import attrs
 
-from chaos_monkey import clock, points
+from chaos_monkey import clock, haste, points
 
 _PR_SET_CHILD_SUBREAPER = 36
 _MESSAGE = 65536
@@ -34,6 +34,8 @@ class Launch:
     :param log: takes its standard error, appended
     :param trace: takes the names of the crash points as they are passed; empty: none are noted
     :param die_at: the crash point it is killed at
+    :param stop_at: the one it is stopped at, until it is told to go on
+    :param haste: whether waits that are for nobody here are shortened
     :param descriptors: its limit of open files
     :param user: whose name it runs under; empty: the same
     :param clock_s: how far its wall clock is off
@@ -44,6 +46,8 @@ class Launch:
     tmp: str
     trace: str = ""
     die_at: str = ""
+    stop_at: str = ""
+    haste: bool = False
     descriptors: int = 0
     user: str = ""
     clock_s: float = 0.0
@@ -144,8 +148,10 @@ def _become(launch: Launch, main: Any) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (launch.descriptors, hard))
         if launch.clock_s:
             clock.shift(launch.clock_s)
-        if launch.trace or launch.die_at:
-            points.arm(launch.tmp, launch.trace, launch.die_at)
+        if launch.haste:
+            haste.make()
+        if launch.trace or launch.die_at or launch.stop_at:
+            points.arm(launch.tmp, launch.trace, launch.die_at, launch.stop_at)
         main(["serve"])
     except SystemExit as stop:
         code = stop.code or 0
