@@ -19,10 +19,10 @@ from typing import Any
 _MARK_AT = 4096
 _MARK_BYTES = 16
 
-_CAPABILITIES = ("x-ignore-shared", "events")
-
 #: What has to be the same on both sides, or QEMU does not find the devices that the state is of.
+#: It knows them by their places on their buses, not by their ids.
 _MACHINE = ("-machine", "-cpu", "-smp", "-m", "-device")
+_IDS = re.compile(r",(id|drive|netdev)=[^,]*")
 
 
 class Refused(Exception):
@@ -92,9 +92,8 @@ def _values(argv: list[str], option: str) -> list[str]:
     return [value for word, value in itertools.pairwise(argv) if word == option]
 
 
-def enabled(capabilities: list[dict[str, Any]]) -> set[str]:
-    """Of ``migrate-set-capabilities``; all that is needed must be among it."""
-    return {one["capability"] for one in capabilities if one["state"]}
+def _machine(argv: list[str]) -> dict[str, list[str]]:
+    return {option: [_IDS.sub("", value) for value in _values(argv, option)] for option in _MACHINE}
 
 
 def save(
@@ -102,7 +101,7 @@ def save(
 ) -> None:
     """Write the state: which machine and memory it is of, and whether its guest is prepared."""
     state = {
-        "machine": {option: _values(argv, option) for option in _MACHINE},
+        "machine": _machine(argv),
         "mark": memory.mark() if memory else None,
         "without_memory": "x-ignore-shared" in capabilities,
         "prepared": prepared,
@@ -122,8 +121,7 @@ def load(descriptor: int, argv: list[str], memory: Ram | None, capabilities: set
     if hashlib.sha256(body).digest() != digest:
         raise Refused("Not a migration stream\nload of migration failed: Invalid argument")
     state = json.loads(body)
-    own = {option: _values(argv, option) for option in _MACHINE}
-    if state["machine"] != own:
+    if state["machine"] != _machine(argv):
         raise Refused("Unknown savevm section or instance\nload of migration failed")
     if not (state["without_memory"] and "x-ignore-shared" in capabilities):
         raise Refused("Length mismatch: ram\nload of migration failed: Invalid argument")

@@ -144,6 +144,8 @@ class World:
         self.qemu = directory / "qemu"
         self.image = directory / "base.qcow2"
         self.ports = free_range()
+        #: Of every supervisor here, unless it is started with others.
+        self.settings: dict[str, str] = {}
         self._guests = guests
         #: Left by supervisors of this process, whose children they stay; see `reap`.
         self._left: list[trio.Process] = []
@@ -166,6 +168,7 @@ class World:
             "MANAGER_QEMU_OVMF_CODE_FILE": str(self.directory / "CODE.fd"),
             "MANAGER_QEMU_OVMF_VARS_FILE": str(self.directory / "VARS.fd"),
             "MANAGER_QEMU_HOST_FWD_RANGE": f"{first}-{last}",
+            **self.settings,
             **settings,
         }
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 IMAGE = Path(__file__).parents[2] / "img" / "guest.qcow2"
 
@@ -39,6 +39,22 @@ class Supervisor:
     http: httpx.Client
     grpc_port: int
     log: list[dict[str, Any]]
+
+    def get(self, path: str) -> dict[str, Any]:
+        answer = self.http.get(path)
+        assert answer.status_code == 200, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+    def until(self, path: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """What is answered there, once this is so of it: it is asked again at each event."""
+        deadline = time.monotonic() + PATIENCE_S
+        with self.http.stream("GET", "/events") as events:
+            lines = events.iter_lines()
+            while not condition(answer := self.get(path)):
+                assert time.monotonic() < deadline, answer
+                next(lines)
+        return answer
 
     def run(self, computation: bytes, **wishes: Any) -> dict[str, Any]:
         answer = self.http.post("/run", json={"computation": list(computation), **wishes})
@@ -130,6 +146,8 @@ def _process(tmp: Path, settings: Mapping[str, str]) -> Iterator[Supervisor]:
         "MANAGER_QEMU_DISK_IMG_FILE": str(IMAGE),
         "MANAGER_QEMU_MEMORY_SIZE": "512M",
         "MANAGER_QEMU_SMP_COUNT": "2",
+        # Most tests are of boots; the guest that becomes a template would only take their time.
+        "MANAGER_TEMPLATES": "off",
         **settings,
     }  # fmt: skip
     command = [sys.executable, "-m", "supervisor", "serve"]

@@ -1,0 +1,145 @@
+"""What the tests of templates, clones and the pool share: an image that allows them, and waits."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from supervisor.guest.manifest import File, Manifest
+from tests.fake.world import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import httpx
+    import pytest
+
+    from tests.fake.guest import Guest
+    from tests.fake.world import World
+
+#: Many of these fit on any host.
+SMALL = {"MANAGER_QEMU_MEMORY_SIZE": "16M", "MANAGER_QEMU_SMP_COUNT": "1"}
+
+#: Of supervisors whose clones do not come up. Two seconds: a stand-in takes half of one to start.
+IMPATIENT = {"MANAGER_CLONE_TIMEOUT": "2s"}
+
+
+def clonable(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The world, with an image that may be copied while it runs."""
+    declare(world.image)
+    world.settings |= SMALL
+    # The stand-in has come to rest when it says so.
+    monkeypatch.setattr("supervisor.builder._SETTLE_S", 0.0)
+    return world
+
+
+def declare(image: Path, *, clone_safe: bool = True) -> None:
+    """Write the manifest beside the image as it is now."""
+    Manifest(
+        agent="program",
+        clone_safe=clone_safe,
+        kernel="vmlinuz",
+        command_line="console=ttyS0",
+        built_at="2024-01-01T00:00:00Z",
+        packages={},
+        files={image.name: File.of(image)},
+    ).write(image.parent)
+
+
+def change(image: Path) -> None:
+    """Put another image in its place; the manifest stays that of the one before."""
+    new = image.with_suffix(".new")
+    size = str(image.stat().st_size + 2**20)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(new), size], check=True)
+    new.rename(image)
+
+
+async def until(http: httpx.AsyncClient, path: str, condition: Callable[[Any], bool]) -> Any:
+    """What is answered there, once this is so of it."""
+    with trio.fail_after(PATIENCE_S):
+        while True:
+            answer = await http.get(path)
+            if answer.status_code == 200 and condition(answer.json()):
+                return answer.json()
+
+
+def in_state(listed: dict[str, Any], state: str) -> list[dict[str, Any]]:
+    """Of what ``GET /templates`` answers."""
+    return [one for one in listed["templates"] if one["state"] == state]
+
+
+async def ready(http: httpx.AsyncClient) -> dict[str, Any]:
+    """The template that is ready, once there is one, and nothing is left of its builder."""
+
+    def is_there(listed: dict[str, Any]) -> bool:
+        return [one["vm"] for one in in_state(listed, "ready")] == [None]
+
+    (one,) = in_state(await until(http, "/templates", is_there), "ready")
+    return dict(one)
+
+
+async def failed(http: httpx.AsyncClient) -> dict[str, Any]:
+    """The template that could not be made, once that is known."""
+    listed = await until(http, "/templates", lambda listed: bool(in_state(listed, "failed")))
+    (one,) = in_state(listed, "failed")
+    return dict(one)
+
+
+async def pool(http: httpx.AsyncClient, size: int, *others: str) -> list[str]:
+    """Ids of the VMs that wait in the pool, once so many are ready there beside these others."""
+
+    def waiting(listed: Any) -> list[str]:
+        rows = [one for one in listed["vms"] if one["purpose"] == "pool" and one["agent_ready"]]
+        return [one["id"] for one in rows if not one["ended"] and one["id"] not in others]
+
+    return waiting(await until(http, "/vms", lambda listed: len(waiting(listed)) == size))
+
+
+async def post(
+    http: httpx.AsyncClient, computation: bytes = b"{}", *, key: str = "", **members: Any
+) -> httpx.Response:
+    headers = {"Idempotency-Key": key} if key else {}
+    body = {"computation": list(computation), **members}
+    return await http.post("/run", json=body, headers=headers)
+
+
+async def show(http: httpx.AsyncClient, vm_id: str) -> dict[str, Any]:
+    answer = await http.get(f"/vms/{vm_id}")
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def run(http: httpx.AsyncClient, **members: Any) -> dict[str, Any]:
+    """The VM of a run that must succeed, as ``GET /vms/<id>`` shows it after the answer."""
+    answer = await post(http, **members)
+    assert answer.status_code == 200, answer.text
+    return await show(http, answer.json()["id"])
+
+
+async def guest_of(world: World, vm_id: str) -> Guest:
+    """The next run of the stand-in for this VM; those before it are not asked for any more."""
+    with trio.fail_after(PATIENCE_S):
+        while True:
+            guest = await world.guest()
+            if guest.vm_id == vm_id:
+                return guest
+
+
+def is_clone(shown: dict[str, Any]) -> bool:
+    """Whether QEMU was started to restore a state."""
+    return "-incoming" in shown["argv"]
+
+
+def timing(answer: httpx.Response) -> dict[str, float]:
+    """Server-Timing: milliseconds by step, in order."""
+    entries = [one.strip().split(";dur=") for one in answer.headers["Server-Timing"].split(",")]
+    return {name: float(duration) for name, duration in entries}
+
+
+async def metrics(http: httpx.AsyncClient) -> dict[str, float]:
+    lines = (await http.get("/metrics")).text.splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, value in pairs}

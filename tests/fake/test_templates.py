@@ -1,0 +1,507 @@
+"""Templates: how they come about and go, and what is told of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from supervisor.config import OnStop
+from tests.fake.clones import (
+    change,
+    clonable,
+    declare,
+    failed,
+    guest_of,
+    in_state,
+    is_clone,
+    post,
+    ready,
+    run,
+    show,
+    until,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import httpx
+
+    from tests.fake.world import Supervisor, World
+
+FILES = {
+    *("ram", "state", "overlay.qcow2", "firmware_vars.fd", "clone.qcow2", "manifest.json"),
+}
+
+
+@pytest.fixture
+def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    return clonable(world, monkeypatch)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has failed is tried again at once."""
+    monkeypatch.setattr("supervisor.builder._RETRY_S", 0.001)
+    monkeypatch.setattr("supervisor.builder._LONGEST_RETRY_S", 0.001)
+    monkeypatch.setattr("supervisor.builder._LOOK_S", 0.001)
+
+
+def directories(world: World) -> set[str]:
+    home = world.tmp / "templates"
+    return {path.name for path in home.iterdir()} if home.exists() else set()
+
+
+async def listed(http: httpx.AsyncClient) -> dict[str, Any]:
+    return dict((await http.get("/templates")).json())
+
+
+async def gone(http: httpx.AsyncClient, path: Path) -> None:
+    """Return once there is no such file."""
+    await until(http, "/health", lambda _: not path.exists())
+
+
+# --- how one comes about --------------------------------------------------------------------
+
+
+async def test_template_is_built_at_start_and_listed(world: World) -> None:
+    async with world.serve() as supervisor:
+        one = await ready(supervisor.http)
+        assert one.keys() == {
+            *("digest", "state", "vm", "problem", "since"),
+            *("built_in_s", "size_bytes", "clones", "failures"),
+        }
+        assert (one["vm"], one["problem"], one["clones"], one["failures"]) == (None, None, 0, 0)
+        assert one["built_in_s"] > 0
+        assert one["size_bytes"] > 0
+        all_of_it = await listed(supervisor.http)
+        assert (all_of_it["use"], all_of_it["possible"], all_of_it["why"]) == ("auto", True, None)
+        assert directories(world) == {one["digest"]}
+        files = {file.name for file in (world.tmp / "templates" / one["digest"]).iterdir()}
+        assert files == FILES
+
+
+async def test_guest_is_frozen_when_it_is_prepared(world: World) -> None:
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        builder = await world.guest()
+        await builder.until("end")
+        seen = [one["saw"] for one in builder.seen if "query-" not in one["saw"]]
+        assert seen[seen.index("Prepare") :] == [
+            *("Prepare", "stop", "getfd", "migrate-set-capabilities", "migrate", "quit"),
+        ]
+        assert "Run" not in seen
+        assert "system_powerdown" not in seen
+
+
+async def test_builder_is_a_vm_like_others(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve() as supervisor:
+        builder = await world.guest()
+        shown = await show(supervisor.http, builder.vm_id)
+        assert (shown["purpose"], shown["template"]) == ("template", None)
+        (row,) = (await supervisor.http.get("/vms")).json()["vms"]
+        assert (row["id"], row["purpose"]) == (builder.vm_id, "template")
+        (one,) = (await listed(supervisor.http))["templates"]
+        assert (one["state"], one["vm"]) == ("building", builder.vm_id)
+        path = f"/vms/{builder.vm_id}"
+        shown = await until(supervisor.http, path, lambda vm: vm["state"] == "running")
+        argv = " ".join(shown["argv"])
+        ram = world.tmp / builder.vm_id / "ram"
+        assert f"memory-backend-file,id=ram,size={16 * 2**20},mem-path={ram},share=on" in argv
+        assert "memory-backend=ram" in argv
+        assert "-device vmgenid,guid=auto" in argv
+        await builder.order("start-agent", kind="recorder")
+        await ready(supervisor.http)
+        await gone(supervisor.http, world.tmp / builder.vm_id)
+
+
+async def test_there_is_one_builder_however_many_runs_come(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve(MANAGER_MAX_VMS="30") as supervisor:
+        builder = await world.guest()
+        await builder.until("cont")
+        world.scenario()
+        shown: list[dict[str, Any]] = []
+
+        async def one() -> None:
+            shown.append(await run(supervisor.http))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(one)
+        assert len(shown) == 10
+        assert not any(map(is_clone, shown))
+        assert len((await listed(supervisor.http))["templates"]) == 1
+        await builder.order("start-agent", kind="recorder")
+        digest = (await ready(supervisor.http))["digest"]
+        assert (await run(supervisor.http))["template"] == digest
+        assert [(await world.guest()).vm_id != builder.vm_id for _ in range(11)] == [True] * 11
+        assert directories(world) == {digest}
+
+
+async def test_runs_that_require_it_wait_for_it(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve(MANAGER_MAX_VMS="20") as supervisor:
+        builder = await world.guest()
+        await builder.until("cont")
+        world.scenario()
+        shown: list[dict[str, Any]] = []
+
+        async def one() -> None:
+            shown.append(await run(supervisor.http, template="require"))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(one)
+            # One that does not require it is served meanwhile.
+            assert not is_clone(await run(supervisor.http))
+            assert not shown
+            await builder.order("start-agent", kind="recorder")
+        digest = (await ready(supervisor.http))["digest"]
+        assert [vm["template"] for vm in shown] == [digest] * 4
+        assert all(map(is_clone, shown))
+
+
+# --- where there is none --------------------------------------------------------------------
+
+
+def without_manifest(world: World) -> None:
+    (world.image.parent / "manifest.json").unlink()
+
+
+def not_clone_safe(world: World) -> None:
+    declare(world.image, clone_safe=False)
+
+
+def of_another_image(world: World) -> None:
+    change(world.image)
+
+
+def that_is_none(world: World) -> None:
+    (world.image.parent / "manifest.json").write_text("{")
+
+
+def of_other_files(world: World) -> None:
+    file = world.image.parent / "manifest.json"
+    file.write_text(file.read_text().replace(world.image.name, "other.qcow2"))
+
+
+@pytest.mark.parametrize(
+    "spoil", [without_manifest, not_clone_safe, of_another_image, that_is_none, of_other_files]
+)
+async def test_image_that_is_not_declared_clone_safe(world: World, spoil: Any) -> None:
+    spoil(world)
+    async with world.serve() as supervisor:
+        refused = await post(supervisor.http, template="require")
+        assert refused.status_code == 409
+        assert refused.headers["Content-Type"] == "application/problem+json"
+        all_of_it = await listed(supervisor.http)
+        assert (all_of_it["possible"], all_of_it["templates"]) == (False, [])
+        assert all_of_it["why"] in refused.json()["detail"]
+        assert "manifest" in all_of_it["why"]
+        shown = await run(supervisor.http)
+        assert not is_clone(shown)
+        assert (shown["purpose"], shown["template"]) == ("run", None)
+        # Nobody was started but for this run.
+        assert (await world.guest()).vm_id == shown["id"]
+        assert not directories(world)
+
+
+async def test_templates_that_are_off(world: World) -> None:
+    async with world.serve(MANAGER_TEMPLATES="off") as supervisor:
+        all_of_it = await listed(supervisor.http)
+        assert (all_of_it["use"], all_of_it["possible"]) == ("off", False)
+        assert "MANAGER_TEMPLATES" in all_of_it["why"]
+        for wish in ({}, {"template": "auto"}, {"template": "off"}):
+            shown = await run(supervisor.http, **wish)
+            assert not is_clone(shown)
+            assert (await world.guest()).vm_id == shown["id"]
+        refused = await post(supervisor.http, template="require")
+        assert refused.status_code == 409
+        assert not directories(world)
+
+
+@pytest.mark.parametrize("template", ["maybe", "", None, 1, "AUTO"])
+async def test_wish_that_makes_no_sense(world: World, template: object) -> None:
+    async with world.serve(MANAGER_TEMPLATES="off") as supervisor:
+        refused = await post(supervisor.http, template=template)
+        assert refused.status_code == 400
+        assert refused.json()["member"] == "template"
+
+
+# --- what becomes of it when its image is another one ---------------------------------------
+
+
+async def test_template_of_an_earlier_image_goes_with_its_last_clone(world: World) -> None:
+    async with world.serve() as supervisor:
+        old = (await ready(supervisor.http))["digest"]
+        clone = await run(supervisor.http)
+        change(world.image)
+        declare(world.image)
+        await run(supervisor.http)  # whoever asks next finds it out
+        new = (await ready(supervisor.http))["digest"]
+        assert new != old
+        (stale,) = in_state(await listed(supervisor.http), "stale")
+        assert (stale["digest"], stale["clones"]) == (old, 1)
+        assert (await run(supervisor.http, template="require"))["template"] == new
+        assert (await show(supervisor.http, clone["id"]))["state"] == "running"
+        assert directories(world) == {old, new}
+        await supervisor.http.delete(f"/vms/{clone['id']}")
+        await until(supervisor.http, "/templates", lambda now: not in_state(now, "stale"))
+        await gone(supervisor.http, world.tmp / "templates" / old)
+        assert directories(world) == {new}
+
+
+async def test_image_without_a_manifest_of_its_own_is_not_clone_safe(world: World) -> None:
+    async with world.serve() as supervisor:
+        old = (await ready(supervisor.http))["digest"]
+        change(world.image)
+        shown = await run(supervisor.http)
+        assert not is_clone(shown)
+        refused = await post(supervisor.http, template="require")
+        assert refused.status_code == 409
+        assert "of another image" in refused.json()["detail"]
+        await until(supervisor.http, "/templates", lambda now: not now["templates"])
+        await gone(supervisor.http, world.tmp / "templates" / old)
+
+
+async def test_disk_that_is_kept_keeps_its_template(world: World) -> None:
+    async with world.serve() as supervisor:
+        old = (await ready(supervisor.http))["digest"]
+        clone = await run(supervisor.http, keep_disk=True)
+        await supervisor.http.post(f"/vms/{clone['id']}/shutdown")
+        change(world.image)
+        declare(world.image)
+        await run(supervisor.http)
+        new = (await ready(supervisor.http))["digest"]
+        assert directories(world) == {old, new}
+        await supervisor.leave(*[await guest_of(world, vm.id) for vm in alive(supervisor)])
+    async with world.serve() as supervisor:
+        assert (await ready(supervisor.http))["digest"] == new
+        assert [one["digest"] for one in in_state(await listed(supervisor.http), "stale")] == [old]
+        backing = (world.tmp / "templates" / old / "overlay.qcow2").stat()
+        assert backing.st_size > 0
+        await supervisor.http.delete(f"/vms/{clone['id']}")
+        await gone(supervisor.http, world.tmp / "templates" / old)
+
+
+def alive(supervisor: Supervisor) -> list[Any]:
+    return [vm for vm in supervisor.running.service.vms.values() if not vm.ended]
+
+
+async def test_image_that_is_changed_while_the_template_is_built(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve() as supervisor:
+        builder = await world.guest()
+        await builder.until("cont")
+        (old,) = (await listed(supervisor.http))["templates"]
+        world.scenario()
+        change(world.image)
+        declare(world.image)
+        await builder.order("start-agent", kind="recorder")
+        shown = await run(supervisor.http)
+        assert not is_clone(shown)
+        one = await ready(supervisor.http)
+        if one["digest"] == old["digest"]:  # and nothing is started from it
+            assert (await run(supervisor.http))["template"] != old["digest"]
+            await until(
+                supervisor.http,
+                "/templates",
+                lambda now: [one["digest"] for one in in_state(now, "ready")] != [old["digest"]],
+            )
+            one = await ready(supervisor.http)
+        assert (await run(supervisor.http, template="require"))["template"] == one["digest"]
+        await gone(supervisor.http, world.tmp / "templates" / old["digest"])
+
+
+# --- when it cannot be made -----------------------------------------------------------------
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "process exits": {"exits": 1, "says": "no such machine"},
+    "agent never comes": {"agent": "none"},
+    "agent is deaf": {"agent": "deaf"},
+    "guest refuses": {"prepare": "refuse"},
+    "guest does not answer": {"prepare": "silence"},
+    "migration fails": {"migration": "fails"},
+    "QEMU refuses": {"refuses": {"migrate": ("GenericError", "not this machine")}},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_template_that_cannot_be_made(world: World, fault: str) -> None:
+    world.scenario(**FAULTS[fault])
+    async with world.serve(MANAGER_BOOT_TIMEOUT="1s") as supervisor:
+        one = await failed(supervisor.http)
+        assert one["problem"]
+        assert one["vm"] is None
+        builder = list(supervisor.running.service.vms.values())[:1]
+        for vm in builder:
+            await vm.wait_ended()
+        world.scenario()
+        refused = await post(supervisor.http, template="require")
+        assert refused.status_code == 409
+        assert one["problem"] in refused.json()["detail"]
+        shown = await run(supervisor.http)
+        assert not is_clone(shown)
+        assert not directories(world)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_it_is_tried_again(world: World) -> None:
+    world.scenario(prepare="refuse")
+    async with world.serve() as supervisor:
+        for _ in range(3):
+            builder = await world.guest()
+            await builder.until("Prepare")
+            await builder.until("end")
+        world.scenario()
+        digest = (await ready(supervisor.http))["digest"]
+        assert (await run(supervisor.http))["template"] == digest
+
+
+@pytest.mark.parametrize("moment", ["cont", "Prepare", "migrate"])
+async def test_builder_that_dies(world: World, moment: str) -> None:
+    behaviour = {"cont": {"agent": "none"}, "Prepare": {"prepare": "silence"}}
+    world.scenario(**behaviour.get(moment, {"migration": "hangs"}))
+    async with world.serve() as supervisor:
+        builder = await world.guest()
+        await builder.until(moment)
+        await builder.exit(-9)
+        await builder.until("end")
+        assert (await failed(supervisor.http))["problem"]
+        world.scenario()
+        assert not is_clone(await run(supervisor.http))
+        assert not directories(world)
+
+
+async def test_migration_that_hangs_is_not_waited_for_for_ever(world: World) -> None:
+    world.scenario(migration="hangs")
+    async with world.serve(MANAGER_START_TIMEOUT="1s") as supervisor:
+        builder = await world.guest()
+        await builder.until("migrate")
+        assert (await failed(supervisor.http))["problem"]
+        await builder.until("end")
+
+
+@pytest.mark.usefixtures("soon")
+async def test_builder_that_somebody_deletes(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve() as supervisor:
+        builder = await world.guest()
+        await builder.until("cont")
+        world.scenario()
+        assert (await supervisor.http.delete(f"/vms/{builder.vm_id}")).status_code == 204
+        digest = (await ready(supervisor.http))["digest"]
+        assert (await run(supervisor.http))["template"] == digest
+
+
+async def test_stop_while_it_is_built(world: World) -> None:
+    world.scenario(agent="none")
+    for how in (OnStop.LEAVE, OnStop.END):
+        async with world.serve() as supervisor:
+            builder = await world.guest()
+            await builder.until("cont")
+            supervisor.running.stop(how)
+            await builder.until("end")
+        assert not directories(world)
+
+
+# --- what the next supervisor makes of it ---------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["cont", "Prepare", "migrate"])
+async def test_supervisor_that_is_killed_while_it_is_built(world: World, moment: str) -> None:
+    behaviour = {"cont": {"agent": "none"}, "Prepare": {"prepare": "silence"}}
+    world.scenario(**behaviour.get(moment, {"migration": "hangs"}))
+    async with world.serve_apart() as apart:
+        builder = await world.guest()
+        await builder.until(moment)
+        await apart.kill()
+    world.scenario()
+    async with world.serve() as supervisor:
+        await builder.until("end")
+        digest = (await ready(supervisor.http))["digest"]
+        await gone(supervisor.http, world.tmp / builder.vm_id)
+        assert directories(world) == {digest}
+        assert (await run(supervisor.http))["template"] == digest
+
+
+async def test_template_that_was_not_finished_is_removed(world: World) -> None:
+    async with world.serve() as supervisor:
+        digest = (await ready(supervisor.http))["digest"]
+    home = world.tmp / "templates"
+    shutil.copytree(home / digest, home / "unfinished")
+    (home / "unfinished" / "manifest.json").unlink()
+    (home / digest / "manifest.json").unlink()
+    builder = await world.guest()
+    async with world.serve() as supervisor:
+        assert (await ready(supervisor.http))["digest"] == digest
+        again = await world.guest()
+        assert again.vm_id != builder.vm_id
+        assert directories(world) == {digest}
+
+
+@pytest.mark.parametrize("way", ["left", "killed"])
+async def test_template_and_its_clones_outlive_their_supervisor(world: World, way: str) -> None:
+    if way == "left":
+        async with world.serve() as supervisor:
+            before = await ready(supervisor.http)
+            clone = await run(supervisor.http)
+            guest = await guest_of(world, clone["id"])
+            await supervisor.leave(guest)
+    else:
+        async with world.serve_apart() as apart:
+            before = await ready(apart.http)
+            clone = await run(apart.http)
+            guest = await guest_of(world, clone["id"])
+            await apart.kill()
+    os.kill(guest.pid, 0)
+    async with world.serve() as supervisor:
+        after = await ready(supervisor.http)
+        assert (after["digest"], after["clones"]) == (before["digest"], 1)
+        assert after["size_bytes"] == before["size_bytes"]
+        vm = supervisor.vm(clone["id"])
+        await vm.until(lambda: vm.relay.agent_ready)
+        shown = await show(supervisor.http, clone["id"])
+        for name in ("pid", "state", "template", "purpose", "argv", "relay"):
+            assert shown[name] == clone[name], name
+        # No other was built: the next guest is this run's.
+        again = await run(supervisor.http)
+        assert again["template"] == before["digest"]
+        assert (await world.guest()).vm_id == again["id"]
+        for vm_id in (clone["id"], again["id"]):
+            ended = await supervisor.http.post(f"/vms/{vm_id}/shutdown")
+            assert ended.json()["reason"] == "guest-shutdown"
+        await guest.until("end")
+        assert (guest.count("Renew"), guest.count("Run")) == (1, 1)
+        assert (await ready(supervisor.http))["clones"] == 0
+
+
+async def test_template_whose_image_was_changed_meanwhile(world: World) -> None:
+    async with world.serve() as supervisor:
+        old = (await ready(supervisor.http))["digest"]
+    change(world.image)
+    declare(world.image)
+    async with world.serve() as supervisor:
+        assert (await ready(supervisor.http))["digest"] != old
+        await gone(supervisor.http, world.tmp / "templates" / old)
+
+
+async def test_orphaned_builder_is_ended_by_its_process_id(world: World) -> None:
+    """Its QEMU had been stopped by somebody, so that it cannot be asked to quit."""
+    world.scenario(agent="none")
+    async with world.serve_apart() as apart:
+        builder = await world.guest()
+        await builder.until("cont")
+        await apart.kill()
+    os.kill(builder.pid, signal.SIGSTOP)
+    world.scenario()
+    settings = {"MANAGER_QUIT_GRACE": "10ms", "MANAGER_TERM_GRACE": "10ms"}
+    async with world.serve(**settings) as supervisor:
+        await builder.until("end")
+        await ready(supervisor.http)
