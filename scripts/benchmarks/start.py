@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import psutil
 from rich.console import Console
+from rich.markup import escape
 
 from benchmarks import (
     client,
@@ -163,7 +164,7 @@ def _last(samples: Samples, way: str) -> str:
 
 
 def _say(text: str) -> None:
-    console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {text}", highlight=False)
+    console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {escape(text)}", highlight=False)
 
 
 def _write(
@@ -181,6 +182,8 @@ def _write(
     rounded = json.loads(json.dumps(result), parse_float=lambda digits: round(float(digits), 6))
     file.write_text(json.dumps(rounded, indent=2) + "\n")
     _say(f"written: {file}")
+    if not samples.phases:
+        return
     try:
         from benchmarks import picture  # needs what is installed only for it
 
