@@ -45,6 +45,7 @@ class Builder:
             self._templates.wanted = trio.Event()
             recipe = await self._templates.look()
             await self._remove_unused(recipe)
+            self._templates.looked = True
             if recipe and recipe.digest not in self._templates.entries:
                 await self._build(recipe)
             with trio.move_on_after(_LOOK_S):
@@ -64,12 +65,14 @@ class Builder:
 
     async def _build(self, recipe: Recipe) -> None:
         """Make it. What keeps it from that is told, and is tried again after a while."""
+        path = template.directory(self._config.qemu.tmp) / recipe.digest
+        entry = Entry(Template(path), TemplateState.BUILDING)
+        self._templates.entries[recipe.digest] = entry
         vm = await self._service.start(Purpose.TEMPLATE)
         if vm is None:
+            del self._templates.entries[recipe.digest]
             return
-        path = template.directory(self._config.qemu.tmp) / recipe.digest
-        entry = Entry(Template(path), TemplateState.BUILDING, vm.id)
-        self._templates.entries[recipe.digest] = entry
+        entry.vm_id = vm.id
         log.info("template: building", template=recipe.digest, vm=vm.id)
         began = trio.current_time()
         try:
@@ -112,7 +115,13 @@ class Builder:
             )
         # The guest sees its last connection go, and has nothing to do any more: nothing tells when.
         await trio.sleep(_SETTLE_S)
-        await _freeze(vm)
+        timeout_s = self._config.life.start_timeout_s
+        with trio.move_on_after(timeout_s) as patience:
+            await _freeze(vm)
+        if patience.cancelled_caught:
+            raise TemplateError(
+                f"VM {vm.id} was not frozen within {timeout_s:g} s, see MANAGER_START_TIMEOUT"
+            )
         if vm.record.recipe != recipe.digest:
             raise TemplateError("what VMs are made of was changed meanwhile")
         await trio.to_thread.run_sync(entry.template.take, vm.rundir, recipe)

@@ -47,26 +47,27 @@ class Pool:
         ]
         return sorted(mine, key=lambda vm: not vm.relay.agent_ready)
 
-    def pick(self, use: TemplateUse, *, ready: bool) -> Vm | None:
+    def pick(self, use: TemplateUse, recipe: str, *, ready: bool) -> Vm | None:
         """A VM for a run that wishes so for a template: a ready one, or also one that will be.
 
         Nobody else is given it any more.
+
+        :param recipe: of what VMs are made of now
         """
         for vm in self.vms:
-            cloned = vm.record.template is not None
-            known = vm.relay.agent_ready
-            fits = use is TemplateUse.AUTO or (known and cloned is (use is TemplateUse.REQUIRE))
-            if fits and (known or not ready):
+            fits = use is TemplateUse.AUTO or _kind(vm) is use
+            present = vm.record.recipe in ("", recipe)
+            if fits and present and (vm.relay.agent_ready or not ready):
                 vm.spoken_for = True
                 self.taken.set()
                 return vm
         return None
 
-    def make_room(self) -> None:
-        """End one, for a run that must have another kind of VM and has no room."""
+    async def make_room(self) -> None:
+        """End one, if there is one, for a run that must have another kind of VM."""
         for vm in self.vms[-1:]:
             log.info("pool: giving up", vm=vm.id, why="a run needs its room")
-            self._service.discard(vm)
+            await self._service.discard(vm).wait()
 
     async def keep(self) -> None:
         """Fill it, one VM at a time, and replace what has waited for too long."""
@@ -114,8 +115,19 @@ class Pool:
                 self._service.discard(vm)
 
     def _may_grow(self) -> bool:
-        if len(self.vms) >= self._config.pool_size or self._service.templates.is_building:
+        templates = self._service.templates
+        if len(self.vms) >= self._config.pool_size:
+            return False
+        if templates.is_building or not templates.looked:
             return False  # a template that comes makes better ones
         # The host could give one more VM all that it may come to use.
         need = self._service.config.qemu.memory_bytes
         return bool(psutil.virtual_memory().available >= need)
+
+
+def _kind(vm: Vm) -> TemplateUse | None:
+    """Which wish a VM fits that is not ``auto``; None if that is not decided yet."""
+    if vm.record.template:
+        return TemplateUse.REQUIRE
+    cold = vm.record.recipe or vm.record.wishes.template is TemplateUse.OFF
+    return TemplateUse.OFF if cold else None

@@ -117,13 +117,14 @@ class Service:
         asked_s = boottime_s()
         if wishes.template is TemplateUse.REQUIRE:
             await self.templates.ready()
-        if vm := self.pool.pick(wishes.template, ready=True):
+        recipe = await self.templates.present() if self.pool.vms else ""
+        if vm := self.pool.pick(wishes.template, recipe, ready=True):
             return await self._take(vm, computation, wishes, asked_s)
         need = Need.of(self.config.qemu)
         if not self.admission.try_enter(need):
-            if vm := self.pool.pick(wishes.template, ready=False):
+            if vm := self.pool.pick(wishes.template, recipe, ready=False):
                 return await self._take(vm, computation, wishes, asked_s)
-            self.pool.make_room()
+            await self.pool.make_room()
             try:
                 await self.admission.enter(need)
             except AtCapacity as error:

@@ -85,6 +85,8 @@ class Templates:
         self.entries: dict[str, Entry] = {}
         self.obstacle: str | None = None
         self.wanted = trio.Event()
+        #: Whether it is known by now if a template is to be built.
+        self.looked = False
         self.restored = 0
         self.fallen_back = 0
         self._config = config

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import grpc
 
+from .computation import remarshal
 from .refusal import Refusal
 from .wire import decode_fields
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SETTLE_TIMEOUT_S = 30.0
 MIN_ENTROPY_BYTES = 32
+# It takes all ways through what answers Run, and so loads what they load.
+COMPUTATION = b'{"id": "1", "start_time": "2024-01-01T00:00:00.5Z", "metadata": {"a": [1e30]}}'
 WAITS = "this guest is one of many alike, and refuses all calls until CloneService.Renew"
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # What a host may be called (RFC 1123), as long as Linux lets it be.
@@ -83,7 +86,7 @@ class Clones:
                 self._settle(time.monotonic() + SETTLE_TIMEOUT_S)
                 self._warm_up()
                 self._guest.drop_caches()
-                self._guest.keep_waiting()
+                self._guest.have_it_wait()
             except OSError as error:
                 self._agent.release()
                 why = f"the guest cannot be prepared: {error}"
@@ -126,11 +129,11 @@ class Clones:
         """Does now what every copy would do for itself when it first needs it."""
         # These are what the agent imports where it needs them, to be up sooner.
         import base64  # noqa: F401
-        import decimal  # noqa: F401
         import random
         import tempfile  # noqa: F401
 
         self._reseed = random.seed
+        remarshal(COMPUTATION)
         # What is alive now stays, and need not be gone over, hence copied, by a clone.
         gc.collect()
         gc.freeze()

@@ -13,8 +13,10 @@ import time
 
 # init makes these, once the network has an address and once no module is left to load.
 SETTLED = ("/run/address", "/run/loaded")
-# There while the guest waits for its renewal: an agent that crashes meanwhile is started again.
+# Empty while the guest waits for its renewal, so that an agent that is started again knows.
 WAITS = "/run/waits-for-renewal"
+FILES = ("/etc/hostname", "/etc/machine-id", "/etc/hosts", WAITS)
+RANDOM = "/dev/urandom"
 POLL_S = 0.05
 
 RNDADDENTROPY = 1 << 30 | 8 << 16 | ord("R") << 8 | 3  # _IOW('R', 3, two ints)
@@ -24,6 +26,9 @@ RNDRESEEDCRNG = ord("R") << 8 | 7  # _IO('R', 7)
 class Guest:
     """The guest that this process runs in, as root. Its methods raise OSError."""
 
+    def __init__(self) -> None:
+        self._opened: dict[str, int] = {}
+
     def wait_until_settled(self, deadline: float) -> bool:
         """Whether init has brought everything up before *deadline*, a monotonic time."""
         while not all(map(os.path.exists, SETTLED)):
@@ -32,20 +37,23 @@ class Guest:
             time.sleep(POLL_S)
         return True
 
-    def waits(self) -> bool:
-        """Whether an agent before this one has had the guest wait for its renewal."""
-        return os.path.exists(WAITS)
-
-    def keep_waiting(self) -> None:
-        _write(WAITS, b"")
-
-    def wait_no_more(self) -> None:
-        os.unlink(WAITS)
-
     def drop_caches(self) -> None:
         """Frees what the kernel can do without, and puts free memory together."""
         for name, value in (("drop_caches", b"3"), ("compact_memory", b"1")):
-            _write(f"/proc/sys/vm/{name}", value)
+            self._put(f"/proc/sys/vm/{name}", value)
+
+    def waits(self) -> bool:
+        """Whether the guest waits for its renewal, perhaps since an agent before this one."""
+        return os.path.exists(WAITS) and not os.path.getsize(WAITS)
+
+    def have_it_wait(self) -> None:
+        """Opens, and empties, what a renewal writes to: that is not for each copy to do."""
+        for path in FILES:
+            self._opened[path] = _open(path)
+        self._opened[RANDOM] = os.open(RANDOM, os.O_WRONLY)
+
+    def wait_no_more(self) -> None:
+        self._put(WAITS, b"no\n")
 
     def set_clock(self, unix_time_ns: int) -> None:
         time.clock_settime_ns(time.CLOCK_REALTIME, unix_time_ns)
@@ -53,7 +61,9 @@ class Guest:
     def add_entropy(self, entropy: bytes) -> None:
         """Has the kernel draw all further random numbers from *entropy* as well."""
         pool = struct.pack("=ii", 8 * len(entropy), len(entropy)) + entropy
-        device = os.open("/dev/urandom", os.O_WRONLY)
+        device = self._opened.pop(RANDOM, -1)
+        if device < 0:
+            device = os.open(RANDOM, os.O_WRONLY)
         try:
             fcntl.ioctl(device, RNDADDENTROPY, bytearray(pool))
             fcntl.ioctl(device, RNDRESEEDCRNG)
@@ -63,16 +73,20 @@ class Guest:
     def rename(self, hostname: str, machine_id: str) -> None:
         """*machine_id* is 32 hexadecimal digits, as systemd's machine-id(5) has them."""
         socket.sethostname(hostname)
-        _write("/etc/hostname", f"{hostname}\n".encode())
-        _write("/etc/machine-id", f"{machine_id}\n".encode())
+        self._put("/etc/hostname", f"{hostname}\n".encode())
+        self._put("/etc/machine-id", f"{machine_id}\n".encode())
         hosts = f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hostname}\n"
-        _write("/etc/hosts", hosts.encode())
+        self._put("/etc/hosts", hosts.encode())
+
+    def _put(self, path: str, content: bytes) -> None:
+        file = self._opened.pop(path, -1)
+        if file < 0:
+            file = _open(path)
+        try:
+            os.write(file, content)
+        finally:
+            os.close(file)
 
 
-def _write(path: str, content: bytes) -> None:
-    # open() would do the same with twice the work, which counts while a copy is waited for.
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        os.write(file, content)
-    finally:
-        os.close(file)
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

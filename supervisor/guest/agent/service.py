@@ -24,6 +24,18 @@ if TYPE_CHECKING:
     # A message and its call's context to a message. Raises Refusal.
     Behaviour = Callable[[bytes, grpc.ServicerContext], bytes]
 
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A reply may be longer than its computation: Go's way of writing JSON escapes more.
+    ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+    # The way is short, and each of these costs an emulated guest that has just been started from a
+    # template some milliseconds: measuring the network, replies to be compressed, statistics.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.per_message_compression", 0),
+    ("grpc.enable_channelz", 0),
+)
+
 
 class Agent:
     """What the guest holds: a computation, an algorithm, a dataset; the last one sent counts.
@@ -152,10 +164,7 @@ def serve_grpc(
 
     With *clones* it serves CloneService too.
     """
-    # A reply may be longer than its computation: Go's way of writing JSON escapes more.
-    limits = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
-    limits += [("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=limits)
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=OPTIONS)
     services = {"agent.AgentService": {name: _method(agent, name) for name in agent.methods}}
     if clones:
         methods = {"Prepare": _bare(clones.prepare), "Renew": _bare(clones.renew)}
