@@ -34,7 +34,8 @@ class Manifest:
     """A built image. Paths are relative to its directory.
 
     *agent* is ``reference``, ``python`` or ``program``; *clone_safe* says whether a guest may be
-    copied while it runs; *packages* holds versions by package; *built_at* is in RFC 3339.
+    copied while it runs, which is that its agent serves CloneService of protos/clone.proto;
+    *packages* holds versions by package; *built_at* is in RFC 3339.
     """
 
     agent: str

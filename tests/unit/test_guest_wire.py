@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.guest.agent.wire import decode_message, encode_message
+from supervisor.guest.agent.wire import decode_fields, decode_message, encode_message
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, 1 << 21])
@@ -39,6 +39,17 @@ def test_unknown_fields_are_skipped(unknown: bytes) -> None:
 
 def test_the_last_field_counts() -> None:
     assert decode_message(encode_message(b"first") + encode_message(b"last")) == b"last"
+
+
+def test_fields_are_told_by_number_and_kind() -> None:
+    message = b"\x0a\x01a\x08\x07\x12\x00\x20\x96\x01\x1a\x02bc\x15" + bytes(4)
+    fields = decode_fields(message)
+    assert fields.payloads == {1: b"a", 2: b"", 3: b"bc"}
+    assert fields.numbers == {1: 7, 4: 150}
+    assert decode_fields(b"") == ({}, {})
+    assert decode_fields(b"\x20\x01\x20\x02").numbers == {4: 2}
+    assert decode_fields(b"\x20" + b"\xff" * 9 + b"\x01").numbers == {4: 2**64 - 1}  # -1
+    assert decode_fields(b"\x13\x08\x07\x0a\x01a\x14") == ({}, {})  # all in a group
 
 
 @pytest.mark.parametrize(

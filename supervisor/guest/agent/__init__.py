@@ -8,7 +8,8 @@ the agent, and any algorithm it runs, with status 0.
 Whatever cannot be answered is a :class:`~.refusal.Refusal`: a status code and a sentence for the
 caller.
 
-The agent is safe to clone while it runs: it holds no keys, and nothing it draws at random (a
-directory's name) has to differ between guests. Every algorithm is a process of its own, which
-seeds itself anew.
+In the guest (``--in-guest``) it serves ``clone.CloneService`` too, so that the guest may be copied
+while it runs. Copies have all in common that was ever drawn at random: the kernel's entropy, names,
+what this process has. Between Prepare and Renew the agent therefore refuses every call. It holds no
+keys; every algorithm is a process of its own, which seeds itself anew.
 """

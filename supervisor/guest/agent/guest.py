@@ -24,14 +24,18 @@ RNDRESEEDCRNG = ord("R") << 8 | 7  # _IO('R', 7)
 
 
 class Guest:
-    """The guest that this process runs in, as root. Its methods raise OSError."""
+    """The guest that this process runs in, as root. Its methods raise OSError.
 
-    def __init__(self) -> None:
+    *root* is a directory that has the place of the guest's root, for tests.
+    """
+
+    def __init__(self, root: str = "") -> None:
+        self._root = root
         self._opened: dict[str, int] = {}
 
     def wait_until_settled(self, deadline: float) -> bool:
         """Whether init has brought everything up before *deadline*, a monotonic time."""
-        while not all(map(os.path.exists, SETTLED)):
+        while not all(os.path.exists(self._root + path) for path in SETTLED):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(POLL_S)
@@ -44,13 +48,14 @@ class Guest:
 
     def waits(self) -> bool:
         """Whether the guest waits for its renewal, perhaps since an agent before this one."""
-        return os.path.exists(WAITS) and not os.path.getsize(WAITS)
+        path = self._root + WAITS
+        return os.path.exists(path) and not os.path.getsize(path)
 
     def have_it_wait(self) -> None:
         """Opens, and empties, what a renewal writes to: that is not for each copy to do."""
         for path in FILES:
-            self._opened[path] = _open(path)
-        self._opened[RANDOM] = os.open(RANDOM, os.O_WRONLY)
+            self._opened[path] = self._open(path)
+        self._opened[RANDOM] = self._open(RANDOM)
 
     def wait_no_more(self) -> None:
         self._put(WAITS, b"no\n")
@@ -61,9 +66,7 @@ class Guest:
     def add_entropy(self, entropy: bytes) -> None:
         """Has the kernel draw all further random numbers from *entropy* as well."""
         pool = struct.pack("=ii", 8 * len(entropy), len(entropy)) + entropy
-        device = self._opened.pop(RANDOM, -1)
-        if device < 0:
-            device = os.open(RANDOM, os.O_WRONLY)
+        device = self._take(RANDOM)
         try:
             fcntl.ioctl(device, RNDADDENTROPY, bytearray(pool))
             fcntl.ioctl(device, RNDRESEEDCRNG)
@@ -79,14 +82,15 @@ class Guest:
         self._put("/etc/hosts", hosts.encode())
 
     def _put(self, path: str, content: bytes) -> None:
-        file = self._opened.pop(path, -1)
-        if file < 0:
-            file = _open(path)
+        file = self._take(path)
         try:
             os.write(file, content)
         finally:
             os.close(file)
 
+    def _take(self, path: str) -> int:
+        file = self._opened.pop(path, None)
+        return self._open(path) if file is None else file
 
-def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    def _open(self, path: str) -> int:
+        return os.open(self._root + path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
