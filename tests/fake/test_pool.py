@@ -1,0 +1,573 @@
+"""The warm pool: VMs that are ready before anybody asks for one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from supervisor.config import OnStop
+from tests.fake.clones import (
+    SMALL,
+    change,
+    clonable,
+    declare,
+    guest_of,
+    is_clone,
+    metrics,
+    pool,
+    post,
+    ready,
+    run,
+    show,
+    timing,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.fake.guest import Guest
+    from tests.fake.world import World
+
+STEPS = ["pool", "relay"]
+
+
+@pytest.fixture
+def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """One whose pool has two VMs, started one right after the other."""
+    clonable(world, monkeypatch)
+    world.settings |= {"MANAGER_POOL_SIZE": "2", "MANAGER_POOL_INTERVAL": "1ms"}
+    return world
+
+
+COLD = {"MANAGER_TEMPLATES": "off"}
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool is looked at all the time, and what has failed is tried again at once."""
+    monkeypatch.setattr("supervisor.pool._LOOK_S", 0.01)
+    monkeypatch.setattr("supervisor.pool._RETRY_S", 0.001)
+    monkeypatch.setattr("supervisor.pool._LONGEST_RETRY_S", 0.001)
+
+
+def kinds(world: World, vm_id: str) -> list[str]:
+    lines = (world.tmp / vm_id / "events.jsonl").read_text().splitlines()
+    return [json.loads(line)["event"] for line in lines]
+
+
+async def guests_of(world: World, ids: Sequence[str]) -> list[Guest]:
+    """The runs of the stand-in for these VMs, whatever others were started between them."""
+    found: dict[str, Guest] = {}
+    while found.keys() != set(ids):
+        guest = await world.guest()
+        if guest.vm_id in ids:
+            found[guest.vm_id] = guest
+    return [found[vm_id] for vm_id in ids]
+
+
+# --- filled, taken, filled again ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, COLD], ids=["clones", "cold"])
+async def test_run_takes_one_and_the_pool_is_filled_again(
+    world: World, settings: dict[str, str]
+) -> None:
+    async with world.serve(**settings) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        for vm_id in waiting:
+            shown = await show(supervisor.http, vm_id)
+            assert (shown["purpose"], shown["state"]) == ("pool", "running")
+            assert is_clone(shown) is (not settings)
+            assert shown["relay"]["computation"] is None
+        answer = await post(supervisor.http, b"mine")
+        assert answer.status_code == 200
+        assert world.received(answer.json()["computation"]) == b"mine"
+        taken = answer.json()["id"]
+        assert taken in waiting
+        assert list(timing(answer)) == [*STEPS, "total"]
+        shown = await show(supervisor.http, taken)
+        assert (shown["purpose"], shown["relay"]["state"]) == ("run", "answered")
+        assert list(shown["phases_s"]) == STEPS
+        (stays,) = set(waiting) - {taken}
+        again = await pool(supervisor.http, 2)
+        assert stays in again
+        assert taken not in again
+        guests = await guests_of(world, [taken, stays])
+        await guests[0].until("Run")
+        assert guests[0].count("Renew") == (not settings)
+        await supervisor.http.delete(f"/vms/{stays}")
+        await guests[1].until("end")
+        assert guests[1].count("Run") == 0
+
+
+async def test_no_vm_is_given_to_two(world: World) -> None:
+    async with world.serve(MANAGER_MAX_VMS="20", **COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        answers: list[dict[str, Any]] = []
+
+        async def one(computation: bytes) -> None:
+            answers.append((await post(supervisor.http, computation)).json())
+
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(one, b"%d" % number)
+        assert len({one["id"] for one in answers}) == 6
+        assert len({one["computation"] for one in answers}) == 6
+        assert set(waiting) < {one["id"] for one in answers}
+        for guest in await guests_of(world, [one["id"] for one in answers]):
+            await guest.until("Run")
+            await supervisor.http.delete(f"/vms/{guest.vm_id}")
+            await guest.until("end")
+            assert guest.count("Run") == 1
+
+
+async def test_pool_in_the_metrics(world: World) -> None:
+    async with world.serve(**COLD) as supervisor:
+        await pool(supervisor.http, 2)
+        before = await metrics(supervisor.http)
+        assert before['qmp_supervisor_pool{state="ready"}'] == 2
+        assert before['qmp_supervisor_pool{state="coming"}'] == 0
+        assert before['qmp_supervisor_vms{state="running"}'] == 2
+        assert before['qmp_supervisor_runs_total{outcome="answered"}'] == 0
+        await run(supervisor.http)
+        await pool(supervisor.http, 2)
+        after = await metrics(supervisor.http)
+        outcomes = [after[name] for name in after if name.startswith("qmp_supervisor_runs_total")]
+        assert after['qmp_supervisor_runs_total{outcome="answered"}'] == sum(outcomes) == 1
+        assert after["qmp_supervisor_run_seconds_count"] == 1
+
+
+async def test_pool_that_is_coming(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve(**COLD) as supervisor:
+        guest = await world.guest()
+        await guest.until("cont")
+        counted = await metrics(supervisor.http)
+        assert counted['qmp_supervisor_pool{state="ready"}'] == 0
+        assert counted['qmp_supervisor_pool{state="coming"}'] == 1
+        # One at a time: the second is not begun before the first is ready.
+        assert len((await supervisor.http.get("/vms")).json()["vms"]) == 1
+        world.scenario()
+        await guest.order("start-agent", kind="recorder")
+        assert guest.vm_id in await pool(supervisor.http, 2)
+
+
+async def test_no_pool_by_default(world: World) -> None:
+    world.settings = {**SMALL, **COLD}
+    async with world.serve() as supervisor:
+        shown = await run(supervisor.http)
+        assert shown["purpose"] == "run"
+        assert len((await supervisor.http.get("/vms")).json()["vms"]) == 1
+        assert (await world.guest()).vm_id == shown["id"]
+
+
+# --- and the limits -------------------------------------------------------------------------
+
+
+async def test_pool_keeps_within_the_limits(world: World) -> None:
+    async with world.serve(MANAGER_MAX_VMS="2", **COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        first = await run(supervisor.http)
+        second = await run(supervisor.http)
+        assert {first["id"], second["id"]} == set(waiting)
+        # All room is the runs': no other was started, and none is.
+        assert len((await supervisor.http.get("/vms")).json()["vms"]) == 2
+        await supervisor.http.post(f"/vms/{first['id']}/shutdown")
+        (new,) = await pool(supervisor.http, 1)
+        assert new not in waiting
+
+
+async def test_run_takes_one_that_still_boots_where_there_is_no_other_room(world: World) -> None:
+    world.scenario(agent="none")
+    settings = {**COLD, "MANAGER_POOL_SIZE": "1", "MANAGER_MAX_VMS": "1"}
+    async with world.serve(**settings) as supervisor:
+        guest = await world.guest()
+        await guest.until("cont")
+        answers: list[Any] = []
+
+        async def one() -> None:
+            answers.append(await post(supervisor.http))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one)
+            await until(supervisor.http, f"/vms/{guest.vm_id}", lambda vm: vm["purpose"] == "run")
+            await guest.order("start-agent", kind="recorder")
+        assert answers[0].status_code == 200
+        assert answers[0].json()["id"] == guest.vm_id
+        await guest.until("Run")
+
+
+@pytest.mark.parametrize("queue", ["0", "1"])
+async def test_run_that_wants_another_kind_has_a_pooled_one_make_room(
+    world: World, queue: str
+) -> None:
+    settings = {"MANAGER_POOL_SIZE": "1", "MANAGER_MAX_VMS": "1", "MANAGER_QUEUE": queue}
+    async with world.serve(**settings) as supervisor:
+        await ready(supervisor.http)
+        (waiting,) = await pool(supervisor.http, 1)
+        answer = await post(supervisor.http, template="off")
+        if queue == "0":
+            assert answer.status_code in (200, 429)
+        else:
+            assert answer.status_code == 200, answer.text
+        if answer.status_code == 200:
+            shown = await show(supervisor.http, answer.json()["id"])
+            assert (shown["template"], is_clone(shown)) == (None, False)
+            assert shown["id"] != waiting
+
+
+@pytest.mark.parametrize("wish", ["off", "require"])
+async def test_wish_for_a_template_chooses_among_the_pool(world: World, wish: str) -> None:
+    async with world.serve(MANAGER_MAX_VMS="20") as supervisor:
+        digest = (await ready(supervisor.http))["digest"]
+        waiting = await pool(supervisor.http, 2)
+        shown = await run(supervisor.http, template=wish)
+        assert shown["template"] == (digest if wish == "require" else None)
+        assert (shown["id"] in waiting) is (wish == "require")
+
+
+async def test_host_without_memory_to_spare_has_no_pool(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Memory:
+        total = 2**40
+        available = 16 * 2**20 - 1
+
+    monkeypatch.setattr("psutil.virtual_memory", Memory)
+    async with world.serve(**COLD) as supervisor:
+        shown = await run(supervisor.http)
+        assert (await world.guest()).vm_id == shown["id"]
+        assert len((await supervisor.http.get("/vms")).json()["vms"]) == 1
+
+
+# --- what a run wishes ----------------------------------------------------------------------
+
+
+async def test_wishes_apply_from_the_taking_on(world: World) -> None:
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        wishes: dict[str, Any] = {"ttl": "1h", "restart": "on-failure", "keep_disk": True}
+        before = await show(supervisor.http, waiting[0])
+        assert (before["ttl_s"], before["keep_disk"]) == (None, False)
+        first = await post(supervisor.http, key="k", **wishes)
+        again = await post(supervisor.http, key="k", **wishes)
+        assert again.json() == first.json()
+        assert (await post(supervisor.http, key="k")).status_code == 409
+        shown = await show(supervisor.http, first.json()["id"])
+        assert shown["id"] in waiting
+        assert (shown["ttl_s"], shown["keep_disk"]) == (3600, True)
+        assert shown["restart"]["policy"] == "on-failure"
+        await supervisor.http.post(f"/vms/{shown['id']}/shutdown")
+        assert (world.tmp / shown["id"] / "overlay.qcow2").exists()
+
+
+async def test_time_to_live_is_counted_from_the_taking(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    for module in ("expiry", "vm", "hearing", "service"):
+        monkeypatch.setattr(f"supervisor.{module}.boottime_s", lambda: now[0], raising=False)
+    monkeypatch.setattr("supervisor.process.boottime_s", lambda: now[0])
+    monkeypatch.setattr("supervisor.expiry._LONGEST_SLEEP_S", 0.01)
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        now[0] += 7200
+        answer = await post(supervisor.http, ttl="1h", restart="never")
+        assert answer.json()["id"] in waiting
+        vm = supervisor.vm(answer.json()["id"])
+        # It has run for two hours, and its hour has just begun.
+        assert vm.record.first_ran_s == now[0]
+        assert (vm.uptime_s or 0) >= 7200
+        await supervisor.http.get("/health")
+        assert vm.end_request.mode is None
+        now[0] += 3601
+        await vm.wait_ended()
+        assert vm.status.reason == "guest-shutdown"
+
+
+async def test_time_to_live_of_the_settings_is_no_matter_to_the_pool(world: World) -> None:
+    async with world.serve(MANAGER_TTL="500ms", **COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        shown = await run(supervisor.http)
+        assert shown["ttl_s"] == 0.5
+        assert shown["id"] in waiting
+        await supervisor.vm(shown["id"]).wait_ended()
+        (stays,) = set(waiting) - {shown["id"]}
+        assert (await show(supervisor.http, stays))["state"] == "running"
+
+
+async def test_restart_of_one_that_was_taken(world: World) -> None:
+    async with world.serve(MANAGER_RESTART_BACKOFF="1ms") as supervisor:
+        await ready(supervisor.http)
+        await pool(supervisor.http, 2)
+        answer = await post(supervisor.http, b"again", restart="on-failure")
+        vm_id = answer.json()["id"]
+        guest = await guest_of(world, vm_id)
+        await guest.until("Run")
+        await guest.exit(-9)
+        again = await guest_of(world, vm_id)
+        assert world.received((await again.until("Run"))["digest"]) == b"again"
+        assert again.count("Renew") == 0
+        assert "restarting" in kinds(world, vm_id)
+
+
+async def test_run_that_is_not_waited_for(world: World) -> None:
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        vm_id = await supervisor.begin(b"later")
+        assert vm_id in waiting
+        await until(supervisor.http, f"/vms/{vm_id}", lambda vm: vm["relay"]["state"] == "answered")
+
+
+async def test_run_that_its_agent_refuses(world: World) -> None:
+    world.scenario(agent="status", status=("INVALID_ARGUMENT", "nonsense"))
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        refused = await post(supervisor.http)
+        assert refused.status_code == 502
+        assert refused.json()["agent_message"] == "nonsense"
+        ids = {one["id"] for one in (await supervisor.http.get("/vms")).json()["vms"]}
+        (vm_id,) = [vm_id for vm_id in waiting if supervisor.vm(vm_id).record.relay == "failed"]
+        await supervisor.vm(vm_id).wait_ended()
+        assert vm_id in ids
+        assert len(await pool(supervisor.http, 2)) == 2
+
+
+async def test_caller_that_goes_away_takes_the_pooled_vm_along(world: World) -> None:
+    world.scenario(agent="silent")
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        guests = await guests_of(world, waiting)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(post, supervisor.http)
+            vms = [supervisor.vm(vm_id) for vm_id in waiting]
+            (taken,) = await until_sent(vms)
+            nursery.cancel_scope.cancel()
+        await supervisor.vm(taken).wait_ended()
+        await guests[waiting.index(taken)].until("end")
+        assert taken not in await pool(supervisor.http, 2)
+
+
+async def until_sent(vms: Sequence[Any]) -> list[str]:
+    """Ids of those whose agent has the computation, once there is one."""
+    while not any(vm.record.relay == "sent" for vm in vms):
+        await trio.lowlevel.checkpoint()
+    return [vm.id for vm in vms if vm.record.relay == "sent"]
+
+
+# --- what becomes of those that wait --------------------------------------------------------
+
+
+@pytest.mark.usefixtures("soon")
+async def test_one_that_crashes_is_replaced(world: World) -> None:
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        (guest, _) = await guests_of(world, waiting)
+        await guest.exit(-9)
+        await supervisor.vm(guest.vm_id).wait_ended()
+        new = await pool(supervisor.http, 2)
+        assert guest.vm_id not in new
+        assert waiting[1] in new
+        shown = await show(supervisor.http, guest.vm_id)
+        assert (shown["state"], shown["restart"]["count"]) == ("crashed", 0)
+
+
+@pytest.mark.parametrize("way", ["delete", "shutdown"])
+async def test_one_that_somebody_ends_is_replaced(world: World, way: str) -> None:
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        if way == "delete":
+            await supervisor.http.delete(f"/vms/{waiting[0]}")
+        else:
+            await supervisor.http.post(f"/vms/{waiting[0]}/shutdown")
+        new = await pool(supervisor.http, 2)
+        assert waiting[0] not in new
+        assert waiting[1] in new
+
+
+async def test_pool_that_cannot_be_filled_does_not_try_all_the_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each failure it waits for longer."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 4:
+            await trio.sleep_forever()
+
+    monkeypatch.setattr("supervisor.pool.trio", Patched(sleep))
+    world.scenario(exits=1, says="no such machine")
+    async with world.serve(**COLD) as supervisor:
+        while len(pauses) < 4:
+            await supervisor.http.get("/health")
+        assert pauses == sorted(set(pauses))
+        assert pauses[0] >= 1
+        listed = (await supervisor.http.get("/vms")).json()["vms"]
+        assert [one["state"] for one in listed] == ["crashed"] * 4
+        counted = await metrics(supervisor.http)
+        assert counted['qmp_supervisor_runs_total{outcome="failed"}'] == 0
+
+
+class Patched:
+    """The library, but for its sleep."""
+
+    def __init__(self, sleep: Any) -> None:
+        self.sleep = sleep
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio, name)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_those_that_are_too_old_are_replaced(world: World) -> None:
+    async with world.serve(MANAGER_POOL_MAX_AGE="2s", **COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        new = await pool(supervisor.http, 2, *waiting)
+        assert not set(new) & set(waiting)
+        for guest in await guests_of(world, waiting):
+            await guest.until("end")
+            assert guest.count("Run") == 0
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("settings", [{}, COLD], ids=["clones", "cold"])
+async def test_those_of_an_earlier_image_are_replaced(
+    world: World, settings: dict[str, str]
+) -> None:
+    async with world.serve(**settings) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        old = (await show(supervisor.http, waiting[0]))["template"]
+        change(world.image)
+        declare(world.image)
+        new = await pool(supervisor.http, 2, *waiting)
+        for guest in await guests_of(world, waiting):
+            await guest.until("end")
+        assert (await run(supervisor.http))["id"] in new
+        if old:
+            home = world.tmp / "templates"
+            await until(supervisor.http, "/templates", lambda _: not (home / old).exists())
+
+
+async def test_taken_vm_is_of_the_present_image(world: World) -> None:
+    """Also where the change has not been noticed yet."""
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        change(world.image)
+        assert (await run(supervisor.http))["id"] not in waiting
+
+
+# --- the supervisor's end -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["left", "killed"])
+@pytest.mark.parametrize("settings", [{}, COLD], ids=["clones", "cold"])
+async def test_pool_outlives_its_supervisor(
+    world: World, way: str, settings: dict[str, str]
+) -> None:
+    if way == "left":
+        async with world.serve(**settings) as supervisor:
+            waiting = await pool(supervisor.http, 2)
+            guests = await guests_of(world, waiting)
+            await supervisor.leave(*guests)
+    else:
+        async with world.serve_apart(**settings) as apart:
+            waiting = await pool(apart.http, 2)
+            guests = await guests_of(world, waiting)
+            await apart.kill()
+    async with world.serve(**settings) as supervisor:
+        assert sorted(await pool(supervisor.http, 2)) == sorted(waiting)
+        answer = await post(supervisor.http, b"mine")
+        assert answer.json()["id"] in waiting
+        assert list(timing(answer)) == [*STEPS, "total"]
+        # Not doubled: who is started next takes the place of the one that was taken.
+        assert (await world.guest()).vm_id in await pool(supervisor.http, 2)
+        listed = (await supervisor.http.get("/vms")).json()["vms"]
+        assert sum(not one["ended"] for one in listed) == 3
+        supervisor.running.stop(OnStop.END)
+        for guest in guests:
+            await guest.until("end")
+            assert guest.count("Renew") == (not settings)
+        assert sum(guest.count("Run") for guest in guests) == 1
+
+
+async def test_pool_that_is_smaller_now(world: World) -> None:
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        guests = await guests_of(world, waiting)
+        await supervisor.leave(*guests)
+    async with world.serve(MANAGER_POOL_SIZE="0", **COLD) as supervisor:
+        for guest in guests:
+            await guest.until("end")
+        assert (await run(supervisor.http))["id"] not in waiting
+
+
+async def test_computation_of_a_pooled_vm_is_not_sent_twice(world: World) -> None:
+    world.scenario(agent="silent")
+    async with world.serve_apart(**COLD) as apart:
+        waiting = await pool(apart.http, 2)
+        guests = await guests_of(world, waiting)
+        answer = await apart.http.post(
+            "/run", json={"computation": "aGk="}, headers={"Prefer": "respond-async"}
+        )
+        vm_id = answer.json()["id"]
+        guest = guests[waiting.index(vm_id)]
+        await guest.until("Run")
+        await apart.kill()
+    world.scenario()
+    async with world.serve(**COLD) as supervisor:
+        vm = supervisor.vm(vm_id)
+        await vm.until(lambda: vm.relay.agent_ready)
+        shown = await show(supervisor.http, vm_id)
+        assert (shown["purpose"], shown["relay"]["state"]) == ("run", "interrupted")
+        assert len(await pool(supervisor.http, 2)) == 2
+        await supervisor.http.delete(f"/vms/{vm_id}")
+        await guest.until("end")
+        assert guest.count("Run") == 1
+
+
+async def test_stop_ends_the_pool(world: World) -> None:
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        supervisor.running.stop(OnStop.END)
+        for guest in await guests_of(world, waiting):
+            await guest.until("end")
+            assert guest.count("Run") == 0
+    async with world.serve(MANAGER_POOL_SIZE="0", **COLD) as supervisor:
+        listed = (await supervisor.http.get("/vms")).json()["vms"]
+        assert {one["state"] for one in listed} <= {"shutoff"}
+
+
+async def test_stop_while_it_is_filled(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve(**COLD) as supervisor:
+        guest = await world.guest()
+        await guest.until("cont")
+        await supervisor.wait_state(guest.vm_id, "running")
+        await supervisor.leave(guest)
+    async with world.serve(**COLD) as supervisor:
+        row, *_ = (await supervisor.http.get("/vms")).json()["vms"]
+        assert (row["id"], row["purpose"]) == (guest.vm_id, "pool")
+        supervisor.running.stop(OnStop.END)
+        await guest.until("end")
+
+
+async def test_pooled_vm_that_died_while_nobody_looked(world: World) -> None:
+    async with world.serve(**COLD) as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        guests = await guests_of(world, waiting)
+        await supervisor.leave(*guests)
+    os.kill(guests[0].pid, signal.SIGKILL)
+    await guests[0].until("end")
+    async with world.serve(**COLD) as supervisor:
+        new = await pool(supervisor.http, 2)
+        assert waiting[0] not in new
+        assert waiting[1] in new
+        shown = await show(supervisor.http, waiting[0])
+        assert (shown["state"], shown["purpose"]) == ("crashed", "pool")
