@@ -111,14 +111,24 @@ class Following:
         await monitor.set_actions(**hearing.ACTIONS)
         vm.facts = await monitor.ask()
         found = runstate.from_runstate(vm.facts.run_status.status)
-        if {found.state, vm.status.state} != {VmState.PRELAUNCH}:
+        if not self._is_unborn(found):
             await hearing.correct(vm, found)
-        elif self._new:
-            if self._state:
+        elif not self._new:
+            await self._qemu.kill()  # its launch was interrupted
+        else:
+            if self._state and found.state is VmState.PRELAUNCH:
                 await self._restore(monitor, self._state)
             await monitor.cont()
-        else:
-            await self._qemu.kill()  # its launch was interrupted
+
+    def _is_unborn(self, found: Status) -> bool:
+        """Whether the guest of this QEMU is still before its first instruction."""
+        record = self._vm.record
+        if record.status.state is not VmState.PRELAUNCH:
+            return False
+        # What was restored is held as if it had run.
+        copy = self._state is not None or (record.template is not None and not record.renewed)
+        held = copy and found.state is VmState.PAUSED
+        return held or found.state is VmState.PRELAUNCH
 
     async def _restore(self, monitor: Monitor, state: Path) -> None:
         try:

@@ -75,8 +75,8 @@ class Life:
             with self._vm.scope:
                 verdict = await begin()
                 if failure := self._clone_failure(verdict):
-                    failed, verdict = verdict, None
-                    await self._fall_back(failed, failure)
+                    await self._fall_back(verdict, failure)
+                    verdict = None  # of this boot
                     verdict = await self._boot()
                 while self._vm.restarts.wanted(self._vm.record, verdict):
                     if not await self._vm.restarts.wait(self._vm, verdict):
