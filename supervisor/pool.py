@@ -11,6 +11,7 @@ import trio
 
 from supervisor.config import TemplateUse
 from supervisor.record import Purpose
+from supervisor.runstate import VmState
 
 if TYPE_CHECKING:
     from supervisor.service import Service
@@ -43,7 +44,8 @@ class Pool:
             vm
             for vm in self._service.vms.values()
             if vm.record.purpose is Purpose.POOL
-            and not (vm.spoken_for or vm.ended or vm.end_request.any.is_set())
+            and vm.status.state in (VmState.PRELAUNCH, VmState.RUNNING)
+            and not (vm.spoken_for or vm.end_request.any.is_set())
         ]
         return sorted(mine, key=lambda vm: not vm.relay.agent_ready)
 
