@@ -51,7 +51,8 @@ class _Passing:
                 os.kill(os.getpid(), signal.SIGKILL)
                 signal.pause()
             if name == self._stop_at:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # This thread first: it does not take another step.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     # --- what Python tells of ---
 

@@ -215,7 +215,8 @@ def _first_template(case: Case) -> None:
 
 
 def _cloned(case: Case) -> None:
-    case.run(template="require")
+    vm = case.show(case.run())
+    case.expect(vm["template"] is not None, "it was booted")
 
 
 def _pooled(case: Case) -> None:
