@@ -7,9 +7,11 @@ recipe's digest its name. Everything here blocks.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,47 +74,73 @@ class Template:
         """Written last: a template without it was never finished."""
         return self.path / "manifest.json"
 
-    @property
-    def is_complete(self) -> bool:
-        return self.manifest.is_file()
+    def is_sound(self) -> bool:
+        """Whether it was finished, and what QEMU could not tell from garbage is as it was."""
+        try:
+            self._check_sizes()
+            return File.of(self.state) == File(**json.loads(self.manifest.read_text())["state"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+    def _check_sizes(self) -> None:
+        """:raises OSError: if a file is missing, or not as long as it was"""
+        sizes = json.loads(self.manifest.read_text())["sizes"]
+        for name, size in sizes.items():
+            # QEMU would make a file of memory that is missing, and run on nothing.
+            if (self.path / name).stat().st_size != size:
+                raise OSError(errno.EIO, "not as long as it was", str(self.path / name))
 
     def size_bytes(self) -> int:
         """What it takes of the disk; the memory's file has holes."""
         return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
 
     def take(self, rundir: Rundir, recipe: Recipe) -> None:
-        """Make it of the files of a VM that is frozen.
+        """Make it of the files of a VM that is frozen. Failing, nothing of it is left.
 
         :raises TemplateError: if that is not possible
         """
         try:
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True, mode=0o700)
-            rundir.ram.rename(self.ram)
-            rundir.state.rename(self.state)
-            rundir.overlay.rename(self.overlay)
-            rundir.firmware_vars.rename(self.firmware_vars)
-            make_overlay(DiskConfig(file=self.overlay, format="qcow2"), self.clone)
-            draft = self.manifest.with_suffix(".new")
-            draft.write_text(json.dumps(recipe.parts, indent=2) + "\n")
-            draft.rename(self.manifest)
+            self._take(rundir, recipe)
         except OSError as error:
+            self.remove()
             raise TemplateError(
                 f"{error.filename or self.path}: {error.strerror}; the template is not kept"
             ) from error
+        except BaseException:
+            self.remove()
+            raise
+
+    def _take(self, rundir: Rundir, recipe: Recipe) -> None:
+        self.remove()
+        self.path.mkdir(parents=True, mode=0o700)
+        rundir.ram.rename(self.ram)
+        rundir.state.rename(self.state)
+        rundir.overlay.rename(self.overlay)
+        rundir.firmware_vars.rename(self.firmware_vars)
+        make_overlay(DiskConfig(file=self.overlay, format="qcow2"), self.clone)
+        content = {
+            "recipe": recipe.parts,
+            "sizes": {file.name: file.stat().st_size for file in self.path.iterdir()},
+            "state": attrs.asdict(File.of(self.state)),
+        }
+        draft = self.manifest.with_suffix(".new")
+        draft.write_text(json.dumps(content, indent=2) + "\n")
+        draft.rename(self.manifest)
 
     def pour(self, rundir: Rundir) -> None:
         """Put the disk and the variables of a VM that starts from it into its directory.
 
-        :raises OSError:
+        :raises OSError: also if the template is damaged
         """
+        self._check_sizes()
         shutil.copyfile(self.clone, rundir.overlay)
         shutil.copyfile(self.firmware_vars, rundir.firmware_vars)
         rundir.serial_log.touch()  # ours, though a QEMU that is root's writes to it
 
     def remove(self) -> None:
         # The manifest first: what is left, were this cut short, is no template any more.
-        self.manifest.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.manifest.unlink()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -198,15 +226,9 @@ def obstacle(config: QemuConfig, host: Host) -> str | None:
 
 
 def found(tmp: Path) -> list[Template]:
-    """The templates of this tmp/; what is there of unfinished ones is removed."""
+    """What there is of templates in this tmp/, whether sound or not."""
     home = directory(tmp)
-    if not home.is_dir():
-        return []
-    all_of_them = [Template(path) for path in sorted(home.iterdir())]
-    for one in all_of_them:
-        if not one.is_complete:
-            one.remove()
-    return [one for one in all_of_them if one.is_complete]
+    return [Template(path) for path in sorted(home.iterdir())] if home.is_dir() else []
 
 
 def directory(tmp: Path) -> Path:

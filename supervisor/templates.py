@@ -9,6 +9,7 @@ theirs.
 from __future__ import annotations
 
 import enum
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -99,12 +100,22 @@ class Templates:
 
     def load(self, records: Iterable[Record]) -> None:
         """Take up what an earlier supervisor left, and remove what it did not finish. Blocking."""
-        for one in template.found(self._config.qemu.tmp):
-            self.entries[one.digest] = Entry(one, TemplateState.READY, size_bytes=one.size_bytes())
+        holders = defaultdict(set)
         for record in records:
-            entry = self.entries.get(record.template or "")
-            if entry and (record.ended_at is None or record.wishes.keep_disk):
-                entry.holders.add(record.id)
+            if record.template and (record.ended_at is None or record.wishes.keep_disk):
+                holders[record.template].add(record.id)
+        for one in template.found(self._config.qemu.tmp):
+            entry = Entry(one, TemplateState.READY, holders=holders[one.digest])
+            if one.is_sound():
+                entry.size_bytes = one.size_bytes()
+            elif entry.holders:
+                # Its disk is still needed; nothing is started from it any more.
+                entry.failures = _MOST_FAILURES
+                entry.enter(TemplateState.STALE, "it is damaged")
+            else:
+                one.remove()
+                continue
+            self.entries[one.digest] = entry
 
     async def look(self) -> Recipe | None:
         """See what VMs are made of now; None if no template of that can be made."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -22,7 +23,6 @@ from supervisor.template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 IMAGE = "guest.qcow2"
 
@@ -112,7 +112,7 @@ def test_a_manifest_is_a_part_of_it(place: Place) -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_setting_that_changes_is_another_recipe(place: Place, change: dict[str, object]) -> None:
+def test_a_setting_that_changes_is_another_recipe(place: Place, change: dict[str, Any]) -> None:
     other = attrs.evolve(place, config=attrs.evolve(place.config, **change))
     assert other.digest != place.digest
 
@@ -199,11 +199,11 @@ def kept(place: Place) -> Template:
 
 def test_made_of_the_files_of_a_vm(place: Place) -> None:
     made = kept(place)
-    assert made.is_complete
+    assert made.is_sound()
     assert made.digest == place.digest
     assert made.ram.read_bytes() == b"memory"
     assert made.state.read_bytes() == b"state"
-    assert json.loads(made.manifest.read_text())["qemu"][0] == str(place.path / "qemu")
+    assert json.loads(made.manifest.read_text())["recipe"]["qemu"][0] == str(place.path / "qemu")
     assert made.size_bytes() > 0
     assert template.found(place.config.tmp) == [made]
     assert not list((place.config.tmp / "frozen").iterdir())
@@ -221,11 +221,43 @@ def test_poured_into_the_directory_of_another(place: Place) -> None:
     assert not rundir.ram.exists()
 
 
-def test_what_was_not_finished_is_removed(place: Place) -> None:
+def cut(file: Path) -> None:
+    os.truncate(file, 1)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [
+        ("manifest.json", Path.unlink),
+        ("manifest.json", cut),
+        ("ram", Path.unlink),
+        ("ram", cut),
+        ("state", cut),
+        ("state", flip),
+        ("overlay.qcow2", Path.unlink),
+        ("clone.qcow2", Path.unlink),
+        ("firmware_vars.fd", cut),
+    ],
+)
+def test_damage_is_seen(place: Place, name: str, act: Callable[[Path], None]) -> None:
     made = kept(place)
-    made.manifest.unlink()
-    assert template.found(place.config.tmp) == []
-    assert not made.path.exists()
+    act(made.path / name)
+    assert not made.is_sound()
+
+
+def test_nothing_is_started_on_memory_that_is_gone(place: Place) -> None:
+    made = kept(place)
+    made.ram.unlink()
+    rundir = Rundir(place.config.tmp / "clone")
+    rundir.path.mkdir()
+    with pytest.raises(FileNotFoundError, match="ram"):
+        made.pour(rundir)
 
 
 def test_removed(place: Place) -> None:
@@ -244,6 +276,7 @@ def test_a_vm_whose_files_are_not_all_there(place: Place) -> None:
     with pytest.raises(TemplateError, match="not kept"):
         made.take(rundir, recipe)
     assert template.found(place.config.tmp) == []
+    assert not made.path.exists()
 
 
 def test_no_templates_yet(place: Place) -> None:
