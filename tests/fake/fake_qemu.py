@@ -88,6 +88,8 @@ class FakeQemu:
         match do:
             case "emit":
                 self.emit(more["event"], more.get("data"))
+            case "run":
+                self.run_guest()
             case "set-status":
                 self.status = more["status"]
             case "swallow":

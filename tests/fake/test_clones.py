@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import grpc
 import pytest
 import trio
 
@@ -189,6 +190,20 @@ async def test_wish_over_grpc(world: World, wish: str) -> None:
 
         shown = await show(supervisor.http, (await in_thread(call)).ID)
         assert shown["template"] == (None if wish == "off" else digest)
+
+
+async def test_wish_over_grpc_that_makes_no_sense(world: World) -> None:
+    async with world.serve(MANAGER_TEMPLATES="off") as supervisor:
+
+        def call() -> Any:
+            request = manager_pb2.RunRequest(computation=b"{}")
+            metadata = (("template", "maybe"),)
+            return supervisor.manager.Run(request, timeout=PATIENCE_S, metadata=metadata)
+
+        with pytest.raises(grpc.RpcError) as refused:
+            await in_thread(call)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert not supervisor.running.service.vms
 
 
 async def test_run_that_is_not_waited_for(world: World) -> None:
@@ -387,6 +402,58 @@ async def test_caller_that_goes_away_while_a_clone_is_restored(world: World) -> 
         assert (await world.guest()).vm_id == again["id"]
 
 
+async def test_stop_while_a_clone_is_renewed(world: World) -> None:
+    async with world.serve() as supervisor, trio.open_nursery() as nursery:
+        await ready(supervisor.http)
+        world.scenario(renew="silence")
+
+        async def caller() -> None:
+            assert (await post(supervisor.http)).status_code in (502, 503)
+
+        nursery.start_soon(caller)
+        await (await world.guest()).until("end")
+        guest = await world.guest()
+        await guest.until("Renew")
+        supervisor.running.stop(OnStop.END)
+        vm = supervisor.vm(guest.vm_id)
+        await vm.wait_ended()
+        assert not events(world, vm.id, "fallback")
+        assert await heard(guest, "Run") == 0
+
+
+async def test_fallback_is_no_restart(world: World) -> None:
+    """What is booted cold instead of a clone has all the restarts that its run may have."""
+    settings = {"MANAGER_RESTART_BACKOFF": "1ms"}
+    async with world.serve(**settings) as supervisor:
+        await ready(supervisor.http)
+        world.scenario(restore="fails")
+        shown = await run(supervisor.http, restart="on-failure")
+        assert shown["restart"]["count"] == 0
+        _, guest = await both_guests(world, shown["id"])
+        await guest.until("Run")
+        await guest.exit(-9)
+        again = await guest_of(world, shown["id"])
+        await again.until("Run")
+        assert len(events(world, shown["id"], "fallback")) == 1
+
+
+async def test_guest_that_is_held_while_it_is_renewed(world: World) -> None:
+    """The time allowed stands still; then it is asked again."""
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        world.scenario(clones_agent="none")
+        vm_id = await supervisor.begin(b"x")
+        guest = await guest_of(world, vm_id)
+        await supervisor.wait_state(vm_id, "running")
+        for action in ("pause", "resume"):
+            answer = await supervisor.http.post(f"/vms/{vm_id}/{action}")
+            assert answer.status_code == 200, answer.text
+        await guest.order("start-agent", kind="recorder")
+        await supervisor.vm(vm_id).wait_answered()
+        await guest.until("Run")
+        assert (guest.count("Renew"), guest.count("refused")) == (1, 0)
+
+
 # --- a clone's life -------------------------------------------------------------------------
 
 
@@ -558,6 +625,33 @@ async def test_clone_that_is_renewed_by_the_next_supervisor(world: World) -> Non
         assert seen[-2:] == ["Renew", "Run"]
         assert seen.count("Renew") == 1
         assert (await show(supervisor.http, vm_id))["template"]
+
+
+async def test_clone_that_ran_and_was_not_yet_on_record_as_running(world: World) -> None:
+    """Its supervisor was killed between ``cont`` and the writing of what came of it."""
+    async with world.serve_apart() as apart:
+        digest = (await ready(apart.http))["digest"]
+        world.scenario(swallows=("cont",))
+        answer = await apart.http.post(
+            "/run", json={"computation": "aGk="}, headers={"Prefer": "respond-async"}
+        )
+        vm_id = answer.json()["id"]
+        guest = await guest_of(world, vm_id)
+        await guest.until("cont")
+        await apart.kill()
+    await guest.order("run")
+    world.scenario()
+    async with world.serve() as supervisor:
+        shown = await until(
+            supervisor.http,
+            f"/vms/{vm_id}",
+            lambda vm: vm["ended"] or vm["relay"]["state"] == "answered",
+        )
+        assert shown["relay"]["state"] == "answered"
+        assert shown["template"] == digest
+        assert (await ready(supervisor.http))["clones"] == 1
+        await guest.until("Run")
+        assert (guest.count("Renew"), guest.count("refused")) == (1, 0)
 
 
 async def test_clone_that_has_hung_since(world: World) -> None:

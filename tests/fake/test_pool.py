@@ -571,3 +571,46 @@ async def test_pooled_vm_that_died_while_nobody_looked(world: World) -> None:
         assert waiting[1] in new
         shown = await show(supervisor.http, waiting[0])
         assert (shown["state"], shown["purpose"]) == ("crashed", "pool")
+
+
+async def test_computation_given_to_one_that_still_boots_is_sent_by_the_next(world: World) -> None:
+    world.scenario(agent="none")
+    settings = {**COLD, "MANAGER_POOL_SIZE": "1", "MANAGER_MAX_VMS": "1"}
+    async with world.serve_apart(**settings) as apart:
+        guest = await world.guest()
+        await guest.until("cont")
+        await until(apart.http, f"/vms/{guest.vm_id}", lambda vm: vm["state"] == "running")
+        answer = await apart.http.post(
+            "/run", json={"computation": "aGk="}, headers={"Prefer": "respond-async"}
+        )
+        assert answer.json()["id"] == guest.vm_id
+        await apart.kill()
+    await guest.order("start-agent", kind="recorder")
+    async with world.serve(**settings) as supervisor:
+        await supervisor.vm(guest.vm_id).wait_answered()
+        shown = await show(supervisor.http, guest.vm_id)
+        assert (shown["purpose"], shown["relay"]["state"]) == ("run", "answered")
+        assert world.received(shown["relay"]["computation"]) == b"hi"
+        await supervisor.http.delete(f"/vms/{guest.vm_id}")
+        await guest.until("end")
+        assert guest.count("Run") == 1
+
+
+async def test_pooled_clone_that_was_not_renewed_is_by_the_next(world: World) -> None:
+    async with world.serve_apart() as apart:
+        await ready(apart.http)
+        world.scenario(clones_agent="none")
+        await (await world.guest()).until("end")
+        guest = await world.guest()
+        if guest.count("Renew"):
+            guest = await world.guest()
+        await guest.until("cont")
+        await until(apart.http, f"/vms/{guest.vm_id}", lambda vm: vm["state"] == "running")
+        await apart.kill()
+    world.scenario()
+    await guest.order("start-agent", kind="recorder")
+    async with world.serve() as supervisor:
+        assert guest.vm_id in await pool(supervisor.http, 2)
+        await supervisor.http.delete(f"/vms/{guest.vm_id}")
+        await guest.until("end")
+        assert (guest.count("Renew"), guest.count("Run")) == (1, 0)

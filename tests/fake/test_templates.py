@@ -505,3 +505,125 @@ async def test_orphaned_builder_is_ended_by_its_process_id(world: World) -> None
     async with world.serve(**settings) as supervisor:
         await builder.until("end")
         await ready(supervisor.http)
+
+
+@pytest.mark.parametrize("file", sorted(FILES))
+@pytest.mark.parametrize("harm", ["gone", "shorter"])
+async def test_template_that_was_damaged_meanwhile_is_made_anew(
+    world: World, file: str, harm: str
+) -> None:
+    async with world.serve() as supervisor:
+        digest = (await ready(supervisor.http))["digest"]
+    path = world.tmp / "templates" / digest / file
+    if harm == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size - 1)
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        shown = await run(supervisor.http, template="require")
+        assert is_clone(shown)
+        assert directories(world) == {shown["template"]}
+
+
+async def test_damaged_template_stays_for_those_on_its_disk(world: World) -> None:
+    async with world.serve() as supervisor:
+        old = (await ready(supervisor.http))["digest"]
+        clone = await run(supervisor.http)
+        await supervisor.leave(await guest_of(world, clone["id"]))
+    (world.tmp / "templates" / old / "state").write_bytes(b"x")
+    async with world.serve() as supervisor:
+        assert not is_clone(await run(supervisor.http))
+        assert (world.tmp / "templates" / old / "overlay.qcow2").exists()
+        assert (await show(supervisor.http, clone["id"]))["state"] == "running"
+        await supervisor.http.delete(f"/vms/{clone['id']}")
+        await ready(supervisor.http)
+        assert is_clone(await run(supervisor.http, template="require"))
+
+
+async def test_other_settings_make_another_template(world: World) -> None:
+    async with world.serve() as supervisor:
+        old = (await ready(supervisor.http))["digest"]
+        clone = await run(supervisor.http)
+        await supervisor.leave(await guest_of(world, clone["id"]))
+    async with world.serve(MANAGER_QEMU_MEMORY_SIZE="32M") as supervisor:
+        new = (await ready(supervisor.http))["digest"]
+        assert new != old
+        assert (await run(supervisor.http))["template"] == new
+        (stale,) = in_state(await listed(supervisor.http), "stale")
+        assert (stale["digest"], stale["clones"]) == (old, 1)
+        await supervisor.http.delete(f"/vms/{clone['id']}")
+        await gone(supervisor.http, world.tmp / "templates" / old)
+
+
+async def test_templates_that_are_turned_off(world: World) -> None:
+    async with world.serve() as supervisor:
+        old = (await ready(supervisor.http))["digest"]
+        clone = await run(supervisor.http)
+        await supervisor.leave(await guest_of(world, clone["id"]))
+    async with world.serve(MANAGER_TEMPLATES="off") as supervisor:
+        assert not is_clone(await run(supervisor.http))
+        assert (await show(supervisor.http, clone["id"]))["state"] == "running"
+        assert (world.tmp / "templates" / old / "overlay.qcow2").exists()
+        await supervisor.http.delete(f"/vms/{clone['id']}")
+        await gone(supervisor.http, world.tmp / "templates" / old)
+
+
+# --- room, and those who wait ---------------------------------------------------------------
+
+
+async def test_builder_takes_no_runs_place(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve(MANAGER_MAX_VMS="1", MANAGER_QUEUE="0") as supervisor:
+        builder = await world.guest()
+        await builder.until("cont")
+        world.scenario()
+        assert not is_clone(await run(supervisor.http))
+
+
+@pytest.mark.usefixtures("soon")
+async def test_builder_waits_for_room(world: World) -> None:
+    """All virtual CPUs are a VM's that an earlier supervisor left."""
+    cpus = len(os.sched_getaffinity(0))
+    one_vm = {"MANAGER_VCPU_OVERCOMMIT": "1", "MANAGER_QEMU_SMP_COUNT": str(cpus)}
+    async with world.serve(MANAGER_TEMPLATES="off", **one_vm) as supervisor:
+        first = await run(supervisor.http)
+        await supervisor.leave(await world.guest())
+    async with world.serve(**one_vm) as supervisor:
+        all_of_it = await until(supervisor.http, "/templates", lambda now: bool(now["possible"]))
+        assert all_of_it["templates"] == []
+        await supervisor.http.delete(f"/vms/{first['id']}")
+        digest = (await ready(supervisor.http))["digest"]
+        assert (await run(supervisor.http))["template"] == digest
+
+
+async def test_caller_that_goes_away_while_it_is_built(world: World) -> None:
+    world.scenario(agent="none")
+    async with world.serve() as supervisor:
+        builder = await world.guest()
+        await builder.until("cont")
+        world.scenario()
+        with trio.move_on_after(0.1):
+            await post(supervisor.http, template="require")
+        await builder.order("start-agent", kind="recorder")
+        await ready(supervisor.http)
+        shown = await run(supervisor.http)
+        assert (await world.guest()).vm_id == shown["id"]
+
+
+@pytest.mark.parametrize("how", [OnStop.LEAVE, OnStop.END])
+async def test_stop_while_somebody_waits_for_it(world: World, how: OnStop) -> None:
+    world.scenario(agent="none")
+    async with world.serve() as supervisor, trio.open_nursery() as nursery:
+        builder = await world.guest()
+        await builder.until("cont")
+        answers = []
+
+        async def caller() -> None:
+            answers.append(await post(supervisor.http, template="require"))
+
+        nursery.start_soon(caller)
+        await until(supervisor.http, "/health", lambda _: True)
+        supervisor.running.stop(how)
+        await builder.until("end")
+    assert answers[0].status_code == 503
