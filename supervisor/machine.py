@@ -188,7 +188,9 @@ def network_args(config: QemuConfig, machine: Machine) -> list[str]:
         *("-netdev", f"user,id={netdev}{forwards}"),
         "-device",
         f"virtio-net-pci,disable-legacy={net.disable_legacy},iommu_platform={net.iommu_platform},"
-        f"netdev={netdev},romfile={escape(net.romfile)}",
+        f"netdev={netdev},romfile={escape(net.romfile)}"
+        # A copy would tell the network where it is now, which nobody there wants to know.
+        + (",guest_announce=off" if machine.ram else ""),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from supervisor.guest.manifest import File, Manifest
 from tests.fake.world import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import httpx
@@ -27,6 +28,22 @@ SMALL = {"MANAGER_QEMU_MEMORY_SIZE": "16M", "MANAGER_QEMU_SMP_COUNT": "1"}
 IMPATIENT = {"MANAGER_CLONE_TIMEOUT": "2s"}
 
 
+COLD = {"MANAGER_TEMPLATES": "off"}
+
+#: The files of a template.
+FILES = {
+    *("ram", "state", "overlay.qcow2", "firmware_vars.fd", "clone.qcow2", "manifest.json"),
+}
+
+#: The steps to an answer.
+COLD_STEPS = ["queue", "directory", "overlay", "spawn", "greeting", "running", "agent", "relay"]
+CLONE_STEPS = [
+    *("queue", "directory", "overlay", "spawn", "greeting"),
+    *("restore", "running", "renew", "agent", "relay"),
+]
+POOL_STEPS = ["pool", "relay"]
+
+
 def clonable(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """The world, with an image that may be copied while it runs."""
     declare(world.image)
@@ -34,6 +51,12 @@ def clonable(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     # The stand-in has come to rest when it says so.
     monkeypatch.setattr("supervisor.builder._SETTLE_S", 0.0)
     return world
+
+
+def pooling(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """One whose pool has two VMs, started one right after the other."""
+    world.settings |= {"MANAGER_POOL_SIZE": "2", "MANAGER_POOL_INTERVAL": "1ms"}
+    return clonable(world, monkeypatch)
 
 
 def declare(image: Path, *, clone_safe: bool = True) -> None:
@@ -143,3 +166,44 @@ async def metrics(http: httpx.AsyncClient) -> dict[str, float]:
     lines = (await http.get("/metrics")).text.splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
     return {name: float(value) for name, value in pairs}
+
+
+def directories(world: World) -> set[str]:
+    home = world.tmp / "templates"
+    return {path.name for path in home.iterdir()} if home.exists() else set()
+
+
+async def listed(http: httpx.AsyncClient) -> dict[str, Any]:
+    return dict((await http.get("/templates")).json())
+
+
+async def gone(http: httpx.AsyncClient, path: Path) -> None:
+    """Return once there is no such file."""
+    await until(http, "/health", lambda _: not path.exists())
+
+
+def events(world: World, vm_id: str, kind: str) -> list[dict[str, Any]]:
+    lines = (world.tmp / vm_id / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+async def both_guests(world: World, vm_id: str) -> tuple[Guest, Guest]:
+    """The runs of the stand-in for a VM that was started twice."""
+    return await guest_of(world, vm_id), await guest_of(world, vm_id)
+
+
+async def heard(guest: Guest, what: str) -> int:
+    """How often this was seen there until its end; it has to be over."""
+    while (await guest.next())["saw"] != "end":
+        pass
+    return guest.count(what)
+
+
+async def guests_of(world: World, ids: Sequence[str]) -> list[Guest]:
+    """The runs of the stand-in for these VMs, whatever others were started between them."""
+    found: dict[str, Guest] = {}
+    while found.keys() != set(ids):
+        guest = await world.guest()
+        if guest.vm_id in ids:
+            found[guest.vm_id] = guest
+    return [found[vm_id] for vm_id in ids]

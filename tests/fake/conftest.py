@@ -43,3 +43,11 @@ async def world(short_tmp: Path, base_image: Path) -> AsyncIterator[World]:
     async with open_world(short_tmp) as made:
         shutil.copyfile(base_image, made.image)
         yield made
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builder and pool look all the time, and try at once again what has failed."""
+    for module in ("builder", "pool"):
+        for name in ("_RETRY_S", "_LONGEST_RETRY_S", "_LOOK_S"):
+            monkeypatch.setattr(f"supervisor.{module}.{name}", 0.01)

@@ -210,6 +210,7 @@ def test_memory_of_a_template_and_of_what_is_started_from_it() -> None:
             f"memory-backend-file,id=ram,size={4096 << 20},mem-path={file},share={share}"
         )
         assert option(words, "-device", having="vmgenid") == "vmgenid,guid=auto"
+        assert option(words, "-device", having="virtio-net").endswith(",guest_announce=off")
         assert ("-incoming" in words) is not shared
         # Its balloon would punch holes into what others map as well.
         assert not any("balloon" in word for word in words)
