@@ -83,8 +83,11 @@ class Template:
             return False
 
     def _check_sizes(self) -> None:
-        """:raises OSError: if a file is missing, or not as long as it was"""
-        sizes = json.loads(self.manifest.read_text())["sizes"]
+        """:raises OSError: if a file is missing, or not as long as it was, or nothing tells"""
+        try:
+            sizes = dict(json.loads(self.manifest.read_bytes())["sizes"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise OSError(errno.EIO, "not a template's manifest", str(self.manifest)) from error
         for name, size in sizes.items():
             # QEMU would make a file of memory that is missing, and run on nothing.
             if (self.path / name).stat().st_size != size:
