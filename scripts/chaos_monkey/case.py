@@ -102,8 +102,6 @@ class Case:
         #: Whether VMs are started from a template, and how many are kept ready.
         self.templates = False
         self.pool = 0
-        #: Whether no file of a template is missing by the fault's own doing.
-        self.sound = True
         #: VMs that no client was given: what a template was made of, and those of the pool.
         self.housekeeping: set[str] = set()
         #: The names of computations, by VM.

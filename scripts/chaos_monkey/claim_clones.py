@@ -20,9 +20,8 @@ def settle(case: Case) -> None:
     """There is a template, the pool is full, and of what was half done nothing is left."""
     digest = case.until_template()
     case.until_pool()
-    if case.sound:
-        problems = list(_incomplete(case))
-        case.expect(not problems, f"with the template {digest} ready: {problems}")
+    problems = list(_incomplete(case))
+    case.expect(not problems, f"with the template {digest} ready: {problems}")
     failed = {line.get("vm") for line in case.log_lines() if line["message"] == "template: failed"}
     left = [
         row["id"]
@@ -57,7 +56,7 @@ def _is_no_twin(case: Case, vm: dict[str, Any]) -> None:
 
 def on_disk(case: Case) -> list[str]:
     """What is wrong with the templates when no supervisor runs any more."""
-    return list(_incomplete(case)) if case.templates and case.sound else []
+    return list(_incomplete(case)) if case.templates else []
 
 
 def _incomplete(case: Case) -> Iterator[str]:

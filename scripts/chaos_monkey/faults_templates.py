@@ -1,4 +1,4 @@
-"""What may happen to a template: as it is made, on disk, and to what is started from it."""
+"""What may happen to a template: as it is made, and on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Harm = Callable[[Case], None]
 
-_QUICK = {
+QUICK = {
     "MANAGER_START_TIMEOUT": "1s",
     "MANAGER_CLONE_TIMEOUT": "1s",
     "MANAGER_HEARTBEAT": "200ms",
@@ -29,9 +29,9 @@ _QUICK = {
     "MANAGER_TERM_GRACE": "300ms",
 }
 #: So many VMs in a row that do not come up from a template make it one of no use.
-_OF_NO_USE = 3
+OF_NO_USE = 3
 
-#: The steps of the QEMU that becomes a template, and those of one that is started from it.
+#: The steps of the QEMU that becomes a template.
 _BUILDS = {
     "starts": "QMP set-action, before #1",
     "runs": "QMP cont, after #1",
@@ -41,17 +41,10 @@ _BUILDS = {
     "is written": "QMP migrate, before #1",
     "has been written": "migrate to its end, after #1",
 }
-_RESTORES = {
-    "starts": "QMP set-action, before #2",
-    "is restored": "QMP migrate-incoming, before #1",
-    "has been restored": "migrate-incoming to its end, after #1",
-    "runs": "QMP cont, after #2",
-    "is renewed": "agent Renew, before #1",
-    "has been renewed": "agent Renew, after #1",
-}
 
 
-def _go_on(case: Case) -> None:
+def go_on(case: Case) -> None:
+    """Of a supervisor that was stopped at a step."""
     case.signal(signal.SIGCONT)
 
 
@@ -59,7 +52,8 @@ def _directory(case: Case) -> Path:
     return case.tmp / HOME / case.until_template()
 
 
-def _fell_back(case: Case, vm_id: str) -> int:
+def fell_back(case: Case, vm_id: str) -> int:
+    """How often a VM was booted after all."""
     return sum(one["event"] == "fallback" and one["vm"] == vm_id for one in case.reader.seen)
 
 
@@ -77,7 +71,7 @@ def _as_it_is_made(point: str, number: int) -> Harm:
         case.serve(wait=False, stop_at=point)
         case.until_stopped()
         case.signal_qemu(_builder(case), number)
-        _go_on(case)
+        go_on(case)
         case.wait_ready()
 
     return harm
@@ -87,7 +81,7 @@ for _name, _point in _BUILDS.items():
     kind(f"template: QEMU SIGKILLed as it {_name}", templates=True, times=1, short=0)(
         _as_it_is_made(_point, signal.SIGKILL)
     )
-    kind(f"template: QEMU SIGSTOPped as it {_name}", templates=True, times=1, short=0, **_QUICK)(
+    kind(f"template: QEMU SIGSTOPped as it {_name}", templates=True, times=1, short=0, **QUICK)(
         _as_it_is_made(_point, signal.SIGSTOP)
     )
 
@@ -97,7 +91,7 @@ def deleted_as_it_is_made(case: Case) -> None:
     case.serve(stop_at="QMP cont, after #1", wait=False)
     case.until_stopped()
     vm_id = _builder(case)
-    _go_on(case)
+    go_on(case)
     case.wait_ready()
     status, answer = case.ask("DELETE", f"/vms/{vm_id}")
     case.expect(status in (204, 404), f"DELETE answers {status}: {answer}")
@@ -108,7 +102,7 @@ def left_as_it_is_made(case: Case) -> None:
     case.serve(stop_at="QMP stop, before #1", wait=False)
     case.until_stopped()
     case.signal(signal.SIGTERM)
-    _go_on(case)
+    go_on(case)
     case.expect(case.wait_dead() == 0, "the supervisor fails")
     case.serve()
     case.until_template()
@@ -119,7 +113,7 @@ def ended_as_it_is_made(case: Case) -> None:
     case.serve(stop_at="QMP migrate, before #1", wait=False)
     case.until_stopped()
     case.signal(signal.SIGINT)
-    _go_on(case)
+    go_on(case)
     case.expect(case.wait_dead() == 0, "the supervisor fails")
 
 
@@ -128,7 +122,7 @@ def another_image_as_it_is_made(case: Case) -> None:
     case.serve(stop_at="QMP stop, before #1", wait=False)
     case.until_stopped()
     case.place.another_image()
-    _go_on(case)
+    go_on(case)
     case.wait_ready()
 
 
@@ -138,7 +132,7 @@ def _full_as_it_is_made(point: str) -> Harm:
         case.serve(wait=False, stop_at=point)
         case.until_stopped()
         filling = fill(case)
-        _go_on(case)
+        go_on(case)
         case.wait_ready()
         case.wait(
             lambda: any(
@@ -165,92 +159,11 @@ for _name, _point in {
     )
 
 
-# --- what is started from it ------------------------------------------------------------------
-
-
-def _as_it_restores(point: str, number: int) -> Harm:
-    def harm(case: Case) -> None:
-        case.serve(stop_at=point)
-        case.until_template()
-        vm_id = case.run(wait=False)
-        case.until_stopped()
-        case.signal_qemu(vm_id, number)
-        _go_on(case)
-        # An agent here lives on without its QEMU; a VM that is renewed crashes like any other.
-        renewed = "Renew" in point
-        case.until(
-            vm_id, lambda vm: vm["relay"]["state"] == "answered" or (vm["ended"] and renewed)
-        )
-        if number == signal.SIGSTOP:
-            case.delete(vm_id)  # unless it was booted from cold, it is stopped
-
-    return harm
-
-
-for _name, _point in _RESTORES.items():
-    _short = int(_name == "is restored")
-    kind(f"clone: QEMU SIGKILLed as it {_name}", templates=True, times=1, short=_short)(
-        _as_it_restores(_point, signal.SIGKILL)
-    )
-    kind(f"clone: QEMU SIGSTOPped as it {_name}", templates=True, times=1, short=0, **_QUICK)(
-        _as_it_restores(_point, signal.SIGSTOP)
-    )
-
-
-@kind("clone: its agent does not answer Renew", templates=True, **_QUICK)
-def mute(case: Case) -> None:
-    case.serve()
-    case.until_template()
-    case.place.agents.mute = True
-    vm_id = case.run()
-    case.wait(lambda: _fell_back(case, vm_id) == 1, "the event that tells that it is booted")
-    required = case.run(template="require", wait=False)
-    case.expect(case.until_ended(required)["relay"]["state"] == "failed", "it was answered")
-
-
-@kind("clone: its agent refuses Renew, until the template is made anew", templates=True, short=0)
-def unwilling(case: Case) -> None:
-    case.serve()
-    case.until_template()
-    case.place.agents.unwilling = True
-    for _ in range(_OF_NO_USE):
-        case.run()
-    case.place.agents.unwilling = False
-
-
-@kind("clone: agent mute, supervisor SIGKILLed, agent well", templates=True, short=0)
-def killed_as_it_renews(case: Case) -> None:
-    case.serve(stop_at="agent Renew, before #1")
-    case.until_template()
-    vm_id = case.run(wait=False)
-    case.until_stopped()
-    case.crash()
-    case.serve()
-    case.until(vm_id, lambda vm: vm["relay"]["state"] == "answered")
-
-
-@kind("clone: SIGKILLed while its supervisor is down, before it was renewed", templates=True,
-      short=0)  # fmt: skip
-def gone_unrenewed(case: Case) -> None:
-    case.serve(stop_at="agent Renew, before #1")
-    case.until_template()
-    vm_id = case.run(wait=False)
-    case.until_stopped()
-    case.crash()
-    case.signal_qemu(vm_id, signal.SIGKILL)
-    case.wait_no_qemu(vm_id)
-    case.serve()
-    case.wait(
-        lambda: case.show(vm_id)["ended"] or case.show(vm_id)["relay"]["state"] == "answered",
-        "its fate",
-    )
-
-
 # --- on disk ----------------------------------------------------------------------------------
 
 
 def _truncated(file: Path) -> None:
-    os.truncate(file, 12)  # of QEMU's state much is a description that nobody reads
+    os.truncate(file, file.stat().st_size // 2)
 
 
 def _removed(file: Path) -> None:
@@ -265,75 +178,73 @@ def _garbage(file: Path) -> None:
     file.write_bytes(os.urandom(file.stat().st_size))
 
 
-def _damaged(name: str, damage: Callable[[Path], None], *, useless: bool) -> Harm:
+def _damaged(name: str, damage: Callable[[Path], None]) -> Harm:
     def harm(case: Case) -> None:
-        """Runs are answered all the same, and in the end there is a good template again."""
+        """Runs are answered all the same; once no VM lies on it, it is made anew."""
         case.serve()
         before = case.run(template="require")
         damage(_directory(case) / name)
-        for _ in range(_OF_NO_USE):
+        for _ in range(OF_NO_USE):
             vm_id = case.run()
-            if useless:
-                case.wait(lambda vm_id=vm_id: _fell_back(case, vm_id) == 1, "its fallback")
+            case.wait(lambda vm_id=vm_id: fell_back(case, vm_id) == 1, "its fallback")
         case.until_monitor(before, "ok")
-        if useless:
-            # It is made anew once no VM lies on it.
-            case.shut_down(before, "force")
-        else:
-            case.crash()
-            shutil.rmtree(case.tmp / HOME)
+        case.shut_down(before, "force")
 
     return harm
 
 
-for _file, _damage, _useless in (
-    ("state", _truncated, True),
-    ("state", _empty, True),
-    ("state", _garbage, True),
-    ("state", _removed, True),
-    ("ram", _truncated, True),
-    ("ram", _removed, False),
-    ("clone.qcow2", _removed, True),
-    ("firmware_vars.fd", _removed, True),
-    ("overlay.qcow2", _removed, False),
-):
-    _words = _damage.__name__.removeprefix("_")
-    kind(f"template's {_file} {_words}, then runs", templates=True, times=1,
-         short=int((_file, _damage) == ("state", _truncated)), **_QUICK)(
-        _damaged(_file, _damage, useless=_useless)
-    )  # fmt: skip
+def _damaged_unwatched(name: str, damage: Callable[[Path], None]) -> Harm:
+    def harm(case: Case) -> None:
+        case.serve()
+        before = case.run(template="require")
+        file = _directory(case) / name
+        case.crash()
+        damage(file)
+        case.serve()
+        case.until_monitor(before, "ok")
+        booted = case.show(case.run())
+        case.expect(booted["template"] is None, "a run is from a template that is damaged")
+        case.crash()
+        case.serve()
+        case.shut_down(before, "force")
+
+    return harm
+
+
+for _file in ("state", "ram", "clone.qcow2", "firmware_vars.fd", "overlay.qcow2", "manifest.json"):
+    for _damage in (_truncated, _removed, _empty, _garbage):
+        _unlike = _damage is _garbage and _file not in ("state", "manifest.json")
+        if _unlike:
+            continue  # of the right length: nobody looks
+        _words = f"template's {_file} {_damage.__name__.removeprefix('_')}"
+        _short = int((_file, _damage) in (("state", _truncated), ("manifest.json", _garbage)))
+        kind(f"{_words}, then runs", templates=True, times=1, short=_short, **QUICK)(
+            _damaged(_file, _damage)
+        )
+        _short = int((_file, _damage) == ("manifest.json", _removed))
+        kind(f"{_words}, supervisor down", templates=True, times=1, short=_short, **QUICK)(
+            _damaged_unwatched(_file, _damage)
+        )
+
+
+@kind("template's state truncated, then runs that require it", templates=True, short=0, **QUICK)
+def required(case: Case) -> None:
+    case.serve()
+    _truncated(_directory(case) / "state")
+    for _ in range(OF_NO_USE):
+        vm_id = case.run(template="require", wait=False)
+        case.expect(case.until_ended(vm_id)["relay"]["state"] == "failed", "it was answered")
 
 
 @kind("template's state truncated, supervisor SIGKILLed, then a run that requires it",
-      templates=True, short=0, **_QUICK)  # fmt: skip
-def required(case: Case) -> None:
+      templates=True, short=0)  # fmt: skip
+def required_later(case: Case) -> None:
     case.serve()
     state = _directory(case) / "state"
     case.crash()
     _truncated(state)
     case.serve()
-    for _ in range(_OF_NO_USE):
-        vm_id = case.run(template="require", wait=False)
-        case.expect(case.until_ended(vm_id)["relay"]["state"] == "failed", "it was answered")
-
-
-def _manifest(case: Case, damage: Callable[[Path], None]) -> None:
-    """Its words matter to nobody; that it is there says that the template is whole."""
-    case.serve()
-    vm_id = case.run(template="require")
-    manifest = _directory(case) / "manifest.json"
-    case.crash()
-    damage(manifest)
-    case.serve()
-    case.until_monitor(vm_id, "ok")
-    case.until_template()
     case.run(template="require")
-
-
-for _damage in (_truncated, _removed, _empty, _garbage):
-    _words = _damage.__name__.removeprefix("_")
-    kind(f"template's manifest.json {_words}, supervisor down", templates=True, times=1,
-         short=int(_damage is _removed))(partial(_manifest, damage=_damage))  # fmt: skip
 
 
 @kind("template's directory removed under a VM, supervisor SIGKILLed and back", templates=True)
@@ -355,7 +266,7 @@ def directory_removed_watched(case: Case) -> None:
     case.serve()
     vm_id = case.run(template="require")
     shutil.rmtree(_directory(case))
-    for _ in range(_OF_NO_USE):
+    for _ in range(OF_NO_USE):
         case.run()
     case.until_monitor(vm_id, "ok")
     case.shut_down(vm_id)

@@ -18,6 +18,7 @@ import attrs
 
 from chaos_monkey import (
     faults_clients,
+    faults_clones,
     faults_files,
     faults_pool,
     faults_qemu,
@@ -38,7 +39,7 @@ from chaos_monkey.zygote import Zygote
 #: Declared by being imported.
 _FAULTS = (
     *(faults_qemu, faults_qmp, faults_supervisor, faults_clients, faults_files),
-    *(faults_templates, faults_pool, guests, sudo),
+    *(faults_templates, faults_clones, faults_pool, guests, sudo),
 )
 
 if TYPE_CHECKING:
