@@ -23,9 +23,14 @@ _LIMIT = 40 * 1024 * 1024
 
 
 class Twin(Protocol):
-    """A guest that may be copied; ``prepared`` from Prepare on until Renew, also in a copy."""
+    """A guest that may be copied; ``prepared`` from Prepare on until Renew, also in a copy.
+
+    ``renewed_as`` is the id of the VM that it was renewed for.
+    """
 
     prepared: bool
+    renewed_as: str
+    renewed_as: str
 
 
 class _Agent(agent_pb2_grpc.AgentServiceServicer):
@@ -86,11 +91,14 @@ class _Clones(clone_pb2_grpc.CloneServiceServicer):
             unix_time_ns=request.unix_time_ns,
         )
         self._behave(self._plan.renew, context)
-        if not self._guest.prepared:
+        if not self._guest.prepared and request.vm_id != self._guest.renewed_as:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this guest is no copy")
         if len(request.entropy) < 32 or not _is_uuid(request.vm_id):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "32 bytes and a UUID are needed")
-        self._guest.prepared = False
+        first = self._guest.prepared
+        self._guest.prepared, self._guest.renewed_as = False, request.vm_id
+        if first and self._plan.renew == "lost":
+            threading.Event().wait()
         return clone_pb2.RenewResponse()
 
     def _behave(self, how: str, context: Any) -> None:

@@ -53,6 +53,7 @@ class FakeQemu:
         self.ram = migration.ram(argv)
         #: Of the guest that runs: it is to be copied, or was and does not know that yet.
         self.prepared = False
+        self.renewed_as = ""
         #: Which agent it has.
         self.kind = self.plan.agent
 
@@ -217,7 +218,7 @@ class FakeQemu:
     def reset(self) -> None:
         self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
         self.stop_agent()
-        self.prepared, self.kind = False, self.plan.agent
+        self.prepared, self.renewed_as, self.kind = False, "", self.plan.agent
         if self.status == "running":
             self.start_agent(self.kind)
         else:

@@ -46,7 +46,8 @@ class Scenario:
     agent_tls: str = ""
     agent_mutual: bool = False
 
-    #: The guest's answer to Prepare and to Renew: ``good``, ``refuse``, ``silence``.
+    #: The guest's answer to Prepare and to Renew: ``good``, ``refuse``, ``silence``; of Renew also
+    #: ``lost``: the first one does its work, and no answer comes.
     prepare: str = "good"
     renew: str = "good"
     #: What becomes of ``migrate``: ``good``, ``fails``, ``hangs``.

@@ -291,6 +291,23 @@ async def test_crashed_clone_boots_cold_on_its_own_disk(world: World) -> None:
         assert (again.count("Renew"), again.count("Run")) == (0, 1)
 
 
+async def test_guest_that_is_held_while_it_is_renewed(world: World) -> None:
+    """The time allowed stands still; then it is asked again."""
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        world.scenario(clones_agent="none")
+        vm_id = await supervisor.begin(b"x")
+        guest = await guest_of(world, vm_id)
+        await supervisor.wait_state(vm_id, "running")
+        for action in ("pause", "resume"):
+            answer = await supervisor.http.post(f"/vms/{vm_id}/{action}")
+            assert answer.status_code == 200, answer.text
+        await guest.order("start-agent", kind="recorder")
+        await supervisor.vm(vm_id).wait_answered()
+        await guest.until("Run")
+        assert (guest.count("Renew"), guest.count("refused")) == (1, 0)
+
+
 async def test_stop_ends_clones_by_their_guests(world: World) -> None:
     async with world.serve() as supervisor:
         await ready(supervisor.http)

@@ -252,23 +252,6 @@ async def test_fallback_is_no_restart(world: World) -> None:
         assert len(events(world, shown["id"], "fallback")) == 1
 
 
-async def test_guest_that_is_held_while_it_is_renewed(world: World) -> None:
-    """The time allowed stands still; then it is asked again."""
-    async with world.serve() as supervisor:
-        await ready(supervisor.http)
-        world.scenario(clones_agent="none")
-        vm_id = await supervisor.begin(b"x")
-        guest = await guest_of(world, vm_id)
-        await supervisor.wait_state(vm_id, "running")
-        for action in ("pause", "resume"):
-            answer = await supervisor.http.post(f"/vms/{vm_id}/{action}")
-            assert answer.status_code == 200, answer.text
-        await guest.order("start-agent", kind="recorder")
-        await supervisor.vm(vm_id).wait_answered()
-        await guest.until("Run")
-        assert (guest.count("Renew"), guest.count("refused")) == (1, 0)
-
-
 # --- clones and the supervisor's end --------------------------------------------------------
 
 
@@ -321,10 +304,29 @@ async def test_clone_that_is_renewed_by_the_next_supervisor(world: World) -> Non
         vm = supervisor.vm(vm_id)
         await vm.wait_answered()
         await guest.until("Run")
-        seen = [one["saw"] for one in guest.seen if "query-" not in one["saw"]]
-        assert seen[-2:] == ["Renew", "Run"]
-        assert seen.count("Renew") == 1
+        calls = [one["saw"] for one in guest.seen if one["saw"] in ("Renew", "Run", "refused")]
+        assert calls == ["Renew", "Run"]
         assert (await show(supervisor.http, vm_id))["template"]
+
+
+async def test_renewal_whose_answer_was_lost_with_the_supervisor(world: World) -> None:
+    """It is asked for again, and a guest that is renewed for the same VM says yes."""
+    async with world.serve_apart() as apart:
+        await ready(apart.http)
+        world.scenario(renew="lost")
+        answer = await apart.http.post(
+            "/run", json={"computation": "aGk="}, headers={"Prefer": "respond-async"}
+        )
+        vm_id = answer.json()["id"]
+        guest = await guest_of(world, vm_id)
+        await guest.until("Renew")
+        await apart.kill()
+    async with world.serve() as supervisor:
+        await supervisor.vm(vm_id).wait_answered()
+        await guest.until("Run")
+        calls = [one["saw"] for one in guest.seen if one["saw"] in ("Renew", "Run", "refused")]
+        assert calls == ["Renew", "Renew", "Run"]
+        assert not events(world, vm_id, "fallback")
 
 
 async def test_clone_that_ran_and_was_not_yet_on_record_as_running(world: World) -> None:
