@@ -108,6 +108,7 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, store: Store) -> Recor
         relay=_relay(events, rundir),
         purpose=purpose,
         renewed=any(event.kind == "renewed" for event in events),
+        template=_template(events),
         error="its record was damaged or lost; this is what could still be seen",
     )
     return _as_told(_as_seen(record, words, rundir), events, alive=bool(pids))
@@ -134,6 +135,15 @@ def _purpose(events: list[Event]) -> Purpose:
         return Purpose.RUN
     told = events[0].data.get("purpose")
     return Purpose(told) if told in list(Purpose) else Purpose.RUN
+
+
+def _template(events: list[Event]) -> str | None:
+    """What its disk lies on: told at each launch, and taken back where it was booted from cold."""
+    told = [event for event in events if event.kind in ("launched", "fallback")]
+    if not told or told[-1].kind == "fallback":
+        return None
+    digest = told[-1].data.get("template")
+    return digest if isinstance(digest, str) else None
 
 
 def _relay(events: list[Event], rundir: Rundir) -> RelayState:
@@ -174,7 +184,7 @@ def _as_seen(record: Record, words: list[str], rundir: Rundir) -> Record:
         record,
         command=tuple(machine.by_hand(words, rundir.qmp_socket)),
         forwards=tuple(machine.forwards_in(words)),
-        template=machine.template_in(words),
+        template=machine.template_in(words) or record.template,
         agent_address=None,
     )
 

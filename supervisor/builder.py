@@ -38,6 +38,8 @@ class Builder:
         self._config = service.config
         self._retry_s = _RETRY_S
         self._retry_at = 0.0
+        #: Of what that was last.
+        self._tried = ""
 
     async def keep(self) -> None:
         """See to it that there is a template of what VMs are made of now."""
@@ -46,56 +48,62 @@ class Builder:
             recipe = await self._templates.look()
             await self._remove_unused(recipe)
             self._templates.looked = True
-            if recipe and recipe.digest not in self._templates.entries:
+            if recipe and not self._templates.of(recipe.digest):
                 await self._build(recipe)
             with trio.move_on_after(_LOOK_S):
                 await self._templates.wanted.wait()
 
     async def _remove_unused(self, recipe: Recipe | None) -> None:
-        for digest, entry in list(self._templates.entries.items()):
+        for name, entry in list(self._templates.entries.items()):
             if entry.state is TemplateState.FAILED:
-                same = recipe is not None and recipe.digest == digest
+                same = recipe is not None and recipe.digest == entry.template.digest
                 keep = same and trio.current_time() < self._retry_at
             else:
                 keep = entry.state is not TemplateState.STALE or bool(entry.holders)
             if not keep:
-                del self._templates.entries[digest]
+                del self._templates.entries[name]
                 await trio.to_thread.run_sync(entry.template.remove)
-                log.info("template: removed", template=digest)
+                log.info("template: removed", template=name)
 
     async def _build(self, recipe: Recipe) -> None:
         """Make it. What keeps it from that is told, and is tried again after a while."""
-        path = template.directory(self._config.qemu.tmp) / recipe.digest
+        name = self._templates.new_name(recipe.digest)
+        path = template.directory(self._config.qemu.tmp) / name
         entry = Entry(Template(path), TemplateState.BUILDING)
-        self._templates.entries[recipe.digest] = entry
-        vm = await self._service.start(Purpose.TEMPLATE)
-        if vm is None:
-            del self._templates.entries[recipe.digest]
-            return
-        entry.vm_id = vm.id
-        log.info("template: building", template=recipe.digest, vm=vm.id)
+        self._templates.entries[name] = entry
+        if recipe.digest != self._tried:
+            self._tried, self._retry_s = recipe.digest, _RETRY_S
+        vm = None
         began = trio.current_time()
         try:
+            vm = await self._service.start(Purpose.TEMPLATE)
+            if vm is None:
+                raise TemplateError("there is no room for the VM that it is made of")
+            entry.vm_id = vm.id
+            log.info("template: building", template=name, vm=vm.id)
             await self._make(entry, vm, recipe)
-        except SupervisorError as error:
-            self._failed(entry, vm, str(error))
+        except Exception as error:
+            self._failed(entry, vm, error)
         else:
             self._retry_s = _RETRY_S
             entry.built_in_s = trio.current_time() - began
             entry.enter(TemplateState.READY)
-            log.info("template: ready", template=recipe.digest, size_bytes=entry.size_bytes,
+            log.info("template: ready", template=name, size_bytes=entry.size_bytes,
                      in_s=round(entry.built_in_s, 3))  # fmt: skip
             await self._service.delete(vm)
         entry.vm_id = None
         self._templates.changed()
 
-    def _failed(self, entry: Entry, vm: Vm, problem: str) -> None:
-        # A VM that somebody had end is no failure of its own.
-        tell = log.info if vm.end_request.for_good.is_set() else log.error
-        tell("template: failed", template=entry.template.digest, vm=vm.id, problem=problem,
-             again_in_s=self._retry_s)  # fmt: skip
-        vm.ask_to_end(EndMode.FORCE, "no template could be made of it")
-        entry.enter(TemplateState.FAILED, problem)
+    def _failed(self, entry: Entry, vm: Vm | None, error: Exception) -> None:
+        # A VM that somebody had end is no failure of its own, and room comes and goes.
+        quiet = vm is None or vm.end_request.for_good.is_set()
+        bug = None if isinstance(error, SupervisorError) else error
+        tell = log.info if quiet and not bug else log.error
+        tell("template: failed", template=entry.template.name, vm=entry.vm_id,
+             problem=str(error), again_in_s=self._retry_s, exc_info=bug)  # fmt: skip
+        if vm:
+            vm.ask_to_end(EndMode.FORCE, "no template could be made of it")
+        entry.enter(TemplateState.FAILED, str(error))
         self._retry_at = trio.current_time() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
 

@@ -8,6 +8,7 @@ import trio
 
 from supervisor.errors import Busy, MonitorError
 from supervisor.hearing import ACTIONS
+from supervisor.record import Purpose
 from supervisor.runstate import VmState
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ async def reset(vm: Vm) -> None:
 
 
 def _require(vm: Vm, done: str, *states: VmState) -> None:
+    if vm.record.purpose is Purpose.TEMPLATE:
+        raise Busy(f"VM {vm.id} cannot be {done}: it becomes a template")
     if vm.ended or vm.status.state not in states:
         raise Busy(f"VM {vm.id} cannot be {done}: it is {vm.status}")
 

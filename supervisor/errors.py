@@ -172,12 +172,14 @@ class CloneFailed(SupervisorError):
     """A VM from a template does not restore, or its agent does not answer.
 
     :ivar vm_id: which; nothing was asked of its agent but to renew itself
+    :ivar blames_template: whether it speaks against the template, and not against the host
     """
 
-    def __init__(self, vm_id: str, why: str) -> None:
+    def __init__(self, vm_id: str, why: str, blames_template: bool = True) -> None:
         super().__init__(f"VM {vm_id}, from a template: {why}")
         self.vm_id = vm_id
         self.why = why
+        self.blames_template = blames_template
 
 
 class RunFailed(SupervisorError):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
+#: Before housekeeping that has failed is taken up again: no descriptor, no thread, a bug.
+_AGAIN_S = 10.0
+
 
 @asynccontextmanager
 async def open_service(config: Config, host: Host, store: Store) -> AsyncIterator[Service]:
@@ -40,11 +43,13 @@ async def open_service(config: Config, host: Host, store: Store) -> AsyncIterato
 
 
 async def _kept_apart(task: Callable[[], Awaitable[None]]) -> None:
-    """A bug in what goes on beside the VMs is not to take them down."""
-    try:
-        await task()
-    except Exception as error:
-        log.error("bug in housekeeping, which ends here", exc_info=error)
+    """What goes wrong beside the VMs is not to take them down, nor to end what is done there."""
+    while True:
+        try:
+            return await task()
+        except Exception as error:
+            log.error("bug in housekeeping", again_in_s=_AGAIN_S, exc_info=error)
+        await trio.sleep(_AGAIN_S)
 
 
 async def _house(

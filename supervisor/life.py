@@ -12,11 +12,13 @@ import trio
 
 from supervisor import launch, machine, process, runstate
 from supervisor.config import TemplateUse
+from supervisor.ending import EndRequest
 from supervisor.errors import (
     CloneFailed,
     LaunchError,
     PortsTaken,
     SupervisorError,
+    TemplateError,
     VmEnded,
     single,
 )
@@ -104,7 +106,7 @@ class Life:
         is_template = vm.record.purpose is Purpose.TEMPLATE
         use = TemplateUse.OFF if is_template else vm.record.wishes.template
         recipe, template = await vm.templates.choose(vm.id, use)
-        self._made = {"recipe": recipe, "template": template.digest if template else None}
+        self._made = {"recipe": recipe, "template": template.name if template else None}
         if template:
             return await self._clone(template)
         await vm.rundir.prepare(
@@ -122,18 +124,25 @@ class Life:
             return await self._boot(template)
         except PortsTaken:
             raise
-        except (LaunchError, OSError) as error:
+        except TemplateError as error:
             vm.clone_failure = CloneFailed(vm.id, str(error))
-            return vm.status
+        except (LaunchError, OSError) as error:
+            # What was never started says nothing about the template.
+            ran = isinstance(error, LaunchError) and error.exit_code is not None
+            vm.clone_failure = CloneFailed(vm.id, str(error), blames_template=ran)
+        return vm.status
 
     def _clone_failure(self, verdict: Status) -> CloneFailed | None:
         """Why the VM is to be tried again without its template, if it is."""
-        vm = self._vm
-        if vm.end_request.for_good.is_set():
+        vm, record = self._vm, self._vm.record
+        if vm.end_request.for_good.is_set() or record.ending or verdict.reason == "host-reboot":
             return None
-        if vm.record.template and not vm.record.renewed and verdict.state is VmState.CRASHED:
-            return vm.clone_failure or CloneFailed(vm.id, f"its guest ended: {verdict.reason}")
-        return vm.clone_failure
+        if vm.clone_failure or not (verdict.state.ended and record.template):
+            return vm.clone_failure
+        if record.renewed:
+            return None
+        blamed = verdict.reason != "launch-interrupted"
+        return CloneFailed(vm.id, f"its guest ended: {verdict.reason}", blamed)
 
     async def _fall_back(self, verdict: Status, failure: CloneFailed) -> None:
         """Make all as it was before the VM was tried from its template.
@@ -141,16 +150,18 @@ class Life:
         :raises CloneFailed: if it is not to be had otherwise
         """
         vm = self._vm
-        digest = self._made.get("template") or vm.record.template or ""
-        vm.templates.failed(digest)
+        name = vm.record.template or self._made.get("template") or ""
+        if failure.blames_template:
+            vm.templates.failed(name)
         if vm.record.wishes.template is TemplateUse.REQUIRE:
             raise failure
-        log.warning("booting from cold instead", vm=vm.id, template=digest, problem=failure.why)
-        if verdict.state is VmState.CRASHED:
-            await vm.set_status(verdict)
-            await vm.set_status(runstate.after(vm.status, Trigger.RESTART, "prelaunch"),
-                                running_since_s=None)  # fmt: skip
-        told = {"template": digest, "why": failure.why}
+        log.warning("booting from cold instead", vm=vm.id, template=name, problem=failure.why)
+        vm.end_request = EndRequest()  # of the guest that was seen off
+        if verdict.state.ended:
+            await vm.set_status(Status(VmState.CRASHED, verdict.reason))
+            restarted = runstate.after(vm.status, Trigger.RESTART, "prelaunch")
+            await vm.set_status(restarted, running_since_s=None, first_ran_s=None)
+        told = {"template": name, "why": failure.why}
         await vm.commit("fallback", told, template=None, renewed=False)
         vm.clone_failure = None
         self._made["template"] = None
@@ -204,9 +215,10 @@ class Life:
                 qemu = await stack.enter_async_context(started)
             self._vm.reached("spawn")
             # Not worth a write of its own: who comes after us finds the process by its uuid.
+            record = self._vm.record
             self._vm.defer(
                 "launched",
-                {"pid": qemu.pid},
+                {"pid": qemu.pid, "template": self._made.get("template", record.template)},
                 **self._made,
                 process=qemu.identity,
                 forwards=tuple(forwards),
@@ -239,7 +251,8 @@ class Life:
                     return self._vm.status  # of what is on record as crashed, the rest
                 await self._vm.relay.interrupt()
                 if identity != self._vm.record.process:
-                    await self._vm.commit("launched", {"pid": identity.pid}, process=identity)
+                    told = {"pid": identity.pid, "template": self._vm.record.template}
+                    await self._vm.commit("launched", told, process=identity)
                 verdict = await Following(self._vm, qemu, new=False).to_the_end()
         if verdict.state is VmState.PRELAUNCH:
             return runstate.missed_end(self._vm.status, same_boot=True)

@@ -17,10 +17,12 @@ import psutil
 import trio
 
 from supervisor.errors import AtCapacity, Stopping
+from supervisor.record import Purpose
 from supervisor.settings import go_duration
 
 if TYPE_CHECKING:
     from supervisor.config import LimitsConfig, QemuConfig
+    from supervisor.record import Record
 
 _MIB = 2**20
 
@@ -48,6 +50,12 @@ class Need:
     def of(cls, config: QemuConfig, vms: int = 1) -> Need:
         """What a VM is started with. What could be plugged in later is not counted."""
         return cls(config.memory_bytes, config.smp_count, vms)
+
+    @classmethod
+    def on_record(cls, record: Record) -> Need:
+        """What this one has taken."""
+        vms = int(record.purpose is not Purpose.TEMPLATE)
+        return cls(record.memory_bytes, record.vcpus, vms)
 
 
 @attrs.frozen

@@ -25,7 +25,7 @@ QMP_BY_DESCRIPTOR = "fd=0"
 
 _FORWARD = re.compile(r"hostfwd=tcp:([0-9.]*):(\d+)-:(\d+)")
 
-_TEMPLATE = re.compile(r"mem-path=[^,]*/([0-9a-f]{16})/ram,share=off")
+_TEMPLATE = re.compile(r"/([0-9a-f]{16}(?:-[0-9]+)?)/ram,share=off")
 
 #: What QEMU may not do once it is up; nothing here needs any of it.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -106,7 +106,7 @@ def forwards_in(words: Sequence[str]) -> list[Forward]:
 
 
 def template_in(words: Sequence[str]) -> str | None:
-    """The digest of the template that a command line starts from."""
+    """The name of the template that a command line starts from."""
     found = (match for word in words for match in _TEMPLATE.findall(word))
     return next(found, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,13 @@ import structlog
 import trio
 
 from supervisor.config import TemplateUse
+from supervisor.link import LinkState
 from supervisor.record import Purpose
 from supervisor.runstate import VmState
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from supervisor.service import Service
     from supervisor.vm import Vm
 
@@ -36,16 +40,17 @@ class Pool:
         self._service = service
         self._config = service.config.start
         self._retry_s = _RETRY_S
+        #: Runs that wait for the room of VMs that did not fit them.
+        self._giving_way = 0
 
     @property
     def vms(self) -> list[Vm]:
-        """Those that a run may have; that are ready first, and among them the oldest."""
+        """Those that are no run's yet; that are ready first, and among them the oldest."""
         mine = [
             vm
             for vm in self._service.vms.values()
             if vm.record.purpose is Purpose.POOL
-            and vm.status.state in (VmState.PRELAUNCH, VmState.RUNNING)
-            and not (vm.spoken_for or vm.end_request.any.is_set())
+            and not (vm.spoken_for or vm.ended or vm.end_request.any.is_set())
         ]
         return sorted(mine, key=lambda vm: not vm.relay.agent_ready)
 
@@ -58,18 +63,28 @@ class Pool:
         """
         for vm in self.vms:
             fits = use is TemplateUse.AUTO or _kind(vm) is use
-            present = vm.record.recipe in ("", recipe)
-            if fits and present and (vm.relay.agent_ready or not ready):
+            present = vm.record.recipe == recipe or vm.status.state is VmState.PRELAUNCH
+            if fits and present and not _is_held(vm) and (vm.relay.agent_ready or not ready):
                 vm.spoken_for = True
                 self.taken.set()
                 return vm
         return None
 
-    async def make_room(self) -> None:
-        """End one, if there is one, for a run that must have another kind of VM."""
-        for vm in self.vms[-1:]:
-            log.info("pool: giving up", vm=vm.id, why="a run needs its room")
-            await self._service.discard(vm).wait()
+    @asynccontextmanager
+    async def giving_way(self) -> AsyncIterator[None]:
+        """End one, if there is one, for a run that must have another kind of VM.
+
+        None takes its place for as long as that run waits for room.
+        """
+        self._giving_way += 1
+        try:
+            for vm in self.vms[-1:]:
+                log.info("pool: giving up", vm=vm.id, why="a run needs its room")
+                await self._service.discard(vm).wait()
+            yield
+        finally:
+            self._giving_way -= 1
+            self.taken.set()
 
     async def keep(self) -> None:
         """Fill it, one VM at a time, and replace what has waited for too long."""
@@ -89,9 +104,7 @@ class Pool:
     async def _see_it_ready(self, vm: Vm) -> None:
         """Wait until it is, or is somebody's; after a failure longer, and longer each time."""
         began = trio.current_time()
-        await vm.until(
-            lambda: vm.relay.agent_ready or vm.ended or vm.record.purpose is not Purpose.POOL
-        )
+        await vm.until(lambda: vm.relay.agent_ready or vm.ended or vm.spoken_for or _is_held(vm))
         if not vm.ended or vm.end_request.for_good.is_set():
             self._retry_s = _RETRY_S
             await trio.sleep_until(began + self._config.pool_interval_s)
@@ -108,9 +121,11 @@ class Pool:
             why = ""
             if number >= self._config.pool_size:
                 why = "the pool is smaller now"
+            elif _is_held(vm):
+                why = f"it is {vm.status}, its monitor {vm.monitor_state}"
             elif vm.record.created_at.timestamp() < oldest:
                 why = "it has waited for long enough"
-            elif recipe and vm.record.recipe not in ("", recipe):
+            elif recipe and vm.record.recipe != recipe and vm.record.first_ran_s:
                 why = "VMs are made of something else now"
             if why:
                 log.info("pool: replacing", vm=vm.id, why=why)
@@ -118,13 +133,19 @@ class Pool:
 
     def _may_grow(self) -> bool:
         templates = self._service.templates
-        if len(self.vms) >= self._config.pool_size:
+        if self._giving_way or len(self.vms) >= self._config.pool_size:
             return False
         if templates.is_building or not templates.looked:
             return False  # a template that comes makes better ones
         # The host could give one more VM all that it may come to use.
         need = self._service.config.qemu.memory_bytes
         return bool(psutil.virtual_memory().available >= need)
+
+
+def _is_held(vm: Vm) -> bool:
+    """Whether it is of no use to anybody now: paused, out of disk, on its way down, lost."""
+    going = vm.status.state in (VmState.PRELAUNCH, VmState.RUNNING)
+    return not going or vm.monitor_state is LinkState.LOST
 
 
 def _kind(vm: Vm) -> TemplateUse | None:

@@ -106,7 +106,7 @@ class Record:
     """One VM. ``sequence`` is that of the last event.
 
     :param recipe: of what its QEMU was started with; see `template`
-    :param template: the digest of the template it was started from, if it was
+    :param template: the name of the template it was started from, if it was
     :param renewed: whether the guest of such a VM has been told that it is a copy
     :param ending: how its end was asked for, once it was
     :param first_ran_s: when a guest of this VM first ran, on the host's CLOCK_BOOTTIME; that

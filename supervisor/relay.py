@@ -46,7 +46,7 @@ class Relay:
         self._reset = trio.Event()
         #: Whether the answer is here, and at most on its way to the disk.
         self._answered = False
-        if not self.pending and self.state is not RelayState.IDLE:
+        if vm.record.ended_at or not (self.pending or self.state is RelayState.IDLE):
             self.settled.set()
 
     @property
@@ -113,6 +113,7 @@ class Relay:
     async def guest_was_reset(self) -> None:
         """Look for the agent anew; it is no copy's any more."""
         self._vm.forget("agent")
+        self.prepared = False
         if self._vm.record.template and not self._vm.record.renewed:
             self._vm.defer("renewed", {}, renewed=True)
         self.agent_ready = False
@@ -178,10 +179,8 @@ class Relay:
         except AgentError as error:
             if vm.end_request.any.is_set() or await self._gone():
                 await trio.sleep_forever()  # the VM's end has the word, and cancels us
-            if error.code != "FAILED_PRECONDITION":
-                why = f"its agent does not renew itself: {error.code}, {error.text}"
-                raise CloneFailed(vm.id, why) from error
-            # It is renewed, and its supervisor was killed before that was on record.
+            why = f"its agent does not renew itself: {error.code}, {error.text}"
+            raise CloneFailed(vm.id, why) from error
         vm.reached("renew")
         vm.defer("renewed", {}, renewed=True)
         vm.templates.came_up(vm.record.template or "")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from supervisor.adoption import Inheritance
-    from supervisor.config import Config, QemuConfig
+    from supervisor.config import Config
     from supervisor.journal import Journal
     from supervisor.launch import Host
     from supervisor.record import Event
@@ -117,40 +117,50 @@ class Service:
         asked_s = boottime_s()
         if wishes.template is TemplateUse.REQUIRE:
             await self.templates.ready()
+        vm = None
         recipe = await self.templates.present() if self.pool.vms else ""
-        if vm := self.pool.pick(wishes.template, recipe, ready=True):
-            return await self._take(vm, computation, wishes, asked_s)
         need = Need.of(self.config.qemu)
-        if not self.admission.try_enter(need):
-            if vm := self.pool.pick(wishes.template, recipe, ready=False):
-                return await self._take(vm, computation, wishes, asked_s)
-            await self.pool.make_room()
+        while vm is None:
+            if picked := self.pool.pick(wishes.template, recipe, ready=True):
+                vm = await self._take(picked, computation, wishes, asked_s)
+            elif self.admission.try_enter(need):
+                vm = await self._begin(need, wishes, computation, asked_s)
+            elif picked := self.pool.pick(wishes.template, recipe, ready=False):
+                vm = await self._take(picked, computation, wishes, asked_s)
+            else:
+                await self._enter(need)
+                vm = await self._begin(need, wishes, computation, asked_s)
+        self._spawn(self._measure, vm)
+        return vm
+
+    async def _enter(self, need: Need) -> None:
+        """Take room when there is some; a VM of the pool that does not fit the run gives way."""
+        async with self.pool.giving_way():
             try:
                 await self.admission.enter(need)
             except AtCapacity as error:
                 log.warning("run refused", problem=str(error))
                 raise
-        vm = await self._begin(need, wishes, computation, asked_s)
-        self._spawn(self._measure, vm)
-        return vm
 
-    async def _take(self, vm: Vm, computation: bytes, wishes: Wishes, asked_s: float) -> Vm:
-        """Give a run a VM of the pool."""
+    async def _take(self, vm: Vm, computation: bytes, wishes: Wishes, asked_s: float) -> Vm | None:
+        """Give a run a VM of the pool; None if that ends just now."""
         try:
-            await vm.give(computation, wishes, asked_s)
+            if not await vm.give(computation, wishes, asked_s):
+                return None
         except OSError as error:
             vm.ask_to_end(EndMode.FORCE, "its run could not be put on record")
             raise self._unwritten(vm.id, error) from error
         except BaseException:
             vm.ask_to_end(EndMode.FORCE, _CALLER_LEFT)
             raise
-        self._keys.add(vm)
-        self._spawn(self._measure, vm)
+        if vm.id in self.vms:
+            self._keys.add(vm)
         return vm
 
     async def start(self, purpose: Purpose) -> Vm | None:
         """A VM without a computation; None if there is no room for it now, or nothing to spare."""
-        need = _need(self.config.qemu, purpose)
+        # A VM that becomes a template is none that runs could have.
+        need = Need.of(self.config.qemu, vms=int(purpose is not Purpose.TEMPLATE))
         if self._closing or not self.admission.try_enter(need):
             return None
         wishes = Wishes(template=self.config.start.templates)
@@ -333,7 +343,7 @@ class Service:
                 # Its making was cut short.
                 self.discard(vm)
             if record.ended_at is None:
-                self.admission.take(_taken(record))
+                self.admission.take(Need.on_record(record))
                 found = inheritance.processes.get(record.id)
                 life = Life(vm, self.host, self._ports)
                 if vm.relay.pending:
@@ -344,7 +354,7 @@ class Service:
         try:
             await life(*args)
         finally:
-            self.admission.leave(_taken(vm.record))
+            self.admission.leave(Need.on_record(vm.record))
             self._vm_ended.set()
 
     async def _measure(self, vm: Vm) -> None:
@@ -383,14 +393,3 @@ def _check(computation: bytes) -> None:
             f"computation is {len(computation)} bytes, the limit is {MAX_COMPUTATION}",
             member="computation",
         )
-
-
-def _need(config: QemuConfig, purpose: Purpose) -> Need:
-    """A VM that becomes a template is none that runs could have."""
-    return Need.of(config, vms=0 if purpose is Purpose.TEMPLATE else 1)
-
-
-def _taken(record: Record) -> Need:
-    """What a VM on record has taken."""
-    vms = 0 if record.purpose is Purpose.TEMPLATE else 1
-    return Need(record.memory_bytes, record.vcpus, vms)

@@ -7,9 +7,9 @@ recipe's digest its name. Everything here blocks.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -37,13 +37,22 @@ _NO_ID = "00000000-0000-0000-0000-000000000000"
 
 @attrs.frozen
 class Template:
-    """The files of one template. ``path`` is its directory, whose name is the digest."""
+    """The files of one template.
+
+    :param path: its directory, named by the digest; with a number where one of the same recipe
+        has proved to be of no use and is still needed for the disks that lie on it
+    """
 
     path: Path
 
     @property
-    def digest(self) -> str:
+    def name(self) -> str:
         return self.path.name
+
+    @property
+    def digest(self) -> str:
+        """Of its recipe."""
+        return self.name.partition("-")[0]
 
     @property
     def ram(self) -> Path:
@@ -79,19 +88,19 @@ class Template:
         try:
             self._check_sizes()
             return File.of(self.state) == File(**json.loads(self.manifest.read_text())["state"])
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, TemplateError, ValueError, LookupError, TypeError):
             return False
 
     def _check_sizes(self) -> None:
-        """:raises OSError: if a file is missing, or not as long as it was, or nothing tells"""
+        """:raises TemplateError: if a file is missing, or not as long as it was"""
         try:
             sizes = dict(json.loads(self.manifest.read_bytes())["sizes"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise OSError(errno.EIO, "not a template's manifest", str(self.manifest)) from error
-        for name, size in sizes.items():
             # QEMU would make a file of memory that is missing, and run on nothing.
-            if (self.path / name).stat().st_size != size:
-                raise OSError(errno.EIO, "not as long as it was", str(self.path / name))
+            found = {name: (self.path / name).stat().st_size for name in sizes}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise TemplateError(f"{self.path} is damaged: {error}") from error
+        if found != sizes:
+            raise TemplateError(f"{self.path} is damaged: its files are not as long as they were")
 
     def size_bytes(self) -> int:
         """What it takes of the disk; the memory's file has holes."""
@@ -126,6 +135,9 @@ class Template:
             "sizes": {file.name: file.stat().st_size for file in self.path.iterdir()},
             "state": attrs.asdict(File.of(self.state)),
         }
+        # Disks that lie on it may outlive a loss of power; nothing else of it has to.
+        for path in (self.overlay, self.path, self.path.parent):
+            _sync(path)
         draft = self.manifest.with_suffix(".new")
         draft.write_text(json.dumps(content, indent=2) + "\n")
         draft.rename(self.manifest)
@@ -133,7 +145,8 @@ class Template:
     def pour(self, rundir: Rundir) -> None:
         """Put the disk and the variables of a VM that starts from it into its directory.
 
-        :raises OSError: also if the template is damaged
+        :raises TemplateError: if the template is damaged
+        :raises OSError: if they cannot be written
         """
         self._check_sizes()
         shutil.copyfile(self.clone, rundir.overlay)
@@ -165,7 +178,7 @@ class Recipe:
 def recipe(config: QemuConfig, host: Host) -> Recipe:
     """What a VM that is started now is made of.
 
-    A boot of the host is part of it: CPUs and their microcode change with it, and a template
+    A boot of the host is part of it: CPUs and their microcode change with it, and memory and state
     need not be synced to survive the loss of power.
 
     :raises OSError: if one of the files is not there
@@ -236,3 +249,11 @@ def found(tmp: Path) -> list[Template]:
 
 def directory(tmp: Path) -> Path:
     return tmp / "templates"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -9,6 +9,7 @@ theirs.
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -53,6 +54,7 @@ class Entry:
     :ivar since: when it entered its state
     :ivar holders: ids of the VMs whose disk or memory it is part of
     :ivar failures: VMs in a row that did not come up from it
+    :ivar spoilt: whether it is of no use for VMs to come, whatever they are made of
     """
 
     template: Template
@@ -64,11 +66,7 @@ class Entry:
     size_bytes: int | None = None
     holders: set[str] = attrs.field(factory=set)
     failures: int = 0
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether it is stale for no fault of its own."""
-        return self.state is TemplateState.STALE and self.failures < _MOST_FAILURES
+    spoilt: bool = False
 
     def enter(self, state: TemplateState, problem: str | None = None) -> None:
         self.state, self.problem, self.since = state, problem, datetime.now(UTC)
@@ -77,7 +75,7 @@ class Entry:
 class Templates:
     """All templates of one supervisor.
 
-    :ivar entries: by digest
+    :ivar entries: by name
     :ivar obstacle: why none can be made now, if so
     :ivar wanted: set when somebody has found that there is something to build or to remove
     """
@@ -105,17 +103,17 @@ class Templates:
             if record.template and (record.ended_at is None or record.wishes.keep_disk):
                 holders[record.template].add(record.id)
         for one in template.found(self._config.qemu.tmp):
-            entry = Entry(one, TemplateState.READY, holders=holders[one.digest])
+            entry = Entry(one, TemplateState.READY, holders=holders[one.name])
             if one.is_sound():
                 entry.size_bytes = one.size_bytes()
             elif entry.holders:
                 # Its disk is still needed; nothing is started from it any more.
-                entry.failures = _MOST_FAILURES
+                entry.spoilt = True
                 entry.enter(TemplateState.STALE, "it is damaged")
             else:
                 one.remove()
                 continue
-            self.entries[one.digest] = entry
+            self.entries[one.name] = entry
 
     async def look(self) -> Recipe | None:
         """See what VMs are made of now; None if no template of that can be made."""
@@ -125,7 +123,7 @@ class Templates:
         for entry in self.entries.values():
             if entry.state is TemplateState.READY and entry.template.digest != digest:
                 entry.enter(TemplateState.STALE)
-            elif entry.is_sound and entry.template.digest == digest:
+            elif entry.state is TemplateState.STALE and entry in self.of(digest or ""):
                 entry.enter(TemplateState.READY)  # what was changed was changed back
                 self.changed()
         if self.obstacle != before:
@@ -192,37 +190,49 @@ class Templates:
             return ""
 
     async def choose(self, vm_id: str, use: TemplateUse) -> tuple[str, Template | None]:
-        """What a VM is made of now, and the template to start it from, held for it.
+        """The digest of what a VM is made of now, and a template to start it from, held for it.
 
         :raises TemplateError: if it requires one and there is none any more
         """
         digest = await self.present()
-        entry = self.entries.get(digest)
-        if use is not TemplateUse.OFF and entry and entry.state is TemplateState.READY:
-            entry.holders.add(vm_id)
-            return digest, entry.template
+        if use is TemplateUse.OFF:
+            return digest, None
+        for entry in self.of(digest):
+            if entry.state is TemplateState.READY:
+                entry.holders.add(vm_id)
+                return digest, entry.template
         if use is TemplateUse.REQUIRE:
             raise TemplateError("there is no template any more of what VMs are made of now")
         self.wanted.set()
         return digest, None
 
+    def of(self, digest: str) -> list[Entry]:
+        """All those of one recipe that are not spoilt: one at most, but for a moment."""
+        mine = self.entries.values()
+        return [one for one in mine if one.template.digest == digest and not one.spoilt]
+
+    def new_name(self, digest: str) -> str:
+        """What to call another one of this recipe."""
+        others = (f"{digest}-{number}" for number in itertools.count(2))
+        return next(one for one in itertools.chain([digest], others) if one not in self.entries)
+
     def _digest(self) -> str:
         return template.recipe(self._config.qemu, self._host).digest
 
-    def came_up(self, digest: str) -> None:
+    def came_up(self, name: str) -> None:
         """A VM that was started from it has renewed itself."""
         self.restored += 1
-        if entry := self.entries.get(digest):
+        if entry := self.entries.get(name):
             entry.failures = 0
 
-    def failed(self, digest: str) -> None:
+    def failed(self, name: str) -> None:
         """A VM did not come up from it."""
         self.fallen_back += 1
-        entry = self.entries.get(digest)
-        if entry:
+        if entry := self.entries.get(name):
             entry.failures += 1
             if entry.failures >= _MOST_FAILURES and entry.state is TemplateState.READY:
-                log.error("template: of no use, to be made anew", template=digest)
+                log.error("template: of no use, to be made anew", template=name)
+                entry.spoilt = True
                 entry.enter(TemplateState.STALE, "VMs did not come up from it")
                 self.wanted.set()
 

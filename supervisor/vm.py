@@ -179,25 +179,26 @@ class Vm:
         self.scope.cancel()
         return True
 
-    async def give(self, computation: bytes, wishes: Wishes, asked_s: float) -> None:
+    async def give(self, computation: bytes, wishes: Wishes, asked_s: float) -> bool:
         """Give a VM of the pool its computation; from now on it is that run's.
+
+        False if it has begun to end meanwhile, and nothing has changed.
 
         :param asked_s: when the run was asked for, on CLOCK_BOOTTIME
         :raises OSError: if that cannot be written; then nothing has changed
         """
         await trio.to_thread.run_sync(self.rundir.computation.write_bytes, computation)
+        if self.end_request.any.is_set() or self.ended:
+            self.rundir.computation.unlink(missing_ok=True)
+            return False
         self._born_s, self._phases = asked_s, {}
         self.reached("pool")
         told = {"ttl_s": wishes.ttl_s, "restart": wishes.restart, "keep_disk": wishes.keep_disk}
-        await self.commit(
-            "taken",
-            told,
-            purpose=Purpose.RUN,
-            wishes=wishes,
-            relay=RelayState.WAITING,
-            # What a run asks for is counted from now on.
-            first_ran_s=asked_s if self.record.first_ran_s else None,
-        )
+        # What a run asks for is counted from now on; if its guest has not run yet, from then.
+        clock = {"first_ran_s": asked_s} if self.record.first_ran_s else {}
+        changes = {"purpose": Purpose.RUN, "wishes": wishes, "relay": RelayState.WAITING}
+        await self.commit("taken", told, **changes, **clock)
+        return True
 
     def monitor(self) -> Monitor:
         """What to speak to QEMU through now.

@@ -59,8 +59,9 @@ class CloneServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Renew(self, request, context):
-        """Called once in each copy, before anything else. Returns when the copy is no twin any more.
-        Without a Prepare before it: FAILED_PRECONDITION.
+        """Called in each copy, before anything else. Returns when the copy is no twin any more. Called
+        again for the same VM it changes nothing. Without a Prepare before it, and for another VM than
+        before: FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -89,7 +89,8 @@ def everything(vm: Vm) -> dict[str, Any]:
 def server_timing(vm: Vm) -> str:
     """The header's value: each step's milliseconds since the one before, and all of them."""
     spans, before = [], 0.0
-    for name, at in sorted(vm.record.phases.items(), key=lambda step: step[1]):
+    steps = {name: at for name, at in vm.record.phases.items() if name != "expiring"}
+    for name, at in sorted(steps.items(), key=lambda step: step[1]):
         spans.append(f"{name};dur={(at - before) * 1000:.1f}")
         before = at
     return ", ".join([*spans, f"total;dur={before * 1000:.1f}"])
@@ -98,7 +99,7 @@ def server_timing(vm: Vm) -> str:
 def template(entry: Entry) -> dict[str, Any]:
     """A row of ``GET /templates``."""
     return {
-        "digest": entry.template.digest,
+        "digest": entry.template.name,
         "state": entry.state,
         "vm": entry.vm_id,
         "problem": entry.problem,

@@ -256,7 +256,7 @@ def test_nothing_is_started_on_memory_that_is_gone(place: Place) -> None:
     made.ram.unlink()
     rundir = Rundir(place.config.tmp / "clone")
     rundir.path.mkdir()
-    with pytest.raises(FileNotFoundError, match="ram"):
+    with pytest.raises(TemplateError, match="is damaged"):
         made.pour(rundir)
 
 

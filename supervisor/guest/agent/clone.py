@@ -71,6 +71,7 @@ class Clones:
         self._guest = guest
         self._lock = threading.Lock()
         self._waits = guest.waits()
+        self._renewed_as = ""
         self._reseed: Callable[[], None] = lambda: None
         self.agent_is_up = threading.Event()
         if self._waits:
@@ -97,13 +98,18 @@ class Clones:
             self._waits = True
 
     def renew(self, message: bytes) -> None:
-        """Makes the guest what *message* says, and has the agent answer again."""
+        """Makes the guest what *message* says, and has the agent answer again.
+
+        The same once more changes nothing.
+        """
         with self._lock:
-            if not self._waits:
-                why = "this guest is no clone, or was renewed already: CloneService.Prepare first"
-                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why)
             try:
                 new = Renewal.decode(message)
+                if not self._waits and new.machine_id == self._renewed_as:
+                    return  # asked again by somebody who did not hear the answer
+                if not self._waits:
+                    why = "this guest is no copy, or was renewed as another: Prepare comes first"
+                    raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why)
                 self._guest.set_clock(new.unix_time_ns)
                 self._guest.add_entropy(new.entropy)
                 self._guest.rename(new.hostname, new.machine_id)
@@ -115,7 +121,7 @@ class Clones:
                 why = f"the guest cannot be renewed: {error}"
                 raise Refusal(grpc.StatusCode.INTERNAL, why) from error
             self._reseed()
-            self._waits = False
+            self._waits, self._renewed_as = False, new.machine_id
             self._agent.release()
 
     def _settle(self, deadline: float) -> None:
