@@ -164,7 +164,7 @@ class Life:
         told = {"template": name, "why": failure.why}
         await vm.commit("fallback", told, template=None, renewed=False)
         vm.clone_failure = None
-        self._made["template"] = None
+        self._made = {"recipe": await vm.templates.present(), "template": None}
         vm.forget("overlay", "spawn", "greeting", "restore", "running", "renew", "agent")
         config = vm.config.qemu
         await vm.rundir.prepare(config.disk, config.firmware)
