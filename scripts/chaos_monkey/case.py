@@ -327,13 +327,18 @@ class Case:
         return ready[0]
 
     def until_pool(self) -> list[str]:
-        """The ids of the pool's VMs, once it is full and all of them are ready."""
+        """The ids of the pool's VMs, once it is full and all of them are ready.
+
+        One of which nobody knows what it is made of is about to be replaced.
+        """
         rows: list[dict[str, Any]] = []
 
         def full() -> bool:
             nonlocal rows
             rows = self.of_purpose("pool")
-            return len(rows) == self.pool and all(row["agent_ready"] for row in rows)
+            known = {vm_id for vm_id, one in self.records().items() if one["vm"].get("recipe")}
+            ready = all(row["agent_ready"] and row["id"] in known for row in rows)
+            return len(rows) == self.pool and ready
 
         self.wait(full, lambda: f"the pool is {rows}")
         return [row["id"] for row in rows]

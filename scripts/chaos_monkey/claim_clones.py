@@ -33,12 +33,13 @@ def settle(case: Case) -> None:
 
 def work_on(case: Case) -> None:
     """A run gets what is ready for it, and no clone had a computation before it was renewed."""
-    digest = case.until_template()
     ready = case.until_pool()
     vm = case.show(case.run() if case.pool else case.run(template="require"))
     if case.pool:
         case.expect(vm["id"] in ready, f"a run did not get one of the pool's {ready}")
     else:
+        # Were the image replaced just now, the run has waited for the template of the new one.
+        digest = case.until_template()
         case.expect(vm["template"] == digest, f"a run is from {vm['template']}, not {digest}")
     case.until_pool()
     for row in case.ask("GET", "/vms")[1]["vms"]:
