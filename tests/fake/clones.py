@@ -94,11 +94,15 @@ def in_state(listed: dict[str, Any], state: str) -> list[dict[str, Any]]:
     return [one for one in listed["templates"] if one["state"] == state]
 
 
-async def ready(http: httpx.AsyncClient) -> dict[str, Any]:
-    """The template that is ready, once there is one, and nothing is left of its builder."""
+async def ready(http: httpx.AsyncClient, other_than: str = "") -> dict[str, Any]:
+    """The template that is ready, once there is one, and nothing is left of its builder.
+
+    :param other_than: the digest of an earlier one, which may not be known to be stale yet
+    """
 
     def is_there(listed: dict[str, Any]) -> bool:
-        return [one["vm"] for one in in_state(listed, "ready")] == [None]
+        found = in_state(listed, "ready")
+        return [(one["vm"], one["digest"] != other_than) for one in found] == [(None, True)]
 
     (one,) = in_state(await until(http, "/templates", is_there), "ready")
     return dict(one)

@@ -30,7 +30,6 @@ class Twin(Protocol):
 
     prepared: bool
     renewed_as: str
-    renewed_as: str
 
 
 class _Agent(agent_pb2_grpc.AgentServiceServicer):

@@ -286,7 +286,7 @@ async def test_crashed_clone_boots_cold_on_its_own_disk(world: World) -> None:
         change(world.image)
         declare(world.image)
         await run(supervisor.http, template="off")
-        assert (await ready(supervisor.http))["digest"] != old
+        await ready(supervisor.http, other_than=old)
         assert (world.tmp / "templates" / old / "overlay.qcow2").exists()
         assert (again.count("Renew"), again.count("Run")) == (0, 1)
 
