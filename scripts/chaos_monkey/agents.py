@@ -25,7 +25,6 @@ class Agents(agent_pb2_grpc.AgentServiceServicer, clone_pb2_grpc.CloneServiceSer
     """Answers ``Run`` with ``answer to <name>``.
 
     A computation is JSON: its ``name``, and with ``hold`` it is not answered before `release`.
-    A VM may renew itself once, as a guest that was prepared may.
     """
 
     def __init__(self, ports: Iterable[int]) -> None:
@@ -66,8 +65,6 @@ class Agents(agent_pb2_grpc.AgentServiceServicer, clone_pb2_grpc.CloneServiceSer
             context.abort(grpc.StatusCode.INTERNAL, "it cannot be renewed")
         if len(request.entropy) < _LEAST_ENTROPY:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "that is not enough entropy")
-        if f"renew {request.vm_id}" in self.asked:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "it was renewed already")
         self.asked.append(f"renew {request.vm_id}")
         return clone_pb2.RenewResponse()
 

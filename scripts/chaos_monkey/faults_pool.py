@@ -47,15 +47,14 @@ def killed_unwatched(case: Case) -> None:
     case.serve()
 
 
-@kind("pool: QEMU SIGSTOPped, given to a run, shut down", templates=True, pool=1, short=0, **_QUICK)
+@kind("pool: QEMU SIGSTOPped", templates=True, pool=1, short=0, **_QUICK)
 def stopped(case: Case) -> None:
+    """Nobody is given it."""
     case.serve()
-    (vm_id,) = _full(case)
-    case.signal_qemu(vm_id, signal.SIGSTOP)
-    case.until_monitor(vm_id, "lost")
-    case.run(wait=False)
-    case.shut_down(vm_id, "force")
-    case.until_ended(vm_id)
+    before = _full(case)
+    case.signal_qemu(before[0], signal.SIGSTOP)
+    case.wait(lambda: case.until_pool() != before, "its replacement")
+    case.run()
 
 
 @kind("pool: its VMs deleted and shut down", templates=True, pool=2, short=0)

@@ -180,7 +180,7 @@ def _garbage(file: Path) -> None:
 
 def _damaged(name: str, damage: Callable[[Path], None]) -> Harm:
     def harm(case: Case) -> None:
-        """Runs are answered all the same; once no VM lies on it, it is made anew."""
+        """Runs are answered all the same, and another takes its place."""
         case.serve()
         before = case.run(template="require")
         damage(_directory(case) / name)
@@ -197,13 +197,13 @@ def _damaged_unwatched(name: str, damage: Callable[[Path], None]) -> Harm:
     def harm(case: Case) -> None:
         case.serve()
         before = case.run(template="require")
-        file = _directory(case) / name
+        directory = _directory(case)
         case.crash()
-        damage(file)
+        damage(directory / name)
         case.serve()
         case.until_monitor(before, "ok")
-        booted = case.show(case.run())
-        case.expect(booted["template"] is None, "a run is from a template that is damaged")
+        case.expect(case.until_template() != directory.name, "a damaged template is ready")
+        case.run(template="require")
         case.crash()
         case.serve()
         case.shut_down(before, "force")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_DIGEST = re.compile("^templates/[0-9a-f]{16}")
+_TEMPLATE = re.compile("^templates/[0-9a-f]{16}")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -94,7 +94,7 @@ class _Passing:
         if not text.startswith(self._tmp + "/"):
             return ""
         text = _ID.sub("VM", text[len(self._tmp) + 1 :])
-        text = _DIGEST.sub("templates/DIGEST", text)
+        text = _TEMPLATE.sub("templates/DIGEST", text)
         # The directory of a VM is understood; drafts and tmp/'s own files are not.
         text = re.sub(r"\.writable-[0-9]+", ".writable", text)
         return text.removeprefix("VM/")
