@@ -122,11 +122,14 @@ class Templates:
         digest = recipe.digest if recipe else None
         for entry in self.entries.values():
             if entry.state is TemplateState.READY and entry.template.digest != digest:
-                entry.enter(TemplateState.STALE)
+                entry.enter(TemplateState.STALE, "what VMs are made of was changed")
+                log.info("template: stale", template=entry.template.name, vms=len(entry.holders))
             elif entry.state is TemplateState.STALE and entry in self.of(digest or ""):
                 entry.enter(TemplateState.READY)  # what was changed was changed back
                 self.changed()
         if self.obstacle != before:
+            log.info("template: possible" if self.obstacle is None else "template: none",
+                     why=self.obstacle)  # fmt: skip
             self.changed()
         return None if self.obstacle else recipe
 

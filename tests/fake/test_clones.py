@@ -285,7 +285,7 @@ async def test_crashed_clone_boots_cold_on_its_own_disk(world: World) -> None:
         # The disk is on the template's still, also for those who come after us.
         change(world.image)
         declare(world.image)
-        await run(supervisor.http, template="off")
+        await run(supervisor.http)  # finds none, which has one made
         await ready(supervisor.http, other_than=old)
         assert (world.tmp / "templates" / old / "overlay.qcow2").exists()
         assert (again.count("Renew"), again.count("Run")) == (0, 1)
