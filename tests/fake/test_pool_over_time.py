@@ -168,7 +168,8 @@ async def test_pool_outlives_its_supervisor(
         supervisor.running.stop(OnStop.END)
         for guest in guests:
             await guest.until("end")
-            assert guest.count("Renew") == (not settings)
+            # Once more if it was not on record yet.
+            assert (guest.count("Renew") > 0) is (not settings)
         assert sum(guest.count("Run") for guest in guests) == 1
 
 
