@@ -81,7 +81,7 @@ class _Now(Collector):
         yield _by("state", "qmp_supervisor_pool", help_, ("ready", "coming"), now.pool)
         clones = CounterMetricFamily(
             "qmp_supervisor_clones",
-            "VMs started from a template: restored, or then booted from cold.",
+            "VMs started from a template: those that came up, and those that did not.",
             labels=["outcome"],
         )
         for outcome, count in now.clones.items():

@@ -299,7 +299,10 @@ class Service:
         running = [vm for vm in self.vms.values() if not vm.ended]
         log.info("ending all VMs", vms=[vm.id for vm in running])
         for vm in running:
-            vm.ask_to_end(EndMode.GRACEFUL, "the supervisor stops")
+            # What has no computation has nothing that it could lose.
+            idle = vm.record.purpose is not Purpose.RUN
+            mode = EndMode.FORCE if idle else EndMode.GRACEFUL
+            vm.ask_to_end(mode, "the supervisor stops")
         for vm in running:
             await vm.wait_over()
 

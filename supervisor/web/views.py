@@ -89,8 +89,11 @@ def everything(vm: Vm) -> dict[str, Any]:
 def server_timing(vm: Vm) -> str:
     """The header's value: each step's milliseconds since the one before, and all of them."""
     spans, before = [], 0.0
-    steps = {name: at for name, at in vm.record.phases.items() if name != "expiring"}
-    for name, at in sorted(steps.items(), key=lambda step: step[1]):
+    steps = sorted(vm.record.phases.items(), key=lambda step: step[1])
+    answered = vm.record.phases.get("relay", 0.0)
+    for name, at in steps:
+        if name == "expiring" or at > answered:
+            continue  # of what has become of the VM since, or in a supervisor after that one
         spans.append(f"{name};dur={(at - before) * 1000:.1f}")
         before = at
     return ", ".join([*spans, f"total;dur={before * 1000:.1f}"])
