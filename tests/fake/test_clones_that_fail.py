@@ -107,6 +107,11 @@ async def test_clone_that_is_required_and_does_not_come_up(world: World, fault: 
         assert (await world.guest()).vm_id == again["id"]
 
 
+async def garble_state(world: World, digest: str) -> None:
+    file = world.tmp / "templates" / digest / "state"
+    file.write_bytes(bytes(file.stat().st_size))
+
+
 async def spoil_state(world: World, digest: str) -> None:
     file = world.tmp / "templates" / digest / "state"
     file.write_bytes(file.read_bytes()[:-1])
@@ -129,7 +134,7 @@ async def remove_clone_disk(world: World, digest: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [spoil_state, remove_state, spoil_ram, remove_ram, remove_clone_disk]
+    "spoil", [garble_state, spoil_state, remove_state, spoil_ram, remove_ram, remove_clone_disk]
 )
 async def test_template_that_was_damaged(world: World, spoil: Any) -> None:
     async with world.serve(**IMPATIENT) as supervisor:
