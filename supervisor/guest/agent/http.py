@@ -21,9 +21,9 @@ VERSION = "1"
 
 
 def serve_http(agent: Agent, host: str, port: int) -> Server:
-    """A server that runs in a thread of its own, for as long as the process."""
+    """A server that runs in a thread of its own, until stop() or the end of the process."""
     server = Server(agent, host, port)
-    threading.Thread(target=server.serve, name="http", daemon=True).start()
+    server.thread.start()
     return server
 
 
@@ -94,11 +94,20 @@ class Server(ThreadingHTTPServer):
         self.agent = agent
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
+        self.thread = threading.Thread(target=self._serve, name="http", daemon=True)
+        self._stopping = False
 
-    def serve(self) -> None:
+    def _serve(self) -> None:
         # serve_forever() would wake twice a second to see whether it should end.
-        while True:
+        while not self._stopping:
             self.handle_request()
+
+    def stop(self) -> None:
+        """Takes no more connections, and returns when the thread has ended and the port is free."""
+        self._stopping = True
+        self.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread; close() would not
+        self.thread.join()
+        self.server_close()
 
     def server_bind(self) -> None:
         # HTTPServer's would look up its own name, which can wait for a name server.
