@@ -55,10 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .guest import Guest
     from .service import Agent, serve_grpc
 
-    # No threading.Event: to set one in a handler that interrupts its own wait() never returns.
+    # A handler of Python's runs when the main thread next gets to run it: a signal that another
+    # thread takes, or that comes just before the main thread waits, would not wake it.
     stop, stopped = os.pipe()
+    os.set_blocking(stopped, False)
+    signal.set_wakeup_fd(stopped)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os.write(stopped, b"."))
+        signal.signal(number, lambda *_: None)
     agent = Agent(options.algorithm_timeout_s)
     clones = Clones(agent, Guest()) if options.in_guest else None
     try:
