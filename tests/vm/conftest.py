@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import httpx
 import psutil
-import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 IMAGE = Path(__file__).parents[2] / "img" / "guest.qcow2"
 
 #: Longer than any of these guests needs under emulation on a loaded machine.
-PATIENCE_S = 180
+PATIENCE_S = 400
 
 
 @attrs.frozen
@@ -148,6 +147,9 @@ def _process(tmp: Path, settings: Mapping[str, str]) -> Iterator[Supervisor]:
         "MANAGER_QEMU_SMP_COUNT": "2",
         # Most tests are of boots; the guest that becomes a template would only take their time.
         "MANAGER_TEMPLATES": "off",
+        # Other tests' guests may keep the processors busy.
+        "MANAGER_START_TIMEOUT": "2m",
+        "MANAGER_CLONE_TIMEOUT": "2m",
         **settings,
     }  # fmt: skip
     command = [sys.executable, "-m", "supervisor", "serve"]
@@ -191,9 +193,3 @@ def _firmware() -> dict[str, str]:
         "MANAGER_QEMU_OVMF_CODE_FILE": str(code),
         "MANAGER_QEMU_OVMF_VARS_FILE": str(variables),
     }
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with started() as running:
-        yield running

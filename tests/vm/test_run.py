@@ -23,7 +23,7 @@ from supervisor.pb import (
     vm_pb2,
     vm_pb2_grpc,
 )
-from tests.vm.conftest import PATIENCE_S, Supervisor
+from tests.vm.conftest import PATIENCE_S, Supervisor, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,16 +53,32 @@ def agent_of(vm: dict[str, Any]) -> agent_pb2_grpc.AgentServiceStub:
     )
 
 
-#: The VMs of this module by what is done to them, all booted at once.
-FLEET = ("looked-at", "asked-to-power-off", "pasted", "killed", "panics", "reboots", "powers-off")
+COLD: dict[str, Any] = {"template": "off"}
+CLONE: dict[str, Any] = {"template": "require"}
+
+#: The VMs of this module by what is done to them, and what is wished for each. All start at once,
+#: and the clones when the template is ready.
+FLEET = {
+    "looked-at": COLD,
+    "asked-to-power-off": COLD,
+    "pasted": COLD | {"keep_disk": True},
+    "killed": CLONE,
+    "panics": CLONE,
+    "reboots": CLONE,
+    "powers-off": CLONE,
+}
+
+
+@pytest.fixture(scope="module")
+def supervisor() -> Iterator[Supervisor]:
+    with started(MANAGER_TEMPLATES="auto") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def fleet(supervisor: Supervisor) -> dict[str, dict[str, Any]]:
     with ThreadPoolExecutor() as pool:
-        answers = pool.map(
-            lambda name: supervisor.run(computation(name), keep_disk=name == "pasted"), FLEET
-        )
+        answers = pool.map(lambda name: supervisor.run(computation(name), **FLEET[name]), FLEET)
         return dict(zip(FLEET, answers, strict=True))
 
 
