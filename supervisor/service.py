@@ -326,6 +326,7 @@ class Service:
     def _close(self) -> None:
         self._closing = True
         self.admission.close()
+        self.templates.close()
 
     def _spawn(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
         """A task that outlives the request that begins it, and so takes nothing of it along.

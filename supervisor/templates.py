@@ -20,7 +20,7 @@ import trio
 
 from supervisor import template
 from supervisor.config import TemplateUse
-from supervisor.errors import TemplateError
+from supervisor.errors import Stopping, TemplateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,6 +91,7 @@ class Templates:
         self._config = config
         self._host = host
         self._changed = trio.Event()
+        self._closed = False
         #: What was found to be in the way of the last recipe that was looked into.
         self._looked: dict[str, str | None] = {}
 
@@ -152,12 +153,18 @@ class Templates:
         self._changed.set()
         self._changed = trio.Event()
 
+    def close(self) -> None:
+        """The supervisor stops: nobody need wait for a template any more."""
+        self._closed = True
+        self.changed()
+
     # --- what VMs ask -----------------------------------------------------------------------
 
     async def ready(self) -> None:
         """Return once there is a template to start from.
 
         :raises TemplateError: if there is none and will be none, or not in the time of a boot
+        :raises Stopping: if `close` was or is called
         """
         timeout_s = self._config.agent.boot_timeout_s
         with trio.move_on_after(timeout_s):
@@ -169,6 +176,8 @@ class Templates:
     async def _become_ready(self) -> None:
         await self.look()
         while True:
+            if self._closed:
+                raise Stopping
             states = {entry.state: entry for entry in self.entries.values()}
             if TemplateState.READY in states:
                 return
