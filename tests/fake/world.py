@@ -339,9 +339,16 @@ def is_free(port: int) -> bool:
 
 
 def free_range(count: int = 40) -> tuple[int, int]:
-    """First and last of so many free ports, below those the system gives out by itself."""
+    """First and last of so many free ports, below those the system gives out by itself.
+
+    Each of the processes that test side by side has ports of its own to choose from, and so has
+    scripts/chaos, which may run beside them: from 22000 on.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    each = (22000 - 12000) // processes
     while True:
-        first = random.randrange(12000, 30000)
+        first = 12000 + mine * each + random.randrange(each - count)
         if all(is_free(port) for port in range(first, first + count)):
             return first, first + count - 1
 
