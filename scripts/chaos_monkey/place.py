@@ -183,7 +183,7 @@ def _taken() -> set[int]:
 
 
 def _free_ports() -> int:
-    """The first of so many ports that nobody has, and no other place. The tests' are below 22000."""
+    """The first of so many ports that nobody has, and no other place; tests' are below 22000."""
     count = 3 * _PORTS_EACH + 2
     while True:
         first = random.SystemRandom().randrange(22000, 32000)
