@@ -100,6 +100,8 @@ class Pool:
                     continue
             with trio.move_on_after(_LOOK_S):
                 await self.taken.wait()
+                # The run that took one goes first: a VM that starts would slow down its answer.
+                await trio.sleep(self._config.pool_interval_s)
 
     async def _see_it_ready(self, vm: Vm) -> None:
         """Wait until it is, or is somebody's; after a failure longer, and longer each time."""

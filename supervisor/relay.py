@@ -6,6 +6,7 @@ It goes there once; again only for a guest that is booted again, as its run aske
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -158,9 +159,14 @@ class Relay:
         if self.state is not RelayState.WAITING:
             await vm.write_deferred()
         if self.state is RelayState.IDLE:
-            await vm.until(lambda: self.state is not RelayState.IDLE)
+            with suppress(CutShort):
+                await unless(self._given, guest_agent.warm_up)
+            await self._given()
         if self.state is RelayState.WAITING:
             await self._send(guest_agent)
+
+    async def _given(self) -> None:
+        await self._vm.until(lambda: self.state is not RelayState.IDLE)
 
     async def _renew(self, guest_agent: Agent) -> None:
         """Make a twin a guest of its own, before anything else is asked of it."""

@@ -40,5 +40,7 @@ class StartConfig:
         "MANAGER_POOL_MAX_AGE", 3600.0, "one that has waited for so long is replaced"
     )
     pool_interval_s: Seconds = setting(
-        "MANAGER_POOL_INTERVAL", 1.0, "at least so long between the starts of two of them"
+        "MANAGER_POOL_INTERVAL",
+        1.0,
+        "at least so long between the starts of two of them, and after a run has taken one",
     )

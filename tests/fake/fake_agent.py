@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from uuid import UUID
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
 
@@ -107,6 +108,22 @@ class _Clones(clone_pb2_grpc.CloneServiceServicer):
             context.abort(grpc.StatusCode.INTERNAL, "it cannot be done")
 
 
+class _Health(health_pb2_grpc.HealthServicer):
+    """Tells the test of the call, and answers it unless the plan says otherwise."""
+
+    def __init__(self, plan: Scenario, tell: Callable[..., None]) -> None:
+        self._plan = plan
+        self._tell = tell
+
+    def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> health_pb2.HealthCheckResponse:
+        self._tell("Check")
+        if self._plan.health == "silence":
+            threading.Event().wait()
+        return health_pb2.HealthCheckResponse(status=1)
+
+
 def _is_uuid(text: str) -> bool:
     try:
         return str(UUID(text)) == text
@@ -146,6 +163,7 @@ def start(
     servicer = _Agent(kind, plan, directory, tell, guest)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
     clone_pb2_grpc.add_CloneServiceServicer_to_server(_Clones(plan, tell, guest), server)
+    health_pb2_grpc.add_HealthServicer_to_server(_Health(plan, tell), server)
     address = f"127.0.0.1:{port}"
     if plan.agent_tls:
         server.add_secure_port(address, _credentials(Path(plan.agent_tls), plan.agent_mutual))

@@ -50,6 +50,8 @@ class Scenario:
     #: ``lost``: the first one does its work, and no answer comes.
     prepare: str = "good"
     renew: str = "good"
+    #: Its answer when it is asked for its health: ``good``, ``silence``.
+    health: str = "good"
     #: What becomes of ``migrate``: ``good``, ``fails``, ``hangs``.
     migration: str = "good"
     #: And of ``migrate-incoming``: ``good``, ``fails``, ``hangs``, ``dies``.

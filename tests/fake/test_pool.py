@@ -72,6 +72,23 @@ async def test_run_takes_one_and_the_pool_is_filled_again(
         assert guests[1].count("Run") == 0
 
 
+@pytest.mark.parametrize("settings", [{}, COLD], ids=["clones", "cold"])
+@pytest.mark.parametrize("health", ["good", "silence"])
+async def test_agent_that_waits_has_answered_once(
+    world: World, settings: dict[str, str], health: str
+) -> None:
+    """Its first answer takes longest; and one that never comes keeps no run waiting."""
+    world.scenario(health=health)
+    async with world.serve(**settings) as supervisor:
+        guests = await guests_of(world, await pool(supervisor.http, 2))
+        for guest in guests:
+            await guest.until("Check")
+        taken = (await run(supervisor.http))["id"]
+        (mine,) = [guest for guest in guests if guest.vm_id == taken]
+        await mine.until("Run")
+        assert mine.count("Check") == 1
+
+
 async def test_no_vm_is_given_to_two(world: World) -> None:
     async with world.serve(MANAGER_MAX_VMS="20", **COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from supervisor.guest.agent.algorithm import MAX_ARGUMENT_BYTES
 from supervisor.guest.agent.attestation import unpack_report
@@ -353,6 +354,23 @@ def test_nothing_is_answered_between_prepare_and_renew(cloned: Cloned) -> None:
     assert cloned.ask("Renew") == clone_pb2.RenewResponse()
     assert isinstance(cloned.ask("Run"), agent_pb2.RunResponse)
     assert cloned.post() == 200
+
+
+def test_health(cloned: Cloned) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(cloned.channel)
+    serving, not_serving = 1, 2
+
+    def check(service: str) -> object:
+        return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=30).status
+
+    assert check("") == check("agent.AgentService") == serving
+    with pytest.raises(grpc.RpcError) as caught:
+        check("agent.Else")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    cloned.ask("Prepare")
+    assert check("") == not_serving
+    cloned.ask("Renew")
+    assert check("") == serving
 
 
 def test_a_guest_is_renewed_as_one_only(cloned: Cloned) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import grpc
 
-from .computation import remarshal
+from .computation import SPECIMEN, remarshal
 from .refusal import Refusal
 from .wire import decode_fields
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 SETTLE_TIMEOUT_S = 30.0
 MIN_ENTROPY_BYTES = 32
-# It takes all ways through what answers Run, and so loads what they load.
-COMPUTATION = b'{"id": "1", "start_time": "2024-01-01T00:00:00.5Z", "metadata": {"a": [1e30]}}'
 WAITS = "this guest is one of many alike, and refuses all calls until CloneService.Renew"
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # What a host may be called (RFC 1123), as long as Linux lets it be.
@@ -139,7 +137,7 @@ class Clones:
         import tempfile  # noqa: F401
 
         self._reseed = random.seed
-        remarshal(COMPUTATION)
+        remarshal(SPECIMEN)
         # What is alive now stays, and need not be gone over, hence copied, by a clone.
         gc.collect()
         gc.freeze()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# It takes all ways through `remarshal`, and so loads what they load.
+SPECIMEN = b'{"id": "1", "start_time": "2024-01-01T00:00:00.5Z", "metadata": {"a": [1e30]}}'
 ZERO_TIME = "0001-01-01T00:00:00Z"
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)T([01]\d|2[0-3]):([0-5]\d):([0-5]\d)(?:\.(\d+))?"

@@ -11,7 +11,7 @@ import grpc
 
 from .algorithm import MAX_ARGUMENT_BYTES, run_algorithm
 from .attestation import REPORT_DATA_BYTES, snp_report
-from .computation import remarshal
+from .computation import SPECIMEN, remarshal
 from .refusal import Refusal
 from .wire import MAX_MESSAGE_BYTES, decode_message, encode_message
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
     # A message and its call's context to a message. Raises Refusal.
     Behaviour = Callable[[bytes, grpc.ServicerContext], bytes]
+
+SERVICE = "agent.AgentService"
+
+# grpc.health.v1.HealthCheckResponse with its status.
+SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -98,6 +103,10 @@ class Agent:
                 raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, used)
             self._held = why
 
+    @property
+    def is_held(self) -> bool:
+        return self._held is not None
+
     def release(self) -> None:
         """Answers calls again."""
         with self._lock:
@@ -166,7 +175,10 @@ def serve_grpc(
     With *clones* it serves CloneService too.
     """
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=OPTIONS)
-    services = {"agent.AgentService": {name: _method(agent, name) for name in agent.methods}}
+    services = {
+        SERVICE: {name: _method(agent, name) for name in agent.methods},
+        "grpc.health.v1.Health": {"Check": _health(agent)},
+    }
     if clones:
         methods = {"Prepare": _bare(clones.prepare), "Renew": _bare(clones.renew)}
         services["clone.CloneService"] = methods
@@ -184,14 +196,30 @@ def serve_grpc(
 
 def _method(agent: Agent, method: str) -> Behaviour:
     def answer(message: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            payload = decode_message(message)
-        except ValueError as error:
-            why = f"no protobuf message: {error}"
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why) from error
-        return encode_message(agent.call(method, payload, context.add_callback))
+        return encode_message(agent.call(method, _payload(message), context.add_callback))
 
     return answer
+
+
+def _health(agent: Agent) -> Behaviour:
+    """gRPC's health checking protocol, of which this is all that needs no stream."""
+
+    def answer(message: bytes, _: grpc.ServicerContext) -> bytes:
+        service = _payload(message)
+        if service not in (b"", SERVICE.encode()):
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "there is no such service")
+        remarshal(SPECIMEN)  # what Run does; an emulated guest's first time is its slowest
+        return NOT_SERVING if agent.is_held else SERVING
+
+    return answer
+
+
+def _payload(message: bytes) -> bytes:
+    try:
+        return decode_message(message)
+    except ValueError as error:
+        why = f"no protobuf message: {error}"
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why) from error
 
 
 def _bare(act: Callable[[bytes], None]) -> Behaviour:
