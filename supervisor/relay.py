@@ -33,6 +33,9 @@ log = structlog.stdlib.get_logger()
 #: What each copy of a guest gets of the host's entropy: twice what its kernel's key holds.
 _ENTROPY_BYTES = 64
 
+#: The longest that an agent may take for its first answer before a VM counts as ready.
+_WARM_UP_S = 3.0
+
 
 class Relay:
     """One VM's. ``settled`` is set once the computation has had all the fate it will have."""
@@ -144,6 +147,9 @@ class Relay:
             if vm.reached("agent"):
                 vm.defer("agent", {"address": target})
                 log.info("agent ready", vm=vm.id, agent=target)
+            if vm.record.purpose is Purpose.POOL:
+                with trio.move_on_after(_WARM_UP_S), suppress(CutShort):
+                    await unless(self._given, guest_agent.warm_up)
             self.agent_ready = True
             vm.wake()
             if vm.record.purpose is Purpose.TEMPLATE:
@@ -159,8 +165,6 @@ class Relay:
         if self.state is not RelayState.WAITING:
             await vm.write_deferred()
         if self.state is RelayState.IDLE:
-            with suppress(CutShort):
-                await unless(self._given, guest_agent.warm_up)
             await self._given()
         if self.state is RelayState.WAITING:
             await self._send(guest_agent)

@@ -38,15 +38,22 @@ class BareQemu:
     executed_at: float
     greeted_at: float
 
-    def query_status_rate(self, seconds: float) -> float:
-        """Questions a second, one after another, over the supervisor's own link."""
+    def query_status_rate(self, seconds: float, callers: int) -> float:
+        """Questions a second, of each caller one after another, over the supervisor's own link."""
 
         async def ask(link: monitor.Monitor) -> float:
             asked, started = 0, time.perf_counter()
-            while (took := time.perf_counter() - started) < seconds:
-                await link.query_status()
-                asked += 1
-            return asked / took
+
+            async def caller() -> None:
+                nonlocal asked
+                while time.perf_counter() - started < seconds:
+                    await link.query_status()
+                    asked += 1
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(callers):
+                    nursery.start_soon(caller)
+            return asked / (time.perf_counter() - started)
 
         return float(self._over_the_link(ask))
 

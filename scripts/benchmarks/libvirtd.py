@@ -169,9 +169,9 @@ class Libvirt:
         )
         return self._call("start", xml=xml)
 
-    def query_status_rate(self, seconds: float) -> float:
-        """Questions a second, one after another, by ``qemuMonitorCommand``."""
-        return float(self._call("rate", seconds=seconds)["rate"])
+    def query_status_rate(self, seconds: float, callers: int) -> float:
+        """Questions a second, of each caller one after another, by ``qemuMonitorCommand``."""
+        return float(self._call("rate", seconds=seconds, callers=callers)["rate"])
 
     def pci_devices(self) -> list[str]:
         return pci_devices(self._call("pci")["pci"])

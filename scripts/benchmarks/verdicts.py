@@ -6,7 +6,17 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.figures import Figure, percentile, skipped
-from benchmarks.ways import BARE, BURST, COLD, LIBVIRT, LIVE, POOL, TEMPLATE
+from benchmarks.ways import (
+    BARE,
+    BURST,
+    CALLERS,
+    COLD,
+    LIBVIRT,
+    LIVE,
+    POOL,
+    TEMPLATE,
+    at_once,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -177,27 +187,38 @@ def _idle(samples: Samples) -> list[Figure]:
 
 
 def _questions(samples: Samples) -> list[Figure]:
-    ours, theirs, http = (samples.rates.get(one) for one in (BARE, LIBVIRT, LIVE))
-    name = "QMP questions, ours / libvirt's"
-    if ours and theirs:
-        ratio = Figure(
-            name,
-            "x",
-            median(ours) / median(theirs),
-            4,
-            at_least=True,
-            detail=f"query-status, one after another: {_spread(ours, '/s')} over the supervisor's"
-            f" link to QEMU, in one program; {_spread(theirs, '/s')} with qemuMonitorCommand,"
-            " which goes through libvirt's daemon; idle guests of the same kind",
-        )
-    else:
-        ratio = skipped(name, _why(samples, BARE, LIBVIRT))
+    http, theirs = samples.rates.get(LIVE), samples.rates.get(LIBVIRT)
+    ratios = [
+        _ratio(samples, "QMP questions, ours / libvirt's", BARE, LIBVIRT),
+        _ratio(
+            samples,
+            f"the same, {CALLERS} callers at once",
+            at_once(BARE),
+            at_once(LIBVIRT),
+        ),
+    ]
     if not http:
-        return [ratio, skipped(LIVE, _why(samples, COLD))]
+        return [*ratios, skipped(LIVE, _why(samples, COLD))]
     detail = f"{_spread(http, '/s')}; one connection, one after another; HTTP, and QEMU asked"
     if theirs:
         detail += f"; {median(http) / median(theirs):.2f} times libvirt's, daemon against daemon"
-    return [ratio, Figure(LIVE, "/s", median(http), detail=detail)]
+    return [*ratios, Figure(LIVE, "/s", median(http), detail=detail)]
+
+
+def _ratio(samples: Samples, name: str, own: str, others: str) -> Figure:
+    ours, theirs = samples.rates.get(own), samples.rates.get(others)
+    if not ours or not theirs:
+        return skipped(name, _why(samples, BARE, LIBVIRT))
+    return Figure(
+        name,
+        "x",
+        median(ours) / median(theirs),
+        4,
+        at_least=True,
+        detail=f"query-status, of each caller one after another: {_spread(ours, '/s')} over the"
+        f" supervisor's link to QEMU, in one program; {_spread(theirs, '/s')} with"
+        " qemuMonitorCommand, which goes through libvirt's daemon; idle guests of the same kind",
+    )
 
 
 # --- the end --------------------------------------------------------------------------------

@@ -27,8 +27,13 @@ BURST, LIVE = "many at once", "GET status?live=1"
 #: What may go wrong with one way and is no reason not to measure the others.
 _FAILURES = (guest.Unmeasured, MonitorError, grpc.RpcError, OSError, subprocess.SubprocessError)
 
-#: For so long QMP is asked in each round.
-_ASK_S = 1.0
+#: For so long QMP is asked in each round, by one caller and by so many at once.
+_ASK_S, CALLERS = 1.0, 4
+
+
+def at_once(way: str) -> str:
+    """What `Samples.rates` calls the questions of `CALLERS` callers."""
+    return f"{way}, {CALLERS} callers"
 
 
 @attrs.define
@@ -62,6 +67,11 @@ class Samples:
 
     def note(self, way: str, phases: dict[str, float]) -> None:
         self.phases.setdefault(way, []).append(phases)
+
+    def ask(self, way: str, rate: Callable[[float, int], float]) -> None:
+        """Note how many questions a second *rate* measures, for so long and of so many callers."""
+        for name, callers in ((way, 1), (at_once(way), CALLERS)):
+            self.rates.setdefault(name, []).append(rate(_ASK_S, callers))
 
     @contextmanager
     def attempt(self, what: str, say: Callable[[str], None]) -> Iterator[None]:
@@ -110,8 +120,7 @@ class Rounds:
             self._samples.note(BARE, _since(qemu.executed_at, moments))
             if BARE not in self._samples.pci:
                 self._samples.pci[BARE] = qemu.pci_devices()
-            rate = qemu.query_status_rate(_ASK_S)
-            self._samples.rates.setdefault(BARE, []).append(rate)
+            self._samples.ask(BARE, qemu.query_status_rate)
             self._samples.power_offs.setdefault(BARE, []).append(qemu.power_off())
 
     def libvirt(self, libvirt: Libvirt) -> None:
@@ -129,8 +138,7 @@ class Rounds:
             self._samples.note(LIBVIRT, _since(begun["begun_at"], moments))
             if LIBVIRT not in self._samples.pci:
                 self._samples.pci[LIBVIRT] = libvirt.pci_devices()
-            rate = libvirt.query_status_rate(_ASK_S)
-            self._samples.rates.setdefault(LIBVIRT, []).append(rate)
+            self._samples.ask(LIBVIRT, libvirt.query_status_rate)
         finally:
             libvirt.end()
 
