@@ -189,8 +189,8 @@ def _idle(samples: Samples) -> list[Figure]:
 def _questions(samples: Samples) -> list[Figure]:
     http, theirs = samples.rates.get(LIVE), samples.rates.get(LIBVIRT)
     ratios = [
-        _ratio(samples, "QMP questions, ours / libvirt's", BARE, LIBVIRT),
-        _ratio(
+        _asked(samples, "QMP questions, ours / libvirt's", BARE, LIBVIRT),
+        _asked(
             samples,
             f"the same, {CALLERS} callers at once",
             at_once(BARE),
@@ -205,7 +205,7 @@ def _questions(samples: Samples) -> list[Figure]:
     return [*ratios, Figure(LIVE, "/s", median(http), detail=detail)]
 
 
-def _ratio(samples: Samples, name: str, own: str, others: str) -> Figure:
+def _asked(samples: Samples, name: str, own: str, others: str) -> Figure:
     ours, theirs = samples.rates.get(own), samples.rates.get(others)
     if not ours or not theirs:
         return skipped(name, _why(samples, BARE, LIBVIRT))
