@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ class Pool:
         self._service = service
         self._config = service.config.start
         self._retry_s = _RETRY_S
+        self._taken_at = -math.inf
         #: Runs that wait for the room of VMs that did not fit them.
         self._giving_way = 0
 
@@ -66,6 +68,7 @@ class Pool:
             present = vm.record.recipe == recipe or vm.status.state is VmState.PRELAUNCH
             if fits and present and not _is_held(vm) and (vm.relay.agent_ready or not ready):
                 vm.spoken_for = True
+                self._taken_at = trio.current_time()
                 self.taken.set()
                 return vm
         return None
@@ -93,6 +96,8 @@ class Pool:
             await self._replace()
             if not self._config.pool_size:
                 return
+            # A VM that starts would slow down the answer to the run that has just taken one.
+            await trio.sleep_until(self._taken_at + self._config.pool_interval_s)
             if self._may_grow():
                 vm = await self._service.start(Purpose.POOL)
                 if vm:
@@ -100,8 +105,6 @@ class Pool:
                     continue
             with trio.move_on_after(_LOOK_S):
                 await self.taken.wait()
-                # The run that took one goes first: a VM that starts would slow down its answer.
-                await trio.sleep(self._config.pool_interval_s)
 
     async def _see_it_ready(self, vm: Vm) -> None:
         """Wait until it is, or is somebody's; after a failure longer, and longer each time."""

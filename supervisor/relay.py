@@ -148,6 +148,7 @@ class Relay:
                 vm.defer("agent", {"address": target})
                 log.info("agent ready", vm=vm.id, agent=target)
             if vm.record.purpose is Purpose.POOL:
+                await vm.write_deferred()
                 with trio.move_on_after(_WARM_UP_S), suppress(CutShort):
                     await unless(self._given, guest_agent.warm_up)
             self.agent_ready = True

@@ -16,6 +16,7 @@ import trio_asyncio
 
 from benchmarks import guest
 from supervisor import monitor
+from supervisor.errors import single
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -85,7 +86,10 @@ class BareQemu:
             ):
                 return await task(link)
 
-        return trio.run(main)
+        try:
+            return trio.run(main)
+        except ExceptionGroup as group:
+            raise single(group) from None
 
 
 def pci_devices(answer: Any) -> list[str]:

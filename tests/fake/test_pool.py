@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
+from supervisor import relay
 from tests.fake.clones import (
     COLD,
     POOL_STEPS,
@@ -75,9 +78,11 @@ async def test_run_takes_one_and_the_pool_is_filled_again(
 @pytest.mark.parametrize("settings", [{}, COLD], ids=["clones", "cold"])
 @pytest.mark.parametrize("health", ["good", "silence"])
 async def test_agent_that_waits_has_answered_once(
-    world: World, settings: dict[str, str], health: str
+    world: World, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], health: str
 ) -> None:
-    """Its first answer takes longest; and one that never comes keeps no run waiting."""
+    """Its first answer takes longest. It is not waited for without end."""
+    if health == "silence":
+        monkeypatch.setattr(relay, "_WARM_UP_S", 0.1)
     world.scenario(health=health)
     async with world.serve(**settings) as supervisor:
         guests = await guests_of(world, await pool(supervisor.http, 2))
@@ -87,6 +92,32 @@ async def test_agent_that_waits_has_answered_once(
         (mine,) = [guest for guest in guests if guest.vm_id == taken]
         await mine.until("Run")
         assert mine.count("Check") == 1
+
+
+async def test_no_run_waits_for_an_agents_first_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_WARM_UP_S", math.inf)
+    world.scenario(health="silence")
+    settings = {**COLD, "MANAGER_POOL_SIZE": "1", "MANAGER_MAX_VMS": "1"}
+    async with world.serve(**settings) as supervisor:
+        guest = await world.guest()
+        await guest.until("Check")
+        assert (await run(supervisor.http))["id"] == guest.vm_id
+        await guest.until("Run")
+
+
+async def test_run_goes_before_what_fills_the_pool_again(world: World) -> None:
+    interval_s = 0.5
+    settings = {**COLD, "MANAGER_POOL_SIZE": "1", "MANAGER_POOL_INTERVAL": f"{interval_s}s"}
+    async with world.serve(**settings) as supervisor:
+        await pool(supervisor.http, 1)
+        asked_at = datetime.now(UTC)
+        taken = (await run(supervisor.http))["id"]
+        (after,) = await pool(supervisor.http, 1, taken)
+        created_at = datetime.fromisoformat((await show(supervisor.http, after))["created_at"])
+        # Shown to the millisecond.
+        assert (created_at - asked_at).total_seconds() >= interval_s - 0.001
 
 
 async def test_no_vm_is_given_to_two(world: World) -> None:

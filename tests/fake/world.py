@@ -24,6 +24,7 @@ from supervisor.errors import SupervisorError
 from supervisor.pb import manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 from tests.fake.guest import Apart, Guest
 from tests.fake.scenario import Scenario
+from tests.side_by_side import own_ports
 
 if TYPE_CHECKING:
     import ssl
@@ -344,11 +345,9 @@ def free_range(count: int = 40) -> tuple[int, int]:
     Each of the processes that test side by side has ports of its own to choose from, and so has
     scripts/chaos, which may run beside them: from 22000 on.
     """
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    each = (22000 - 12000) // processes
+    lowest, highest = own_ports(12000, 22000)
     while True:
-        first = 12000 + mine * each + random.randrange(each - count)
+        first = random.randrange(lowest, highest - count)
         if all(is_free(port) for port in range(first, first + count)):
             return first, first + count - 1
 

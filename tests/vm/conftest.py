@@ -20,6 +20,8 @@ import attrs
 import httpx
 import psutil
 
+from tests.side_by_side import own_ports
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -150,6 +152,8 @@ def _process(tmp: Path, settings: Mapping[str, str]) -> Iterator[Supervisor]:
         # Other tests' guests may keep the processors busy.
         "MANAGER_START_TIMEOUT": "2m",
         "MANAGER_CLONE_TIMEOUT": "2m",
+        "MANAGER_BOOT_TIMEOUT": f"{PATIENCE_S - 20}s",
+        "MANAGER_QEMU_HOST_FWD_RANGE": "{}-{}".format(*own_ports(2000, 12000)),
         **settings,
     }  # fmt: skip
     command = [sys.executable, "-m", "supervisor", "serve"]

@@ -10,6 +10,6 @@ caller.
 
 In the guest (``--in-guest``) it serves ``clone.CloneService`` too, so that the guest may be copied
 while it runs. Copies have all in common that was ever drawn at random: the kernel's entropy, names,
-what this process has. Between Prepare and Renew the agent therefore refuses every call. It holds no
-keys; every algorithm is a process of its own, which seeds itself anew.
+what this process has. Between Prepare and Renew the agent therefore refuses every call but that for
+its health. It holds no keys; every algorithm is a process of its own, which seeds itself anew.
 """

@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if clones:
         clones.agent_is_up.set()
     os.read(stop, 1)
+    http.stop()
     server.stop(grace=1.0).wait()  # what still runs is cancelled, which kills its algorithm
     return 0
 

@@ -1,7 +1,8 @@
 """Clones: what is done before the guest is frozen, and first of all in each copy of it.
 
-``clone.CloneService``, of protos/clone.proto. Between Prepare and Renew the agent refuses all else:
-what it answered then, every copy would answer alike, on the same random numbers.
+``clone.CloneService``, of protos/clone.proto. Between Prepare and Renew the agent refuses all
+else but to say how it is: what it answered then, every copy would answer alike, on the same random
+numbers.
 """
 
 from __future__ import annotations

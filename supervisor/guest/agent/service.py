@@ -208,8 +208,10 @@ def _health(agent: Agent) -> Behaviour:
         service = _payload(message)
         if service not in (b"", SERVICE.encode()):
             raise Refusal(grpc.StatusCode.NOT_FOUND, "there is no such service")
+        if agent.is_held:
+            return NOT_SERVING
         remarshal(SPECIMEN)  # what Run does; an emulated guest's first time is its slowest
-        return NOT_SERVING if agent.is_held else SERVING
+        return SERVING
 
     return answer
 
