@@ -33,7 +33,7 @@ INITRAMFS = "initrd.img"
 # its timer ticks: under emulation, with five times as many guests booting as the host has
 # processors, four of thirty believed that it does not and panicked. Linux leaves that look out by
 # itself where it sees KVM. Not tsc=reliable, though it saves time: on such a host Linux measures
-# the counter's frequency wrong, by ten times and more, and nothing would then find that out.
+# the counter's frequency wrong, many times over, and would then not find that out.
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 no_timer_check vt.global_cursor_default=0 nowatchdog"
 ZSTD_LEVEL = 19
 
