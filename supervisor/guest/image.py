@@ -92,8 +92,7 @@ def make(work: Path, agent: Path | None, progress: Callable[[str], None]) -> Man
     image = work / "image"
     image.mkdir()
     progress("downloading and unpacking packages")
-    grpc = () if rootfs.is_program(agent) else rootfs.GRPC
-    versions = packages.fetch((*rootfs.PYTHON, *grpc, *rootfs.BUSYBOX), work)
+    versions = packages.fetch(rootfs.packages(agent), work)
     root = work / "root"
     kernel = max((root / "boot").glob("vmlinuz-*"))
     kernel_version = kernel.name.removeprefix("vmlinuz-")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # The agent's program needs these, and so do algorithms, which are Python too.
 PYTHON = ("python3-minimal", "libpython3-stdlib")
+# The reference agent's gRPC is its own, on this; a Python agent that somebody brings has grpcio.
+HTTP2 = ("python3-h2",)
 GRPC = ("python3-grpcio",)
 BUSYBOX = ("busybox-static",)
 
@@ -77,6 +79,13 @@ def arrange(root: Path, agent: Path | None) -> None:
     compile_python(root)
     libraries.prune(root)
     _link_applets(root)
+
+
+def packages(agent: Path | None) -> tuple[str, ...]:
+    """What the guest is unpacked from."""
+    if is_program(agent):
+        return (*PYTHON, *BUSYBOX)
+    return (*PYTHON, *(HTTP2 if agent is None else GRPC), *BUSYBOX)
 
 
 def is_program(agent: Path | None) -> bool:

@@ -334,12 +334,12 @@ class Cloned(NamedTuple):
 def cloned() -> Iterator[Cloned]:
     agent = Agent(algorithm_timeout_s=60)
     clones = Clones(agent, StandIn())
-    server, port = serve_grpc(agent, "127.0.0.1", 0, clones)
+    server = serve_grpc(agent, "127.0.0.1", 0, clones)
     web = serve_http(agent, "127.0.0.1", 0)
     clones.agent_is_up.set()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         yield Cloned(channel, web.server_address[1])
-    server.stop(grace=None).wait()
+    server.stop()
     web.stop()
     gc.unfreeze()
 

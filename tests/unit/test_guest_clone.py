@@ -9,14 +9,13 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-import grpc
 import pytest
 
 from supervisor.guest.agent import clone
 from supervisor.guest.agent import guest as real
 from supervisor.guest.agent.clone import Clones, Renewal
 from supervisor.guest.agent.guest import Guest
-from supervisor.guest.agent.refusal import Refusal
+from supervisor.guest.agent.refusal import Refusal, StatusCode
 from supervisor.guest.agent.service import Agent
 from supervisor.pb import clone_pb2
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 VM_ID = "7F0c5f3e-0000-4000-8000-0123456789ab"
 MACHINE_ID = "7f0c5f3e000040008000" + "0123456789ab"
 ENTROPY = bytes(range(32))
-REFUSED = grpc.StatusCode.FAILED_PRECONDITION
+REFUSED = StatusCode.FAILED_PRECONDITION
 NOW_NS = 1_700_000_000_123_456_789
 
 
@@ -91,7 +90,7 @@ class World:
     def run(self) -> bytes:
         return self.agent.call("Run", b"{}", lambda _: True)
 
-    def code(self, method: str, message: bytes = b"") -> grpc.StatusCode:
+    def code(self, method: str, message: bytes = b"") -> StatusCode:
         with pytest.raises(Refusal) as caught:
             {"prepare": self.clones.prepare, "renew": self.clones.renew}[method](message)
         return caught.value.code
@@ -189,7 +188,7 @@ def test_a_refused_call_is_no_use(world: World) -> None:
 
 def test_a_guest_that_does_not_settle_is_not_frozen() -> None:
     world = World(StandIn(settled=False))
-    assert world.code("prepare") is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert world.code("prepare") is StatusCode.DEADLINE_EXCEEDED
     assert not world.refuses()
 
 
@@ -198,7 +197,7 @@ def test_nor_is_one_whose_agent_is_not_all_there(
 ) -> None:
     monkeypatch.setattr(clone, "SETTLE_TIMEOUT_S", 0)
     world.clones.agent_is_up.clear()
-    assert world.code("prepare") is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert world.code("prepare") is StatusCode.DEADLINE_EXCEEDED
     assert not world.refuses()
 
 
@@ -207,14 +206,14 @@ FAILURE = PermissionError(1, "Operation not permitted")
 
 def test_a_guest_that_cannot_be_prepared_answers_on(world: World) -> None:
     world.guest.fails = FAILURE
-    assert world.code("prepare") is grpc.StatusCode.INTERNAL
+    assert world.code("prepare") is StatusCode.INTERNAL
     assert not world.refuses()
 
 
 def test_a_guest_that_cannot_be_renewed_waits_on(world: World) -> None:
     world.clones.prepare(b"")
     world.guest.fails = FAILURE
-    assert world.code("renew", request()) is grpc.StatusCode.INTERNAL
+    assert world.code("renew", request()) is StatusCode.INTERNAL
     assert world.refuses()
     world.guest.fails = None
     world.clones.renew(request())
@@ -249,7 +248,7 @@ BAD = [
 def test_after_a_bad_renewal_a_guest_waits_for_a_good_one(world: World, message: bytes) -> None:
     world.clones.prepare(b"")
     del world.guest.told[:]
-    assert world.code("renew", message) is grpc.StatusCode.INVALID_ARGUMENT
+    assert world.code("renew", message) is StatusCode.INVALID_ARGUMENT
     assert world.guest.told == []
     assert world.refuses()
     world.clones.renew(request())

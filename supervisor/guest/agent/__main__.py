@@ -7,32 +7,10 @@ import json
 import os
 import signal
 import sys
-from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import LazyLoader
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
-
-
-class Later:
-    """Has modules load when they are first used rather than when they are imported.
-
-    grpc imports asyncio and its own asyncio half, which nothing here uses. In an emulated guest,
-    ``-X importtime`` gave them 0.5 s of the 1.0 s that ``import grpc`` took.
-    """
-
-    MODULES = ("asyncio", "grpc.aio")
-
-    @classmethod
-    def find_spec(
-        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target) if name in cls.MODULES else None
-        if spec and spec.loader:
-            spec.loader = LazyLoader(spec.loader)
-        return spec
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    sys.meta_path.insert(0, Later)
     from .clone import Clones
     from .guest import Guest
     from .service import Agent, serve_grpc
@@ -65,21 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     agent = Agent(options.algorithm_timeout_s)
     clones = Clones(agent, Guest()) if options.in_guest else None
     try:
-        server, grpc_port = serve_grpc(agent, options.host, options.grpc_port, clones)
+        server = serve_grpc(agent, options.host, options.grpc_port, clones)
         # Imported here because it takes long, and gRPC should answer meanwhile.
         from .http import serve_http
 
         http = serve_http(agent, options.host, options.http_port)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         print(f"agent: cannot listen: {error}", file=sys.stderr)
         return 1
-    ports = {"grpc_port": grpc_port, "http_port": http.server_address[1]}
+    ports = {"grpc_port": server.port, "http_port": http.server_address[1]}
     print(json.dumps(ports), flush=True)
     if clones:
         clones.agent_is_up.set()
     os.read(stop, 1)
     http.stop()
-    server.stop(grace=1.0).wait()  # what still runs is cancelled, which kills its algorithm
+    server.stop()  # what still runs is cancelled, which kills its algorithm
     return 0
 
 

@@ -12,9 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-import grpc
-
-from .refusal import Refusal
+from .refusal import Refusal, StatusCode
 from .wire import MAX_PAYLOAD_BYTES
 
 if TYPE_CHECKING:
@@ -84,14 +82,14 @@ def run_algorithm(algorithm: bytes, dataset: bytes, timeout_s: float, on_end: On
                 _wait_readable([process.pidfd], deadline)
             except TimeoutError:
                 why = f"the algorithm did not finish within {timeout_s:g} s"
-                raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, why + _tail(stderr)) from None
+                raise Refusal(StatusCode.DEADLINE_EXCEEDED, why + _tail(stderr)) from None
             status = process.wait()
         if status != 0:
             why = f"the algorithm ended with status {status}"
-            raise Refusal(grpc.StatusCode.ABORTED, why + _tail(stderr))
+            raise Refusal(StatusCode.ABORTED, why + _tail(stderr))
         if result is None:
             why = "the algorithm ended without connecting to its socket"
-            raise Refusal(grpc.StatusCode.ABORTED, why + _tail(stderr))
+            raise Refusal(StatusCode.ABORTED, why + _tail(stderr))
     return result
 
 
@@ -117,7 +115,7 @@ def _receive(listener: socket.socket, pidfd: int, deadline: float) -> bytes | No
             result += chunk
             if len(result) > MAX_PAYLOAD_BYTES:
                 why = f"the result exceeds {MAX_PAYLOAD_BYTES} bytes"
-                raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
+                raise Refusal(StatusCode.RESOURCE_EXHAUSTED, why)
 
 
 def _wait_readable(fds: list[int], deadline: float) -> None:

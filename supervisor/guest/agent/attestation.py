@@ -9,9 +9,7 @@ import array
 import fcntl
 import struct
 
-import grpc
-
-from .refusal import Refusal
+from .refusal import Refusal, StatusCode
 
 SEV_GUEST = "/dev/sev-guest"
 SNP_GET_REPORT = 3 << 30 | 32 << 16 | ord("S") << 8 | 0  # _IOWR('S', 0, 32 bytes)
@@ -30,11 +28,11 @@ def snp_report(report_data: bytes) -> bytes:
             fcntl.ioctl(device, SNP_GET_REPORT, call)
     except FileNotFoundError:
         why = f"no {SEV_GUEST} here: this guest does not run under SEV-SNP and has no report"
-        raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why) from None
+        raise Refusal(StatusCode.FAILED_PRECONDITION, why) from None
     except OSError as error:
         firmware = struct.unpack_from("=Q", call, 24)[0]
         why = f"{SEV_GUEST} gave no report: {error.strerror}, firmware error {firmware:#x}"
-        raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why) from error
+        raise Refusal(StatusCode.FAILED_PRECONDITION, why) from error
     return unpack_report(response.tobytes())
 
 
@@ -43,5 +41,5 @@ def unpack_report(response: bytes) -> bytes:
     status, size = struct.unpack_from("=II", response)
     if status or not 0 < size <= len(response) - 32:
         why = f"the firmware's answer holds no report: status {status:#x}, {size} bytes"
-        raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why)
+        raise Refusal(StatusCode.FAILED_PRECONDITION, why)
     return response[32 : 32 + size]

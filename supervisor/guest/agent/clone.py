@@ -13,10 +13,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-import grpc
-
 from .computation import SPECIMEN, remarshal
-from .refusal import Refusal
+from .refusal import Refusal, StatusCode
 from .wire import decode_fields
 
 if TYPE_CHECKING:
@@ -90,7 +88,7 @@ class Clones:
             except OSError as error:
                 self._agent.release()
                 why = f"the guest cannot be prepared: {error}"
-                raise Refusal(grpc.StatusCode.INTERNAL, why) from error
+                raise Refusal(StatusCode.INTERNAL, why) from error
             except Refusal:
                 self._agent.release()
                 raise
@@ -108,27 +106,27 @@ class Clones:
                     return  # asked again by somebody who did not hear the answer
                 if not self._waits:
                     why = "this guest is no copy, or was renewed as another: Prepare comes first"
-                    raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why)
+                    raise Refusal(StatusCode.FAILED_PRECONDITION, why)
                 self._guest.set_clock(new.unix_time_ns)
                 self._guest.add_entropy(new.entropy)
                 self._guest.rename(new.hostname, new.machine_id)
                 self._guest.wait_no_more()
             except ValueError as error:
                 why = f"no renewal: {error}"
-                raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why) from error
+                raise Refusal(StatusCode.INVALID_ARGUMENT, why) from error
             except OSError as error:
                 why = f"the guest cannot be renewed: {error}"
-                raise Refusal(grpc.StatusCode.INTERNAL, why) from error
+                raise Refusal(StatusCode.INTERNAL, why) from error
             self._reseed()
             self._waits, self._renewed_as = False, new.machine_id
             self._agent.release()
 
     def _settle(self, deadline: float) -> None:
         if not self.agent_is_up.wait(deadline - time.monotonic()):
-            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "the agent's servers are not up")
+            raise Refusal(StatusCode.DEADLINE_EXCEEDED, "the agent's servers are not up")
         if not self._guest.wait_until_settled(deadline):
             why = f"the guest was not brought up within {SETTLE_TIMEOUT_S:g} s"
-            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, why)
+            raise Refusal(StatusCode.DEADLINE_EXCEEDED, why)
 
     def _warm_up(self) -> None:
         """Does now what every copy would do for itself when it first needs it."""

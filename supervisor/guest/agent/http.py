@@ -8,10 +8,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-import grpc
-
 from .computation import parse_request
-from .refusal import Refusal
+from .refusal import Refusal, StatusCode
 from .wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -64,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
             computation = parse_request(self.rfile.read(int(length)))
             return 200, self.server.agent.call("Run", computation, lambda _: True).decode()
         except Refusal as refusal:
-            held = refusal.code is grpc.StatusCode.FAILED_PRECONDITION
+            held = refusal.code is StatusCode.FAILED_PRECONDITION
             return (409 if held else 400), refusal.detail
         except ValueError as error:
             return 400, str(error)

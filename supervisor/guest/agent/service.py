@@ -1,46 +1,33 @@
-"""What the agent does, and its gRPC server."""
+"""What the agent does, and what of that it serves over gRPC."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from concurrent import futures
 from typing import TYPE_CHECKING
-
-import grpc
 
 from .algorithm import MAX_ARGUMENT_BYTES, run_algorithm
 from .attestation import REPORT_DATA_BYTES, snp_report
+from .call import Method
 from .computation import SPECIMEN, remarshal
-from .refusal import Refusal
-from .wire import MAX_MESSAGE_BYTES, decode_message, encode_message
+from .refusal import Refusal, StatusCode
+from .rpc import Server
+from .wire import decode_message, encode_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .algorithm import OnEnd
+    from .call import Behaviour
     from .clone import Clones
-
-    # A message and its call's context to a message. Raises Refusal.
-    Behaviour = Callable[[bytes, grpc.ServicerContext], bytes]
 
 SERVICE = "agent.AgentService"
 
 # grpc.health.v1.HealthCheckResponse with its status.
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 
-OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A reply may be longer than its computation: Go's way of writing JSON escapes more.
-    ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
-    ("grpc.so_reuseport", 0),
-    # The way is short, and each of these costs an emulated guest that has just been started from a
-    # template some milliseconds: measuring the network, compressing replies, statistics.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 20),  # what measuring would come to
-    ("grpc.per_message_compression", 0),
-    ("grpc.enable_channelz", 0),
-)
+# Calls of these may take minutes.
+SLOW = ("Result", "Attestation")
 
 
 class Agent:
@@ -73,15 +60,15 @@ class Agent:
 
     def call(self, method: str, payload: bytes, on_end: OnEnd) -> bytes:
         """Answers *method*, and counts how that went."""
-        code = grpc.StatusCode.INTERNAL
+        code = StatusCode.INTERNAL
         with self._lock:
             self._under_way += 1
             held = self._held
         try:
             if held:
-                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, held)
+                raise Refusal(StatusCode.FAILED_PRECONDITION, held)
             answer = self._methods[method](payload, on_end)
-            code = grpc.StatusCode.OK
+            code = StatusCode.OK
         except Refusal as refusal:
             code = refusal.code
             raise
@@ -100,7 +87,7 @@ class Agent:
         with self._lock:
             if self._under_way or self.computation or self._algorithm or self._dataset:
                 used = "this agent is in use already"
-                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, used)
+                raise Refusal(StatusCode.FAILED_PRECONDITION, used)
             self._held = why
 
     @property
@@ -124,7 +111,7 @@ class Agent:
         try:
             self.computation = remarshal(computation)
         except ValueError as error:
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"no computation: {error}") from error
+            raise Refusal(StatusCode.INVALID_ARGUMENT, f"no computation: {error}") from error
         return self.computation.encode()
 
     def _algo(self, algorithm: bytes, _: OnEnd) -> bytes:
@@ -139,13 +126,13 @@ class Agent:
         for name, value in (("algorithm", self._algorithm), ("dataset", self._dataset)):
             if not value:
                 why = f"there is no {name} yet"
-                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why)
+                raise Refusal(StatusCode.FAILED_PRECONDITION, why)
         return run_algorithm(self._algorithm, self._dataset, self._algorithm_timeout_s, on_end)
 
     def _attestation(self, report_data: bytes, _: OnEnd) -> bytes:
         if len(report_data) > REPORT_DATA_BYTES:
             why = f"{len(report_data)} bytes of report data, at most {REPORT_DATA_BYTES} fit"
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why)
+            raise Refusal(StatusCode.INVALID_ARGUMENT, why)
         return snp_report(report_data.ljust(REPORT_DATA_BYTES, b"\0"))
 
 
@@ -159,7 +146,7 @@ def _argument(name: str, value: bytes) -> bytes:
         why = f"the {name} is not text: it holds a zero byte"
     else:
         return value
-    raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why)
+    raise Refusal(StatusCode.INVALID_ARGUMENT, why)
 
 
 def _identity(value: bytes) -> bytes:
@@ -167,36 +154,25 @@ def _identity(value: bytes) -> bytes:
     return hashlib.sha256(value).hexdigest().encode()
 
 
-def serve_grpc(
-    agent: Agent, host: str, port: int, clones: Clones | None = None
-) -> tuple[grpc.Server, int]:
-    """A started server and its port. The caller stops it. RuntimeError: the port is not free.
+def serve_grpc(agent: Agent, host: str, port: int, clones: Clones | None = None) -> Server:
+    """A running server, which the caller stops. OSError: the port is not free.
 
     With *clones* it serves CloneService too.
     """
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=OPTIONS)
-    services = {
-        SERVICE: {name: _method(agent, name) for name in agent.methods},
-        "grpc.health.v1.Health": {"Check": _health(agent)},
+    methods = {
+        f"/{SERVICE}/{name}": Method(_method(agent, name), slow=name in SLOW)
+        for name in agent.methods
     }
+    methods["/grpc.health.v1.Health/Check"] = Method(_health(agent))
     if clones:
-        methods = {"Prepare": _bare(clones.prepare), "Renew": _bare(clones.renew)}
-        services["clone.CloneService"] = methods
-    for name, behaviours in services.items():
-        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            method: grpc.unary_unary_rpc_method_handler(_told(behaviour))
-            for method, behaviour in behaviours.items()
-        }
-        service = grpc.method_handlers_generic_handler(name, handlers)
-        server.add_generic_rpc_handlers((service,))
-    bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-    server.start()
-    return server, bound
+        methods["/clone.CloneService/Prepare"] = Method(_bare(clones.prepare), slow=True)
+        methods["/clone.CloneService/Renew"] = Method(_bare(clones.renew))
+    return Server(methods, host, port)
 
 
 def _method(agent: Agent, method: str) -> Behaviour:
-    def answer(message: bytes, context: grpc.ServicerContext) -> bytes:
-        return encode_message(agent.call(method, _payload(message), context.add_callback))
+    def answer(message: bytes, on_end: OnEnd) -> bytes:
+        return encode_message(agent.call(method, _payload(message), on_end))
 
     return answer
 
@@ -204,10 +180,10 @@ def _method(agent: Agent, method: str) -> Behaviour:
 def _health(agent: Agent) -> Behaviour:
     """gRPC's health checking protocol, of which this is all that needs no stream."""
 
-    def answer(message: bytes, _: grpc.ServicerContext) -> bytes:
+    def answer(message: bytes, _: OnEnd) -> bytes:
         service = _payload(message)
         if service not in (b"", SERVICE.encode()):
-            raise Refusal(grpc.StatusCode.NOT_FOUND, "there is no such service")
+            raise Refusal(StatusCode.NOT_FOUND, "there is no such service")
         if agent.is_held:
             return NOT_SERVING
         remarshal(SPECIMEN)  # what Run does; an emulated guest's first time is its slowest
@@ -221,26 +197,14 @@ def _payload(message: bytes) -> bytes:
         return decode_message(message)
     except ValueError as error:
         why = f"no protobuf message: {error}"
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why) from error
+        raise Refusal(StatusCode.INVALID_ARGUMENT, why) from error
 
 
 def _bare(act: Callable[[bytes], None]) -> Behaviour:
     """*act*, which takes a message and answers with an empty one."""
 
-    def answer(message: bytes, _: grpc.ServicerContext) -> bytes:
+    def answer(message: bytes, _: OnEnd) -> bytes:
         act(message)
         return b""
-
-    return answer
-
-
-def _told(behaviour: Behaviour) -> Behaviour:
-    """*behaviour*, whose refusals the caller is told."""
-
-    def answer(message: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            return behaviour(message, context)
-        except Refusal as refusal:
-            context.abort(refusal.code, refusal.detail)
 
     return answer

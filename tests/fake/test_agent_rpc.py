@@ -1,0 +1,326 @@
+"""The agent's gRPC server, asked by grpcio and by clients that no library would be."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from h2.connection import H2Connection
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    ResponseReceived,
+    StreamEnded,
+    TrailersReceived,
+)
+from h2.settings import SettingCodes
+
+from supervisor.guest.agent.call import Method
+from supervisor.guest.agent.refusal import Refusal, StatusCode
+from supervisor.guest.agent.rpc import MAX_SLOW_CALLS, Server
+from supervisor.guest.agent.wire import MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from supervisor.guest.agent.algorithm import OnEnd
+
+PATIENCE_S = 60
+
+
+class World:
+    """A server whose slow calls end when they are told to, or when their caller leaves."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.may_end = threading.Event()
+        self.server = Server(
+            {
+                "/s/Echo": Method(self.echo),
+                "/s/Wait": Method(self.wait, slow=True),
+                "/s/Refuse": Method(self.refuse),
+                "/s/Fail": Method(self.fail),
+            },
+            "127.0.0.1",
+            0,
+        )
+
+    def echo(self, message: bytes, _: OnEnd) -> bytes:
+        return message
+
+    def wait(self, message: bytes, on_end: OnEnd) -> bytes:
+        assert on_end(self.may_end.set)
+        self.begun.release()
+        assert self.may_end.wait(PATIENCE_S)
+        return message
+
+    def refuse(self, message: bytes, _: OnEnd) -> bytes:
+        raise Refusal(StatusCode.ABORTED, message.decode())
+
+    def fail(self, _: bytes, __: OnEnd) -> bytes:
+        raise ZeroDivisionError
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.server.stop()
+    assert not [one for one in threading.enumerate() if one.name == "grpc"]
+
+
+class Client:
+    """grpcio's."""
+
+    def __init__(self, world: World) -> None:
+        options = [
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{world.server.port}", options)
+
+    def begin(self, method: str, message: bytes) -> grpc.Future[bytes]:
+        call = self.channel.unary_unary(
+            f"/s/{method}", request_serializer=bytes, response_deserializer=bytes
+        )
+        return call.future(message, timeout=PATIENCE_S)
+
+    def ask(self, method: str, message: bytes = b"") -> bytes:
+        return self.begin(method, message).result()
+
+    def failure(self, method: str, message: bytes = b"") -> tuple[grpc.StatusCode, str | None]:
+        with pytest.raises(grpc.RpcError) as caught:
+            self.ask(method, message)
+        return caught.value.code(), caught.value.details()
+
+
+@pytest.fixture
+def client(world: World) -> Iterator[Client]:
+    client = Client(world)
+    yield client
+    client.channel.close()
+
+
+def prefixed(message: bytes, compressed: int = 0) -> bytes:
+    return bytes([compressed]) + len(message).to_bytes(4, "big") + message
+
+
+class Raw:
+    """HTTP/2 without gRPC's manners. *window*: bytes of each answer that are taken unasked."""
+
+    def __init__(self, world: World, window: int = 65535) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", world.server.port), PATIENCE_S)
+        self.h2 = H2Connection()
+        self.h2.initiate_connection()
+        self.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: window})
+        self.send()
+
+    def send(self) -> None:
+        self.socket.sendall(self.h2.data_to_send())
+
+    def request(
+        self, method: str, body: bytes, kind: str = "application/grpc", end: bool = True
+    ) -> int:
+        """Put it where `send` finds it; the number of its stream."""
+        stream_id = self.h2.get_next_available_stream_id()
+        headers = {":method": "POST", ":scheme": "http", ":authority": "agent", ":path": method}
+        headers |= {"te": "trailers", "content-type": kind}
+        self.h2.send_headers(stream_id, list(headers.items()))
+        self.h2.send_data(stream_id, body, end_stream=end)
+        return stream_id
+
+    def answer(self, stream_id: int) -> tuple[dict[str, str], bytes]:
+        """Headers and trailers together, and the body."""
+        fields: dict[str, str] = {}
+        body = b""
+        while True:
+            for event in self.h2.receive_data(self.receive()):
+                if getattr(event, "stream_id", None) != stream_id:
+                    continue
+                if isinstance(event, ResponseReceived | TrailersReceived):
+                    fields |= {name.decode(): value.decode() for name, value in event.headers}
+                elif isinstance(event, DataReceived):
+                    body += event.data
+                elif isinstance(event, StreamEnded):
+                    return fields, body
+            self.send()
+
+    def receive(self) -> bytes:
+        data = self.socket.recv(65536)
+        assert data, "the server has closed the connection"
+        return data
+
+
+def status_of(world: World, method: str, body: bytes) -> str:
+    raw = Raw(world)
+    stream_id = raw.request(method, body)
+    raw.send()
+    fields, _ = raw.answer(stream_id)
+    assert fields[":status"] == "200"
+    raw.socket.close()
+    return fields["grpc-status"]
+
+
+def test_each_call_has_its_own_answer(world: World) -> None:
+    clients = [Client(world) for _ in range(4)]
+    words = [f"{number}".encode() * number for number in range(100)]
+    calls = [clients[number % 4].begin("Echo", word) for number, word in enumerate(words)]
+    assert [call.result() for call in calls] == words
+    for client in clients:
+        client.channel.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, MAX_MESSAGE_BYTES])
+def test_messages_of_every_size(client: Client, size: int) -> None:
+    assert client.ask("Echo", bytes(size)) == bytes(size)
+
+
+def test_message_that_is_too_long(client: Client) -> None:
+    code, detail = client.failure("Echo", bytes(MAX_MESSAGE_BYTES + 1))
+    assert (code, client.ask("Echo", b"x")) == (grpc.StatusCode.RESOURCE_EXHAUSTED, b"x")
+    assert str(MAX_MESSAGE_BYTES) in (detail or "")
+
+
+@pytest.mark.parametrize("detail", ["plain", "100 % grün: 数\n\0~", "tab\tand\nline"])
+def test_sentence_arrives_as_it_was_said(client: Client, detail: str) -> None:
+    assert client.failure("Refuse", detail.encode()) == (grpc.StatusCode.ABORTED, detail)
+
+
+def test_bug_is_told_and_ends_one_call_only(client: Client) -> None:
+    code, detail = client.failure("Fail")
+    assert code is grpc.StatusCode.UNKNOWN
+    assert "ZeroDivisionError" in (detail or "")
+    assert client.ask("Echo", b"x") == b"x"
+
+
+def test_no_such_method(client: Client) -> None:
+    assert client.failure("Else")[0] is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_slow_calls_keep_nobody_waiting(world: World, client: Client) -> None:
+    slow = [client.begin("Wait", b"%d" % number) for number in range(MAX_SLOW_CALLS)]
+    for _ in slow:
+        assert world.begun.acquire(timeout=PATIENCE_S)
+    assert client.ask("Echo", b"x") == b"x"
+    world.may_end.set()
+    assert [call.result() for call in slow] == [b"%d" % number for number in range(len(slow))]
+
+
+def test_caller_who_leaves_ends_its_call(world: World, client: Client) -> None:
+    call = client.begin("Wait", b"")
+    assert world.begun.acquire(timeout=PATIENCE_S)
+    call.cancel()
+    assert world.may_end.wait(PATIENCE_S)
+    assert client.ask("Echo", b"x") == b"x"
+
+
+def test_connection_that_breaks_ends_its_calls(world: World, client: Client) -> None:
+    raw = Raw(world)
+    raw.request("/s/Wait", prefixed(b""))
+    raw.send()
+    assert world.begun.acquire(timeout=PATIENCE_S)
+    raw.socket.close()
+    assert world.may_end.wait(PATIENCE_S)
+    assert client.ask("Echo", b"x") == b"x"
+
+
+def test_stop_ends_what_is_under_way(world: World, client: Client) -> None:
+    call = client.begin("Wait", b"")
+    assert world.begun.acquire(timeout=PATIENCE_S)
+    world.server.stop()
+    assert call.exception() is not None
+    with socket.create_server(("127.0.0.1", world.server.port)):
+        pass  # the port is free
+    world.server = World().server  # for the fixture to stop
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "status"),
+    [
+        ("/s/Echo", prefixed(b"x", compressed=1), StatusCode.UNIMPLEMENTED),
+        ("/s/Echo", b"", StatusCode.INTERNAL),
+        ("/s/Echo", b"\0\0\0", StatusCode.INTERNAL),
+        ("/s/Echo", prefixed(b"long")[:-1], StatusCode.INTERNAL),
+        ("/s/Echo", prefixed(b"one") + prefixed(b"two"), StatusCode.INTERNAL),
+        ("/s/\xff", prefixed(b""), StatusCode.UNIMPLEMENTED),
+    ],
+)
+def test_what_is_no_call(world: World, method: str, body: bytes, status: StatusCode) -> None:
+    assert status_of(world, method, body) == str(status.value)
+
+
+def test_what_is_no_grpc(world: World) -> None:
+    raw = Raw(world)
+    stream_id = raw.request("/s/Echo", b"{}", kind="application/json")
+    raw.send()
+    assert raw.answer(stream_id)[0] == {":status": "415"}
+    raw.socket.close()
+
+
+def test_call_that_is_taken_back_at_once_disturbs_no_other(world: World) -> None:
+    raw = Raw(world)
+    for _ in range(3):
+        taken_back = raw.request("/s/Echo", prefixed(b"x"))
+        raw.h2.reset_stream(taken_back)
+    kept = raw.request("/s/Echo", prefixed(b"y"))
+    raw.send()
+    fields, body = raw.answer(kept)
+    assert (fields["grpc-status"], body) == ("0", prefixed(b"y"))
+    raw.socket.close()
+
+
+def test_client_that_takes_nothing_holds_up_nobody(world: World, client: Client) -> None:
+    raw = Raw(world, window=0)
+    stream_id = raw.request("/s/Echo", prefixed(bytes(1000)))
+    raw.send()
+    assert client.ask("Echo", b"x") == b"x"
+    raw.h2.increment_flow_control_window(2000, stream_id)
+    raw.send()
+    assert raw.answer(stream_id)[1] == prefixed(bytes(1000))
+    raw.socket.close()
+
+
+def test_client_that_never_reads_its_socket_holds_up_nobody(world: World, client: Client) -> None:
+    raw = Raw(world, window=1 << 30)
+    raw.h2.increment_flow_control_window(1 << 30)
+    for _ in range(50_000):
+        raw.h2.ping(b"8 bytes.")
+    with ThreadPoolExecutor() as pool:  # it may not be able to send all that, ever
+        sending = pool.submit(raw.send)
+        assert client.ask("Echo", b"x") == b"x"
+        raw.socket.shutdown(socket.SHUT_RDWR)
+        sending.exception()
+    raw.socket.close()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0" * 100,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\1\0\0\0\0\0\0x",
+    ],
+)
+def test_what_is_no_http2_is_shown_the_door(world: World, client: Client, garbage: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", world.server.port), PATIENCE_S) as other:
+        other.sendall(garbage)
+        while other.recv(65536):
+            pass
+    assert client.ask("Echo", b"x") == b"x"
+
+
+def test_goodbye_is_said(world: World) -> None:
+    raw = Raw(world)
+    stream_id = raw.request("/s/Echo", prefixed(b"x"))
+    raw.send()
+    raw.answer(stream_id)
+    world.server.stop()
+    events = raw.h2.receive_data(raw.receive())
+    assert any(isinstance(event, ConnectionTerminated) for event in events)
+    raw.socket.close()
+    world.server = World().server
