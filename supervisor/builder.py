@@ -113,12 +113,13 @@ class Builder:
         with trio.move_on_after(timeout_s):
             await vm.until(lambda: vm.relay.prepared or vm.relay.settled.is_set() or vm.ended)
         if not vm.relay.prepared:
+            late = "the guest" if vm.relay.agent_ready else "the agent"
             raise (
                 vm.relay.failure
                 or vm.failure
                 or TemplateError(
-                    f"VM {vm.id} was not ready to be frozen within {timeout_s:g} s, see"
-                    " MANAGER_BOOT_TIMEOUT"
+                    f"{late} of VM {vm.id} was not ready to be frozen within {timeout_s:g} s, see"
+                    f" MANAGER_BOOT_TIMEOUT; what the guest printed is in {vm.rundir.serial_log}"
                 )
             )
         # The guest sees its last connection go, and has nothing to do any more: nothing tells when.

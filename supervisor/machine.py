@@ -251,6 +251,8 @@ def our_args(config: QemuConfig, machine: Machine) -> list[str]:
         *("-chardev", f"file,id=serial,path={escape(machine.serial_log)},append=on"),
         *("-serial", "chardev:serial"),
         *("-device", "pvpanic"),
+        # A graphics card that nobody can look at: memory to save and restore, and code to attack.
+        *(["-vga", "none"] if config.no_graphic else []),
         *watchdog_args(config),
         *memory_args(config, machine),
         # Firmware that is told the disk does not try the network first: half a second less.

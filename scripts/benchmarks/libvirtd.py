@@ -89,12 +89,11 @@ _DOMAIN = """\
     </disk>
     <controller type='scsi' index='0' model='virtio-non-transitional'>
       <driver iommu='on'/>
-      <address type='pci' domain='0' bus='0' slot='2' function='0'/>
+      <address type='pci' domain='0' bus='0' slot='1' function='0'/>
     </controller>
     <controller type='usb' model='none'/>
     <video>
-      <model type='vga'/>
-      <address type='pci' domain='0' bus='0' slot='1' function='0'/>
+      <model type='none'/>
     </video>
     <serial type='file'><source path='{directory}/serial.log'/></serial>
     {balloon}
@@ -107,13 +106,13 @@ _DOMAIN = """\
     <qemu:arg value='user,id=nic{forwards}'/>
     <qemu:arg value='-device'/>
     <qemu:arg
-      value='virtio-net-pci,disable-legacy=on,iommu_platform=true,netdev=nic,romfile=,addr=3'/>
+      value='virtio-net-pci,disable-legacy=on,iommu_platform=true,netdev=nic,romfile=,addr=2'/>
   </qemu:commandline>
 </domain>
 """
 _BALLOON = """\
 <memballoon model='virtio' freePageReporting='on'>
-      <address type='pci' domain='0' bus='0' slot='4' function='0'/>
+      <address type='pci' domain='0' bus='0' slot='3' function='0'/>
     </memballoon>"""
 _NO_BALLOON = "<memballoon model='none'/>"
 
