@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from supervisor.config import AgentConfig
     from supervisor.machine import Forward
 
+#: QEMU's user network accepts a connection before the guest can, and lets it hang: an attempt is
+#: given up after this time and made anew. But one that is given up too soon has a guest on a busy
+#: host do its part in vain, for ever perhaps; so each may take this share of all the time before.
+ATTEMPT_S, ATTEMPT_SHARE = 0.5, 1 / 20
+
+_CLOSE_S = 2.0
+
 #: The largest message on any of our channels: a computation and the field around it.
 MAX_MESSAGE = MAX_COMPUTATION + 64 * 1024
 
@@ -34,10 +41,8 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
     # A reply may be longer than what it answers: the agent re-marshals the computation.
     ("grpc.max_receive_message_length", 2 * MAX_MESSAGE),
-    # QEMU's user network accepts a connection before the guest can, and lets it hang; so an
-    # attempt is given up soon and made again, with little growth between.
+    # A guest that comes up refuses connections for a while.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Each VM's channel must see its own failures only, and a proxy has no place on this way.
     ("grpc.use_local_subchannel_pool", 1),
@@ -46,16 +51,53 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 
 class Agent:
-    """The agent of one VM, at one address."""
+    """The agent of one VM, at one address. Nothing is asked of it before `wait_ready`."""
 
-    def __init__(self, vm_id: str, address: str, channel: grpc.aio.Channel) -> None:
+    #: Of grpc.aio. Not there yet, what is asked of it would be a bug.
+    _channel: Any = None
+
+    def __init__(self, vm_id: str, address: str, config: AgentConfig) -> None:
         self._vm_id = vm_id
         self.address = address
-        self._channel = channel
+        self._config = config
 
-    async def wait_ready(self) -> None:
-        """Return once something speaks HTTP/2 at the agent's port, however long that takes."""
-        await aio_as_trio(self._channel.channel_ready)()
+    async def wait_ready(self, attempt_s: float = ATTEMPT_S) -> None:
+        """Return once something speaks HTTP/2 at the agent's port, however long that takes.
+
+        :param attempt_s: how long the first attempts may take
+        :raises HostError: if a certificate cannot be read
+        """
+        began = trio.current_time()
+        while True:
+            channel = await self._open()
+            waited_s = trio.current_time() - began
+            with trio.move_on_after(max(attempt_s, waited_s * ATTEMPT_SHARE)):
+                await aio_as_trio(channel.channel_ready)()
+                return
+
+    async def _open(self) -> grpc.aio.Channel:
+        """Another channel in place of the one before."""
+
+        async def opened() -> grpc.aio.Channel:  # asyncio-flavoured
+            options = list(_CHANNEL_OPTIONS)
+            if not self._config.client_tls:
+                return grpc.aio.insecure_channel(self.address, options=options)
+            # The VM is reached at a forwarded port of the host, whose name no certificate has.
+            name = self._config.server_name or self._config.url.host
+            options.append(("grpc.ssl_target_name_override", name))
+            credentials = _credentials(self._config)
+            return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+        await self.close()
+        channel: grpc.aio.Channel = await aio_as_trio(opened)()
+        self._channel = channel
+        return channel
+
+    async def close(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
+                await aio_as_trio(channel.close)()
 
     async def run(self, computation: bytes) -> str:
         """The agent's answer to ``Run``.
@@ -129,27 +171,15 @@ def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
 
 @asynccontextmanager
 async def connect(vm_id: str, target: str, config: AgentConfig) -> AsyncIterator[Agent]:
-    """An agent that may not be there yet. The channel is closed on leaving.
+    """An agent that may not be there yet. What is open to it is closed on leaving.
 
     :param target: ``host:port``
-    :raises HostError: if a certificate cannot be read
     """
-
-    async def opened() -> grpc.aio.Channel:
-        options = list(_CHANNEL_OPTIONS)
-        if not config.client_tls:
-            return grpc.aio.insecure_channel(target, options=options)
-        # The VM is reached at a forwarded port of the host, whose name no certificate has.
-        name = config.server_name or config.url.host
-        options.append(("grpc.ssl_target_name_override", name))
-        return grpc.aio.secure_channel(target, _credentials(config), options=options)
-
-    channel = await aio_as_trio(opened)()
+    guest_agent = Agent(vm_id, target, config)
     try:
-        yield Agent(vm_id, target, channel)
+        yield guest_agent
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
-            await aio_as_trio(channel.close)()
+        await guest_agent.close()
 
 
 def _credentials(config: AgentConfig) -> grpc.ChannelCredentials:

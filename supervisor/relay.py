@@ -178,7 +178,8 @@ class Relay:
         vm, timeout_s = self._vm, self._vm.config.start.clone_timeout_s
 
         async def renew() -> None:
-            await guest_agent.wait_ready()
+            # It listens from the first: where many start at once, it is only slow to answer.
+            await guest_agent.wait_ready(timeout_s / 3)
             await guest_agent.renew(os.urandom(_ENTROPY_BYTES))
 
         try:

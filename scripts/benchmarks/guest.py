@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import grpc
 
+from supervisor import agent
 from supervisor.pb import agent_pb2, agent_pb2_grpc
 
 IMAGE = Path(__file__).parents[2] / "img" / "guest.qcow2"
@@ -21,11 +22,9 @@ MEMORY_MB = 512
 #: Longer than any of these guests needs under emulation on a busy machine.
 PATIENCE_S = 300.0
 
-#: As the supervisor's own channel to an agent is made, so that nobody waits better than another:
-#: an attempt made before the guest listens hangs in QEMU's user network, and is given up soon.
+#: As the supervisor's own channel to an agent is made, so that nobody waits better than another.
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
@@ -109,11 +108,7 @@ def wait_for_answer(address: str) -> Answered:
     :raises Unmeasured: if it does not come, or answers something else
     """
     mine, wanted = computation()
-    with grpc.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=PATIENCE_S)
-        except grpc.FutureTimeoutError:
-            raise Unmeasured(f"no agent answered within {PATIENCE_S:g} s") from None
+    with _ready_channel(address) as channel:
         ready_at = time.perf_counter()
         answer = agent_pb2_grpc.AgentServiceStub(channel).Run(
             agent_pb2.RunRequest(computation=wanted), timeout=PATIENCE_S
@@ -122,3 +117,17 @@ def wait_for_answer(address: str) -> Answered:
     if not answers_to(answer.Computation, mine):
         raise Unmeasured("the agent answered something else")
     return Answered(ready_at, at)
+
+
+def _ready_channel(address: str) -> grpc.Channel:
+    """As `supervisor.agent.Agent.wait_ready` waits."""
+    began = time.perf_counter()
+    while (waited_s := time.perf_counter() - began) < PATIENCE_S:
+        channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        try:
+            attempt_s = max(agent.ATTEMPT_S, waited_s * agent.ATTEMPT_SHARE)
+            grpc.channel_ready_future(channel).result(timeout=attempt_s)
+            return channel
+        except grpc.FutureTimeoutError:
+            channel.close()
+    raise Unmeasured(f"no agent answered within {PATIENCE_S:g} s")

@@ -1,0 +1,108 @@
+"""Meeting an agent whose guest comes up late, or is slow because its host is busy."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+import trio_asyncio
+
+from supervisor import agent
+from supervisor.config import AgentConfig
+from supervisor.guest.agent.service import Agent, serve_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    import pytest
+
+#: So short that only a patient caller meets a guest that takes `SLOW_S`.
+ATTEMPT_S, SLOW_S = 0.05, 0.5
+
+
+@contextmanager
+def agent_port() -> Iterator[int]:
+    server = serve_grpc(Agent(60), "127.0.0.1", 0)
+    yield server.port
+    server.stop()
+
+
+@attrs.define
+class Network:
+    """QEMU's user network: it takes every connection, and what comes of it is the guest's affair.
+
+    :ivar hang: so many connections are never answered
+    :ivar slow_s: the others are answered after so long
+    """
+
+    guest_port: int
+    hang: int = 0
+    slow_s: float = 0.0
+    taken: int = 0
+    port: int = 0
+
+    async def serve(self) -> None:
+        async with trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(
+                partial(trio.serve_tcp, self._lead, 0, host="127.0.0.1")
+            )
+            self.port = listener.socket.getsockname()[1]
+            await trio.sleep_forever()
+
+    async def _lead(self, host: trio.SocketStream) -> None:
+        self.taken += 1
+        if self.taken <= self.hang:
+            await trio.sleep_forever()
+        await trio.sleep(self.slow_s)
+        async with await trio.open_tcp_stream("127.0.0.1", self.guest_port) as guest:
+            with trio.move_on_after(60):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_copy, host, guest)
+                    await _copy(guest, host)
+                    nursery.cancel_scope.cancel()
+
+
+async def _copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    try:
+        async for data in source:
+            await sink.send_all(data)
+        await sink.send_eof()
+    except trio.BrokenResourceError:
+        pass  # it was given up
+
+
+@asynccontextmanager
+async def network(**behaviour: float) -> AsyncIterator[Network]:
+    with agent_port() as port:
+        async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
+            one = Network(port, **behaviour)  # type: ignore[arg-type]
+            nursery.start_soon(one.serve)
+            while not one.port:
+                await trio.lowlevel.checkpoint()
+            yield one
+            nursery.cancel_scope.cancel()
+
+
+async def meet(one: Network) -> str:
+    config = AgentConfig()
+    with trio.fail_after(60):
+        async with agent.connect("vm", f"127.0.0.1:{one.port}", config) as guest_agent:
+            await guest_agent.wait_ready(ATTEMPT_S)
+            return await guest_agent.run(b'{"id": "1"}')
+
+
+async def test_connections_that_hang_are_given_up() -> None:
+    async with network(hang=3) as one:
+        assert '"id":"1"' in await meet(one)
+        assert one.taken >= 4
+
+
+async def test_slow_guest_is_given_the_time_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were each attempt as short as the first, none would ever succeed."""
+    monkeypatch.setattr(agent, "ATTEMPT_SHARE", 1 / 2)
+    async with network(slow_s=SLOW_S) as one:
+        assert '"id":"1"' in await meet(one)
+        assert one.taken > 1
