@@ -84,8 +84,8 @@ def _answering(method: Callable[..., Any]) -> Callable[..., Any]:
             return await method(self, request, context)
         except errors.SupervisorError as error:
             await context.abort(code_of(error), str(error), metadata_of(error))
-        except grpc.aio.AbortError:
-            raise
+        except grpc.aio.BaseError:
+            raise  # what ``abort`` ends with, or what is said to a caller who has gone: grpc's own
         except Exception as error:
             log.error("bug in a gRPC handler", method=method.__name__, exc_info=error)
             await context.abort(
@@ -179,21 +179,31 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
     ) -> None:
         vm_id = self._service.get(request.id).id if request.id else None
         after = request.after if request.HasField("after") else None
-        async with trio_as_aio(self._service.follow(after, vm_id)) as (old, news):
-            if after is None:
-                vms = [self._service.get(vm_id)] if vm_id else self._service.vms.values()
-                for message in [_present(vm) for vm in vms]:
-                    await context.write(message)
-            for event in old:
-                if vm_id in (None, event.vm_id):
-                    await context.write(_event(event))
-            async for event in trio_as_aio(news):
-                if vm_id in (None, event.vm_id):
-                    await context.write(_event(event))
+        await trio_as_aio(self._tell)(after, vm_id, aio_as_trio(context.write))
         await context.abort(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "the reader fell behind, or the supervisor stops; go on after the last sequence",
         )
+
+    async def _tell(
+        self, after: int | None, vm_id: str | None, write: Callable[[vm_pb2.Event], Awaitable[None]]
+    ) -> None:
+        """Tell a reader of events until there are no more. trio-flavoured.
+
+        All in one task: stepped into and out of by ``trio_as_aio``, the context would be left open
+        by a reader who leaves at the wrong moment, for then the step is not taken.
+        """
+        async with self._service.follow(after, vm_id) as (old, news):
+            if after is None:
+                vms = [self._service.get(vm_id)] if vm_id else self._service.vms.values()
+                for message in [_present(vm) for vm in vms]:
+                    await write(message)
+            for event in old:
+                if vm_id in (None, event.vm_id):
+                    await write(_event(event))
+            async for event in news:
+                if vm_id in (None, event.vm_id):
+                    await write(_event(event))
 
 
 class _Reflection(_async.ReflectionServicer):

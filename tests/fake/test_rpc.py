@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from datetime import UTC, datetime
 from functools import partial
@@ -284,6 +285,10 @@ class SlowReader:
             self.enough.set()
         await trio_as_aio(self.go_on.wait)()
 
+    async def abort(self, code: Code, details: str) -> None:
+        """asyncio-flavoured, likewise."""
+        raise grpc.aio.AbortError(code, details)
+
 
 async def test_each_change_is_told_as_it_was(world: World) -> None:
     """However late it is read: the state after the change, and when that was."""
@@ -309,6 +314,37 @@ async def test_each_change_is_told_as_it_was(world: World) -> None:
             vm_pb2.VM_STATE_SHUTOFF,
         ]
         assert reader.written[-1].at.ToDatetime(UTC) <= over_at
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("turns", range(20))
+async def test_reader_who_leaves_at_any_moment_leaves_nothing_open(
+    world: World, turns: int, ended: bool
+) -> None:
+    """So many turns of the loop after Watch begins, or after there is no more to tell."""
+    async with world.serve() as supervisor, trio_asyncio.open_loop():
+        service = supervisor.running.service
+        told = service.journal.told
+        await service.journal.note("test", None)
+        reader = SlowReader(until=1)
+
+        async def watch_and_leave() -> None:
+            """asyncio-flavoured"""
+            watch = VmServicer(service).Watch(vm_pb2.WatchRequest(after=0), reader)
+            watching = asyncio.ensure_future(watch)
+            if ended:
+                await trio_as_aio(reader.first.wait)()
+                told.close()
+            reader.go_on.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            watching.cancel()
+            over, _ = await asyncio.wait({watching}, timeout=PATIENCE_S)
+            assert over, "it goes on for nobody"
+            await asyncio.gather(*over, return_exceptions=True)
+            assert not told._channels
+
+        await aio_as_trio(watch_and_leave)()
 
 
 # --- what every gRPC server should answer ---------------------------------------------------
