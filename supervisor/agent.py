@@ -69,17 +69,19 @@ class Agent:
         """
         began = trio.current_time()
         while True:
-            channel = await self._open()
-            waited_s = trio.current_time() - began
-            with trio.move_on_after(max(attempt_s, waited_s * ATTEMPT_SHARE)):
+            this_s = max(attempt_s, (trio.current_time() - began) * ATTEMPT_SHARE)
+            channel = await self._open(this_s)
+            with trio.move_on_after(this_s):
                 await aio_as_trio(channel.channel_ready)()
                 return
 
-    async def _open(self) -> grpc.aio.Channel:
+    async def _open(self, attempt_s: float) -> grpc.aio.Channel:
         """Another channel in place of the one before."""
 
         async def opened() -> grpc.aio.Channel:  # asyncio-flavoured
-            options = list(_CHANNEL_OPTIONS)
+            # A connection that is being made is not ended with its channel, but by this.
+            longest = ("grpc.min_reconnect_backoff_ms", int(attempt_s * 1000))
+            options = [*_CHANNEL_OPTIONS, longest]
             if not self._config.client_tls:
                 return grpc.aio.insecure_channel(self.address, options=options)
             # The VM is reached at a forwarded port of the host, whose name no certificate has.

@@ -123,9 +123,10 @@ def _ready_channel(address: str) -> grpc.Channel:
     """As `supervisor.agent.Agent.wait_ready` waits."""
     began = time.perf_counter()
     while (waited_s := time.perf_counter() - began) < PATIENCE_S:
-        channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        attempt_s = max(agent.ATTEMPT_S, waited_s * agent.ATTEMPT_SHARE)
+        longest = ("grpc.min_reconnect_backoff_ms", int(attempt_s * 1000))
+        channel = grpc.insecure_channel(address, options=[*_CHANNEL_OPTIONS, longest])
         try:
-            attempt_s = max(agent.ATTEMPT_S, waited_s * agent.ATTEMPT_SHARE)
             grpc.channel_ready_future(channel).result(timeout=attempt_s)
             return channel
         except grpc.FutureTimeoutError:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import grpc
@@ -21,7 +21,7 @@ from h2.settings import SettingCodes
 
 from supervisor.guest.agent.call import Method
 from supervisor.guest.agent.refusal import Refusal, StatusCode
-from supervisor.guest.agent.rpc import MAX_SLOW_CALLS, Server
+from supervisor.guest.agent.rpc import MAX_SLOW_CALLS, Connection, Server
 from supervisor.guest.agent.wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -38,9 +38,12 @@ class World:
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
         self.may_end = threading.Event()
+        self.kept = b""
         self.server = Server(
             {
                 "/s/Echo": Method(self.echo),
+                "/s/Set": Method(self.set),
+                "/s/Get": Method(lambda *_: self.kept),
                 "/s/Wait": Method(self.wait, slow=True),
                 "/s/Refuse": Method(self.refuse),
                 "/s/Fail": Method(self.fail),
@@ -51,6 +54,10 @@ class World:
 
     def echo(self, message: bytes, _: OnEnd) -> bytes:
         return message
+
+    def set(self, message: bytes, _: OnEnd) -> bytes:
+        self.kept = message
+        return b""
 
     def wait(self, message: bytes, on_end: OnEnd) -> bytes:
         assert on_end(self.may_end.set)
@@ -149,6 +156,27 @@ class Raw:
                 elif isinstance(event, StreamEnded):
                     return fields, body
             self.send()
+
+    def bodies(self, wanted: list[int]) -> dict[int, bytes]:
+        """Of all these answers; the windows are wide enough."""
+        found: dict[int, list[bytes]] = {stream_id: [] for stream_id in wanted}
+        left = set(wanted)
+        while left:
+            for event in self.h2.receive_data(self.receive()):
+                if isinstance(event, DataReceived):
+                    found[event.stream_id].append(event.data)
+                elif isinstance(event, StreamEnded):
+                    left.discard(event.stream_id)
+        return {stream_id: b"".join(parts) for stream_id, parts in found.items()}
+
+    def data(self, stream_id: int, at_least: int) -> bytes:
+        """The first of an answer's body."""
+        body = b""
+        while len(body) < at_least:
+            for event in self.h2.receive_data(self.receive()):
+                if isinstance(event, DataReceived) and event.stream_id == stream_id:
+                    body += event.data
+        return body
 
     def receive(self) -> bytes:
         data = self.socket.recv(65536)
@@ -285,16 +313,96 @@ def test_client_that_takes_nothing_holds_up_nobody(world: World, client: Client)
     raw.socket.close()
 
 
-def test_client_that_never_reads_its_socket_holds_up_nobody(world: World, client: Client) -> None:
+def test_client_that_reads_nothing_for_long_holds_up_nobody(world: World, client: Client) -> None:
+    megabyte = bytes(1 << 20)
+    assert client.ask("Set", megabyte) == b""
     raw = Raw(world, window=1 << 30)
     raw.h2.increment_flow_control_window(1 << 30)
-    for _ in range(50_000):
-        raw.h2.ping(b"8 bytes.")
-    with ThreadPoolExecutor() as pool:  # it may not be able to send all that, ever
-        sending = pool.submit(raw.send)
-        assert client.ask("Echo", b"x") == b"x"
-        raw.socket.shutdown(socket.SHUT_RDWR)
-        sending.exception()
+    wanted = [raw.request("/s/Get", prefixed(b"")) for _ in range(40)]
+    raw.send()
+    assert client.ask("Echo", b"x") == b"x"  # the sockets' buffers cannot hold all that
+    assert raw.bodies(wanted) == {stream_id: prefixed(megabyte) for stream_id in wanted}
+    assert client.ask("Echo", b"y") == b"y"
+    raw.socket.close()
+
+
+def test_window_that_becomes_smaller_than_what_is_under_way(world: World, client: Client) -> None:
+    assert client.ask("Set", bytes(100_000)) == b""
+    raw = Raw(world)
+    stream_id = raw.request("/s/Get", prefixed(b""))
+    raw.send()
+    received = raw.data(stream_id, at_least=65_535)
+    raw.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    raw.send()
+    assert client.ask("Echo", b"x") == b"x"
+    raw.h2.increment_flow_control_window(200_000, stream_id)
+    raw.h2.increment_flow_control_window(200_000)
+    raw.send()
+    assert received + raw.answer(stream_id)[1] == prefixed(bytes(100_000))
+    raw.socket.close()
+
+
+def test_calls_that_are_taken_back_leave_their_room_to_others(client: Client) -> None:
+    for _ in range(300):
+        client.begin("Echo", bytes(30_000)).cancel()
+    assert client.ask("Echo", b"x") == b"x"
+
+
+def test_goodbye_while_a_call_is_under_way(world: World, client: Client) -> None:
+    raw = Raw(world)
+    raw.request("/s/Wait", prefixed(b""))
+    raw.send()
+    assert world.begun.acquire(timeout=PATIENCE_S)
+    raw.h2.close_connection()
+    raw.send()
+    assert world.may_end.wait(PATIENCE_S)  # the call has ended
+    assert client.ask("Echo", b"x") == b"x"
+    raw.socket.close()
+
+
+class Full:
+    """A listening socket of a process that has no descriptor left, until *is_full* is false."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self._real = real
+        self.is_full = True
+        self.refused = threading.Semaphore(0)
+        self.fileno, self.close = real.fileno, real.close
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.is_full:
+            self.refused.release()
+            raise OSError(errno.EMFILE, "too many")
+        return self._real.accept()
+
+
+def test_client_too_many_waits_until_one_leaves(world: World, client: Client) -> None:
+    assert client.ask("Echo", b"x") == b"x"
+    listener = Full(world.server._listener)
+    world.server._listener = listener  # type: ignore[assignment]
+    other = Raw(world)
+    stream_id = other.request("/s/Echo", prefixed(b"y"))
+    other.send()
+    assert listener.refused.acquire(timeout=PATIENCE_S)
+    assert client.ask("Echo", b"x") == b"x"
+    assert not listener.refused.acquire(blocking=False), "it was tried again and again"
+    listener.is_full = False
+    client.channel.close()
+    assert other.answer(stream_id)[1] == prefixed(b"y")
+    other.socket.close()
+
+
+def test_bug_in_the_server_ends_one_connection_only(
+    world: World, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = Raw(world)
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "_begin", None)
+        raw.request("/s/Echo", prefixed(b"x"))
+        raw.send()
+        while raw.socket.recv(65536):
+            pass
+    assert client.ask("Echo", b"x") == b"x"
     raw.socket.close()
 
 

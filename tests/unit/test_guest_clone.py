@@ -315,3 +315,8 @@ def test_caches_are_dropped_and_memory_compacted(root: Path) -> None:
     Guest(str(root)).drop_caches()
     assert (root / "proc/sys/vm/drop_caches").read_text() == "3"
     assert (root / "proc/sys/vm/compact_memory").read_text() == "1"
+
+
+def test_a_guest_that_is_being_prepared_keeps_no_renewal_waiting(world: World) -> None:
+    with world.clones._lock:
+        assert world.code("renew", request()) is REFUSED

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PREFIX_BYTES = 5
 # To work on more than this takes a guest's processor a while.
 SHORT_BYTES = 1 << 16
+# It goes into a header, and headers end at 8 kB.
+MAX_DETAIL = 2000
 
 
 class Method(NamedTuple):
@@ -93,7 +95,8 @@ class Call:
         except Refusal as refusal:
             return Answer(code=refusal.code, detail=refusal.detail)
         except Exception as error:  # else one bug would silence the agent
-            return Answer(code=StatusCode.UNKNOWN, detail=f"the agent failed: {error!r}")
+            why = f"the agent failed: {error!r}"[:MAX_DETAIL]
+            return Answer(code=StatusCode.UNKNOWN, detail=why)
 
 
 def percent_encode(text: str) -> str:
@@ -101,5 +104,5 @@ def percent_encode(text: str) -> str:
     plain = range(0x20, 0x7F)
     return "".join(
         chr(byte) if byte in plain and byte != ord("%") else f"%{byte:02X}"
-        for byte in text.encode()
+        for byte in text.encode(errors="replace")
     )

@@ -99,27 +99,36 @@ class Clones:
 
         The same once more changes nothing.
         """
-        with self._lock:
-            try:
-                new = Renewal.decode(message)
-                if not self._waits and new.machine_id == self._renewed_as:
-                    return  # asked again by somebody who did not hear the answer
-                if not self._waits:
-                    why = "this guest is no copy, or was renewed as another: Prepare comes first"
-                    raise Refusal(StatusCode.FAILED_PRECONDITION, why)
-                self._guest.set_clock(new.unix_time_ns)
-                self._guest.add_entropy(new.entropy)
-                self._guest.rename(new.hostname, new.machine_id)
-                self._guest.wait_no_more()
-            except ValueError as error:
-                why = f"no renewal: {error}"
-                raise Refusal(StatusCode.INVALID_ARGUMENT, why) from error
-            except OSError as error:
-                why = f"the guest cannot be renewed: {error}"
-                raise Refusal(StatusCode.INTERNAL, why) from error
-            self._reseed()
-            self._waits, self._renewed_as = False, new.machine_id
-            self._agent.release()
+        # Prepare takes its time, and no other call is to wait for that.
+        if not self._lock.acquire(blocking=False):
+            why = "this guest is about to be copied: it can be renewed when Prepare is done"
+            raise Refusal(StatusCode.FAILED_PRECONDITION, why)
+        try:
+            self._renew(message)
+        finally:
+            self._lock.release()
+
+    def _renew(self, message: bytes) -> None:
+        try:
+            new = Renewal.decode(message)
+            if not self._waits and new.machine_id == self._renewed_as:
+                return  # asked again by somebody who did not hear the answer
+            if not self._waits:
+                why = "this guest is no copy, or was renewed as another: Prepare comes first"
+                raise Refusal(StatusCode.FAILED_PRECONDITION, why)
+            self._guest.set_clock(new.unix_time_ns)
+            self._guest.add_entropy(new.entropy)
+            self._guest.rename(new.hostname, new.machine_id)
+            self._guest.wait_no_more()
+        except ValueError as error:
+            why = f"no renewal: {error}"
+            raise Refusal(StatusCode.INVALID_ARGUMENT, why) from error
+        except OSError as error:
+            why = f"the guest cannot be renewed: {error}"
+            raise Refusal(StatusCode.INTERNAL, why) from error
+        self._reseed()
+        self._waits, self._renewed_as = False, new.machine_id
+        self._agent.release()
 
     def _settle(self, deadline: float) -> None:
         if not self.agent_is_up.wait(deadline - time.monotonic()):

@@ -3,17 +3,20 @@
 grpcio has one. But what is started from a template under emulation has all its code translated
 anew: to renew a guest and relay a computation took 150,000 instructions with grpcio's C++ and takes
 116,000 with h2, which is Python, and Python the agent runs in any case. Left out is what these
-protocols do without: streams, compression, TLS.
+protocols do without: streams, compression, TLS. A client that says goodbye, or begins more than a
+hundred calls at once, has its connection closed, whatever it still waits for.
 
 Source: gRPC's PROTOCOL-HTTP2.md, RFC 9113.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
 import threading
+import traceback
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,7 +26,7 @@ from typing import TYPE_CHECKING
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, RequestReceived, StreamEnded, StreamReset
+from h2.events import ConnectionTerminated, DataReceived, RequestReceived, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
@@ -64,17 +67,28 @@ class Connection:
 
     def handle(self, mask: int) -> None:
         """Read if there is something to read, then send what there is to send."""
-        if self.socket.fileno() < 0:
-            return  # it was closed since the server's look at what is ready
+        self._do(self._read if mask & selectors.EVENT_READ else lambda: None)
+
+    def answered(self, stream_id: int, answer: Answer) -> None:
+        """A slow call has been performed."""
+        if stream_id in self._calls:
+            self._do(partial(self._settle, stream_id, answer))
+
+    def _do(self, act: Callable[[], None]) -> None:
+        """Do it, and send what comes of it. Whatever goes wrong ends this connection alone."""
+        if self.is_closed:
+            return  # since the server's look at what is ready
         try:
-            if mask & selectors.EVENT_READ:
-                self._read()
+            act()
             self._send()
         except BlockingIOError:
             pass  # it was not readable after all
         except ProtocolError:
-            self.go_away()  # h2 has put down what was wrong
+            self._say_last_words()  # h2's, on what was wrong
         except OSError:
+            self.close()
+        except Exception:
+            traceback.print_exc()
             self.close()
 
     def _read(self) -> None:
@@ -87,6 +101,8 @@ class Connection:
         for stream_id in taken_back:
             self._end(stream_id)
         for event in events:
+            if isinstance(event, DataReceived):
+                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             if getattr(event, "stream_id", None) not in taken_back:
                 self._take(event)
 
@@ -94,7 +110,6 @@ class Connection:
         if isinstance(event, RequestReceived):
             self._begin(event.stream_id, dict(event.headers))
         elif isinstance(event, DataReceived):
-            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             if call := self._calls.get(event.stream_id):
                 call.received += event.data
                 if len(call.received) > PREFIX_BYTES + MAX_MESSAGE_BYTES:
@@ -105,6 +120,8 @@ class Connection:
                 self._server.perform_slowly(call, partial(self.answered, event.stream_id))
             else:
                 self._settle(event.stream_id, call.perform())
+        elif isinstance(event, ConnectionTerminated):
+            raise ConnectionResetError  # h2 sends nothing any more
 
     def _begin(self, stream_id: int, headers: Mapping[bytes, bytes]) -> None:
         if headers.get(b"content-type", b"").startswith(b"application/grpc"):
@@ -122,12 +139,6 @@ class Connection:
         else:
             self._h2.send_headers(stream_id, headers + answer.trailers(), end_stream=True)
             self._end(stream_id)
-
-    def answered(self, stream_id: int, answer: Answer) -> None:
-        """A slow call has been performed."""
-        if stream_id in self._calls:
-            self._settle(stream_id, answer)
-            self.handle(0)
 
     def _send(self) -> None:
         """Send as much as the client takes now; while it takes nothing, nothing is read of it."""
@@ -148,7 +159,8 @@ class Connection:
                 self._end(stream_id)
                 return True
             room = self._h2.local_flow_control_window(stream_id)
-            chunk = call.body[: min(room, self._h2.max_outbound_frame_size)]
+            # A client may make a window smaller than what is under way in it.
+            chunk = call.body[: max(0, min(room, self._h2.max_outbound_frame_size))]
             if chunk:
                 self._h2.send_data(stream_id, chunk)
                 call.body = call.body[len(chunk) :]
@@ -160,12 +172,19 @@ class Connection:
             call.end()
 
     def go_away(self) -> None:
-        """Close it, and say so."""
-        with suppress(OSError, ProtocolError):
+        """Close it because the server stops, and say so."""
+        with suppress(ProtocolError):
             self._h2.close_connection(ErrorCodes.NO_ERROR)
+        self._say_last_words()
+
+    def _say_last_words(self) -> None:
         with suppress(OSError):
             self.socket.send(self._unsent + self._h2.data_to_send())
         self.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return self.socket.fileno() < 0
 
     def close(self) -> None:
         self._server.forget(self)
@@ -179,8 +198,10 @@ class Server:
 
     def __init__(self, methods: Mapping[str, Method], host: str, port: int) -> None:
         self.methods = methods
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, port), family=family)
+        v6 = ":" in host
+        self._listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if v6 else socket.AF_INET, dualstack_ipv6=v6
+        )
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._connections: set[Connection] = set()
@@ -189,6 +210,8 @@ class Server:
         self._wanted: deque[Callable[[], None]] = deque()
         self._wanting = os.eventfd(0)
         self._stopping = False
+        #: Whether no client is taken until one has left.
+        self._is_full = False
         self._selector = selectors.PollSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wanting, selectors.EVENT_READ, self._do_what_is_wanted)
@@ -219,14 +242,17 @@ class Server:
     def forget(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self._selector.unregister(connection.socket)
+        if self._is_full:
+            self._is_full = False
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def _serve(self) -> None:
         while not self._stopping:
             for key, mask in self._selector.select():
                 key.data(mask)
-        self._listener.close()
         for connection in list(self._connections):
             connection.go_away()
+        self._listener.close()
         self._selector.close()
 
     def _begin_to_stop(self) -> None:
@@ -244,8 +270,12 @@ class Server:
     def _accept(self, _: int) -> None:
         try:
             client, _address = self._listener.accept()
-        except OSError:
-            return  # it has left already
+        except OSError as error:
+            # Else one that waits would be tried again and again; or it has left already.
+            if error.errno in (errno.EMFILE, errno.ENFILE) and self._connections:
+                self._is_full = True
+                self._selector.unregister(self._listener)
+            return
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(self, client)
