@@ -90,7 +90,8 @@ class Builder:
             entry.enter(TemplateState.READY)
             log.info("template: ready", template=name, size_bytes=entry.size_bytes,
                      in_s=round(entry.built_in_s, 3))  # fmt: skip
-            await self._service.delete(vm)
+            self._service.discard(vm)
+            self._service.pool.taken.set()  # it waits for the VMs that can be made now
         entry.vm_id = None
         self._templates.changed()
 

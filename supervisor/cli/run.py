@@ -68,7 +68,8 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **wishes: 
     body = request_body(file.read(), raw=raw)
     body |= {name: value for name, value in wishes.items() if value is not None}
     with _stop_signals() as signals:
-        vm = client.post("/run", body, headers={"Prefer": "respond-async"})
+        with stderr().status("waiting for a VM"):
+            vm = client.run(body)
         vm = _follow(client, vm["id"], signals)
     if as_json:
         print_json(_answer(vm))

@@ -21,6 +21,7 @@ def create_app(service: Service, instance_id: str) -> QuartTrio:
     app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY
     # Answers take as long as their guests do; what a caller waits is bounded elsewhere.
     app.config["RESPONSE_TIMEOUT"] = None
+    app.url_map.merge_slashes = False  # a path without an id is wrong, and nowhere else
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(runs.blueprint(service))
     app.register_blueprint(vms.blueprint(service))

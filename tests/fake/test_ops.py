@@ -74,3 +74,11 @@ async def test_problem_that_is_not_ours(world: World, method: str, path: str, st
         assert problem["type"].startswith("urn:qmp-supervisor:problem:")
         if status == 405:
             assert "Allow" in answer.headers
+
+
+async def test_address_without_an_id_is_a_problem_like_any_other(world: World) -> None:
+    async with world.serve() as supervisor:
+        for method, path in (("GET", "/vms//status"), ("POST", "/vms//pause"), ("GET", "/vms/")):
+            answer = await supervisor.http.request(method, path)
+            assert (answer.status_code, path) == (404, path)
+            assert answer.headers["Content-Type"] == "application/problem+json"
