@@ -399,3 +399,16 @@ def test_outside_a_guest_there_are_no_clones(running: Running) -> None:
     outside = Cloned(running.channel, running.http_port)
     assert outside.ask("Prepare") is grpc.StatusCode.UNIMPLEMENTED
     assert outside.ask("Renew") is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_algorithms_and_reports_find_the_guest_brought_up() -> None:
+    """The agent answers before the last modules are loaded; these may need the devices."""
+    settled: list[str] = []
+    agent = Agent(60, lambda: settled.append("now"))
+    for method, payload in (("Run", b"{}"), ("Algo", b"pass"), ("Data", b"x")):
+        agent.call(method, payload, lambda _: True)
+    assert settled == []
+    for method in ("Result", "Attestation"):
+        with pytest.raises(Refusal):
+            agent.call(method, b"", lambda _: True)
+    assert settled == ["now", "now"]

@@ -39,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.set_wakeup_fd(stopped)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    agent = Agent(options.algorithm_timeout_s)
-    clones = Clones(agent, Guest()) if options.in_guest else None
+    if options.in_guest:
+        guest = Guest()
+        agent = Agent(options.algorithm_timeout_s, guest.settle)
+        clones = Clones(agent, guest)
+    else:
+        agent, clones = Agent(options.algorithm_timeout_s), None
     try:
         server = serve_grpc(agent, options.host, options.grpc_port, clones)
         # Imported here because it takes long, and gRPC should answer meanwhile.

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from .computation import SPECIMEN, remarshal
+from .guest import SETTLE_TIMEOUT_S
 from .refusal import Refusal, StatusCode
 from .wire import decode_fields
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from .guest import Guest
     from .service import Agent
 
-SETTLE_TIMEOUT_S = 30.0
 MIN_ENTROPY_BYTES = 32
 WAITS = "this guest is one of many alike, and refuses all calls until CloneService.Renew"
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

@@ -18,6 +18,7 @@ WAITS = "/run/waits-for-renewal"
 FILES = ("/etc/hostname", "/etc/machine-id", "/etc/hosts", WAITS)
 RANDOM = "/dev/urandom"
 POLL_S = 0.05
+SETTLE_TIMEOUT_S = 30.0
 
 RNDADDENTROPY = 1 << 30 | 8 << 16 | ord("R") << 8 | 3  # _IOW('R', 3, two ints)
 RNDRESEEDCRNG = ord("R") << 8 | 7  # _IO('R', 7)
@@ -40,6 +41,10 @@ class Guest:
                 return False
             time.sleep(POLL_S)
         return True
+
+    def settle(self) -> None:
+        """Returns when init has brought everything up, or has had enough time for it."""
+        self.wait_until_settled(time.monotonic() + SETTLE_TIMEOUT_S)
 
     def drop_caches(self) -> None:
         """Frees what the kernel can do without, and puts free memory together."""

@@ -37,8 +37,12 @@ class Agent:
     :class:`Refusal`.
     """
 
-    def __init__(self, algorithm_timeout_s: float) -> None:
+    def __init__(
+        self, algorithm_timeout_s: float, settle: Callable[[], object] = lambda: None
+    ) -> None:
+        """*settle* returns when all devices are there that algorithms and reports may need."""
         self._algorithm_timeout_s = algorithm_timeout_s
+        self._settle = settle
         self._lock = threading.Lock()
         self._algorithm = b""
         self._dataset = b""
@@ -127,12 +131,14 @@ class Agent:
             if not value:
                 why = f"there is no {name} yet"
                 raise Refusal(StatusCode.FAILED_PRECONDITION, why)
+        self._settle()
         return run_algorithm(self._algorithm, self._dataset, self._algorithm_timeout_s, on_end)
 
     def _attestation(self, report_data: bytes, _: OnEnd) -> bytes:
         if len(report_data) > REPORT_DATA_BYTES:
             why = f"{len(report_data)} bytes of report data, at most {REPORT_DATA_BYTES} fit"
             raise Refusal(StatusCode.INVALID_ARGUMENT, why)
+        self._settle()
         return snp_report(report_data.ljust(REPORT_DATA_BYTES, b"\0"))
 
 
