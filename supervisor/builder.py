@@ -90,10 +90,10 @@ class Builder:
             entry.enter(TemplateState.READY)
             log.info("template: ready", template=name, size_bytes=entry.size_bytes,
                      in_s=round(entry.built_in_s, 3))  # fmt: skip
-            self._service.discard(vm)
-            self._service.pool.taken.set()  # it waits for the VMs that can be made now
+            await self._service.delete(vm)
         entry.vm_id = None
         self._templates.changed()
+        self._service.pool.taken.set()  # it waits for the VMs that can be made now
 
     def _failed(self, entry: Entry, vm: Vm | None, error: Exception) -> None:
         # A VM that somebody had end is no failure of its own, and room comes and goes.
