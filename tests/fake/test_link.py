@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 from supervisor.runstate import Status, VmState
 
 if TYPE_CHECKING:
+    from supervisor.vm import Vm
     from tests.fake.world import World
 
 #: Hardly any time between questions, and none for an answer that does not come.
 SOON = {"MANAGER_HEARTBEAT": "20ms", "MANAGER_QMP_TIMEOUT": "500ms"}
+
+
+def _turns(vm: Vm) -> list[str]:
+    """What was told of the VM's monitor, in order."""
+    told = [json.loads(line) for line in vm.rundir.events.read_text().splitlines()]
+    return [event["monitor"] for event in told if event["event"] == "monitor"]
 
 
 async def test_qemu_that_answers_no_more_and_then_again(world: World) -> None:
@@ -26,9 +35,7 @@ async def test_qemu_that_answers_no_more_and_then_again(world: World) -> None:
         assert live.status_code == 503
         await guest.order("swallow", commands=[])
         await vm.until(lambda: vm.monitor_state == "ok")
-        told = [json.loads(line) for line in vm.rundir.events.read_text().splitlines()]
-        turns = [event["monitor"] for event in told if event["event"] == "monitor"]
-        assert turns[:2] == ["lost", "ok"]
+        assert _turns(vm)[:2] == ["lost", "ok"]
 
 
 async def test_lost_vm_can_be_ended(world: World) -> None:
@@ -67,18 +74,26 @@ async def test_heartbeat_finds_what_no_event_told(world: World) -> None:
         assert vm.status == Status(VmState.SHUTOFF, "shutdown")
 
 
-async def test_what_is_no_qmp_does_not_end_a_vm(world: World) -> None:
-    for text in ("no json\r\n", '{"event": "ST', "[1]\r\n", '{"return": {}, "id": "?"}\r\n'):
-        async with world.serve(**SOON) as supervisor:
-            vm = supervisor.vm((await supervisor.run())["id"])
-            guest = await world.guest()
-            await guest.until("Run")
-            await guest.order("raw", text=text)
-            await guest.until("query-status")
-            await guest.until("query-status")
-            assert vm.status.state is VmState.RUNNING, text
-            ended = await supervisor.http.post(f"/vms/{vm.id}/shutdown")
-            assert ended.json()["reason"] == "guest-shutdown", text
+@pytest.mark.parametrize("text", ["no json\r\n", '{"event": "ST', "[1]\r\n"])
+async def test_what_is_no_qmp_has_the_link_made_anew(world: World, text: str) -> None:
+    async with world.serve(**SOON) as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        await guest.order("raw", text=text)
+        await vm.until(lambda: _turns(vm)[:2] == ["lost", "ok"])
+        assert vm.status.state is VmState.RUNNING
+        ended = await supervisor.http.post(f"/vms/{vm.id}/shutdown")
+        assert ended.json()["reason"] == "guest-shutdown"
+
+
+async def test_answer_to_no_question_is_passed_over(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        await guest.order("raw", text='{"return": {}, "id": "?"}\r\n')
+        await guest.order("hold", status="io-error")
+        await supervisor.wait_state(vm.id, "paused")
+        assert _turns(vm) == []
 
 
 async def test_storm_of_disk_errors_is_one_event(world: World) -> None:
