@@ -59,7 +59,24 @@ async def test_end_is_warned_of_and_told_why(world: World) -> None:
         assert told["expiring"]["sequence"] < told["ending"]["sequence"]
         assert told["ending"]["mode"] == "graceful"
         assert "time to live of 0.3 s" in told["ending"]["why"]
-        assert vm.record.error is None
+
+
+async def test_end_of_its_time_is_no_failure_of_a_vm_that_has_answered(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await post(supervisor, ttl="1h")).json()["id"])
+        guest = await world.guest()
+        await vm.wait_answered()
+        await supervisor.leave(guest)
+    file = world.tmp / vm.id / "vm.json"
+    content = json.loads(file.read_text())
+    content["vm"]["wishes"]["ttl_s"] = 0.001
+    file.write_text(json.dumps(content))
+    async with world.serve() as supervisor:
+        vm = supervisor.vm(vm.id)
+        await vm.wait_ended()
+        told = {event["event"]: event for event in events(world, vm.id)}
+        assert "time to live" in told["ending"]["why"]
+        assert (vm.status.state, vm.record.error) == (VmState.SHUTOFF, None)
 
 
 async def test_life_shorter_than_its_warning(world: World) -> None:

@@ -74,7 +74,7 @@ async def test_damaged_record_is_set_aside_and_its_vm_taken_up(world: World, how
     damage(directory / "vm.json", how)
     async with world.serve() as supervisor:
         vm = supervisor.vm(guest.vm_id)
-        await vm.until(lambda: vm.status.state is VmState.RUNNING)
+        await vm.until(lambda: vm.status.state is VmState.RUNNING and vm.pid is not None)
         shown = (await supervisor.http.get(f"/vms/{vm.id}")).json()
         assert shown["pid"] == guest.pid
         assert shown["forwards"] == whole.json()["vms"][0]["forwards"]
