@@ -1,0 +1,156 @@
+"""The reference agent with what it does in a guest only, in this process, over real gRPC."""
+
+from __future__ import annotations
+
+import gc
+import http.client
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from supervisor.guest.agent.clone import Clones
+from supervisor.guest.agent.guest import Guest
+from supervisor.guest.agent.http import serve_http
+from supervisor.guest.agent.refusal import Refusal
+from supervisor.guest.agent.service import Agent, serve_grpc
+from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class StandIn(Guest):
+    """A guest that leaves this machine alone."""
+
+    def wait_until_settled(self, _: float) -> bool:
+        return True
+
+    def waits(self) -> bool:
+        return False
+
+    def drop_caches(self) -> None: ...
+
+    def have_it_wait(self) -> None: ...
+
+    def wait_no_more(self) -> None: ...
+
+    def set_clock(self, _: int) -> None: ...
+
+    def add_entropy(self, _: bytes) -> None: ...
+
+    def rename(self, *_: str) -> None: ...
+
+
+class Cloned(NamedTuple):
+    """An agent in this process, with all it serves in a guest."""
+
+    channel: grpc.Channel
+    http_port: int
+
+    def ask(self, method: str, **members: object) -> object:
+        """The answer, or the code of the refusal."""
+        try:
+            if method == "Run":
+                run = agent_pb2_grpc.AgentServiceStub(self.channel).Run
+                return run(agent_pb2.RunRequest(computation=b"{}"), timeout=30)
+            stub = clone_pb2_grpc.CloneServiceStub(self.channel)
+            if method == "Prepare":
+                return stub.Prepare(clone_pb2.PrepareRequest(), timeout=30)
+            every: dict[str, Any] = {
+                "vm_id": "7f0c5f3e-0000-4000-8000-0123456789ab",
+                "hostname": "vm-7f0c5f3e",
+                "entropy": bytes(32),
+                "unix_time_ns": 1_700_000_000_000_000_000,
+                **members,
+            }
+            return stub.Renew(clone_pb2.RenewRequest(**every), timeout=30)
+        except grpc.RpcError as error:
+            return error.code()
+
+    def post(self) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/run", b'{"computation":"e30="}', headers)
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+
+@pytest.fixture
+def cloned() -> Iterator[Cloned]:
+    agent = Agent(algorithm_timeout_s=60)
+    clones = Clones(agent, StandIn())
+    server = serve_grpc(agent, "127.0.0.1", 0, clones)
+    web = serve_http(agent, "127.0.0.1", 0)
+    clones.agent_is_up.set()
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield Cloned(channel, web.server_address[1])
+    server.stop()
+    web.stop()
+    gc.unfreeze()
+
+
+REFUSED = grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_nothing_is_answered_between_prepare_and_renew(cloned: Cloned) -> None:
+    assert cloned.ask("Prepare") == clone_pb2.PrepareResponse()
+    assert cloned.ask("Run") is REFUSED
+    assert cloned.post() == 409
+    assert cloned.ask("Renew") == clone_pb2.RenewResponse()
+    assert isinstance(cloned.ask("Run"), agent_pb2.RunResponse)
+    assert cloned.post() == 200
+
+
+def test_health(cloned: Cloned) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(cloned.channel)
+    serving, not_serving = 1, 2
+
+    def check(service: str) -> object:
+        return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=30).status
+
+    assert check("") == check("agent.AgentService") == serving
+    with pytest.raises(grpc.RpcError) as caught:
+        check("agent.Else")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    cloned.ask("Prepare")
+    assert check("") == not_serving
+    cloned.ask("Renew")
+    assert check("") == serving
+
+
+def test_a_guest_is_renewed_as_one_only(cloned: Cloned) -> None:
+    assert cloned.ask("Renew") is REFUSED
+    cloned.ask("Prepare")
+    assert cloned.ask("Renew") == clone_pb2.RenewResponse()
+    assert cloned.ask("Renew") == clone_pb2.RenewResponse()  # who missed the answer asks again
+    other = "7f0c5f3e-0000-4000-8000-ba9876543210"
+    assert cloned.ask("Renew", vm_id=other) is REFUSED
+
+
+def test_a_bad_renewal_is_refused_and_waited_for(cloned: Cloned) -> None:
+    cloned.ask("Prepare")
+    for bad in ({"vm_id": "vm"}, {"entropy": bytes(31)}, {"hostname": "a b"}, {"unix_time_ns": 0}):
+        assert cloned.ask("Renew", **bad) is grpc.StatusCode.INVALID_ARGUMENT
+    assert cloned.ask("Run") is REFUSED
+    assert cloned.ask("Renew") == clone_pb2.RenewResponse()
+
+
+def test_an_agent_that_was_used_is_not_prepared(cloned: Cloned) -> None:
+    cloned.ask("Run")
+    assert cloned.ask("Prepare") is REFUSED
+
+
+def test_algorithms_and_reports_find_the_guest_brought_up() -> None:
+    """The agent answers before the last modules are loaded; these may need the devices."""
+    settled: list[str] = []
+    agent = Agent(60, lambda: settled.append("now"))
+    for method, payload in (("Run", b"{}"), ("Algo", b"pass"), ("Data", b"x")):
+        agent.call(method, payload, lambda _: True)
+    assert settled == []
+    for method in ("Result", "Attestation"):
+        with pytest.raises(Refusal):
+            agent.call(method, b"", lambda _: True)
+    assert settled == ["now", "now"]
