@@ -13,6 +13,7 @@ from supervisor import expiry, hearing, process, runstate
 from supervisor.ending import end
 from supervisor.errors import MonitorError, MonitorFlooded, SocketGone
 from supervisor.link import Link, LinkState
+from supervisor.process import EXIT_LAG_S
 from supervisor.record import EndMode
 from supervisor.runstate import Status, VmState
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger()
 
 #: How long events that QEMU sent before its end may take to be read.
-_DRAIN_S = 1.0
+_DRAIN_S = 5.0
 
 
 class Following:
@@ -105,6 +106,23 @@ class Following:
         await self._qemu.kill()
 
     async def _met(self, monitor: Monitor) -> None:
+        try:
+            await self._greet(monitor)
+        except MonitorError as error:
+            unborn = self._new and self._vm.status.state is VmState.PRELAUNCH
+            if unborn and error.error_class is not None:
+                await self._refused(error)
+            raise
+
+    async def _refused(self, error: MonitorError) -> None:
+        """End a new QEMU that has said no, and would again, unless it exits by itself."""
+        with trio.move_on_after(EXIT_LAG_S):
+            await self._qemu.wait()
+            return
+        self.hung = str(error)
+        await self._qemu.kill()
+
+    async def _greet(self, monitor: Monitor) -> None:
         """QEMU is there: ask what must be asked before the guest's first instruction."""
         vm = self._vm
         vm.reached("greeting")
@@ -141,11 +159,7 @@ class Following:
 
     async def _turned(self, state: LinkState) -> None:
         if self._new and self._vm.status.state is VmState.PRELAUNCH:
-            # Somebody waits for it: it is tried again until its time is up.
-            if self._link.refused:
-                self.hung = self._link.problem
-                await self._qemu.kill()
-            return
+            return  # it is tried again until its time is up, for somebody waits for it
         if state is not LinkState.LOST and not self._told_lost:
             return  # that it was lost was no news, so that it is back is none
         self._told_lost = state is LinkState.LOST
@@ -177,7 +191,9 @@ class Following:
             # A held guest hears no power button.
             with contextlib.suppress(MonitorError):
                 await self._link.monitor().cont()
-        await self._link.tried.wait()  # of one that was taken up with its end on record
+        # One that was taken up with its end on record is asked, not killed, if it answers at all.
+        with trio.move_on_after(vm.config.life.answer_s):
+            await self._link.tried.wait()
         await end(vm.end_request, self._qemu, self._link, vm.config.shutdown, self._going_down)
 
     async def _going_down(self) -> None:

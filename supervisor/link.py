@@ -70,12 +70,10 @@ class Link:
         turned: Callable[[LinkState], Awaitable[None]],
     ) -> None:
         self.state = LinkState.NONE
-        #: Set once the first connection has been made, or has failed.
+        #: Set once the first connection has been made, or is never to be had.
         self.tried = trio.Event()
         #: Why the last connection failed, if it did.
         self.problem = ""
-        #: Whether that was QEMU's own answer to what it was asked to do.
-        self.refused = False
         self._vm_id = vm_id
         self._socket_path = socket_path
         self._life = life
@@ -112,8 +110,9 @@ class Link:
                 return  # gone before it was reached: there is nothing to hear any more
             except MonitorError as error:
                 failure = error
-                self.problem, self.refused = str(error), error.error_class is not None
-                self.tried.set()
+                self.problem = str(error)
+                if isinstance(error, SocketGone):
+                    self.tried.set()
             # A process closes its sockets a moment before it is seen to have ended.
             with trio.move_on_after(EXIT_LAG_S):
                 await qemu.wait()

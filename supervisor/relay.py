@@ -48,6 +48,7 @@ class Relay:
         self.failure: SupervisorError | None = None
         self._vm = vm
         self._reset = trio.Event()
+        self._interrupting = trio.Lock()
         #: Whether the answer is here, and at most on its way to the disk.
         self._answered = False
         if vm.record.ended_at or not (self.pending or self.state is RelayState.IDLE):
@@ -85,6 +86,7 @@ class Relay:
                 except CutShort:
                     if self._reset.is_set():
                         await self.interrupt()  # it may have been sent just then
+                        await vm.write_deferred()  # that it is no copy any more
                     continue
                 except CloneFailed as error:
                     log.warning("clone failed", vm=vm.id, problem=str(error))
@@ -108,11 +110,12 @@ class Relay:
 
     async def interrupt(self) -> None:
         """Another supervisor, or a guest before a reset, had it: nobody knows what became of it."""
-        if self.state is RelayState.SENT and not self._answered:
-            log.warning("relay interrupted", vm=self._vm.id)
-            error = "the computation was with the agent when the way back was cut off"
-            await self._commit(RelayState.INTERRUPTED, error=error)
-            self.settled.set()
+        async with self._interrupting:  # whoever comes second finds it done
+            if self.state is RelayState.SENT and not self._answered:
+                log.warning("relay interrupted", vm=self._vm.id)
+                error = "the computation was with the agent when the way back was cut off"
+                await self._commit(RelayState.INTERRUPTED, error=error)
+                self.settled.set()
 
     async def guest_was_reset(self) -> None:
         """Look for the agent anew; it is no copy's any more."""
@@ -121,8 +124,10 @@ class Relay:
         if self._vm.record.template and not self._vm.record.renewed:
             self._vm.defer("renewed", {}, renewed=True)
         self.agent_ready = False
-        await self.interrupt()
+        # At once: the call that the reset broke off is not to be judged while the disk is slow.
         self._reset.set()
+        self._vm.wake()
+        await self.interrupt()
 
     async def again(self) -> None:
         """The guest is booted again, as its run asked for: its agent gets the computation again."""

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 #: Many of these fit on any host.
 SMALL = {"MANAGER_QEMU_MEMORY_SIZE": "16M", "MANAGER_QEMU_SMP_COUNT": "1"}
 
-#: Of supervisors whose clones do not come up. Two seconds: a stand-in takes half of one to start.
-IMPATIENT = {"MANAGER_CLONE_TIMEOUT": "2s"}
+#: Of supervisors whose clones do not come up. A stand-in takes half a second to start, where the
+#: machine is quiet.
+IMPATIENT = {"MANAGER_CLONE_TIMEOUT": "5s"}
 
 
 COLD = {"MANAGER_TEMPLATES": "off"}
@@ -87,6 +88,7 @@ async def until(http: httpx.AsyncClient, path: str, condition: Callable[[Any], b
             answer = await http.get(path)
             if answer.status_code == 200 and condition(answer.json()):
                 return answer.json()
+            await trio.sleep(0.01)
 
 
 def in_state(listed: dict[str, Any], state: str) -> list[dict[str, Any]]:

@@ -60,7 +60,9 @@ class Scenario:
     clones_agent: str = ""
 
     def write(self, file: Path) -> None:
-        file.write_text(json.dumps(attrs.asdict(self)))
+        draft = file.with_suffix(".new")
+        draft.write_text(json.dumps(attrs.asdict(self)))
+        draft.replace(file)
 
 
 def read(file: Path) -> Scenario:

@@ -170,7 +170,7 @@ async def test_shutdown_on_record_and_its_process_waiting_to_be_told(world: Worl
         await supervisor.wait_state(vm_id, "shutdown")
         await guest.until("quit")
         await supervisor.leave(guest)
-    async with world.serve(MANAGER_QUIT_GRACE="10ms") as supervisor:
+    async with world.serve(MANAGER_QUIT_GRACE="1s") as supervisor:
         vm = supervisor.vm(vm_id)
         await vm.wait_ended()
         assert vm.status == Status(VmState.SHUTOFF, "guest-shutdown")
@@ -190,6 +190,26 @@ async def test_end_that_was_asked_for_goes_on(world: World) -> None:
         vm = supervisor.vm(guest.vm_id)
         await vm.wait_ended()
         assert vm.status == Status(VmState.SHUTOFF, "host-qmp-quit")
+
+
+async def test_qemu_that_is_slow_to_be_met_again_is_asked_to_quit_all_the_same(
+    world: World,
+) -> None:
+    world.scenario(deaf_to_powerdown=ALWAYS)
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        vm.ask_to_end(EndMode.GRACEFUL, "of the test")
+        await guest.until("system_powerdown")
+        await supervisor.leave(guest)
+    await guest.order("swallow", commands=["qmp_capabilities"])
+    async with world.serve(MANAGER_POWERDOWN_GRACE="10ms") as supervisor:
+        vm = supervisor.vm(guest.vm_id)
+        await guest.until("qmp_capabilities")
+        await guest.order("swallow", commands=[])
+        await vm.wait_ended()
+        assert vm.status == Status(VmState.SHUTOFF, "host-qmp-quit")
+        assert guest.count("SIGTERM") == 0
 
 
 async def test_relay_that_was_cut_off_is_interrupted_and_not_sent_again(world: World) -> None:

@@ -326,9 +326,15 @@ async def test_stop_ends_clones_by_their_guests(world: World) -> None:
 async def test_time_to_live(world: World) -> None:
     async with world.serve() as supervisor:
         await ready(supervisor.http)
-        clone = await run(supervisor.http, ttl="500ms")
-        guest = await guest_of(world, clone["id"])
+        # Not waited for: its time may be over before its agent has answered.
+        answer = await supervisor.http.post(
+            "/run",
+            json={"computation": "aGk=", "ttl": "500ms"},
+            headers={"Prefer": "respond-async"},
+        )
+        vm = supervisor.vm(answer.json()["id"])
+        guest = await guest_of(world, vm.id)
         await guest.until("system_powerdown")
-        vm = supervisor.vm(clone["id"])
         await vm.wait_ended()
+        assert is_clone(await show(supervisor.http, vm.id))
         assert vm.status.reason == "guest-shutdown"

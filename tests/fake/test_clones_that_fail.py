@@ -370,7 +370,7 @@ async def test_clone_that_has_hung_since(world: World) -> None:
         await supervisor.leave(guest)
     os.kill(guest.pid, signal.SIGSTOP)
     settings = {"MANAGER_QUIT_GRACE": "10ms", "MANAGER_TERM_GRACE": "10ms"}
-    async with world.serve(**settings) as supervisor:
+    async with world.serve(**settings, MANAGER_QMP_TIMEOUT="1s") as supervisor:
         ended = await supervisor.http.delete(f"/vms/{clone['id']}")
         assert ended.status_code == 204
         assert (await ready(supervisor.http))["clones"] == 0

@@ -77,18 +77,29 @@ async def test_force_hurries_an_end_that_was_begun_gracefully(world: World) -> N
             assert (await shutdown(supervisor, vm_id, mode="force"))["state"] == "shutoff"
 
 
+#: For a step that is ignored: it must have been taken by then.
+SHORT = "2s"
+
+
 @pytest.mark.parametrize(
-    ("scenario", "status", "steps"),
+    ("scenario", "graces", "status", "steps"),
     [
-        ({}, Status(VmState.SHUTOFF, "host-qmp-quit"), ["quit"]),
-        ({"ignores_quit": True}, Status(VmState.SHUTOFF, "host-signal"), ["quit", "SIGTERM"]),
+        ({}, {}, Status(VmState.SHUTOFF, "host-qmp-quit"), ["quit"]),
+        (
+            {"ignores_quit": True},
+            {"MANAGER_QUIT_GRACE": SHORT},
+            Status(VmState.SHUTOFF, "host-signal"),
+            ["quit", "SIGTERM"],
+        ),
         (
             {"ignores_quit": True, "ignores_sigterm": True},
+            {"MANAGER_QUIT_GRACE": SHORT, "MANAGER_TERM_GRACE": SHORT},
             Status(VmState.CRASHED, "exit:-9"),
             ["quit", "SIGTERM"],
         ),
         (
             {"refuses": {"system_powerdown": ["GenericError", "no"]}},
+            {},
             Status(VmState.SHUTOFF, "host-qmp-quit"),
             ["quit"],
         ),
@@ -96,10 +107,15 @@ async def test_force_hurries_an_end_that_was_begun_gracefully(world: World) -> N
     ids=["deaf to the button", "and to quit", "and to SIGTERM", "button refused"],
 )
 async def test_escalation(
-    world: World, scenario: dict[str, Any], status: Status, steps: list[str]
+    world: World,
+    scenario: dict[str, Any],
+    graces: dict[str, str],
+    status: Status,
+    steps: list[str],
 ) -> None:
     world.scenario(deaf_to_powerdown=ALWAYS, **scenario)
-    async with world.serve(**IMPATIENT) as supervisor:
+    powerdown = {"MANAGER_POWERDOWN_GRACE": "20ms", "MANAGER_POWERDOWN_INTERVAL": "5ms"}
+    async with world.serve(**powerdown, **graces) as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
         await shutdown(supervisor, vm.id)

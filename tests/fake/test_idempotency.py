@@ -167,7 +167,7 @@ async def test_time_to_live_goes_on_while_no_supervisor_looks(world: World) -> N
     content = json.loads(file.read_text())
     content["vm"]["first_ran_s"] -= 60  # as if the time had passed
     file.write_text(json.dumps(content))
-    async with world.serve(MANAGER_POWERDOWN_GRACE="10ms") as supervisor:
+    async with world.serve(MANAGER_POWERDOWN_GRACE="1s") as supervisor:
         vm = supervisor.vm(guest.vm_id)
         await vm.wait_ended()
         await guest.until("system_powerdown")

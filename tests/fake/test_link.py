@@ -76,7 +76,7 @@ async def test_heartbeat_finds_what_no_event_told(world: World) -> None:
 
 @pytest.mark.parametrize("text", ["no json\r\n", '{"event": "ST', "[1]\r\n"])
 async def test_what_is_no_qmp_has_the_link_made_anew(world: World, text: str) -> None:
-    async with world.serve(**SOON) as supervisor:
+    async with world.serve(MANAGER_HEARTBEAT="20ms") as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
         await guest.order("raw", text=text)
