@@ -50,14 +50,13 @@ async def end(
     qemu: Qemu,
     link: Link,
     grace: ShutdownConfig,
+    press: Callable[[], Awaitable[object]],
     going_down: Callable[[], Awaitable[object]],
 ) -> None:
-    """Take each step after the grace of the one before.
-
-    To be cancelled when the process has exited.
+    """Take each step after the grace of the one before, until cancelled at the process's exit.
 
     :param request: has been made
-    :param going_down: returns once the guest has begun to shut down
+    :param press: the power button's; ``going_down`` returns once the guest has heard it
     """
 
     async def press_power_button() -> None:
@@ -65,7 +64,7 @@ async def end(
         failed = False
         while True:
             try:
-                await link.monitor().powerdown()
+                await press()
                 failed = False
             except MonitorError:
                 if failed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -187,14 +186,18 @@ class Following:
         if vm.status.state is VmState.PRELAUNCH:
             await self._qemu.kill()  # nothing has run that could be lost
             return
-        if mode is EndMode.GRACEFUL and vm.status.state is VmState.PAUSED:
-            # A held guest hears no power button.
-            with contextlib.suppress(MonitorError):
-                await self._link.monitor().cont()
         # One that was taken up with its end on record is asked, not killed, if it answers at all.
         with trio.move_on_after(vm.config.life.answer_s):
             await self._link.tried.wait()
-        await end(vm.end_request, self._qemu, self._link, vm.config.shutdown, self._going_down)
+        grace = vm.config.shutdown
+        await end(vm.end_request, self._qemu, self._link, grace, self._press, self._going_down)
+
+    async def _press(self) -> None:
+        """The power button, which a held guest does not hear; it may be held since the last."""
+        monitor = self._link.monitor()
+        if self._vm.status.state is VmState.PAUSED:
+            await monitor.cont()
+        await monitor.powerdown()
 
     async def _going_down(self) -> None:
         await self._vm.until(lambda: self._vm.status.state is VmState.SHUTDOWN)

@@ -124,6 +124,15 @@ class FakeQemu:
             return
         self.send(writer, _GREETING)
         self.clients.add(writer)
+        try:
+            await self.converse(reader, writer)
+        except ConnectionError:
+            pass  # given up at the other end, before its greeting perhaps
+        finally:
+            self.clients.discard(writer)
+            writer.close()
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         decoder, text = json.JSONDecoder(), ""
         while data := await reader.read(65536):
             # A stream of objects, not of lines: the supervisor's library sends no line ends.
@@ -135,8 +144,6 @@ class FakeQemu:
                     break
                 text = text[end:]
                 self.execute(writer, message)
-        self.clients.discard(writer)
-        writer.close()
 
     def send(self, writer: asyncio.StreamWriter, message: object) -> None:
         writer.write(json.dumps(message).encode() + b"\r\n")
@@ -150,6 +157,7 @@ class FakeQemu:
         command, known = message["execute"], {"id": message["id"]} if "id" in message else {}
         self.tell(command)
         if command in self.swallows:
+            self.tell("swallowed", command=command)
             return
         if command in self.plan.refuses:
             kind, text = self.plan.refuses[command]

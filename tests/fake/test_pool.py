@@ -81,17 +81,15 @@ async def test_agent_that_waits_has_answered_once(
     world: World, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], health: str
 ) -> None:
     """Its first answer takes longest. It is not waited for without end."""
-    if health == "silence":
-        monkeypatch.setattr(relay, "_WARM_UP_S", 0.1)
+    monkeypatch.setattr(relay, "_WARM_UP_S", 0.1 if health == "silence" else math.inf)
     world.scenario(health=health)
     async with world.serve(**settings) as supervisor:
         guests = await guests_of(world, await pool(supervisor.http, 2))
-        for guest in guests:
-            await guest.until("Check")
         taken = (await run(supervisor.http))["id"]
         (mine,) = [guest for guest in guests if guest.vm_id == taken]
         await mine.until("Run")
-        assert mine.count("Check") == 1
+        # One that was given up may not have reached it.
+        assert mine.count("Check") in ((1,) if health == "good" else (0, 1))
 
 
 async def test_no_run_waits_for_an_agents_first_answer(
@@ -305,12 +303,20 @@ async def test_time_to_live_is_counted_from_the_taking(
         assert vm.status.reason == "guest-shutdown"
 
 
-async def test_time_to_live_of_the_settings_is_no_matter_to_the_pool(world: World) -> None:
-    async with world.serve(MANAGER_TTL="500ms", **COLD) as supervisor:
+async def test_time_to_live_of_the_settings_is_no_matter_to_the_pool(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    for module in ("expiry", "hearing", "service", "process"):
+        monkeypatch.setattr(f"supervisor.{module}.boottime_s", lambda: now[0])
+    monkeypatch.setattr("supervisor.expiry._LONGEST_SLEEP_S", 0.01)
+    async with world.serve(MANAGER_TTL="1h", **COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
+        now[0] += 7200
         shown = await run(supervisor.http)
-        assert shown["ttl_s"] == 0.5
+        assert shown["ttl_s"] == 3600
         assert shown["id"] in waiting
+        now[0] += 3601
         await supervisor.vm(shown["id"]).wait_ended()
         (stays,) = set(waiting) - {shown["id"]}
         assert (await show(supervisor.http, stays))["state"] == "running"

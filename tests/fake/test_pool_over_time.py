@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 import trio
 
@@ -20,7 +22,6 @@ from tests.fake.clones import (
     pool,
     pooling,
     post,
-    ready,
     run,
     show,
     timing,
@@ -102,8 +103,11 @@ class Patched:
 
 @pytest.mark.usefixtures("soon")
 async def test_those_that_are_too_old_are_replaced(world: World) -> None:
-    async with world.serve(MANAGER_POOL_MAX_AGE="2s", **COLD) as supervisor:
+    async with world.serve(**COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
+        for vm in map(supervisor.vm, waiting):
+            then = vm.record.created_at - timedelta(hours=2)
+            vm.record = attrs.evolve(vm.record, created_at=then)
         new = await pool(supervisor.http, 2, *waiting)
         assert not set(new) & set(waiting)
         for guest in await guests_of(world, waiting):
@@ -273,13 +277,10 @@ async def test_computation_given_to_one_that_still_boots_is_sent_by_the_next(wor
 
 
 async def test_pooled_clone_that_was_not_renewed_is_by_the_next(world: World) -> None:
+    world.scenario(clones_agent="none")
     async with world.serve_apart() as apart:
-        await ready(apart.http)
-        world.scenario(clones_agent="none")
-        await (await world.guest()).until("end")
+        await (await world.guest()).until("end")  # the builder
         guest = await world.guest()
-        if guest.count("Renew"):
-            guest = await world.guest()
         await guest.until("cont")
         await until(apart.http, f"/vms/{guest.vm_id}", lambda vm: vm["state"] == "running")
         await apart.kill()

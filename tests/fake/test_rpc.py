@@ -152,10 +152,10 @@ async def test_vm_of_a_caller_that_cancels_is_ended(world: World) -> None:
 async def test_vm_of_a_caller_whose_deadline_passes_is_ended(world: World) -> None:
     world.scenario(agent="none")
     async with world.serve() as supervisor:
-        late = partial(supervisor.manager.Run, manager_pb2.RunRequest(computation=b"1"), timeout=1)
+        late = partial(supervisor.manager.Run, manager_pb2.RunRequest(computation=b"1"), timeout=3)
         await refused(Code.DEADLINE_EXCEEDED, in_thread, late)
-        guest = await world.guest()
-        await supervisor.vm(guest.vm_id).wait_ended()
+        for vm in [*supervisor.running.service.vms.values()]:  # its QEMU may never have come up
+            await vm.wait_ended()
         assert world.free_again()
 
 

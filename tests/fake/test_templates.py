@@ -217,7 +217,10 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_template_that_cannot_be_made(world: World, fault: str) -> None:
+async def test_template_that_cannot_be_made(
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("supervisor.builder._RETRY_S", 3600.0)
     world.scenario(**FAULTS[fault])
     async with world.serve(MANAGER_BOOT_TIMEOUT="1s") as supervisor:
         one = await failed(supervisor.http)
@@ -230,8 +233,9 @@ async def test_template_that_cannot_be_made(world: World, fault: str) -> None:
         refused = await post(supervisor.http, template="require")
         assert refused.status_code == 409
         assert one["problem"] in refused.json()["detail"]
-        shown = await run(supervisor.http)
-        assert not is_clone(shown)
+        vm_id = await supervisor.begin()  # its agent may need more than that second
+        await supervisor.wait_record(vm_id, lambda record: bool(record.command))
+        assert not is_clone(await show(supervisor.http, vm_id))
         assert not directories(world)
 
 
@@ -249,7 +253,10 @@ async def test_it_is_tried_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("moment", ["cont", "Prepare", "migrate"])
-async def test_builder_that_dies(world: World, moment: str) -> None:
+async def test_builder_that_dies(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr("supervisor.builder._RETRY_S", 3600.0)
     behaviour = {"cont": {"agent": "none"}, "Prepare": {"prepare": "silence"}}
     world.scenario(**behaviour.get(moment, {"migration": "hangs"}))
     async with world.serve() as supervisor:
@@ -265,7 +272,7 @@ async def test_builder_that_dies(world: World, moment: str) -> None:
 
 async def test_migration_that_hangs_is_not_waited_for_for_ever(world: World) -> None:
     world.scenario(migration="hangs")
-    async with world.serve(MANAGER_START_TIMEOUT="1s") as supervisor:
+    async with world.serve(MANAGER_START_TIMEOUT="5s") as supervisor:
         builder = await world.guest()
         await builder.until("migrate")
         assert (await failed(supervisor.http))["problem"]

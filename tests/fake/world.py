@@ -356,6 +356,7 @@ def free_range(count: int = 40) -> tuple[int, int]:
 def taken(port: int) -> Iterator[None]:
     """Somebody else's program on this port."""
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a TIME_WAIT's port too
         other.bind(("127.0.0.1", port))
         other.listen()
         yield

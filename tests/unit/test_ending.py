@@ -76,6 +76,9 @@ class FakeVm:
     async def kill(self) -> None:
         self._note("SIGKILL")
 
+    async def press(self) -> None:
+        await self.monitor().powerdown()
+
     async def going_down(self) -> None:
         await self._going_down.wait()
 
@@ -83,7 +86,7 @@ class FakeVm:
         """The steps taken in so many seconds."""
         with trio.move_on_after(after_s):
             qemu, link = cast("Qemu", self), cast("Link", self)
-            await end(request, qemu, link, GRACE, self.going_down)
+            await end(request, qemu, link, GRACE, self.press, self.going_down)
         return self.steps
 
 

@@ -226,9 +226,8 @@ def second(place: Path, before: dict[str, dict[str, Any]]) -> Iterator[Superviso
 
 def test_running_vm_is_taken_up(second: Supervisor, before: dict[str, dict[str, Any]]) -> None:
     known = before["reset"]
-    shown = second.show(known["id"])
+    shown = second.until(f"/vms/{known['id']}", lambda vm: vm["monitor"] == "ok")
     assert status(shown) == ("running", "running")
-    assert shown["monitor"] == "ok"
     same = ("pid", "forwards", "argv", "created_at", "relay")
     assert {name: shown[name] for name in same} == {name: known[name] for name in same}
     assert start(known, AVERAGE, b"2 4").result().file == b"3.0"
