@@ -120,7 +120,7 @@ class Builder:
                 or vm.failure
                 or TemplateError(
                     f"{late} of VM {vm.id} was not ready to be frozen within {timeout_s:g} s, see"
-                    f" MANAGER_BOOT_TIMEOUT; what the guest printed is in {vm.rundir.serial_log}"
+                    f" MANAGER_BOOT_TIMEOUT; {vm.rundir.what_was_printed()}"
                 )
             )
         # The guest sees its last connection go, and has nothing to do any more: nothing tells when.

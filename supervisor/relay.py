@@ -211,9 +211,8 @@ class Relay:
         except CutShort:
             raise AgentTimeout(
                 vm.id,
-                f"the agent of VM {vm.id} was not ready {timeout_s:g} s after the guest's start;"
-                f" what the guest printed is in {vm.rundir.serial_log}, the time allowed is"
-                " MANAGER_BOOT_TIMEOUT",
+                f"the agent of VM {vm.id} was not ready {timeout_s:g} s after the guest's start,"
+                f" see MANAGER_BOOT_TIMEOUT; {vm.rundir.what_was_printed()}",
             ) from None
 
     async def _time_is_up(self, allowed_s: float) -> None:
@@ -261,7 +260,7 @@ class Relay:
                 raise
             if vm.end_request.any.is_set() or await self._gone():
                 await trio.sleep_forever()  # the VM's end has the word, and cancels us
-            hint = f"; what the guest printed is in {vm.rundir.serial_log}"
+            hint = f"; {vm.rundir.what_was_printed()}"
             raise AgentError(vm.id, error.code, error.text, hint) from error
 
     async def _gone(self) -> bool:

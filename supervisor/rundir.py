@@ -6,6 +6,7 @@ Overlays and variables are made by blocking calls in a worker thread.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -37,6 +38,12 @@ _FLASH_PAIRS = {"2 MB": (1966080, 131072), "4 MB": (3653632, 540672)}
 _QMP_BACKLOG = 4
 
 _TAIL_BYTES = 4096
+
+#: Of a guest's last line, so many are told.
+_LINE_CHARACTERS = 200
+
+#: A terminal's control sequences: ECMA-48, 5.4.
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 #: It reads a header and writes 200 kB: some milliseconds.
 _QEMU_IMG_S = 60.0
@@ -177,13 +184,27 @@ class Rundir:
 
     def log_tail(self, lines: int = 10) -> str:
         """The last lines QEMU wrote, or nothing."""
-        try:
-            with self.qemu_log.open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-                text = log.read().decode(errors="replace")
-        except OSError:
-            return ""
-        return "\n".join(text.strip().splitlines()[-lines:])
+        return "\n".join(_last_lines(self.qemu_log)[-lines:])
+
+    def what_was_printed(self) -> str:
+        """Where a guest's console is read, and its last line: for errors of one that is silent.
+
+        What a guest prints may be meant for the terminal of whoever reads it.
+        """
+        lines = [_ESCAPES.sub("", line) for line in _last_lines(self.serial_log)]
+        printed = ["".join(filter(str.isprintable, line)).strip() for line in lines]
+        last = next((line for line in reversed(printed) if line), "")
+        words = f", last {last[:_LINE_CHARACTERS]!r}" if last else ", nothing so far"
+        return f"what the guest printed is in {self.serial_log}{words}"
+
+
+def _last_lines(file: Path) -> list[str]:
+    try:
+        with file.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return log.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        return []
 
 
 def _write_synced(file: Path, content: bytes) -> None:

@@ -290,6 +290,24 @@ def test_last_lines_of_the_log(short_tmp: Path, log: bytes, tail: str) -> None:
     assert rundir.log_tail(lines=3) == tail
 
 
+@pytest.mark.parametrize(
+    ("printed", "words"),
+    [
+        (b"", ", nothing so far"),
+        (b"\x1b[2J\x1b[01;01H\r\n", ", nothing so far"),
+        (b"one\r\n[guest 1.5] init\r\n\r\n", ", last '[guest 1.5] init'"),
+        (b"\x1b[1;31mred\x07\x1b[0m\x9b", ", last 'red\N{REPLACEMENT CHARACTER}'"),
+        (b"\n" + b"x" * 9000, f", last '{'x' * 200}'"),
+    ],
+    ids=["nothing", "cleared", "lines", "escapes", "long"],
+)
+def test_what_was_printed(short_tmp: Path, printed: bytes, words: str) -> None:
+    rundir = Rundir(short_tmp)
+    assert rundir.what_was_printed().endswith(", nothing so far")
+    rundir.serial_log.write_bytes(printed)
+    assert rundir.what_was_printed() == f"what the guest printed is in {rundir.serial_log}{words}"
+
+
 def test_end_of_a_very_long_log(short_tmp: Path) -> None:
     rundir = Rundir(short_tmp)
     rundir.qemu_log.write_bytes(b"x" * 10_000_000 + b"\nthe end\n")
