@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from supervisor import expiry, hearing, process, runstate
 from supervisor.ending import end
 from supervisor.errors import MonitorError, MonitorFlooded, SocketGone
 from supervisor.link import Link, LinkState
-from supervisor.process import EXIT_LAG_S
+from supervisor.race import CutShort, unless
 from supervisor.record import EndMode
 from supervisor.runstate import Status, VmState
 
@@ -27,6 +28,9 @@ log = structlog.stdlib.get_logger()
 
 #: How long events that QEMU sent before its end may take to be read.
 _DRAIN_S = 5.0
+
+#: A QEMU that is well is met within this time, and asked even where its end is to be hurried.
+_MEET_S = 2.5
 
 
 class Following:
@@ -52,6 +56,7 @@ class Following:
             hear=partial(hearing.hear, vm),
             beat=partial(hearing.compare, vm),
             turned=self._turned,
+            refused=self._refused,
         )
 
     async def to_the_end(self) -> Status:
@@ -105,23 +110,6 @@ class Following:
         await self._qemu.kill()
 
     async def _met(self, monitor: Monitor) -> None:
-        try:
-            await self._greet(monitor)
-        except MonitorError as error:
-            unborn = self._new and self._vm.status.state is VmState.PRELAUNCH
-            if unborn and error.error_class is not None:
-                await self._refused(error)
-            raise
-
-    async def _refused(self, error: MonitorError) -> None:
-        """End a new QEMU that has said no, and would again, unless it exits by itself."""
-        with trio.move_on_after(EXIT_LAG_S):
-            await self._qemu.wait()
-            return
-        self.hung = str(error)
-        await self._qemu.kill()
-
-    async def _greet(self, monitor: Monitor) -> None:
         """QEMU is there: ask what must be asked before the guest's first instruction."""
         vm = self._vm
         vm.reached("greeting")
@@ -156,6 +144,12 @@ class Following:
         await monitor.migrate("migrate-incoming", "fd:state", x_ignore_shared=True)
         self._vm.reached("restore")
 
+    async def _refused(self, error: MonitorError) -> None:
+        """A QEMU that says no before its guest has run would say so again."""
+        if self._new and self._vm.status.state is VmState.PRELAUNCH:
+            self.hung = str(error)
+            await self._qemu.kill()
+
     async def _turned(self, state: LinkState) -> None:
         if self._new and self._vm.status.state is VmState.PRELAUNCH:
             return  # it is tried again until its time is up, for somebody waits for it
@@ -186,17 +180,27 @@ class Following:
         if vm.status.state is VmState.PRELAUNCH:
             await self._qemu.kill()  # nothing has run that could be lost
             return
-        # One that was taken up with its end on record is asked, not killed, if it answers at all.
-        with trio.move_on_after(vm.config.life.answer_s):
-            await self._link.tried.wait()
+        await self._be_met()
         grace = vm.config.shutdown
         await end(vm.end_request, self._qemu, self._link, grace, self._press, self._going_down)
+
+    async def _be_met(self) -> None:
+        """Return when QEMU can be asked to end, or has had its time to be met for the first time.
+
+        That is one that was taken up with its end on record.
+        """
+        with trio.move_on_after(_MEET_S):
+            await self._link.tried.wait()
+            return
+        with trio.move_on_after(self._vm.config.life.answer_s), contextlib.suppress(CutShort):
+            await unless(self._vm.end_request.force.wait, self._link.tried.wait)
 
     async def _press(self) -> None:
         """The power button, which a held guest does not hear; it may be held since the last."""
         monitor = self._link.monitor()
         if self._vm.status.state is VmState.PAUSED:
-            await monitor.cont()
+            with contextlib.suppress(MonitorError):
+                await monitor.cont()
         await monitor.powerdown()
 
     async def _going_down(self) -> None:

@@ -56,6 +56,7 @@ class Link:
     :param hear: called with each event, in order
     :param beat: called at each heartbeat, with QEMU's answer if no event has overtaken it
     :param turned: called when QEMU stops answering, or answers again
+    :param refused: called with QEMU's word where that is why a connection came to nothing
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Link:
         hear: Callable[[QmpEvent], Awaitable[None]],
         beat: Callable[[RunStatus | None], Awaitable[None]],
         turned: Callable[[LinkState], Awaitable[None]],
+        refused: Callable[[MonitorError], Awaitable[None]],
     ) -> None:
         self.state = LinkState.NONE
         #: Set once the first connection has been made, or is never to be had.
@@ -81,6 +83,7 @@ class Link:
         self._hear = hear
         self._beat = beat
         self._turned = turned
+        self._refused = refused
         self._monitor: Monitor | None = None
         self._heard = 0
         self._order = trio.Lock()
@@ -117,6 +120,8 @@ class Link:
             with trio.move_on_after(EXIT_LAG_S):
                 await qemu.wait()
                 return
+            if failure and failure.error_class is not None:
+                await self._refused(failure)
             await self._turn(LinkState.LOST)
             if isinstance(failure, SocketGone | MonitorFlooded):
                 raise failure

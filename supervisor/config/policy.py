@@ -107,8 +107,10 @@ class ShutdownConfig:
 
     @property
     def longest_s(self) -> float:
-        """All steps together, and some time for the kernel to take a killed process away."""
-        return self.powerdown_grace_s + self.quit_grace_s + self.term_grace_s + 15
+        """All steps together, and some time: for a QEMU to be met that was just taken up, for the
+        kernel to take a killed process away.
+        """
+        return self.powerdown_grace_s + self.quit_grace_s + self.term_grace_s + 30
 
 
 @attrs.frozen(kw_only=True)
