@@ -48,7 +48,7 @@ class Relay:
         self.failure: SupervisorError | None = None
         self._vm = vm
         self._reset = trio.Event()
-        self._interrupting = trio.Lock()
+        self._breaking_off = trio.Lock()
         #: Whether the answer is here, and at most on its way to the disk.
         self._answered = False
         if vm.record.ended_at or not (self.pending or self.state is RelayState.IDLE):
@@ -110,7 +110,7 @@ class Relay:
 
     async def interrupt(self) -> None:
         """Another supervisor, or a guest before a reset, had it: nobody knows what became of it."""
-        async with self._interrupting:  # whoever comes second finds it done
+        async with self._breaking_off:  # whoever comes second finds it done
             if self.state is RelayState.SENT and not self._answered:
                 log.warning("relay interrupted", vm=self._vm.id)
                 error = "the computation was with the agent when the way back was cut off"
@@ -239,10 +239,12 @@ class Relay:
         reply = await self._call(guest_agent, computation)
         vm.reached("relay")
         self._answered = True
-        await vm.rundir.keep_reply(reply)
-        vm.reply = reply
-        await self._commit(RelayState.ANSWERED)
-        self.settled.set()
+        # A reset that comes now is too late.
+        with trio.CancelScope(shield=True):
+            await vm.rundir.keep_reply(reply)
+            vm.reply = reply
+            await self._commit(RelayState.ANSWERED)
+            self.settled.set()
 
     async def _call(self, guest_agent: Agent, computation: bytes) -> str:
         vm, timeout_s = self._vm, self._vm.config.agent.timeout_s
@@ -275,7 +277,8 @@ class Relay:
         """A VM whose computation came to nothing is of no use to anybody."""
         log.warning("run failed", vm=self._vm.id, problem=str(error))
         self.failure = error
-        await self._commit(RelayState.FAILED, error=str(error))
+        async with self._breaking_off:
+            await self._commit(RelayState.FAILED, error=str(error))
         self.settled.set()
         self._vm.ask_to_end(EndMode.FORCE, "its run failed")
 
