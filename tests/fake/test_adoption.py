@@ -178,7 +178,8 @@ async def test_shutdown_on_record_and_its_process_waiting_to_be_told(world: Worl
         await guest.until("SIGTERM")
 
 
-async def test_end_that_was_asked_for_goes_on(world: World) -> None:
+async def left_with_its_end_begun(world: World) -> Guest:
+    """A guest that does not hear the button, left by the supervisor that was ending it."""
     world.scenario(deaf_to_powerdown=ALWAYS)
     async with world.serve() as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
@@ -186,6 +187,11 @@ async def test_end_that_was_asked_for_goes_on(world: World) -> None:
         vm.ask_to_end(EndMode.GRACEFUL, "of the test")
         await guest.until("system_powerdown")
         await supervisor.leave(guest)
+    return guest
+
+
+async def test_end_that_was_asked_for_goes_on(world: World) -> None:
+    guest = await left_with_its_end_begun(world)
     async with world.serve(MANAGER_POWERDOWN_GRACE="10ms") as supervisor:
         vm = supervisor.vm(guest.vm_id)
         await vm.wait_ended()
@@ -195,13 +201,7 @@ async def test_end_that_was_asked_for_goes_on(world: World) -> None:
 async def test_qemu_that_is_slow_to_be_met_again_is_asked_to_quit_all_the_same(
     world: World,
 ) -> None:
-    world.scenario(deaf_to_powerdown=ALWAYS)
-    async with world.serve() as supervisor:
-        vm = supervisor.vm((await supervisor.run())["id"])
-        guest = await world.guest()
-        vm.ask_to_end(EndMode.GRACEFUL, "of the test")
-        await guest.until("system_powerdown")
-        await supervisor.leave(guest)
+    guest = await left_with_its_end_begun(world)
     await guest.order("swallow", commands=["qmp_capabilities"])
     async with world.serve(MANAGER_POWERDOWN_GRACE="10ms") as supervisor:
         vm = supervisor.vm(guest.vm_id)
