@@ -1,77 +1,17 @@
-"""Who starts now, who waits and who is turned away; and that no room is ever lost."""
+"""Who starts now, who waits and who is turned away."""
 
 from __future__ import annotations
 
-import random
-from typing import Any
-
-import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from supervisor import config, limits
 from supervisor.config import LimitsConfig
-from supervisor.errors import AtCapacity, Stopping
-from supervisor.limits import Admission, Limit, Need, Room, Totals
+from supervisor.errors import AtCapacity
+from supervisor.limits import Limit, Need, Room, Totals
 from supervisor.settings import Ratio
-
-GIB = 2**30
-SMALL = Need(1 * GIB, 1)
-BIG = Need(4 * GIB, 4)
-
-
-def admission(
-    *, max_vms: int = 100, memory_gib: int = 1000, vcpus: int = 1000, **limits: Any
-) -> Admission:
-    """Room that has no limits but those given."""
-    given = LimitsConfig(max_vms=max_vms, vcpu_overcommit=Ratio(1.0), **limits)
-    return Admission(given, Room(memory_gib * GIB, vcpus))
-
-
-@attrs.define
-class Crowd:
-    """Tasks that each enter once, by name. Who is in stays in until it is told to leave."""
-
-    admission: Admission
-    nursery: trio.Nursery
-    inside: list[str] = attrs.field(factory=list)
-    failed: dict[str, Exception] = attrs.field(factory=dict)
-    scopes: dict[str, trio.CancelScope] = attrs.field(factory=dict)
-
-    async def arrives(self, name: str, need: Need = SMALL) -> None:
-        """Return once it is in, waits or was turned away."""
-        scope = self.scopes[name] = trio.CancelScope()
-
-        async def enter() -> None:
-            with scope:
-                try:
-                    await self.admission.enter(need)
-                except Exception as error:
-                    self.failed[name] = error
-                else:
-                    self.inside.append(name)
-
-        self.nursery.start_soon(enter)
-        await wait_all_tasks_blocked()
-
-    async def all_arrive(self, names: str, need: Need = SMALL) -> None:
-        for name in names:
-            await self.arrives(name, need)
-
-    async def leaves(self, need: Need = SMALL) -> None:
-        self.admission.leave(need)
-        await wait_all_tasks_blocked()
-
-    @property
-    def order(self) -> str:
-        """Who has come in so far, one letter each."""
-        return "".join(self.inside)
-
-
-def crowd(nursery: trio.Nursery, **given: Any) -> Crowd:
-    return Crowd(admission(**given), nursery)
-
+from tests.unit.crowd import BIG, GIB, SMALL, Crowd, admission, crowd
 
 # --- pure -----------------------------------------------------------------------------------
 
@@ -333,78 +273,7 @@ async def test_room_at_the_last_moment_counts(
     assert ("b" in people.failed) is ("b" not in people.inside)
 
 
-# --- cancelled ------------------------------------------------------------------------------
-
-
-async def test_cancelled_before_it_entered() -> None:
-    some = admission()
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        await some.enter(SMALL)
-    assert scope.cancelled_caught
-    assert (some.taken, some.waiting) == (Totals(), 0)
-
-
-async def test_cancelled_while_it_waits(nursery: trio.Nursery) -> None:
-    people = crowd(nursery, max_vms=1)
-    await people.all_arrive("abc")
-    people.scopes["b"].cancel()
-    await wait_all_tasks_blocked()
-    assert people.admission.waiting == 1
-    await people.leaves()
-    assert people.order == "ac"
-    assert people.admission.taken.vms == 1
-
-
-async def test_cancelled_at_the_head_it_holds_nobody_up(nursery: trio.Nursery) -> None:
-    people = crowd(nursery, memory_gib=5)
-    await people.all_arrive("ab")
-    await people.arrives("C", BIG)
-    await people.all_arrive("de")
-    people.scopes["C"].cancel()
-    await wait_all_tasks_blocked()
-    assert sorted(people.order) == list("abde")
-    assert people.admission.taken.vms == 4
-
-
-async def test_cancelled_and_then_admitted_before_it_knows(nursery: trio.Nursery) -> None:
-    people = crowd(nursery, max_vms=1)
-    await people.all_arrive("abc")
-    people.scopes["b"].cancel()
-    people.admission.leave(SMALL)
-    assert people.admission.taken.vms == 1  # b's, who is not to have it
-    await wait_all_tasks_blocked()
-    assert people.order == "ac"
-    assert people.admission.taken.vms == 1
-    assert people.admission.waiting == 0
-
-
-async def test_admitted_and_then_cancelled_before_it_knows(nursery: trio.Nursery) -> None:
-    """Then it is in, as the caller sees, whose room it is to give back."""
-    people = crowd(nursery, max_vms=1)
-    await people.all_arrive("abc")
-    people.admission.leave(SMALL)
-    people.scopes["b"].cancel()
-    await wait_all_tasks_blocked()
-    assert people.order == "ab"
-    await people.leaves()
-    assert people.order == "abc"
-
-
-async def test_cancelled_at_the_moment_it_finds_room() -> None:
-    class Cancelling(Admission):
-        def take(self, need: Need) -> None:
-            super().take(need)
-            scope.cancel()
-
-    some = Cancelling(LimitsConfig(), Room(8 * GIB, 8))
-    with trio.CancelScope() as scope:
-        await some.enter(SMALL)
-    assert scope.cancelled_caught
-    assert some.taken == Totals()
-
-
-# --- adopted, closed ------------------------------------------------------------------------
+# --- adopted --------------------------------------------------------------------------------
 
 
 async def test_adopted_vms_may_exceed_the_limits(nursery: trio.Nursery) -> None:
@@ -426,75 +295,6 @@ async def test_adopted_beyond_the_limits_is_said_so() -> None:
     some.take(SMALL)
     with pytest.raises(AtCapacity, match="2 of 1 VMs run"):
         await some.enter(SMALL)
-
-
-async def test_closed_to_all(nursery: trio.Nursery) -> None:
-    people = crowd(nursery, max_vms=1)
-    await people.all_arrive("abc")
-    people.admission.close()
-    await wait_all_tasks_blocked()
-    assert people.admission.waiting == 0
-    await people.arrives("d")
-    assert {name: type(error) for name, error in people.failed.items()} == dict.fromkeys(
-        "bcd", Stopping
-    )
-    # What runs still gives its room back.
-    await people.leaves()
-    assert people.admission.taken == Totals()
-    people.admission.close()
-
-
-async def test_closed_between_its_turn_and_its_knowing(nursery: trio.Nursery) -> None:
-    people = crowd(nursery, max_vms=1)
-    await people.all_arrive("ab")
-    people.admission.leave(SMALL)
-    people.admission.close()
-    await wait_all_tasks_blocked()
-    assert isinstance(people.failed["b"], Stopping)
-    assert people.admission.taken == Totals()
-
-
-async def test_cancelled_and_closed_at_once(nursery: trio.Nursery) -> None:
-    people = crowd(nursery, max_vms=1)
-    await people.all_arrive("ab")
-    people.scopes["b"].cancel()
-    people.admission.close()
-    await wait_all_tasks_blocked()
-    assert people.order == "a"
-    assert people.admission.taken.vms == 1
-
-
-# --- all of it together ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(20))
-async def test_nothing_is_lost_whatever_happens(seed: int, autojump_clock: MockClock) -> None:
-    """Many who come, wait, are cancelled, time out and leave, some at the same moment."""
-    chance = random.Random(seed)
-    some = admission(max_vms=4, memory_gib=8, queue=6, queue_timeout_s=3.0)
-    within = Totals()
-
-    async def visit() -> None:
-        nonlocal within
-        need = Need(chance.randint(1, 5) * GIB, 1)
-        await trio.sleep(chance.randint(0, 30))
-        with trio.move_on_after(chance.randint(0, 9)):
-            try:
-                await some.enter(need)
-            except AtCapacity:
-                return
-            within = within.plus(need)
-            assert within.over(some.budget) is None
-            try:
-                await trio.sleep(chance.randint(0, 6))
-            finally:
-                within = within.minus(need)
-                some.leave(need)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(60):
-            nursery.start_soon(visit)
-    assert (some.taken, some.waiting) == (Totals(), 0)
 
 
 # --- who would rather not start than wait ---------------------------------------------------
