@@ -178,9 +178,9 @@ set_up_venv() { # run|dev
 
 # --- the guest image --------------------------------------------------------------------------
 
-_guest_sources() { find supervisor/guest -type f -not -name '*.pyc' -print0 | sort -z; }
+_guest_sources() { find supervisor/image supervisor/agent/reference -type f -not -name '*.pyc' -print0 | sort -z; }
 
-# img/ from supervisor/guest. One that somebody built by hand, with an agent of their own
+# img/ from supervisor/image and the reference agent. One that somebody built by hand, with an agent of their own
 # perhaps, is left alone.
 set_up_guest() {
     local stamp=img/.built-from wanted
@@ -218,5 +218,6 @@ check_sources() {
     say "ruff check" && "$venv/bin/ruff" check . || found=1
     say "ruff format --check" && "$venv/bin/ruff" format --check . || found=1
     say "mypy" && "$venv/bin/mypy" || found=1
+    say "lint-imports" && "$venv/bin/lint-imports" --no-cache || found=1
     return "$found"
 }

@@ -23,21 +23,22 @@ import trio_asyncio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
 
-from supervisor import accel, rpc
+from supervisor.api.grpc.server import open_server
+from supervisor.api.http.app import create_app
+from supervisor.api.sockets import bind_tcp, check_pem
 from supervisor.config import OnStop
 from supervisor.errors import LaunchError
-from supervisor.house import open_service
-from supervisor.launch import Host
-from supervisor.listen import bind_tcp, check_pem
-from supervisor.rundir import check_firmware, check_image, check_tmp
-from supervisor.store import Store, locked
-from supervisor.web import create_app
+from supervisor.qemu import accel
+from supervisor.qemu.host import Host
+from supervisor.runs.nursery import open_service
+from supervisor.state.store import Store, locked
+from supervisor.state.vm_dir import check_firmware, check_image, check_tmp
 
 if TYPE_CHECKING:
     import socket
 
     from supervisor.config import Config, HttpConfig
-    from supervisor.service import Service
+    from supervisor.runs.service import Service
 
 log = structlog.stdlib.get_logger()
 
@@ -109,7 +110,7 @@ async def serve(
         with locked(tmp):
             async with (
                 open_service(config, host, Store(tmp)) as service,
-                rpc.open_server(service, config.grpc) as grpc_port,
+                open_server(service, config.grpc) as grpc_port,
             ):
                 http = config.http
                 with bind_tcp("HTTP", http.host, http.port, "MANAGER_HTTP") as listener:
@@ -145,7 +146,7 @@ async def _serve_http(
             else:
                 await running.service.end_all()
         # Readers of events have had the last of them, and need not be cut off.
-        running.service.journal.told.close()
+        running.service.journal.events.close()
         over.set()
 
 

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 import attrs
 import psutil
 
-from supervisor import accel, limits, listen, ports
+from supervisor.api import sockets
+from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, PortsTaken
-from supervisor.guest.image import DISK
-from supervisor.rundir import check_firmware, check_tmp
-from supervisor.settings import Switch
+from supervisor.image.image import DISK
+from supervisor.qemu import accel, ports
+from supervisor.runs import admission
+from supervisor.state.vm_dir import check_firmware, check_tmp
 from supervisor.tee import sev
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def examine(config: Config) -> Iterator[Check]:
     yield check_sev(qemu.enable_sev, kvm=kvm is not None and kvm.works)
     yield check_ovmf(qemu)
     yield check_image(qemu)
-    room = limits.host_room()
+    room = admission.host_room()
     available = psutil.virtual_memory().available
     yield check_memory(qemu, total=room.memory_bytes, available=available)
     yield check_cpus(qemu, room.vcpus)
@@ -264,14 +266,14 @@ def check_cpus(config: QemuConfig, here: int) -> Check:
     return Check("CPUs", Verdict.OK, detail)
 
 
-def check_limits(config: Config, room: limits.Room) -> Check:
+def check_limits(config: Config, room: admission.Room) -> Check:
     """How many VMs are admitted at once; the memory that is free now is `check_memory`'s."""
-    need = limits.Need.of(config.qemu)
-    budget = limits.budget(config.limits, room)
-    if why := limits.never(budget, need):
+    need = admission.Need.of(config.qemu)
+    budget = admission.budget(config.limits, room)
+    if why := admission.never(budget, need):
         detail, _, advice = why.rpartition("; ")
         return Check("limits", Verdict.FAIL, detail, advice)
-    by = limits.how_many(budget, need)
+    by = admission.how_many(budget, need)
     allowed = ", ".join(f"{count} by {limit.value}" for limit, count in by.items())
     return Check("limits", Verdict.OK, f"room for {min(by.values())} at once: {allowed}")
 
@@ -283,11 +285,11 @@ def check_server(kind: str, server: HttpConfig | GrpcConfig) -> Check:
     """:param kind: ``HTTP`` or ``GRPC``"""
     name = f"{kind} port"
     try:
-        with listen.bind_tcp(kind, server.host, server.port, f"MANAGER_{kind}") as bound:
+        with sockets.bind_tcp(kind, server.host, server.port, f"MANAGER_{kind}") as bound:
             port = bound.getsockname()[1]
     except HostError as error:
         check = _of_error(name, error)
-        if listen.owner(server.port).startswith("qmp-supervisor"):
+        if sockets.owner(server.port).startswith("qmp-supervisor"):
             detail = f"{server.host}:{server.port} belongs to a supervisor that runs already"
             return attrs.evolve(check, verdict=Verdict.WARN, detail=detail)
         return check
@@ -312,7 +314,7 @@ def check_forwards(config: QemuConfig) -> Check:
 
 
 def _by(port: int) -> str:
-    holder = listen.owner(port)
+    holder = sockets.owner(port)
     return f"belongs to {holder}" if holder else "is in use"
 
 

@@ -15,8 +15,8 @@ import trio
 import trio_asyncio
 
 from benchmarks import guest
-from supervisor import monitor
 from supervisor.errors import single
+from supervisor.qemu import qmp
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -42,7 +42,7 @@ class BareQemu:
     def query_status_rate(self, seconds: float, callers: int) -> float:
         """Questions a second, of each caller one after another, over the supervisor's own link."""
 
-        async def ask(link: monitor.Monitor) -> float:
+        async def ask(link: qmp.Monitor) -> float:
             asked, started = 0, time.perf_counter()
 
             async def caller() -> None:
@@ -59,7 +59,7 @@ class BareQemu:
         return float(self._over_the_link(ask))
 
     def pci_devices(self) -> list[str]:
-        async def ask(link: monitor.Monitor) -> list[str]:
+        async def ask(link: qmp.Monitor) -> list[str]:
             return pci_devices(await link.execute("query-pci"))
 
         return list(self._over_the_link(ask))
@@ -67,7 +67,7 @@ class BareQemu:
     def power_off(self) -> float:
         """Seconds from the power button to the process being gone."""
 
-        async def press(link: monitor.Monitor) -> float:
+        async def press(link: qmp.Monitor) -> float:
             started = time.perf_counter()
             with trio.fail_after(guest.PATIENCE_S):
                 while True:
@@ -78,11 +78,11 @@ class BareQemu:
 
         return float(self._over_the_link(press))
 
-    def _over_the_link(self, task: Callable[[monitor.Monitor], Awaitable[Any]]) -> Any:
+    def _over_the_link(self, task: Callable[[qmp.Monitor], Awaitable[Any]]) -> Any:
         async def main() -> Any:
             async with (
                 trio_asyncio.open_loop(),
-                monitor.connect(self.qmp_socket, _ANSWER_S, _ANSWER_S) as link,
+                qmp.connect(self.qmp_socket, _ANSWER_S, _ANSWER_S) as link,
             ):
                 return await task(link)
 

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import grpc
 
-from supervisor import agent
+from supervisor.agent import client
 from supervisor.pb import agent_pb2, agent_pb2_grpc
 
 IMAGE = Path(__file__).parents[2] / "img" / "guest.qcow2"
@@ -120,10 +120,10 @@ def wait_for_answer(address: str) -> Answered:
 
 
 def _ready_channel(address: str) -> grpc.Channel:
-    """As `supervisor.agent.Agent.wait_ready` waits."""
+    """As `supervisor.agent.client.Agent.wait_ready` waits."""
     began = time.perf_counter()
     while (waited_s := time.perf_counter() - began) < PATIENCE_S:
-        attempt_s = max(agent.ATTEMPT_S, waited_s * agent.ATTEMPT_SHARE)
+        attempt_s = max(client.ATTEMPT_S, waited_s * client.ATTEMPT_SHARE)
         longest = ("grpc.min_reconnect_backoff_ms", int(attempt_s * 1000))
         channel = grpc.insecure_channel(address, options=[*_CHANNEL_OPTIONS, longest])
         try:

@@ -45,19 +45,19 @@ class Run:
         return {**self.vm["phases_s"], "answer": self.seconds}
 
 
-def run(connection: client.Connection, **wishes: str) -> Run:
+def run(connection: client.Connection, **options: str) -> Run:
     """Post a computation and have the agent's answer.
 
-    :param wishes: members of the request beside it
+    :param options: members of the request beside it
     :raises Unmeasured: if it fails, or is another's answer
     """
-    return _shown(connection, *_post(connection, wishes))
+    return _shown(connection, *_post(connection, options))
 
 
-def _post(connection: client.Connection, wishes: dict[str, str]) -> tuple[float, float, str]:
+def _post(connection: client.Connection, options: dict[str, str]) -> tuple[float, float, str]:
     """When it was posted, when it was answered, and the VM's id."""
     mine, computation = guest.computation()
-    body = {"computation": base64.b64encode(computation).decode(), **wishes}
+    body = {"computation": base64.b64encode(computation).decode(), **options}
     request = client.post("/run", json.dumps(body).encode())
     begun_at = time.perf_counter()
     status, answer = connection.json(request)
@@ -154,7 +154,7 @@ def wait_for_pool(connection: client.Connection, size: int) -> None:
 # --- many at once ---------------------------------------------------------------------------
 
 
-def burst(port: int, count: int, **wishes: str) -> list[Run]:
+def burst(port: int, count: int, **options: str) -> list[Run]:
     """So many runs posted at the same moment, each on a connection of its own.
 
     :raises Unmeasured: if one fails, or two have the same VM or agent
@@ -164,7 +164,7 @@ def burst(port: int, count: int, **wishes: str) -> list[Run]:
     def one(_: int) -> tuple[float, float, str]:
         with client.Connection(port) as connection:
             together.wait()
-            return _post(connection, wishes)
+            return _post(connection, options)
 
     with ThreadPoolExecutor(count) as threads:
         posted = list(threads.map(one, range(count)))

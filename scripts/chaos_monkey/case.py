@@ -336,7 +336,7 @@ class Case:
         def full() -> bool:
             nonlocal rows
             rows = self.of_purpose("pool")
-            known = {vm_id for vm_id, one in self.records().items() if one["vm"].get("recipe")}
+            known = {vm_id for vm_id, one in self.records().items() if one["vm"].get("fingerprint")}
             ready = all(row["agent_ready"] and row["id"] in known for row in rows)
             return len(rows) == self.pool and ready
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 def make() -> None:
     """Shorten them in this process."""
-    from supervisor import builder, pool
+    from supervisor.runs import pool, template_builder
 
-    builder._SETTLE_S = 0.0
-    builder._LOOK_S = builder._RETRY_S = 0.3
+    template_builder._SETTLE_S = 0.0
+    template_builder._LOOK_S = template_builder._RETRY_S = 0.3
     pool._LOOK_S = pool._RETRY_S = 0.3

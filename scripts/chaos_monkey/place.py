@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chaos_monkey.agents import Agents
-from supervisor.guest.manifest import File, Manifest
+from supervisor.image.manifest import File, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -102,9 +102,9 @@ class _Passing:
     # --- what it does not tell of ---
 
     def wrap(self) -> None:
-        from supervisor.agent import Agent
-        from supervisor.journal import Journal
-        from supervisor.monitor import Monitor
+        from supervisor.agent.client import Agent
+        from supervisor.qemu.qmp import Monitor
+        from supervisor.state.journal import Journal
 
         self._around(os, "fsync", lambda *_: "fsync", after=False)
         self._around(os, "fdatasync", lambda *_: "fdatasync", after=False)

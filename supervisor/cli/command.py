@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
-from supervisor import accel, app, machine
+from supervisor import app
 from supervisor.cli.environment import CommandFailed, env_file, load_config
 from supervisor.errors import SupervisorError
-from supervisor.ports import PortPool
-from supervisor.rundir import Rundir, check_tmp
+from supervisor.qemu import accel, cmdline
+from supervisor.qemu.ports import PortPool
+from supervisor.state.vm_dir import VmDir, check_tmp
 
 if TYPE_CHECKING:
     from supervisor.config import QemuConfig
@@ -33,53 +34,53 @@ def command(env_file: str | None, prepare: bool) -> None:
     """
     config = app.absolute(load_config(env_file)).qemu
     vm_id = str(uuid.uuid4()) if prepare else _PLACEHOLDER
-    rundir = Rundir(config.tmp / vm_id)
+    vm_dir = VmDir(config.tmp / vm_id)
     try:
-        line = _line(config, vm_id, rundir)
+        line = _line(config, vm_id, vm_dir)
         if prepare:
-            rundir.path.mkdir(mode=0o700)
-            trio.run(rundir.prepare, config.disk, config.firmware)
+            vm_dir.path.mkdir(mode=0o700)
+            trio.run(vm_dir.prepare, config.disk, config.firmware)
     except SupervisorError as error:
         raise CommandFailed(str(error)) from error
     if not prepare:
         _explain(
-            "make the VM's directory first (--prepare does it):", *_preparation(config, rundir)
+            "make the VM's directory first (--prepare does it):", *_preparation(config, vm_dir)
         )
     _explain(
-        f"the guest's console goes to {rundir.serial_log}, QMP is at {rundir.qmp_socket}",
+        f"the guest's console goes to {vm_dir.serial_log}, QMP is at {vm_dir.qmp_socket}",
         "the line:" if prepare else "then run:",
     )
     click.echo(line)
 
 
-def _line(config: QemuConfig, vm_id: str, rundir: Rundir) -> str:
+def _line(config: QemuConfig, vm_id: str, vm_dir: VmDir) -> str:
     check_tmp(config.tmp)
     qemu = accel.find_qemu(config)
     decided, warnings = accel.decide(config, qemu)
     _explain(*warnings)
     with PortPool(config.net).reserve() as forwards:
-        made = machine.Machine(
+        made = cmdline.Machine(
             vm_id=vm_id,
             qemu=qemu,
             accel=decided,
             forwards=forwards,
-            overlay=rundir.overlay,
-            firmware_vars=rundir.firmware_vars,
-            serial_log=rundir.serial_log,
-            qmp_socket=rundir.qmp_socket,
+            overlay=vm_dir.overlay,
+            firmware_vars=vm_dir.firmware_vars,
+            serial_log=vm_dir.serial_log,
+            qmp_socket=vm_dir.qmp_socket,
         )
-        return machine.shell_line(machine.command(config, made))
+        return cmdline.shell_line(cmdline.command(config, made))
 
 
-def _preparation(config: QemuConfig, rundir: Rundir) -> list[str]:
-    """What a person types to have what ``Rundir.prepare`` makes."""
+def _preparation(config: QemuConfig, vm_dir: VmDir) -> list[str]:
+    """What a person types to have what ``VmDir.prepare`` makes."""
     disk = config.disk
     lines = (
-        ("mkdir", "-p", rundir.path),
-        ("cp", config.firmware.vars_file.absolute(), rundir.firmware_vars),
+        ("mkdir", "-p", vm_dir.path),
+        ("cp", config.firmware.vars_file.absolute(), vm_dir.firmware_vars),
         (
             *("qemu-img", "create", "-q", "-f", "qcow2", "-F", disk.format),
-            *("-b", disk.file.resolve(), rundir.overlay),
+            *("-b", disk.file.resolve(), vm_dir.overlay),
         ),
     )
     return [f"  {shlex.join(str(word) for word in line)}" for line in lines]

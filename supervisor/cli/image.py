@@ -13,7 +13,7 @@ from supervisor.cli.environment import CommandFailed
 from supervisor.cli.output import stderr
 from supervisor.config import FirmwareConfig
 from supervisor.errors import SupervisorError
-from supervisor.guest.image import DISK, build
+from supervisor.image.image import DISK, build
 
 if TYPE_CHECKING:
     from rich.status import Status

@@ -55,7 +55,7 @@ DOING = {
 )
 @as_json
 @uses_supervisor
-def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **wishes: object) -> None:
+def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options: object) -> None:
     """Boot a VM, relay the computation in FILE to its agent and print the agent's answer.
 
     FILE is either a request as POST /run takes it, a JSON object with a member "computation"
@@ -66,7 +66,7 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **wishes: 
     shutdown. Ctrl-C on the way ends it by force.
     """
     body = request_body(file.read(), raw=raw)
-    body |= {name: value for name, value in wishes.items() if value is not None}
+    body |= {name: value for name, value in options.items() if value is not None}
     with _stop_signals() as signals:
         with stderr().status("waiting for a VM"):
             vm = client.run(body)

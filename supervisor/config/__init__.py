@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from supervisor import settings
+from supervisor.config import settings
 from supervisor.config.policy import (
     LifeConfig,
     LimitsConfig,
@@ -30,8 +30,8 @@ from supervisor.config.qemu import (
     size_in_bytes,
 )
 from supervisor.config.servers import AgentConfig, GrpcConfig, HttpConfig
+from supervisor.config.settings import setting
 from supervisor.config.start import StartConfig, TemplateUse
-from supervisor.settings import setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

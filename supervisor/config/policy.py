@@ -6,7 +6,7 @@ import enum
 
 import attrs
 
-from supervisor.settings import Ratio, Seconds, Size, choice, setting
+from supervisor.config.settings import Ratio, Seconds, Size, choice, setting
 
 
 @choice

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from supervisor.settings import IPv4, OnOff, Port, PortRange, Size, Switch, choice, setting
+from supervisor.config.settings import IPv4, OnOff, Port, PortRange, Size, Switch, choice, setting
 
 
 @choice

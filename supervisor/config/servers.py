@@ -6,7 +6,7 @@ from pathlib import Path  # noqa: TC003 - settings are read by their resolved ty
 
 import attrs
 
-from supervisor.settings import AgentUrl, Port, Seconds, setting
+from supervisor.config.settings import AgentUrl, Port, Seconds, setting
 
 
 @attrs.frozen(kw_only=True)

@@ -6,7 +6,7 @@ import enum
 
 import attrs
 
-from supervisor.settings import Seconds, choice, setting
+from supervisor.config.settings import Seconds, choice, setting
 
 
 @choice

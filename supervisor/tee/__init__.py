@@ -1,1 +1,4 @@
-"""Confidential guests: what the host offers."""
+"""Confidential guests: what this host offers of AMD SEV.
+
+It reads the host and decides nothing else. Used by ``qemu`` and `doctor`. Imports nothing of ours.
+"""

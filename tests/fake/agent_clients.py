@@ -12,12 +12,12 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, ResponseReceived, StreamEnded, TrailersReceived
 from h2.settings import SettingCodes
 
-from supervisor.guest.agent.call import Method
-from supervisor.guest.agent.refusal import Refusal, StatusCode
-from supervisor.guest.agent.rpc import Server
+from supervisor.agent.reference.call import Method
+from supervisor.agent.reference.refusal import Refusal, StatusCode
+from supervisor.agent.reference.rpc import Server
 
 if TYPE_CHECKING:
-    from supervisor.guest.agent.algorithm import OnEnd
+    from supervisor.agent.reference.algorithm import OnEnd
 
 PATIENCE_S = 60
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from supervisor.guest.manifest import File, Manifest
+from supervisor.image.manifest import File, Manifest
 from tests.fake.world import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def clonable(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     declare(world.image)
     world.settings |= SMALL
     # The stand-in has come to rest when it says so.
-    monkeypatch.setattr("supervisor.builder._SETTLE_S", 0.0)
+    monkeypatch.setattr("supervisor.runs.template_builder._SETTLE_S", 0.0)
     return world
 
 

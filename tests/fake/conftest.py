@@ -47,7 +47,7 @@ async def world(short_tmp: Path, base_image: Path) -> AsyncIterator[World]:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builder and pool look all the time, and try at once again what has failed."""
-    for module in ("builder", "pool"):
+    """TemplateBuilder and pool look all the time, and try at once again what has failed."""
+    for module in ("template_builder", "pool"):
         for name in ("_RETRY_S", "_LONGEST_RETRY_S", "_LOOK_S"):
-            monkeypatch.setattr(f"supervisor.{module}.{name}", 0.01)
+            monkeypatch.setattr(f"supervisor.runs.{module}.{name}", 0.01)

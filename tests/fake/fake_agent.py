@@ -152,7 +152,7 @@ def start(
     if kind == "deaf":
         return _Deaf(port)
     if kind == "reference":
-        from supervisor.guest.agent import service as reference
+        from supervisor.agent.reference import service as reference
 
         agent = reference.Agent(algorithm_timeout_s=10)
         return reference.serve_grpc(agent, "127.0.0.1", port)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.record import EndMode
-from supervisor.runstate import Status, VmState
+from supervisor.state.record import EndMode
+from supervisor.state.status import Status, VmState
 from tests.fake.scenario import ALWAYS
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ async def test_process_that_was_killed_meanwhile(world: World) -> None:
         vm = supervisor.vm(guest.vm_id)
         await vm.wait_ended()
         assert vm.status == Status(VmState.CRASHED, "exit:unknown")
-        assert not vm.rundir.overlay.exists()
+        assert not vm.dir.overlay.exists()
 
 
 async def test_shutdown_on_record_and_its_process_gone(world: World) -> None:
@@ -243,7 +243,7 @@ async def test_relay_that_still_waits_is_sent_by_the_next_one(world: World) -> N
         vm = supervisor.vm(guest.vm_id)
         reply = await vm.wait_answered()
         assert world.received(reply) == b"late"
-        assert not vm.rundir.computation.exists()
+        assert not vm.dir.computation.exists()
 
 
 async def test_socket_that_is_gone_while_its_process_lives(world: World) -> None:
@@ -254,7 +254,7 @@ async def test_socket_that_is_gone_while_its_process_lives(world: World) -> None
         await vm.wait_ended()
         await guest.until("SIGTERM")
         assert guest.count("quit") == 0
-        ending = [json.loads(line) for line in vm.rundir.events.read_text().splitlines()]
+        ending = [json.loads(line) for line in vm.dir.events.read_text().splitlines()]
         told = {event["event"]: event for event in ending}
         assert told["monitor"]["monitor"] == "lost"
         assert "socket" in told["ending"]["why"]

@@ -10,11 +10,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from supervisor.guest.agent.clone import Clones
-from supervisor.guest.agent.guest import Guest
-from supervisor.guest.agent.http import serve_http
-from supervisor.guest.agent.refusal import Refusal
-from supervisor.guest.agent.service import Agent, serve_grpc
+from supervisor.agent.reference.clone import Clones
+from supervisor.agent.reference.guest import Guest
+from supervisor.agent.reference.http import serve_http
+from supervisor.agent.reference.refusal import Refusal
+from supervisor.agent.reference.service import Agent, serve_grpc
 from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
 
 if TYPE_CHECKING:

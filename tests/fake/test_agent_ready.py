@@ -10,9 +10,9 @@ import attrs
 import trio
 import trio_asyncio
 
-from supervisor import agent
+from supervisor.agent import client
+from supervisor.agent.reference.service import Agent, serve_grpc
 from supervisor.config import AgentConfig
-from supervisor.guest.agent.service import Agent, serve_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -101,7 +101,7 @@ async def network(**behaviour: float) -> AsyncIterator[Network]:
 async def meet(one: Network) -> str:
     config = AgentConfig()
     with trio.fail_after(60):
-        async with agent.connect("vm", f"127.0.0.1:{one.port}", config) as guest_agent:
+        async with client.connect("vm", f"127.0.0.1:{one.port}", config) as guest_agent:
             await guest_agent.wait_ready(ATTEMPT_S)
             return await guest_agent.run(b'{"id": "1"}')
 
@@ -115,7 +115,7 @@ async def test_connections_that_hang_are_given_up() -> None:
 
 async def test_slow_guest_is_given_the_time_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were each attempt as short as the first, none would ever succeed."""
-    monkeypatch.setattr(agent, "ATTEMPT_SHARE", 1 / 2)
+    monkeypatch.setattr(client, "ATTEMPT_SHARE", 1 / 2)
     async with network(slow_s=SLOW_S) as one:
         assert '"id":"1"' in await meet(one)
         assert one.taken > 1

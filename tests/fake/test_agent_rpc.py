@@ -12,9 +12,9 @@ import pytest
 from h2.events import ConnectionTerminated
 from h2.settings import SettingCodes
 
-from supervisor.guest.agent.refusal import StatusCode
-from supervisor.guest.agent.rpc import MAX_SLOW_CALLS, Connection
-from supervisor.guest.agent.wire import MAX_MESSAGE_BYTES
+from supervisor.agent.reference.refusal import StatusCode
+from supervisor.agent.reference.rpc import MAX_SLOW_CALLS, Connection
+from supervisor.agent.reference.wire import MAX_MESSAGE_BYTES
 from tests.fake.agent_clients import PATIENCE_S, Client, Raw, World, prefixed
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pytest
 import trio
 import trustme
 
-from supervisor.runstate import VmState
+from supervisor.state.status import VmState
 from tests.fake.world import PATIENCE_S
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from supervisor.pb import vm_pb2
-from supervisor.runstate import Status, VmState
+from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
     from tests.fake.world import Supervisor, World

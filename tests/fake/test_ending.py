@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from supervisor.runstate import Status, VmState
+from supervisor.state.status import Status, VmState
 from tests.fake.scenario import ALWAYS
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ async def test_caller_that_goes_away_does_not_call_the_end_off(world: World) -> 
 async def test_delete_leaves_nothing(world: World, ended: bool) -> None:
     async with world.serve() as supervisor:
         vm_id = (await supervisor.run())["id"]
-        directory = supervisor.vm(vm_id).rundir.path
+        directory = supervisor.vm(vm_id).dir.path
         if ended:
             await shutdown(supervisor, vm_id)
             assert directory.is_dir()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor import journal
 from supervisor.pb import vm_pb2
+from supervisor.state import journal
 from tests.fake.world import in_thread
 
 if TYPE_CHECKING:

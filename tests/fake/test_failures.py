@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from supervisor.runstate import Status, VmState
+from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
     import httpx
@@ -42,8 +42,8 @@ async def test_agent_that_never_comes_up(world: World) -> None:
         assert "MANAGER_BOOT_TIMEOUT" in document["detail"]
         vm = supervisor.only_vm()
         assert vm.ended
-        assert vm.rundir.path.is_dir()
-        assert str(vm.rundir.serial_log) in document["detail"]
+        assert vm.dir.path.is_dir()
+        assert str(vm.dir.serial_log) in document["detail"]
         assert vm.record.error == document["detail"]
         assert world.free_again()
 
@@ -74,7 +74,7 @@ async def test_agent_that_answers_with_an_error(world: World, code: str, text: s
         assert document["vm"] == vm.id
         assert text in document["detail"]
         assert vm.ended
-        assert vm.rundir.path.is_dir()
+        assert vm.dir.path.is_dir()
 
 
 async def test_reference_agent_refuses_what_is_no_computation(world: World) -> None:
@@ -133,7 +133,7 @@ async def test_qemu_that_exits_at_once(world: World) -> None:
         vm = supervisor.only_vm()
         assert vm.status == Status(VmState.CRASHED, "exit:1")
         assert vm.record.error == document["detail"]
-        assert vm.rundir.qemu_log.read_text().startswith("one\n")
+        assert vm.dir.qemu_log.read_text().startswith("one\n")
 
 
 async def test_qemu_that_exits_before_its_greeting(world: World) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.runstate import Status, VmState
+from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
     from tests.fake.world import Supervisor, World
@@ -40,7 +40,7 @@ async def test_lost_and_found_again_is_told_everywhere(world: World) -> None:
     async with world.serve(**SOON) as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
-        with supervisor.running.service.journal.told.subscribe() as news:
+        with supervisor.running.service.journal.events.subscribe() as news:
             await guest.order("swallow", commands=["query-status"])
             while (event := await news.receive()).kind != "monitor":
                 pass
@@ -139,7 +139,7 @@ async def test_link_that_breaks_again_and_again(world: World) -> None:
             await guest.order("hang-up")
             await vm.until(lambda: vm.monitor_state == "lost")
             await vm.until(lambda: vm.monitor_state == "ok")
-        told = [json.loads(line) for line in vm.rundir.events.read_text().splitlines()]
+        told = [json.loads(line) for line in vm.dir.events.read_text().splitlines()]
         turns = [event["monitor"] for event in told if event["event"] == "monitor"]
         assert turns == ["lost", "ok"] * 3
         assert guest.count("cont") <= 1

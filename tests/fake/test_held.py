@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from supervisor.runstate import Status, VmState
+from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
     from tests.fake.world import Supervisor, World

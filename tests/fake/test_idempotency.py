@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from supervisor.pb import manager_pb2
-from supervisor.runstate import Status, VmState
+from supervisor.state.status import Status, VmState
 from tests.fake.scenario import ALWAYS
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ async def test_vm_is_shut_down_when_its_time_is_over(world: World, ttl: str) -> 
         guest = await world.guest()
         await vm.wait_ended()
         assert vm.status == Status(VmState.SHUTOFF, "guest-shutdown")
-        assert vm.record.wishes.ttl_s == pytest.approx(0.3)
+        assert vm.record.options.ttl_s == pytest.approx(0.3)
         told = kinds(world, vm.id)
         assert told.index("expiring") < told.index("ending")
         await guest.until("system_powerdown")

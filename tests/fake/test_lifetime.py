@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.process import boottime_s
-from supervisor.runstate import Status, VmState
+from supervisor.qemu.process import boottime_s
+from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
     import httpx
@@ -69,7 +69,7 @@ async def test_end_of_its_time_is_no_failure_of_a_vm_that_has_answered(world: Wo
         await supervisor.leave(guest)
     file = world.tmp / vm.id / "vm.json"
     content = json.loads(file.read_text())
-    content["vm"]["wishes"]["ttl_s"] = 0.001
+    content["vm"]["options"]["ttl_s"] = 0.001
     file.write_text(json.dumps(content))
     async with world.serve() as supervisor:
         vm = supervisor.vm(vm.id)
@@ -102,7 +102,7 @@ async def test_warned_of_once_and_counted_from_the_same_moment(world: World) -> 
     file.write_text(json.dumps(content))
     async with world.serve(MANAGER_TTL_WARNING="1h", MANAGER_TTL="9h") as supervisor:
         vm = supervisor.vm(guest.vm_id)
-        assert vm.record.wishes.ttl_s == 60
+        assert vm.record.options.ttl_s == 60
         await vm.wait_ended()
         kinds = [event["event"] for event in events(world, vm.id)]
         assert kinds.count("expiring") == 1

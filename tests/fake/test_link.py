@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.runstate import Status, VmState
+from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
-    from supervisor.vm import Vm
+    from supervisor.vm.vm import Vm
     from tests.fake.world import World
 
 #: Hardly any time between questions.
@@ -21,7 +21,7 @@ SOON = {**BEAT, "MANAGER_QMP_TIMEOUT": "500ms"}
 
 def _turns(vm: Vm) -> list[str]:
     """What was told of the VM's monitor, in order."""
-    told = [json.loads(line) for line in vm.rundir.events.read_text().splitlines()]
+    told = [json.loads(line) for line in vm.dir.events.read_text().splitlines()]
     return [event["monitor"] for event in told if event["event"] == "monitor"]
 
 
@@ -110,7 +110,7 @@ async def test_storm_of_disk_errors_is_one_event(world: World) -> None:
         told: list[str] = []
         while "watchdog" not in told:
             await vm.until(lambda: True)
-            lines = vm.rundir.events.read_text().splitlines()
+            lines = vm.dir.events.read_text().splitlines()
             told = [json.loads(line)["event"] for line in lines]
             if "watchdog" not in told:
                 await vm._changed.wait()
@@ -122,7 +122,7 @@ async def test_guest_that_floods_its_monitor_is_ended(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GUEST_CRASHLOADED comes as fast as a guest can write to a port."""
-    monkeypatch.setattr("supervisor.monitor._FLOOD_S", 600.0)  # however slowly we read
+    monkeypatch.setattr("supervisor.qemu.qmp._FLOOD_S", 600.0)  # however slowly we read
     async with world.serve() as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
@@ -130,7 +130,7 @@ async def test_guest_that_floods_its_monitor_is_ended(
         for _ in range(70):
             await guest.order("raw", text=event * 300)
         await vm.wait_ended()
-        told = [json.loads(line) for line in vm.rundir.events.read_text().splitlines()]
+        told = [json.loads(line) for line in vm.dir.events.read_text().splitlines()]
         (why,) = [one["why"] for one in told if one["event"] == "ending"]
         assert "floods" in why
         assert (await supervisor.http.get("/health")).status_code == 200

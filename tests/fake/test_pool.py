@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from supervisor import relay
+from supervisor.vm import relay
 from tests.fake.clones import (
     COLD,
     POOL_STEPS,
@@ -258,17 +258,17 @@ async def test_host_without_memory_to_spare_has_no_pool(
         assert len((await supervisor.http.get("/vms")).json()["vms"]) == 1
 
 
-# --- what a run wishes ----------------------------------------------------------------------
+# --- what a run options ----------------------------------------------------------------------
 
 
 async def test_wishes_apply_from_the_taking_on(world: World) -> None:
     async with world.serve(**COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
-        wishes: dict[str, Any] = {"ttl": "1h", "restart": "on-failure", "keep_disk": True}
+        options: dict[str, Any] = {"ttl": "1h", "restart": "on-failure", "keep_disk": True}
         before = await show(supervisor.http, waiting[0])
         assert (before["ttl_s"], before["keep_disk"]) == (None, False)
-        first = await post(supervisor.http, key="k", **wishes)
-        again = await post(supervisor.http, key="k", **wishes)
+        first = await post(supervisor.http, key="k", **options)
+        again = await post(supervisor.http, key="k", **options)
         assert again.json() == first.json()
         assert (await post(supervisor.http, key="k")).status_code == 409
         shown = await show(supervisor.http, first.json()["id"])
@@ -283,10 +283,10 @@ async def test_time_to_live_is_counted_from_the_taking(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    for module in ("expiry", "vm", "hearing", "service"):
+    for module in ("vm.ttl", "vm.vm", "vm.qmp_events", "runs.service"):
         monkeypatch.setattr(f"supervisor.{module}.boottime_s", lambda: now[0], raising=False)
-    monkeypatch.setattr("supervisor.process.boottime_s", lambda: now[0])
-    monkeypatch.setattr("supervisor.expiry._LONGEST_SLEEP_S", 0.01)
+    monkeypatch.setattr("supervisor.qemu.process.boottime_s", lambda: now[0])
+    monkeypatch.setattr("supervisor.vm.ttl._LONGEST_SLEEP_S", 0.01)
     async with world.serve(**COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
         now[0] += 7200
@@ -307,9 +307,9 @@ async def test_time_to_live_of_the_settings_is_no_matter_to_the_pool(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    for module in ("expiry", "hearing", "service", "process"):
+    for module in ("vm.ttl", "vm.qmp_events", "runs.service", "qemu.process"):
         monkeypatch.setattr(f"supervisor.{module}.boottime_s", lambda: now[0])
-    monkeypatch.setattr("supervisor.expiry._LONGEST_SLEEP_S", 0.01)
+    monkeypatch.setattr("supervisor.vm.ttl._LONGEST_SLEEP_S", 0.01)
     async with world.serve(MANAGER_TTL="1h", **COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
         now[0] += 7200

@@ -78,7 +78,7 @@ async def test_pool_that_cannot_be_filled_does_not_try_all_the_time(
         if len(pauses) == 4:
             await trio.sleep_forever()
 
-    monkeypatch.setattr("supervisor.pool.trio", Patched(sleep))
+    monkeypatch.setattr("supervisor.runs.pool.trio", Patched(sleep))
     world.scenario(exits=1, says="no such machine")
     async with world.serve(**COLD) as supervisor:
         while len(pauses) < 4:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from supervisor import journal
+from supervisor.api.http import events as web_events
 from supervisor.config import OnStop
 from supervisor.pb import vm_pb2
-from supervisor.web import events as web_events
+from supervisor.state import journal
 from tests.fake.test_events import Reader, numbers, reading
 from tests.fake.world import in_thread
 
@@ -32,7 +32,7 @@ async def test_reader_over_http_that_does_not_read(
         async with supervisor.http.stream("GET", "/events?after=0") as answer:
             lines = answer.aiter_lines()
             assert await anext(lines) == ": events"
-            while told.told._channels:
+            while told.events._channels:
                 await told.note("test", None, padding="x" * 200_000)
             reader, got = Reader(lines), []
             with suppress(StopAsyncIteration):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.config import OnStop
-from supervisor.runstate import VmState
+from supervisor.state.status import VmState
 from tests.fake.world import refusal
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ async def test_record_says_what_is_shown(world: World) -> None:
     async with world.serve() as supervisor:
         vm_id = (await supervisor.run())["id"]
         content = json.loads((world.tmp / vm_id / "vm.json").read_text())
-        assert content["version"] == 1
+        assert content["version"] == 2
         record = content["vm"]
         assert record["status"] == {"state": "running", "reason": "running"}
         assert record["process"]["pid"] == (await world.guest()).pid
@@ -173,7 +173,7 @@ async def test_disk_of_an_ended_vm(world: World, keep: bool) -> None:
 async def test_so_many_ended_vms_are_kept(world: World) -> None:
     async with world.serve(MANAGER_KEEP_ENDED="2") as supervisor:
         ids = []
-        with supervisor.running.service.journal.told.subscribe() as news:
+        with supervisor.running.service.journal.events.subscribe() as news:
             for _ in range(3):
                 ids.append((await supervisor.run())["id"])
                 await supervisor.http.post(f"/vms/{ids[-1]}/shutdown")

@@ -15,16 +15,16 @@ import grpc
 import psutil
 import pytest
 
-from supervisor.guest.agent.algorithm import MAX_ARGUMENT_BYTES
-from supervisor.guest.agent.attestation import unpack_report
-from supervisor.guest.agent.refusal import Refusal
-from supervisor.guest.agent.wire import MAX_PAYLOAD_BYTES, decode_message, encode_message
+from supervisor.agent.reference.algorithm import MAX_ARGUMENT_BYTES
+from supervisor.agent.reference.attestation import unpack_report
+from supervisor.agent.reference.refusal import Refusal
+from supervisor.agent.reference.wire import MAX_PAYLOAD_BYTES, decode_message, encode_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-AGENT = (sys.executable, "-m", "supervisor.guest.agent")
+AGENT = (sys.executable, "-m", "supervisor.agent.reference")
 WRITE = b"""
 import socket, sys
 with socket.socket(socket.AF_UNIX) as connection:

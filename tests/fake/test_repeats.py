@@ -1,4 +1,4 @@
-"""Keys that are no keys, and callers that come and go around a run that bears one."""
+"""IdempotencyKeys that are no keys, and callers that come and go around a run that bears one."""
 
 from __future__ import annotations
 

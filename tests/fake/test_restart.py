@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.config import OnStop
-from supervisor.runstate import Status, VmState
+from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
-    from supervisor.vm import Vm
+    from supervisor.vm.vm import Vm
     from tests.fake.world import Supervisor, World
 
 AT_ONCE = {"MANAGER_RESTART": "on-failure", "MANAGER_RESTART_BACKOFF": "1ms"}
@@ -19,7 +19,7 @@ LATER = {"MANAGER_RESTART": "on-failure", "MANAGER_RESTART_BACKOFF": "1m"}
 
 
 def events(vm: Vm, kind: str) -> list[dict[str, Any]]:
-    lines = vm.rundir.events.read_text().splitlines()
+    lines = vm.dir.events.read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
@@ -155,7 +155,7 @@ async def test_boot_that_fails_ends_it(world: World) -> None:
         assert vm.status.state is VmState.CRASHED
         assert vm.record.exit_code == 1
         assert "no such machine" in (vm.record.error or "")
-        assert not (vm.rundir.path / "overlay.qcow2").exists()
+        assert not (vm.dir.path / "overlay.qcow2").exists()
 
 
 async def test_interrupted_computation_is_sent_to_the_guest_booted_again(world: World) -> None:
@@ -201,7 +201,7 @@ async def test_it_can_be_deleted(world: World) -> None:
     async with world.serve(**LATER) as supervisor:
         vm = await crashed(supervisor, world)
         assert (await supervisor.http.delete(f"/vms/{vm.id}")).status_code == 204
-        assert not vm.rundir.path.exists()
+        assert not vm.dir.path.exists()
 
 
 async def test_it_has_its_place_among_the_vms(world: World) -> None:

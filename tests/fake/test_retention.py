@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.runstate import VmState
+from supervisor.state.status import VmState
 
 if TYPE_CHECKING:
     from tests.fake.world import Supervisor, World
@@ -79,7 +79,7 @@ async def test_vm_that_never_ran_leaves_its_logs(world: World) -> None:
         await supervisor.post(b"x")
         vm = supervisor.only_vm()
         assert files(world, vm.id) == REST | {"serial.log"}
-        assert "no such machine" in vm.rundir.qemu_log.read_text()
+        assert "no such machine" in vm.dir.qemu_log.read_text()
 
 
 async def test_disk_that_a_killed_supervisor_did_not_come_to_remove(world: World) -> None:

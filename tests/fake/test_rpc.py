@@ -17,9 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from trio_asyncio import aio_as_trio, trio_as_aio
 
+from supervisor.api.grpc.server import VmServicer
 from supervisor.config import MAX_COMPUTATION
 from supervisor.pb import manager_pb2, vm_pb2
-from supervisor.rpc import VmServicer
 from tests.fake.scenario import ALWAYS
 from tests.fake.world import PATIENCE_S, in_thread, watching
 
@@ -324,7 +324,7 @@ async def test_reader_who_leaves_at_any_moment_leaves_nothing_open(
     """So many turns of the loop after Watch begins, or after there is no more to tell."""
     async with world.serve() as supervisor, trio_asyncio.open_loop():
         service = supervisor.running.service
-        told = service.journal.told
+        told = service.journal.events
         await service.journal.note("test", None)
         reader = SlowReader(until=1)
 

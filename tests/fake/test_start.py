@@ -72,7 +72,7 @@ async def test_relative_tmp(world: World, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(world.directory)
     async with world.serve(MANAGER_QEMU_TMP_FILE_LOC="t") as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
-        assert vm.rundir.path == world.directory / "t" / vm.id
+        assert vm.dir.path == world.directory / "t" / vm.id
 
 
 @pytest.mark.parametrize("name", ["HTTP", "GRPC"])

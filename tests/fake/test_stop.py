@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from supervisor.config import OnStop
-from supervisor.runstate import Status, VmState
+from supervisor.state.status import Status, VmState
 from tests.fake.scenario import ALWAYS
 
 if TYPE_CHECKING:

@@ -220,7 +220,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 async def test_template_that_cannot_be_made(
     world: World, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr("supervisor.builder._RETRY_S", 3600.0)
+    monkeypatch.setattr("supervisor.runs.template_builder._RETRY_S", 3600.0)
     world.scenario(**FAULTS[fault])
     async with world.serve(MANAGER_BOOT_TIMEOUT="1s") as supervisor:
         one = await failed(supervisor.http)
@@ -256,7 +256,7 @@ async def test_it_is_tried_again(world: World) -> None:
 async def test_builder_that_dies(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    monkeypatch.setattr("supervisor.builder._RETRY_S", 3600.0)
+    monkeypatch.setattr("supervisor.runs.template_builder._RETRY_S", 3600.0)
     behaviour = {"cont": {"agent": "none"}, "Prepare": {"prepare": "silence"}}
     world.scenario(**behaviour.get(moment, {"migration": "hangs"}))
     async with world.serve() as supervisor:

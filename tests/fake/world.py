@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from supervisor.record import Record
-    from supervisor.vm import Vm
+    from supervisor.state.record import Record
+    from supervisor.vm.vm import Vm
 
 _CHECKOUT = Path(__file__).parents[2]
 
@@ -95,7 +95,7 @@ class Supervisor:
 
     async def wait_state(self, vm_id: str, *wanted: str) -> None:
         """Return once the VM's state is one of these, by the changes the service tells of."""
-        with self.running.service.journal.told.subscribe() as changes:
+        with self.running.service.journal.events.subscribe() as changes:
             while self.vm(vm_id).status.state.value not in wanted:
                 await changes.receive()
 

@@ -9,15 +9,15 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from supervisor.config import LimitsConfig
-from supervisor.limits import Admission, Need, Room
-from supervisor.settings import Ratio
+from supervisor.config.settings import Ratio
+from supervisor.runs.admission import Admission, Need, Room
 
 GIB = 2**30
 SMALL = Need(1 * GIB, 1)
 BIG = Need(4 * GIB, 4)
 
 
-def admission(
+def make_admission(
     *, max_vms: int = 100, memory_gib: int = 1000, vcpus: int = 1000, **limits: Any
 ) -> Admission:
     """Room that has no limits but those given."""
@@ -66,4 +66,4 @@ class Crowd:
 
 
 def crowd(nursery: trio.Nursery, **given: Any) -> Crowd:
-    return Crowd(admission(**given), nursery)
+    return Crowd(make_admission(**given), nursery)

@@ -9,11 +9,11 @@ from pathlib import Path
 import attrs
 import pytest
 
-from supervisor import accel
 from supervisor.config import QemuConfig
+from supervisor.config.settings import Switch
 from supervisor.errors import HostError
-from supervisor.machine import Accel
-from supervisor.settings import Switch
+from supervisor.qemu import accel
+from supervisor.qemu.cmdline import Accel
 
 SOURCE = Path(__file__).parents[2] / "scripts" / "kvm-probe.S"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor import agent
+from supervisor.agent import client
 from supervisor.config import AgentConfig
-from supervisor.machine import Forward
-from supervisor.settings import AgentUrl
+from supervisor.config.settings import AgentUrl
+from supervisor.qemu.cmdline import Forward
 
 
 def forwards(address: str = "127.0.0.1") -> list[Forward]:
@@ -29,14 +29,14 @@ def forwards(address: str = "127.0.0.1") -> list[Forward]:
     ],
 )
 def test_address(url: AgentUrl, address: str) -> None:
-    assert agent.address(AgentConfig(url=url), forwards()) == address
+    assert client.address(AgentConfig(url=url), forwards()) == address
 
 
 def test_forwards_on_every_interface_are_reached_by_the_loopback() -> None:
     config = AgentConfig(url=AgentUrl("localhost", 7002))
-    assert agent.address(config, forwards("0.0.0.0")) == "127.0.0.1:7020"
+    assert client.address(config, forwards("0.0.0.0")) == "127.0.0.1:7020"
 
 
 def test_forwards_on_one_interface_are_reached_there() -> None:
     config = AgentConfig(url=AgentUrl("localhost", 7002))
-    assert agent.address(config, forwards("10.0.0.1")) == "10.0.0.1:7020"
+    assert client.address(config, forwards("10.0.0.1")) == "10.0.0.1:7020"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from quart_trio import QuartTrio
 
-from supervisor.web import bodies, problems
+from supervisor.api.http import bodies, problems
 
 if TYPE_CHECKING:
     from quart import Response

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from supervisor.broadcast import Broadcast
+from supervisor.state.broadcast import Broadcast
 
 
 async def test_every_reader_gets_every_value() -> None:

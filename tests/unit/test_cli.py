@@ -20,8 +20,8 @@ from supervisor.cli.client import Client, default_url
 from supervisor.cli.environment import CommandFailed
 from supervisor.cli.output import duration
 from supervisor.cli.run import request_body
-from supervisor.guest.image import DISK
-from supervisor.guest.manifest import File, Manifest
+from supervisor.image.image import DISK
+from supervisor.image.manifest import File, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,10 +8,10 @@ from typing import Any
 import attrs
 import pytest
 
-from supervisor import config, settings
-from supervisor.config import Config, OnStop, RestartPolicy, TemplateUse, WatchdogAction
+from supervisor import config
+from supervisor.config import Config, OnStop, RestartPolicy, TemplateUse, WatchdogAction, settings
+from supervisor.config.settings import AgentUrl, PortRange, Switch
 from supervisor.errors import ConfigError
-from supervisor.settings import AgentUrl, PortRange, Switch
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -10,10 +10,10 @@ import attrs
 import pytest
 
 from supervisor import config, doctor
-from supervisor.accel import Probe
+from supervisor.config.settings import Port, PortRange, Size, Switch
 from supervisor.doctor import Check, Verdict
-from supervisor.limits import Room
-from supervisor.settings import Port, PortRange, Size, Switch
+from supervisor.qemu.accel import Probe
+from supervisor.runs.admission import Room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

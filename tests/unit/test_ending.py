@@ -9,16 +9,16 @@ import pytest
 import trio
 
 from supervisor.config import ShutdownConfig
-from supervisor.ending import EndRequest, end
+from supervisor.config.settings import Seconds
 from supervisor.errors import MonitorError
-from supervisor.record import EndMode
-from supervisor.settings import Seconds
+from supervisor.state.record import EndMode
+from supervisor.vm.shutdown import EndRequest, end
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
-    from supervisor.link import Link
-    from supervisor.process import Qemu
+    from supervisor.qemu.connection import Link
+    from supervisor.qemu.process import Qemu
 
 GRACE = ShutdownConfig(
     powerdown_grace_s=Seconds(60.0),

@@ -9,7 +9,9 @@ import grpc
 import pytest
 from quart_trio import QuartTrio
 
-from supervisor import errors, rpc
+from supervisor import errors
+from supervisor.api.grpc import server
+from supervisor.api.http import problems
 from supervisor.errors import (
     AgentError,
     AgentTimeout,
@@ -35,7 +37,6 @@ from supervisor.errors import (
     VmEnded,
     VmNotFound,
 )
-from supervisor.web import problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +96,7 @@ def test_every_class_is_in_the_tree_of_the_docstring() -> None:
 
 @pytest.mark.parametrize(("error", "status", "code"), TABLE, ids=ids)
 def test_grpc(error: SupervisorError, status: int, code: grpc.StatusCode) -> None:
-    assert rpc.code_of(error) is code
+    assert server.code_of(error) is code
 
 
 async def response_to(error: Exception) -> Response:
@@ -156,7 +157,7 @@ async def test_members_for_programs(error: SupervisorError, members: dict[str, s
 )
 async def test_when_to_try_again(error: SupervisorError, after: str | None) -> None:
     assert (await response_to(error)).headers.get("Retry-After") == after
-    assert dict(rpc.metadata_of(error)).get("retry-after") == after
+    assert dict(server.metadata_of(error)).get("retry-after") == after
 
 
 async def test_kind_in_words() -> None:

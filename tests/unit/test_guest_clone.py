@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.guest.agent import clone
-from supervisor.guest.agent import guest as real
-from supervisor.guest.agent.clone import Clones, Renewal
-from supervisor.guest.agent.guest import Guest
-from supervisor.guest.agent.refusal import Refusal, StatusCode
-from supervisor.guest.agent.service import Agent
+from supervisor.agent.reference import clone
+from supervisor.agent.reference import guest as real
+from supervisor.agent.reference.clone import Clones, Renewal
+from supervisor.agent.reference.guest import Guest
+from supervisor.agent.reference.refusal import Refusal, StatusCode
+from supervisor.agent.reference.service import Agent
 from supervisor.pb import clone_pb2
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from supervisor.guest.agent.computation import ZERO_TIME, parse_request, remarshal
+from supervisor.agent.reference.computation import ZERO_TIME, parse_request, remarshal
 
 TIMES = f'"start_time":"{ZERO_TIME}","end_time":"{ZERO_TIME}"'
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.guest import agent, command, disk, image, libraries, modules, packages, rootfs
-from supervisor.guest.command import ImageBuildError
-from supervisor.guest.cpio import entry, write_cpio
-from supervisor.guest.manifest import File, Manifest
+from supervisor.agent import reference
+from supervisor.image import command, disk, image, libraries, modules, packages, rootfs
+from supervisor.image.command import ImageBuildError
+from supervisor.image.cpio import entry, write_cpio
+from supervisor.image.manifest import File, Manifest
 
 
 def members(archive: bytes) -> dict[str, tuple[int, bytes]]:
@@ -217,7 +218,7 @@ def test_an_agent_is_python_or_a_program(tmp_path: Path) -> None:
     rootfs.install_agent(tmp_path, None)
     assert "agent.__main__" in start.read_text()
     installed = {path.name for path in (tmp_path / rootfs.REFERENCE_AGENT).iterdir()}
-    assert installed == {path.name for path in Path(agent.__path__[0]).glob("*.py")}
+    assert installed == {path.name for path in Path(reference.__path__[0]).glob("*.py")}
 
 
 def test_libraries_are_kept_for_what_needs_them() -> None:

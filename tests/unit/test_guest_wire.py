@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.guest.agent.wire import decode_fields, decode_message, encode_message
+from supervisor.agent.reference.wire import decode_fields, decode_message, encode_message
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, 1 << 21])

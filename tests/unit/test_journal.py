@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from supervisor import journal
-from supervisor.journal import Journal
-from supervisor.record import Event, Record, Wishes
-from supervisor.store import Store
+from supervisor.state import journal
+from supervisor.state.journal import Journal
+from supervisor.state.record import Event, Record, RunOptions
+from supervisor.state.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +29,7 @@ def vm_id(number: int) -> str:
 
 def new(number: int = 1) -> Record:
     at = datetime(2026, 11, 23, tzinfo=UTC)
-    return Record(id=vm_id(number), created_at=at, wishes=Wishes(), memory_bytes=1, vcpus=1)
+    return Record(id=vm_id(number), created_at=at, options=RunOptions(), memory_bytes=1, vcpus=1)
 
 
 def numbers(events: Iterable[Event]) -> list[int]:
@@ -78,7 +78,7 @@ class SlowStore(Store):
 
 async def test_numbers_and_records(tmp_path: Path) -> None:
     told = opened(tmp_path)
-    with told.told.subscribe() as news:
+    with told.events.subscribe() as news:
         record = await told.create(new(), b"computation")
         assert record.sequence == 1
         record = await told.commit(record, ("a", {"x": 1}), ("b", {}))
@@ -97,9 +97,9 @@ async def test_numbers_and_records(tmp_path: Path) -> None:
         "state": "prelaunch",
         "reason": "prelaunch",
         "purpose": "run",
-        "ttl_s": record.wishes.ttl_s,
-        "restart": record.wishes.restart,
-        "keep_disk": record.wishes.keep_disk,
+        "ttl_s": record.options.ttl_s,
+        "restart": record.options.restart,
+        "keep_disk": record.options.keep_disk,
     }
     assert told.sequence == 4
 
@@ -116,7 +116,7 @@ async def test_no_number_is_given_again_by_the_next_supervisor(tmp_path: Path, w
             file.unlink()
         (tmp_path / record.id).rmdir()
     after = opened(tmp_path)
-    with after.told.subscribe() as news:
+    with after.events.subscribe() as news:
         await after.note("b", None)
         (event,) = await take(news, 1)
     assert event.sequence > before.sequence
@@ -128,7 +128,7 @@ async def test_number_of_what_could_not_be_written_is_not_given_again(tmp_path: 
     for name in ("vm.json.new", "events.jsonl"):
         (tmp_path / record.id / name).unlink(missing_ok=True)
         (tmp_path / record.id / name).mkdir()
-    with before.told.subscribe() as news:
+    with before.events.subscribe() as news:
         record = await before.commit(record, ("a", {}))
         (lost,) = await take(news, 1)
     (tmp_path / record.id / "events.jsonl").rmdir()
@@ -139,7 +139,7 @@ async def test_vm_that_cannot_be_put_on_record_is_told_of_to_nobody(tmp_path: Pa
     told = opened(tmp_path)
     (tmp_path / vm_id(1)).mkdir()
     (tmp_path / vm_id(1) / "in the way").touch()
-    with told.told.subscribe() as news:
+    with told.events.subscribe() as news:
         with pytest.raises(OSError, match="not empty"):
             await told.create(new(1), b"x")
         await told.create(new(2), b"x")
@@ -153,7 +153,7 @@ async def test_vm_that_cannot_be_put_on_record_is_told_of_to_nobody(tmp_path: Pa
 async def test_told_in_order_though_written_out_of_order(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
     told = Journal(store, 0)
-    with told.told.subscribe() as news:
+    with told.events.subscribe() as news:
         async with trio.open_nursery() as nursery:
             for number in (1, 2, 3):
                 nursery.start_soon(told.commit, new(number), ("a", {}))
@@ -170,7 +170,7 @@ async def test_told_in_order_though_written_out_of_order(tmp_path: Path) -> None
 async def test_what_fails_holds_nobody_up(tmp_path: Path) -> None:
     store = SlowStore(tmp_path, fails=lambda number: number in (1, 2))
     told = Journal(store, 0)
-    with told.told.subscribe() as news:
+    with told.events.subscribe() as news:
         async with trio.open_nursery() as nursery:
 
             async def create() -> None:
@@ -192,7 +192,7 @@ async def test_what_fails_holds_nobody_up(tmp_path: Path) -> None:
 async def test_cancelled_commit_is_made_and_told(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
     told = Journal(store, 0)
-    with told.told.subscribe() as news:
+    with told.events.subscribe() as news:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(told.commit, new(), ("a", {}))
             await trio.testing.wait_all_tasks_blocked()
@@ -228,7 +228,7 @@ async def test_reader_misses_nothing_and_hears_nothing_twice(tmp_path: Path) -> 
                 got.append((await news.receive()).sequence)
         heard.append(got)
 
-    with trio.fail_after(PATIENCE_S), told.told.subscribe() as all_news:
+    with trio.fail_after(PATIENCE_S), told.events.subscribe() as all_news:
         async with trio.open_nursery() as nursery:
             for number in range(WRITERS):
                 nursery.start_soon(write_much, told, number)

@@ -6,12 +6,13 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from supervisor import config, limits
+from supervisor import config
 from supervisor.config import LimitsConfig
+from supervisor.config.settings import Ratio
 from supervisor.errors import AtCapacity
-from supervisor.limits import Limit, Need, Room, Totals
-from supervisor.settings import Ratio
-from tests.unit.crowd import BIG, GIB, SMALL, Crowd, admission, crowd
+from supervisor.runs import admission
+from supervisor.runs.admission import Limit, Need, Room, Totals
+from tests.unit.crowd import BIG, GIB, SMALL, Crowd, crowd, make_admission
 
 # --- pure -----------------------------------------------------------------------------------
 
@@ -22,7 +23,7 @@ def test_need_is_what_a_vm_is_started_with() -> None:
 
 
 def test_host_has_room() -> None:
-    room = limits.host_room()
+    room = admission.host_room()
     assert room.memory_bytes > 0
     assert room.vcpus > 0
 
@@ -39,11 +40,11 @@ def test_host_has_room() -> None:
 def test_budget(ratios: tuple[float, float], memory: int, vcpus: int) -> None:
     of_memory, of_vcpus = map(Ratio, ratios)
     given = LimitsConfig(memory_overcommit=of_memory, vcpu_overcommit=of_vcpus)
-    assert limits.budget(given, Room(1000, 100)) == Totals(10, memory, vcpus)
+    assert admission.budget(given, Room(1000, 100)) == Totals(10, memory, vcpus)
 
 
 def test_how_many() -> None:
-    found = limits.how_many(Totals(10, 9 * GIB, 32), BIG)
+    found = admission.how_many(Totals(10, 9 * GIB, 32), BIG)
     assert found == {Limit.VMS: 10, Limit.MEMORY: 2, Limit.VCPUS: 8}
 
 
@@ -51,7 +52,7 @@ def test_how_many() -> None:
 
 
 async def test_room_is_taken_and_given_back() -> None:
-    some = admission()
+    some = make_admission()
     await some.enter(BIG)
     await some.enter(SMALL)
     assert some.taken == Totals(2, 5 * GIB, 5)
@@ -62,7 +63,7 @@ async def test_room_is_taken_and_given_back() -> None:
 
 
 async def test_what_was_not_taken_cannot_be_given_back() -> None:
-    some = admission()
+    some = make_admission()
     some.take(SMALL)
     with pytest.raises(ValueError, match="never taken"):
         some.leave(BIG)
@@ -142,7 +143,7 @@ async def test_queue_is_bounded(nursery: trio.Nursery) -> None:
 
 
 async def test_no_queue_at_all() -> None:
-    some = admission(max_vms=1, queue=0)
+    some = make_admission(max_vms=1, queue=0)
     await some.enter(SMALL)
     with pytest.raises(AtCapacity, match=r"no run may wait for room \(MANAGER_QUEUE\)") as caught:
         await some.enter(SMALL)
@@ -169,7 +170,7 @@ async def test_no_queue_at_all() -> None:
     ids=["VMs", "memory", "CPUs"],
 )
 async def test_which_limit_it_is(limit: dict[str, int], said: str) -> None:
-    some = admission(queue=0, **limit)
+    some = make_admission(queue=0, **limit)
     some.take(SMALL)
     some.take(SMALL)
     with pytest.raises(AtCapacity) as caught:
@@ -199,7 +200,7 @@ async def test_the_limit_told_is_the_one_that_holds_up_the_queue(nursery: trio.N
     ids=["VMs", "memory", "CPUs"],
 )
 async def test_what_can_never_fit_does_not_wait(limit: dict[str, int], names: list[str]) -> None:
-    some = admission(**limit)
+    some = make_admission(**limit)
     with pytest.raises(AtCapacity) as caught:
         await some.enter(BIG)
     assert all(name in str(caught.value) for name in names)
@@ -290,7 +291,7 @@ async def test_adopted_vms_may_exceed_the_limits(nursery: trio.Nursery) -> None:
 
 
 async def test_adopted_beyond_the_limits_is_said_so() -> None:
-    some = admission(max_vms=1, queue=0)
+    some = make_admission(max_vms=1, queue=0)
     some.take(SMALL)
     some.take(SMALL)
     with pytest.raises(AtCapacity, match="2 of 1 VMs run"):
@@ -301,7 +302,7 @@ async def test_adopted_beyond_the_limits_is_said_so() -> None:
 
 
 async def test_room_is_taken_where_there_is_some() -> None:
-    rooms = admission(max_vms=2)
+    rooms = make_admission(max_vms=2)
     assert rooms.try_enter(SMALL)
     assert rooms.try_enter(SMALL)
     assert not rooms.try_enter(SMALL)
@@ -310,7 +311,7 @@ async def test_room_is_taken_where_there_is_some() -> None:
 
 
 async def test_nobody_who_waits_is_overtaken(autojump_clock: MockClock) -> None:
-    rooms = admission(memory_gib=4)
+    rooms = make_admission(memory_gib=4)
     assert rooms.try_enter(SMALL)
     async with trio.open_nursery() as nursery:
         crowd = Crowd(rooms, nursery)
@@ -322,13 +323,13 @@ async def test_nobody_who_waits_is_overtaken(autojump_clock: MockClock) -> None:
 
 
 async def test_nobody_starts_at_the_end() -> None:
-    rooms = admission()
+    rooms = make_admission()
     rooms.close()
     assert not rooms.try_enter(SMALL)
 
 
 async def test_what_no_run_can_have_is_none_of_their_number() -> None:
-    rooms = admission(max_vms=1, memory_gib=2)
+    rooms = make_admission(max_vms=1, memory_gib=2)
     extra = Need(GIB, 1, vms=0)
     assert rooms.try_enter(extra)
     assert rooms.try_enter(SMALL)

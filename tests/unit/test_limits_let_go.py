@@ -10,14 +10,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from supervisor.config import LimitsConfig
 from supervisor.errors import AtCapacity, Stopping
-from supervisor.limits import Admission, Need, Room, Totals
-from tests.unit.crowd import BIG, GIB, SMALL, admission, crowd
+from supervisor.runs.admission import Admission, Need, Room, Totals
+from tests.unit.crowd import BIG, GIB, SMALL, crowd, make_admission
 
 # --- cancelled ------------------------------------------------------------------------------
 
 
 async def test_cancelled_before_it_entered() -> None:
-    some = admission()
+    some = make_admission()
     with trio.CancelScope() as scope:
         scope.cancel()
         await some.enter(SMALL)
@@ -130,7 +130,7 @@ async def test_cancelled_and_closed_at_once(nursery: trio.Nursery) -> None:
 async def test_nothing_is_lost_whatever_happens(seed: int, autojump_clock: MockClock) -> None:
     """Many who come, wait, are cancelled, time out and leave, some at the same moment."""
     chance = random.Random(seed)
-    some = admission(max_vms=4, memory_gib=8, queue=6, queue_timeout_s=3.0)
+    some = make_admission(max_vms=4, memory_gib=8, queue=6, queue_timeout_s=3.0)
     within = Totals()
 
     async def visit() -> None:

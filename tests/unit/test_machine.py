@@ -9,10 +9,10 @@ from pathlib import Path
 import attrs
 import pytest
 
-from supervisor import machine
 from supervisor.config import DiskConfig, FirmwareConfig, NetConfig, QemuConfig, load
-from supervisor.machine import Accel, Forward, Machine, Ram
-from supervisor.settings import Size
+from supervisor.config.settings import Size
+from supervisor.qemu import cmdline
+from supervisor.qemu.cmdline import Accel, Forward, Machine, Ram
 
 VM_ID = "3f0f6c1e-7d0b-4a52-9f2e-0d6f5f9a1c11"
 
@@ -64,23 +64,23 @@ def originals(words: list[str]) -> list[str]:
 
 
 def test_plain_vm_is_started_as_the_original_was() -> None:
-    assert originals(machine.argv(CONFIG, a_machine())) == PLAIN.split(" ")
+    assert originals(cmdline.argv(CONFIG, a_machine())) == PLAIN.split(" ")
 
 
 def test_confidential_vm_under_sudo_is_started_as_the_original_was() -> None:
     config = attrs.evolve(CONFIG, use_sudo=True)
     made = attrs.evolve(a_machine(sev=True), qemu="/usr/local/bin/qemu-system-x86_64")
-    assert originals(machine.argv(config, made)) == ["sudo", *CONFIDENTIAL.split(" ")]
+    assert originals(cmdline.argv(config, made)) == ["sudo", *CONFIDENTIAL.split(" ")]
 
 
 @pytest.mark.parametrize("prefix", ["scsi", "disk0", "vmnic", "sev0"])
 def test_every_device_id_carries_the_vm_id(prefix: str) -> None:
-    line = " ".join(machine.argv(CONFIG, a_machine(sev=True)))
+    line = " ".join(cmdline.argv(CONFIG, a_machine(sev=True)))
     assert line.count(f"={prefix}") == line.count(f"={prefix}-{VM_ID}") > 0
 
 
 def test_monitor_and_our_additions_follow_after_the_originals() -> None:
-    words = machine.argv(CONFIG, a_machine())
+    words = cmdline.argv(CONFIG, a_machine())
     rest = words[words.index("-nographic") + 1 :]
     assert rest == [
         *("-chardev", "socket,id=qmp,fd=0,server=on,wait=off"),
@@ -101,19 +101,19 @@ def test_monitor_and_our_additions_follow_after_the_originals() -> None:
 
 
 def test_form_for_people_has_a_path_for_the_descriptor_and_does_not_hold_the_guest() -> None:
-    ran = machine.argv(CONFIG, a_machine())
-    shown = machine.command(CONFIG, a_machine())
+    ran = cmdline.argv(CONFIG, a_machine())
+    shown = cmdline.command(CONFIG, a_machine())
     assert shown == [word.replace("fd=0", "path=tmp/vm/qmp.sock") for word in ran[:-1]]
 
 
 def test_the_line_can_be_pasted_into_a_shell() -> None:
     disk = attrs.evolve(a_machine(), overlay=Path("/images/it's a disk;$HOME"))
-    words = machine.command(CONFIG, disk)
-    assert shlex.split(machine.shell_line(words)) == words
+    words = cmdline.command(CONFIG, disk)
+    assert shlex.split(cmdline.shell_line(words)) == words
 
 
 def test_emulation_has_no_kvm_and_a_cpu_it_can_do() -> None:
-    words = machine.argv(CONFIG, a_machine(kvm=False))
+    words = cmdline.argv(CONFIG, a_machine(kvm=False))
     assert "-enable-kvm" not in words
     assert option(words, "-cpu") == "max"
 
@@ -121,17 +121,17 @@ def test_emulation_has_no_kvm_and_a_cpu_it_can_do() -> None:
 @pytest.mark.parametrize("kvm", [True, False])
 def test_a_chosen_cpu_is_kept(kvm: bool) -> None:
     config = attrs.evolve(CONFIG, cpu="Skylake-Client")
-    assert option(machine.argv(config, a_machine(kvm=kvm)), "-cpu") == "Skylake-Client"
+    assert option(cmdline.argv(config, a_machine(kvm=kvm)), "-cpu") == "Skylake-Client"
 
 
 def test_display_can_be_kept() -> None:
     config = attrs.evolve(CONFIG, no_graphic=False)
-    words = machine.argv(config, a_machine())
+    words = cmdline.argv(config, a_machine())
     assert not {"-nographic", "-vga"} & set(words)
 
 
 def test_forwards_bind_to_their_address() -> None:
-    netdev = option(machine.argv(CONFIG, a_machine(address="127.0.0.1")), "-netdev")
+    netdev = option(cmdline.argv(CONFIG, a_machine(address="127.0.0.1")), "-netdev")
     assert "hostfwd=tcp:127.0.0.1:7020-:7002" in netdev
 
 
@@ -148,7 +148,7 @@ def test_commas_in_paths_are_doubled() -> None:
         serial_log=Path("/i,j.log"),
         qmp_socket=Path("/k,l.sock"),
     )
-    words = machine.command(config, made)
+    words = cmdline.command(config, made)
     assert ",file=/a,,b/CODE.fd," in option(words, "-drive", having="unit=0")
     assert option(words, "-drive", having="unit=1").endswith(",file=/g,,h.fd")
     assert option(words, "-drive", having="if=none").startswith("file=/e,,f.qcow2,")
@@ -159,7 +159,7 @@ def test_commas_in_paths_are_doubled() -> None:
 
 def test_the_overlay_is_qcow2_whatever_the_base_image_is() -> None:
     config = attrs.evolve(CONFIG, disk=DiskConfig(format="raw"))
-    assert option(machine.argv(config, a_machine()), "-drive", having="if=none").endswith(
+    assert option(cmdline.argv(config, a_machine()), "-drive", having="if=none").endswith(
         ",format=qcow2"
     )
 
@@ -186,7 +186,7 @@ def test_settings_reach_the_devices() -> None:
         "VIRTIO_NET_PCI_IOMMU_PLATFORM": "false",
     }
     config = load({f"MANAGER_QEMU_{name}": value for name, value in settings.items()}).qemu
-    words = machine.argv(config, a_machine())
+    words = cmdline.argv(config, a_machine())
     assert option(words, "-machine") == "pc"
     assert option(words, "-smp") == "2,maxcpus=8"
     assert option(words, "-m") == "1G,slots=2,maxmem=2G"
@@ -206,7 +206,7 @@ def test_memory_of_a_template_and_of_what_is_started_from_it() -> None:
     file = Path("tmp/templates/0123456789abcdef/ram")
     for shared, share in ((True, "on"), (False, "off")):
         made = attrs.evolve(a_machine(), ram=Ram(file, shared=shared))
-        words = machine.argv(CONFIG, made)
+        words = cmdline.argv(CONFIG, made)
         assert option(words, "-machine") == "q35,memory-backend=ram"
         assert option(words, "-object") == (
             f"memory-backend-file,id=ram,size={4096 << 20},mem-path={file},share={share}"
@@ -216,10 +216,10 @@ def test_memory_of_a_template_and_of_what_is_started_from_it() -> None:
         assert ("-incoming" in words) is not shared
         # Its balloon would punch holes into what others map as well.
         assert not any("balloon" in word for word in words)
-        assert machine.template_in(words) == (None if shared else "0123456789abcdef")
+        assert cmdline.template_in(words) == (None if shared else "0123456789abcdef")
 
 
 def test_memory_of_encrypted_guests_stays_where_it_is() -> None:
-    words = machine.argv(CONFIG, a_machine(sev=True))
+    words = cmdline.argv(CONFIG, a_machine(sev=True))
     assert not any("balloon" in word for word in words)
-    assert machine.template_in(words) is None
+    assert cmdline.template_in(words) is None

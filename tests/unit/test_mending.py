@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import record, store
-from supervisor.store import Store
+from supervisor.state import record, store
+from supervisor.state.store import Store
 from tests.unit.test_store import ONE, OTHER, created, listing, new, news, on_disk, write
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def test_unreadable_line_is_passed_over(tmp_path: Path) -> None:
         b"",
         b"garbage",
         b"[" * 100_000,
-        b'{"version": 1, "vm": [], "events": []}',
+        b'{"version": 2, "vm": [], "events": []}',
         record.dump(new(), [news(1)])[:-30],
-        record.dump(new(), [news(1)]).replace(b'"version": 1', b'"version": 2'),
+        record.dump(new(), [news(1)]).replace(b'"version": 2', b'"version": 3'),
         record.dump(new(1, OTHER), [news(1, OTHER)]),
     ],
     ids=["empty", "garbage", "deep", "kinds", "truncated", "version", "other"],

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.config import NetConfig
+from supervisor.config.settings import Port, PortRange
 from supervisor.errors import PortsTaken
-from supervisor.ports import PortPool, is_free
-from supervisor.settings import Port, PortRange
+from supervisor.qemu.ports import PortPool, is_free
 from tests.fake.world import free_range, taken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from supervisor.machine import Forward
+    from supervisor.qemu.cmdline import Forward
 
 
 @pytest.fixture

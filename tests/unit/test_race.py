@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from supervisor.race import CutShort, unless
+from supervisor.waiting import CutShort, unless
 
 
 async def never() -> None:

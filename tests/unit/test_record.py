@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
-from supervisor import record
 from supervisor.config import RestartPolicy
-from supervisor.machine import Forward
-from supervisor.record import Damaged, EndMode, Event, ProcessId, Record, RelayState, Wishes
-from supervisor.runstate import Status, VmState
+from supervisor.qemu.cmdline import Forward
+from supervisor.qemu.process import ProcessId
+from supervisor.state import record
+from supervisor.state.record import (
+    Damaged,
+    EndMode,
+    Event,
+    Record,
+    RelayState,
+    RunOptions,
+)
+from supervisor.state.status import Status, VmState
 
 VM_ID = "7f0c5f3e-0000-4000-8000-000000000001"
 AT = datetime(2026, 11, 23, 9, 0, 0, 123456, tzinfo=UTC)
 
-LEAST = Record(id=VM_ID, created_at=AT, wishes=Wishes(), memory_bytes=2**31, vcpus=4, sequence=17)
+LEAST = Record(
+    id=VM_ID, created_at=AT, options=RunOptions(), memory_bytes=2**31, vcpus=4, sequence=17
+)
 FULL = Record(
     id=VM_ID,
     created_at=AT,
-    wishes=Wishes(
+    options=RunOptions(
         ttl_s=5400.5,
         restart=RestartPolicy.ON_FAILURE,
         keep_disk=True,
         idempotency_key="ключ \u2028 \ud800",
-        fingerprint="f" * 64,
+        request_hash="f" * 64,
     ),
     memory_bytes=2**63,
     vcpus=1,
@@ -80,10 +91,16 @@ def test_record_is_one_line_of_ascii() -> None:
     assert written.isascii()
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_other_version_is_not_guessed_at(version: object) -> None:
     with pytest.raises(Damaged, match=f"version {version}"):
         parsed(content(version=version))
+
+
+def test_version_before_is_read() -> None:
+    """The file was written by the last supervisor that had the names of version 1."""
+    written = Path(__file__).with_name("vm-of-version-1.json").read_bytes()
+    assert record.parse(written)[0] == FULL
 
 
 @pytest.mark.parametrize(
@@ -100,6 +117,7 @@ def test_other_version_is_not_guessed_at(version: object) -> None:
         b"\x00" * 4096,
         b"[" * 100_000,
         b'{"version": 1}',
+        b'{"version": 2}',
     ],
 )
 def test_garbage_is_damaged(damaged: bytes) -> None:
@@ -134,7 +152,7 @@ def test_members_of_another_kind_are_damage(changes: dict[str, Any]) -> None:
     [
         ("status", {"state": "asleep", "reason": "x"}),
         ("status", None),
-        ("wishes", {"restart": "always"}),
+        ("options", {"restart": "always"}),
         ("created_at", "yesterday"),
         ("created_at", 5),
         ("forwards", 3),

@@ -12,7 +12,7 @@ import trio
 
 from supervisor.config import DiskConfig, FirmwareConfig
 from supervisor.errors import FirmwareError, HostError, ImageError, LaunchError
-from supervisor.rundir import MAX_SOCKET_PATH, Rundir, check_firmware, check_tmp, make_overlay
+from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir, check_firmware, check_tmp, make_overlay
 
 CODE_2M, VARS_2M = 1966080, 131072
 CODE_4M, VARS_4M = 3653632, 540672
@@ -48,18 +48,18 @@ def test_tmp_is_made(short_tmp: Path) -> None:
 
 def tmp_of_length(directory: Path, longest: int) -> Path:
     """A path below the directory at which the longest socket's path has so many bytes."""
-    rest = longest - len(os.fsencode(Rundir(directory / "x" / ("f" * 36)).qmp_socket)) + 1
+    rest = longest - len(os.fsencode(VmDir(directory / "x" / ("f" * 36)).qmp_socket)) + 1
     return directory / ("x" * rest)
 
 
 def test_longest_path_of_a_socket(short_tmp: Path) -> None:
     longest = tmp_of_length(short_tmp, MAX_SOCKET_PATH)
     check_tmp(longest)
-    rundir = Rundir(longest / ("f" * 36))
-    rundir.path.mkdir()
-    with rundir.listen_qmp() as listener:
-        assert listener.getsockname() == str(rundir.qmp_socket)
-    rundir.qmp_socket.unlink()
+    vm_dir = VmDir(longest / ("f" * 36))
+    vm_dir.path.mkdir()
+    with vm_dir.listen_qmp() as listener:
+        assert listener.getsockname() == str(vm_dir.qmp_socket)
+    vm_dir.qmp_socket.unlink()
 
 
 def test_one_byte_more_is_refused_before_it_fails(short_tmp: Path) -> None:
@@ -202,29 +202,29 @@ def test_no_qemu_img(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the directory --------------------------------------------------------------------------
 
 
-def directory(tmp: Path) -> Rundir:
+def directory(tmp: Path) -> VmDir:
     """A VM's, as `store` makes it."""
-    rundir = Rundir(tmp / "vm")
-    rundir.path.mkdir()
-    return rundir
+    vm_dir = VmDir(tmp / "vm")
+    vm_dir.path.mkdir()
+    return vm_dir
 
 
 async def test_directory_of_a_vm(short_tmp: Path) -> None:
-    rundir = directory(short_tmp)
+    vm_dir = directory(short_tmp)
     config = firmware(short_tmp)
     config.vars_file.write_bytes(b"boot order".ljust(VARS_2M, b"\xff"))
-    await rundir.prepare(base_image(short_tmp), config)
-    made = [rundir.firmware_vars, rundir.overlay, rundir.serial_log]
-    assert sorted(rundir.path.iterdir()) == made
-    assert rundir.firmware_vars.read_bytes() == config.vars_file.read_bytes()
+    await vm_dir.prepare(base_image(short_tmp), config)
+    made = [vm_dir.firmware_vars, vm_dir.overlay, vm_dir.serial_log]
+    assert sorted(vm_dir.path.iterdir()) == made
+    assert vm_dir.firmware_vars.read_bytes() == config.vars_file.read_bytes()
 
 
 async def test_variables_can_be_written_though_their_template_cannot(short_tmp: Path) -> None:
-    rundir = directory(short_tmp)
+    vm_dir = directory(short_tmp)
     config = firmware(short_tmp)
     config.vars_file.chmod(0o444)
-    await rundir.prepare(base_image(short_tmp), config)
-    assert rundir.firmware_vars.stat().st_mode & 0o200
+    await vm_dir.prepare(base_image(short_tmp), config)
+    assert vm_dir.firmware_vars.stat().st_mode & 0o200
 
 
 @pytest.mark.parametrize("missing", ["CODE.fd", "base.qcow2"])
@@ -237,41 +237,41 @@ async def test_preparation_that_fails(short_tmp: Path, missing: str) -> None:
 
 async def test_directory_that_is_gone(short_tmp: Path) -> None:
     with pytest.raises(LaunchError, match="No such file or directory") as caught:
-        await Rundir(short_tmp / "vm").prepare(base_image(short_tmp), firmware(short_tmp))
+        await VmDir(short_tmp / "vm").prepare(base_image(short_tmp), firmware(short_tmp))
     assert str(short_tmp / "vm") in str(caught.value)
 
 
 @pytest.mark.parametrize("disks", [True, False])
 async def test_what_an_ended_vm_needs_no_more(short_tmp: Path, disks: bool) -> None:
-    rundir = directory(short_tmp)
-    kept = [rundir.record, rundir.events, rundir.serial_log, rundir.qemu_log]
-    gone = [rundir.qmp_socket, rundir.computation]
-    for file in (*kept, *gone, rundir.overlay, rundir.firmware_vars):
+    vm_dir = directory(short_tmp)
+    kept = [vm_dir.record, vm_dir.events, vm_dir.serial_log, vm_dir.qemu_log]
+    gone = [vm_dir.qmp_socket, vm_dir.computation]
+    for file in (*kept, *gone, vm_dir.overlay, vm_dir.firmware_vars):
         file.touch()
-    rundir.clear(disks=disks)
-    rundir.clear(disks=disks)
-    left = {*kept} if disks else {*kept, rundir.overlay, rundir.firmware_vars}
-    assert set(rundir.path.iterdir()) == left
+    vm_dir.clear(disks=disks)
+    vm_dir.clear(disks=disks)
+    left = {*kept} if disks else {*kept, vm_dir.overlay, vm_dir.firmware_vars}
+    assert set(vm_dir.path.iterdir()) == left
 
 
 async def test_whoever_connects_before_qemu_waits_for_its_greeting(short_tmp: Path) -> None:
-    rundir = Rundir(short_tmp)
-    with rundir.listen_qmp() as listener:
-        early = await trio.open_unix_socket(str(rundir.qmp_socket))
+    vm_dir = VmDir(short_tmp)
+    with vm_dir.listen_qmp() as listener:
+        early = await trio.open_unix_socket(str(vm_dir.qmp_socket))
         connection, _ = listener.accept()
         with connection:
             connection.send(b"greeting")
         async with early:
             assert await early.receive_some() == b"greeting"
-    rundir.qmp_socket.unlink()
+    vm_dir.qmp_socket.unlink()
 
 
 def test_socket_of_an_attempt_before_is_replaced(short_tmp: Path) -> None:
-    rundir = Rundir(short_tmp)
+    vm_dir = VmDir(short_tmp)
     for _ in range(2):
-        with rundir.listen_qmp():
-            assert rundir.qmp_socket.is_socket()
-    rundir.qmp_socket.unlink()
+        with vm_dir.listen_qmp():
+            assert vm_dir.qmp_socket.is_socket()
+    vm_dir.qmp_socket.unlink()
 
 
 @pytest.mark.parametrize(
@@ -284,10 +284,10 @@ def test_socket_of_an_attempt_before_is_replaced(short_tmp: Path) -> None:
     ],
 )
 def test_last_lines_of_the_log(short_tmp: Path, log: bytes, tail: str) -> None:
-    rundir = Rundir(short_tmp)
-    assert rundir.log_tail() == ""
-    rundir.qemu_log.write_bytes(log)
-    assert rundir.log_tail(lines=3) == tail
+    vm_dir = VmDir(short_tmp)
+    assert vm_dir.log_tail() == ""
+    vm_dir.qemu_log.write_bytes(log)
+    assert vm_dir.log_tail(lines=3) == tail
 
 
 @pytest.mark.parametrize(
@@ -302,14 +302,14 @@ def test_last_lines_of_the_log(short_tmp: Path, log: bytes, tail: str) -> None:
     ids=["nothing", "cleared", "lines", "escapes", "long"],
 )
 def test_what_was_printed(short_tmp: Path, printed: bytes, words: str) -> None:
-    rundir = Rundir(short_tmp)
-    assert rundir.what_was_printed().endswith(", nothing so far")
-    rundir.serial_log.write_bytes(printed)
-    assert rundir.what_was_printed() == f"what the guest printed is in {rundir.serial_log}{words}"
+    vm_dir = VmDir(short_tmp)
+    assert vm_dir.what_was_printed().endswith(", nothing so far")
+    vm_dir.serial_log.write_bytes(printed)
+    assert vm_dir.what_was_printed() == f"what the guest printed is in {vm_dir.serial_log}{words}"
 
 
 def test_end_of_a_very_long_log(short_tmp: Path) -> None:
-    rundir = Rundir(short_tmp)
-    rundir.qemu_log.write_bytes(b"x" * 10_000_000 + b"\nthe end\n")
-    assert rundir.log_tail().endswith("\nthe end")
-    assert len(rundir.log_tail()) < 10_000
+    vm_dir = VmDir(short_tmp)
+    vm_dir.qemu_log.write_bytes(b"x" * 10_000_000 + b"\nthe end\n")
+    assert vm_dir.log_tail().endswith("\nthe end")
+    assert len(vm_dir.log_tail()) < 10_000

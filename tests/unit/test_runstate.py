@@ -6,16 +6,16 @@ import itertools
 
 import pytest
 
-from supervisor.runstate import (
+from supervisor.state.status import (
     IllegalTransition,
     Status,
     Trigger,
     VmState,
-    after,
-    after_exit,
-    from_runstate,
-    is_known,
-    missed_end,
+    is_known_runstate,
+    next_status,
+    status_after_exit,
+    status_after_missed_end,
+    status_of_runstate,
 )
 
 P, R, Z = VmState.PRELAUNCH, VmState.RUNNING, VmState.PAUSED
@@ -67,9 +67,9 @@ def test_event(state: VmState, trigger: Trigger) -> None:
     before = Status(state, "before")
     if wanted is None:
         with pytest.raises(IllegalTransition, match=f"{trigger} cannot follow {state}"):
-            after(before, trigger, "why")
+            next_status(before, trigger, "why")
         return
-    status = after(before, trigger, "why")
+    status = next_status(before, trigger, "why")
     assert status.state is wanted
 
 
@@ -77,21 +77,21 @@ def test_event(state: VmState, trigger: Trigger) -> None:
 def test_only_a_restart_follows_an_end_and_only_a_crash(state: VmState, trigger: Trigger) -> None:
     before = Status(state, "before")
     if (state, trigger) == (C, Trigger.RESTART):
-        assert after(before, trigger, "prelaunch") == Status(P, "prelaunch")
+        assert next_status(before, trigger, "prelaunch") == Status(P, "prelaunch")
         return
     with pytest.raises(IllegalTransition):
-        after(before, trigger, "why")
+        next_status(before, trigger, "why")
 
 
 @pytest.mark.parametrize("state", ENDS)
 def test_no_exit_follows_an_end(state: VmState) -> None:
     with pytest.raises(IllegalTransition):
-        after_exit(Status(state, "before"), 0)
+        status_after_exit(Status(state, "before"), 0)
 
 
 @pytest.mark.parametrize(("state", "code"), list(itertools.product(LIVE, [0, 1, -9, None])))
 def test_exit(state: VmState, code: int | None) -> None:
-    status = after_exit(Status(state, "guest-shutdown"), code)
+    status = status_after_exit(Status(state, "guest-shutdown"), code)
     if state is VmState.SHUTDOWN and code in (0, None):
         assert status == Status(VmState.SHUTOFF, "guest-shutdown")
     else:
@@ -104,7 +104,7 @@ def test_exit(state: VmState, code: int | None) -> None:
 @pytest.mark.parametrize("state", VmState)
 def test_end_that_nobody_saw(state: VmState, same_boot: bool, asked: bool) -> None:
     last = Status(state, "last-word")
-    found = missed_end(last, same_boot=same_boot, asked=asked)
+    found = status_after_missed_end(last, same_boot=same_boot, asked=asked)
     if state.ended:
         assert found == last
     elif state is P:
@@ -119,24 +119,24 @@ def test_end_that_nobody_saw(state: VmState, same_boot: bool, asked: bool) -> No
 
 def test_reason_comes_with_the_trigger() -> None:
     running = Status(VmState.RUNNING, "running")
-    assert after(running, Trigger.STOP, "io-error") == Status(VmState.PAUSED, "io-error")
+    assert next_status(running, Trigger.STOP, "io-error") == Status(VmState.PAUSED, "io-error")
 
 
 @pytest.mark.parametrize("trigger", [Trigger.SHUTDOWN, Trigger.STOP])
 def test_first_cause_of_a_shutdown_is_the_one_on_record(trigger: Trigger) -> None:
     going = Status(VmState.SHUTDOWN, "guest-shutdown")
-    assert after(going, trigger, "host-qmp-quit") == going
+    assert next_status(going, trigger, "host-qmp-quit") == going
 
 
 @pytest.mark.parametrize(("runstate", "state"), list(RUNSTATES.items()))
 def test_runstate(runstate: str, state: VmState) -> None:
-    assert from_runstate(runstate) == Status(state, runstate)
-    assert is_known(runstate)
+    assert status_of_runstate(runstate) == Status(state, runstate)
+    assert is_known_runstate(runstate)
 
 
 def test_unknown_runstate_is_paused_with_its_raw_word() -> None:
-    assert from_runstate("daydreaming") == Status(VmState.PAUSED, "daydreaming")
-    assert not is_known("daydreaming")
+    assert status_of_runstate("daydreaming") == Status(VmState.PAUSED, "daydreaming")
+    assert not is_known_runstate("daydreaming")
 
 
 def test_status_reads_well() -> None:

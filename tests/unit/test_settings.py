@@ -9,9 +9,8 @@ from typing import Any
 import attrs
 import pytest
 
-from supervisor import settings
-from supervisor.errors import ConfigError
-from supervisor.settings import (
+from supervisor.config import settings
+from supervisor.config.settings import (
     AgentUrl,
     OnOff,
     Port,
@@ -23,6 +22,7 @@ from supervisor.settings import (
     choice,
     setting,
 )
+from supervisor.errors import ConfigError
 
 
 @choice

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 
-from supervisor import record, store
 from supervisor.errors import HostError
-from supervisor.record import Event, Record, Wishes
-from supervisor.runstate import Status, VmState
-from supervisor.store import Store
+from supervisor.state import record, store
+from supervisor.state.record import Event, Record, RunOptions
+from supervisor.state.status import Status, VmState
+from supervisor.state.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def news(sequence: int, vm_id: str | None = ONE, kind: str = "test") -> Event:
 
 def new(sequence: int = 1, vm_id: str = ONE) -> Record:
     return Record(
-        id=vm_id, created_at=AT, wishes=Wishes(), memory_bytes=1, vcpus=1, sequence=sequence
+        id=vm_id, created_at=AT, options=RunOptions(), memory_bytes=1, vcpus=1, sequence=sequence
     )
 
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from supervisor import template
 from supervisor.config import DiskConfig, FirmwareConfig, QemuConfig, WatchdogAction
+from supervisor.config.settings import Size
 from supervisor.errors import TemplateError
-from supervisor.guest.manifest import File, Manifest
-from supervisor.launch import Host
-from supervisor.machine import Accel
-from supervisor.rundir import Rundir
-from supervisor.settings import Size
-from supervisor.template import Template
+from supervisor.image.manifest import File, Manifest
+from supervisor.qemu.cmdline import Accel
+from supervisor.qemu.host import Host
+from supervisor.state.vm_dir import VmDir
+from supervisor.templates import template
+from supervisor.templates.template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ class Place:
 
     @property
     def digest(self) -> str:
-        return template.recipe(self.config, self.host).digest
+        return template.fingerprint(self.config, self.host).digest
 
     @property
     def obstacle(self) -> str | None:
@@ -65,7 +65,7 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path, config, Host(str(tmp_path / "qemu"), Accel(kvm=False, sev=False)))
 
 
-# --- the recipe -----------------------------------------------------------------------------
+# --- the fingerprint -----------------------------------------------------------------------------
 
 
 def test_the_same_is_the_same(place: Place) -> None:
@@ -131,7 +131,7 @@ def test_a_boot_of_the_host_is_a_part_of_it(place: Place, monkeypatch: pytest.Mo
 def test_a_file_that_is_missing(place: Place) -> None:
     (place.path / IMAGE).unlink()
     with pytest.raises(FileNotFoundError, match=IMAGE):
-        template.recipe(place.config, place.host)
+        template.fingerprint(place.config, place.host)
 
 
 # --- whether it may be ----------------------------------------------------------------------
@@ -178,22 +178,22 @@ def test_encrypted_guests_are_never_copied(place: Place) -> None:
 # --- its files ------------------------------------------------------------------------------
 
 
-def frozen(place: Place, name: str = "frozen") -> Rundir:
+def frozen(place: Place, name: str = "frozen") -> VmDir:
     """The directory of a VM that has been frozen."""
-    rundir = Rundir(place.config.tmp / name)
-    rundir.path.mkdir()
-    rundir.ram.write_bytes(b"memory")
-    rundir.state.write_bytes(b"state")
-    rundir.firmware_vars.write_bytes(b"variables")
-    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(rundir.overlay), "1M"]
+    vm_dir = VmDir(place.config.tmp / name)
+    vm_dir.path.mkdir()
+    vm_dir.ram.write_bytes(b"memory")
+    vm_dir.state.write_bytes(b"state")
+    vm_dir.firmware_vars.write_bytes(b"variables")
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(vm_dir.overlay), "1M"]
     subprocess.run(create, check=True)
-    return rundir
+    return vm_dir
 
 
 def kept(place: Place) -> Template:
-    recipe = template.recipe(place.config, place.host)
-    made = Template(template.directory(place.config.tmp) / recipe.digest)
-    made.take(frozen(place), recipe)
+    fingerprint = template.fingerprint(place.config, place.host)
+    made = Template(template.directory(place.config.tmp) / fingerprint.digest)
+    made.take(frozen(place), fingerprint)
     return made
 
 
@@ -203,7 +203,9 @@ def test_made_of_the_files_of_a_vm(place: Place) -> None:
     assert made.digest == place.digest
     assert made.ram.read_bytes() == b"memory"
     assert made.state.read_bytes() == b"state"
-    assert json.loads(made.manifest.read_text())["recipe"]["qemu"][0] == str(place.path / "qemu")
+    assert json.loads(made.manifest.read_text())["fingerprint"]["qemu"][0] == str(
+        place.path / "qemu"
+    )
     assert made.size_bytes() > 0
     assert template.found(place.config.tmp) == [made]
     assert not list((place.config.tmp / "frozen").iterdir())
@@ -211,14 +213,14 @@ def test_made_of_the_files_of_a_vm(place: Place) -> None:
 
 def test_poured_into_the_directory_of_another(place: Place) -> None:
     made = kept(place)
-    rundir = Rundir(place.config.tmp / "clone")
-    rundir.path.mkdir()
-    made.pour(rundir)
-    assert rundir.firmware_vars.read_bytes() == b"variables"
-    info = ["qemu-img", "info", "--output=json", str(rundir.overlay)]
+    vm_dir = VmDir(place.config.tmp / "clone")
+    vm_dir.path.mkdir()
+    made.pour(vm_dir)
+    assert vm_dir.firmware_vars.read_bytes() == b"variables"
+    info = ["qemu-img", "info", "--output=json", str(vm_dir.overlay)]
     told = json.loads(subprocess.run(info, check=True, capture_output=True).stdout)
     assert told["full-backing-filename"] == str(made.overlay)
-    assert not rundir.ram.exists()
+    assert not vm_dir.ram.exists()
 
 
 def cut(file: Path) -> None:
@@ -254,10 +256,10 @@ def test_damage_is_seen(place: Place, name: str, act: Callable[[Path], None]) ->
 def test_nothing_is_started_on_memory_that_is_gone(place: Place) -> None:
     made = kept(place)
     made.ram.unlink()
-    rundir = Rundir(place.config.tmp / "clone")
-    rundir.path.mkdir()
+    vm_dir = VmDir(place.config.tmp / "clone")
+    vm_dir.path.mkdir()
     with pytest.raises(TemplateError, match="is damaged"):
-        made.pour(rundir)
+        made.pour(vm_dir)
 
 
 def test_removed(place: Place) -> None:
@@ -269,12 +271,12 @@ def test_removed(place: Place) -> None:
 
 
 def test_a_vm_whose_files_are_not_all_there(place: Place) -> None:
-    rundir = frozen(place)
-    rundir.state.unlink()
-    recipe = template.recipe(place.config, place.host)
-    made = Template(template.directory(place.config.tmp) / recipe.digest)
+    vm_dir = frozen(place)
+    vm_dir.state.unlink()
+    fingerprint = template.fingerprint(place.config, place.host)
+    made = Template(template.directory(place.config.tmp) / fingerprint.digest)
     with pytest.raises(TemplateError, match="not kept"):
-        made.take(rundir, recipe)
+        made.take(vm_dir, fingerprint)
     assert template.found(place.config.tmp) == []
     assert not made.path.exists()
 

@@ -57,8 +57,8 @@ class Supervisor:
                 next(lines)
         return answer
 
-    def run(self, computation: bytes, **wishes: Any) -> dict[str, Any]:
-        answer = self.http.post("/run", json={"computation": list(computation), **wishes})
+    def run(self, computation: bytes, **options: Any) -> dict[str, Any]:
+        answer = self.http.post("/run", json={"computation": list(computation), **options})
         assert answer.status_code == 200, answer.text
         result: dict[str, Any] = answer.json()
         return result

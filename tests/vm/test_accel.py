@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from supervisor import accel
+from supervisor.qemu import accel
 
 QEMU = shutil.which("qemu-system-x86_64") or "qemu-system-x86_64"
 

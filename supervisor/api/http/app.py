@@ -1,0 +1,32 @@
+"""The HTTP application: one blueprint a subject, one table of errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quart_trio import QuartTrio
+
+from supervisor.api.http import events, ops, problems, runs, templates, vms
+from supervisor.config import MAX_COMPUTATION
+
+if TYPE_CHECKING:
+    from supervisor.runs.service import Service
+
+#: A computation as an array of numbers, "255, " each, and the little around it.
+_MAX_BODY = 5 * MAX_COMPUTATION + 64 * 1024
+
+
+def create_app(service: Service, instance_id: str) -> QuartTrio:
+    app = QuartTrio("supervisor")
+    app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY
+    # Answers take as long as their guests do; what a caller waits is bounded elsewhere.
+    app.config["RESPONSE_TIMEOUT"] = None
+    app.url_map.merge_slashes = False  # a path without an id is wrong, and nowhere else
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.register_blueprint(runs.blueprint(service))
+    app.register_blueprint(vms.blueprint(service))
+    app.register_blueprint(events.blueprint(service))
+    app.register_blueprint(templates.blueprint(service))
+    app.register_blueprint(ops.blueprint(service, instance_id))
+    problems.register(app)
+    return app

@@ -1,0 +1,36 @@
+"""``/health`` and ``/metrics``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from quart import Blueprint, Response
+
+from supervisor.api.http.build import build_info
+
+if TYPE_CHECKING:
+    from supervisor.runs.service import Service
+
+
+def blueprint(service: Service, instance_id: str) -> Blueprint:
+    routes = Blueprint("ops", __name__)
+    build = build_info()
+
+    @routes.get("/health")
+    async def health() -> Any:
+        return {
+            "status": "pass",
+            "version": build.version,
+            "commit": build.commit,
+            "description": "QMP supervisor of virtual machines",
+            "build_time": build.build_time,
+            "instance_id": instance_id,
+        }
+
+    @routes.get("/metrics")
+    async def metrics() -> Any:
+        return Response(generate_latest(service.metrics.registry), content_type=CONTENT_TYPE_LATEST)
+
+    return routes

@@ -1,0 +1,139 @@
+"""From a VM to JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from supervisor.qemu.cmdline import shell_line
+from supervisor.state.record import moment
+
+if TYPE_CHECKING:
+    from supervisor.qemu.cmdline import Forward
+    from supervisor.qemu.qmp import RunStatus, SevStatus
+    from supervisor.templates.registry import Entry
+    from supervisor.vm.vm import Vm
+
+
+def summary(vm: Vm) -> dict[str, Any]:
+    """A row of ``GET /vms``."""
+    return {
+        "id": vm.id,
+        "state": vm.status.state,
+        "reason": vm.status.reason,
+        "ended": vm.ended,
+        "purpose": vm.record.purpose,
+        "template": vm.record.template,
+        "agent_ready": vm.relay.agent_ready,
+        "monitor": vm.monitor_state,
+        "created_at": moment(vm.record.created_at),
+        "uptime_s": seconds(vm.uptime_s),
+        "forwards": [_forward(one) for one in vm.record.forwards],
+    }
+
+
+def answer(vm: Vm) -> dict[str, Any]:
+    """``POST /run``, once the agent has answered."""
+    return {
+        "id": vm.id,
+        "computation": vm.reply,
+        "state": vm.status.state,
+        "forwards": [_forward(one) for one in vm.record.forwards],
+    }
+
+
+def status(vm: Vm) -> dict[str, Any]:
+    """``GET /vms/<id>/status``: the state, and what QEMU last said of itself."""
+    facts = vm.facts
+    return {
+        "id": vm.id,
+        "state": vm.status.state,
+        "reason": vm.status.reason,
+        "monitor": vm.monitor_state,
+        "query_status": _run_status(facts.run_status) if facts else None,
+        "query_sev": _sev(facts.sev) if facts else None,
+        "asked_at": moment(facts.at) if facts else None,
+        "agent": {"ready": vm.relay.agent_ready, "address": vm.record.agent_address},
+        "uptime_s": seconds(vm.uptime_s),
+    }
+
+
+def everything(vm: Vm) -> dict[str, Any]:
+    """``GET /vms/<id>``: all that is known."""
+    record = vm.record
+    options = record.options
+    return {
+        **status(vm),
+        "created_at": moment(record.created_at),
+        "ended_at": moment(record.ended_at) if record.ended_at else None,
+        "ended": vm.ended,
+        "exit_code": record.exit_code,
+        "error": record.error,
+        "pid": vm.pid,
+        "directory": str(vm.dir.path),
+        "forwards": [attrs.asdict(forward) for forward in record.forwards],
+        "argv": list(record.command),
+        "command": shell_line(record.command),
+        "relay": {"state": record.relay, "computation": vm.reply},
+        "ttl_s": options.ttl_s,
+        "restart": {"policy": options.restart, "count": record.restarts},
+        "keep_disk": options.keep_disk,
+        "purpose": record.purpose,
+        "template": record.template,
+        "sequence": record.sequence,
+        "phases_s": {name: seconds(at) for name, at in record.phases.items()},
+    }
+
+
+def server_timing(vm: Vm) -> str:
+    """The header's value: each step's milliseconds since the one before, and all of them."""
+    spans, before = [], 0.0
+    steps = sorted(vm.record.phases.items(), key=lambda step: step[1])
+    answered = vm.record.phases.get("relay", 0.0)
+    for name, at in steps:
+        if name == "expiring" or at > answered:
+            continue  # of what has become of the VM since, or in a supervisor after that one
+        spans.append(f"{name};dur={(at - before) * 1000:.1f}")
+        before = at
+    return ", ".join([*spans, f"total;dur={before * 1000:.1f}"])
+
+
+def template(entry: Entry) -> dict[str, Any]:
+    """A row of ``GET /templates``."""
+    return {
+        "digest": entry.template.name,
+        "state": entry.state,
+        "vm": entry.vm_id,
+        "problem": entry.problem,
+        "since": moment(entry.since),
+        "built_in_s": seconds(entry.built_in_s),
+        "size_bytes": entry.size_bytes,
+        "clones": len(entry.holders),
+        "failures": entry.failures,
+    }
+
+
+def seconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+# Spelled out: attrs.asdict would be half of what an answer costs.
+
+
+def _forward(forward: Forward) -> dict[str, Any]:
+    return {
+        "guest_port": forward.guest_port,
+        "host_address": forward.host_address,
+        "host_port": forward.host_port,
+    }
+
+
+def _run_status(answer: RunStatus) -> dict[str, Any]:
+    return {"status": answer.status, "running": answer.running}
+
+
+def _sev(answer: SevStatus) -> dict[str, Any]:
+    if not answer.enabled:
+        return {"enabled": False}
+    return {name: value for name, value in attrs.asdict(answer).items() if value is not None}

@@ -1,0 +1,66 @@
+"""``/vms`` and what lies below it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from quart import Blueprint, request
+
+from supervisor.api.http import bodies, views
+from supervisor.vm import control
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from supervisor.runs.service import Service
+    from supervisor.vm.vm import Vm
+
+
+def blueprint(service: Service) -> Blueprint:
+    routes = Blueprint("vms", __name__, url_prefix="/vms")
+
+    @routes.get("")
+    async def list_vms() -> Any:
+        return {"vms": [views.summary(vm) for vm in service.vms.values()]}
+
+    @routes.get("/<vm_id>")
+    async def show(vm_id: str) -> Any:
+        return views.everything(service.get(vm_id))
+
+    @routes.get("/<vm_id>/status")
+    async def status(vm_id: str) -> Any:
+        vm = service.get(vm_id)
+        if request.args.get("live") == "1":
+            await vm.query_now()
+        return views.status(vm)
+
+    @routes.post("/<vm_id>/shutdown")
+    async def shutdown(vm_id: str) -> Any:
+        vm = service.get(vm_id)
+        wanted = await bodies.read_optional(bodies.ShutdownRequest)
+        await service.end(vm, wanted.mode)
+        return views.everything(vm)
+
+    @routes.post("/<vm_id>/pause")
+    async def pause(vm_id: str) -> Any:
+        return await _control(control.pause, vm_id)
+
+    @routes.post("/<vm_id>/resume")
+    async def resume(vm_id: str) -> Any:
+        return await _control(control.resume, vm_id)
+
+    @routes.post("/<vm_id>/reset")
+    async def reset(vm_id: str) -> Any:
+        return await _control(control.reset, vm_id)
+
+    async def _control(act: Callable[[Vm], Awaitable[None]], vm_id: str) -> Any:
+        vm = service.get(vm_id)
+        await act(vm)
+        return views.everything(vm)
+
+    @routes.delete("/<vm_id>")
+    async def delete(vm_id: str) -> Any:
+        await service.delete(service.get(vm_id))
+        return "", 204
+
+    return routes

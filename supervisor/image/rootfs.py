@@ -1,0 +1,150 @@
+"""Arranges the unpacked packages into the guest's file system, which lives in RAM.
+
+/init is PID 1; the reference agent is a Python package; all else of ours is in /usr/lib/guest: the
+program that starts the agent, the modules and their orders.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from supervisor.image import libraries, modules
+from supervisor.image.command import ImageBuildError, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from supervisor.image.command import Command
+
+# The agent's program needs these, and so do algorithms, which are Python too.
+PYTHON = ("python3-minimal", "libpython3-stdlib")
+# The reference agent's gRPC is its own, on this; a Python agent that somebody brings has grpcio.
+HTTP2 = ("python3-h2",)
+GRPC = ("python3-grpcio",)
+BUSYBOX = ("busybox-static",)
+
+GUEST = "usr/lib/guest"
+PYTHON_LIBRARY = "usr/lib/python3*"
+# Nobody reads, tests, packages, draws windows or sits at a terminal in the guest.
+UNUSED = (
+    "boot",
+    "var",
+    "usr/include",
+    "usr/lib/firmware",
+    "usr/lib/modules",
+    "usr/lib/systemd",
+    "usr/lib/valgrind",
+    "usr/lib/x86_64-linux-gnu/*/",
+    "usr/share",
+    "usr/lib/python3/dist-packages/*-info",
+)
+UNUSED_PYTHON = (
+    *("config-*", "ensurepip", "idlelib", "lib2to3", "pydoc*", "test", "tkinter", "turtle*"),
+    *("curses", "dbm", "distutils", "doctest.py", "sqlite3", "unittest", "venv", "xmlrpc"),
+    *(f"lib-dynload/{name}.*" for name in ("_codecs_*", "*test*", "_curses*", "_dbm", "_sqlite3")),
+    *(f"lib-dynload/{name}.*" for name in ("audioop", "nis", "ossaudiodev", "readline", "xx*")),
+)
+FILES = {
+    "etc/passwd": "root:x:0:0:root:/:/bin/sh\n",
+    "etc/group": "root:x:0:\n",
+    "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 guest\n",
+    "etc/resolv.conf": "",
+}
+REFERENCE_AGENT = "usr/lib/python3/dist-packages/agent"
+START_REFERENCE_AGENT = """#!/usr/bin/python3 -I
+from agent.__main__ import main
+raise SystemExit(main(["--in-guest"]))
+"""
+START_PYTHON = f"#!/bin/sh\nexec python3 -I /{GUEST}/agent.pyc\n"
+
+
+def arrange(root: Path, agent: Path | None) -> None:
+    """Turns *root*, as the packages left it, into the guest's file system.
+
+    *agent* as for :func:`supervisor.image.image.build`. ImageBuildError.
+    """
+    modules.install(root, root / GUEST / "modules")
+    for pattern in (*UNUSED, *(f"{PYTHON_LIBRARY}/{name}" for name in UNUSED_PYTHON)):
+        for path in root.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in ("dev", "etc/acpi/PWRF", "proc", "run", "sys", "tmp"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for name, content in FILES.items():
+        (root / name).write_text(content)
+    _write_program(root / "init", (resources.files(__package__) / "init").read_text())
+    (root / "etc/acpi/PWRF/00000080").symlink_to("/init")
+    install_agent(root, agent)
+    compile_python(root)
+    libraries.prune(root)
+    _link_applets(root)
+
+
+def packages(agent: Path | None) -> tuple[str, ...]:
+    """What the guest is unpacked from."""
+    if is_program(agent):
+        return (*PYTHON, *BUSYBOX)
+    return (*PYTHON, *(HTTP2 if agent is None else GRPC), *BUSYBOX)
+
+
+def is_program(agent: Path | None) -> bool:
+    """Whether *agent* is an executable of its own rather than Python."""
+    return agent is not None and agent.suffix != ".py"
+
+
+def install_agent(root: Path, agent: Path | None) -> None:
+    """Puts *agent*, by default the reference agent, where /init starts it."""
+    start = root / GUEST / "agent"
+    if agent is None:
+        sources = resources.files("supervisor.agent.reference")
+        package = root / REFERENCE_AGENT
+        package.mkdir(parents=True)
+        for source in sources.iterdir():
+            if source.name.endswith(".py"):
+                (package / source.name).write_bytes(source.read_bytes())
+        _write_program(start, START_REFERENCE_AGENT)
+    elif is_program(agent):
+        _write_program(start, agent.read_bytes())
+    else:
+        start.with_suffix(".py").write_bytes(agent.read_bytes())
+        _write_program(start, START_PYTHON)
+
+
+def compile_python(root: Path) -> None:
+    """Compiles all Python below *root*, and leaves the library's sources out.
+
+    A traceback then still names the library's files and lines, but does not quote them. The guest's
+    own interpreter compiles, since no other one's bytecode is sure to fit. It runs in place, on the
+    guest's own libraries.
+    """
+    directory = root / libraries.DIRECTORY
+    interpreter = next(iter(sorted((root / "usr/bin").glob("python3.*"))), None)
+    if interpreter is None:
+        raise ImageBuildError("compile Python", (), "the packages hold no usr/bin/python3.*")
+    python: Command = [directory / "ld-linux-x86-64.so.2", "--library-path", directory, interpreter]
+    # Nothing in the guest changes, so no time stamp needs to be compared.
+    options: Command = ["-qq", "-b", "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/"]
+    env = {"PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0", "PYTHONPATH": ""}
+    library = list(root.glob(PYTHON_LIBRARY))
+    command: Command = [*python, "-BSs", "-m", "compileall", *options, *library, root / GUEST]
+    run("compile Python", command, env=env)
+    for directory in library:
+        for source in directory.rglob("*.py"):
+            source.unlink()
+
+
+def _link_applets(root: Path) -> None:
+    """Gives each of busybox's commands its name, where no package did."""
+    busybox = root / "usr/bin/busybox"
+    if not busybox.exists():
+        raise ImageBuildError("find busybox", (), "the packages hold no bin/busybox")
+    for applet in run("list busybox's commands", [busybox, "--list"]).split():
+        link = root / "usr/bin" / applet
+        if not link.exists() and not link.is_symlink():
+            link.symlink_to("busybox")
+
+
+def _write_program(path: Path, content: str | bytes) -> None:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    path.chmod(0o755)

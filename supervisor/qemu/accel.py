@@ -1,0 +1,202 @@
+"""Whether this host's KVM runs real guest code: asked of a guest, not of /dev/kvm.
+
+There are hosts whose /dev/kvm opens and yet no guest gets through its firmware: QEMU aborts,
+or stays alive and says ``internal-error``. So a tiny firmware image (scripts/kvm-probe.S)
+does what every guest does on its way up and then ends QEMU with a status that nothing else
+gives. Its answer is kept under tmp/ for as long as the host and QEMU stay the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import cattrs
+
+from supervisor.config.settings import Switch
+from supervisor.errors import HostError
+from supervisor.qemu.cmdline import Accel, cpu_model
+from supervisor.tee import sev
+
+if TYPE_CHECKING:
+    from supervisor.config import QemuConfig
+
+_PROBE = bytes.fromhex(
+    "fa2e660f0116d0000f20c00c010f22c066ea18000f00080066b810008ed88ec08ed0bf001000000f22df31c0"
+    "b9000c0000f3abc7050010000003200000c7050020000003300000c7050030000083000000b8200600000f22"
+    "e0b9800000c00f320d000100000f30b8230000800f22c0ea76000f001800dbe3c70425004000002800000"
+    "0db042500400000d9e8d8c0dec1db1c2500400000660f6e0425004000000f5bc0f30f2cc0e6f4f4ebfd8d74"
+    "26000000000000000000ffff0000009bcf00ffff00000093cf00ffff0000009baf001f00b0000f00"
+)
+_ROM_BYTES = 64 * 1024
+#: Where a CPU begins, counted from the start of the ROM's last 64 KiB.
+_RESET_VECTOR = 0xFFF0
+#: isa-debug-exit turns the 42 that the probe writes into (42 << 1) | 1.
+_SUCCESS = 85
+_TIMEOUT_S = 10.0
+
+
+@attrs.frozen
+class Probe:
+    """The answer, and what it was found by. ``detail`` says what was tried and what happened."""
+
+    works: bool
+    detail: str
+
+
+@attrs.frozen
+class _Cached:
+    boot_id: str
+    binary: str
+    binary_mtime_ns: int
+    machine: str
+    cpu: str
+    probe: Probe
+
+
+def find_qemu(config: QemuConfig) -> str:
+    """The absolute path of QEMU's binary.
+
+    :raises HostError: if there is none
+    """
+    found = shutil.which(config.bin_path)
+    if found is None:
+        raise HostError(
+            f"{config.bin_path} is not an executable on the PATH; install the package"
+            " qemu-system-x86, or set MANAGER_QEMU_BIN_PATH"
+        )
+    return os.path.abspath(found)
+
+
+def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:
+    """What the VMs of this host run on, and warnings about what they do without. Blocking.
+
+    :raises HostError: if KVM or SEV is insisted on and not there
+    """
+    warnings = []
+    kvm = False
+    if config.enable_kvm is not Switch.FALSE:
+        probe = probe_kvm(config, qemu)
+        kvm = probe.works
+        if not kvm and config.enable_kvm is Switch.TRUE:
+            raise HostError(
+                f"MANAGER_QEMU_ENABLE_KVM=true, but {probe.detail};"
+                " set it to auto or false to emulate"
+            )
+        if not kvm:
+            warnings.append(f"VMs are emulated, which is slow: {probe.detail}")
+    wants_sev = config.enable_sev is not Switch.FALSE
+    missing = sev.missing(kvm=kvm, sudo=config.use_sudo) if wants_sev else None
+    if missing and config.enable_sev is Switch.TRUE:
+        raise HostError(f"MANAGER_QEMU_ENABLE_SEV=true, but {missing}; set it to auto or false")
+    if missing:
+        warnings.append(f"VMs are not confidential: {missing}")
+    return Accel(kvm=kvm, sev=wants_sev and missing is None), warnings
+
+
+def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
+    """Whether a guest runs under KVM with this QEMU, machine and CPU. Blocking.
+
+    From tmp/ if it was asked since the host's boot, else by running one.
+    """
+    cpu = cpu_model(config, Accel(kvm=True, sev=False))
+    cache = config.tmp / "kvm-probe.json"
+    key = _Cached(
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        binary=qemu,
+        binary_mtime_ns=Path(qemu).stat().st_mtime_ns,
+        machine=config.machine,
+        cpu=cpu,
+        probe=Probe(works=False, detail=""),
+    )
+    try:
+        cached = cattrs.structure(json.loads(cache.read_text()), _Cached)
+        if attrs.evolve(cached, probe=key.probe) == key:
+            return cached.probe
+    except (OSError, ValueError, cattrs.BaseValidationError):
+        pass  # none yet, or damaged: ask anew
+    try:
+        if not config.use_sudo:
+            os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        # Not kept: a user may join a group, a module be loaded.
+        return Probe(works=False, detail=f"/dev/kvm cannot be opened: {error.strerror}")
+    probe, certain = _ask(qemu, config.machine, cpu, sudo=config.use_sudo)
+    if not certain:
+        return probe
+    with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as new:
+        json.dump(cattrs.unstructure(attrs.evolve(key, probe=probe)), new)
+    os.replace(new.name, cache)
+    return probe
+
+
+def _ask(qemu: str, machine: str, cpu: str, *, sudo: bool) -> tuple[Probe, bool]:
+    """The answer, and whether it would be the same again: a timeout on a busy host need not."""
+    code, output = run_probe(qemu, "-enable-kvm", "-machine", machine, "-cpu", cpu, sudo=sudo)
+    tried = f"a probe guest under KVM (-machine {machine} -cpu {cpu})"
+    if code == _SUCCESS:
+        return Probe(works=True, detail=f"{tried} ran"), True
+    # Warnings about CPU features come first, what went wrong comes last or is a KVM error.
+    lines = [line for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if "internal error" in line.lower()] or lines[-1:]
+    said = f": {errors[0]}" if errors else ""
+    how = "did not come to its end" if code is None else f"ended QEMU with exit code {code}"
+    certain = code is not None or "internal error" in said.lower()
+    return Probe(works=False, detail=f"{tried} {how}{said}"), certain
+
+
+def run_probe(qemu: str, *args: str, sudo: bool = False) -> tuple[int | None, str]:
+    """QEMU's exit code with the probe as its firmware, and what it printed. Blocking.
+
+    None if it had to be stopped: after 10 s, or as soon as KVM reported an internal error,
+    at which QEMU keeps the dead guest for inspection.
+    """
+    with tempfile.NamedTemporaryFile(prefix="kvm-probe-") as rom:
+        rom.write(rom_image())
+        rom.flush()
+        process = subprocess.Popen(
+            [
+                # What sudo starts is not ours to kill.
+                *(["sudo", "-n", "timeout", f"{_TIMEOUT_S:g}"] if sudo else []),
+                *(qemu, *args, "-nodefaults", "-no-user-config", "-display", "none", "-m", "16M"),
+                *("-bios", rom.name, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        stopped = threading.Event()
+
+        def stop() -> None:
+            stopped.set()
+            if not sudo:
+                process.kill()
+
+        timer = threading.Timer(_TIMEOUT_S, stop)
+        timer.start()
+        output = ""
+        assert process.stderr is not None
+        with process:
+            for line in process.stderr:
+                output += line
+                if "internal error" in line.lower():
+                    stop()
+        timer.cancel()
+    return (None if stopped.is_set() else process.returncode), output
+
+
+def rom_image() -> bytes:
+    """64 KiB of firmware: the probe at its start, and at the reset vector a jump to it."""
+    rom = bytearray(_ROM_BYTES)
+    rom[: len(_PROBE)] = _PROBE
+    jump = (-(_RESET_VECTOR + 3)) & 0xFFFF
+    rom[_RESET_VECTOR : _RESET_VECTOR + 3] = b"\xe9" + jump.to_bytes(2, "little")
+    return bytes(rom)

@@ -1,0 +1,90 @@
+"""Host ports for forwards: the next free ones from each base, or all from one range.
+
+A port that is free now can be taken before QEMU binds it; `PortPool` keeps its own VMs
+apart, and the VM asks for others when QEMU says that somebody else was faster.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from supervisor.errors import PortsTaken
+from supervisor.qemu.cmdline import Forward
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from supervisor.config import NetConfig
+
+
+class PortPool:
+    """The host ports of all VMs of one supervisor."""
+
+    def __init__(self, net: NetConfig) -> None:
+        self._net = net
+        self._reserved: set[int] = set()
+
+    @contextmanager
+    def reserve(self, avoid: Iterable[int] = ()) -> Iterator[tuple[Forward, ...]]:
+        """Three forwards whose host ports are this VM's until the context ends.
+
+        :param avoid: ports that were seen to be somebody else's just now
+        :raises PortsTaken: when there are not enough free ones
+        """
+        refused = set(avoid)
+        mine: list[Forward] = []
+        try:
+            for base, guest_port in self._wanted():
+                port = self._next_free(base, refused)
+                self._reserved.add(port)
+                mine.append(Forward(guest_port, self._net.host_fwd_addr, port))
+            yield tuple(mine)
+        finally:
+            self._reserved.difference_update(forward.host_port for forward in mine)
+
+    @contextmanager
+    def hold(self, forwards: Iterable[Forward]) -> Iterator[None]:
+        """The ports of a VM that has them already."""
+        mine = {forward.host_port for forward in forwards}
+        self._reserved |= mine
+        try:
+            yield
+        finally:
+            self._reserved -= mine
+
+    def _wanted(self) -> Iterator[tuple[int, int]]:
+        net = self._net
+        for base, guest_port in (
+            (net.host_fwd_1, net.guest_fwd_1),
+            (net.host_fwd_2, net.guest_fwd_2),
+            (net.host_fwd_3, net.guest_fwd_3),
+        ):
+            yield (net.host_fwd_range.first if net.host_fwd_range else base), guest_port
+
+    def _next_free(self, base: int, refused: set[int]) -> int:
+        last = self._net.host_fwd_range.last if self._net.host_fwd_range else 65535
+        for port in range(base, last + 1):
+            if port in self._reserved or port in refused:
+                continue
+            if is_free(self._net.host_fwd_addr, port):
+                return port
+        setting = "RANGE" if self._net.host_fwd_range else "1, _2 and _3"
+        raise PortsTaken(
+            f"no host port from {base} to {last} is free on {self._net.host_fwd_addr};"
+            f" set MANAGER_QEMU_HOST_FWD_{setting} to others"
+        )
+
+
+def is_free(address: str, port: int) -> bool:
+    """Whether this TCP port can be bound now, as QEMU would bind it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+            # Two sockets may be bound with SO_REUSEADDR until one of them listens.
+            probe.listen(1)
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,315 @@
+"""Room for VMs: who may start now, who waits, and who is turned away.
+
+First come, first served: whoever waits is served before whoever comes later, though the later
+one might fit already. Else a big VM could wait for ever behind small ones.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+import attrs
+import psutil
+import trio
+
+from supervisor.config.settings import go_duration
+from supervisor.errors import AtCapacity, Stopping
+from supervisor.state.record import Purpose
+
+if TYPE_CHECKING:
+    from supervisor.config import LimitsConfig, QemuConfig
+    from supervisor.state.record import Record
+
+_MIB = 2**20
+
+
+class Limit(enum.Enum):
+    """What there is no more of, by the setting that raises it."""
+
+    VMS = "MANAGER_MAX_VMS"
+    MEMORY = "MANAGER_MEMORY_OVERCOMMIT"
+    VCPUS = "MANAGER_VCPU_OVERCOMMIT"
+
+
+@attrs.frozen
+class Need:
+    """What one VM takes.
+
+    :param vms: 0 for one that no run will have and that is there for a short time only
+    """
+
+    memory_bytes: int
+    vcpus: int
+    vms: int = 1
+
+    @classmethod
+    def of(cls, config: QemuConfig, vms: int = 1) -> Need:
+        """What a VM is started with. What could be plugged in later is not counted."""
+        return cls(config.memory_bytes, config.smp_count, vms)
+
+    @classmethod
+    def on_record(cls, record: Record) -> Need:
+        """What this one has taken."""
+        vms = int(record.purpose is not Purpose.TEMPLATE)
+        return cls(record.memory_bytes, record.vcpus, vms)
+
+
+@attrs.frozen
+class Room:
+    """What the host has."""
+
+    memory_bytes: int
+    vcpus: int
+
+
+@attrs.frozen
+class Totals:
+    """What some VMs take together, or the most they may."""
+
+    vms: int = 0
+    memory_bytes: int = 0
+    vcpus: int = 0
+
+    def plus(self, need: Need) -> Totals:
+        return Totals(
+            self.vms + need.vms, self.memory_bytes + need.memory_bytes, self.vcpus + need.vcpus
+        )
+
+    def minus(self, need: Need) -> Totals:
+        """:raises ValueError: if there is less than that"""
+        left = Totals(
+            self.vms - need.vms, self.memory_bytes - need.memory_bytes, self.vcpus - need.vcpus
+        )
+        if min(attrs.astuple(left)) < 0:
+            raise ValueError(f"{need} was never taken")
+        return left
+
+    def over(self, budget: Totals) -> Limit | None:
+        """The first limit that this exceeds."""
+        if self.vms > budget.vms:
+            return Limit.VMS
+        if self.memory_bytes > budget.memory_bytes:
+            return Limit.MEMORY
+        if self.vcpus > budget.vcpus:
+            return Limit.VCPUS
+        return None
+
+
+def host_room() -> Room:
+    """All memory of the host, and the CPUs that this process may run on.
+
+    Memory is the total and not what is free: free memory falls as VMs come to use what they were
+    promised, so each would count twice. What the host needs for itself is what
+    ``MANAGER_MEMORY_OVERCOMMIT`` below 1 is for. CPUs are those of this process's affinity, for
+    QEMU inherits it: other CPUs (``taskset``, ``CPUAffinity=``, a cpuset) never run a guest.
+    """
+    return Room(psutil.virtual_memory().total, len(os.sched_getaffinity(0)))
+
+
+def budget(limits: LimitsConfig, room: Room) -> Totals:
+    """The most that all VMs may take together."""
+    return Totals(
+        limits.max_vms,
+        _times(room.memory_bytes, limits.memory_overcommit),
+        _times(room.vcpus, limits.vcpu_overcommit),
+    )
+
+
+def how_many(most: Totals, need: Need) -> dict[Limit, int]:
+    """How many VMs of one size each limit allows."""
+    return {
+        Limit.VMS: most.vms,
+        Limit.MEMORY: most.memory_bytes // need.memory_bytes,
+        Limit.VCPUS: most.vcpus // need.vcpus,
+    }
+
+
+def never(most: Totals, need: Need) -> str | None:
+    """Why such a VM does not even fit alone, and what to set; None if it does."""
+    match Totals().plus(need).over(most):
+        case None:
+            return None
+        case Limit.VMS:
+            return "MANAGER_MAX_VMS=0 allows no VM at all; raise it"
+        case Limit.MEMORY:
+            return (
+                f"a VM needs {_mib(need.memory_bytes)} of memory, and all VMs together may have"
+                f" {_mib(most.memory_bytes)} on this host; lower MANAGER_QEMU_MEMORY_SIZE or raise"
+                " MANAGER_MEMORY_OVERCOMMIT"
+            )
+        case Limit.VCPUS:
+            return (
+                f"a VM needs {need.vcpus} virtual CPUs, and all VMs together may have"
+                f" {most.vcpus} on this host; lower MANAGER_QEMU_SMP_COUNT or raise"
+                " MANAGER_VCPU_OVERCOMMIT"
+            )
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """``answered`` is set when its turn has come, or when there are no turns any more."""
+
+    need: Need
+    deadline: float
+    answered: trio.Event = attrs.field(factory=trio.Event)
+    admitted: bool = False
+
+
+class Admission:
+    """The room of one supervisor's VMs. Whoever entered or took gives it back with `leave`.
+
+    :ivar budget: the most that may be taken
+    :ivar taken: what is taken; more than the budget if VMs were adopted beyond it
+    """
+
+    def __init__(self, limits: LimitsConfig, room: Room) -> None:
+        self.budget = budget(limits, room)
+        self.taken = Totals()
+        self._limits = limits
+        self._queue: deque[_Waiter] = deque()
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    async def enter(self, need: Need) -> None:
+        """Take room for one VM, as soon as there is some and nobody waits for it longer.
+
+        Cancelled, it has taken nothing.
+
+        :raises AtCapacity: at once if too many wait already or it would never fit; else when it
+            has waited too long
+        :raises Stopping: if `close` was or is called
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._closed:
+            raise Stopping
+        if why := never(self.budget, need):
+            raise AtCapacity(why, retry_after_s=None)
+        # No checkpoint lies between a call and its place in the queue, so the places are in
+        # the order of the calls.
+        waiter = _Waiter(need, trio.current_time() + self._limits.queue_timeout_s)
+        self._queue.append(waiter)
+        self._call()
+        try:
+            if not waiter.admitted and len(self._queue) > self._limits.queue:
+                raise self._queue_full()
+            with trio.CancelScope(deadline=waiter.deadline):
+                await waiter.answered.wait()
+            if self._closed:
+                raise Stopping
+            if not waiter.admitted:
+                raise self._waited_too_long()
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+
+    def try_enter(self, need: Need) -> bool:
+        """The same for somebody who would rather not start than keep others waiting."""
+        free = not self._closed and not self._queue
+        if free and self.taken.plus(need).over(self.budget) is None:
+            self.take(need)
+            return True
+        return False
+
+    def take(self, need: Need) -> None:
+        """Count a VM that runs already, whether there is room for it or not."""
+        self.taken = self.taken.plus(need)
+
+    def leave(self, need: Need) -> None:
+        """Give the room of one VM back to whoever waits.
+
+        :raises ValueError: if it was not taken
+        """
+        self.taken = self.taken.minus(need)
+        self._call()
+
+    def close(self) -> None:
+        """Admit nobody any more; whoever waits hears of it now."""
+        self._closed = True
+        for waiter in self._queue:
+            waiter.answered.set()
+        self._queue.clear()
+
+    def _call(self) -> None:
+        """Admit from the head of the queue as many as there is room for."""
+        while self._queue and self._held_up_by(self._queue[0]) is None:
+            waiter = self._queue.popleft()
+            self.take(waiter.need)
+            waiter.admitted = True
+            waiter.answered.set()
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        if waiter.admitted:
+            # Its turn came after it was cancelled and before it could know.
+            self.leave(waiter.need)
+        elif waiter in self._queue:
+            self._queue.remove(waiter)
+            # It may have been what the others waited for.
+            self._call()
+
+    def _held_up_by(self, waiter: _Waiter) -> Limit | None:
+        return self.taken.plus(waiter.need).over(self.budget)
+
+    # --- words, of a waiter that is in the queue and is not admitted -----------------------
+
+    def _queue_full(self) -> AtCapacity:
+        waiting = self.waiting - 1
+        retry_s = self._retry_after_s()
+        queue = f"{waiting} of {self._limits.queue} runs wait" if waiting else "no run may wait"
+        return AtCapacity(
+            f"{self._reached()}, and {queue} for room (MANAGER_QUEUE); end a VM, raise the limits,"
+            f" or try again in {retry_s} s",
+            retry_after_s=retry_s,
+        )
+
+    def _waited_too_long(self) -> AtCapacity:
+        retry_s = self._retry_after_s()
+        return AtCapacity(
+            f"no room came free within {go_duration(self._limits.queue_timeout_s)}"
+            f" (MANAGER_QUEUE_TIMEOUT): {self._reached()}, with {self.waiting - 1} more waiting;"
+            f" end a VM, raise the limits, or try again in {retry_s} s",
+            retry_after_s=retry_s,
+        )
+
+    def _reached(self) -> str:
+        """What holds up the head of the queue, and with it all."""
+        head = self._queue[0]
+        match self._held_up_by(head):
+            case Limit.MEMORY:
+                return (
+                    f"the VMs have {_mib(self.taken.memory_bytes)} of"
+                    f" {_mib(self.budget.memory_bytes)} of memory and the next one needs"
+                    f" {_mib(head.need.memory_bytes)} (MANAGER_MEMORY_OVERCOMMIT)"
+                )
+            case Limit.VCPUS:
+                return (
+                    f"the VMs have {self.taken.vcpus} of {self.budget.vcpus} virtual CPUs and the"
+                    f" next one needs {head.need.vcpus} (MANAGER_VCPU_OVERCOMMIT)"
+                )
+            case _:
+                return f"{self.taken.vms} of {self.budget.vms} VMs run (MANAGER_MAX_VMS)"
+
+    def _retry_after_s(self) -> int:
+        """When a place in the queue comes free at the latest: who waits longest waits no longer.
+
+        Where nobody else waits there is no such time; then what counts as a long wait here.
+        """
+        head = self._queue[0]
+        if len(self._queue) == 1:
+            return math.ceil(self._limits.queue_timeout_s)
+        return max(1, math.ceil(head.deadline - trio.current_time()))
+
+
+def _times(amount: int, ratio: float) -> int:
+    """Rounded down, but 100 times 0.29 is 29."""
+    return math.floor(round(amount * ratio, 6))
+
+
+def _mib(size: int) -> str:
+    return f"{size // _MIB} MiB"

@@ -1,0 +1,151 @@
+"""Makes the template that is missing, and removes those that nobody needs any more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor.errors import MonitorError, SupervisorError, TemplateError
+from supervisor.state.record import EndMode, Purpose
+from supervisor.state.status import VmState
+from supervisor.templates import template
+from supervisor.templates.registry import Entry, TemplateState
+from supervisor.templates.template import Template
+
+if TYPE_CHECKING:
+    from supervisor.runs.service import Service
+    from supervisor.templates.template import Fingerprint
+    from supervisor.vm.vm import Vm
+
+log = structlog.stdlib.get_logger()
+
+#: What templates are made of is looked at so often, and whenever a run finds none.
+_LOOK_S = 10.0
+#: Before a template that could not be made is tried again: the first wait, and the longest.
+_RETRY_S, _LONGEST_RETRY_S = 10.0, 600.0
+#: What a guest still does when it is frozen, every copy of it does again.
+_SETTLE_S = 1.0
+
+
+class TemplateBuilder:
+    """One supervisor's. `keep` is its task."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._templates = service.templates
+        self._config = service.config
+        self._retry_s = _RETRY_S
+        self._retry_at = 0.0
+        #: Of what that was last.
+        self._tried = ""
+
+    async def keep(self) -> None:
+        """See to it that there is a template of what VMs are made of now."""
+        while True:
+            self._templates.wanted = trio.Event()
+            fingerprint = await self._templates.look()
+            await self._remove_unused(fingerprint)
+            self._templates.looked = True
+            if fingerprint and not self._templates.of(fingerprint.digest):
+                await self._build(fingerprint)
+            with trio.move_on_after(_LOOK_S):
+                await self._templates.wanted.wait()
+
+    async def _remove_unused(self, fingerprint: Fingerprint | None) -> None:
+        for name, entry in list(self._templates.entries.items()):
+            if entry.state is TemplateState.FAILED:
+                same = fingerprint is not None and fingerprint.digest == entry.template.digest
+                keep = same and trio.current_time() < self._retry_at
+            else:
+                keep = entry.state is not TemplateState.STALE or bool(entry.holders)
+            if not keep:
+                del self._templates.entries[name]
+                await trio.to_thread.run_sync(entry.template.remove)
+                log.info("template: removed", template=name)
+
+    async def _build(self, fingerprint: Fingerprint) -> None:
+        """Make it. What keeps it from that is told, and is tried again after a while."""
+        name = self._templates.new_name(fingerprint.digest)
+        path = template.directory(self._config.qemu.tmp) / name
+        entry = Entry(Template(path), TemplateState.BUILDING)
+        self._templates.entries[name] = entry
+        if fingerprint.digest != self._tried:
+            self._tried, self._retry_s = fingerprint.digest, _RETRY_S
+        vm = None
+        began = trio.current_time()
+        try:
+            vm = await self._service.start(Purpose.TEMPLATE)
+            if vm is None:
+                raise TemplateError("there is no room for the VM that it is made of")
+            entry.vm_id = vm.id
+            log.info("template: building", template=name, vm=vm.id)
+            await self._make(entry, vm, fingerprint)
+        except Exception as error:
+            self._failed(entry, vm, error)
+        else:
+            self._retry_s = _RETRY_S
+            entry.built_in_s = trio.current_time() - began
+            entry.enter(TemplateState.READY)
+            log.info("template: ready", template=name, size_bytes=entry.size_bytes,
+                     in_s=round(entry.built_in_s, 3))  # fmt: skip
+            await self._service.delete(vm)
+        entry.vm_id = None
+        self._templates.changed()
+        self._service.pool.taken.set()  # it waits for the VMs that can be made now
+
+    def _failed(self, entry: Entry, vm: Vm | None, error: Exception) -> None:
+        # A VM that somebody had end is no failure of its own, and room comes and goes.
+        quiet = vm is None or vm.end_request.for_good.is_set()
+        bug = None if isinstance(error, SupervisorError) else error
+        tell = log.info if quiet and not bug else log.error
+        tell("template: failed", template=entry.template.name, vm=entry.vm_id,
+             problem=str(error), again_in_s=self._retry_s, exc_info=bug)  # fmt: skip
+        if vm:
+            vm.ask_to_end(EndMode.FORCE, "no template could be made of it")
+        entry.enter(TemplateState.FAILED, str(error))
+        self._retry_at = trio.current_time() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
+    async def _make(self, entry: Entry, vm: Vm, fingerprint: Fingerprint) -> None:
+        """:raises SupervisorError: if it cannot be made"""
+        timeout_s = self._config.agent.boot_timeout_s
+        with trio.move_on_after(timeout_s):
+            await vm.until(lambda: vm.relay.prepared or vm.relay.settled.is_set() or vm.ended)
+        if not vm.relay.prepared:
+            late = "the guest" if vm.relay.agent_ready else "the agent"
+            raise (
+                vm.relay.failure
+                or vm.failure
+                or TemplateError(
+                    f"{late} of VM {vm.id} was not ready to be frozen within {timeout_s:g} s, see"
+                    f" MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}"
+                )
+            )
+        # The guest sees its last connection go, and has nothing to do any more: nothing tells when.
+        await trio.sleep(_SETTLE_S)
+        timeout_s = self._config.life.start_timeout_s
+        with trio.move_on_after(timeout_s) as patience:
+            await _freeze(vm)
+        if patience.cancelled_caught:
+            raise TemplateError(
+                f"VM {vm.id} was not frozen within {timeout_s:g} s, see MANAGER_START_TIMEOUT"
+            )
+        if vm.record.fingerprint != fingerprint.digest:
+            raise TemplateError("what VMs are made of was changed meanwhile")
+        await trio.to_thread.run_sync(entry.template.take, vm.dir, fingerprint)
+        entry.size_bytes = await trio.to_thread.run_sync(entry.template.size_bytes)
+
+
+async def _freeze(vm: Vm) -> None:
+    """Stop the guest, and have QEMU write the state of its devices to the VM's directory."""
+    monitor = vm.monitor()
+    await monitor.stop()
+    await vm.until(lambda: vm.status.state is not VmState.RUNNING)
+    try:
+        with vm.dir.state.open("wb") as state:
+            await monitor.give("state", state.fileno())
+    except OSError as error:
+        raise MonitorError(f"{vm.dir.state}: {error.strerror}") from error
+    await monitor.migrate("migrate", "fd:state", x_ignore_shared=True)

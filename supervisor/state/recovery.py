@@ -1,0 +1,213 @@
+"""What an earlier supervisor left in tmp/, and which processes belong to it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from supervisor.config import RestartPolicy
+from supervisor.qemu import cmdline, process
+from supervisor.state.record import Purpose, Record, RelayState, RunOptions
+from supervisor.state.status import Status, VmState
+from supervisor.state.vm_dir import VmDir
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from supervisor.config import Config
+    from supervisor.qemu.process import ProcessId
+    from supervisor.state.journal import Journal
+    from supervisor.state.record import Event
+    from supervisor.state.store import Store
+
+log = structlog.stdlib.get_logger()
+
+
+@attrs.frozen
+class Recovered:
+    """Records, and by VM id the processes of those that live, each with a pidfd.
+
+    :param replies: the agents' answers, by VM id
+    :param rebuilt: ids of VMs whose record had to be rebuilt, and where a damaged one is now
+    :param gone: ids of VMs whose removal was cut short
+    """
+
+    records: list[Record]
+    processes: dict[str, tuple[ProcessId, int]]
+    replies: dict[str, str]
+    sequence: int
+    rebuilt: dict[str, Path | None]
+    gone: list[str]
+
+
+async def look(config: Config, store: Store) -> Recovered:
+    """Read all records and find their processes. Changes nothing but what a crash left torn."""
+    return await trio.to_thread.run_sync(_look, config, store)
+
+
+def _look(config: Config, store: Store) -> Recovered:
+    found = store.load()
+    running = process.running_below(config.qemu.tmp)
+    known = {record.id for record in found.records}
+    lost = [vm_id for vm_id in running if vm_id not in known and _is_ours(running[vm_id])]
+    rebuilt = [
+        _rebuild(vm_id, running.get(vm_id, []), config, store)
+        for vm_id in dict.fromkeys([*found.damaged, *lost])
+    ]
+    records = [*found.records, *rebuilt]
+    processes = {}
+    for index, record in enumerate(records):
+        if record.ended_at is None:
+            alive = process.find(record.id, record.process, running)
+            if alive:
+                processes[record.id] = alive
+                if alive[0] != record.process:
+                    # Its supervisor was killed before it could write what it had started.
+                    words = process.command_line(alive[0].pid)
+                    vm_dir = VmDir(config.qemu.tmp / record.id)
+                    records[index] = _as_seen(record, words, vm_dir)
+        else:
+            _finish(record, VmDir(config.qemu.tmp / record.id))
+    records.sort(key=lambda record: record.created_at)
+    sequence = max([found.sequence, *(record.sequence for record in records)])
+    aside = {record.id: found.damaged.get(record.id) for record in rebuilt}
+    replies = {
+        record.id: reply
+        for record in records
+        if record.relay is RelayState.ANSWERED
+        and (reply := VmDir(config.qemu.tmp / record.id).read_reply()) is not None
+    }
+    return Recovered(records, processes, replies, sequence, aside, found.gone)
+
+
+def _is_ours(pids: list[int]) -> bool:
+    """Whether a supervisor started it, and not a person who pasted the command line."""
+    return any(f",{cmdline.QMP_BY_DESCRIPTOR}," in word for word in process.command_line(pids[0]))
+
+
+def _rebuild(vm_id: str, pids: list[int], config: Config, store: Store) -> Record:
+    """A record in the place of one that is damaged or lost, from what else can be seen."""
+    log.error("record rebuilt", vm=vm_id, pids=pids)
+    vm_dir = VmDir(config.qemu.tmp / vm_id)
+    vm_dir.path.mkdir(mode=0o700, exist_ok=True)
+    words = process.command_line(pids[0]) if pids else []
+    events = [event for event in store.events_after(0, [vm_id]) if event.vm_id == vm_id]
+    purpose = _purpose(events)
+    record = Record(
+        id=vm_id,
+        created_at=events[0].at if events else datetime.now(UTC),
+        options=_options(events, config),
+        memory_bytes=config.qemu.memory_bytes,
+        vcpus=config.qemu.smp_count,
+        sequence=events[-1].sequence if events else 0,
+        relay=_relay(events, vm_dir),
+        purpose=purpose,
+        renewed=any(event.kind == "renewed" for event in events),
+        template=_template(events),
+        error="its record was damaged or lost; this is what could still be seen",
+    )
+    return _as_told(_as_seen(record, words, vm_dir), events, alive=bool(pids))
+
+
+def _options(events: list[Event], config: Config) -> RunOptions:
+    # What a run asked for that got a VM of the pool was told when it got it.
+    taken = [event for event in events if event.kind == "taken"]
+    told = (taken or events)[0].data if events else {}
+    try:
+        restart = RestartPolicy(told.get("restart", config.life.restart))
+    except ValueError:
+        restart = config.life.restart
+    ttl_s, keep = told.get("ttl_s", config.life.ttl_s), told.get("keep_disk", True)
+    return RunOptions(
+        ttl_s=ttl_s if isinstance(ttl_s, int | float) else None,
+        restart=restart,
+        keep_disk=keep is not False,
+    )
+
+
+def _purpose(events: list[Event]) -> Purpose:
+    if not events or any(event.kind == "taken" for event in events):
+        return Purpose.RUN
+    told = events[0].data.get("purpose")
+    return Purpose(told) if told in list(Purpose) else Purpose.RUN
+
+
+def _template(events: list[Event]) -> str | None:
+    """What its disk lies on: told at each launch, and taken back where it was booted from cold."""
+    told = [event for event in events if event.kind in ("launched", "fallback")]
+    if not told or told[-1].kind == "fallback":
+        return None
+    digest = told[-1].data.get("template")
+    return digest if isinstance(digest, str) else None
+
+
+def _relay(events: list[Event], vm_dir: VmDir) -> RelayState:
+    states = [event.data.get("state") for event in events if event.kind == "relay"]
+    if not states and vm_dir.computation.exists():
+        return RelayState.WAITING
+    if not states and _purpose(events) is not Purpose.RUN:
+        return RelayState.IDLE
+    if "answered" in states and vm_dir.reply.exists():
+        return RelayState.ANSWERED
+    return RelayState.INTERRUPTED
+
+
+def _as_told(record: Record, events: list[Event], *, alive: bool) -> Record:
+    """A record completed by its events."""
+    states = [event for event in events if event.kind == "state"]
+    if not states:
+        return record
+    last = states[-1]
+    status = Status(VmState(last.data["state"]), last.data["reason"])
+    ran = [event.at for event in states if event.data["state"] == VmState.RUNNING]
+    # By the wall clock, for want of a better one.
+    first_ran_s = (
+        process.boottime_s() - (datetime.now(UTC) - ran[0]).total_seconds() if ran else None
+    )
+    return attrs.evolve(
+        record,
+        status=status,
+        first_ran_s=first_ran_s,
+        running_since_s=first_ran_s,
+        ended_at=last.at if status.state.ended and not alive else None,
+    )
+
+
+def _as_seen(record: Record, words: list[str], vm_dir: VmDir) -> Record:
+    """A record completed by the command line of the VM's process."""
+    return attrs.evolve(
+        record,
+        command=tuple(cmdline.by_hand(words, vm_dir.qmp_socket)),
+        forwards=tuple(cmdline.forwards_in(words)),
+        template=cmdline.template_in(words) or record.template,
+        agent_address=None,
+    )
+
+
+def _finish(record: Record, vm_dir: VmDir) -> None:
+    """A supervisor that was killed may have left the last step of a VM's end undone."""
+    vm_dir.clear(disks=not record.options.keep_disk)
+
+
+async def announce(recovered: Recovered, journal: Journal) -> None:
+    """Put on record, and in the log, what was found."""
+    for vm_id in recovered.gone:
+        await journal.finish_removal(vm_id)
+    for index, record in enumerate(recovered.records):
+        if record.id in recovered.rebuilt:
+            aside = recovered.rebuilt[record.id]
+            news = ("damaged", {"file": aside.name if aside else None})
+            recovered.records[index] = await journal.commit(record, news)
+    living = [one.id for one in recovered.records if one.id in recovered.processes]
+    ended = [
+        one.id
+        for one in recovered.records
+        if one.ended_at is None and one.id not in recovered.processes
+    ]
+    if living or ended:
+        log.info("taking up VMs", running=living, ended_meanwhile=ended)
+        await journal.note("adopted", None, running=living, ended_meanwhile=ended)

@@ -1,0 +1,315 @@
+"""tmp/: the directories of all VMs, what is on record in them, and who may write there.
+
+Everything here blocks; `Journal` calls it in worker threads. A file that says what is true
+is replaced whole: written, synced, renamed, and the directory synced, so that after a crash
+of the supervisor or of the host there is the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+
+from supervisor.errors import HostError
+from supervisor.state import record
+from supervisor.state.record import Damaged, Event, Record, event_line
+from supervisor.state.vm_dir import LOCK, VmDir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+log = structlog.stdlib.get_logger()
+
+_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+#: A directory that is being made, and one that is being removed.
+_NEW, _GONE = ".new", ".gone"
+
+#: How many numbers of events are reserved at a time.
+_RESERVED = 10_000
+
+#: How many of the supervisor's own events, and of deleted VMs', outlive a start.
+_KEPT_EVENTS = 1000
+
+
+@contextmanager
+def locked(tmp: Path) -> Iterator[None]:
+    """tmp/ for this supervisor alone. The kernel gives it back however the supervisor ends.
+
+    :raises HostError: with the pid of the supervisor that has it
+    """
+    descriptor = os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise HostError(
+                f"{tmp} belongs to another supervisor (pid {holder}); end that one first, or set"
+                " MANAGER_QEMU_TMP_FILE_LOC to another directory"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@attrs.frozen
+class Found:
+    """What was in tmp/ at the start.
+
+    :param sequence: no event was ever told with a greater number
+    :param damaged: ids of VMs whose record was set aside, and where to
+    :param gone: ids of VMs whose removal was cut short, and is finished now
+    """
+
+    records: list[Record]
+    sequence: int
+    damaged: dict[str, Path]
+    gone: list[str]
+
+
+class Store:
+    """The records and events below one tmp/."""
+
+    def __init__(self, tmp: Path) -> None:
+        self._tmp = tmp
+        self._own_events = tmp / "events.jsonl"
+        self._ceiling = tmp / "sequence"
+        #: Lines that could not be written yet, by file.
+        self._owed: dict[Path, list[bytes]] = {}
+        #: The supervisor's own events come from several threads; a VM's from one at a time.
+        self._noting = threading.Lock()
+
+    def create(self, new: Record, events: Sequence[Event], computation: bytes | None) -> None:
+        """Make a VM's directory: there, with its record in it, or not there at all."""
+        path = self._tmp / new.id
+        draft = VmDir(path.with_name(new.id + _NEW))
+        try:
+            draft.path.mkdir(mode=0o700)
+            _replace(draft.record, record.dump(new, events))
+            _append(draft.events, map(event_line, events))
+            if computation is not None:
+                draft.computation.write_bytes(computation)
+            draft.path.rename(path)
+            _sync_directory(self._tmp)
+        except BaseException:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
+
+    def write(self, changed: Record, events: Sequence[Event]) -> None:
+        """Keep a change. What cannot be written is owed, and written with the next.
+
+        :raises OSError:
+        """
+        vm_dir = VmDir(self._tmp / changed.id)
+        owed = self._owe(vm_dir.events, events)
+        _replace(vm_dir.record, record.dump(changed, events))
+        _append(vm_dir.events, owed)
+        del self._owed[vm_dir.events]
+
+    def note(self, event: Event) -> None:
+        """Keep an event of the supervisor's own, or of a VM that is no more.
+
+        :raises OSError:
+        """
+        with self._noting:
+            _append(self._own_events, self._owe(self._own_events, [event]))
+            del self._owed[self._own_events]
+
+    def _owe(self, file: Path, events: Iterable[Event]) -> list[bytes]:
+        owed = self._owed.setdefault(file, [])
+        owed += map(event_line, events)
+        return owed
+
+    def reserve(self, sequence: int) -> int:
+        """Have no number up to the one returned given twice, whatever becomes of its event.
+
+        An event that could not be written, for want of room, was told all the same. The file is
+        as long as it will ever be, so that it can be written where there is no room any more.
+
+        :param sequence: the last number given so far
+        :raises OSError:
+        """
+        most = sequence + _RESERVED
+        descriptor = os.open(self._ceiling, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(descriptor, f"{most:>19}\n".encode(), 0)
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+        return most
+
+    def _reserved(self) -> int:
+        try:
+            return int(self._ceiling.read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def remove(self, vm_id: str, event: Event) -> None:
+        """Remove a VM's directory. Cut short, it is finished at the next start."""
+        path = self._tmp / vm_id
+        gone = path.with_name(vm_id + _GONE)
+        path.rename(gone)
+        self._owed.pop(VmDir(path).events, None)
+        try:
+            self.note(event)
+        finally:
+            # Of all things this must not fail where there is no room left.
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def events_after(self, sequence: int, vm_ids: Iterable[str]) -> list[Event]:
+        """The events of these VMs, and of the supervisor, that are later; in their order.
+
+        Those that could not be written yet are among them.
+        """
+        files = [self._own_events, *(VmDir(self._tmp / vm_id).events for vm_id in vm_ids)]
+        found: dict[int, Event] = {}
+        for file in files:
+            owed = map(record.parse_event, tuple(self._owed.get(file, ())))
+            for event in (*_events(file), *owed):
+                if event.sequence > sequence:
+                    found[event.sequence] = event
+        return [found[number] for number in sorted(found)]
+
+    def load(self) -> Found:
+        """All that is on record, mended where a crash left it half done."""
+        found = Found([], 0, {}, [])
+        sequence = self._reserved()
+        _mend(self._own_events)
+        _shorten(self._own_events)
+        deleted = set()
+        for event in _events(self._own_events):
+            sequence = max(sequence, event.sequence)
+            if event.kind == "deleted":
+                deleted.add(event.vm_id)
+        for path in sorted(self._tmp.iterdir()):
+            vm_id, ending = path.stem, path.suffix
+            ours = _ID.fullmatch(vm_id) and ending in ("", _NEW, _GONE)
+            if not ours or not path.is_dir():
+                continue
+            vm_dir = VmDir(path)
+            if ending == _NEW:
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            _mend(vm_dir.events)
+            sequence = max([sequence, *(event.sequence for event in _events(vm_dir.events))])
+            if ending == _GONE and vm_id in deleted:
+                shutil.rmtree(path, ignore_errors=True)
+            elif ending == _GONE:
+                found.gone.append(vm_id)
+            else:
+                sequence = max(sequence, self._load_one(vm_dir, found))
+        return attrs.evolve(found, sequence=sequence)
+
+    def finish_removal(self, vm_id: str) -> None:
+        shutil.rmtree(self._tmp / (vm_id + _GONE), ignore_errors=True)
+
+    def _load_one(self, vm_dir: VmDir, found: Found) -> int:
+        vm_id = vm_dir.path.name
+        if not vm_dir.record.exists() and not vm_dir.events.exists():
+            log.warning("not a VM's directory, left alone", path=str(vm_dir.path))
+            return 0
+        with contextlib.suppress(OSError):
+            vm_dir.record_draft.unlink()
+        try:
+            loaded, events = record.parse(vm_dir.record.read_bytes())
+            if loaded.id != vm_id:
+                raise Damaged(f"it is of VM {loaded.id}")
+        except (OSError, Damaged) as error:
+            log.error("damaged record set aside", vm=vm_id, file=str(vm_dir.record),
+                      problem=str(error))  # fmt: skip
+            found.damaged[vm_id] = _set_aside(vm_dir.record)
+            return 0
+        last = max((one.sequence for one in _events(vm_dir.events)), default=0)
+        missing = [event_line(event) for event in events if event.sequence > last]
+        if missing:
+            with contextlib.suppress(OSError):
+                _append(vm_dir.events, missing)
+        found.records.append(loaded)
+        return loaded.sequence
+
+
+def _replace(file: Path, content: bytes) -> None:
+    draft = file.with_name(file.name + _NEW)
+    with draft.open("wb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    draft.rename(file)
+    _sync_directory(file.parent)
+
+
+def _append(file: Path, lines: Iterable[bytes]) -> None:
+    content = b"".join(lines)
+    # Without a buffer, whose rest would be written as soon as there is room: on closing.
+    with file.open("ab", buffering=0) as opened:
+        begin = opened.tell()
+        try:
+            while content:
+                content = content[opened.write(content) :]
+            os.fdatasync(opened.fileno())
+        except OSError:
+            # Half a line would spoil the next one.
+            with contextlib.suppress(OSError):
+                os.ftruncate(opened.fileno(), begin)
+            raise
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _events(file: Path) -> Iterator[Event]:
+    """Those that can be read; a file that is not there has none."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        with contextlib.suppress(Damaged):
+            yield record.parse_event(line)
+
+
+def _mend(file: Path) -> None:
+    """Cut off a last line that was not written to its end."""
+    try:
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)
+            log.warning("unfinished event cut off", file=str(file))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.error("events cannot be mended", file=str(file), problem=error.strerror)
+
+
+def _shorten(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        lines = file.read_bytes().splitlines(keepends=True)
+        if len(lines) > _KEPT_EVENTS:
+            _replace(file, b"".join(lines[-_KEPT_EVENTS:]))
+
+
+def _set_aside(file: Path) -> Path:
+    aside = file.with_name(f"{file.name}.bad-{int(time.time())}")
+    with contextlib.suppress(OSError):
+        file.rename(aside)
+    return aside

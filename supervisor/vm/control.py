@@ -1,0 +1,80 @@
+"""What is done to a VM that runs: pause, resume, reset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from supervisor.errors import Busy, MonitorError
+from supervisor.state.record import Purpose
+from supervisor.state.status import VmState
+from supervisor.vm.qmp_events import ACTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.vm.vm import Vm
+
+
+async def pause(vm: Vm) -> None:
+    """Hold the guest; one that is held already stays so.
+
+    :raises Busy: if the guest is not there to be held
+    :raises MonitorError: if QEMU does not answer
+    """
+    _require(vm, "paused", VmState.RUNNING, VmState.PAUSED)
+    if vm.status.state is VmState.RUNNING:
+        await vm.monitor().stop()
+        await _follows(vm, "pause", lambda: vm.status.state is not VmState.RUNNING)
+
+
+async def resume(vm: Vm) -> None:
+    """Let the guest run on, whatever held it: a pause, an I/O error, its own suspension.
+
+    :raises Busy: if it is not held
+    :raises MonitorError: if QEMU does not answer
+    """
+    _require(vm, "resumed", VmState.RUNNING, VmState.PAUSED)
+    if vm.status.state is VmState.PAUSED:
+        if vm.status.reason == "suspended":
+            await vm.monitor().wake_up()
+        else:
+            await vm.monitor().cont()
+        await _follows(vm, "resume", lambda: vm.status.state is not VmState.PAUSED)
+
+
+async def reset(vm: Vm) -> None:
+    """Press the reset button. The guest boots anew; a held one stays held.
+
+    A computation its agent was at is interrupted, and not sent again.
+
+    :raises Busy: if there is no guest to be reset
+    :raises MonitorError: if QEMU does not answer
+    """
+    async with vm.resetting:  # of two at once, one would set the action back before the other's
+        _require(vm, "reset", VmState.RUNNING, VmState.PAUSED)
+        monitor, before = vm.monitor(), vm.resets
+        # A reset is an end, else: see ACTIONS.
+        await monitor.set_actions(reboot="reset")
+        try:
+            await monitor.reset()
+            await _follows(vm, "reset", lambda: vm.resets > before)
+        finally:
+            with trio.move_on_after(vm.config.life.answer_s, shield=True):
+                await monitor.set_actions(reboot=ACTIONS["reboot"])
+
+
+def _require(vm: Vm, done: str, *states: VmState) -> None:
+    if vm.record.purpose is Purpose.TEMPLATE:
+        raise Busy(f"VM {vm.id} cannot be {done}: it becomes a template")
+    if vm.ended or vm.status.state not in states:
+        raise Busy(f"VM {vm.id} cannot be {done}: it is {vm.status}")
+
+
+async def _follows(vm: Vm, what: str, so: Callable[[], bool]) -> None:
+    """Wait for the event that tells of it; or for the VM's end, which overtakes it."""
+    with trio.move_on_after(vm.config.life.answer_s):
+        await vm.until(lambda: so() or vm.status.state.ended)
+        return
+    raise MonitorError(f"{what}: QEMU of VM {vm.id} accepted it, and nothing followed")
