@@ -14,7 +14,7 @@ import attrs
 import trio
 import trio_asyncio
 
-from benchmarks import guest
+from scripts.benchmarks import guest
 from supervisor.errors import single
 from supervisor.qemu import qmp
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import guest
+from scripts.benchmarks import guest
 
 _REPOSITORY = Path(__file__).parents[2]
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from benchmarks import guest
-from benchmarks.bare_qemu import make_disk, pci_devices
+from scripts.benchmarks import guest
+from scripts.benchmarks.bare_qemu import make_disk, pci_devices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,11 +8,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import bare, client
-from benchmarks.figures import Figure, milliseconds, skipped
+from scripts.benchmarks import bare, client
+from scripts.benchmarks.figures import Figure, milliseconds, skipped
 
 if TYPE_CHECKING:
-    from benchmarks.host import Host, Supervisor
+    from scripts.benchmarks.host import Host, Supervisor
 
 _PATIENCE_S = 180.0
 _POLL_S = 0.05

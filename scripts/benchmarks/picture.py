@@ -13,14 +13,14 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Patch
 
-from benchmarks.ways import BARE, COLD, LIBVIRT, POOL, TEMPLATE
+from scripts.benchmarks.ways import BARE, COLD, LIBVIRT, POOL, TEMPLATE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
 
-    from benchmarks.ways import Samples
+    from scripts.benchmarks.ways import Samples
 
 #: From top to bottom.
 _WAYS = (LIBVIRT, BARE, COLD, TEMPLATE, POOL)

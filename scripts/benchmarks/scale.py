@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from benchmarks import figures, host, measures
+from scripts.benchmarks import figures, host, measures
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from benchmarks.figures import Figure
+    from scripts.benchmarks.figures import Figure
 
 #: VMs at which events are timed, and beside which runs are accepted first.
 _FEW = 50

@@ -28,7 +28,7 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks import (
+from scripts.benchmarks import (
     client,
     facts,
     figures,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from benchmarks.ways import Samples
+    from scripts.benchmarks.ways import Samples
 
 console = Console()
 
@@ -185,7 +185,7 @@ def _write(
     if not samples.phases:
         return
     try:
-        from benchmarks import picture  # needs what is installed only for it
+        from scripts.benchmarks import picture  # needs what is installed only for it
 
         picture.draw(samples, machine, file.with_suffix(".svg"))
     except ImportError:

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import psutil
 
-from benchmarks import client, guest, host
+from scripts.benchmarks import client, guest, host
 
 _POLL_S = 0.1
 #: A supervisor that has just started does not know yet whether there can be a template.

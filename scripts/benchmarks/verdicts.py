@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.figures import Figure, percentile, skipped
-from benchmarks.ways import (
+from scripts.benchmarks.figures import Figure, percentile, skipped
+from scripts.benchmarks.ways import (
     BARE,
     BURST,
     CALLERS,
@@ -21,7 +21,7 @@ from benchmarks.ways import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.ways import Samples
+    from scripts.benchmarks.ways import Samples
 
 _COLD = "the guest's whole boot, firmware included, to the agent's answer"
 

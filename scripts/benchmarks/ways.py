@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import grpc
 
-from benchmarks import bare_qemu, guest, supervised
+from scripts.benchmarks import bare_qemu, guest, supervised
 from supervisor.errors import MonitorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from benchmarks.client import Connection
-    from benchmarks.host import Supervisor
-    from benchmarks.libvirtd import Libvirt
+    from scripts.benchmarks.client import Connection
+    from scripts.benchmarks.host import Supervisor
+    from scripts.benchmarks.libvirtd import Libvirt
 
 BARE, LIBVIRT, COLD = "bare QEMU", "libvirt", "POST /run, cold"
 TEMPLATE, POOL = "POST /run, from a template", "POST /run, from the pool"

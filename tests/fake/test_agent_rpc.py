@@ -15,7 +15,7 @@ from h2.settings import SettingCodes
 from supervisor.agent.reference.refusal import StatusCode
 from supervisor.agent.reference.rpc import MAX_SLOW_CALLS, Connection
 from supervisor.agent.reference.wire import MAX_MESSAGE_BYTES
-from tests.fake.agent_clients import PATIENCE_S, Client, Raw, World, prefixed
+from tests.support.agent_clients import PATIENCE_S, Client, Raw, World, prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

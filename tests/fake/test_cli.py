@@ -17,13 +17,13 @@ import trio
 import trustme
 
 from supervisor.state.status import VmState
-from tests.fake.world import PATIENCE_S
+from tests.support.world import PATIENCE_S
 
 if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 COMPUTATION = b'{"id": "1"}'
 DIGEST = hashlib.sha256(COMPUTATION).hexdigest()

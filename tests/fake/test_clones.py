@@ -13,7 +13,7 @@ import trio
 
 from supervisor.config import OnStop
 from supervisor.pb import manager_pb2
-from tests.fake.clones import (
+from tests.support.clones import (
     CLONE_STEPS,
     COLD_STEPS,
     change,
@@ -31,10 +31,10 @@ from tests.fake.clones import (
     timing,
     until,
 )
-from tests.fake.world import PATIENCE_S, in_thread
+from tests.support.world import PATIENCE_S, in_thread
 
 if TYPE_CHECKING:
-    from tests.fake.world import World
+    from tests.support.world import World
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from supervisor.config import OnStop
-from tests.fake.clones import (
+from tests.support.clones import (
     COLD_STEPS,
     IMPATIENT,
     both_guests,
@@ -28,11 +28,11 @@ from tests.fake.clones import (
     timing,
     until,
 )
-from tests.fake.scenario import ALWAYS
+from tests.support.scenario import ALWAYS
 
 if TYPE_CHECKING:
-    from tests.fake.guest import Guest
-    from tests.fake.world import Supervisor, World
+    from tests.support.guest import Guest
+    from tests.support.world import Supervisor, World
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from supervisor.pb import vm_pb2
 from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 
 async def act(supervisor: Supervisor, vm_id: str, action: str, status: int = 200) -> Any:

@@ -10,12 +10,12 @@ import pytest
 
 from supervisor.pb import vm_pb2
 from supervisor.state import journal
-from tests.fake.world import in_thread
+from tests.support.world import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 #: httpx and httpcore do not close their own generators where an answer is left half read.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http(x|core):ResourceWarning")

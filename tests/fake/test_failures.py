@@ -15,7 +15,7 @@ from supervisor.state.status import Status, VmState
 if TYPE_CHECKING:
     import httpx
 
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 
 async def failed_run(supervisor: Supervisor, status: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 BEAT = {"MANAGER_HEARTBEAT": "20ms"}
 #: Of a QEMU that falls silent. One that is only slow for a while is not to be taken for it.

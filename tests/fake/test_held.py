@@ -10,7 +10,7 @@ import trio
 from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 BEAT = {"MANAGER_HEARTBEAT": "20ms"}
 

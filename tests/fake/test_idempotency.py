@@ -11,12 +11,12 @@ import trio
 
 from supervisor.pb import manager_pb2
 from supervisor.state.status import Status, VmState
-from tests.fake.scenario import ALWAYS
+from tests.support.scenario import ALWAYS
 
 if TYPE_CHECKING:
     import httpx
 
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 
 async def post(

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 if TYPE_CHECKING:
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 
 async def test_health(world: World) -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from supervisor.vm import relay
-from tests.fake.clones import (
+from tests.support.clones import (
     COLD,
     POOL_STEPS,
     SMALL,
@@ -32,7 +32,7 @@ from tests.fake.clones import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.fake.world import World
+    from tests.support.world import World
 
 
 @pytest.fixture

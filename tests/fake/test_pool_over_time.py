@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from supervisor.config import OnStop
-from tests.fake.clones import (
+from tests.support.clones import (
     COLD,
     POOL_STEPS,
     change,
@@ -29,7 +29,7 @@ from tests.fake.clones import (
 )
 
 if TYPE_CHECKING:
-    from tests.fake.world import World
+    from tests.support.world import World
 
 
 @pytest.fixture

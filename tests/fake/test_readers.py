@@ -13,10 +13,10 @@ from supervisor.config import OnStop
 from supervisor.pb import vm_pb2
 from supervisor.state import journal
 from tests.fake.test_events import Reader, numbers, reading
-from tests.fake.world import in_thread
+from tests.support.world import in_thread
 
 if TYPE_CHECKING:
-    from tests.fake.world import World
+    from tests.support.world import World
 
 #: As in test_events, whose readers these are.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http(x|core):ResourceWarning")

@@ -10,12 +10,12 @@ import pytest
 
 from supervisor.config import OnStop
 from supervisor.state.status import VmState
-from tests.fake.world import refusal
+from tests.support.world import refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fake.world import World
+    from tests.support.world import World
 
 SOMEBODY = "11111111-2222-3333-4444-555555555555"
 

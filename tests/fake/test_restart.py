@@ -12,7 +12,7 @@ from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
     from supervisor.vm.vm import Vm
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 AT_ONCE = {"MANAGER_RESTART": "on-failure", "MANAGER_RESTART_BACKOFF": "1ms"}
 LATER = {"MANAGER_RESTART": "on-failure", "MANAGER_RESTART_BACKOFF": "1m"}

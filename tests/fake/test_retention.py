@@ -11,7 +11,7 @@ import pytest
 from supervisor.state.status import VmState
 
 if TYPE_CHECKING:
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 DISK = {"overlay.qcow2", "firmware_vars.fd"}
 REST = {"vm.json", "events.jsonl", "qemu.log"}

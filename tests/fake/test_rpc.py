@@ -20,13 +20,13 @@ from trio_asyncio import aio_as_trio, trio_as_aio
 from supervisor.api.grpc.server import VmServicer
 from supervisor.config import MAX_COMPUTATION
 from supervisor.pb import manager_pb2, vm_pb2
-from tests.fake.scenario import ALWAYS
-from tests.fake.world import PATIENCE_S, in_thread, watching
+from tests.support.scenario import ALWAYS
+from tests.support.world import PATIENCE_S, in_thread, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 Code = grpc.StatusCode
 

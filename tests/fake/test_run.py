@@ -14,7 +14,7 @@ import trio
 from supervisor.config import MAX_COMPUTATION
 
 if TYPE_CHECKING:
-    from tests.fake.world import World
+    from tests.support.world import World
 
 EVERY_BYTE = bytes(range(256))
 LARGEST = EVERY_BYTE * (MAX_COMPUTATION // 256)

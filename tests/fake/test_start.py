@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor.errors import HostError
-from tests.fake.world import refusal, taken
+from tests.support.world import refusal, taken
 
 if TYPE_CHECKING:
-    from tests.fake.world import World
+    from tests.support.world import World
 
 
 @pytest.mark.parametrize("name", ["HTTP", "GRPC"])

@@ -9,7 +9,7 @@ import pytest
 from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
-    from tests.fake.world import World
+    from tests.support.world import World
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import trio
 
 from supervisor.config import OnStop
 from supervisor.state.status import Status, VmState
-from tests.fake.scenario import ALWAYS
+from tests.support.scenario import ALWAYS
 
 if TYPE_CHECKING:
-    from tests.fake.world import World
+    from tests.support.world import World
 
 
 async def test_stop_has_every_guest_power_off(world: World) -> None:

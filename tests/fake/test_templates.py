@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from supervisor.config import OnStop
-from tests.fake.clones import (
+from tests.support.clones import (
     FILES,
     change,
     clonable,
@@ -26,7 +26,7 @@ from tests.fake.clones import (
 )
 
 if TYPE_CHECKING:
-    from tests.fake.world import World
+    from tests.support.world import World
 
 
 @pytest.fixture

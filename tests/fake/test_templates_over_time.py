@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from supervisor.config import OnStop
-from tests.fake.clones import (
+from tests.support.clones import (
     FILES,
     change,
     clonable,
@@ -31,7 +31,7 @@ from tests.fake.clones import (
 )
 
 if TYPE_CHECKING:
-    from tests.fake.world import Supervisor, World
+    from tests.support.world import Supervisor, World
 
 
 @pytest.fixture

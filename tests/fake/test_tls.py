@@ -11,12 +11,12 @@ import pytest
 import trustme
 
 from supervisor.pb import vm_pb2
-from tests.fake.world import Secure
+from tests.support.world import Secure
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fake.world import World
+    from tests.support.world import World
 
 
 class Tls:

@@ -12,7 +12,7 @@ from supervisor.config import NetConfig
 from supervisor.config.settings import Port, PortRange
 from supervisor.errors import PortsTaken
 from supervisor.qemu.ports import PortPool, is_free
-from tests.fake.world import free_range, taken
+from tests.support.world import free_range, taken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

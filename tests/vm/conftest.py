@@ -20,7 +20,7 @@ import attrs
 import httpx
 import psutil
 
-from tests.side_by_side import own_ports
+from tests.support.side_by_side import own_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

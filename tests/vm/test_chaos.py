@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-CHAOS = Path(__file__).parents[2] / "scripts" / "chaos"
+CHECKOUT = Path(__file__).parents[2]
 
 
 def test_nothing_is_lost_or_left() -> None:
     done = subprocess.run(
-        [sys.executable, str(CHAOS), "--short", "--seed", "1"],
+        [sys.executable, "-m", "tests.chaos", "--short", "--seed", "1"],
+        cwd=CHECKOUT,
         capture_output=True,
         text=True,
         check=False,

@@ -1,0 +1,35 @@
+"""Measures the supervisor: how soon a computation is answered, and how many VMs one host bears.
+
+scripts/bench start [--rounds 10] [--cold-rounds 10] [--results DIR]
+scripts/bench scale [--vms 1000] [--real 50] [--seconds 60] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from scripts.benchmarks import scale, start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True)
+    for name, module in (("start", start), ("scale", scale)):
+        command = commands.add_parser(
+            name,
+            help=str(module.__doc__).partition("\n")[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawTextHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(main=module.main)
+    wanted = parser.parse_args()
+    wanted.main(wanted)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What tests, chaos and benchmarks start beside the product: stand-ins, and clients of them."""

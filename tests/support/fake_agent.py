@@ -1,0 +1,180 @@
+"""Agents for the stand-in for QEMU: the reference one, and others that fail on purpose."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+from concurrent import futures
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from uuid import UUID
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.scenario import Scenario
+
+_LIMIT = 40 * 1024 * 1024
+
+
+class Twin(Protocol):
+    """A guest that may be copied; ``prepared`` from Prepare on until Renew, also in a copy.
+
+    ``renewed_as`` is the id of the VM that it was renewed for.
+    """
+
+    prepared: bool
+    renewed_as: str
+
+
+class _Agent(agent_pb2_grpc.AgentServiceServicer):
+    """Answers Run as its kind says, and tells the test of each call."""
+
+    def __init__(
+        self, kind: str, plan: Scenario, directory: Path, tell: Callable[..., None], guest: Twin
+    ) -> None:
+        self._kind = kind
+        self._plan = plan
+        self._directory = directory
+        self._tell = tell
+        self._guest = guest
+
+    def Run(self, request: agent_pb2.RunRequest, context: Any) -> agent_pb2.RunResponse:  # noqa: N802
+        if self._guest.prepared:
+            self._tell("refused")
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this guest is to be copied")
+        digest = hashlib.sha256(request.computation).hexdigest()
+        (self._directory / f"received-{digest}").write_bytes(request.computation)
+        self._tell("Run", digest=digest)
+        if self._kind == "silent":
+            threading.Event().wait()
+        if self._kind == "status":
+            self._fail(context)
+        return agent_pb2.RunResponse(Computation=digest)
+
+    def _fail(self, context: Any) -> NoReturn:
+        code, text = self._plan.status
+        context.abort(grpc.StatusCode[code], text)
+        raise AssertionError
+
+
+class _Clones(clone_pb2_grpc.CloneServiceServicer):
+    """Prepare and Renew as the plan says; the test is told of each call."""
+
+    def __init__(self, plan: Scenario, tell: Callable[..., None], guest: Twin) -> None:
+        self._plan = plan
+        self._tell = tell
+        self._guest = guest
+
+    def Prepare(  # noqa: N802
+        self, request: clone_pb2.PrepareRequest, context: Any
+    ) -> clone_pb2.PrepareResponse:
+        self._tell("Prepare")
+        self._behave(self._plan.prepare, context)
+        self._guest.prepared = True
+        return clone_pb2.PrepareResponse()
+
+    def Renew(  # noqa: N802
+        self, request: clone_pb2.RenewRequest, context: Any
+    ) -> clone_pb2.RenewResponse:
+        self._tell(
+            "Renew",
+            vm=request.vm_id,
+            hostname=request.hostname,
+            entropy=request.entropy.hex(),
+            unix_time_ns=request.unix_time_ns,
+        )
+        self._behave(self._plan.renew, context)
+        if not self._guest.prepared and request.vm_id != self._guest.renewed_as:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this guest is no copy")
+        if len(request.entropy) < 32 or not _is_uuid(request.vm_id):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "32 bytes and a UUID are needed")
+        first = self._guest.prepared
+        self._guest.prepared, self._guest.renewed_as = False, request.vm_id
+        if first and self._plan.renew == "lost":
+            threading.Event().wait()
+        return clone_pb2.RenewResponse()
+
+    def _behave(self, how: str, context: Any) -> None:
+        if how == "silence":
+            threading.Event().wait()
+        if how == "refuse":
+            context.abort(grpc.StatusCode.INTERNAL, "it cannot be done")
+
+
+class _Health(health_pb2_grpc.HealthServicer):
+    """Tells the test of the call, and answers it unless the plan says otherwise."""
+
+    def __init__(self, plan: Scenario, tell: Callable[..., None]) -> None:
+        self._plan = plan
+        self._tell = tell
+
+    def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> health_pb2.HealthCheckResponse:
+        self._tell("Check")
+        if self._plan.health == "silence":
+            threading.Event().wait()
+        return health_pb2.HealthCheckResponse(status=1)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
+class _Deaf:
+    """Takes connections, like QEMU's user network, and never says a word."""
+
+    def __init__(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
+
+    def stop(self, _grace: float | None) -> _Deaf:
+        self._listener.close()
+        return self
+
+    def wait(self) -> None:
+        """All is done."""
+
+
+def start(
+    kind: str, plan: Scenario, port: int, directory: Path, tell: Callable[..., None], guest: Twin
+) -> Any:
+    """An agent of this kind on this port of the loopback, for as long as the process lives."""
+    if kind == "deaf":
+        return _Deaf(port)
+    if kind == "reference":
+        from supervisor.agent.reference import service as reference
+
+        agent = reference.Agent(algorithm_timeout_s=10)
+        return reference.serve_grpc(agent, "127.0.0.1", port)
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=2),
+        options=(("grpc.max_receive_message_length", _LIMIT), ("grpc.so_reuseport", 0)),
+    )
+    servicer = _Agent(kind, plan, directory, tell, guest)
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
+    clone_pb2_grpc.add_CloneServiceServicer_to_server(_Clones(plan, tell, guest), server)
+    health_pb2_grpc.add_HealthServicer_to_server(_Health(plan, tell), server)
+    address = f"127.0.0.1:{port}"
+    if plan.agent_tls:
+        server.add_secure_port(address, _credentials(Path(plan.agent_tls), plan.agent_mutual))
+    else:
+        server.add_insecure_port(address)
+    server.start()
+    return server
+
+
+def _credentials(tls: Path, mutual: bool) -> grpc.ServerCredentials:
+    key, cert, ca = ((tls / name).read_bytes() for name in ("key.pem", "cert.pem", "ca.pem"))
+    return grpc.ssl_server_credentials(
+        [(key, cert)], root_certificates=ca if mutual else None, require_client_auth=mutual
+    )
