@@ -29,7 +29,7 @@ from supervisor.api.sockets import bind_tcp, check_pem
 from supervisor.config import OnStop
 from supervisor.errors import LaunchError
 from supervisor.qemu import accel
-from supervisor.qemu.host import Host
+from supervisor.qemu.host import Clock, Host
 from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked
 from supervisor.state.vm_dir import check_firmware, check_image, check_tmp
@@ -60,7 +60,7 @@ class Running:
         self.stopping.set()
 
     def hurry(self) -> None:
-        self.service.hurry()
+        self.service.vms.hurry()
 
 
 def absolute(config: Config) -> Config:
@@ -68,7 +68,7 @@ def absolute(config: Config) -> Config:
     return attrs.evolve(config, qemu=attrs.evolve(config.qemu, tmp=config.qemu.tmp.absolute()))
 
 
-def examine(config: Config) -> Host:
+def examine(config: Config, clock: Clock) -> Host:
     """What this host can do for these settings. Blocking; logs what VMs will do without.
 
     :raises HostError: if it cannot do what they insist on
@@ -88,18 +88,21 @@ def examine(config: Config) -> Host:
         warnings.append(str(error))
     for warning in warnings:
         log.warning(warning)
-    return Host(qemu, decided)
+    return Host(qemu, decided, clock)
 
 
 async def serve(
-    config: Config, *, task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED
+    config: Config,
+    *,
+    clock: Clock | None = None,
+    task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run until stopped; ``started`` with what runs, once both servers answer.
 
     :raises HostError: if the host cannot do what is configured
     """
     config = absolute(config)
-    host = await trio.to_thread.run_sync(examine, config)
+    host = await trio.to_thread.run_sync(examine, config, clock or Clock())
     hypercorn = _hypercorn(config.http)
     if config.jaeger_url:
         log.warning("MANAGER_JAEGER_URL is set, but there is no tracing yet")
@@ -142,9 +145,9 @@ async def _serve_http(
         # Before the servers go: who waits for a VM is told how it ended.
         with trio.move_on_after(config.shutdown.longest_s):
             if running.leaving.is_set():
-                await running.service.leave_all()
+                await running.service.vms.leave_all()
             else:
-                await running.service.end_all()
+                await running.service.vms.end_all()
         # Readers of events have had the last of them, and need not be cut off.
         running.service.journal.events.close()
         over.set()

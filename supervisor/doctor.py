@@ -70,7 +70,7 @@ def examine(config: Config) -> Iterator[Check]:
     yield check_sev(qemu.enable_sev, kvm=kvm is not None and kvm.works)
     yield check_ovmf(qemu)
     yield check_image(qemu)
-    room = admission.host_room()
+    room = admission.host_resources()
     available = psutil.virtual_memory().available
     yield check_memory(qemu, total=room.memory_bytes, available=available)
     yield check_cpus(qemu, room.vcpus)
@@ -266,10 +266,10 @@ def check_cpus(config: QemuConfig, here: int) -> Check:
     return Check("CPUs", Verdict.OK, detail)
 
 
-def check_limits(config: Config, room: admission.Room) -> Check:
+def check_limits(config: Config, host: admission.Resources) -> Check:
     """How many VMs are admitted at once; the memory that is free now is `check_memory`'s."""
-    need = admission.Need.of(config.qemu)
-    budget = admission.budget(config.limits, room)
+    need = admission.Resources.of_new_vm(config.qemu)
+    budget = admission.budget(config.limits, host)
     if why := admission.never(budget, need):
         detail, _, advice = why.rpartition("; ")
         return Check("limits", Verdict.FAIL, detail, advice)

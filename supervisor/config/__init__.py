@@ -32,6 +32,7 @@ from supervisor.config.qemu import (
 from supervisor.config.servers import AgentConfig, GrpcConfig, HttpConfig
 from supervisor.config.settings import setting
 from supervisor.config.start import StartConfig, TemplateUse
+from supervisor.config.timing import Timing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,6 +58,7 @@ __all__ = [
     "StartConfig",
     "StopConfig",
     "TemplateUse",
+    "Timing",
     "WatchdogAction",
     "help_rows",
     "load",
@@ -91,6 +93,8 @@ class Config:
     stop: StopConfig = attrs.field(factory=StopConfig)
     retention: RetentionConfig = attrs.field(factory=RetentionConfig)
     qemu: QemuConfig = attrs.field(factory=QemuConfig)
+    #: Not settings: tests alone pass others.
+    timing: Timing = attrs.field(factory=Timing, metadata={"names": None})
 
 
 _REFUSED = {

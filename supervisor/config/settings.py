@@ -114,8 +114,10 @@ def declared(cls: type[Any], path: tuple[str, ...] = ()) -> Iterator[Setting]:
         meta = field.metadata
         if "names" not in meta:
             yield from declared(field.type, here)
-            continue
-        yield Setting(here, meta["names"], field.type, field.default, meta["help"], meta["shown"])
+        elif meta["names"]:
+            yield Setting(
+                here, meta["names"], field.type, field.default, meta["help"], meta["shown"]
+            )
 
 
 def read(cls: type[T], environ: Mapping[str, str], prefix: str, refused: Mapping[str, str]) -> T:

@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ import structlog
 import trio
 
 from supervisor.errors import LaunchError
+from supervisor.qemu.host import boot_id
 
 if TYPE_CHECKING:
     import socket
@@ -243,16 +243,6 @@ def running_below(tmp: Path) -> Running:
     for pids in found.values():
         pids.sort(key=lambda pid: not _is_sudo(command_line(pid)))
     return found
-
-
-def boot_id() -> str:
-    """The kernel's name for this boot of the host."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def boottime_s() -> float:
-    """The host's CLOCK_BOOTTIME: it cannot be set, and goes on while the host sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def command_line(pid: int) -> list[str]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from qemu.qmp.message import Message
 
+    from supervisor.config.timing import Timing
+
 #: qemu.qmp reports a lost link as an error of its own, and as a bug if it is lost while being
 #: made; to us both are the usual signs of an exit.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
@@ -147,7 +149,7 @@ class Monitor:
         with _as_qapi_says():
             return parse_sev(answer)
 
-    async def ask(self) -> Facts:
+    async def query(self) -> Facts:
         """All that is asked of QEMU as a rule."""
         return Facts(await self.query_status(), await self.query_sev(), datetime.now(UTC))
 
@@ -236,7 +238,9 @@ def parse_sev(answer: Mapping[str, Any]) -> SevStatus:
 
 
 @asynccontextmanager
-async def connect(socket_path: Path, greeting_s: float, answer_s: float) -> AsyncIterator[Monitor]:
+async def connect(
+    socket_path: Path, greeting_s: float, answer_s: float, timing: Timing
+) -> AsyncIterator[Monitor]:
     """A monitor that is past QMP's greeting and negotiation. Closed on leaving.
 
     :param greeting_s: how long the greeting may take
@@ -245,8 +249,8 @@ async def connect(socket_path: Path, greeting_s: float, answer_s: float) -> Asyn
     :raises MonitorError: if QEMU goes away before its greeting, or does not give one
     """
     client = _Client()
-    send, receive = trio.open_memory_channel[QmpEvent](_FLOOD)
-    forwarder = _Forwarder(send)
+    send, receive = trio.open_memory_channel[QmpEvent](timing.qmp_flood_events)
+    forwarder = _Forwarder(send, timing)
     client.register_listener(forwarder)
     try:
         with trio.fail_after(greeting_s):
@@ -294,8 +298,6 @@ HEARD = frozenset(
         *("GUEST_PANICKED", "WATCHDOG", "BLOCK_IO_ERROR"),
     )
 )
-#: More events than this in so many seconds are an attack.
-_FLOOD, _FLOOD_S = 20_000, 10.0
 
 
 class _Forwarder(EventListener):
@@ -304,8 +306,9 @@ class _Forwarder(EventListener):
     A flood ends the channel: who reads all of it has no time for anything else.
     """
 
-    def __init__(self, channel: trio.MemorySendChannel[QmpEvent]) -> None:
+    def __init__(self, channel: trio.MemorySendChannel[QmpEvent], timing: Timing) -> None:
         super().__init__()
+        self._timing = timing
         self.flooded = False
         #: What a migration has come to, once it has, or what kept it from that.
         self.migration = "the loss of QEMU's monitor"
@@ -316,13 +319,13 @@ class _Forwarder(EventListener):
 
     async def put(self, event: Message) -> None:
         if self.flooded:
-            await asyncio.sleep(_FLOOD_S)  # the link is about to be closed; read no more of it
+            await asyncio.sleep(self._timing.qmp_flood_s)  # the connection is about to be closed
             return
         now = time.monotonic()
-        if now - self._since > _FLOOD_S:
+        if now - self._since > self._timing.qmp_flood_s:
             self._since, self._count = now, 0
         self._count += 1
-        if self._count > _FLOOD:
+        if self._count > self._timing.qmp_flood_events:
             self.flooded = True
             self._channel.close()
         elif event["event"] == "MIGRATION":

@@ -36,59 +36,42 @@ class Limit(enum.Enum):
 
 
 @attrs.frozen
-class Need:
-    """What one VM takes.
+class Resources:
+    """What a VM takes, what some VMs take together, what the host has, or the most allowed.
 
-    :param vms: 0 for one that no run will have and that is there for a short time only
+    :param vms: 0 for a VM that no run will have and that is there for a short time only
     """
-
-    memory_bytes: int
-    vcpus: int
-    vms: int = 1
-
-    @classmethod
-    def of(cls, config: QemuConfig, vms: int = 1) -> Need:
-        """What a VM is started with. What could be plugged in later is not counted."""
-        return cls(config.memory_bytes, config.smp_count, vms)
-
-    @classmethod
-    def on_record(cls, record: Record) -> Need:
-        """What this one has taken."""
-        vms = int(record.purpose is not Purpose.TEMPLATE)
-        return cls(record.memory_bytes, record.vcpus, vms)
-
-
-@attrs.frozen
-class Room:
-    """What the host has."""
-
-    memory_bytes: int
-    vcpus: int
-
-
-@attrs.frozen
-class Totals:
-    """What some VMs take together, or the most they may."""
 
     vms: int = 0
     memory_bytes: int = 0
     vcpus: int = 0
 
-    def plus(self, need: Need) -> Totals:
-        return Totals(
-            self.vms + need.vms, self.memory_bytes + need.memory_bytes, self.vcpus + need.vcpus
+    @classmethod
+    def of_new_vm(cls, config: QemuConfig, purpose: Purpose = Purpose.RUN) -> Resources:
+        """What a VM is started with. What could be plugged in later is not counted."""
+        return cls(int(purpose is not Purpose.TEMPLATE), config.memory_bytes, config.smp_count)
+
+    @classmethod
+    def on_record(cls, record: Record) -> Resources:
+        """What this VM has taken."""
+        vms = int(record.purpose is not Purpose.TEMPLATE)
+        return cls(vms, record.memory_bytes, record.vcpus)
+
+    def __add__(self, more: Resources) -> Resources:
+        return Resources(
+            self.vms + more.vms, self.memory_bytes + more.memory_bytes, self.vcpus + more.vcpus
         )
 
-    def minus(self, need: Need) -> Totals:
+    def __sub__(self, less: Resources) -> Resources:
         """:raises ValueError: if there is less than that"""
-        left = Totals(
-            self.vms - need.vms, self.memory_bytes - need.memory_bytes, self.vcpus - need.vcpus
+        left = Resources(
+            self.vms - less.vms, self.memory_bytes - less.memory_bytes, self.vcpus - less.vcpus
         )
         if min(attrs.astuple(left)) < 0:
-            raise ValueError(f"{need} was never taken")
+            raise ValueError(f"{less} was never taken")
         return left
 
-    def over(self, budget: Totals) -> Limit | None:
+    def over(self, budget: Resources) -> Limit | None:
         """The first limit that this exceeds."""
         if self.vms > budget.vms:
             return Limit.VMS
@@ -99,7 +82,7 @@ class Totals:
         return None
 
 
-def host_room() -> Room:
+def host_resources() -> Resources:
     """All memory of the host, and the CPUs that this process may run on.
 
     Memory is the total and not what is free: free memory falls as VMs come to use what they were
@@ -107,19 +90,19 @@ def host_room() -> Room:
     ``MANAGER_MEMORY_OVERCOMMIT`` below 1 is for. CPUs are those of this process's affinity, for
     QEMU inherits it: other CPUs (``taskset``, ``CPUAffinity=``, a cpuset) never run a guest.
     """
-    return Room(psutil.virtual_memory().total, len(os.sched_getaffinity(0)))
+    return Resources(0, psutil.virtual_memory().total, len(os.sched_getaffinity(0)))
 
 
-def budget(limits: LimitsConfig, room: Room) -> Totals:
+def budget(limits: LimitsConfig, host: Resources) -> Resources:
     """The most that all VMs may take together."""
-    return Totals(
+    return Resources(
         limits.max_vms,
-        _times(room.memory_bytes, limits.memory_overcommit),
-        _times(room.vcpus, limits.vcpu_overcommit),
+        _times(host.memory_bytes, limits.memory_overcommit),
+        _times(host.vcpus, limits.vcpu_overcommit),
     )
 
 
-def how_many(most: Totals, need: Need) -> dict[Limit, int]:
+def how_many(most: Resources, need: Resources) -> dict[Limit, int]:
     """How many VMs of one size each limit allows."""
     return {
         Limit.VMS: most.vms,
@@ -128,9 +111,9 @@ def how_many(most: Totals, need: Need) -> dict[Limit, int]:
     }
 
 
-def never(most: Totals, need: Need) -> str | None:
+def never(most: Resources, need: Resources) -> str | None:
     """Why such a VM does not even fit alone, and what to set; None if it does."""
-    match Totals().plus(need).over(most):
+    match need.over(most):
         case None:
             return None
         case Limit.VMS:
@@ -153,7 +136,7 @@ def never(most: Totals, need: Need) -> str | None:
 class _Waiter:
     """``answered`` is set when its turn has come, or when there are no turns any more."""
 
-    need: Need
+    need: Resources
     deadline: float
     answered: trio.Event = attrs.field(factory=trio.Event)
     admitted: bool = False
@@ -166,9 +149,9 @@ class Admission:
     :ivar taken: what is taken; more than the budget if VMs were adopted beyond it
     """
 
-    def __init__(self, limits: LimitsConfig, room: Room) -> None:
-        self.budget = budget(limits, room)
-        self.taken = Totals()
+    def __init__(self, limits: LimitsConfig, host: Resources) -> None:
+        self.budget = budget(limits, host)
+        self.taken = Resources()
         self._limits = limits
         self._queue: deque[_Waiter] = deque()
         self._closed = False
@@ -177,7 +160,7 @@ class Admission:
     def waiting(self) -> int:
         return len(self._queue)
 
-    async def enter(self, need: Need) -> None:
+    async def enter(self, need: Resources) -> None:
         """Take room for one VM, as soon as there is some and nobody waits for it longer.
 
         Cancelled, it has taken nothing.
@@ -209,24 +192,24 @@ class Admission:
             self._withdraw(waiter)
             raise
 
-    def try_enter(self, need: Need) -> bool:
+    def try_enter(self, need: Resources) -> bool:
         """The same for somebody who would rather not start than keep others waiting."""
         free = not self._closed and not self._queue
-        if free and self.taken.plus(need).over(self.budget) is None:
+        if free and (self.taken + need).over(self.budget) is None:
             self.take(need)
             return True
         return False
 
-    def take(self, need: Need) -> None:
+    def take(self, need: Resources) -> None:
         """Count a VM that runs already, whether there is room for it or not."""
-        self.taken = self.taken.plus(need)
+        self.taken = self.taken + need
 
-    def leave(self, need: Need) -> None:
+    def leave(self, need: Resources) -> None:
         """Give the room of one VM back to whoever waits.
 
         :raises ValueError: if it was not taken
         """
-        self.taken = self.taken.minus(need)
+        self.taken = self.taken - need
         self._call()
 
     def close(self) -> None:
@@ -254,7 +237,7 @@ class Admission:
             self._call()
 
     def _held_up_by(self, waiter: _Waiter) -> Limit | None:
-        return self.taken.plus(waiter.need).over(self.budget)
+        return (self.taken + waiter.need).over(self.budget)
 
     # --- words, of a waiter that is in the queue and is not admitted -----------------------
 

@@ -1,7 +1,8 @@
-"""Idempotency keys: a request that bears one is made once, however often it is sent."""
+"""Idempotency keys: a run that has one is started once, however often its request is sent."""
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -9,8 +10,9 @@ import trio
 from supervisor.errors import Busy, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator
 
+    from supervisor.runs.vms import Vms
     from supervisor.state.record import RunOptions
     from supervisor.vm.vm import Vm
 
@@ -18,40 +20,39 @@ _LONGEST_KEY = 255
 
 
 class IdempotencyKeys:
-    """Those of all VMs on record."""
+    """The keys of all VMs on record, and of runs that are being admitted."""
 
-    def __init__(self) -> None:
-        self._by_key: dict[str, Vm] = {}
-        #: IdempotencyKeys of runs that are being admitted.
+    def __init__(self, vms: Vms) -> None:
+        self._vms = vms
         self._arriving: dict[str, trio.Event] = {}
 
-    async def once(self, options: RunOptions, admit: Callable[[], Awaitable[Vm]]) -> Vm:
-        """What ``admit`` returns, or the VM that an earlier run with the same key got.
+    @asynccontextmanager
+    async def claim(self, options: RunOptions) -> AsyncIterator[Vm | None]:
+        """Yield the VM of the run that had the key before; None if the body has to start one.
+
+        Other requests with the key wait for the end of the body.
 
         :raises InvalidRequest: if it is no key
-        :raises Busy: if that run was another one
+        :raises Busy: if the run with this key is another one
         """
         key = options.idempotency_key
         if key is None:
-            return await admit()
+            yield None
+            return
         if not 0 < len(key) <= _LONGEST_KEY:
             raise InvalidRequest(f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters")
         while key in self._arriving:
             await self._arriving[key].wait()
-        if vm := self._by_key.get(key):
+        if vm := self._of(key):
             if vm.record.options.request_hash != options.request_hash:
                 raise Busy(f"the idempotency key {key!r} belongs to another run, of VM {vm.id}")
-            return vm
+            yield vm
+            return
         self._arriving[key] = trio.Event()
         try:
-            return await admit()
+            yield None
         finally:
             self._arriving.pop(key).set()
 
-    def add(self, vm: Vm) -> None:
-        if vm.record.options.idempotency_key:
-            self._by_key[vm.record.options.idempotency_key] = vm
-
-    def remove(self, vm: Vm) -> None:
-        if vm.record.options.idempotency_key:
-            self._by_key.pop(vm.record.options.idempotency_key, None)
+    def _of(self, key: str) -> Vm | None:
+        return next((vm for vm in self._vms if vm.record.options.idempotency_key == key), None)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
+from supervisor.runs import retention
+from supervisor.runs.pool import Pool
 from supervisor.runs.service import Service
+from supervisor.runs.template_builder import TemplateBuilder
+from supervisor.runs.vms import Vms
 from supervisor.state import recovery
 from supervisor.state.journal import Journal
 
@@ -22,37 +27,24 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
-#: Before housekeeping that has failed is taken up again: no descriptor, no thread, a bug.
-_AGAIN_S = 10.0
-
 
 @asynccontextmanager
 async def open_service(config: Config, host: Host, store: Store) -> AsyncIterator[Service]:
-    """A service that has taken up what an earlier one left.
+    """A service that has adopted what an earlier one left.
 
-    Leaving the context, cancelled or not, leaves the VMs running that `Service.end_all` has
-    not ended.
+    Leaving the context, cancelled or not, leaves the VMs running that `Vms.end_all` has not
+    ended.
     """
     async with trio.open_nursery() as nursery:
         closing = trio.Event()
-        service: Service = await nursery.start(_house, config, host, store, closing)
+        service: Service = await nursery.start(_hold, config, host, store, closing)
         try:
             yield service
         finally:
             closing.set()
 
 
-async def _run_housekeeping(task: Callable[[], Awaitable[None]]) -> None:
-    """What goes wrong beside the VMs is not to take them down, nor to end what is done there."""
-    while True:
-        try:
-            return await task()
-        except Exception as error:
-            log.error("bug in housekeeping", again_in_s=_AGAIN_S, exc_info=error)
-        await trio.sleep(_AGAIN_S)
-
-
-async def _house(
+async def _hold(
     config: Config,
     host: Host,
     store: Store,
@@ -63,16 +55,32 @@ async def _house(
     """The VMs' nursery, in a task of its own: shielded, for it outlives what uses it."""
     async with trio.open_nursery() as nursery:
         nursery.cancel_scope.shield = True
-        recovered = await recovery.look(config, store)
-        journal = Journal(store, recovered.sequence)
-        service = Service(config, host, journal, nursery)
+        recovered = await recovery.recover(config, host.clock, store)
+        journal = Journal(store, recovered.sequence, config.timing.reader_buffer)
+        vms = Vms(config, host, journal, nursery)
+        pool = Pool(vms)
+        service = Service(vms, pool)
         await recovery.announce(recovered, journal)
-        service.inherit(recovered)
-        for task in service.housekeeping:
-            nursery.start_soon(_run_housekeeping, task)
+        for vm in vms.adopt(recovered):
+            if vm.record.awaits_answer:
+                vms.spawn(service.measure, vm)
+        builder = TemplateBuilder(vms, pool)
+        for task in (partial(retention.keep_within_limits, vms), builder.keep, pool.keep):
+            nursery.start_soon(_run_housekeeping, task, config.timing.housekeeping_retry_s)
         task_status.started(service)
         await closing.wait()
         with trio.move_on_after(config.shutdown.longest_s):
-            await service.leave_all()
+            await vms.leave_all()
         journal.events.close()
         nursery.cancel_scope.cancel()
+
+
+async def _run_housekeeping(task: Callable[[], Awaitable[None]], retry_s: float) -> None:
+    """What goes wrong beside the VMs must neither take them down nor end the housekeeping."""
+    while True:
+        try:
+            return await task()
+        except Exception as error:
+            # No descriptor, no thread, a bug.
+            log.error("bug in housekeeping", again_in_s=retry_s, exc_info=error)
+        await trio.sleep(retry_s)

@@ -15,32 +15,30 @@ from supervisor.config import TemplateUse
 from supervisor.qemu.connection import MonitorState
 from supervisor.state.record import Purpose
 from supervisor.state.status import VmState
+from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from supervisor.runs.service import Service
+    from supervisor.runs.vms import Vms
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
-
-#: Ages and recipes of waiting VMs are looked at so often.
-_LOOK_S = 5.0
-#: After a VM of the pool has ended by itself: the first wait, and the longest.
-_RETRY_S, _LONGEST_RETRY_S = 5.0, 300.0
 
 
 class Pool:
     """One supervisor's. `keep` is its task.
 
-    :ivar taken: set when it may have to be filled
+    :ivar changed: notified when the pool may have to be filled
     """
 
-    def __init__(self, service: Service) -> None:
-        self.taken = trio.Event()
-        self._service = service
-        self._config = service.config.start
-        self._retry_s = _RETRY_S
+    def __init__(self, vms: Vms) -> None:
+        self.changed = Signal()
+        self._vms = vms
+        self._config = vms.config.start
+        self._timing = vms.config.timing
+        #: VMs in a row that ended by themselves.
+        self._failures = 0
         self._taken_at = -math.inf
         #: Runs that wait for the room of VMs that did not fit them.
         self._giving_way = 0
@@ -50,11 +48,10 @@ class Pool:
         """Those that are no run's yet; that are ready first, and among them the oldest."""
         mine = [
             vm
-            for vm in self._service.vms.values()
-            if vm.record.purpose is Purpose.POOL
-            and not (vm.claimed or vm.ended or vm.end_request.any.is_set())
+            for vm in self._vms
+            if vm.record.purpose is Purpose.POOL and not (vm.claimed or vm.ended or vm.ending)
         ]
-        return sorted(mine, key=lambda vm: not vm.relay.agent_ready)
+        return sorted(mine, key=lambda vm: not vm.agent_ready)
 
     def pick(self, use: TemplateUse, fingerprint: str, *, ready: bool) -> Vm | None:
         """A VM for a run that options so for a template: a ready one, or also one that will be.
@@ -66,10 +63,10 @@ class Pool:
         for vm in self.vms:
             fits = use is TemplateUse.AUTO or _kind(vm) is use
             present = vm.record.fingerprint == fingerprint or vm.status.state is VmState.PRELAUNCH
-            if fits and present and not _is_held(vm) and (vm.relay.agent_ready or not ready):
+            if fits and present and not _is_held(vm) and (vm.agent_ready or not ready):
                 vm.claimed = True
                 self._taken_at = trio.current_time()
-                self.taken.set()
+                self.changed.notify()
                 return vm
         return None
 
@@ -83,44 +80,45 @@ class Pool:
         try:
             for vm in self.vms[-1:]:
                 log.info("pool: giving up", vm=vm.id, why="a run needs its room")
-                await self._service.discard(vm).wait()
+                await self._vms.discard(vm).wait()
             yield
         finally:
             self._giving_way -= 1
-            self.taken.set()
+            self.changed.notify()
 
     async def keep(self) -> None:
         """Fill it, one VM at a time, and replace what has waited for too long."""
         while True:
-            self.taken = trio.Event()
+            changed = self.changed.next()
             await self._replace()
             if not self._config.pool_size:
                 return
             # A VM that starts would slow down the answer to the run that has just taken one.
             await trio.sleep_until(self._taken_at + self._config.pool_interval_s)
             if self._may_grow():
-                vm = await self._service.start(Purpose.POOL)
+                vm = await self._vms.start_spare(Purpose.POOL)
                 if vm:
                     await self._see_it_ready(vm)
                     continue
-            with trio.move_on_after(_LOOK_S):
-                await self.taken.wait()
+            with trio.move_on_after(self._timing.pool_look_s):
+                await changed.wait()
 
     async def _see_it_ready(self, vm: Vm) -> None:
         """Wait until it is, or is somebody's; after a failure longer, and longer each time."""
         began = trio.current_time()
-        await vm.until(lambda: vm.relay.agent_ready or vm.ended or vm.claimed or _is_held(vm))
-        if not vm.ended or vm.end_request.for_good.is_set():
-            self._retry_s = _RETRY_S
+        await vm.until(lambda: vm.agent_ready or vm.ended or vm.claimed or _is_held(vm))
+        if not vm.ended or vm.end_request is not None:
+            self._failures = 0
             await trio.sleep_until(began + self._config.pool_interval_s)
             return
-        log.warning("pool: VM failed", vm=vm.id, problem=vm.record.error, again_in_s=self._retry_s)
-        await trio.sleep(self._retry_s)
-        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+        self._failures += 1
+        wait_s = self._timing.pool_retry.wait_s(self._failures)
+        log.warning("pool: VM failed", vm=vm.id, problem=vm.record.error, again_in_s=wait_s)
+        await trio.sleep(wait_s)
 
     async def _replace(self) -> None:
         """End those that are too old, too many, or not what a new one would be."""
-        fingerprint = await self._service.templates.present()
+        fingerprint = await self._vms.templates.present()
         oldest = datetime.now(UTC).timestamp() - self._config.pool_max_age_s
         for number, vm in enumerate(self.vms):
             why = ""
@@ -134,16 +132,16 @@ class Pool:
                 why = "VMs are made of something else now"
             if why:
                 log.info("pool: replacing", vm=vm.id, why=why)
-                self._service.discard(vm)
+                self._vms.discard(vm)
 
     def _may_grow(self) -> bool:
-        templates = self._service.templates
+        templates = self._vms.templates
         if self._giving_way or len(self.vms) >= self._config.pool_size:
             return False
         if templates.is_building or not templates.looked:
             return False  # a template that comes makes better ones
         # The host could give one more VM all that it may come to use.
-        need = self._service.config.qemu.memory_bytes
+        need = self._vms.config.qemu.memory_bytes
         return bool(psutil.virtual_memory().available >= need)
 
 

@@ -8,35 +8,31 @@ import structlog
 import trio
 
 from supervisor.errors import MonitorError, SupervisorError, TemplateError
-from supervisor.state.record import EndMode, Purpose
+from supervisor.state.record import EndCause, EndMode, Purpose
 from supervisor.state.status import VmState
 from supervisor.templates import template
 from supervisor.templates.registry import Entry, TemplateState
 from supervisor.templates.template import Template
 
 if TYPE_CHECKING:
-    from supervisor.runs.service import Service
+    from supervisor.runs.pool import Pool
+    from supervisor.runs.vms import Vms
     from supervisor.templates.template import Fingerprint
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
 
-#: What templates are made of is looked at so often, and whenever a run finds none.
-_LOOK_S = 10.0
-#: Before a template that could not be made is tried again: the first wait, and the longest.
-_RETRY_S, _LONGEST_RETRY_S = 10.0, 600.0
-#: What a guest still does when it is frozen, every copy of it does again.
-_SETTLE_S = 1.0
-
 
 class TemplateBuilder:
     """One supervisor's. `keep` is its task."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._templates = service.templates
-        self._config = service.config
-        self._retry_s = _RETRY_S
+    def __init__(self, vms: Vms, pool: Pool) -> None:
+        self._vms = vms
+        self._pool = pool
+        self._templates = vms.templates
+        self._config = vms.config
+        #: Builds in a row that failed.
+        self._failures = 0
         self._retry_at = 0.0
         #: Of what that was last.
         self._tried = ""
@@ -44,14 +40,14 @@ class TemplateBuilder:
     async def keep(self) -> None:
         """See to it that there is a template of what VMs are made of now."""
         while True:
-            self._templates.wanted = trio.Event()
+            wanted = self._templates.wanted.next()
             fingerprint = await self._templates.look()
             await self._remove_unused(fingerprint)
             self._templates.looked = True
             if fingerprint and not self._templates.of(fingerprint.digest):
                 await self._build(fingerprint)
-            with trio.move_on_after(_LOOK_S):
-                await self._templates.wanted.wait()
+            with trio.move_on_after(self._config.timing.template_look_s):
+                await wanted.wait()
 
     async def _remove_unused(self, fingerprint: Fingerprint | None) -> None:
         for name, entry in list(self._templates.entries.items()):
@@ -72,11 +68,11 @@ class TemplateBuilder:
         entry = Entry(Template(path), TemplateState.BUILDING)
         self._templates.entries[name] = entry
         if fingerprint.digest != self._tried:
-            self._tried, self._retry_s = fingerprint.digest, _RETRY_S
+            self._tried, self._failures = fingerprint.digest, 0
         vm = None
         began = trio.current_time()
         try:
-            vm = await self._service.start(Purpose.TEMPLATE)
+            vm = await self._vms.start_spare(Purpose.TEMPLATE)
             if vm is None:
                 raise TemplateError("there is no room for the VM that it is made of")
             entry.vm_id = vm.id
@@ -85,46 +81,47 @@ class TemplateBuilder:
         except Exception as error:
             self._failed(entry, vm, error)
         else:
-            self._retry_s = _RETRY_S
+            self._failures = 0
             entry.built_in_s = trio.current_time() - began
             entry.enter(TemplateState.READY)
             log.info("template: ready", template=name, size_bytes=entry.size_bytes,
                      in_s=round(entry.built_in_s, 3))  # fmt: skip
-            await self._service.delete(vm)
+            await self._vms.delete(vm)
         entry.vm_id = None
         self._templates.changed()
-        self._service.pool.taken.set()  # it waits for the VMs that can be made now
+        self._pool.changed.notify()  # it waits for the VMs that can be made now
 
     def _failed(self, entry: Entry, vm: Vm | None, error: Exception) -> None:
         # A VM that somebody had end is no failure of its own, and room comes and goes.
-        quiet = vm is None or vm.end_request.for_good.is_set()
+        quiet = vm is None or vm.end_request is not None
         bug = None if isinstance(error, SupervisorError) else error
+        self._failures += 1
+        wait_s = self._config.timing.template_retry.wait_s(self._failures)
         tell = log.info if quiet and not bug else log.error
         tell("template: failed", template=entry.template.name, vm=entry.vm_id,
-             problem=str(error), again_in_s=self._retry_s, exc_info=bug)  # fmt: skip
+             problem=str(error), again_in_s=wait_s, exc_info=bug)  # fmt: skip
         if vm:
-            vm.ask_to_end(EndMode.FORCE, "no template could be made of it")
+            why = "no template could be made of it"
+            vm.request_end(EndMode.FORCE, EndCause.TEMPLATE_FAILED, why)
         entry.enter(TemplateState.FAILED, str(error))
-        self._retry_at = trio.current_time() + self._retry_s
-        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+        self._retry_at = trio.current_time() + wait_s
 
     async def _make(self, entry: Entry, vm: Vm, fingerprint: Fingerprint) -> None:
         """:raises SupervisorError: if it cannot be made"""
         timeout_s = self._config.agent.boot_timeout_s
         with trio.move_on_after(timeout_s):
-            await vm.until(lambda: vm.relay.prepared or vm.relay.settled.is_set() or vm.ended)
-        if not vm.relay.prepared:
-            late = "the guest" if vm.relay.agent_ready else "the agent"
+            await vm.until(lambda: vm.prepared or vm.record.settled or vm.ended)
+        if not vm.prepared:
+            late = "the guest" if vm.agent_ready else "the agent"
             raise (
-                vm.relay.failure
-                or vm.failure
+                vm.failure
                 or TemplateError(
                     f"{late} of VM {vm.id} was not ready to be frozen within {timeout_s:g} s, see"
                     f" MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}"
                 )
             )
         # The guest sees its last connection go, and has nothing to do any more: nothing tells when.
-        await trio.sleep(_SETTLE_S)
+        await trio.sleep(self._config.timing.template_settle_s)
         timeout_s = self._config.life.start_timeout_s
         with trio.move_on_after(timeout_s) as patience:
             await _freeze(vm)
@@ -134,7 +131,7 @@ class TemplateBuilder:
             )
         if vm.record.fingerprint != fingerprint.digest:
             raise TemplateError("what VMs are made of was changed meanwhile")
-        await trio.to_thread.run_sync(entry.template.take, vm.dir, fingerprint)
+        await trio.to_thread.run_sync(entry.template.create_from, vm.dir, fingerprint)
         entry.size_bytes = await trio.to_thread.run_sync(entry.template.size_bytes)
 
 

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from supervisor.state.broadcast import Broadcast
-from supervisor.state.record import Event, Record
+from supervisor.state.record import Event, EventKind, Record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -26,23 +26,21 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger()
 
 #: An event's kind and its data, before it has a number.
-News = tuple[str, Mapping[str, Any]]
+News = tuple[EventKind, Mapping[str, Any]]
 
 #: Writes wait for nothing but other writes; whoever reads much does not read all at once.
 _writers, _readers = trio.CapacityLimiter(16), trio.CapacityLimiter(2)
 
-#: Events that a reader may lag behind before it is cut off.
-_READER_BUFFER = 1024
-
 
 class Journal:
-    """Numbers, writes and tells events. ``told`` is the broadcast of them.
+    """Numbers, writes and publishes events. ``events`` is the broadcast of them.
 
     :param sequence: of the last event on record
+    :param reader_buffer: events that a reader may lag behind before its stream ends
     """
 
-    def __init__(self, store: Store, sequence: int) -> None:
-        self.events: Broadcast[Event] = Broadcast(_READER_BUFFER)
+    def __init__(self, store: Store, sequence: int, reader_buffer: int) -> None:
+        self.events: Broadcast[Event] = Broadcast(reader_buffer)
         #: Every event up to this one is written, and told.
         self.sequence = sequence
         self._store = store
@@ -55,14 +53,14 @@ class Journal:
 
         :raises OSError: if that cannot be written; then there is nothing
         """
-        event = self._number("state", record.id, _first(record))
+        event = self._number(EventKind.STATE, record.id, _first(record))
         record = attrs.evolve(record, sequence=event.sequence)
         written = False
         try:
             await _in_thread(self._store.create, record, [event], computation)
             written = True
         finally:
-            self._tell(event.sequence, event if written else None)
+            self._publish(event.sequence, event if written else None)
         return record
 
     async def commit(self, record: Record, *news: News) -> Record:
@@ -79,22 +77,22 @@ class Journal:
             log.error("record cannot be written", vm=record.id, problem=str(error))
         finally:
             for event in events:
-                self._tell(event.sequence, event)
+                self._publish(event.sequence, event)
         return record
 
-    async def note(self, kind: str, vm_id: str | None, **data: Any) -> None:
+    async def note(self, kind: EventKind, vm_id: str | None, **data: Any) -> None:
         """Keep and tell an event that changes no record."""
         event = self._number(kind, vm_id, data)
         await self._keep(event, self._store.note, event)
 
     async def finish_removal(self, vm_id: str) -> None:
         """Do what was left of a removal that was cut short, and tell of it."""
-        await self.note("deleted", vm_id)
+        await self.note(EventKind.DELETED, vm_id)
         await _in_thread(self._store.finish_removal, vm_id)
 
     async def remove(self, vm_id: str) -> None:
         """Remove a VM's directory, and tell so."""
-        event = self._number("deleted", vm_id, {})
+        event = self._number(EventKind.DELETED, vm_id, {})
         await self._keep(event, self._store.remove, vm_id, event)
 
     @asynccontextmanager
@@ -123,9 +121,9 @@ class Journal:
         except (OSError, RuntimeError) as error:
             log.error("event cannot be written", vm=event.vm_id, problem=str(error))
         finally:
-            self._tell(event.sequence, event)
+            self._publish(event.sequence, event)
 
-    def _number(self, kind: str, vm_id: str | None, data: Mapping[str, Any]) -> Event:
+    def _number(self, kind: EventKind, vm_id: str | None, data: Mapping[str, Any]) -> Event:
         if self._issued >= self._reserved:
             try:
                 self._reserved = self._store.reserve(self._issued)
@@ -134,13 +132,13 @@ class Journal:
         self._issued += 1
         return Event(self._issued, datetime.now(UTC), vm_id, kind, data)
 
-    def _tell(self, sequence: int, event: Event | None) -> None:
+    def _publish(self, sequence: int, event: Event | None) -> None:
         self._written[sequence] = event
         while self.sequence + 1 in self._written:
             self.sequence += 1
-            told = self._written.pop(self.sequence)
-            if told:
-                self.events.send(told)
+            written = self._written.pop(self.sequence)
+            if written:
+                self.events.send(written)
 
 
 def _first(record: Record) -> dict[str, Any]:

@@ -72,6 +72,67 @@ class EndMode(enum.StrEnum):
     FORCE = "force"
 
 
+class EndCause(enum.StrEnum):
+    """Who asked for a VM's end, or what made it necessary."""
+
+    API = "api"
+    #: The caller of ``POST /run`` hung up.
+    CALLER_LEFT = "caller-left"
+    DELETED = "deleted"
+    #: The supervisor stops.
+    STOPPING = "stopping"
+    TTL = "ttl"
+    RUN_FAILED = "run-failed"
+    #: Its run could not be put on record.
+    UNRECORDED = "unrecorded"
+    #: No template could be made of it.
+    TEMPLATE_FAILED = "template-failed"
+    #: QEMU's QMP socket is gone, so nobody can speak to it any more.
+    SOCKET_GONE = "socket-gone"
+    #: The guest has QEMU send more events than anybody can read.
+    FLOOD = "flood"
+
+
+class EventKind(enum.StrEnum):
+    """What an `Event` tells. docs/reference/events.md has the data of each."""
+
+    STATE = "state"
+    LAUNCHED = "launched"
+    AGENT = "agent"
+    RELAY = "relay"
+    RENEWED = "renewed"
+    FALLBACK = "fallback"
+    TAKEN = "taken"
+    ENDING = "ending"
+    EXPIRING = "expiring"
+    RESTARTING = "restarting"
+    RESET = "reset"
+    WATCHDOG = "watchdog"
+    IO_ERROR = "io-error"
+    MONITOR = "monitor"
+    DAMAGED = "damaged"
+    ADOPTED = "adopted"
+    DELETED = "deleted"
+
+
+class Phase(enum.StrEnum):
+    """A step on a run's way, in the usual order. ``phases_s`` and Server-Timing name them so."""
+
+    QUEUE = "queue"
+    DIRECTORY = "directory"
+    OVERLAY = "overlay"
+    SPAWN = "spawn"
+    GREETING = "greeting"
+    RESTORE = "restore"
+    RUNNING = "running"
+    RENEW = "renew"
+    AGENT = "agent"
+    POOL = "pool"
+    RELAY = "relay"
+    #: The warning before the end of the time to live, which is given once.
+    EXPIRING = "expiring"
+
+
 @attrs.frozen(kw_only=True)
 class RunOptions:
     """What a run asked for beside its computation, with the defaults filled in.
@@ -95,7 +156,8 @@ class Record:
     :param fingerprint: of what its QEMU was started with; see `template`
     :param template: the name of the template it was started from, if it was
     :param renewed: whether the guest of such a VM has been told that it is a copy
-    :param ending: how its end was asked for, once it was
+    :param ending: how its end was asked for, once it was; ``end_cause`` by whom
+    :param answered: whether the agent has ever answered; the answer is in the file ``reply``
     :param first_ran_s: when a guest of this VM first ran, on the host's CLOCK_BOOTTIME; that
         clock goes on while the host sleeps, and cannot be set
     :param running_since_s: when the present guest first ran; another one after a restart
@@ -117,11 +179,13 @@ class Record:
     template: str | None = None
     renewed: bool = False
     ending: EndMode | None = None
+    end_cause: EndCause | None = None
     process: ProcessId | None = None
     forwards: tuple[Forward, ...] = ()
     command: tuple[str, ...] = ()
     agent_address: str | None = None
     relay: RelayState = RelayState.WAITING
+    answered: bool = False
     restarts: int = 0
     first_ran_s: float | None = None
     running_since_s: float | None = None
@@ -130,19 +194,38 @@ class Record:
     error: str | None = None
     ended_at: datetime | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone, no other will follow, and only the record is left."""
+        return self.ended_at is not None
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether an answer of the agent may yet come."""
+        return self.relay in (RelayState.WAITING, RelayState.SENT)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the computation is answered, failed or interrupted for good.
+
+        An answer stays one, also while a guest that was booted again has the computation again.
+        """
+        given_up = (RelayState.FAILED, RelayState.INTERRUPTED)
+        return self.answered or self.relay in given_up or self.ended
+
 
 @attrs.frozen
 class Event:
     """Something that happened to a VM, or to the supervisor where ``vm_id`` is None.
 
     :param sequence: greater than that of every event before it, on this tmp/ for ever
-    :param kind: such as ``state``, which has ``state`` and ``reason`` in its data
+    :param data: by the kind; a ``state`` has ``state`` and ``reason``
     """
 
     sequence: int
     at: datetime
     vm_id: str | None
-    kind: str
+    kind: EventKind
     data: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,9 +263,10 @@ def parse_event(line: bytes) -> Event:
     try:
         data = json.loads(line)
         at = _moment(data.pop("at"))
-        event = Event(int(data.pop("sequence")), at, data.pop("vm"), data.pop("event"), data)
-        words = [event.kind, event.vm_id or ""]
-        if event.kind == "state":
+        kind = EventKind(data.pop("event"))
+        event = Event(int(data.pop("sequence")), at, data.pop("vm"), kind, data)
+        words: list[object] = [event.vm_id or ""]
+        if kind is EventKind.STATE:
             words += [VmState(data["state"]), data["reason"]]
         if not all(isinstance(word, str) for word in words):
             raise TypeError(words)
@@ -233,6 +317,7 @@ def _rename_members_of_version_1(vm: dict[str, Any]) -> None:
     vm["options"] = vm.pop("wishes")
     vm["options"]["request_hash"] = vm["options"].pop("fingerprint")
     vm["fingerprint"] = vm.pop("recipe")
+    vm["answered"] = vm["relay"] == RelayState.ANSWERED
 
 
 def _words(error: Exception) -> str:

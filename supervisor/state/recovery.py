@@ -11,7 +11,7 @@ import trio
 
 from supervisor.config import RestartPolicy
 from supervisor.qemu import cmdline, process
-from supervisor.state.record import Purpose, Record, RelayState, RunOptions
+from supervisor.state.record import EventKind, Purpose, Record, RelayState, RunOptions
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from supervisor.config import Config
+    from supervisor.qemu.host import Clock
     from supervisor.qemu.process import ProcessId
     from supervisor.state.journal import Journal
     from supervisor.state.record import Event
@@ -44,18 +45,18 @@ class Recovered:
     gone: list[str]
 
 
-async def look(config: Config, store: Store) -> Recovered:
+async def recover(config: Config, clock: Clock, store: Store) -> Recovered:
     """Read all records and find their processes. Changes nothing but what a crash left torn."""
-    return await trio.to_thread.run_sync(_look, config, store)
+    return await trio.to_thread.run_sync(_recover, config, clock, store)
 
 
-def _look(config: Config, store: Store) -> Recovered:
+def _recover(config: Config, clock: Clock, store: Store) -> Recovered:
     found = store.load()
     running = process.running_below(config.qemu.tmp)
     known = {record.id for record in found.records}
     lost = [vm_id for vm_id in running if vm_id not in known and _is_ours(running[vm_id])]
     rebuilt = [
-        _rebuild(vm_id, running.get(vm_id, []), config, store)
+        _rebuild(vm_id, running.get(vm_id, []), config, clock, store)
         for vm_id in dict.fromkeys([*found.damaged, *lost])
     ]
     records = [*found.records, *rebuilt]
@@ -78,7 +79,7 @@ def _look(config: Config, store: Store) -> Recovered:
     replies = {
         record.id: reply
         for record in records
-        if record.relay is RelayState.ANSWERED
+        if record.answered
         and (reply := VmDir(config.qemu.tmp / record.id).read_reply()) is not None
     }
     return Recovered(records, processes, replies, sequence, aside, found.gone)
@@ -89,14 +90,14 @@ def _is_ours(pids: list[int]) -> bool:
     return any(f",{cmdline.QMP_BY_DESCRIPTOR}," in word for word in process.command_line(pids[0]))
 
 
-def _rebuild(vm_id: str, pids: list[int], config: Config, store: Store) -> Record:
+def _rebuild(vm_id: str, pids: list[int], config: Config, clock: Clock, store: Store) -> Record:
     """A record in the place of one that is damaged or lost, from what else can be seen."""
     log.error("record rebuilt", vm=vm_id, pids=pids)
     vm_dir = VmDir(config.qemu.tmp / vm_id)
     vm_dir.path.mkdir(mode=0o700, exist_ok=True)
     words = process.command_line(pids[0]) if pids else []
     events = [event for event in store.events_after(0, [vm_id]) if event.vm_id == vm_id]
-    purpose = _purpose(events)
+    purpose, relay = _purpose(events), _relay(events, vm_dir)
     record = Record(
         id=vm_id,
         created_at=events[0].at if events else datetime.now(UTC),
@@ -104,18 +105,20 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, store: Store) -> Recor
         memory_bytes=config.qemu.memory_bytes,
         vcpus=config.qemu.smp_count,
         sequence=events[-1].sequence if events else 0,
-        relay=_relay(events, vm_dir),
+        relay=relay,
+        answered=relay is RelayState.ANSWERED,
         purpose=purpose,
-        renewed=any(event.kind == "renewed" for event in events),
+        renewed=any(event.kind is EventKind.RENEWED for event in events),
         template=_template(events),
         error="its record was damaged or lost; this is what could still be seen",
     )
-    return _as_told(_as_seen(record, words, vm_dir), events, alive=bool(pids))
+    seen = _as_seen(record, words, vm_dir)
+    return _as_told(seen, events, clock, alive=bool(pids))
 
 
 def _options(events: list[Event], config: Config) -> RunOptions:
     # What a run asked for that got a VM of the pool was told when it got it.
-    taken = [event for event in events if event.kind == "taken"]
+    taken = [event for event in events if event.kind is EventKind.TAKEN]
     told = (taken or events)[0].data if events else {}
     try:
         restart = RestartPolicy(told.get("restart", config.life.restart))
@@ -130,7 +133,7 @@ def _options(events: list[Event], config: Config) -> RunOptions:
 
 
 def _purpose(events: list[Event]) -> Purpose:
-    if not events or any(event.kind == "taken" for event in events):
+    if not events or any(event.kind is EventKind.TAKEN for event in events):
         return Purpose.RUN
     told = events[0].data.get("purpose")
     return Purpose(told) if told in list(Purpose) else Purpose.RUN
@@ -138,15 +141,15 @@ def _purpose(events: list[Event]) -> Purpose:
 
 def _template(events: list[Event]) -> str | None:
     """What its disk lies on: told at each launch, and taken back where it was booted from cold."""
-    told = [event for event in events if event.kind in ("launched", "fallback")]
-    if not told or told[-1].kind == "fallback":
+    told = [event for event in events if event.kind in (EventKind.LAUNCHED, EventKind.FALLBACK)]
+    if not told or told[-1].kind is EventKind.FALLBACK:
         return None
     digest = told[-1].data.get("template")
     return digest if isinstance(digest, str) else None
 
 
 def _relay(events: list[Event], vm_dir: VmDir) -> RelayState:
-    states = [event.data.get("state") for event in events if event.kind == "relay"]
+    states = [event.data.get("state") for event in events if event.kind is EventKind.RELAY]
     if not states and vm_dir.computation.exists():
         return RelayState.WAITING
     if not states and _purpose(events) is not Purpose.RUN:
@@ -156,18 +159,16 @@ def _relay(events: list[Event], vm_dir: VmDir) -> RelayState:
     return RelayState.INTERRUPTED
 
 
-def _as_told(record: Record, events: list[Event], *, alive: bool) -> Record:
+def _as_told(record: Record, events: list[Event], clock: Clock, *, alive: bool) -> Record:
     """A record completed by its events."""
-    states = [event for event in events if event.kind == "state"]
+    states = [event for event in events if event.kind is EventKind.STATE]
     if not states:
         return record
     last = states[-1]
     status = Status(VmState(last.data["state"]), last.data["reason"])
     ran = [event.at for event in states if event.data["state"] == VmState.RUNNING]
     # By the wall clock, for want of a better one.
-    first_ran_s = (
-        process.boottime_s() - (datetime.now(UTC) - ran[0]).total_seconds() if ran else None
-    )
+    first_ran_s = clock.boottime_s() - (datetime.now(UTC) - ran[0]).total_seconds() if ran else None
     return attrs.evolve(
         record,
         status=status,
@@ -200,7 +201,7 @@ async def announce(recovered: Recovered, journal: Journal) -> None:
     for index, record in enumerate(recovered.records):
         if record.id in recovered.rebuilt:
             aside = recovered.rebuilt[record.id]
-            news = ("damaged", {"file": aside.name if aside else None})
+            news = (EventKind.DAMAGED, {"file": aside.name if aside else None})
             recovered.records[index] = await journal.commit(record, news)
     living = [one.id for one in recovered.records if one.id in recovered.processes]
     ended = [
@@ -210,4 +211,4 @@ async def announce(recovered: Recovered, journal: Journal) -> None:
     ]
     if living or ended:
         log.info("taking up VMs", running=living, ended_meanwhile=ended)
-        await journal.note("adopted", None, running=living, ended_meanwhile=ended)
+        await journal.note(EventKind.ADOPTED, None, running=living, ended_meanwhile=ended)

@@ -44,13 +44,25 @@ class Trigger(enum.StrEnum):
     RESTART = "RESTART"  # by the VM's restart policy
 
 
+class Reason(enum.StrEnum):
+    """Reasons of ours. All others are QEMU's own words."""
+
+    PRELAUNCH = "prelaunch"
+    #: The process exited while no supervisor looked, on the same boot of the host.
+    EXIT_UNKNOWN = "exit:unknown"
+    #: The host rebooted under the VM.
+    HOST_REBOOT = "host-reboot"
+    #: The supervisor went away before the guest's first instruction.
+    LAUNCH_INTERRUPTED = "launch-interrupted"
+    #: QEMU heeded our SIGTERM and could not tell of it.
+    HOST_SIGNAL = "host-signal"
+    #: The guest's watchdog ended the VM.
+    WATCHDOG = "watchdog"
+
+
 @attrs.frozen
 class Status:
-    """A state and, raw, the word for why.
-
-    A RunState, a ShutdownCause or ``exit:<code>``; where a supervisor came too late to see,
-    ``exit:unknown``, ``host-reboot`` or ``launch-interrupted``.
-    """
+    """A state and the reason, raw: a RunState, a ShutdownCause, ``exit:<code>`` or a `Reason`."""
 
     state: VmState
     reason: str
@@ -119,7 +131,7 @@ def status_after_exit(status: Status, exit_code: int | None, *, asked: bool = Fa
             return Status(VmState.SHUTOFF, status.reason)
         if asked and status.state is not VmState.PRELAUNCH:
             # It heeded SIGTERM, and its monitor was not there to tell of it.
-            return Status(VmState.SHUTOFF, "host-signal")
+            return Status(VmState.SHUTOFF, Reason.HOST_SIGNAL)
     return Status(VmState.CRASHED, f"exit:{'unknown' if exit_code is None else exit_code}")
 
 
@@ -134,12 +146,12 @@ def status_after_missed_end(status: Status, *, same_boot: bool, asked: bool = Fa
         case VmState.SHUTOFF | VmState.CRASHED:
             return status
         case VmState.PRELAUNCH:
-            return Status(VmState.CRASHED, "launch-interrupted")
+            return Status(VmState.CRASHED, Reason.LAUNCH_INTERRUPTED)
         case VmState.SHUTDOWN if same_boot:
             return Status(VmState.SHUTOFF, status.reason)
     if not same_boot:
-        return Status(VmState.CRASHED, "host-reboot")
-    return Status(VmState.SHUTOFF if asked else VmState.CRASHED, "exit:unknown")
+        return Status(VmState.CRASHED, Reason.HOST_REBOOT)
+    return Status(VmState.SHUTOFF if asked else VmState.CRASHED, Reason.EXIT_UNKNOWN)
 
 
 _STATE_OF_RUNSTATE = {
@@ -174,3 +186,16 @@ def status_of_runstate(runstate: str) -> Status:
 def is_known_runstate(runstate: str) -> bool:
     """Whether ``status_of_runstate`` had to guess."""
     return runstate in _STATE_OF_RUNSTATE
+
+
+def corrected_status(status: Status, found: Status) -> Status | None:
+    """The status to enter if ``query-status`` says ``found``; None if ``status`` is right."""
+    if status.state.ended or status.state is found.state is VmState.PRELAUNCH:
+        return None
+    if found.state is VmState.PRELAUNCH:
+        # A reset takes a paused guest back to before its first instruction; yet it has run.
+        found = Status(VmState.PAUSED, found.reason)
+    same = found.state is status.state
+    if same and (found == status or found.state is not VmState.PAUSED):
+        return None  # the cause of a shutdown that is on record says more than QEMU's word
+    return None if status.state is VmState.SHUTDOWN else found

@@ -22,7 +22,7 @@ import structlog
 
 from supervisor.errors import HostError
 from supervisor.state import record
-from supervisor.state.record import Damaged, Event, Record, event_line
+from supervisor.state.record import Damaged, Event, EventKind, Record, event_line
 from supervisor.state.vm_dir import LOCK, VmDir
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Store:
         deleted = set()
         for event in _events(self._own_events):
             sequence = max(sequence, event.sequence)
-            if event.kind == "deleted":
+            if event.kind is EventKind.DELETED:
                 deleted.add(event.vm_id)
         for path in sorted(self._tmp.iterdir()):
             vm_id, ending = path.stem, path.suffix

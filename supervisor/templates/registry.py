@@ -21,6 +21,7 @@ import trio
 from supervisor.config import TemplateUse
 from supervisor.errors import Stopping, TemplateError
 from supervisor.templates import template
+from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,20 +78,20 @@ class Templates:
 
     :ivar entries: by name
     :ivar obstacle: why none can be made now, if so
-    :ivar wanted: set when somebody has found that there is something to build or to remove
+    :ivar wanted: notified when somebody has found that there is something to build or to remove
     """
 
     def __init__(self, config: Config, host: Host) -> None:
         self.entries: dict[str, Entry] = {}
         self.obstacle: str | None = None
-        self.wanted = trio.Event()
+        self.wanted = Signal()
         #: Whether it is known by now if a template is to be built.
         self.looked = False
         self.restored = 0
         self.fallen_back = 0
         self._config = config
         self._host = host
-        self._changed = trio.Event()
+        self._changed = Signal()
         self._closed = False
         #: What was found to be in the way of the last fingerprint that was looked into.
         self._looked: dict[str, str | None] = {}
@@ -150,8 +151,7 @@ class Templates:
 
     def changed(self) -> None:
         """Have all who wait for a template look anew."""
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()
 
     def close(self) -> None:
         """The supervisor stops: nobody need wait for a template any more."""
@@ -176,6 +176,7 @@ class Templates:
     async def _become_ready(self) -> None:
         await self.look()
         while True:
+            changed = self._changed.next()
             if self._closed:
                 raise Stopping
             states = {entry.state: entry for entry in self.entries.values()}
@@ -187,8 +188,8 @@ class Templates:
                 problem = states[TemplateState.FAILED].problem
                 raise TemplateError(f"the template could not be made: {problem}")
             if not self.is_building:
-                self.wanted.set()
-            await self._changed.wait()
+                self.wanted.notify()
+            await changed.wait()
 
     @property
     def is_building(self) -> bool:
@@ -215,7 +216,7 @@ class Templates:
                 return digest, entry.template
         if use is TemplateUse.REQUIRE:
             raise TemplateError("there is no template any more of what VMs are made of now")
-        self.wanted.set()
+        self.wanted.notify()
         return digest, None
 
     def of(self, digest: str) -> list[Entry]:
@@ -246,11 +247,11 @@ class Templates:
                 log.error("template: of no use, to be made anew", template=name)
                 entry.invalid = True
                 entry.enter(TemplateState.STALE, "VMs did not come up from it")
-                self.wanted.set()
+                self.wanted.notify()
 
     def release(self, vm_id: str) -> None:
         """Nothing of this VM lies on a template any more."""
         for entry in self.entries.values():
             if vm_id in entry.holders:
                 entry.holders.discard(vm_id)
-                self.wanted.set()
+                self.wanted.notify()

@@ -21,7 +21,7 @@ from supervisor.config import DiskConfig
 from supervisor.errors import TemplateError
 from supervisor.image.manifest import NAME, File, Manifest
 from supervisor.qemu import cmdline
-from supervisor.qemu.process import boot_id
+from supervisor.qemu.host import boot_id
 from supervisor.state.vm_dir import make_overlay
 
 if TYPE_CHECKING:
@@ -106,13 +106,13 @@ class Template:
         """What it takes of the disk; the memory's file has holes."""
         return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
 
-    def take(self, vm_dir: VmDir, fingerprint: Fingerprint) -> None:
+    def create_from(self, vm_dir: VmDir, fingerprint: Fingerprint) -> None:
         """Make it of the files of a VM that is frozen. Failing, nothing of it is left.
 
         :raises TemplateError: if that is not possible
         """
         try:
-            self._take(vm_dir, fingerprint)
+            self._create_from(vm_dir, fingerprint)
         except OSError as error:
             self.remove()
             raise TemplateError(
@@ -122,7 +122,7 @@ class Template:
             self.remove()
             raise
 
-    def _take(self, vm_dir: VmDir, fingerprint: Fingerprint) -> None:
+    def _create_from(self, vm_dir: VmDir, fingerprint: Fingerprint) -> None:
         self.remove()
         self.path.mkdir(parents=True, mode=0o700)
         vm_dir.ram.rename(self.ram)
@@ -142,7 +142,7 @@ class Template:
         draft.write_text(json.dumps(content, indent=2) + "\n")
         draft.rename(self.manifest)
 
-    def pour(self, vm_dir: VmDir) -> None:
+    def clone_into(self, vm_dir: VmDir) -> None:
         """Put the disk and the variables of a VM that starts from it into its directory.
 
         :raises TemplateError: if the template is damaged

@@ -1,4 +1,4 @@
-"""What is done to a VM that runs: pause, resume, reset."""
+"""What may be done to a VM that runs: pause, resume, reset."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from supervisor.vm.qmp_events import ACTIONS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm
 
 
 async def pause(vm: Vm) -> None:
-    """Hold the guest; one that is held already stays so.
+    """Stop the guest's vCPUs. A paused guest stays paused.
 
-    :raises Busy: if the guest is not there to be held
+    :raises Busy: if no guest runs
     :raises MonitorError: if QEMU does not answer
     """
     _require(vm, "paused", VmState.RUNNING, VmState.PAUSED)
@@ -30,9 +31,9 @@ async def pause(vm: Vm) -> None:
 
 
 async def resume(vm: Vm) -> None:
-    """Let the guest run on, whatever held it: a pause, an I/O error, its own suspension.
+    """Let the guest run on, whatever paused it: a caller, an I/O error, its own suspension.
 
-    :raises Busy: if it is not held
+    :raises Busy: if it is not paused
     :raises MonitorError: if QEMU does not answer
     """
     _require(vm, "resumed", VmState.RUNNING, VmState.PAUSED)
@@ -45,31 +46,32 @@ async def resume(vm: Vm) -> None:
 
 
 async def reset(vm: Vm) -> None:
-    """Press the reset button. The guest boots anew; a held one stays held.
+    """Press the reset button. The guest boots anew; a paused guest stays paused.
 
-    A computation its agent was at is interrupted, and not sent again.
+    A computation that its agent was at is interrupted, and not sent again.
 
-    :raises Busy: if there is no guest to be reset
+    :raises Busy: if there is no guest to reset
     :raises MonitorError: if QEMU does not answer
     """
     async with vm.resetting:  # of two at once, one would set the action back before the other's
-        _require(vm, "reset", VmState.RUNNING, VmState.PAUSED)
-        monitor, before = vm.monitor(), vm.resets
+        session = _require(vm, "reset", VmState.RUNNING, VmState.PAUSED)
+        monitor, before = vm.monitor(), session.resets
         # A reset is an end, else: see ACTIONS.
         await monitor.set_actions(reboot="reset")
         try:
             await monitor.reset()
-            await _follows(vm, "reset", lambda: vm.resets > before)
+            await _follows(vm, "reset", lambda: session.resets > before)
         finally:
             with trio.move_on_after(vm.config.life.answer_s, shield=True):
                 await monitor.set_actions(reboot=ACTIONS["reboot"])
 
 
-def _require(vm: Vm, done: str, *states: VmState) -> None:
+def _require(vm: Vm, done: str, *states: VmState) -> Session:
     if vm.record.purpose is Purpose.TEMPLATE:
         raise Busy(f"VM {vm.id} cannot be {done}: it becomes a template")
-    if vm.ended or vm.status.state not in states:
+    if vm.ended or vm.status.state not in states or vm.session is None:
         raise Busy(f"VM {vm.id} cannot be {done}: it is {vm.status}")
+    return vm.session
 
 
 async def _follows(vm: Vm, what: str, so: Callable[[], bool]) -> None:

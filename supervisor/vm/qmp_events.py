@@ -1,161 +1,238 @@
-"""What QEMU's events, and its answers when asked, mean for a VM."""
+"""What QEMU's events, and its answers when asked, mean for a VM.
+
+Source: QEMU's QAPI, ``run-state.json`` and ``migration.json``; qemu-qmp-ref(7).
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import math
 from typing import TYPE_CHECKING
 
-import attrs
 import structlog
 import trio
 
 from supervisor.config.qemu import size_in_bytes
-from supervisor.errors import MonitorError
-from supervisor.qemu.process import boottime_s
+from supervisor.errors import MonitorError, SocketGone
+from supervisor.qemu.connection import MonitorState
 from supervisor.qemu.qmp import RunStatus
+from supervisor.state.record import EndCause, EndMode, EventKind, Phase
 from supervisor.state.status import (
     IllegalTransition,
     Status,
     Trigger,
     VmState,
+    corrected_status,
     is_known_runstate,
     next_status,
     status_of_runstate,
 )
 
 if TYPE_CHECKING:
-    from supervisor.qemu.qmp import QmpEvent
+    from pathlib import Path
+
+    from supervisor.qemu.qmp import Monitor, QmpEvent
+    from supervisor.vm.relay import Relay
+    from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
 
 #: QEMU stays until it is told to quit, so that a supervisor that comes late finds out how the
-#: guest ended; and a reboot is an end, for it would keep the process and lose the record.
+#: guest ended. A reboot is an end, for a reboot would keep the process and lose the record.
 ACTIONS = {"reboot": "shutdown", "shutdown": "pause", "panic": "pause"}
 
 #: What QEMU does at the end of a watchdog's time that ends the guest as well.
 _WATCHDOG_ENDS = ("reset", "shutdown", "poweroff")
 
-#: At most one event of a failing disk in so many seconds: a guest may try without end.
-_DISK_ERRORS_S = 10.0
 
+class QmpEvents:
+    """Takes in all that the connection to one QEMU tells: a `qemu.connection.Handler`.
 
-async def hear(vm: Vm, event: QmpEvent) -> None:
-    """Take in one event. What means nothing now is logged, and changes nothing."""
-    log.debug("event", vm=vm.id, qmp_event=event.name, data=event.data)
-    if vm.status.state.ended:
-        return
-    try:
-        match event.name:
-            case "RESET":
-                await vm.relay.guest_was_reset()
-                await vm.commit("reset", {})
-                vm.resets += 1  # who waits for it may look at the record
-                vm.wake()
-            case "WATCHDOG":
-                action = event.data.get("action")
-                log.warning("watchdog ran out", vm=vm.id, action=action)
-                vm.watchdog_ended_it |= action in _WATCHDOG_ENDS
-                await vm.commit("watchdog", {"action": action})
-            case "BLOCK_IO_ERROR":
-                await _disk_error(vm, event)
-            case name if name in Trigger.__members__:
-                await _move(vm, Trigger(name), event)
-    except IllegalTransition as error:
-        log.error("unexpected event", vm=vm.id, problem=str(error))
-
-
-async def _move(vm: Vm, trigger: Trigger, event: QmpEvent) -> None:
-    reason = event.name.lower()
-    match trigger:
-        case Trigger.SHUTDOWN:
-            reason = event.data.get("reason", reason)
-        case Trigger.RESUME | Trigger.WAKEUP:
-            reason = "running"
-        case Trigger.GUEST_PANICKED:
-            reason = "guest-panicked"
-        case Trigger.STOP | Trigger.SUSPEND:
-            # The event does not say why; a KVM that gave up stops its guest like a user.
-            reason = await _runstate(vm)
-            if status_of_runstate(reason).state is VmState.CRASHED:
-                trigger = Trigger.INTERNAL_ERROR
-    if trigger in (Trigger.RESUME, Trigger.WAKEUP):
-        await _note_running(vm)
-    await _enter(vm, next_status(vm.status, trigger, reason))
-
-
-async def correct(vm: Vm, found: Status) -> None:
-    """Enter the state that QEMU says it is in, where events that told of it were missed.
-
-    :param found: by ``query-status``
+    :param new: whether QEMU was just started, and its guest has yet to run
+    :param template_state: devices' state to restore before the guest runs; None for a cold boot
     """
-    if vm.status.state.ended or vm.status.state is found.state is VmState.PRELAUNCH:
-        return
-    if found.state is VmState.PRELAUNCH:
-        # A reset takes a held guest back to before its first instruction; it has run all the same.
-        found = Status(VmState.PAUSED, found.reason)
-    same = found.state is vm.status.state
-    if same and (found == vm.status or found.state is not VmState.PAUSED):
-        return  # the cause of a shutdown that is on record says more than QEMU's word
-    if vm.status.state is not VmState.SHUTDOWN:
-        log.info("missed", vm=vm.id, was=str(vm.status), found=str(found))
-        await _enter(vm, found)
 
+    def __init__(
+        self,
+        vm: Vm,
+        session: Session,
+        relay: Relay,
+        *,
+        new: bool,
+        template_state: Path | None = None,
+    ) -> None:
+        self._vm = vm
+        self._session = session
+        self._relay = relay
+        self._new = new
+        self._template_state = template_state
+        self._lost_was_told = False
+        #: On trio's clock: until then, failures of the disk are no news.
+        self._disk_quiet_until = -math.inf
 
-async def compare(vm: Vm, answer: RunStatus | None) -> None:
-    """See to the logs, and take in the answer to a heartbeat, if it is still of any interest."""
-    try:
-        vm.dir.cut_logs(size_in_bytes(vm.config.life.log_size))
-    except OSError as error:
-        log.warning("logs cannot be cut", vm=vm.id, problem=str(error))
-    if answer is None:
-        return
-    if vm.facts:
-        vm.facts = attrs.evolve(vm.facts, run_status=answer, at=datetime.now(UTC))
-    await correct(vm, status_of_runstate(answer.status))
+    # --- the connection ---------------------------------------------------------------------
 
+    async def on_connect(self, monitor: Monitor) -> None:
+        """Ask what must be asked before the guest's first instruction; then let a new guest run."""
+        vm, session = self._vm, self._session
+        vm.reached(Phase.GREETING)
+        await monitor.set_actions(**ACTIONS)
+        session.facts = await monitor.query()
+        found = status_of_runstate(session.facts.run_status.status)
+        if not self._is_before_first_instruction(found):
+            await self._correct(found)
+        elif not self._new:
+            await session.qemu.kill()  # its launch was interrupted
+        else:
+            if self._template_state and found.state is VmState.PRELAUNCH:
+                await self._restore(monitor, self._template_state)
+            await monitor.cont()
 
-async def _enter(vm: Vm, status: Status) -> None:
-    if status.state is VmState.RUNNING and vm.record.running_since_s is None:
-        vm.reached("running")
-        now_s = boottime_s()
-        first_s = vm.record.first_ran_s or now_s
-        await vm.set_status(status, running_since_s=now_s, first_ran_s=first_s)
-    else:
-        await vm.set_status(status)
-    if status.state is VmState.SHUTDOWN:
-        vm.quit_after_guest_shutdown()
-    elif status.state is VmState.CRASHED and vm.qemu:
-        await vm.qemu.kill()
+    def _is_before_first_instruction(self, found: Status) -> bool:
+        record = self._vm.record
+        if record.status.state is not VmState.PRELAUNCH:
+            return False
+        # QEMU says of a restored guest that it is paused, as if it had run.
+        never_renewed = record.template is not None and not record.renewed
+        clone = self._template_state is not None or never_renewed
+        return found.state is VmState.PRELAUNCH or (clone and found.state is VmState.PAUSED)
 
+    async def _restore(self, monitor: Monitor, state: Path) -> None:
+        try:
+            with state.open("rb") as opened:
+                await monitor.give("state", opened.fileno())
+        except OSError as error:
+            raise MonitorError(f"{state}: {error.strerror}", error_class="GenericError") from error
+        await monitor.migrate("migrate-incoming", "fd:state", x_ignore_shared=True)
+        self._vm.reached(Phase.RESTORE)
 
-async def _note_running(vm: Vm) -> None:
-    """For those who ask; nothing depends on it."""
-    if vm.facts and not vm.facts.sev.enabled:
-        # The event says it all. To ask would keep the run waiting whose VM this is.
-        running = RunStatus("running", running=True)
-        vm.facts = attrs.evolve(vm.facts, run_status=running, at=datetime.now(UTC))
-    else:
-        await _runstate(vm)
+    async def on_state(self, state: MonitorState) -> None:
+        """Tell that QEMU does not answer, and that it answers again."""
+        if self._new and self._vm.status.state is VmState.PRELAUNCH:
+            return  # it is tried again until its time is up, for somebody waits for it
+        if state is not MonitorState.LOST and not self._lost_was_told:
+            return  # that it was lost was no news, so that it is back is none
+        self._lost_was_told = state is MonitorState.LOST
+        log.warning("monitor", vm=self._vm.id, monitor=state)
+        await self._vm.commit(EventKind.MONITOR, {"monitor": state})
 
+    async def on_error(self, error: MonitorError) -> None:
+        """Give up on a QEMU that refuses to run its guest, or can never be reached again."""
+        vm = self._vm
+        if error.error_class is not None:
+            if self._new and vm.status.state is VmState.PRELAUNCH:
+                self._session.refusal = str(error)  # it would say so again
+                await self._session.qemu.kill()
+            return
+        log.error("monitor of no use, ending the VM", vm=vm.id, problem=str(error))
+        if isinstance(error, SocketGone):
+            vm.request_end(EndMode.FORCE, EndCause.SOCKET_GONE, "its QMP socket is gone")
+        else:
+            why = "its guest floods the monitor with events"
+            vm.request_end(EndMode.FORCE, EndCause.FLOOD, why)
 
-async def _runstate(vm: Vm) -> str:
-    """QEMU's present RunState, after an event that says less; ``paused`` if it is gone."""
-    try:
-        facts = await vm.query_now()
-    except MonitorError:
-        return "paused"
-    reason = facts.run_status.status
-    if not is_known_runstate(reason):
-        log.warning("unknown RunState, taken for paused", vm=vm.id, runstate=reason)
-    return reason
+    # --- events -----------------------------------------------------------------------------
 
+    async def on_event(self, event: QmpEvent) -> None:
+        """Take in one event. What means nothing now is logged, and changes nothing."""
+        vm = self._vm
+        log.debug("event", vm=vm.id, qmp_event=event.name, data=event.data)
+        if vm.status.state.ended:
+            return
+        try:
+            match event.name:
+                case "RESET":
+                    await self._relay.guest_was_reset()
+                    await vm.commit(EventKind.RESET, {})
+                    self._session.resets += 1  # who waits for it may look at the record
+                    vm.notify()
+                case "WATCHDOG":
+                    action = event.data.get("action")
+                    log.warning("watchdog fired", vm=vm.id, action=action)
+                    self._session.watchdog_fired |= action in _WATCHDOG_ENDS
+                    await vm.commit(EventKind.WATCHDOG, {"action": action})
+                case "BLOCK_IO_ERROR":
+                    await self._tell_disk_error(event)
+                case name if name in Trigger.__members__:
+                    await self._move(Trigger(name), event)
+        except IllegalTransition as error:
+            log.error("unexpected event", vm=vm.id, problem=str(error))
 
-async def _disk_error(vm: Vm, event: QmpEvent) -> None:
-    now = trio.current_time()
-    if now < vm.disk_quiet_until:
-        return
-    vm.disk_quiet_until = now + _DISK_ERRORS_S
-    data = {name: event.data.get(name) for name in ("operation", "action", "nospace", "reason")}
-    log.error("the VM's disk fails on the host", vm=vm.id, **data)
-    await vm.commit("io-error", data)
+    async def _move(self, trigger: Trigger, event: QmpEvent) -> None:
+        vm, reason = self._vm, event.name.lower()
+        match trigger:
+            case Trigger.SHUTDOWN:
+                reason = event.data.get("reason", reason)
+            case Trigger.GUEST_PANICKED:
+                reason = "guest-panicked"
+            case Trigger.RESUME | Trigger.WAKEUP:
+                reason = "running"
+                await self._note_running()
+            case Trigger.STOP | Trigger.SUSPEND:
+                # The event does not say why; a KVM that gave up stops its guest like a user.
+                reason = await self._runstate()
+                if status_of_runstate(reason).state is VmState.CRASHED:
+                    trigger = Trigger.INTERNAL_ERROR
+        await self._enter(next_status(vm.status, trigger, reason))
+
+    async def _enter(self, status: Status) -> None:
+        vm = self._vm
+        if status.state is VmState.RUNNING and vm.record.running_since_s is None:
+            vm.reached(Phase.RUNNING)
+            now_s = vm.clock.boottime_s()
+            first_s = vm.record.first_ran_s or now_s
+            await vm.set_status(status, running_since_s=now_s, first_ran_s=first_s)
+        else:
+            await vm.set_status(status)
+        if status.state is VmState.CRASHED:
+            await self._session.qemu.kill()
+
+    async def _note_running(self) -> None:
+        """For those who ask; nothing depends on it."""
+        facts = self._session.facts
+        if facts and not facts.sev.enabled:
+            # The event says it all. To ask would keep the run waiting whose VM this is.
+            self._session.note(RunStatus("running", running=True))
+        else:
+            await self._runstate()
+
+    async def _runstate(self) -> str:
+        """QEMU's present RunState, after an event that says less; ``paused`` if it is gone."""
+        try:
+            facts = await self._session.query()
+        except MonitorError:
+            return "paused"
+        reason = facts.run_status.status
+        if not is_known_runstate(reason):
+            log.warning("unknown RunState, taken for paused", vm=self._vm.id, runstate=reason)
+        return reason
+
+    async def _tell_disk_error(self, event: QmpEvent) -> None:
+        now = trio.current_time()
+        if now < self._disk_quiet_until:
+            return  # a guest may try without end
+        self._disk_quiet_until = now + self._vm.config.timing.disk_error_interval_s
+        data = {name: event.data.get(name) for name in ("operation", "action", "nospace", "reason")}
+        log.error("the VM's disk fails on the host", vm=self._vm.id, **data)
+        await self._vm.commit(EventKind.IO_ERROR, data)
+
+    # --- answers ----------------------------------------------------------------------------
+
+    async def on_heartbeat(self, answer: RunStatus | None) -> None:
+        """See to the logs, and take in the answer, if it is still of any interest."""
+        vm = self._vm
+        try:
+            vm.dir.cut_logs(size_in_bytes(vm.config.life.log_size))
+        except OSError as error:
+            log.warning("logs cannot be cut", vm=vm.id, problem=str(error))
+        if answer is not None:
+            self._session.note(answer)
+            await self._correct(status_of_runstate(answer.status))
+
+    async def _correct(self, found: Status) -> None:
+        """Enter the state that QEMU says it is in, if the events that told of it were missed."""
+        vm = self._vm
+        corrected = corrected_status(vm.status, found)
+        if corrected is not None:
+            log.info("missed", vm=vm.id, was=str(vm.status), found=str(corrected))
+            await self._enter(corrected)

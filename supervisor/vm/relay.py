@@ -1,13 +1,12 @@
 """A VM's computation on its way to the agent and back.
 
-It goes there once; again only for a guest that is booted again, as its run asked for.
+It goes there once; again only to a guest that is booted again, as its run asked for.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from functools import partial
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,217 +16,180 @@ from supervisor.agent import client
 from supervisor.config import RestartPolicy
 from supervisor.errors import AgentError, AgentTimeout, CloneFailed, SupervisorError
 from supervisor.qemu.process import EXIT_LAG_S
-from supervisor.state.record import EndMode, Purpose, RelayState
+from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.status import VmState
-from supervisor.waiting import CutShort, unless
+from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator
 
     from supervisor.agent.client import Agent
-    from supervisor.qemu.cmdline import Forward
+    from supervisor.templates.registry import Templates
+    from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
 
-#: What each copy of a guest gets of the host's entropy: twice what its kernel's key holds.
+#: What each clone of a guest gets of the host's entropy: twice what its kernel's key holds.
 _ENTROPY_BYTES = 64
-
-#: The longest that an agent may take for its first answer before a VM counts as ready.
-_WARM_UP_S = 3.0
 
 
 class Relay:
-    """One VM's. ``settled`` is set once the computation has had all the fate it will have."""
+    """One VM's. Its task makes it, and has it `run` beside each QEMU.
 
-    def __init__(self, vm: Vm) -> None:
-        self.settled = trio.Event()
-        self.agent_ready = False
-        #: Whether the guest is ready to be frozen, and nobody is connected to it any more.
-        self.prepared = False
-        self.failure: SupervisorError | None = None
+    :ivar clone_failure: why a guest from a template did not come up; QEMU was killed for it
+    """
+
+    def __init__(self, vm: Vm, templates: Templates) -> None:
+        self.clone_failure: CloneFailed | None = None
         self._vm = vm
+        self._templates = templates
         self._reset = trio.Event()
-        self._breaking_off = trio.Lock()
+        self._interrupting = trio.Lock()
         #: Whether the answer is here, and at most on its way to the disk.
-        self._answered = False
-        if vm.record.ended_at or not (self.pending or self.state is RelayState.IDLE):
-            self.settled.set()
+        self._has_answer = False
 
-    @property
-    def state(self) -> RelayState:
-        return self._vm.record.relay
-
-    @property
-    def pending(self) -> bool:
-        """Whether an answer may yet come."""
-        return self.state in (RelayState.WAITING, RelayState.SENT)
-
-    def address(self, forwards: Sequence[Forward]) -> str:
-        """``host:port`` of the agent in a VM with these forwards."""
-        return client.address(self._vm.config.agent, forwards)
-
-    def final(self) -> RelayState:
-        """What the VM's end makes of it."""
-        return RelayState.FAILED if self.pending else self.state
-
-    async def run(self) -> None:
-        """Meet the agent, and again after each reset. To be cancelled at QEMU's end."""
+    async def run(self, session: Session) -> None:
+        """Meet the agent, and again after each reset. Cancelled at QEMU's exit."""
         vm = self._vm
         await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
         try:
             while True:
                 self._reset = trio.Event()
-                # A held guest's agent cannot answer, and QEMU's user network forgets none of the
+                # A paused guest's agent cannot answer, and QEMU's user network forgets none of the
                 # connections that are tried meanwhile.
                 await vm.until(lambda: vm.status.state is VmState.RUNNING)
                 try:
-                    await unless(self._cut_off, self._meet)
-                except CutShort:
-                    if self._reset.is_set():
-                        await self.interrupt()  # it may have been sent just then
-                        await vm.write_deferred()  # that it is no copy any more
-                    continue
+                    async with move_on_when(self._wait_cut_off) as meeting:
+                        await self._meet(session)
                 except CloneFailed as error:
                     log.warning("clone failed", vm=vm.id, problem=str(error))
-                    vm.clone_failure = error
-                    if vm.qemu:
-                        await vm.qemu.kill()  # what follows is decided by the VM's task
+                    self.clone_failure = error
+                    await session.qemu.kill()  # the VM's task decides what follows
                 except SupervisorError as error:
                     await self._fail(error)
+                else:
+                    if meeting.cancelled_caught:
+                        if self._reset.is_set():
+                            await self.interrupt()  # it may have been sent just then
+                            await vm.write_deferred()  # that it is no clone any more
+                        continue
                 await self._reset.wait()
         finally:
-            self.agent_ready = False
+            vm.agent_ready = False
 
-    async def _cut_off(self) -> None:
-        """Return when the agent is to be met anew: after a reset, or a hold before it is ready."""
+    async def _wait_cut_off(self) -> None:
+        """Return when the agent must be met anew: after a reset, or a pause before it is ready."""
         vm = self._vm
         await vm.until(
             lambda: (
-                self._reset.is_set() or (vm.status.state is VmState.PAUSED and not self.agent_ready)
+                self._reset.is_set() or (vm.status.state is VmState.PAUSED and not vm.agent_ready)
             )
         )
 
     async def interrupt(self) -> None:
         """Another supervisor, or a guest before a reset, had it: nobody knows what became of it."""
-        async with self._breaking_off:  # whoever comes second finds it done
-            if self.state is RelayState.SENT and not self._answered:
+        async with self._interrupting:  # whoever comes second finds it done
+            if self._vm.record.relay is RelayState.SENT and not self._has_answer:
                 log.warning("relay interrupted", vm=self._vm.id)
                 error = "the computation was with the agent when the way back was cut off"
                 await self._commit(RelayState.INTERRUPTED, error=error)
-                self.settled.set()
 
     async def guest_was_reset(self) -> None:
-        """Look for the agent anew; it is no copy's any more."""
-        self._vm.forget("agent")
-        self.prepared = False
-        if self._vm.record.template and not self._vm.record.renewed:
-            self._vm.defer("renewed", {}, renewed=True)
-        self.agent_ready = False
+        """Look for the agent anew; the guest is no clone any more."""
+        vm = self._vm
+        vm.forget(Phase.AGENT)
+        vm.prepared = False
+        if vm.record.template and not vm.record.renewed:
+            vm.defer(EventKind.RENEWED, {}, renewed=True)
+        vm.agent_ready = False
         # At once: the call that the reset broke off is not to be judged while the disk is slow.
         self._reset.set()
-        self._vm.wake()
+        vm.notify()
         await self.interrupt()
 
     async def again(self) -> None:
         """The guest is booted again, as its run asked for: its agent gets the computation again."""
-        self._vm.forget("agent")
-        self._answered = False
-        if self.state is not RelayState.FAILED:
-            if self.state is RelayState.INTERRUPTED:
-                self.settled = trio.Event()
+        self._vm.forget(Phase.AGENT)
+        self._has_answer = False
+        if self._vm.record.relay is not RelayState.FAILED:
             await self._commit(RelayState.WAITING, error=None)
 
-    async def _meet(self) -> None:
-        vm = self._vm
-        target = vm.record.agent_address or self.address(vm.record.forwards)
-        async with client.connect(vm.id, target, vm.config.agent) as guest_agent:
-            if vm.record.template and not vm.record.renewed:
-                await self._renew(guest_agent)
+    async def _meet(self, session: Session) -> None:
+        vm, record = self._vm, self._vm.record
+        target = record.agent_address or client.address(vm.config.agent, record.forwards)
+        async with client.connect(vm.id, target, vm.config.agent) as agent:
+            if record.template and not record.renewed:
+                await self._renew(agent, session)
             else:
-                await self._wait_ready(guest_agent)
-            if vm.end_request.any.is_set():
+                await self._wait_ready(agent)
+            if vm.ending:
                 await trio.sleep_forever()  # too late for a computation; the end cancels us
             # To ask anew after an adoption brings no news.
-            if vm.reached("agent"):
-                vm.defer("agent", {"address": target})
+            if vm.reached(Phase.AGENT):
+                vm.defer(EventKind.AGENT, {"address": target})
                 log.info("agent ready", vm=vm.id, agent=target)
             if vm.record.purpose is Purpose.POOL:
                 await vm.write_deferred()
-                with trio.move_on_after(_WARM_UP_S), suppress(CutShort):
-                    await unless(self._given, guest_agent.warm_up)
-            self.agent_ready = True
-            vm.wake()
+                with trio.move_on_after(vm.config.timing.agent_warm_up_s):
+                    async with move_on_when(self._wait_assigned):
+                        await agent.warm_up()
+            vm.agent_ready = True
+            vm.notify()
             if vm.record.purpose is Purpose.TEMPLATE:
-                await guest_agent.prepare()
+                await agent.prepare()
             else:
-                await self._serve(guest_agent)
-        self.prepared = vm.record.purpose is Purpose.TEMPLATE
-        vm.wake()
+                await self._serve(agent, session)
+        vm.prepared = vm.record.purpose is Purpose.TEMPLATE
+        vm.notify()
 
-    async def _serve(self, guest_agent: Agent) -> None:
-        """Send the computation, once there is one."""
-        vm = self._vm
-        if self.state is not RelayState.WAITING:
-            await vm.write_deferred()
-        if self.state is RelayState.IDLE:
-            await self._given()
-        if self.state is RelayState.WAITING:
-            await self._send(guest_agent)
-
-    async def _given(self) -> None:
-        await self._vm.until(lambda: self.state is not RelayState.IDLE)
-
-    async def _renew(self, guest_agent: Agent) -> None:
+    async def _renew(self, agent: Agent, session: Session) -> None:
         """Make a twin a guest of its own, before anything else is asked of it."""
         vm, timeout_s = self._vm, self._vm.config.start.clone_timeout_s
-
-        async def renew() -> None:
-            # It listens from the first: where many start at once, it is only slow to answer.
-            await guest_agent.wait_ready(timeout_s / 3)
-            await guest_agent.renew(os.urandom(_ENTROPY_BYTES))
-
         try:
-            await unless(partial(self._time_is_up, timeout_s), renew)
-        except CutShort:
-            raise CloneFailed(
-                vm.id, f"its agent did not answer within {timeout_s:g} s, see MANAGER_CLONE_TIMEOUT"
-            ) from None
+            async with self._while_running(timeout_s) as patience:
+                # It listens from the first: where many start at once, it is only slow to answer.
+                await agent.wait_ready(timeout_s / 3)
+                await agent.renew(os.urandom(_ENTROPY_BYTES))
         except AgentError as error:
-            if vm.end_request.any.is_set() or await self._gone():
-                await trio.sleep_forever()  # the VM's end has the word, and cancels us
+            await self._let_the_end_decide(session)
             why = f"its agent does not renew itself: {error.code}, {error.text}"
             raise CloneFailed(vm.id, why) from error
-        vm.reached("renew")
-        vm.defer("renewed", {}, renewed=True)
-        vm.templates.came_up(vm.record.template or "")
+        if patience.cancelled_caught:
+            why = f"its agent did not answer within {timeout_s:g} s, see MANAGER_CLONE_TIMEOUT"
+            raise CloneFailed(vm.id, why)
+        vm.reached(Phase.RENEW)
+        vm.defer(EventKind.RENEWED, {}, renewed=True)
+        self._templates.came_up(vm.record.template or "")
 
-    async def _wait_ready(self, guest_agent: Agent) -> None:
-        if self.state not in (RelayState.WAITING, RelayState.IDLE):
-            return await guest_agent.wait_ready()
+    async def _wait_ready(self, agent: Agent) -> None:
         vm, timeout_s = self._vm, self._vm.config.agent.boot_timeout_s
-        try:
-            return await unless(partial(self._time_is_up, timeout_s), guest_agent.wait_ready)
-        except CutShort:
+        if vm.record.relay not in (RelayState.WAITING, RelayState.IDLE):
+            return await agent.wait_ready()  # nobody waits for an answer
+        async with self._while_running(timeout_s) as patience:
+            await agent.wait_ready()
+        if patience.cancelled_caught:
             raise AgentTimeout(
                 vm.id,
                 f"the agent of VM {vm.id} was not ready {timeout_s:g} s after the guest's start,"
                 f" see MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}",
-            ) from None
+            )
+        return None
 
-    async def _time_is_up(self, allowed_s: float) -> None:
-        """Return when the guest has run for so long from now on: a held one cannot hurry."""
-        vm, left_s = self._vm, allowed_s
-        while True:
-            await vm.until(lambda: vm.status.state is not VmState.PAUSED)
-            began = trio.current_time()
-            with trio.move_on_after(left_s):
-                await vm.until(lambda: vm.status.state is VmState.PAUSED)
-                left_s -= trio.current_time() - began
-                continue
-            return
+    async def _serve(self, agent: Agent, session: Session) -> None:
+        """Send the computation, once there is one."""
+        vm = self._vm
+        if vm.record.relay is not RelayState.WAITING:
+            await vm.write_deferred()
+        if vm.record.relay is RelayState.IDLE:
+            await self._wait_assigned()
+        if vm.record.relay is RelayState.WAITING:
+            await self._send(agent, session)
 
-    async def _send(self, guest_agent: Agent) -> None:
+    async def _wait_assigned(self) -> None:
+        await self._vm.until(lambda: self._vm.record.relay is not RelayState.IDLE)
+
+    async def _send(self, agent: Agent, session: Session) -> None:
         vm = self._vm
         try:
             computation = await vm.dir.read_computation()
@@ -236,51 +198,69 @@ class Relay:
         await self._commit(RelayState.SENT)
         if vm.record.options.restart is RestartPolicy.NEVER:
             vm.dir.computation.unlink(missing_ok=True)
-        reply = await self._call(guest_agent, computation)
-        vm.reached("relay")
-        self._answered = True
+        reply = await self._call(agent, session, computation)
+        vm.reached(Phase.RELAY)
+        self._has_answer = True
         # A reset that comes now is too late.
         with trio.CancelScope(shield=True):
             await vm.dir.keep_reply(reply)
             vm.reply = reply
-            await self._commit(RelayState.ANSWERED)
-            self.settled.set()
+            await self._commit(RelayState.ANSWERED, answered=True)
 
-    async def _call(self, guest_agent: Agent, computation: bytes) -> str:
+    async def _call(self, agent: Agent, session: Session, computation: bytes) -> str:
         vm, timeout_s = self._vm, self._vm.config.agent.timeout_s
-        time_is_up = partial(self._time_is_up, timeout_s)
         try:
-            return await unless(time_is_up, guest_agent.run, computation)
-        except CutShort:
-            raise AgentTimeout(
-                vm.id,
-                f"the agent of VM {vm.id} at {guest_agent.address} did not answer Run within"
-                f" {timeout_s:g} s; see MANAGER_AGENT_GRPC_TIMEOUT",
-            ) from None
+            async with self._while_running(timeout_s):
+                return await agent.run(computation)
         except AgentError as error:
             if error.code != "UNAVAILABLE":
                 raise
-            if vm.end_request.any.is_set() or await self._gone():
-                await trio.sleep_forever()  # the VM's end has the word, and cancels us
+            await self._let_the_end_decide(session)
             hint = f"; {vm.dir.what_was_printed()}"
             raise AgentError(vm.id, error.code, error.text, hint) from error
+        raise AgentTimeout(
+            vm.id,
+            f"the agent of VM {vm.id} at {agent.address} did not answer Run within {timeout_s:g} s;"
+            " see MANAGER_AGENT_GRPC_TIMEOUT",
+        )
 
-    async def _gone(self) -> bool:
-        # Ports close a moment before the process that held them is seen to be gone.
-        with trio.move_on_after(EXIT_LAG_S):
-            if self._vm.qemu:
-                await self._vm.qemu.wait()
-            return True
-        return False
+    @asynccontextmanager
+    async def _while_running(self, allowed_s: float) -> AsyncIterator[trio.CancelScope]:
+        """Cancel the body when the guest has run for so long: a paused guest cannot hurry."""
+        vm = self._vm
+
+        async def time_is_up() -> None:
+            left_s = allowed_s
+            while True:
+                await vm.until(lambda: vm.status.state is not VmState.PAUSED)
+                began = trio.current_time()
+                with trio.move_on_after(left_s) as patience:
+                    await vm.until(lambda: vm.status.state is VmState.PAUSED)
+                    left_s -= trio.current_time() - began
+                if patience.cancelled_caught:
+                    return
+
+        async with move_on_when(time_is_up) as scope:
+            yield scope
+
+    async def _let_the_end_decide(self, session: Session) -> None:
+        """Do not return if the VM ends: its end says more than the agent's lost connection."""
+        if not self._vm.ending:
+            # Ports close a moment before the process that held them is seen to be gone.
+            with trio.move_on_after(EXIT_LAG_S) as patience:
+                await session.qemu.wait()
+            if patience.cancelled_caught:
+                return
+        await trio.sleep_forever()  # until the end cancels us
 
     async def _fail(self, error: SupervisorError) -> None:
         """A VM whose computation came to nothing is of no use to anybody."""
-        log.warning("run failed", vm=self._vm.id, problem=str(error))
-        self.failure = error
-        async with self._breaking_off:
+        vm = self._vm
+        log.warning("run failed", vm=vm.id, problem=str(error))
+        vm.failure = error
+        async with self._interrupting:
             await self._commit(RelayState.FAILED, error=str(error))
-        self.settled.set()
-        self._vm.ask_to_end(EndMode.FORCE, "its run failed")
+        vm.request_end(EndMode.FORCE, EndCause.RUN_FAILED, "its run failed")
 
     async def _commit(self, state: RelayState, **changes: object) -> None:
-        await self._vm.commit("relay", {"state": state}, relay=state, **changes)
+        await self._vm.commit(EventKind.RELAY, {"state": state}, relay=state, **changes)

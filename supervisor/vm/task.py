@@ -1,4 +1,4 @@
-"""One VM's task: from the decision to start it, or to take it up, to its last words on record."""
+"""One VM's task: from the decision to start or adopt the VM to the last line of its record."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+import attrs
 import structlog
 import trio
 
+from supervisor.agent import client
 from supervisor.config import TemplateUse
 from supervisor.errors import (
     CloneFailed,
@@ -22,27 +24,34 @@ from supervisor.errors import (
     single,
 )
 from supervisor.qemu import cmdline, process
-from supervisor.state.record import Purpose
+from supervisor.qemu.connection import Connection
+from supervisor.qemu.host import boot_id
+from supervisor.state.record import EndCause, EventKind, Phase, Purpose
 from supervisor.state.status import (
+    Reason,
     Status,
     Trigger,
     VmState,
     next_status,
-    status_after_exit,
     status_after_missed_end,
 )
 from supervisor.state.vm_dir import preparers
+from supervisor.vm import decisions, restart, shutdown, ttl
+from supervisor.vm.decisions import Next
+from supervisor.vm.qmp_events import QmpEvents
+from supervisor.vm.relay import Relay
 from supervisor.vm.session import Session
-from supervisor.vm.shutdown import EndRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from supervisor.qemu.cmdline import Forward
     from supervisor.qemu.host import Host
     from supervisor.qemu.ports import PortPool
     from supervisor.qemu.process import ProcessId, Qemu
     from supervisor.state.vm_dir import VmDir
+    from supervisor.templates.registry import Templates
     from supervisor.templates.template import Template
     from supervisor.vm.vm import Vm
 
@@ -53,137 +62,149 @@ _PORT_TAKEN = re.compile(r"Could not set up host forwarding rule '[^']*:(\d+)-[^
 
 #: How often a VM is started anew because somebody took one of its ports meanwhile.
 _PORT_ATTEMPTS = 4
+
+#: What is done again if a VM is booted from cold after all.
+_STEPS_OF_A_BOOT = (
+    *(Phase.OVERLAY, Phase.SPAWN, Phase.GREETING, Phase.RESTORE),
+    *(Phase.RUNNING, Phase.RENEW, Phase.AGENT),
+)
+
 #: How long the removal of an ended VM's disk may have to wait.
-_BURIAL_S = 10.0
+_CLEAR_S = 10.0
+
+
+@attrs.frozen
+class Left:
+    """A VM that an earlier supervisor began.
+
+    :param process: with a pidfd, which the task closes; None if the process is gone
+    """
+
+    process: tuple[ProcessId, int] | None
 
 
 class VmTask:
-    """The task of one VM. Either of `run` and `take_up` is called, once."""
+    """The task of one VM, and the owner of all that happens to it. `run` is called once."""
 
-    def __init__(self, vm: Vm, host: Host, ports: PortPool) -> None:
+    def __init__(self, vm: Vm, host: Host, ports: PortPool, templates: Templates) -> None:
         self._vm = vm
         self._host = host
         self._ports = ports
-        #: What the record is to say of what the VM is made of.
-        self._made: dict[str, str | None] = {}
+        self._templates = templates
+        self._relay = Relay(vm, templates)
+        #: What the record says of what the VM is made of, once QEMU runs.
+        self._fingerprint = vm.record.fingerprint
+        self._template: str | None = vm.record.template
 
-    async def run(self) -> None:
-        """A new VM's whole life. When it returns, nothing of the VM is left but what is to be.
+    async def run(self, left: Left | None = None) -> None:
+        """All of the VM's life, or what is left of it.
 
-        That is its record and logs, a disk that is to be kept, and all of a VM that is left to
-        the next supervisor.
+        When it returns, nothing of the VM is left but its record and logs, a disk that is kept,
+        and all of a VM that the next supervisor adopts.
         """
-        await self._live(self._launch)
-
-    async def take_up(self, found: tuple[ProcessId, int] | None) -> None:
-        """The rest of the life of a VM that another supervisor began.
-
-        :param found: its process and a pidfd of that, which is closed here; None if it is gone
-        """
-        await self._live(partial(self._adopt, found))
-
-    async def _live(self, begin: Callable[[], Awaitable[Status]]) -> None:
-        verdict = None
+        vm, verdict = self._vm, None
         try:
-            with self._vm.scope:
-                verdict = await begin()
-                if failure := self._clone_failure(verdict):
-                    await self._fall_back(verdict, failure)
-                    verdict = None  # of this boot
-                    verdict = await self._boot()
-                while self._vm.restarts.wanted(self._vm.record, verdict):
-                    if not await self._vm.restarts.wait(self._vm, verdict):
+            with vm.scope:
+                verdict = await (self._launch() if left is None else self._adopt(left))
+                while (step := self._after_boot(verdict)) is not Next.END:
+                    if step is Next.COLD_BOOT:
+                        await self._prepare_cold_boot(verdict)
+                    elif not await restart.wait(vm, self._relay, verdict):
                         break
                     verdict = None  # of this boot
                     verdict = await self._boot()
         except Exception as error:
             cause = single(error)
             if not isinstance(cause, SupervisorError):
-                log.error("bug in a VM's task", vm=self._vm.id, exc_info=error)
-                cause = SupervisorError(f"VM {self._vm.id} failed: {cause!r}")
-            log.warning("VM failed", vm=self._vm.id, problem=str(cause))
-            cause.vm_id = self._vm.id
-            self._vm.failure = cause
+                log.error("bug in a VM's task", vm=vm.id, exc_info=error)
+                cause = SupervisorError(f"VM {vm.id} failed: {cause!r}")
+            log.warning("VM failed", vm=vm.id, problem=str(cause))
+            cause.vm_id = vm.id
+            vm.failure = vm.failure or cause
         finally:
             try:
-                await self._finish(verdict)
+                await self._finalise(verdict)
             except Exception as error:
-                log.error("bug at a VM's end", vm=self._vm.id, exc_info=error)
+                log.error("bug at a VM's end", vm=vm.id, exc_info=error)
             finally:
-                self._vm.close()
+                vm.close()
+
+    def _after_boot(self, verdict: Status) -> Next:
+        return decisions.after_boot(
+            self._vm.record,
+            verdict,
+            clone_failed=self._relay.clone_failure is not None,
+            end_requested=self._vm.end_request is not None,
+            restart_limit=self._vm.config.life.restart_limit,
+            now_s=self._vm.clock.boottime_s(),
+        )
+
+    # --- a new VM ---------------------------------------------------------------------------
 
     async def _launch(self) -> Status:
+        """Start a new VM, from a template if there is one, and see its first QEMU to its exit."""
         vm, config = self._vm, self._vm.config.qemu
-        is_template = vm.record.purpose is Purpose.TEMPLATE
-        use = TemplateUse.OFF if is_template else vm.record.options.template
-        fingerprint, template = await vm.templates.choose(vm.id, use)
-        self._made = {"fingerprint": fingerprint, "template": template.name if template else None}
+        becomes_template = vm.record.purpose is Purpose.TEMPLATE
+        use = TemplateUse.OFF if becomes_template else vm.record.options.template
+        self._fingerprint, template = await self._templates.choose(vm.id, use)
         if template:
+            self._template = template.name
             return await self._clone(template)
-        await vm.dir.prepare(
-            config.disk, config.firmware, config.memory_bytes if is_template else None
-        )
-        vm.reached("overlay")
+        ram_bytes = config.memory_bytes if becomes_template else None
+        await vm.dir.prepare(config.disk, config.firmware, ram_bytes)
+        vm.reached(Phase.OVERLAY)
         return await self._boot()
 
     async def _clone(self, template: Template) -> Status:
-        """A VM from a template. Where it does not come up, the VM's ``clone_failure`` says why."""
+        """Start a VM from a template. If that fails, ``relay.clone_failure`` says why."""
         vm = self._vm
         try:
-            await trio.to_thread.run_sync(template.pour, vm.dir, limiter=preparers)
-            vm.reached("overlay")
+            await trio.to_thread.run_sync(template.clone_into, vm.dir, limiter=preparers)
+            vm.reached(Phase.OVERLAY)
             return await self._boot(template)
         except PortsTaken:
             raise
         except TemplateError as error:
-            vm.clone_failure = CloneFailed(vm.id, str(error))
+            self._relay.clone_failure = CloneFailed(vm.id, str(error))
         except (LaunchError, OSError) as error:
             # What was never started says nothing about the template.
             ran = isinstance(error, LaunchError) and error.exit_code is not None
-            vm.clone_failure = CloneFailed(vm.id, str(error), blames_template=ran)
+            self._relay.clone_failure = CloneFailed(vm.id, str(error), blames_template=ran)
         return vm.status
 
-    def _clone_failure(self, verdict: Status) -> CloneFailed | None:
-        """Why the VM is to be tried again without its template, if it is."""
-        vm, record = self._vm, self._vm.record
-        if vm.end_request.for_good.is_set() or record.ending or verdict.reason == "host-reboot":
-            return None
-        if vm.clone_failure or not (verdict.state.ended and record.template):
-            return vm.clone_failure
-        if record.renewed:
-            return None
-        blamed = verdict.reason != "launch-interrupted"
-        return CloneFailed(vm.id, f"its guest ended: {verdict.reason}", blamed)
-
-    async def _fall_back(self, verdict: Status, failure: CloneFailed) -> None:
+    async def _prepare_cold_boot(self, verdict: Status) -> None:
         """Make all as it was before the VM was tried from its template.
 
-        :raises CloneFailed: if it is not to be had otherwise
+        :raises CloneFailed: if its run requires a template
         """
         vm = self._vm
-        name = vm.record.template or self._made.get("template") or ""
+        failure = self._relay.clone_failure or CloneFailed(
+            vm.id,
+            f"its guest ended: {verdict.reason}",
+            blames_template=verdict.reason != Reason.LAUNCH_INTERRUPTED,
+        )
+        name = vm.record.template or self._template or ""
         if failure.blames_template:
-            vm.templates.failed(name)
+            self._templates.failed(name)
         if vm.record.options.template is TemplateUse.REQUIRE:
             raise failure
         log.warning("booting from cold instead", vm=vm.id, template=name, problem=failure.why)
-        vm.end_request = EndRequest()  # of the guest that was seen off
         if verdict.state.ended:
             await vm.set_status(Status(VmState.CRASHED, verdict.reason))
-            restarted = next_status(vm.status, Trigger.RESTART, "prelaunch")
+            restarted = next_status(vm.status, Trigger.RESTART, Reason.PRELAUNCH)
             await vm.set_status(restarted, running_since_s=None, first_ran_s=None)
-        told = {"template": name, "why": failure.why}
-        await vm.commit("fallback", told, template=None, renewed=False)
-        vm.clone_failure = None
-        self._made = {"fingerprint": await vm.templates.present(), "template": None}
-        vm.forget("overlay", "spawn", "greeting", "restore", "running", "renew", "agent")
+        data = {"template": name, "why": failure.why}
+        await vm.commit(EventKind.FALLBACK, data, template=None, renewed=False)
+        self._relay.clone_failure = None
+        self._fingerprint, self._template = await self._templates.present(), None
+        vm.forget(*_STEPS_OF_A_BOOT)
         config = vm.config.qemu
         await vm.dir.prepare(config.disk, config.firmware)
-        vm.templates.release(vm.id)
-        vm.reached("overlay")
+        self._templates.release(vm.id)
+        vm.reached(Phase.OVERLAY)
 
     async def _boot(self, template: Template | None = None) -> Status:
-        """One QEMU, from its start to its end.
+        """Start one QEMU and see it to its exit.
 
         :raises LaunchError: if its guest never runs
         """
@@ -191,7 +212,7 @@ class VmTask:
         for attempts_left in reversed(range(_PORT_ATTEMPTS)):
             with self._ports.reserve(taken) as forwards:
                 try:
-                    return await self._start(forwards, template)
+                    return await self._start_qemu(forwards, template)
                 except PortsTaken as error:
                     taken |= _ports_taken(error.log_tail)
                     if not attempts_left:
@@ -199,141 +220,183 @@ class VmTask:
                     log.warning("port taken, trying others", vm=self._vm.id, ports=sorted(taken))
         raise AssertionError
 
-    async def _start(self, forwards: Sequence[Forward], template: Template | None) -> Status:
-        config = self._vm.config.qemu
-        ram = None
+    async def _start_qemu(self, forwards: Sequence[Forward], template: Template | None) -> Status:
+        vm, config = self._vm, self._vm.config.qemu
+        machine = self._machine(forwards, template)
+        command = cmdline.command(config, machine)
+        log.info(cmdline.shell_line(command), vm=vm.id)
+        async with AsyncExitStack() as stack:
+            with vm.dir.listen_qmp() as listener:
+                argv = cmdline.argv(config, machine)
+                starting = process.start(argv, listener, vm.dir.qemu_log, leave=self._is_left)
+                qemu = await stack.enter_async_context(starting)
+            vm.reached(Phase.SPAWN)
+            # Not worth a write of its own: who comes after us finds the process by its uuid.
+            vm.defer(
+                EventKind.LAUNCHED,
+                {"pid": qemu.pid, "template": self._template},
+                fingerprint=self._fingerprint,
+                template=self._template,
+                process=qemu.identity,
+                forwards=tuple(forwards),
+                command=tuple(command),
+                agent_address=client.address(vm.config.agent, forwards),
+                exit_code=None,
+            )
+            session = self._session(qemu)
+            state = template.state if template else None
+            verdict = await self._follow(session, new=True, template_state=state)
+            if verdict.state is VmState.PRELAUNCH:
+                raise self._never_ran(session, command)
+            return verdict
+
+    def _machine(self, forwards: Sequence[Forward], template: Template | None) -> cmdline.Machine:
+        vm_dir, ram = self._vm.dir, None
         if template:
             ram = cmdline.Ram(template.ram, shared=False)
         elif self._vm.record.purpose is Purpose.TEMPLATE:
-            ram = cmdline.Ram(self._vm.dir.ram, shared=True)
-        made = cmdline.Machine(
+            ram = cmdline.Ram(vm_dir.ram, shared=True)
+        return cmdline.Machine(
             vm_id=self._vm.id,
             qemu=self._host.qemu,
             accel=self._host.accel,
             forwards=forwards,
-            overlay=self._vm.dir.overlay,
-            firmware_vars=self._vm.dir.firmware_vars,
-            serial_log=self._vm.dir.serial_log,
-            qmp_socket=self._vm.dir.qmp_socket,
+            overlay=vm_dir.overlay,
+            firmware_vars=vm_dir.firmware_vars,
+            serial_log=vm_dir.serial_log,
+            qmp_socket=vm_dir.qmp_socket,
             ram=ram,
         )
-        command = cmdline.command(config, made)
-        log.info(cmdline.shell_line(command), vm=self._vm.id)
-        async with AsyncExitStack() as stack:
-            with self._vm.dir.listen_qmp() as listener:
-                argv = cmdline.argv(config, made)
-                started = process.start(argv, listener, self._vm.dir.qemu_log, leave=self._left)
-                qemu = await stack.enter_async_context(started)
-            self._vm.reached("spawn")
-            # Not worth a write of its own: who comes after us finds the process by its uuid.
-            record = self._vm.record
-            self._vm.defer(
-                "launched",
-                {"pid": qemu.pid, "template": self._made.get("template", record.template)},
-                **self._made,
-                process=qemu.identity,
-                forwards=tuple(forwards),
-                command=tuple(command),
-                agent_address=self._vm.relay.address(forwards),
-                exit_code=None,
-            )
-            state = template.state if template else None
-            following = Session(self._vm, qemu, new=True, state=state)
-            verdict = await following.to_the_end()
-            if verdict.state is VmState.PRELAUNCH:
-                raise self._never_ran(qemu, command, following.hung)
-            return verdict
 
-    async def _adopt(self, found: tuple[ProcessId, int] | None) -> Status:
-        """What a VM has come to that another supervisor began, once that has ended."""
-        if found is None:
-            asked = self._vm.record.ending is not None
-            same_boot = self._same_boot()
-            return status_after_missed_end(self._vm.status, same_boot=same_boot, asked=asked)
-        identity, pidfd = found
-        if self._vm.record.ending:
-            self._vm.ask_to_end(self._vm.record.ending, "asked of the supervisor before")
-        if self._vm.status.state is VmState.SHUTDOWN:
-            # It waits to be told to quit, and no event tells of it again.
-            self._vm.quit_after_guest_shutdown()
-        with self._ports.hold(self._vm.record.forwards):
-            async with process.adopt(identity, pidfd, leave=self._left) as qemu:
-                if self._vm.status.state.ended:
-                    return self._vm.status  # of what is on record as crashed, the rest
-                await self._vm.relay.interrupt()
-                if identity != self._vm.record.process:
-                    told = {"pid": identity.pid, "template": self._vm.record.template}
-                    await self._vm.commit("launched", told, process=identity)
-                verdict = await Session(self._vm, qemu, new=False).to_the_end()
+    def _never_ran(self, session: Session, command: Sequence[str]) -> SupervisorError:
+        vm = self._vm
+        if vm.end_request:
+            return VmEnded(vm.id, VmState.PRELAUNCH, vm.end_request.why)
+        return _launch_error(vm.id, session, vm.dir, command)
+
+    # --- a VM that another supervisor began -------------------------------------------------
+
+    async def _adopt(self, left: Left) -> Status:
+        """What the VM has come to, once its QEMU has exited."""
+        vm, record = self._vm, self._vm.record
+        if left.process is None:
+            same_boot = not record.process or record.process.boot_id == boot_id()
+            asked = record.ending is not None
+            return status_after_missed_end(vm.status, same_boot=same_boot, asked=asked)
+        identity, pidfd = left.process
+        if record.ending:
+            cause, why = record.end_cause or EndCause.API, "asked of the supervisor before"
+            vm.request_end(record.ending, cause, why)
+        with self._ports.hold(record.forwards):
+            async with process.adopt(identity, pidfd, leave=self._is_left) as qemu:
+                if vm.status.state.ended:
+                    return vm.status  # of what is on record as crashed, the rest
+                await self._relay.interrupt()
+                if identity != record.process:
+                    data = {"pid": identity.pid, "template": record.template}
+                    await vm.commit(EventKind.LAUNCHED, data, process=identity)
+                verdict = await self._follow(self._session(qemu), new=False)
         if verdict.state is VmState.PRELAUNCH:
-            return status_after_missed_end(self._vm.status, same_boot=True)
+            return status_after_missed_end(vm.status, same_boot=True)
         return verdict
 
-    def _same_boot(self) -> bool:
-        return not self._vm.record.process or self._vm.record.process.boot_id == process.boot_id()
+    # --- one QEMU ---------------------------------------------------------------------------
 
-    def _left(self) -> bool:
+    def _session(self, qemu: Qemu) -> Session:
+        config = self._vm.config
+        connection = Connection(self._vm.id, self._vm.dir.qmp_socket, config.life, config.timing)
+        return Session(qemu, connection)
+
+    async def _follow(
+        self, session: Session, *, new: bool, template_state: Path | None = None
+    ) -> Status:
+        """See one QEMU to its exit, and all that goes on meanwhile.
+
+        :param new: whether it was just started, and its guest has yet to run
+        :return: what the VM has come to; a guest that never ran is still in PRELAUNCH
+        """
+        vm, qemu = self._vm, session.qemu
+        vm.session = session
+        handler = QmpEvents(vm, session, self._relay, new=new, template_state=template_state)
+        async with session.open(handler) as nursery:
+            nursery.start_soon(shutdown.shut_down_when_asked, vm, session)
+            nursery.start_soon(self._relay.run, session)
+            nursery.start_soon(ttl.end_in_time, vm)
+            nursery.start_soon(self._run_in_time, session, template_state is not None)
+        if qemu.identity.sudo:
+            await self._end_what_sudo_left()
+        return decisions.session_verdict(
+            vm.record, qemu.exit_code, watchdog_fired=session.watchdog_fired, killed=qemu.killed
+        )
+
+    async def _run_in_time(self, session: Session, from_template: bool) -> None:
+        """Kill QEMU if its guest does not run in time."""
+        vm, config = self._vm, self._vm.config
+        timeout_s, setting = config.life.start_timeout_s, "MANAGER_START_TIMEOUT"
+        if from_template:
+            timeout_s, setting = config.start.clone_timeout_s, "MANAGER_CLONE_TIMEOUT"
+        with trio.move_on_after(timeout_s):
+            await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
+            return
+        problem = session.connection.problem
+        session.refusal = f"its guest did not run within {timeout_s:g} s, see {setting}; {problem}"
+        await session.qemu.kill()
+
+    async def _end_what_sudo_left(self) -> None:
+        """Had sudo been killed, QEMU would live on, nobody's child."""
+        vm, tmp = self._vm, self._vm.config.qemu.tmp
+        running = await trio.to_thread.run_sync(process.running_below, tmp)
+        found = process.find(vm.id, None, running)
+        if found:
+            log.warning("sudo has gone without its QEMU", vm=vm.id, pid=found[0].pid)
+            async with process.adopt(*found, leave=self._is_left):
+                pass  # leaving ends it
+
+    def _is_left(self) -> bool:
         return self._vm.leaving
-
-    def _never_ran(self, qemu: Qemu, command: Sequence[str], hung: str) -> SupervisorError:
-        if self._vm.end_request.mode:
-            return VmEnded(self._vm.id, "prelaunch", self._vm.end_request.why)
-        return _launch_error(self._vm.id, qemu, self._vm.dir, command, hung)
 
     # --- the end ----------------------------------------------------------------------------
 
-    async def _finish(self, verdict: Status | None) -> None:
-        if self._vm.leaving:
-            await self._vm.relay.interrupt()
-            return
-        keep = self._vm.record.options.keep_disk
-        clear = partial(self._vm.dir.clear, disks=not keep)
-        with trio.move_on_after(_BURIAL_S, shield=True):
-            await trio.to_thread.run_sync(clear)
-        if not keep:
-            self._vm.templates.release(self._vm.id)
-        await self._finalise(verdict)
-
     async def _finalise(self, verdict: Status | None) -> None:
-        """The last words on record."""
-        qemu, record = self._vm.qemu, self._vm.record
-        exit_code = qemu.exit_code if qemu else record.exit_code
-        if verdict is None and qemu and qemu.gone and record.status.state is VmState.SHUTDOWN:
-            verdict = status_after_exit(record.status, exit_code)
-        if verdict is None or not verdict.state.ended:
-            code = "none" if exit_code is None else exit_code
-            verdict = Status(VmState.CRASHED, f"exit:{code}")
-        tail = self._vm.dir.log_tail()
-        if self._vm.failure is None and self._vm.relay.pending:
-            why = self._vm.end_request.why or tail
-            self._vm.failure = VmEnded(self._vm.id, verdict.state, verdict.reason, why)
-        error = self._vm.record.error or (str(self._vm.failure) if self._vm.failure else None)
-        if error is None and verdict.state is VmState.CRASHED:
-            error = tail or f"QEMU ended: {verdict.reason}"
-        await self._vm.set_status(
-            verdict,
+        """Remove what an ended VM needs no more, and write the last line of its record."""
+        vm = self._vm
+        if vm.leaving:
+            await self._relay.interrupt()
+            return
+        keep = vm.record.options.keep_disk
+        with trio.move_on_after(_CLEAR_S, shield=True):
+            await trio.to_thread.run_sync(partial(vm.dir.clear, disks=not keep))
+        if not keep:
+            self._templates.release(vm.id)
+        qemu = vm.session.qemu if vm.session else None
+        exit_code = qemu.exit_code if qemu else vm.record.exit_code
+        exited = qemu is not None and qemu.gone
+        status = decisions.final_status(vm.record, verdict, exit_code, exited=exited)
+        log_tail = vm.dir.log_tail()
+        if vm.failure is None and vm.record.awaits_answer:
+            why = vm.end_request.why if vm.end_request else log_tail
+            vm.failure = VmEnded(vm.id, status.state, status.reason, why)
+        await vm.set_status(
+            status,
             exit_code=exit_code,
-            error=error,
-            relay=self._vm.relay.final(),
+            error=decisions.final_error(vm.record, status, vm.failure, log_tail),
+            relay=decisions.final_relay(vm.record.relay),
             ended_at=datetime.now(UTC),
         )
 
 
 def _launch_error(
-    vm_id: str, qemu: Qemu, vm_dir: VmDir, command: Sequence[str], problem: str
+    vm_id: str, session: Session, vm_dir: VmDir, command: Sequence[str]
 ) -> LaunchError:
-    """Why a guest never ran: PortsTaken where another attempt may help.
-
-    :param problem: what the monitor said if the process had to be killed, or nothing
-    """
-    tail = vm_dir.log_tail()
-    how = f"failed ({problem})" if problem else f"ended with exit code {qemu.exit_code}"
-    kind = PortsTaken if _ports_taken(tail) else LaunchError
+    """Why a guest never ran: PortsTaken if another attempt may help."""
+    log_tail, exit_code = vm_dir.log_tail(), session.qemu.exit_code
+    how = f"failed ({session.refusal})" if session.refusal else f"ended with exit code {exit_code}"
+    kind = PortsTaken if _ports_taken(log_tail) else LaunchError
     return kind(
         f"QEMU of VM {vm_id} {how} before its guest ran; its log is {vm_dir.qemu_log}",
         argv=command,
-        exit_code=qemu.exit_code,
-        log_tail=tail,
+        exit_code=exit_code,
+        log_tail=log_tail,
     )
 
 

@@ -6,21 +6,17 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from supervisor.qemu.process import boottime_s
-from supervisor.state.record import EndMode, Purpose
+from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose
 
 if TYPE_CHECKING:
     from supervisor.vm.vm import Vm
 
-#: The host may have slept meanwhile, which trio's clock does not count.
-_LONGEST_SLEEP_S = 30.0
 
-
-async def watch(vm: Vm) -> None:
+async def end_in_time(vm: Vm) -> None:
     """End the VM gracefully when its time is over, with an event some time before.
 
     The time is counted from the guest's first instruction, or from when the run got a VM of the
-    pool, by a clock that cannot be set.
+    pool, by a clock that nobody can set.
     """
     await vm.until(lambda: vm.record.purpose is Purpose.RUN)
     ttl_s = vm.record.options.ttl_s
@@ -28,15 +24,18 @@ async def watch(vm: Vm) -> None:
         return
     await vm.until(lambda: vm.record.first_ran_s is not None)
     over_s = (vm.record.first_ran_s or 0.0) + ttl_s
-    if "expiring" not in vm.record.phases:
-        await _sleep_until(over_s - vm.config.life.ttl_warning_s)
-        vm.reached("expiring")
-        left_s = max(0.0, over_s - boottime_s())
-        await vm.commit("expiring", {"in_s": round(left_s, 3)})
-    await _sleep_until(over_s)
-    vm.ask_to_end(EndMode.GRACEFUL, f"its time to live of {ttl_s:g} s is over")
+    if Phase.EXPIRING not in vm.record.phases:
+        await _sleep_until(over_s - vm.config.life.ttl_warning_s, vm)
+        vm.reached(Phase.EXPIRING)
+        left_s = max(0.0, over_s - vm.clock.boottime_s())
+        await vm.commit(EventKind.EXPIRING, {"in_s": round(left_s, 3)})
+    await _sleep_until(over_s, vm)
+    why = f"its time to live of {ttl_s:g} s is over"
+    vm.request_end(EndMode.GRACEFUL, EndCause.TTL, why)
 
 
-async def _sleep_until(boottime: float) -> None:
-    while (left_s := boottime - boottime_s()) > 0:  # noqa: ASYNC110 - a time is what it waits for
-        await trio.sleep(min(left_s, _LONGEST_SLEEP_S))
+async def _sleep_until(boottime_s: float, vm: Vm) -> None:
+    # The host may sleep meanwhile, which trio's clock does not count.
+    longest_s = vm.config.timing.ttl_sleep_s
+    while (left_s := boottime_s - vm.clock.boottime_s()) > 0:  # noqa: ASYNC110 - it waits for a time
+        await trio.sleep(min(left_s, longest_s))

@@ -1,7 +1,7 @@
 """A VM as everybody sees it: its record, what may be asked of it, and what can be waited for.
 
-Its task, in `life`, and the few tasks below that one alone write its record. Requests hold a
-`Vm`, read it, wait on it and ask for things; they never own it.
+The VM's task (`task`) and the tasks below that one write the record. Requests hold a `Vm`, read
+it, wait on it and ask for things; they never own it.
 """
 
 from __future__ import annotations
@@ -12,95 +12,89 @@ import attrs
 import structlog
 import trio
 
-from supervisor.errors import (
-    Busy,
-    RunFailed,
-    Stopping,
-    SupervisorError,
-)
-from supervisor.qemu import process
-from supervisor.qemu.connection import Link, MonitorState
-from supervisor.state.record import EndMode, Purpose, RelayState
+from supervisor.errors import Busy, RunFailed, Stopping
+from supervisor.qemu.connection import MonitorState
+from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
-from supervisor.vm.relay import Relay
-from supervisor.vm.restart import Restarts
-from supervisor.vm.shutdown import EndRequest
+from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from supervisor.config import Config
-    from supervisor.errors import CloneFailed
-    from supervisor.qemu.process import Qemu
+    from supervisor.errors import SupervisorError
+    from supervisor.qemu.host import Clock
     from supervisor.qemu.qmp import Facts, Monitor
     from supervisor.state.journal import Journal, News
     from supervisor.state.record import Record, RunOptions
-    from supervisor.templates.registry import Templates
+    from supervisor.vm.session import Session
 
 log = structlog.stdlib.get_logger()
 
 
+@attrs.frozen
+class EndRequest:
+    """That somebody wants the VM to end. ``why`` is for the log, the event and the error."""
+
+    mode: EndMode
+    cause: EndCause
+    why: str
+
+
 class Vm:
-    """A VM, from the decision to start it, or to take it up, until long after its end.
+    """A VM, from the decision to start or adopt it until long after its end.
 
-    ``record`` is what is written in the VM's directory: a change is made by `commit` alone, and is
+    ``record`` is what is written in the VM's directory. Only `commit` changes it, and a change is
     seen once it is on disk, or once the disk has refused it.
-    """
 
-    #: QEMU's last words on itself.
-    facts: Facts | None = None
-    #: The agent's answer to the computation, once ``record.relay`` says that there is one.
-    reply: str | None = None
-    qemu: Qemu | None = None
-    link: Link | None = None
-    #: Why its task failed, where the VM's own end does not say it.
-    failure: SupervisorError | None = None
-    #: Why it could not be started from its template, where it is to be tried from cold.
-    clone_failure: CloneFailed | None = None
-    #: Whether a run is about to have it, out of the pool.
-    claimed = False
-    #: Whether its task is to end without the VM.
-    leaving = False
-    #: How often the guest has been reset.
-    resets = 0
-    #: Whether the guest's watchdog is why it ended, or is to.
-    watchdog_ended_it = False
-    #: On trio's clock: until then, failures of the disk are no news.
-    disk_quiet_until = 0.0
+    :ivar session: the present QEMU, or the last one; None before the first
+    :ivar agent_ready: whether the present guest's agent answers
+    :ivar prepared: whether the guest is ready to be frozen, and nobody is connected to it
+    :ivar reply: the agent's answer, once ``record.answered``
+    :ivar failure: why its run or its task failed, if the VM's own end does not say it
+    :ivar end_request: what was asked for; it may become more urgent, never less
+    :ivar claimed: whether a run is about to have this VM of the pool
+    :ivar leaving: whether the VM's task ends and QEMU runs on
+    """
 
     def __init__(
         self,
         record: Record,
         config: Config,
         journal: Journal,
-        templates: Templates,
-        born_s: float | None = None,
+        clock: Clock,
+        requested_s: float | None = None,
     ) -> None:
-        """:param born_s: when its run was asked for, on the host's CLOCK_BOOTTIME; else now"""
+        """:param requested_s: when its run was asked for, by ``clock``; None for now"""
         self.record = record
         self.config = config
-        self.templates = templates
+        self.clock = clock
         self.dir = VmDir(config.qemu.tmp / record.id)
-        self.end_request = EndRequest()
-        self.relay = Relay(self)
-        self.restarts = Restarts(config.life)
+        self.session: Session | None = None
+        self.agent_ready = False
+        self.prepared = False
+        self.reply: str | None = None
+        self.failure: SupervisorError | None = None
+        self.end_request: EndRequest | None = None
+        self.claimed = False
+        self.leaving = False
         #: What the task's work is done in.
         self.scope = trio.CancelScope()
         self.resetting = trio.Lock()
         self._journal = journal
         self._writing = trio.Lock()
-        self._changed = trio.Event()
+        self._changed = Signal()
         self._over = trio.Event()
-        self._phases = dict(record.phases)
-        #: What the next commit is to write.
+        self._phases: dict[str, float] = dict(record.phases)
+        #: What the next commit writes.
         self._news: list[News] = []
         self._changes: dict[str, Any] = {}
-        self._born_s = process.boottime_s() if born_s is None else born_s
-        if record.ended_at:
+        self._requested_s = clock.boottime_s() if requested_s is None else requested_s
+        if record.ended:
             self._over.set()
 
-    # --- what others may ask ----------------------------------------------------------------
+    # --- what others may read ---------------------------------------------------------------
 
     @property
     def id(self) -> str:
@@ -112,12 +106,29 @@ class Vm:
 
     @property
     def ended(self) -> bool:
-        """Whether the process is gone, no other will follow, and only the record is left."""
-        return self.record.ended_at is not None
+        return self.record.ended
+
+    @property
+    def ending(self) -> bool:
+        """Whether the VM is on its way to its end: asked to, or by its guest's own shutdown."""
+        return self.end_request is not None or self.status.state is VmState.SHUTDOWN
+
+    @property
+    def hurried(self) -> bool:
+        """Whether QEMU must quit without the guest being asked."""
+        forced = self.end_request is not None and self.end_request.mode is EndMode.FORCE
+        return forced or self.status.state is VmState.SHUTDOWN
 
     @property
     def monitor_state(self) -> MonitorState:
-        return self.link.state if self.link else MonitorState.NONE
+        if self.session is None or self.session.qemu.gone:
+            return MonitorState.NONE
+        return self.session.connection.state
+
+    @property
+    def facts(self) -> Facts | None:
+        """What QEMU last said of itself."""
+        return self.session.facts if self.session else None
 
     @property
     def pid(self) -> int | None:
@@ -128,7 +139,13 @@ class Vm:
     def uptime_s(self) -> float | None:
         """Seconds since the guest first ran; None before that and after the end."""
         since = self.record.running_since_s
-        return None if self.ended or since is None else process.boottime_s() - since
+        return None if self.ended or since is None else self.clock.boottime_s() - since
+
+    # --- what others may wait for -----------------------------------------------------------
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return once the condition holds; it is evaluated after every change of the VM."""
+        await self._changed.until(condition)
 
     async def wait_over(self) -> bool:
         """Whether the VM has ended, once that is decided: it may be left to run on instead."""
@@ -148,29 +165,27 @@ class Vm:
 
         :raises SupervisorError: if there is none and never will be; the VM has ended then
         """
-        await self.relay.settled.wait()
-        if self.record.relay is RelayState.ANSWERED and self.reply is not None:
+        await self.until(lambda: self.record.settled or self._over.is_set())
+        if self.record.answered and self.reply is not None:
             return self.reply
         if self.leaving or self.record.relay is not RelayState.INTERRUPTED:
             await self.wait_ended()
-        failure = self.relay.failure or self.failure
-        raise failure or RunFailed(self.id, self.record.error or self.record.relay)
+        raise self.failure or RunFailed(self.id, self.record.error or self.record.relay)
 
-    def ask_to_end(self, mode: EndMode, why: str) -> None:
-        """Begin to end the VM; ``FORCE`` also hurries an end that was begun gracefully."""
-        self.end_request.ask(mode, why)
+    # --- what others may ask for ------------------------------------------------------------
 
-    def quit_after_guest_shutdown(self) -> None:
-        """End a QEMU whose guest has ended: it waits for us, so that its end is heard of.
-
-        Another guest may follow; see `restart`.
-        """
-        self.end_request.ask(EndMode.FORCE, "the guest has ended", for_good=False)
+    def request_end(self, mode: EndMode, cause: EndCause, why: str) -> None:
+        """Begin to end the VM. ``FORCE`` hurries an end that was begun gracefully."""
+        if self.end_request is None:
+            self.end_request = EndRequest(mode, cause, why)
+        elif mode is EndMode.FORCE:
+            self.end_request = attrs.evolve(self.end_request, mode=mode)
+        self.notify()
 
     def leave(self) -> bool:
-        """Let the VM go without ending it, unless its guest has not run yet or is to be frozen.
+        """Let the VM go without ending it. False if its guest has not run, or is to be frozen.
 
-        Its task returns; QEMU goes on.
+        The VM's task returns; QEMU goes on.
         """
         unborn = self.status.state is VmState.PRELAUNCH and self.record.first_ran_s is None
         if self.ended or unborn or self.record.purpose is Purpose.TEMPLATE:
@@ -179,25 +194,25 @@ class Vm:
         self.scope.cancel()
         return True
 
-    async def give(self, computation: bytes, options: RunOptions, asked_s: float) -> bool:
-        """Give a VM of the pool its computation; from now on it is that run's.
+    async def assign(self, computation: bytes, options: RunOptions, requested_s: float) -> bool:
+        """Give a VM of the pool a run's computation; from now on it is that run's VM.
 
-        False if it has begun to end meanwhile, and nothing has changed.
+        False if it has begun to end meanwhile; then nothing has changed.
 
-        :param asked_s: when the run was asked for, on CLOCK_BOOTTIME
-        :raises OSError: if that cannot be written; then nothing has changed
+        :param requested_s: when the run was asked for, by ``clock``
+        :raises OSError: if the computation cannot be written; then nothing has changed
         """
         await trio.to_thread.run_sync(self.dir.computation.write_bytes, computation)
-        if self.end_request.any.is_set() or self.ended:
+        if self.ending or self.ended:
             self.dir.computation.unlink(missing_ok=True)
             return False
-        self._born_s, self._phases = asked_s, {}
-        self.reached("pool")
-        told = {"ttl_s": options.ttl_s, "restart": options.restart, "keep_disk": options.keep_disk}
+        self._requested_s, self._phases = requested_s, {}
+        self.reached(Phase.POOL)
+        data = {"ttl_s": options.ttl_s, "restart": options.restart, "keep_disk": options.keep_disk}
         # What a run asks for is counted from now on; if its guest has not run yet, from then.
-        clock = {"first_ran_s": asked_s} if self.record.first_ran_s else {}
+        clock = {"first_ran_s": requested_s} if self.record.first_ran_s else {}
         changes = {"purpose": Purpose.RUN, "options": options, "relay": RelayState.WAITING}
-        await self.commit("taken", told, **changes, **clock)
+        await self.commit(EventKind.TAKEN, data, **changes, **clock)
         return True
 
     def monitor(self) -> Monitor:
@@ -206,27 +221,23 @@ class Vm:
         :raises Busy: if there is no QEMU
         :raises MonitorError: if there is no connection to it
         """
-        if self.link is None or self.ended:
+        if self.session is None or self.session.qemu.gone or self.ended:
             raise Busy(f"VM {self.id} cannot be asked: it is {self.status}")
-        return self.link.monitor()
+        return self.session.monitor()
 
-    async def query_now(self) -> Facts:
-        """QEMU's answers of this moment.
+    async def query_now(self) -> None:
+        """Have ``facts`` be QEMU's answers of this moment.
 
         :raises Busy: if there is no QEMU to ask
         :raises MonitorError: if it does not answer
         """
-        self.facts = await self.monitor().ask()
-        return self.facts
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Return once this is so; it is looked at after every change of the record."""
-        while not condition():
-            await self._changed.wait()
+        self.monitor()
+        if self.session:
+            await self.session.query()
 
     # --- the record -------------------------------------------------------------------------
 
-    async def commit(self, kind: str, data: Mapping[str, Any], **changes: Any) -> None:
+    async def commit(self, kind: EventKind, data: Mapping[str, Any], **changes: Any) -> None:
         """Write a change and the event that made it; then let it be seen.
 
         Not cancelled half-way: what happened is on record.
@@ -243,9 +254,9 @@ class Vm:
                     self._news, self._changes = [], {}
                     changed = attrs.evolve(self.record, **changes)
                     self.record = await self._journal.commit(changed, *news)
-        self.wake()
+        self.notify()
 
-    def defer(self, kind: str, data: Mapping[str, Any], **changes: Any) -> None:
+    def defer(self, kind: EventKind, data: Mapping[str, Any], **changes: Any) -> None:
         """The same with the next commit: for what another supervisor could find out by itself."""
         self._news.append((kind, data))
         self._changes |= changes
@@ -254,27 +265,25 @@ class Vm:
         if status != self.status or changes:
             log.info("state", vm=self.id, state=status.state, reason=status.reason)
             data = {"state": status.state, "reason": status.reason}
-            await self.commit("state", data, status=status, **changes)
+            await self.commit(EventKind.STATE, data, status=status, **changes)
 
-    def reached(self, phase: str) -> bool:
+    def reached(self, phase: Phase) -> bool:
         """Note when a step was first reached; the next commit writes it. Whether it was now."""
         first = phase not in self._phases
         if first:
-            self._phases[phase] = process.boottime_s() - self._born_s
+            self._phases[phase] = self.clock.boottime_s() - self._requested_s
         return first
 
-    def forget(self, *phases: str) -> None:
+    def forget(self, *phases: Phase) -> None:
         """These steps are to be taken again."""
         for phase in phases:
             self._phases.pop(phase, None)
 
-    def close(self) -> None:
-        """Its task is over: who waits for the VM waits no longer."""
-        self._over.set()
-        self.relay.settled.set()
-        self.wake()
-
-    def wake(self) -> None:
+    def notify(self) -> None:
         """Have every ``until`` look anew."""
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.notify()
+
+    def close(self) -> None:
+        """The VM's task is over: who waits for the VM waits no longer."""
+        self._over.set()
+        self.notify()

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 def make() -> None:
     """Shorten them in this process."""
-    from supervisor.runs import pool, template_builder
+    from supervisor import config
+    from supervisor.waiting import Backoff
 
-    template_builder._SETTLE_S = 0.0
-    template_builder._LOOK_S = template_builder._RETRY_S = 0.3
-    pool._LOOK_S = pool._RETRY_S = 0.3
+    retry = Backoff(0.3, 300.0)
+    hasty = config.Timing(
+        pool_look_s=0.3,
+        pool_retry=retry,
+        template_look_s=0.3,
+        template_retry=retry,
+        template_settle_s=0.0,
+    )
+    load = config.load
+
+    def load_hasty(environ: Mapping[str, str]) -> config.Config:
+        return attrs.evolve(load(environ), timing=hasty)
+
+    config.load = load_hasty

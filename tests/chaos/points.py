@@ -112,7 +112,7 @@ class _Passing:
         self._around(
             signal, "pidfd_send_signal", lambda _, number: f"signal {signal.Signals(number).name}"
         )
-        self._around(Journal, "_tell", lambda *_: "tell", after=False)
+        self._around(Journal, "_publish", lambda *_: "publish", after=False)
         self._around_async(Monitor, "execute", lambda _, command, *__: f"QMP {command}")
         self._around_async(Monitor, "migrate", lambda _, command, *__: f"{command} to its end")
         self._around_async(Agent, "prepare", lambda *_: "agent Prepare")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from supervisor.waiting import Backoff
 from tests.support.world import World, open_world
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ async def world(short_tmp: Path, base_image: Path) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TemplateBuilder and pool look all the time, and try at once again what has failed."""
-    for module in ("template_builder", "pool"):
-        for name in ("_RETRY_S", "_LONGEST_RETRY_S", "_LOOK_S"):
-            monkeypatch.setattr(f"supervisor.runs.{module}.{name}", 0.01)
+def soon(world: World) -> None:
+    """Template builder and pool look all the time, and try at once again what has failed."""
+    at_once = Backoff(0.01, 0.01)
+    world.hasten(pool_look_s=0.01, pool_retry=at_once, template_look_s=0.01, template_retry=at_once)

@@ -118,7 +118,7 @@ async def test_run_that_waits_is_served_when_another_ends(world: World) -> None:
         first = (await supervisor.run())["id"]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(supervisor.run)
-            while not supervisor.running.service.admission.waiting:
+            while not supervisor.running.service.vms.admission.waiting:
                 await trio.lowlevel.checkpoint()
             refused = await supervisor.post(b"1")
             assert refused.status_code == 429
@@ -139,7 +139,7 @@ async def test_run_that_waited_too_long(world: World) -> None:
 async def test_caller_that_goes_away_does_not_wait_any_more(world: World) -> None:
     async with world.serve(MANAGER_MAX_VMS="1") as supervisor:
         await supervisor.run()
-        admission = supervisor.running.service.admission
+        admission = supervisor.running.service.vms.admission
         async with trio.open_nursery() as nursery:
             nursery.start_soon(supervisor.run)
             while not admission.waiting:

@@ -163,7 +163,7 @@ async def test_ls_show_shutdown_rm(world: World) -> None:
         assert ended == f"{first} shutoff (guest-shutdown)\n"
         assert (await run.json("shutdown", second, "--force"))["reason"] == "host-qmp-quit"
         assert (await run("rm", first)).stdout.decode() == f"{first}\n"
-        assert list(supervisor.running.service.vms) == [second]
+        assert [vm.id for vm in supervisor.running.service.vms] == [second]
 
 
 async def test_https(world: World, tmp_path: Path) -> None:

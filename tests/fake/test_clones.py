@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    return clonable(world, monkeypatch)
+    return clonable(world)
 
 
 #: What a clone's QEMU is told, from its greeting to its guest's first instruction.
@@ -239,7 +239,7 @@ async def test_reset_of_a_clone_boots_its_guest_anew(world: World) -> None:
         answer = await supervisor.http.post(f"/vms/{clone['id']}/reset")
         assert (answer.status_code, answer.json()["state"]) == (200, "running")
         vm = supervisor.vm(clone["id"])
-        await vm.until(lambda: vm.relay.agent_ready)
+        await vm.until(lambda: vm.agent_ready)
         shown = await show(supervisor.http, vm.id)
         assert shown["relay"] == clone["relay"]
         assert (await ready(supervisor.http))["clones"] == 1  # its disk is still on it
@@ -277,7 +277,7 @@ async def test_crashed_clone_boots_cold_on_its_own_disk(world: World) -> None:
         await again.until("Run")
         assert again.vm_id == clone["id"]
         vm = supervisor.vm(clone["id"])
-        await vm.until(lambda: vm.relay.agent_ready and not vm.relay.pending)
+        await vm.until(lambda: vm.agent_ready and not vm.record.awaits_answer)
         shown = await show(supervisor.http, clone["id"])
         assert not is_clone(shown)
         assert shown["restart"]["count"] == 1

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    return clonable(world, monkeypatch)
+    return clonable(world)
 
 
 # --- clones that do not come up -------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from supervisor.state.record import EventKind
 from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
@@ -107,14 +108,11 @@ async def test_storm_of_disk_errors_is_one_event(world: World) -> None:
         for _ in range(50):
             await guest.emit("BLOCK_IO_ERROR", operation="write", action="report", nospace=False)
         await guest.emit("WATCHDOG", action="none")
-        told: list[str] = []
-        while "watchdog" not in told:
-            await vm.until(lambda: True)
-            lines = vm.dir.events.read_text().splitlines()
-            told = [json.loads(line)["event"] for line in lines]
-            if "watchdog" not in told:
-                await vm._changed.wait()
-        assert told.count("io-error") == 1
+        async with supervisor.running.service.follow(0, vm.id) as (old, news):
+            kinds = [event.kind for event in old]
+            while EventKind.WATCHDOG not in kinds:
+                kinds.append((await news.receive()).kind)
+        assert kinds.count(EventKind.IO_ERROR) == 1
         assert vm.status.state is VmState.RUNNING
 
 
@@ -122,7 +120,7 @@ async def test_guest_that_floods_its_monitor_is_ended(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GUEST_CRASHLOADED comes as fast as a guest can write to a port."""
-    monkeypatch.setattr("supervisor.qemu.qmp._FLOOD_S", 600.0)  # however slowly we read
+    world.hasten(qmp_flood_s=600.0)  # however slowly we read
     async with world.serve() as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()

@@ -66,7 +66,7 @@ async def test_reset_boots_the_guest_anew(world: World) -> None:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
         assert (await act(supervisor, vm.id, "reset"))["state"] == "running"
-        await vm.until(lambda: vm.relay.agent_ready)
+        await vm.until(lambda: vm.agent_ready)
         # The answer it gave before stays its answer.
         assert vm.record.relay == "answered"
         kinds = [event["event"] for event in events_of(world, vm.id)]
@@ -85,7 +85,7 @@ async def test_computation_that_a_reset_cut_off_is_not_sent_again(world: World) 
         await guest.until("Run")
         await act(supervisor, vm.id, "reset")
         assert vm.record.relay == "interrupted"
-        await vm.until(lambda: vm.relay.agent_ready)
+        await vm.until(lambda: vm.agent_ready)
         await act(supervisor, vm.id, "shutdown")
         await guest.until("end")
         assert guest.count("Run") == 1
@@ -132,7 +132,7 @@ async def test_crashed_vm_is_booted_again_under_its_id(world: World) -> None:
         assert (second.vm_id, second.pid != first.pid) == (vm.id, True)
         digest = (await second.until("Run"))["digest"]
         assert world.received(digest) == b"hi"
-        await vm.until(lambda: vm.status.state is VmState.RUNNING and not vm.relay.pending)
+        await vm.until(lambda: vm.status.state is VmState.RUNNING and not vm.record.awaits_answer)
         shown = (await supervisor.http.get(f"/vms/{vm.id}")).json()
         assert shown["restart"] == {"policy": "on-failure", "count": 1}
         states = [one["state"] for one in events_of(world, vm.id) if one["event"] == "state"]
@@ -219,4 +219,5 @@ async def test_resets_at_once_do_not_end_the_vm(world: World) -> None:
             for _ in range(3):
                 nursery.start_soon(supervisor.http.post, f"/vms/{vm.id}/reset")
         assert vm.status.state is VmState.RUNNING
-        assert vm.resets == 3
+        assert vm.session is not None
+        assert vm.session.resets == 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.pb import vm_pb2
-from supervisor.state import journal
+from supervisor.state.record import EventKind
 from tests.support.world import in_thread
 
 if TYPE_CHECKING:
@@ -136,10 +136,10 @@ async def test_slow_reader_is_cut_off_and_can_go_on(world: World) -> None:
         told = supervisor.running.service.journal
         vm_id = (await supervisor.run())["id"]
         async with told.follow(None, []) as (_, news):
-            for _ in range(journal._READER_BUFFER + 1):
-                await told.note("test", None)
+            for _ in range(world.timing.reader_buffer + 1):
+                await told.note(EventKind.MONITOR, None)
             got = [event.sequence async for event in news]
-        assert len(got) == journal._READER_BUFFER
+        assert len(got) == world.timing.reader_buffer
         async with reading(supervisor, after=got[-1]) as reader:
             assert (await reader.next())["sequence"] == got[-1] + 1
         assert supervisor.vm(vm_id).status.state == "running"

@@ -53,14 +53,14 @@ async def test_guest_that_is_held_does_not_boot_too_slowly(world: World) -> None
 async def test_reset_of_a_held_guest(world: World) -> None:
     async with world.serve() as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
-        await vm.until(lambda: vm.relay.agent_ready)
+        await vm.until(lambda: vm.agent_ready)
         await act(supervisor, vm.id, "pause")
         reset = await act(supervisor, vm.id, "reset")
         assert (reset["state"], reset["agent"]["ready"]) == ("paused", False)
         await act(supervisor, vm.id, "resume")
         guest = await world.guest()
         await guest.order("start-agent", kind="recorder")
-        await vm.until(lambda: vm.relay.agent_ready)
+        await vm.until(lambda: vm.agent_ready)
 
 
 @pytest.mark.parametrize(

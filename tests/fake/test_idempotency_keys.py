@@ -55,7 +55,7 @@ async def test_caller_with_a_key_that_leaves_the_queue(world: World) -> None:
     """The other who came with the same key takes its place."""
     async with world.serve(MANAGER_MAX_VMS="1") as supervisor:
         other = (await supervisor.run())["id"]
-        admission = supervisor.running.service.admission
+        admission = supervisor.running.service.vms.admission
         answers = []
 
         async def call() -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from supervisor.vm import relay
 from tests.support.clones import (
     COLD,
     POOL_STEPS,
@@ -28,6 +27,7 @@ from tests.support.clones import (
     timing,
     until,
 )
+from tests.support.world import SetClock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    return pooling(world, monkeypatch)
+    return pooling(world)
 
 
 # --- filled, taken, filled again ------------------------------------------------------------
@@ -81,7 +81,7 @@ async def test_agent_that_waits_has_answered_once(
     world: World, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], health: str
 ) -> None:
     """Its first answer takes longest. It is not waited for without end."""
-    monkeypatch.setattr(relay, "_WARM_UP_S", 0.1 if health == "silence" else math.inf)
+    world.hasten(agent_warm_up_s=0.1 if health == "silence" else math.inf)
     world.scenario(health=health)
     async with world.serve(**settings) as supervisor:
         guests = await guests_of(world, await pool(supervisor.http, 2))
@@ -95,7 +95,7 @@ async def test_agent_that_waits_has_answered_once(
 async def test_no_run_waits_for_an_agents_first_answer(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "_WARM_UP_S", math.inf)
+    world.hasten(agent_warm_up_s=math.inf)
     world.scenario(health="silence")
     settings = {**COLD, "MANAGER_POOL_SIZE": "1", "MANAGER_MAX_VMS": "1"}
     async with world.serve(**settings) as supervisor:
@@ -282,23 +282,20 @@ async def test_wishes_apply_from_the_taking_on(world: World) -> None:
 async def test_time_to_live_is_counted_from_the_taking(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [1000.0]
-    for module in ("vm.ttl", "vm.vm", "vm.qmp_events", "runs.service"):
-        monkeypatch.setattr(f"supervisor.{module}.boottime_s", lambda: now[0], raising=False)
-    monkeypatch.setattr("supervisor.qemu.process.boottime_s", lambda: now[0])
-    monkeypatch.setattr("supervisor.vm.ttl._LONGEST_SLEEP_S", 0.01)
+    world.clock = clock = SetClock(1000.0)
+    world.hasten(ttl_sleep_s=0.01)
     async with world.serve(**COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
-        now[0] += 7200
+        clock.now_s += 7200
         answer = await post(supervisor.http, ttl="1h", restart="never")
         assert answer.json()["id"] in waiting
         vm = supervisor.vm(answer.json()["id"])
         # It has run for two hours, and its hour has just begun.
-        assert vm.record.first_ran_s == now[0]
+        assert vm.record.first_ran_s == clock.now_s
         assert (vm.uptime_s or 0) >= 7200
         await supervisor.http.get("/health")
-        assert vm.end_request.mode is None
-        now[0] += 3601
+        assert vm.end_request is None
+        clock.now_s += 3601
         await vm.wait_ended()
         assert vm.status.reason == "guest-shutdown"
 
@@ -306,17 +303,15 @@ async def test_time_to_live_is_counted_from_the_taking(
 async def test_time_to_live_of_the_settings_is_no_matter_to_the_pool(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [1000.0]
-    for module in ("vm.ttl", "vm.qmp_events", "runs.service", "qemu.process"):
-        monkeypatch.setattr(f"supervisor.{module}.boottime_s", lambda: now[0])
-    monkeypatch.setattr("supervisor.vm.ttl._LONGEST_SLEEP_S", 0.01)
+    world.clock = clock = SetClock(1000.0)
+    world.hasten(ttl_sleep_s=0.01)
     async with world.serve(MANAGER_TTL="1h", **COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
-        now[0] += 7200
+        clock.now_s += 7200
         shown = await run(supervisor.http)
         assert shown["ttl_s"] == 3600
         assert shown["id"] in waiting
-        now[0] += 3601
+        clock.now_s += 3601
         await supervisor.vm(shown["id"]).wait_ended()
         (stays,) = set(waiting) - {shown["id"]}
         assert (await show(supervisor.http, stays))["state"] == "running"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    return pooling(world, monkeypatch)
+    return pooling(world)
 
 
 # --- what becomes of those that wait --------------------------------------------------------
@@ -203,7 +203,7 @@ async def test_computation_of_a_pooled_vm_is_not_sent_twice(world: World) -> Non
     world.scenario()
     async with world.serve(**COLD) as supervisor:
         vm = supervisor.vm(vm_id)
-        await vm.until(lambda: vm.relay.agent_ready)
+        await vm.until(lambda: vm.agent_ready)
         shown = await show(supervisor.http, vm_id)
         assert (shown["purpose"], shown["relay"]["state"]) == ("run", "interrupted")
         assert len(await pool(supervisor.http, 2)) == 2

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from supervisor.api.http import events as web_events
 from supervisor.config import OnStop
 from supervisor.pb import vm_pb2
-from supervisor.state import journal
+from supervisor.state.record import EventKind
 from tests.fake.test_events import Reader, numbers, reading
 from tests.support.world import in_thread
 
@@ -26,14 +25,14 @@ async def test_reader_over_http_that_does_not_read(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it has been sent it can still read, without a gap, and then it is cut off."""
-    monkeypatch.setattr(journal, "_READER_BUFFER", 8)
+    world.hasten(reader_buffer=8)
     async with world.serve() as supervisor:
         told = supervisor.running.service.journal
         async with supervisor.http.stream("GET", "/events?after=0") as answer:
             lines = answer.aiter_lines()
             assert await anext(lines) == ": events"
             while told.events._channels:
-                await told.note("test", None, padding="x" * 200_000)
+                await told.note(EventKind.MONITOR, None, padding="x" * 200_000)
             reader, got = Reader(lines), []
             with suppress(StopAsyncIteration):
                 while True:
@@ -47,7 +46,7 @@ async def test_reader_over_http_that_does_not_read(
 
 
 async def test_silence_is_kept_alive(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_events, "_KEEP_ALIVE_S", 0.01)
+    world.hasten(sse_keep_alive_s=0.01)
     async with world.serve() as supervisor, supervisor.http.stream("GET", "/events") as answer:
         lines = answer.aiter_lines()
         first = [await anext(lines) for _ in range(6)]

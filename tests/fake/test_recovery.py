@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.state.record import EndMode
+from supervisor.state.record import (
+    EndCause,
+    EndMode,
+)
 from supervisor.state.status import Status, VmState
 from tests.support.scenario import ALWAYS
 
@@ -50,7 +53,7 @@ async def test_vm_that_was_left_runs_on_and_is_taken_up(world: World) -> None:
     os.kill(guest.pid, 0)
     async with world.serve() as supervisor:
         vm = supervisor.vm(guest.vm_id)
-        await vm.until(lambda: vm.relay.agent_ready)
+        await vm.until(lambda: vm.agent_ready)
         after = await show(supervisor, vm.id)
         for name in ("pid", "state", "reason", "created_at", "forwards", "command", "ttl_s"):
             assert after[name] == before[name], name
@@ -71,7 +74,7 @@ async def test_ports_of_an_adopted_vm_are_not_given_to_another(world: World) -> 
     guest = await left(world)
     async with world.serve() as supervisor:
         await supervisor.run()
-        one, other = (vm.record.forwards for vm in supervisor.running.service.vms.values())
+        one, other = (vm.record.forwards for vm in supervisor.running.service.vms)
         assert not {forward.host_port for forward in one} & {forward.host_port for forward in other}
         assert supervisor.vm(guest.vm_id).status.state is VmState.RUNNING
 
@@ -184,7 +187,7 @@ async def left_with_its_end_begun(world: World) -> Guest:
     async with world.serve() as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
-        vm.ask_to_end(EndMode.GRACEFUL, "of the test")
+        vm.request_end(EndMode.GRACEFUL, EndCause.API, "of the test")
         await guest.until("system_powerdown")
         await supervisor.leave(guest)
     return guest
@@ -222,7 +225,7 @@ async def test_relay_that_was_cut_off_is_interrupted_and_not_sent_again(world: W
         assert supervisor.vm(guest.vm_id).record.relay == "interrupted"
     async with world.serve() as supervisor:
         vm = supervisor.vm(guest.vm_id)
-        await vm.until(lambda: vm.relay.agent_ready)
+        await vm.until(lambda: vm.agent_ready)
         shown = await show(supervisor, vm.id)
         assert shown["relay"]["state"] == "interrupted"
         assert shown["state"] == "running"
@@ -291,7 +294,7 @@ async def test_vms_that_have_ended_are_still_listed(world: World) -> None:
         before = (await supervisor.http.post(f"/vms/{vm_id}/shutdown")).json()
         world.scenario(exits=3, says="no such CPU")
         await supervisor.post(b"x")
-        failed = [vm for vm in supervisor.running.service.vms if vm != vm_id]
+        failed = [vm.id for vm in supervisor.running.service.vms if vm.id != vm_id]
     async with world.serve() as supervisor:
         after = await show(supervisor, vm_id)
         drop = {"query_status", "query_sev", "asked_at"}

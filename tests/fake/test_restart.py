@@ -133,7 +133,7 @@ async def test_each_boot_has_its_own_process_and_socket(world: World) -> None:
             pids.append(guest.pid)
             if len(pids) < 3:
                 await guest.exit(-11)
-        await vm.until(lambda: vm.relay.agent_ready and not vm.relay.pending)
+        await vm.until(lambda: vm.agent_ready and not vm.record.awaits_answer)
         assert [one["pid"] for one in events(vm, "launched")] == pids
         shown = (await supervisor.http.get(f"/vms/{vm.id}")).json()
         assert (shown["pid"], shown["exit_code"]) == (pids[-1], None)
@@ -167,7 +167,7 @@ async def test_interrupted_computation_is_sent_to_the_guest_booted_again(world: 
         await supervisor.leave(guest)
     async with world.serve() as supervisor:
         vm = supervisor.vm(guest.vm_id)
-        await vm.until(lambda: vm.relay.agent_ready)
+        await vm.until(lambda: vm.agent_ready)
         assert vm.record.relay == "interrupted"
         world.scenario()
         await guest.exit(-9)

@@ -99,7 +99,7 @@ async def test_oldest_end_goes_first_and_what_runs_stays(world: World) -> None:
         first = await ended(supervisor)
         await supervisor.http.post(f"/vms/{later}/shutdown")
         await deleted(supervisor, first)
-        assert set(supervisor.running.service.vms) == {runs, later}
+        assert {vm.id for vm in supervisor.running.service.vms} == {runs, later}
         assert supervisor.vm(runs).status.state is VmState.RUNNING
         assert (await supervisor.http.get(f"/vms/{first}")).status_code == 404
 
@@ -121,7 +121,7 @@ async def test_limits_of_the_next_supervisor(world: World) -> None:
         ids = [await ended(supervisor) for _ in range(3)]
     async with world.serve(MANAGER_KEEP_ENDED="1") as supervisor:
         await deleted(supervisor, *ids[:2])
-        assert list(supervisor.running.service.vms) == ids[2:]
+        assert [vm.id for vm in supervisor.running.service.vms] == ids[2:]
         assert [path.name for path in world.tmp.iterdir() if path.is_dir()] == ids[2:]
 
 
@@ -134,7 +134,7 @@ async def test_age(world: World) -> None:
     file.write_text(json.dumps(content))
     async with world.serve(MANAGER_KEEP_ENDED_FOR="24h") as supervisor:
         await deleted(supervisor, old)
-        assert list(supervisor.running.service.vms) == [young]
+        assert [vm.id for vm in supervisor.running.service.vms] == [young]
 
 
 async def test_key_of_a_vm_that_is_no_more(world: World) -> None:

@@ -20,6 +20,7 @@ from trio_asyncio import aio_as_trio, trio_as_aio
 from supervisor.api.grpc.server import VmServicer
 from supervisor.config import MAX_COMPUTATION
 from supervisor.pb import manager_pb2, vm_pb2
+from supervisor.state.record import EventKind
 from tests.support.scenario import ALWAYS
 from tests.support.world import PATIENCE_S, in_thread, watching
 
@@ -154,7 +155,7 @@ async def test_vm_of_a_caller_whose_deadline_passes_is_ended(world: World) -> No
     async with world.serve() as supervisor:
         late = partial(supervisor.manager.Run, manager_pb2.RunRequest(computation=b"1"), timeout=3)
         await refused(Code.DEADLINE_EXCEEDED, in_thread, late)
-        for vm in [*supervisor.running.service.vms.values()]:  # its QEMU may never have come up
+        for vm in [*supervisor.running.service.vms]:  # its QEMU may never have come up
             await vm.wait_ended()
         assert world.free_again()
 
@@ -325,7 +326,7 @@ async def test_reader_who_leaves_at_any_moment_leaves_nothing_open(
     async with world.serve() as supervisor, trio_asyncio.open_loop():
         service = supervisor.running.service
         told = service.journal.events
-        await service.journal.note("test", None)
+        await service.journal.note(EventKind.MONITOR, None)
         reader = SlowReader(until=1)
 
         async def watch_and_leave() -> None:

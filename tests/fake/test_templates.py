@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from supervisor.config import OnStop
+from supervisor.waiting import Backoff
 from tests.support.clones import (
     FILES,
     change,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    return clonable(world, monkeypatch)
+    return clonable(world)
 
 
 # --- how one comes about --------------------------------------------------------------------
@@ -220,13 +221,13 @@ FAULTS: dict[str, dict[str, Any]] = {
 async def test_template_that_cannot_be_made(
     world: World, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr("supervisor.runs.template_builder._RETRY_S", 3600.0)
+    world.hasten(template_retry=Backoff(3600.0, 3600.0))
     world.scenario(**FAULTS[fault])
     async with world.serve(MANAGER_BOOT_TIMEOUT="1s") as supervisor:
         one = await failed(supervisor.http)
         assert one["problem"]
         assert one["vm"] is None
-        builder = list(supervisor.running.service.vms.values())[:1]
+        builder = list(supervisor.running.service.vms)[:1]
         for vm in builder:
             await vm.wait_ended()
         world.scenario()
@@ -256,7 +257,7 @@ async def test_it_is_tried_again(world: World) -> None:
 async def test_builder_that_dies(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    monkeypatch.setattr("supervisor.runs.template_builder._RETRY_S", 3600.0)
+    world.hasten(template_retry=Backoff(3600.0, 3600.0))
     behaviour = {"cont": {"agent": "none"}, "Prepare": {"prepare": "silence"}}
     world.scenario(**behaviour.get(moment, {"migration": "hangs"}))
     async with world.serve() as supervisor:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    return clonable(world, monkeypatch)
+    return clonable(world)
 
 
 # --- what becomes of it when its image is another one ---------------------------------------
@@ -95,7 +95,7 @@ async def test_disk_that_is_kept_keeps_its_template(world: World) -> None:
 
 
 def alive(supervisor: Supervisor) -> list[Any]:
-    return [vm for vm in supervisor.running.service.vms.values() if not vm.ended]
+    return [vm for vm in supervisor.running.service.vms if not vm.ended]
 
 
 async def test_image_that_is_changed_while_the_template_is_built(world: World) -> None:
@@ -170,7 +170,7 @@ async def test_template_and_its_clones_outlive_their_supervisor(world: World, wa
         assert (after["digest"], after["clones"]) == (before["digest"], 1)
         assert after["size_bytes"] == before["size_bytes"]
         vm = supervisor.vm(clone["id"])
-        await vm.until(lambda: vm.relay.agent_ready)
+        await vm.until(lambda: vm.agent_ready)
         shown = await show(supervisor.http, clone["id"])
         for name in ("pid", "state", "template", "purpose", "argv", "relay"):
             assert shown[name] == clone[name], name

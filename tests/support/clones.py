@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
-    import pytest
 
     from tests.support.guest import Guest
     from tests.support.world import World
@@ -45,19 +44,19 @@ CLONE_STEPS = [
 POOL_STEPS = ["pool", "relay"]
 
 
-def clonable(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+def clonable(world: World) -> World:
     """The world, with an image that may be copied while it runs."""
     declare(world.image)
     world.settings |= SMALL
     # The stand-in has come to rest when it says so.
-    monkeypatch.setattr("supervisor.runs.template_builder._SETTLE_S", 0.0)
+    world.hasten(template_settle_s=0.0)
     return world
 
 
-def pooling(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+def pooling(world: World) -> World:
     """One whose pool has two VMs, started one right after the other."""
     world.settings |= {"MANAGER_POOL_SIZE": "2", "MANAGER_POOL_INTERVAL": "1ms"}
-    return clonable(world, monkeypatch)
+    return clonable(world)
 
 
 def declare(image: Path, *, clone_safe: bool = True) -> None:

@@ -10,19 +10,19 @@ from trio.testing import wait_all_tasks_blocked
 
 from supervisor.config import LimitsConfig
 from supervisor.config.settings import Ratio
-from supervisor.runs.admission import Admission, Need, Room
+from supervisor.runs.admission import Admission, Resources
 
 GIB = 2**30
-SMALL = Need(1 * GIB, 1)
-BIG = Need(4 * GIB, 4)
+SMALL = Resources(1, 1 * GIB, 1)
+BIG = Resources(1, 4 * GIB, 4)
 
 
 def make_admission(
     *, max_vms: int = 100, memory_gib: int = 1000, vcpus: int = 1000, **limits: Any
 ) -> Admission:
-    """Room that has no limits but those given."""
+    """Resources that has no limits but those given."""
     given = LimitsConfig(max_vms=max_vms, vcpu_overcommit=Ratio(1.0), **limits)
-    return Admission(given, Room(memory_gib * GIB, vcpus))
+    return Admission(given, Resources(0, memory_gib * GIB, vcpus))
 
 
 @attrs.define
@@ -35,7 +35,7 @@ class Crowd:
     failed: dict[str, Exception] = attrs.field(factory=dict)
     scopes: dict[str, trio.CancelScope] = attrs.field(factory=dict)
 
-    async def arrives(self, name: str, need: Need = SMALL) -> None:
+    async def arrives(self, name: str, need: Resources = SMALL) -> None:
         """Return once it is in, waits or was turned away."""
         scope = self.scopes[name] = trio.CancelScope()
 
@@ -51,11 +51,11 @@ class Crowd:
         self.nursery.start_soon(enter)
         await wait_all_tasks_blocked()
 
-    async def all_arrive(self, names: str, need: Need = SMALL) -> None:
+    async def all_arrive(self, names: str, need: Resources = SMALL) -> None:
         for name in names:
             await self.arrives(name, need)
 
-    async def leaves(self, need: Need = SMALL) -> None:
+    async def leaves(self, need: Resources = SMALL) -> None:
         self.admission.leave(need)
         await wait_all_tasks_blocked()
 

@@ -19,9 +19,10 @@ import httpx
 import trio
 
 from supervisor import app, config
-from supervisor.config import OnStop
+from supervisor.config import OnStop, Timing
 from supervisor.errors import SupervisorError
 from supervisor.pb import manager_pb2_grpc, vm_pb2, vm_pb2_grpc
+from supervisor.qemu.host import Clock
 from tests.support.guest import Apart, Guest
 from tests.support.scenario import Scenario
 from tests.support.side_by_side import own_ports
@@ -70,10 +71,10 @@ class Supervisor:
         return vm_pb2_grpc.VmServiceStub(self.channel)
 
     def vm(self, vm_id: str) -> Vm:
-        return self.running.service.get(vm_id)
+        return self.running.service.vms.get(vm_id)
 
     def only_vm(self) -> Vm:
-        (vm,) = self.running.service.vms.values()
+        (vm,) = self.running.service.vms
         return vm
 
     async def post(self, computation: bytes, **headers: str) -> httpx.Response:
@@ -109,8 +110,8 @@ class Supervisor:
         vms = self.running.service.vms
         self.running.stop(OnStop.LEAVE)
         for guest in guests:
-            await vms[guest.vm_id].wait_over()
-            assert not vms[guest.vm_id].ended
+            await vms.get(guest.vm_id).wait_over()
+            assert not vms.get(guest.vm_id).ended
 
     async def call(self, method: Callable[..., Any], request: object) -> Any:
         """A gRPC call in a thread, so that the supervisor can answer it."""
@@ -133,6 +134,16 @@ async def watching(
         stream.cancel()
 
 
+class SetClock(Clock):
+    """A clock that a test sets."""
+
+    def __init__(self, now_s: float) -> None:
+        self.now_s = now_s
+
+    def boottime_s(self) -> float:
+        return self.now_s
+
+
 class World:
     """What a supervisor finds on its host. Change ``scenario`` before a VM is started.
 
@@ -147,11 +158,17 @@ class World:
         self.ports = free_range()
         #: Of every supervisor here, unless it is started with others.
         self.settings: dict[str, str] = {}
+        self.timing = Timing()
+        self.clock = Clock()
         self._guests = guests
         #: Left by supervisors of this process, whose children they stay; see `reap`.
         self._left: list[trio.Process] = []
         _write_files(directory, self.qemu)
         self.scenario()
+
+    def hasten(self, **timing: Any) -> None:
+        """Have supervisors from now on wait less, or longer, where no setting says how long."""
+        self.timing = attrs.evolve(self.timing, **timing)
 
     def scenario(self, **behaviour: Any) -> None:
         Scenario(**behaviour).write(self.directory / "scenario.json")
@@ -194,10 +211,11 @@ class World:
         Nothing of it may be left then: no task, port or socket. Unless the test had it leave its
         VMs: then these are, for the next one.
         """
-        loaded = config.load(self.environ(**settings))
+        loaded = attrs.evolve(config.load(self.environ(**settings)), timing=self.timing)
+        serve = partial(app.serve, loaded, clock=self.clock)
         tasks = trio.lowlevel.current_statistics().tasks_living
         async with trio.open_nursery() as nursery:
-            running: app.Running = await nursery.start(app.serve, loaded)
+            running: app.Running = await nursery.start(serve)
             try:
                 async with clients(running, secure or Secure()) as supervisor:
                     yield supervisor
@@ -217,8 +235,8 @@ class World:
         assert not self.sockets(), "a QMP socket is left"
 
     def _keep_children(self, running: app.Running) -> None:
-        for vm in running.service.vms.values():
-            child = vm.qemu._child if vm.qemu else None
+        for vm in running.service.vms:
+            child = vm.session.qemu._child if vm.session else None
             if child and child.returncode is None:
                 self._left.append(child)
 

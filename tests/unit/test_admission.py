@@ -11,7 +11,7 @@ from supervisor.config import LimitsConfig
 from supervisor.config.settings import Ratio
 from supervisor.errors import AtCapacity
 from supervisor.runs import admission
-from supervisor.runs.admission import Limit, Need, Room, Totals
+from supervisor.runs.admission import Limit, Resources
 from tests.support.crowd import BIG, GIB, SMALL, Crowd, crowd, make_admission
 
 # --- pure -----------------------------------------------------------------------------------
@@ -19,11 +19,11 @@ from tests.support.crowd import BIG, GIB, SMALL, Crowd, crowd, make_admission
 
 def test_need_is_what_a_vm_is_started_with() -> None:
     settings = {"MANAGER_QEMU_MEMORY_SIZE": "1G", "MANAGER_QEMU_SMP_COUNT": "2"}
-    assert Need.of(config.load(settings).qemu) == Need(GIB, 2)
+    assert Resources.of_new_vm(config.load(settings).qemu) == Resources(1, GIB, 2)
 
 
 def test_host_has_room() -> None:
-    room = admission.host_room()
+    room = admission.host_resources()
     assert room.memory_bytes > 0
     assert room.vcpus > 0
 
@@ -40,11 +40,11 @@ def test_host_has_room() -> None:
 def test_budget(ratios: tuple[float, float], memory: int, vcpus: int) -> None:
     of_memory, of_vcpus = map(Ratio, ratios)
     given = LimitsConfig(memory_overcommit=of_memory, vcpu_overcommit=of_vcpus)
-    assert admission.budget(given, Room(1000, 100)) == Totals(10, memory, vcpus)
+    assert admission.budget(given, Resources(0, 1000, 100)) == Resources(10, memory, vcpus)
 
 
 def test_how_many() -> None:
-    found = admission.how_many(Totals(10, 9 * GIB, 32), BIG)
+    found = admission.how_many(Resources(10, 9 * GIB, 32), BIG)
     assert found == {Limit.VMS: 10, Limit.MEMORY: 2, Limit.VCPUS: 8}
 
 
@@ -55,11 +55,11 @@ async def test_room_is_taken_and_given_back() -> None:
     some = make_admission()
     await some.enter(BIG)
     await some.enter(SMALL)
-    assert some.taken == Totals(2, 5 * GIB, 5)
+    assert some.taken == Resources(2, 5 * GIB, 5)
     some.leave(BIG)
-    assert some.taken == Totals(1, GIB, 1)
+    assert some.taken == Resources(1, GIB, 1)
     some.leave(SMALL)
-    assert some.taken == Totals()
+    assert some.taken == Resources()
 
 
 async def test_what_was_not_taken_cannot_be_given_back() -> None:
@@ -67,7 +67,7 @@ async def test_what_was_not_taken_cannot_be_given_back() -> None:
     some.take(SMALL)
     with pytest.raises(ValueError, match="never taken"):
         some.leave(BIG)
-    assert some.taken == Totals(1, GIB, 1)
+    assert some.taken == Resources(1, GIB, 1)
 
 
 @pytest.mark.parametrize("limit", [{"max_vms": 1}, {"memory_gib": 1}, {"vcpus": 1}], ids=str)
@@ -174,7 +174,7 @@ async def test_which_limit_it_is(limit: dict[str, int], said: str) -> None:
     some.take(SMALL)
     some.take(SMALL)
     with pytest.raises(AtCapacity) as caught:
-        await some.enter(Need(2 * GIB, 2))
+        await some.enter(Resources(1, 2 * GIB, 2))
     assert said in str(caught.value)
 
 
@@ -205,7 +205,7 @@ async def test_what_can_never_fit_does_not_wait(limit: dict[str, int], names: li
         await some.enter(BIG)
     assert all(name in str(caught.value) for name in names)
     assert caught.value.retry_after_s is None
-    assert (some.taken, some.waiting) == (Totals(), 0)
+    assert (some.taken, some.waiting) == (Resources(), 0)
 
 
 async def test_wait_is_bounded(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
@@ -281,7 +281,7 @@ async def test_adopted_vms_may_exceed_the_limits(nursery: trio.Nursery) -> None:
     people = crowd(nursery, max_vms=2)
     for _ in range(4):
         people.admission.take(BIG)
-    assert people.admission.taken == Totals(4, 16 * GIB, 16)
+    assert people.admission.taken == Resources(4, 16 * GIB, 16)
     await people.arrives("a")
     await people.leaves(BIG)
     await people.leaves(BIG)
@@ -330,9 +330,9 @@ async def test_nobody_starts_at_the_end() -> None:
 
 async def test_what_no_run_can_have_is_none_of_their_number() -> None:
     rooms = make_admission(max_vms=1, memory_gib=2)
-    extra = Need(GIB, 1, vms=0)
+    extra = Resources(0, GIB, 1)
     assert rooms.try_enter(extra)
     assert rooms.try_enter(SMALL)
     assert not rooms.try_enter(extra)
     rooms.leave(extra)
-    assert rooms.taken == Totals(1, GIB, 1)
+    assert rooms.taken == Resources(1, GIB, 1)

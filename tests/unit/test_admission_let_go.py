@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from supervisor.config import LimitsConfig
 from supervisor.errors import AtCapacity, Stopping
-from supervisor.runs.admission import Admission, Need, Room, Totals
+from supervisor.runs.admission import Admission, Resources
 from tests.support.crowd import BIG, GIB, SMALL, crowd, make_admission
 
 # --- cancelled ------------------------------------------------------------------------------
@@ -22,7 +22,7 @@ async def test_cancelled_before_it_entered() -> None:
         scope.cancel()
         await some.enter(SMALL)
     assert scope.cancelled_caught
-    assert (some.taken, some.waiting) == (Totals(), 0)
+    assert (some.taken, some.waiting) == (Resources(), 0)
 
 
 async def test_cancelled_while_it_waits(nursery: trio.Nursery) -> None:
@@ -73,15 +73,15 @@ async def test_admitted_and_then_cancelled_before_it_knows(nursery: trio.Nursery
 
 async def test_cancelled_at_the_moment_it_finds_room() -> None:
     class Cancelling(Admission):
-        def take(self, need: Need) -> None:
+        def take(self, need: Resources) -> None:
             super().take(need)
             scope.cancel()
 
-    some = Cancelling(LimitsConfig(), Room(8 * GIB, 8))
+    some = Cancelling(LimitsConfig(), Resources(0, 8 * GIB, 8))
     with trio.CancelScope() as scope:
         await some.enter(SMALL)
     assert scope.cancelled_caught
-    assert some.taken == Totals()
+    assert some.taken == Resources()
 
 
 # --- closed ---------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ async def test_closed_to_all(nursery: trio.Nursery) -> None:
     )
     # What runs still gives its room back.
     await people.leaves()
-    assert people.admission.taken == Totals()
+    assert people.admission.taken == Resources()
     people.admission.close()
 
 
@@ -110,7 +110,7 @@ async def test_closed_between_its_turn_and_its_knowing(nursery: trio.Nursery) ->
     people.admission.close()
     await wait_all_tasks_blocked()
     assert isinstance(people.failed["b"], Stopping)
-    assert people.admission.taken == Totals()
+    assert people.admission.taken == Resources()
 
 
 async def test_cancelled_and_closed_at_once(nursery: trio.Nursery) -> None:
@@ -131,26 +131,26 @@ async def test_nothing_is_lost_whatever_happens(seed: int, autojump_clock: MockC
     """Many who come, wait, are cancelled, time out and leave, some at the same moment."""
     chance = random.Random(seed)
     some = make_admission(max_vms=4, memory_gib=8, queue=6, queue_timeout_s=3.0)
-    within = Totals()
+    within = Resources()
 
     async def visit() -> None:
         nonlocal within
-        need = Need(chance.randint(1, 5) * GIB, 1)
+        need = Resources(1, chance.randint(1, 5) * GIB, 1)
         await trio.sleep(chance.randint(0, 30))
         with trio.move_on_after(chance.randint(0, 9)):
             try:
                 await some.enter(need)
             except AtCapacity:
                 return
-            within = within.plus(need)
+            within = within + need
             assert within.over(some.budget) is None
             try:
                 await trio.sleep(chance.randint(0, 6))
             finally:
-                within = within.minus(need)
+                within = within - need
                 some.leave(need)
 
     async with trio.open_nursery() as nursery:
         for _ in range(60):
             nursery.start_soon(visit)
-    assert (some.taken, some.waiting) == (Totals(), 0)
+    assert (some.taken, some.waiting) == (Resources(), 0)

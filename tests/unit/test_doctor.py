@@ -13,7 +13,7 @@ from supervisor import config, doctor
 from supervisor.config.settings import Port, PortRange, Size, Switch
 from supervisor.doctor import Check, Verdict
 from supervisor.qemu.accel import Probe
-from supervisor.runs.admission import Room
+from supervisor.runs.admission import Resources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,7 @@ def test_cpus(here: int, verdict: Verdict) -> None:
     ],
 )
 def test_limits_say_how_many_vms_fit(memory_mib: int, vcpus: int, detail: str) -> None:
-    check = doctor.check_limits(config.load({}), Room(memory_mib * 2**20, vcpus))
+    check = doctor.check_limits(config.load({}), Resources(0, memory_mib * 2**20, vcpus))
     assert check.verdict is OK
     assert check.detail.startswith(detail)
 
@@ -108,7 +108,7 @@ def test_limits_say_how_many_vms_fit(memory_mib: int, vcpus: int, detail: str) -
     ],
 )
 def test_limits_under_which_no_vm_fits(settings: dict[str, str], advice: list[str]) -> None:
-    check = doctor.check_limits(config.load(settings), Room(2**33, 2))
+    check = doctor.check_limits(config.load(settings), Resources(0, 2**33, 2))
     assert check.verdict is FAIL
     assert all(name in check.advice for name in advice)
 

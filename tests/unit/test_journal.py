@@ -11,9 +11,13 @@ import pytest
 import trio
 import trio.testing
 
-from supervisor.state import journal
 from supervisor.state.journal import Journal
-from supervisor.state.record import Event, Record, RunOptions
+from supervisor.state.record import (
+    Event,
+    EventKind,
+    Record,
+    RunOptions,
+)
 from supervisor.state.store import Store
 
 if TYPE_CHECKING:
@@ -36,10 +40,10 @@ def numbers(events: Iterable[Event]) -> list[int]:
     return [event.sequence for event in events]
 
 
-def opened(tmp: Path) -> Journal:
+def opened(tmp: Path, *, reader_buffer: int = 1024) -> Journal:
     """As a supervisor that starts has it."""
     store = Store(tmp)
-    return Journal(store, store.load().sequence)
+    return Journal(store, store.load().sequence, reader_buffer)
 
 
 async def take(news: trio.MemoryReceiveChannel[Event], count: int) -> list[Event]:
@@ -81,15 +85,15 @@ async def test_numbers_and_records(tmp_path: Path) -> None:
     with told.events.subscribe() as news:
         record = await told.create(new(), b"computation")
         assert record.sequence == 1
-        record = await told.commit(record, ("a", {"x": 1}), ("b", {}))
+        record = await told.commit(record, (EventKind.RESET, {"x": 1}), (EventKind.AGENT, {}))
         assert record.sequence == 3
-        await told.note("c", None, y=2)
+        await told.note(EventKind.ADOPTED, None, y=2)
         events = await take(news, 4)
     assert [(event.sequence, event.kind) for event in events] == [
         (1, "state"),
-        (2, "a"),
-        (3, "b"),
-        (4, "c"),
+        (2, "reset"),
+        (3, "agent"),
+        (4, "adopted"),
     ]
     assert [event.vm_id for event in events] == [record.id] * 3 + [None]
     # With all that a damaged record could be rebuilt from.
@@ -108,7 +112,7 @@ async def test_numbers_and_records(tmp_path: Path) -> None:
 async def test_no_number_is_given_again_by_the_next_supervisor(tmp_path: Path, what: str) -> None:
     before = opened(tmp_path)
     record = await before.create(new(), b"x")
-    await before.commit(record, ("a", {}))
+    await before.commit(record, (EventKind.RESET, {}))
     if what == "delete":
         await before.remove(record.id)
     elif what == "lose":
@@ -117,7 +121,7 @@ async def test_no_number_is_given_again_by_the_next_supervisor(tmp_path: Path, w
         (tmp_path / record.id).rmdir()
     after = opened(tmp_path)
     with after.events.subscribe() as news:
-        await after.note("b", None)
+        await after.note(EventKind.AGENT, None)
         (event,) = await take(news, 1)
     assert event.sequence > before.sequence
 
@@ -129,7 +133,7 @@ async def test_number_of_what_could_not_be_written_is_not_given_again(tmp_path: 
         (tmp_path / record.id / name).unlink(missing_ok=True)
         (tmp_path / record.id / name).mkdir()
     with before.events.subscribe() as news:
-        record = await before.commit(record, ("a", {}))
+        record = await before.commit(record, (EventKind.RESET, {}))
         (lost,) = await take(news, 1)
     (tmp_path / record.id / "events.jsonl").rmdir()
     assert opened(tmp_path).sequence >= lost.sequence
@@ -152,11 +156,11 @@ async def test_vm_that_cannot_be_put_on_record_is_told_of_to_nobody(tmp_path: Pa
 
 async def test_told_in_order_though_written_out_of_order(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
-    told = Journal(store, 0)
+    told = Journal(store, 0, 1024)
     with told.events.subscribe() as news:
         async with trio.open_nursery() as nursery:
             for number in (1, 2, 3):
-                nursery.start_soon(told.commit, new(number), ("a", {}))
+                nursery.start_soon(told.commit, new(number), (EventKind.RESET, {}))
                 await trio.testing.wait_all_tasks_blocked()
             for number, then in ((3, 0), (2, 0), (1, 3)):
                 store.gate(number).set()
@@ -169,7 +173,7 @@ async def test_told_in_order_though_written_out_of_order(tmp_path: Path) -> None
 
 async def test_what_fails_holds_nobody_up(tmp_path: Path) -> None:
     store = SlowStore(tmp_path, fails=lambda number: number in (1, 2))
-    told = Journal(store, 0)
+    told = Journal(store, 0, 1024)
     with told.events.subscribe() as news:
         async with trio.open_nursery() as nursery:
 
@@ -180,7 +184,7 @@ async def test_what_fails_holds_nobody_up(tmp_path: Path) -> None:
             nursery.start_soon(create)
             await trio.testing.wait_all_tasks_blocked()
             for number in (2, 3):
-                nursery.start_soon(told.commit, new(number), ("a", {}))
+                nursery.start_soon(told.commit, new(number), (EventKind.RESET, {}))
                 await trio.testing.wait_all_tasks_blocked()
             for number in (3, 2, 1):
                 store.gate(number).set()
@@ -191,10 +195,10 @@ async def test_what_fails_holds_nobody_up(tmp_path: Path) -> None:
 
 async def test_cancelled_commit_is_made_and_told(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
-    told = Journal(store, 0)
+    told = Journal(store, 0, 1024)
     with told.events.subscribe() as news:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(told.commit, new(), ("a", {}))
+            nursery.start_soon(told.commit, new(), (EventKind.RESET, {}))
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
             store.gate(1).set()
@@ -210,8 +214,8 @@ async def write_much(told: Journal, number: int) -> None:
     record = await told.create(new(number), b"x")
     for turn in range(COMMITS):
         if turn == COMMITS // 2:
-            await told.note("note", None)
-        record = await told.commit(record, ("a", {"turn": turn}))
+            await told.note(EventKind.ADOPTED, None)
+        record = await told.commit(record, (EventKind.RESET, {"turn": turn}))
 
 
 async def test_reader_misses_nothing_and_hears_nothing_twice(tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ async def test_reader_without_a_number_hears_only_what_comes(tmp_path: Path) -> 
     record = await told.create(new(), b"x")
     async with told.follow(None, [record.id]) as (old, news):
         assert not old
-        await told.commit(record, ("a", {}))
+        await told.commit(record, (EventKind.RESET, {}))
         assert numbers(await take(news, 1)) == [2]
 
 
@@ -257,18 +261,17 @@ async def test_reader_that_is_ahead(tmp_path: Path) -> None:
     record = await told.create(new(), b"x")
     async with told.follow(10**15, [record.id]) as (old, news):
         assert not old
-        await told.commit(record, ("a", {}))
+        await told.commit(record, (EventKind.RESET, {}))
         assert numbers(await take(news, 1)) == [2]
 
 
 async def test_reader_that_falls_behind_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_READER_BUFFER", 3)
-    told = opened(tmp_path)
+    told = opened(tmp_path, reader_buffer=3)
     async with told.follow(None, []) as (_, news):
         for _ in range(5):
-            await told.note("a", None)
+            await told.note(EventKind.RESET, None)
         got = [event.sequence async for event in news]
     assert got == [1, 2, 3]
     async with told.follow(got[-1], []) as (old, _):

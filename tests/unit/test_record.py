@@ -18,6 +18,7 @@ from supervisor.state.record import (
     Damaged,
     EndMode,
     Event,
+    EventKind,
     Record,
     RelayState,
     RunOptions,
@@ -50,6 +51,7 @@ FULL = Record(
     command=("qemu", "-name", "a b\n"),
     agent_address="127.0.0.1:7020",
     relay=RelayState.ANSWERED,
+    answered=True,
     restarts=3,
     first_ran_s=1.25,
     running_since_s=7.5,
@@ -58,7 +60,7 @@ FULL = Record(
     error="line\nline",
     ended_at=AT,
 )
-STATE = Event(17, AT, VM_ID, "state", {"state": "running", "reason": "running"})
+STATE = Event(17, AT, VM_ID, EventKind.STATE, {"state": "running", "reason": "running"})
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -220,9 +222,9 @@ def test_line_of_an_event() -> None:
     "event",
     [
         STATE,
-        Event(2**60, AT, None, "adopted", {"running": [VM_ID], "ended_meanwhile": []}),
-        Event(1, AT, VM_ID, "deleted", {}),
-        Event(1, AT, VM_ID, "ending", {"mode": "force", "why": "two\nlines \u2028\r"}),
+        Event(2**60, AT, None, EventKind.ADOPTED, {"running": [VM_ID], "ended_meanwhile": []}),
+        Event(1, AT, VM_ID, EventKind.DELETED, {}),
+        Event(1, AT, VM_ID, EventKind.ENDING, {"mode": "force", "why": "two\nlines \u2028\r"}),
     ],
     ids=lambda event: event.kind,
 )

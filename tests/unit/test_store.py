@@ -15,7 +15,12 @@ import pytest
 
 from supervisor.errors import HostError
 from supervisor.state import record, store
-from supervisor.state.record import Event, Record, RunOptions
+from supervisor.state.record import (
+    Event,
+    EventKind,
+    Record,
+    RunOptions,
+)
 from supervisor.state.status import Status, VmState
 from supervisor.state.store import Store
 
@@ -28,7 +33,7 @@ AT = datetime(2026, 11, 23, 9, 0, 0, tzinfo=UTC)
 RUNNING = Status(VmState.RUNNING, "running")
 
 
-def news(sequence: int, vm_id: str | None = ONE, kind: str = "test") -> Event:
+def news(sequence: int, vm_id: str | None = ONE, kind: EventKind = EventKind.RESET) -> Event:
     return Event(sequence, AT, vm_id, kind, {"of": f"event {sequence}"})
 
 
@@ -158,7 +163,7 @@ def test_many_at_a_time(tmp_path: Path) -> None:
 
 def test_removed_vm_is_an_event(tmp_path: Path) -> None:
     made = created(tmp_path)
-    made.remove(ONE, news(2, kind="deleted"))
+    made.remove(ONE, news(2, kind=EventKind.DELETED))
     assert listing(tmp_path) == {"events.jsonl"}
     assert [event.kind for event in made.events_after(0, [])] == ["deleted"]
     found = Store(tmp_path).load()
@@ -168,7 +173,7 @@ def test_removed_vm_is_an_event(tmp_path: Path) -> None:
 def test_removal_frees_its_room_where_nothing_can_be_written(tmp_path: Path) -> None:
     made = created(tmp_path)
     with full(0), pytest.raises(OSError, match="too large"):
-        made.remove(ONE, news(2, kind="deleted"))
+        made.remove(ONE, news(2, kind=EventKind.DELETED))
     assert listing(tmp_path) <= {"events.jsonl"}
     made.note(news(3, None))
     assert [event.sequence for event in made.events_after(0, [])] == [2, 3]
@@ -179,7 +184,7 @@ def test_removal_that_was_cut_short(tmp_path: Path, told: bool) -> None:
     made = created(tmp_path)
     (tmp_path / ONE).rename(tmp_path / f"{ONE}.gone")
     if told:
-        made.note(news(2, kind="deleted"))
+        made.note(news(2, kind=EventKind.DELETED))
     again = Store(tmp_path)
     found = again.load()
     assert (found.records, found.gone) == ([], [] if told else [ONE])

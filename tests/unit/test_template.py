@@ -16,7 +16,7 @@ from supervisor.config.settings import Size
 from supervisor.errors import TemplateError
 from supervisor.image.manifest import File, Manifest
 from supervisor.qemu.cmdline import Accel
-from supervisor.qemu.host import Host
+from supervisor.qemu.host import Clock, Host
 from supervisor.state.vm_dir import VmDir
 from supervisor.templates import template
 from supervisor.templates.template import Template
@@ -62,7 +62,9 @@ def place(tmp_path: Path) -> Place:
         firmware=FirmwareConfig(code_file=tmp_path / "CODE.fd", vars_file=tmp_path / "VARS.fd"),
     )
     config.tmp.mkdir()
-    return Place(tmp_path, config, Host(str(tmp_path / "qemu"), Accel(kvm=False, sev=False)))
+    return Place(
+        tmp_path, config, Host(str(tmp_path / "qemu"), Accel(kvm=False, sev=False), Clock())
+    )
 
 
 # --- the fingerprint -----------------------------------------------------------------------------
@@ -193,7 +195,7 @@ def frozen(place: Place, name: str = "frozen") -> VmDir:
 def kept(place: Place) -> Template:
     fingerprint = template.fingerprint(place.config, place.host)
     made = Template(template.directory(place.config.tmp) / fingerprint.digest)
-    made.take(frozen(place), fingerprint)
+    made.create_from(frozen(place), fingerprint)
     return made
 
 
@@ -215,7 +217,7 @@ def test_poured_into_the_directory_of_another(place: Place) -> None:
     made = kept(place)
     vm_dir = VmDir(place.config.tmp / "clone")
     vm_dir.path.mkdir()
-    made.pour(vm_dir)
+    made.clone_into(vm_dir)
     assert vm_dir.firmware_vars.read_bytes() == b"variables"
     info = ["qemu-img", "info", "--output=json", str(vm_dir.overlay)]
     told = json.loads(subprocess.run(info, check=True, capture_output=True).stdout)
@@ -259,7 +261,7 @@ def test_nothing_is_started_on_memory_that_is_gone(place: Place) -> None:
     vm_dir = VmDir(place.config.tmp / "clone")
     vm_dir.path.mkdir()
     with pytest.raises(TemplateError, match="is damaged"):
-        made.pour(vm_dir)
+        made.clone_into(vm_dir)
 
 
 def test_removed(place: Place) -> None:
@@ -276,7 +278,7 @@ def test_a_vm_whose_files_are_not_all_there(place: Place) -> None:
     fingerprint = template.fingerprint(place.config, place.host)
     made = Template(template.directory(place.config.tmp) / fingerprint.digest)
     with pytest.raises(TemplateError, match="not kept"):
-        made.take(vm_dir, fingerprint)
+        made.create_from(vm_dir, fingerprint)
     assert template.found(place.config.tmp) == []
     assert not made.path.exists()
 

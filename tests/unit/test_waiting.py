@@ -1,11 +1,12 @@
-"""One thing, unless another happens first."""
+"""How tasks wait: until one thing or another, for a change, longer and longer."""
 
 from __future__ import annotations
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
-from supervisor.waiting import CutShort, unless
+from supervisor.waiting import Backoff, Signal, move_on_when
 
 
 async def never() -> None:
@@ -16,72 +17,103 @@ async def at_once() -> None:
     await trio.lowlevel.checkpoint()
 
 
-async def test_result(autojump_clock: trio.abc.Clock) -> None:
-    async def work(value: int) -> int:
+async def test_body_comes_to_its_end(autojump_clock: trio.abc.Clock) -> None:
+    done = False
+    async with move_on_when(never) as scope:
         await trio.sleep(5)
-        return value
-
-    assert await unless(never, work, 3) == 3
-
-
-@pytest.mark.parametrize("value", [None, 0, False, ""])
-async def test_falsy_results_are_results(value: object) -> None:
-    async def work() -> object:
-        await trio.lowlevel.checkpoint()
-        return value
-
-    assert await unless(never, work) == value
+        done = True
+    assert done
+    assert not scope.cancelled_caught
 
 
 async def test_error_is_not_wrapped() -> None:
-    async def work() -> None:
-        raise ValueError("as it is")
-
     with pytest.raises(ValueError, match="as it is"):
-        await unless(never, work)
+        async with move_on_when(never):
+            raise ValueError("as it is")
 
 
-async def test_cut_short_and_cancelled() -> None:
+async def test_body_is_cancelled_when_the_condition_is_there() -> None:
+    cancelled = False
+    async with move_on_when(at_once) as scope:
+        try:
+            await never()
+        finally:
+            cancelled = True
+    assert cancelled
+    assert scope.cancelled_caught
+
+
+async def test_condition_is_cancelled_with_the_body() -> None:
     cancelled = trio.Event()
 
-    async def work() -> None:
+    async def condition() -> None:
         try:
-            await trio.sleep_forever()
+            await never()
         finally:
             cancelled.set()
 
-    with pytest.raises(CutShort):
-        await unless(at_once, work)
-    assert cancelled.is_set()
-
-
-async def test_what_is_watched_ends_with_the_work() -> None:
-    cancelled = trio.Event()
-
-    async def watched() -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            cancelled.set()
-
-    await unless(watched, at_once)
+    async with move_on_when(condition):
+        await wait_all_tasks_blocked()
     assert cancelled.is_set()
 
 
 async def test_cancelled_from_outside() -> None:
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        await unless(never, never)
+    with trio.CancelScope() as outer:
+        outer.cancel()
+        async with move_on_when(never) as inner:
+            await never()
         raise AssertionError("it came back")
-    assert scope.cancelled_caught
+    assert outer.cancelled_caught
+    assert not inner.cancelled_caught
 
 
-async def test_error_while_being_cut_short_is_the_one_that_is_told() -> None:
+async def test_error_while_the_body_is_cancelled_is_told() -> None:
     async def work() -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            raise ValueError("in the clearing up")
+        async with move_on_when(at_once):
+            try:
+                await never()
+            finally:
+                raise ValueError("in the clearing up")
 
     with pytest.raises(ValueError, match="in the clearing up"):
-        await unless(at_once, work)
+        await work()
+
+
+async def test_return_from_the_body() -> None:
+    async def work() -> int:
+        async with move_on_when(never):
+            return 3
+        return 4
+
+    assert await work() == 3
+
+
+async def test_signal_wakes_all_that_wait() -> None:
+    signal, value, seen = Signal(), 0, []
+
+    async def wait(wanted: int) -> None:
+        await signal.until(lambda: value >= wanted)
+        seen.append(wanted)
+
+    async with trio.open_nursery() as nursery:
+        for wanted in (0, 1, 2):
+            nursery.start_soon(wait, wanted)
+        await wait_all_tasks_blocked()
+        assert seen == [0]
+        value = 2
+        signal.notify()
+    assert sorted(seen) == [0, 1, 2]
+
+
+async def test_change_while_a_task_is_busy_is_not_missed() -> None:
+    signal = Signal()
+    change = signal.next()
+    signal.notify()
+    await change.wait()
+    assert not signal.next().is_set()
+
+
+def test_backoff_doubles_up_to_the_longest() -> None:
+    backoff = Backoff(0.5, 3.0)
+    assert [backoff.wait_s(failures) for failures in (1, 2, 3, 4, 5)] == [0.5, 1, 2, 3, 3]
+    assert backoff.wait_s(10**9) == 3

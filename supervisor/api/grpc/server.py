@@ -131,17 +131,17 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
 
     @_answering
     async def List(self, request: object, context: object) -> vm_pb2.ListResponse:  # noqa: N802
-        return vm_pb2.ListResponse(vms=[_vm(vm) for vm in self._service.vms.values()])
+        return vm_pb2.ListResponse(vms=[_vm(vm) for vm in self._service.vms])
 
     @_answering
     async def Get(self, request: vm_pb2.GetRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
-        return _vm(self._service.get(request.id))
+        return _vm(self._service.vms.get(request.id))
 
     @_answering
     async def Shutdown(  # noqa: N802
         self, request: vm_pb2.ShutdownRequest, context: object
     ) -> vm_pb2.Vm:
-        vm = self._service.get(request.id)
+        vm = self._service.vms.get(request.id)
         if request.mode not in vm_pb2.ShutdownRequest.Mode.values():
             raise errors.InvalidRequest(f"{request.mode} is not a mode", member="mode")
         force = request.mode == vm_pb2.ShutdownRequest.MODE_FORCE
@@ -152,7 +152,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
     async def Delete(  # noqa: N802
         self, request: vm_pb2.DeleteRequest, context: object
     ) -> empty_pb2.Empty:
-        await trio_as_aio(self._service.delete)(self._service.get(request.id))
+        await trio_as_aio(self._service.vms.delete)(self._service.vms.get(request.id))
         return empty_pb2.Empty()
 
     @_answering
@@ -168,7 +168,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         return await self._control(control.reset, request.id)
 
     async def _control(self, act: Callable[[Vm], Awaitable[None]], vm_id: str) -> vm_pb2.Vm:
-        vm = self._service.get(vm_id)
+        vm = self._service.vms.get(vm_id)
         await trio_as_aio(act)(vm)
         return _vm(vm)
 
@@ -178,7 +178,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         request: vm_pb2.WatchRequest,
         context: grpc.aio.ServicerContext[vm_pb2.WatchRequest, vm_pb2.Event],
     ) -> None:
-        vm_id = self._service.get(request.id).id if request.id else None
+        vm_id = self._service.vms.get(request.id).id if request.id else None
         after = request.after if request.HasField("after") else None
         await trio_as_aio(self._tell)(after, vm_id, aio_as_trio(context.write))
         await context.abort(
@@ -196,7 +196,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         """
         async with self._service.follow(after, vm_id) as (old, news):
             if after is None:
-                vms = [self._service.get(vm_id)] if vm_id else self._service.vms.values()
+                vms = [self._service.vms.get(vm_id)] if vm_id else self._service.vms
                 for message in [_present(vm) for vm in vms]:
                     await write(message)
             for event in old:
@@ -274,7 +274,7 @@ def _vm(vm: Vm) -> vm_pb2.Vm:
         state=_state(vm.status),
         reason=vm.status.reason,
         command=shell_line(vm.record.command),
-        agent_ready=vm.relay.agent_ready,
+        agent_ready=vm.agent_ready,
         exit_code=vm.record.exit_code,
         error=vm.record.error or "",
         forwards=[

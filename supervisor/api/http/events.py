@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 #: A line that says nothing, so often: proxies close what is silent, and a reader that has gone
 #: is noticed.
-_KEEP_ALIVE_S = 15.0
 
 
 def blueprint(service: Service) -> Blueprint:
@@ -33,7 +32,7 @@ def blueprint(service: Service) -> Blueprint:
 
     @routes.get("/vms/<vm_id>/events")
     async def events_of_one(vm_id: str) -> Any:
-        return _stream(service, service.get(vm_id).id)
+        return _stream(service, service.vms.get(vm_id).id)
 
     return routes
 
@@ -65,7 +64,7 @@ async def _lines(service: Service, vm_id: str | None, after: int | None) -> Asyn
                 yield _message(event)
         while True:
             text = b": keep-alive\n\n"
-            with trio.move_on_after(_KEEP_ALIVE_S):
+            with trio.move_on_after(service.config.timing.sse_keep_alive_s):
                 try:
                     event = await news.receive()
                 except trio.EndOfChannel:

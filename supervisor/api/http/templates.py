@@ -17,7 +17,7 @@ def blueprint(service: Service) -> Blueprint:
 
     @routes.get("")
     async def list_templates() -> Any:
-        templates = service.templates
+        templates = service.vms.templates
         return {
             "use": service.config.start.templates,
             "possible": templates.obstacle is None,

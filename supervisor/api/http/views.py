@@ -25,7 +25,7 @@ def summary(vm: Vm) -> dict[str, Any]:
         "ended": vm.ended,
         "purpose": vm.record.purpose,
         "template": vm.record.template,
-        "agent_ready": vm.relay.agent_ready,
+        "agent_ready": vm.agent_ready,
         "monitor": vm.monitor_state,
         "created_at": moment(vm.record.created_at),
         "uptime_s": seconds(vm.uptime_s),
@@ -54,7 +54,7 @@ def status(vm: Vm) -> dict[str, Any]:
         "query_status": _run_status(facts.run_status) if facts else None,
         "query_sev": _sev(facts.sev) if facts else None,
         "asked_at": moment(facts.at) if facts else None,
-        "agent": {"ready": vm.relay.agent_ready, "address": vm.record.agent_address},
+        "agent": {"ready": vm.agent_ready, "address": vm.record.agent_address},
         "uptime_s": seconds(vm.uptime_s),
     }
 

@@ -21,22 +21,22 @@ def blueprint(service: Service) -> Blueprint:
 
     @routes.get("")
     async def list_vms() -> Any:
-        return {"vms": [views.summary(vm) for vm in service.vms.values()]}
+        return {"vms": [views.summary(vm) for vm in service.vms]}
 
     @routes.get("/<vm_id>")
     async def show(vm_id: str) -> Any:
-        return views.everything(service.get(vm_id))
+        return views.everything(service.vms.get(vm_id))
 
     @routes.get("/<vm_id>/status")
     async def status(vm_id: str) -> Any:
-        vm = service.get(vm_id)
+        vm = service.vms.get(vm_id)
         if request.args.get("live") == "1":
             await vm.query_now()
         return views.status(vm)
 
     @routes.post("/<vm_id>/shutdown")
     async def shutdown(vm_id: str) -> Any:
-        vm = service.get(vm_id)
+        vm = service.vms.get(vm_id)
         wanted = await bodies.read_optional(bodies.ShutdownRequest)
         await service.end(vm, wanted.mode)
         return views.everything(vm)
@@ -54,13 +54,13 @@ def blueprint(service: Service) -> Blueprint:
         return await _control(control.reset, vm_id)
 
     async def _control(act: Callable[[Vm], Awaitable[None]], vm_id: str) -> Any:
-        vm = service.get(vm_id)
+        vm = service.vms.get(vm_id)
         await act(vm)
         return views.everything(vm)
 
     @routes.delete("/<vm_id>")
     async def delete(vm_id: str) -> Any:
-        await service.delete(service.get(vm_id))
+        await service.vms.delete(service.vms.get(vm_id))
         return "", 204
 
     return routes

@@ -1,0 +1,269 @@
+"""All VMs of one supervisor, by id: started, adopted, supervised, removed."""
+
+from __future__ import annotations
+
+import contextvars
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor.errors import Busy, LaunchError, Stopping, SupervisorError, VmNotFound
+from supervisor.qemu.ports import PortPool
+from supervisor.runs.admission import Admission, Resources, host_resources
+from supervisor.state.record import (
+    EndCause,
+    EndMode,
+    Phase,
+    Purpose,
+    Record,
+    RelayState,
+    RunOptions,
+)
+from supervisor.templates.registry import Templates
+from supervisor.vm.task import Left, VmTask
+from supervisor.vm.vm import Vm
+from supervisor.waiting import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from supervisor.config import Config
+    from supervisor.qemu.host import Host
+    from supervisor.state.journal import Journal
+    from supervisor.state.recovery import Recovered
+
+log = structlog.stdlib.get_logger()
+
+
+class Vms:
+    """The VMs in the order of their start, their room, their templates, and their nursery.
+
+    :ivar ended: notified whenever a VM's task is over
+    """
+
+    def __init__(self, config: Config, host: Host, journal: Journal, nursery: trio.Nursery) -> None:
+        self.config = config
+        self.host = host
+        self.journal = journal
+        self.admission = Admission(config.limits, host_resources())
+        self.templates = Templates(config, host)
+        self.ended = Signal()
+        self.closing = False
+        self._by_id: dict[str, Vm] = {}
+        #: VMs that are ended only to be removed.
+        self._deleting: set[str] = set()
+        #: VMs that have room and are not listed yet.
+        self._starting = 0
+        self._nursery = nursery
+        self._context = contextvars.copy_context()
+        self._ports = PortPool(config.qemu.net)
+
+    def __iter__(self) -> Iterator[Vm]:
+        return iter(tuple(self._by_id.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, vm_id: str) -> Vm:
+        """:raises VmNotFound:"""
+        try:
+            return self._by_id[vm_id]
+        except KeyError:
+            raise VmNotFound(vm_id) from None
+
+    def is_listed(self, vm: Vm) -> bool:
+        """Whether it was not removed yet."""
+        return vm.id in self._by_id
+
+    # --- starting ---------------------------------------------------------------------------
+
+    async def start(
+        self,
+        room: Resources,
+        options: RunOptions,
+        computation: bytes | None,
+        requested_s: float,
+        purpose: Purpose = Purpose.RUN,
+    ) -> Vm:
+        """A VM on record, and its task.
+
+        :param room: has been taken for it, and is given back if it cannot be put on record
+        :param requested_s: when it was asked for, by the host's clock
+        :raises LaunchError: if its record cannot be written
+        :raises Busy: if another VM has the only agent there is
+        :raises Stopping: if the supervisor stops
+        """
+        self._starting += 1
+        record = Record(
+            id=str(uuid.uuid4()),
+            created_at=datetime.now(UTC),
+            options=options,
+            purpose=purpose,
+            relay=RelayState.IDLE if computation is None else RelayState.WAITING,
+            memory_bytes=room.memory_bytes,
+            vcpus=room.vcpus,
+            phases={Phase.QUEUE: self.host.clock.boottime_s() - requested_s},
+        )
+        try:
+            if self.closing:
+                raise Stopping
+            self._check_agent()
+            record = await self.journal.create(record, computation)
+        except OSError as error:
+            self.admission.leave(room)
+            raise self.unrecorded(record.id, error) from error
+        except BaseException:
+            self.admission.leave(room)
+            raise
+        finally:
+            self._starting -= 1
+        vm = self._add(record, requested_s)
+        vm.reached(Phase.DIRECTORY)
+        self.spawn(self._supervise, vm, None)
+        return vm
+
+    async def start_spare(self, purpose: Purpose) -> Vm | None:
+        """A VM without a computation; None if there is no room for it now."""
+        room = Resources.of_new_vm(self.config.qemu, purpose)
+        if self.closing or not self.admission.try_enter(room):
+            return None
+        options = RunOptions(template=self.config.start.templates)
+        try:
+            return await self.start(room, options, None, self.host.clock.boottime_s(), purpose)
+        except SupervisorError as error:
+            log.warning("VM not started", purpose=purpose, problem=str(error))
+            return None
+
+    def adopt(self, recovered: Recovered) -> list[Vm]:
+        """List what an earlier supervisor left. Return what has not ended: each gets a task."""
+        self.templates.load(recovered.records)
+        alive = []
+        for record in recovered.records:
+            vm = self._add(record)
+            vm.reply = recovered.replies.get(vm.id)
+            if record.purpose is Purpose.TEMPLATE:
+                self.discard(vm)  # its making was cut short
+            if not record.ended:
+                self.admission.take(Resources.on_record(record))
+                self.spawn(self._supervise, vm, Left(recovered.processes.get(record.id)))
+                alive.append(vm)
+        return alive
+
+    def unrecorded(self, vm_id: str, error: OSError) -> LaunchError:
+        """What to tell if a VM cannot be put on record."""
+        return LaunchError(
+            f"the record of VM {vm_id} cannot be written ({error.strerror}), so it is not"
+            f" started; see to {self.config.qemu.tmp}"
+        )
+
+    def _check_agent(self) -> None:
+        if not self.config.agent.is_fixed:
+            return
+        holders = [f"VM {vm.id}" for vm in self if not vm.ended]
+        if self._starting > 1:
+            holders.append("another VM that is being started")
+        if holders:
+            raise Busy(
+                f"{holders[0]} has the only agent there is, at {self.config.agent.url}: end it"
+                " first, or set MANAGER_AGENT_GRPC_URL so that each VM has its own"
+            )
+
+    def _add(self, record: Record, requested_s: float | None = None) -> Vm:
+        vm = Vm(record, self.config, self.journal, self.host.clock, requested_s)
+        self._by_id[vm.id] = vm
+        return vm
+
+    async def _supervise(self, vm: Vm, left: Left | None) -> None:
+        try:
+            await VmTask(vm, self.host, self._ports, self.templates).run(left)
+        finally:
+            self.admission.leave(Resources.on_record(vm.record))
+            self.ended.notify()
+
+    def spawn(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Begin a task that outlives the request that begins it, and takes nothing of it along.
+
+        Else the request's body would stay in memory for as long as the VM runs.
+        """
+        self._context.copy().run(self._nursery.start_soon, task, *args)
+
+    # --- removing ---------------------------------------------------------------------------
+
+    async def delete(self, vm: Vm) -> None:
+        """End the VM by force if need be, and remove its directory and all trace of it.
+
+        Being cancelled does not leave it half done.
+        """
+        await self.discard(vm).wait()
+        await vm.wait_ended()
+
+    def discard(self, vm: Vm) -> trio.Event:
+        """Begin to do that; the event is set when it is done, or the VM is left to run on."""
+        done = trio.Event()
+        self._deleting.add(vm.id)
+        vm.request_end(EndMode.FORCE, EndCause.DELETED, "it was deleted")
+        self.spawn(self._remove, vm, done)
+        return done
+
+    async def _remove(self, vm: Vm, done: trio.Event) -> None:
+        if await vm.wait_over():
+            await self.forget(vm)
+        done.set()
+
+    @property
+    def staying(self) -> list[Vm]:
+        """Those that nobody is removing."""
+        return [vm for vm in self if vm.id not in self._deleting]
+
+    async def forget(self, vm: Vm) -> None:
+        """Remove an ended VM's directory and all trace of it."""
+        self._deleting.discard(vm.id)
+        if self._by_id.pop(vm.id, None):
+            await self.journal.remove(vm.id)
+            self.templates.release(vm.id)
+
+    # --- the supervisor's own stop ----------------------------------------------------------
+
+    def close(self) -> None:
+        """Start no VM any more; who waits for room or for a template hears of it now."""
+        self.closing = True
+        self.admission.close()
+        self.templates.close()
+
+    def hurry(self) -> None:
+        """End every VM now, without asking the guests."""
+        for vm in self:
+            vm.request_end(EndMode.FORCE, EndCause.STOPPING, "the supervisor stops at once")
+
+    async def end_all(self) -> None:
+        """Start no VM any more, and return once none runs. All graces run at the same time."""
+        self.close()
+        running = [vm for vm in self if not vm.ended]
+        log.info("ending all VMs", vms=[vm.id for vm in running])
+        for vm in running:
+            # What has no computation has nothing that it could lose.
+            idle = vm.record.purpose is not Purpose.RUN
+            mode = EndMode.FORCE if idle else EndMode.GRACEFUL
+            vm.request_end(mode, EndCause.STOPPING, "the supervisor stops")
+        for vm in running:
+            await vm.wait_over()
+
+    async def leave_all(self) -> None:
+        """Start no VM any more, and let all go that run. Those still being started are ended.
+
+        After `end_all`, or called again, it finds nothing to do.
+        """
+        if self.closing:
+            return
+        self.close()
+        left = [vm for vm in self if vm.leave()]
+        if left:
+            log.info("leaving VMs to the next supervisor", vms=[vm.id for vm in left])
+        unborn = [vm for vm in self if not vm.ended and vm not in left]
+        for vm in unborn:
+            vm.request_end(EndMode.FORCE, EndCause.STOPPING, "the supervisor stops")
+        for vm in [*left, *unborn]:
+            await vm.wait_over()
