@@ -80,12 +80,13 @@ async def test_error_while_the_body_is_cancelled_is_told() -> None:
 
 
 async def test_return_from_the_body() -> None:
-    async def work() -> int:
+    async def work(value: int) -> int:
         async with move_on_when(never):
-            return 3
+            if value == 3:
+                return value
         return 4
 
-    assert await work() == 3
+    assert await work(3) == 3
 
 
 async def test_signal_wakes_all_that_wait() -> None:
