@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import py_compile
 import resource
 import shutil
 import signal
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 _PATIENCE_S = 120.0
 _POLL_S = 0.01
 _UUID_LENGTH = 36
+_CHECKOUT = Path(__file__).parents[2]
 
 #: QEMU without a machine: the whole of its monitor, 10 MB, no guest. What needs a machine is
 #: left out; what says which VM it is stays, its directory in -serial among it.
@@ -54,14 +54,12 @@ class Host:
         self.qemu = directory / "qemu"
         #: Where peers that powered off note when.
         self.sent = directory / "sent"
-        source = Path(__file__).with_name("peer.py")
-        py_compile.compile(str(source), cfile=str(directory / "peer_program.pyc"), doraise=True)
         self.peer.write_text(
             f"#!{sys.executable} -ISE\n"
             "import sys\n"
-            f"sys.path.insert(0, {str(directory)!r})\n"
-            "import peer_program\n"
-            "peer_program.main()\n"
+            f"sys.path.insert(0, {str(_CHECKOUT)!r})\n"
+            "from scripts.benchmarks.peer import main\n"
+            f"main({str(self.sent)!r})\n"
         )
         self.qemu.write_text(_NO_MACHINE.format(qemu=shutil.which("qemu-system-x86_64")))
         for program in (self.peer, self.qemu):

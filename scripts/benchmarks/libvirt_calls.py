@@ -6,10 +6,13 @@ Reads a JSON object a line, ``{"call": name, ...}``, and answers each with one. 
 CLOCK_MONOTONIC, which all processes share. It imports nothing of this project.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import libvirt
 import libvirt_qemu
@@ -20,28 +23,28 @@ _STATUS = json.dumps({"execute": "query-status"})
 class Calls:
     """What may be asked."""
 
-    def __init__(self, uri):
+    def __init__(self, uri: str) -> None:
         self.connection = libvirt.open(uri)
-        self.domain = None
+        self.domain: Any = None
 
-    def prepare(self, emulator, machine):
+    def prepare(self, emulator: str, machine: str) -> dict[str, Any]:
         """Have libvirt find out what this QEMU can do, which it does once and keeps."""
         self.connection.getDomainCapabilities(emulator, "x86_64", machine, "qemu")
         number = self.connection.getLibVersion()
         return {"version": f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"}
 
-    def start(self, xml):
+    def start(self, xml: str) -> dict[str, Any]:
         begun = time.perf_counter()
         self.domain = self.connection.defineXML(xml)
         defined = time.perf_counter()
         self.domain.create()
         return {"begun_at": begun, "defined_at": defined, "created_at": time.perf_counter()}
 
-    def rate(self, seconds, callers):
+    def rate(self, seconds: float, callers: int) -> dict[str, Any]:
         """Questions a second, of each caller, a thread, one after another."""
         started = time.perf_counter()
 
-        def caller(_):
+        def caller(_: int) -> int:
             asked = 0
             while time.perf_counter() - started < seconds:
                 libvirt_qemu.qemuMonitorCommand(self.domain, _STATUS, 0)
@@ -52,17 +55,17 @@ class Calls:
             asked = sum(pool.map(caller, range(callers)))
         return {"rate": asked / (time.perf_counter() - started)}
 
-    def pci(self):
+    def pci(self) -> dict[str, Any]:
         text = libvirt_qemu.qemuMonitorCommand(self.domain, '{"execute": "query-pci"}', 0)
         return {"pci": json.loads(text)["return"]}
 
-    def end(self):
+    def end(self) -> dict[str, Any]:
         self.domain.destroy()
         self.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
         return {}
 
 
-def main():
+def main() -> None:
     calls = Calls(sys.argv[1])
     for line in sys.stdin:
         wanted = json.loads(line)

@@ -89,6 +89,10 @@ def check(case: Case, verdict: Verdict) -> None:
 # --- a supervisor that runs again -------------------------------------------------------------
 
 
+def _told_of_deletion(case: Case, vm_id: str) -> None:
+    case.wait(lambda: case.reader.deletions(vm_id) == 1, "one event of its deletion")
+
+
 def _settle(case: Case, verdict: Verdict) -> None:
     """Every VM is running and supervised, or has ended with the reason on record."""
     pending: dict[str, str] = {"": "nobody has looked yet"}
@@ -113,7 +117,7 @@ def _settle(case: Case, verdict: Verdict) -> None:
     for vm_id in (case.told | case.housekeeping | case.reader.ids()) - listed - case.forgotten:
         may_go = case.asked_to_delete | case.housekeeping | own
         case.expect(vm_id in may_go, f"VM {vm_id} is no longer on record")
-        case.wait(lambda gone=vm_id: case.reader.deletions(gone) == 1, "one event of its deletion")
+        _told_of_deletion(case, vm_id)
     for vm_id in listed - case.damaged:
         _answered_once(case, vm_id)
 

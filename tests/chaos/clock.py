@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import sys
 import time
+from typing import Self
 
 
 def shift(seconds: float) -> None:
@@ -13,10 +14,10 @@ def shift(seconds: float) -> None:
 
     class Shifted(datetime.datetime):
         @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
-            return datetime.datetime.now(tz) + offset
+        def now(cls, tz: datetime.tzinfo | None = None) -> Self:
+            return super().now(tz) + offset
 
     time.time = lambda: real_time() + seconds
     for name, module in list(sys.modules.items()):
         if name.startswith("supervisor") and getattr(module, "datetime", None) is datetime.datetime:
-            module.datetime = Shifted
+            vars(module)["datetime"] = Shifted

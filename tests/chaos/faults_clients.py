@@ -39,8 +39,11 @@ def _connections(case: Case, count: int) -> Iterator[list[socket.socket]]:
         ]
 
 
-@kind("100 clients gone in the middle of their runs", times=2, MANAGER_MAX_VMS="4",
-      MANAGER_QUEUE="200")  # fmt: skip
+@kind(
+    "100 clients gone in the middle of their runs",
+    times=2,
+    settings={"MANAGER_MAX_VMS": "4", "MANAGER_QUEUE": "200"},
+)
 def gone(case: Case) -> None:
     case.serve()
     with _connections(case, _CLIENTS) as clients:
@@ -56,8 +59,12 @@ def gone(case: Case) -> None:
     case.wait(lambda: all(vm["ended"] for vm in case.ask("GET", "/vms")[1]["vms"]), "their end")
 
 
-@kind("100 clients gone, supervisor SIGKILLed", short=0, times=2, MANAGER_MAX_VMS="4",
-      MANAGER_QUEUE="200")  # fmt: skip
+@kind(
+    "100 clients gone, supervisor SIGKILLed",
+    short=0,
+    times=2,
+    settings={"MANAGER_MAX_VMS": "4", "MANAGER_QUEUE": "200"},
+)
 def gone_and_killed(case: Case) -> None:
     case.serve()
     with _connections(case, _CLIENTS) as clients:
@@ -104,7 +111,7 @@ def silent_agent(case: Case) -> None:
     case.until_ended(vm_id)
 
 
-@kind("agent never answers in time", times=2, MANAGER_AGENT_GRPC_TIMEOUT="300ms")
+@kind("agent never answers in time", times=2, settings={"MANAGER_AGENT_GRPC_TIMEOUT": "300ms"})
 def late_agent(case: Case) -> None:
     case.serve()
     vm_id = case.run(wait=False, hold=True)

@@ -50,12 +50,12 @@ for _name, _point in _RESTORES.items():
     kind(f"clone: QEMU SIGKILLed as it {_name}", templates=True, times=1, short=_short)(
         _as_it_restores(_point, signal.SIGKILL)
     )
-    kind(f"clone: QEMU SIGSTOPped as it {_name}", templates=True, times=1, short=0, **QUICK)(
+    kind(f"clone: QEMU SIGSTOPped as it {_name}", templates=True, times=1, short=0, settings=QUICK)(
         _as_it_restores(_point, signal.SIGSTOP)
     )
 
 
-@kind("clone: its agent does not answer Renew", templates=True, **QUICK)
+@kind("clone: its agent does not answer Renew", templates=True, settings=QUICK)
 def mute(case: Case) -> None:
     case.serve()
     case.until_template()

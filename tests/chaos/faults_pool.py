@@ -47,7 +47,7 @@ def killed_unwatched(case: Case) -> None:
     case.serve()
 
 
-@kind("pool: QEMU SIGSTOPped", templates=True, pool=1, short=0, **_QUICK)
+@kind("pool: QEMU SIGSTOPped", templates=True, pool=1, short=0, settings=_QUICK)
 def stopped(case: Case) -> None:
     """Nobody is given it."""
     case.serve()
@@ -142,8 +142,14 @@ def damaged(case: Case) -> None:
     case.expect(case.show(kept)["purpose"] == "pool", "it is no longer the pool's")
 
 
-@kind("supervisor SIGKILLed at random, under load, with templates and a pool", times=12, short=0,
-      templates=True, pool=2, MANAGER_MAX_VMS="6")  # fmt: skip
+@kind(
+    "supervisor SIGKILLed at random, under load, with templates and a pool",
+    times=12,
+    short=0,
+    templates=True,
+    pool=2,
+    settings={"MANAGER_MAX_VMS": "6"},
+)
 def killed_at_random(case: Case) -> None:
     case.serve()
     case.restarts = 100  # how often is the load's business

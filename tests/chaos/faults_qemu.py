@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.chaos.kinds import kind
 
@@ -18,7 +18,7 @@ _QUICK = {
 }
 
 
-def in_prelaunch(case: Case, **members: object) -> str:
+def in_prelaunch(case: Case, **members: Any) -> str:
     """A VM whose QEMU has been started and has not said a word."""
     case.serve(settings={"MANAGER_QEMU_BIN_PATH": str(case.place.stopped_qemu)})
     vm_id = case.run(wait=False, **members)
@@ -60,7 +60,7 @@ def killed_paused(case: Case) -> None:
     case.until_ended(vm_id, "crashed", "exit:-9")
 
 
-@kind("QEMU SIGKILLed: asked to shut down", MANAGER_POWERDOWN_GRACE="60s")
+@kind("QEMU SIGKILLed: asked to shut down", settings={"MANAGER_POWERDOWN_GRACE": "60s"})
 def killed_going_down(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -81,15 +81,23 @@ def killed_unwatched(case: Case) -> None:
     case.until_ended(vm_id, "crashed", "exit:unknown")
 
 
-@kind("QEMU SIGKILLed: again and again, restarts by policy", short=0, times=2,
-      MANAGER_RESTART_LIMIT="2", MANAGER_RESTART_BACKOFF="10ms")  # fmt: skip
+def _restarted(case: Case, vm_id: str, times: int) -> None:
+    case.until(vm_id, lambda vm: vm["restart"]["count"] == times and vm["agent"]["ready"])
+
+
+@kind(
+    "QEMU SIGKILLed: again and again, restarts by policy",
+    short=0,
+    times=2,
+    settings={"MANAGER_RESTART_LIMIT": "2", "MANAGER_RESTART_BACKOFF": "10ms"},
+)
 def killed_in_a_loop(case: Case) -> None:
     case.serve()
     case.restarts = 2
     vm_id = case.run(restart="on-failure")
     for count in (1, 2):
         case.signal_qemu(vm_id, signal.SIGKILL)
-        case.until(vm_id, lambda vm, n=count: vm["restart"]["count"] == n and vm["agent"]["ready"])
+        _restarted(case, vm_id, count)
     case.signal_qemu(vm_id, signal.SIGKILL)
     case.until_ended(vm_id, "crashed", "exit:-9")
 
@@ -140,7 +148,7 @@ def stopped_prelaunch(case: Case) -> None:
     case.until(vm_id, lambda vm: vm["relay"]["state"] == "answered")
 
 
-@kind("QEMU SIGSTOPped: prelaunch, for ever", short=0, MANAGER_START_TIMEOUT="500ms")
+@kind("QEMU SIGSTOPped: prelaunch, for ever", short=0, settings={"MANAGER_START_TIMEOUT": "500ms"})
 def stopped_prelaunch_for_ever(case: Case) -> None:
     vm_id = in_prelaunch(case)
     vm = case.until_ended(vm_id, "crashed")
@@ -155,7 +163,7 @@ def stopped_prelaunch_unwatched(case: Case) -> None:
     case.until_ended(vm_id, "crashed", "launch-interrupted")
 
 
-@kind("QEMU SIGSTOPped: running, goes on later", **_QUICK)
+@kind("QEMU SIGSTOPped: running, goes on later", settings=_QUICK)
 def stopped_running(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -165,7 +173,7 @@ def stopped_running(case: Case) -> None:
     case.until_monitor(vm_id, "ok")
 
 
-@kind("QEMU SIGSTOPped: paused, goes on later", short=0, **_QUICK)
+@kind("QEMU SIGSTOPped: paused, goes on later", short=0, settings=_QUICK)
 def stopped_paused(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -177,7 +185,7 @@ def stopped_paused(case: Case) -> None:
     case.expect(case.show(vm_id)["state"] == "paused", "it is no longer paused")
 
 
-@kind("QEMU SIGSTOPped: then shut down", **_QUICK)
+@kind("QEMU SIGSTOPped: then shut down", settings=_QUICK)
 def stopped_and_shut_down(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -187,7 +195,7 @@ def stopped_and_shut_down(case: Case) -> None:
     case.until_ended(vm_id, "crashed", "exit:-9")
 
 
-@kind("QEMU SIGSTOPped: then deleted", short=0, **_QUICK)
+@kind("QEMU SIGSTOPped: then deleted", short=0, settings=_QUICK)
 def stopped_and_deleted(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -195,7 +203,7 @@ def stopped_and_deleted(case: Case) -> None:
     case.delete(vm_id)
 
 
-@kind("QEMU SIGSTOPped: supervisor SIGKILLed and back", short=0, **_QUICK)
+@kind("QEMU SIGSTOPped: supervisor SIGKILLed and back", short=0, settings=_QUICK)
 def stopped_and_adopted(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -210,7 +218,7 @@ def stopped_and_adopted(case: Case) -> None:
     case.until_monitor(vm_id, "ok")
 
 
-@kind("QEMU SIGSTOPped: adopted, then shut down", short=0, **_QUICK)
+@kind("QEMU SIGSTOPped: adopted, then shut down", short=0, settings=_QUICK)
 def stopped_adopted_and_shut_down(case: Case) -> None:
     case.serve()
     vm_id = case.run()

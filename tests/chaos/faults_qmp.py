@@ -58,8 +58,11 @@ def removed_unwatched(case: Case) -> None:
     case.until_ended(vm_id)
 
 
-@kind("QMP socket removed, QEMU SIGSTOPped, supervisor down", short=0, MANAGER_QUIT_GRACE="300ms",
-      MANAGER_TERM_GRACE="300ms")  # fmt: skip
+@kind(
+    "QMP socket removed, QEMU SIGSTOPped, supervisor down",
+    short=0,
+    settings={"MANAGER_QUIT_GRACE": "300ms", "MANAGER_TERM_GRACE": "300ms"},
+)
 def removed_stopped(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -70,7 +73,7 @@ def removed_stopped(case: Case) -> None:
     case.until_ended(vm_id, "crashed")
 
 
-@kind("QMP: a stranger holds the monitor, then goes", short=0, **_QUICK)
+@kind("QMP: a stranger holds the monitor, then goes", short=0, settings=_QUICK)
 def held(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -96,7 +99,7 @@ def abandoned(case: Case) -> None:
     case.until_monitor(vm_id, "ok")
 
 
-@kind("QMP: a full backlog before a QEMU that is SIGSTOPped", short=0, **_QUICK)
+@kind("QMP: a full backlog before a QEMU that is SIGSTOPped", short=0, settings=_QUICK)
 def backlog(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -140,7 +143,7 @@ def _lying(words: bytes) -> Callable[[Case], None]:
 
 for _number, (_what, _words) in enumerate(_LIES.items()):
     _short = int(_number == 0)
-    kind(f"QMP: another answers at its path: {_what}", times=2, short=_short, **_QUICK)(
+    kind(f"QMP: another answers at its path: {_what}", times=2, short=_short, settings=_QUICK)(
         _lying(_words)
     )
 
@@ -207,7 +210,16 @@ for _number, (_what, _words) in enumerate(_LIES.items()):
 # --- a man in the middle ----------------------------------------------------------------------
 
 
-@kind("QMP: the link is cut, garbled, cut half-way through a line", short=0, times=3, **_QUICK)
+def _cut(case: Case, between: Between, words: bytes) -> None:
+    """Say this and hang up; return once the supervisor has connected again."""
+    before = between.connections
+    between.say(words)
+    case.wait(lambda: between.connections > before, "another connection")
+
+
+@kind(
+    "QMP: the link is cut, garbled, cut half-way through a line", short=0, times=3, settings=_QUICK
+)
 def garbled(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -219,9 +231,7 @@ def garbled(case: Case) -> None:
         case.serve()
         case.until_monitor(vm_id, "ok")
         for words in (b"", b"}}}} garbage\r\n", b'{"event": "STO', b'{"event": 7, "data": []}\r\n'):
-            cuts = between.connections
-            between.say(words)
-            case.wait(lambda before=cuts: between.connections > before, "another connection")
+            _cut(case, between, words)
             case.until_monitor(vm_id, "ok")
         case.expect(case.show(vm_id)["state"] == "running", "it no longer runs")
         case.crash()

@@ -62,7 +62,10 @@ def left_unborn(case: Case) -> None:
     case.until_ended(vm_id, "crashed")
 
 
-@kind("supervisor SIGTERMed (leave): waiting to restart a VM", MANAGER_RESTART_BACKOFF="2s")
+@kind(
+    "supervisor SIGTERMed (leave): waiting to restart a VM",
+    settings={"MANAGER_RESTART_BACKOFF": "2s"},
+)
 def left_before_restart(case: Case) -> None:
     case.serve()
     case.restarts = 1
@@ -85,7 +88,9 @@ def ended(case: Case) -> None:
 
 
 @kind(
-    "supervisor SIGINTed twice, a guest that does not heed", short=0, MANAGER_POWERDOWN_GRACE="60s"
+    "supervisor SIGINTed twice, a guest that does not heed",
+    short=0,
+    settings={"MANAGER_POWERDOWN_GRACE": "60s"},
 )
 def ended_twice(case: Case) -> None:
     case.serve()
@@ -95,7 +100,7 @@ def ended_twice(case: Case) -> None:
     _stop(case, signal.SIGINT)
 
 
-@kind("supervisor SIGKILLed while SIGINT ends its VMs", MANAGER_POWERDOWN_GRACE="60s")
+@kind("supervisor SIGKILLed while SIGINT ends its VMs", settings={"MANAGER_POWERDOWN_GRACE": "60s"})
 def killed_while_ending(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -116,7 +121,7 @@ def asleep(case: Case) -> None:
     case.until_ended(vm_id, "crashed", "exit:-9")
 
 
-@kind("supervisor SIGKILLed at random, under load", times=24, MANAGER_MAX_VMS="6")
+@kind("supervisor SIGKILLed at random, under load", times=24, settings={"MANAGER_MAX_VMS": "6"})
 def killed_at_random(case: Case) -> None:
     case.serve()
     case.restarts = 100  # how often is the load's business
@@ -222,7 +227,7 @@ def clock_forward(case: Case) -> None:
     case.until_monitor(vm_id, "ok")
 
 
-@kind("a VM's port taken while it is down", MANAGER_RESTART_BACKOFF="500ms")
+@kind("a VM's port taken while it is down", settings={"MANAGER_RESTART_BACKOFF": "500ms"})
 def port_taken(case: Case) -> None:
     case.serve()
     case.restarts = 1

@@ -57,6 +57,10 @@ def fell_back(case: Case, vm_id: str) -> int:
     return sum(one["event"] == "fallback" and one["vm"] == vm_id for one in case.reader.seen)
 
 
+def _falls_back(case: Case, vm_id: str) -> None:
+    case.wait(lambda: fell_back(case, vm_id) == 1, "its fallback")
+
+
 # --- as it is made ----------------------------------------------------------------------------
 
 
@@ -81,9 +85,9 @@ for _name, _point in _BUILDS.items():
     kind(f"template: QEMU SIGKILLed as it {_name}", templates=True, times=1, short=0)(
         _as_it_is_made(_point, signal.SIGKILL)
     )
-    kind(f"template: QEMU SIGSTOPped as it {_name}", templates=True, times=1, short=0, **QUICK)(
-        _as_it_is_made(_point, signal.SIGSTOP)
-    )
+    kind(
+        f"template: QEMU SIGSTOPped as it {_name}", templates=True, times=1, short=0, settings=QUICK
+    )(_as_it_is_made(_point, signal.SIGSTOP))
 
 
 @kind("template: its VM deleted as it is made", templates=True, short=0)
@@ -185,8 +189,7 @@ def _damaged(name: str, damage: Callable[[Path], None]) -> Harm:
         before = case.run(template="require")
         damage(_directory(case) / name)
         for _ in range(OF_NO_USE):
-            vm_id = case.run()
-            case.wait(lambda vm_id=vm_id: fell_back(case, vm_id) == 1, "its fallback")
+            _falls_back(case, case.run())
         case.until_monitor(before, "ok")
         case.shut_down(before, "force")
 
@@ -218,16 +221,18 @@ for _file in ("state", "ram", "clone.qcow2", "firmware_vars.fd", "overlay.qcow2"
             continue  # of the right length: nobody looks
         _words = f"template's {_file} {_damage.__name__.removeprefix('_')}"
         _short = int((_file, _damage) in (("state", _truncated), ("manifest.json", _garbage)))
-        kind(f"{_words}, then runs", templates=True, times=1, short=_short, **QUICK)(
+        kind(f"{_words}, then runs", templates=True, times=1, short=_short, settings=QUICK)(
             _damaged(_file, _damage)
         )
         _short = int((_file, _damage) == ("manifest.json", _removed))
-        kind(f"{_words}, supervisor down", templates=True, times=1, short=_short, **QUICK)(
+        kind(f"{_words}, supervisor down", templates=True, times=1, short=_short, settings=QUICK)(
             _damaged_unwatched(_file, _damage)
         )
 
 
-@kind("template's state truncated, then runs that require it", templates=True, short=0, **QUICK)
+@kind(
+    "template's state truncated, then runs that require it", templates=True, short=0, settings=QUICK
+)
 def required(case: Case) -> None:
     case.serve()
     _truncated(_directory(case) / "state")

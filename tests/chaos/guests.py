@@ -79,7 +79,13 @@ def reset_held(case: Case) -> None:
     case.fresh = False
 
 
-@kind("guest: SIGSTOPped, supervisor SIGKILLed, goes on", times=1, short=0, guests=True, **_QUICK)
+@kind(
+    "guest: SIGSTOPped, supervisor SIGKILLed, goes on",
+    times=1,
+    short=0,
+    guests=True,
+    settings=_QUICK,
+)
 def stopped(case: Case) -> None:
     case.serve()
     vm_id = case.run()

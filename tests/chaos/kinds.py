@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import traceback
 from collections import Counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -15,7 +16,7 @@ from tests.chaos.case import GONE, Broken, Case, Dead, Skipped
 from tests.chaos.place import IMAGE, kill_all_below
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tests.chaos.place import Place
     from tests.chaos.zygote import Zygote
@@ -62,12 +63,15 @@ def kind(
     sudo: bool = False,
     templates: bool = False,
     pool: int = 0,
-    **settings: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[Harm], Harm]:
-    """Declare a function as what a kind of fault does to a case."""
+    """Declare a function as what a kind of fault does to a case.
+
+    :param settings: of its supervisors, beside those of every case
+    """
 
     def declare(harm: Harm) -> Harm:
-        KINDS.append(Kind(name, harm, settings, times, short, guests, sudo, templates, pool))
+        KINDS.append(Kind(name, harm, dict(settings), times, short, guests, sudo, templates, pool))
         return harm
 
     return declare

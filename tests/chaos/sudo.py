@@ -59,7 +59,7 @@ def adopted_and_forced(case: Case) -> None:
     case.until_ended(vm_id, "shutoff")
 
 
-@kind("sudo: QEMU SIGSTOPped, then shut down", sudo=True, **_QUICK)
+@kind("sudo: QEMU SIGSTOPped, then shut down", sudo=True, settings=_QUICK)
 def stopped(case: Case) -> None:
     case.serve()
     vm_id = case.run()
@@ -69,7 +69,7 @@ def stopped(case: Case) -> None:
     case.until_ended(vm_id)
 
 
-@kind("sudo: QEMU SIGSTOPped, taken up, then shut down", sudo=True, **_QUICK)
+@kind("sudo: QEMU SIGSTOPped, taken up, then shut down", sudo=True, settings=_QUICK)
 def stopped_and_adopted(case: Case) -> None:
     case.serve()
     vm_id = case.run()

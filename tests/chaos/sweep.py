@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -98,7 +98,7 @@ def _case(scenario: Scenario, place: Place, zygote: Zygote) -> Case:
     return case
 
 
-def _begin(scenario: Scenario, case: Case, **launch: str) -> None:
+def _begin(scenario: Scenario, case: Case, **launch: Any) -> None:
     if scenario.adopted:
         case.serve()
         scenario.before(case)

@@ -11,9 +11,7 @@ import itertools
 import json
 import os
 import re
-import socket
 from pathlib import Path
-from typing import Any
 
 #: Where the guest's mark is in its memory, and how long.
 _MARK_AT = 4096
@@ -27,31 +25,6 @@ _IDS = re.compile(r",(id|drive|netdev)=[^,]*")
 
 class Refused(Exception):
     """What QEMU prints before it exits with 1."""
-
-
-class Passing(socket.socket):
-    """A socket that keeps the descriptors that come along with what is received."""
-
-    passed: list[int]
-
-    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        data, descriptors, _, _ = socket.recv_fds(self, bufsize, 8, flags)
-        self.passed += descriptors
-        return data
-
-
-class Listener(socket.socket):
-    """A listening socket whose connections are `Passing`; ``passed`` is shared by them."""
-
-    def __init__(self, fileno: int) -> None:
-        super().__init__(fileno=fileno)
-        self.passed: list[int] = []
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        plain, address = super().accept()
-        connection = Passing(plain.family, plain.type, fileno=plain.detach())
-        connection.passed = self.passed
-        return connection, address
 
 
 class Ram:

@@ -338,7 +338,7 @@ def _write_files(directory: Path, qemu: Path) -> None:
         f"#!{sys.executable} -P\n"
         "import pathlib, sys\n"
         f"sys.path.insert(0, {str(_CHECKOUT)!r})\n"
-        "from tests.support.fake_qemu import main\n"
+        "from tests.support.scripted_qemu import main\n"
         "main(pathlib.Path(__file__).parent)\n"
     )
     qemu.chmod(0o755)

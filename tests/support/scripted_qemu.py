@@ -1,0 +1,273 @@
+"""The fake QEMU of the tests: it does what a scenario and the test say, and tells what it sees.
+
+It reads ``scenario.json`` in its directory, tells the test what happens over ``control`` there
+and takes orders over it, so that no test has to wait for a time to pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tests.support import migration, scenario
+from tests.support.fake_qemu import Connection, FakeQemu, Qmp, dumps
+
+if TYPE_CHECKING:
+    import _socket
+    from pathlib import Path
+
+_DESCRIPTORS = 8
+
+
+class _Monitor(Qmp):
+    """A client that may pass descriptors."""
+
+    program: ScriptedQemu
+
+    def receive(self) -> bytes:
+        data, descriptors, _, _ = socket.recv_fds(
+            self.connection,  # type: ignore[arg-type]
+            65536,
+            _DESCRIPTORS,
+        )
+        self.program.passed += descriptors
+        return data
+
+
+class _Control(Connection):
+    """The test."""
+
+    program: ScriptedQemu
+    _rest = b""
+
+    def hear(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self.program.obey(**json.loads(line))
+
+    def closed(self) -> None:
+        os._exit(3)
+
+
+class _FromThreads(Connection):
+    """What the agent's threads tell the test of, a line each."""
+
+    program: ScriptedQemu
+
+    def hear(self, data: bytes) -> None:
+        self.program.control.send(data)
+
+
+class ScriptedQemu(FakeQemu):
+    """One run of the program."""
+
+    control: _Control
+
+    def __init__(self, directory: Path, argv: list[str]) -> None:
+        super().__init__(argv)
+        self.directory = directory
+        self.plan = scenario.read(directory / "scenario.json")
+        self.presses = 0
+        self.swallows = set(self.plan.swallows)
+        self.agent: Any = None
+        #: What QMP's client passed and has not named yet, and what it has.
+        self.passed: list[int] = []
+        self.named: dict[str, int] = {}
+        self.capabilities: set[str] = set()
+        self.ram = migration.ram(argv)
+        #: Of the guest that runs: it is to be copied, or was and does not know that yet.
+        self.prepared = False
+        self.renewed_as = ""
+        #: Which agent it has.
+        self.kind = self.plan.agent
+
+    def run(self) -> None:
+        control = socket.socket(socket.AF_UNIX)
+        control.connect(str(self.directory / "control"))
+        self.control = _Control(self, control)
+        theirs, self._for_threads = socket.socketpair()
+        _FromThreads(self, theirs)
+        self.tell("started", vm=self.vm_id, pid=os.getpid())
+        super().run()
+
+    # --- the test's side ---
+
+    def tell(self, what: str, **more: object) -> None:
+        self.control.send(dumps({"saw": what, **more}) + b"\n")
+
+    def tell_from_thread(self, what: str, **more: object) -> None:
+        self._for_threads.sendall(dumps({"saw": what, **more}) + b"\n")
+
+    def obey(self, do: str, **more: Any) -> None:
+        match do:
+            case "emit":
+                self.emit(more["event"], more.get("data"))
+            case "run":
+                self.run_guest()
+            case "set-status":
+                self.status = more["status"]
+            case "swallow":
+                self.swallows = set(more["commands"])
+            case "power-off":
+                self.shut_down("guest-shutdown")
+            case "reboot":
+                self.shut_down("guest-reset")
+            case "panic":
+                self.panic()
+            case "hold":
+                self.hold(more["status"])
+            case "start-agent":
+                self.kind = more["kind"]
+                self.start_agent()
+            case "raw":
+                for client in self.clients():
+                    client.send(more["text"].encode())
+            case "exit":
+                self.exit(more["code"])
+            case "hang-up":
+                for client in self.clients():
+                    client.close()
+
+    # --- QMP ---
+
+    def monitor(self, program: FakeQemu, connection: _socket.socket) -> Qmp:
+        return _Monitor(program, connection)
+
+    def greet(self, client: Qmp) -> None:
+        match self.plan.greeting:
+            case "exit":
+                self.exit(7)
+            case "nothing":
+                self.tell("connected")
+            case _:
+                super().greet(client)
+
+    def execute(self, client: Qmp, message: dict[str, Any]) -> None:
+        command = message["execute"]
+        self.tell(command)
+        if command in self.swallows:
+            self.tell("swallowed", command=command)
+        elif command in self.plan.refuses:
+            kind, text = self.plan.refuses[command]
+            client.refuse(message, text, kind)
+        elif command == "getfd" and not self.passed:
+            client.refuse(message, "No file descriptor supplied via SCM_RIGHTS")
+        elif command == "quit" and self.plan.ignores_quit:
+            client.answer(message, {})
+        else:
+            super().execute(client, message)
+
+    def answer(self, command: str) -> object:
+        return self.plan.sev if command == "query-sev" else super().answer(command)
+
+    def act(self, command: str, arguments: dict[str, Any]) -> None:
+        match command:
+            case "migrate-set-capabilities":
+                wanted = arguments["capabilities"]
+                self.capabilities |= {one["capability"] for one in wanted if one["state"]}
+            case "getfd":
+                self.named[arguments["fdname"]] = self.passed.pop(0)
+            case "migrate":
+                self.migrate(self.named[arguments["uri"].removeprefix("fd:")])
+            case "migrate-incoming":
+                self.restore(self.named[arguments["uri"].removeprefix("fd:")])
+            case _:
+                super().act(command, arguments)
+
+    # --- to a file and back ---
+
+    def emit_migration(self, *turns: str) -> None:
+        if "events" in self.capabilities:
+            for status in turns:
+                self.emit("MIGRATION", {"status": status})
+
+    def migrate(self, descriptor: int) -> None:
+        if self.plan.migration == "fails":
+            self.emit_migration("setup", "active", "failed")
+            return
+        self.emit_migration("setup", "active")
+        if self.plan.migration == "hangs":
+            return
+        migration.save(descriptor, self.argv, self.ram, self.capabilities, self.prepared)
+        self.status = "postmigrate"
+        self.emit_migration("completed")
+
+    def restore(self, descriptor: int) -> None:
+        self.emit_migration("setup", "active")
+        match self.plan.restore:
+            case "hangs":
+                return
+            case "dies":
+                self.exit(-signal.SIGKILL)
+        try:
+            if self.plan.restore == "fails":
+                raise migration.Refused("load of migration failed: Input/output error")
+            self.prepared = migration.load(descriptor, self.argv, self.ram, self.capabilities)
+        except migration.Refused as error:
+            self.emit_migration("failed")
+            print(f"qemu-system-x86_64: {error}", file=sys.stderr, flush=True)
+            self.exit(1)
+        self.kind = self.plan.clones_agent or self.plan.agent
+        self.status = "paused"
+        self.emit_migration("completed")
+
+    # --- the guest ---
+
+    def run_guest(self) -> None:
+        if self.status == "prelaunch" and self.ram:
+            self.ram.boot()
+        super().run_guest()
+
+    def start_agent(self) -> None:
+        if self.kind == "none" or self.agent:
+            return
+        # Takes a third of a second to import, which a program that is to fail need not spend.
+        from tests.support import fake_agent
+
+        self.agent = fake_agent.start(
+            self.kind, self.plan, self.host_port(7002), self.directory, self.tell_from_thread, self
+        )
+
+    def stop_agent(self) -> None:
+        if self.agent:
+            self.agent.stop(None).wait()
+            self.agent = None
+        self.prepared, self.renewed_as, self.kind = False, "", self.plan.agent
+
+    def press_power_button(self) -> None:
+        self.presses += 1
+        if self.presses > self.plan.deaf_to_powerdown:
+            super().press_power_button()
+
+    # --- the end ---
+
+    def sigterm(self) -> None:
+        self.tell("SIGTERM")
+        if not self.plan.ignores_sigterm:
+            super().sigterm()
+
+
+def main(directory: Path) -> None:
+    if "-uuid" not in sys.argv:
+        # The probe for KVM, or somebody who asks for the version.
+        sys.exit(1)
+    plan = scenario.read(directory / "scenario.json")
+    sys.stderr.write(plan.says)
+    if plan.exits is not None:
+        sys.exit(plan.exits)
+    try:
+        program = ScriptedQemu(directory, sys.argv)
+    except migration.Refused as error:
+        sys.exit(f"qemu-system-x86_64: {error}")
+    starts = directory / f"starts-{program.vm_id}"
+    with starts.open("a") as file:
+        file.write(".")
+    if starts.stat().st_size <= plan.port_races:
+        forward = f"tcp:127.0.0.1:{program.host_port(7002)}-:7002"
+        print(f"Could not set up host forwarding rule '{forward}'", file=sys.stderr)
+        sys.exit(1)
+    program.run()
