@@ -107,6 +107,7 @@ missing_packages() {
 		mcopy mtools
 		mkfs.vfat dosfstools
 		objcopy binutils
+		depmod kmod
 		tar tar
 		zstd zstd
 	END

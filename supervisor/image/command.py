@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PACKAGE_OF = {
     "apt-cache": "apt",
     "apt-get": "apt",
+    "depmod": "kmod",
     "dpkg": "dpkg",
     "dpkg-deb": "dpkg",
     "mcopy": "mtools",

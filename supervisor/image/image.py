@@ -99,7 +99,7 @@ def make(work: Path, agent: Path | None, progress: Callable[[str], None]) -> Man
     kernel.rename(image / KERNEL)
     stub = (root / "usr/lib/systemd/boot/efi/linuxx64.efi.stub").rename(work / "stub")
     progress("arranging the guest's files")
-    rootfs.arrange(root, agent)
+    rootfs.arrange(root, kernel_version, agent)
     now = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
     progress("packing the initramfs")
     pack(root, image / INITRAMFS, work / "initrd.cpio")

@@ -1,14 +1,18 @@
-"""Kernel modules: which ones a guest needs, and in which order they load."""
+"""Puts the guest's kernel modules in place: which modules, in which order, as plain ELF files.
+
+depmod, of the package kmod, finds out what depends on what. Debian 13 compresses modules with xz,
+Ubuntu with zstd. Busybox, the guest's insmod, loads neither, so they are unpacked here.
+"""
 
 from __future__ import annotations
 
-import re
+import struct
 from typing import TYPE_CHECKING
 
 from supervisor.image.command import ImageBuildError, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Set
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 # What the agent waits for, what tells the supervisor of a panic, and the power button.
@@ -25,66 +29,68 @@ LATER = (
     "vmw_vsock_virtio_transport",
     "virtio_balloon",
 )
-_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+# Without these the guest has no network: the kernel must have them, as modules or built in.
+REQUIRED = ("virtio_pci", "virtio_net")
+MODULE_HEADER = (b"\x7fELF\x02\x01", 1, 62)  # 64 bits, little-endian; relocatable; x86-64
 
 
-def load_order(
-    wanted: Iterable[str], depends: Mapping[str, Iterable[str]], loaded: Set[str] = frozenset()
-) -> list[str]:
-    """*wanted* and all they depend on, dependencies first, without what is *loaded* already."""
-    order: list[str] = []
+def install(root: Path, version: str, directory: Path) -> None:
+    """Moves what FIRST and LATER need from the kernel *version* in *root* to *directory*.
 
-    def visit(module: str) -> None:
-        if module not in order and module not in loaded:
-            for dependency in depends[module]:
-                visit(dependency)
-            order.append(module)
+    There, the file ``NAME.ko`` is a module. The files ``first`` and ``later`` name one module a
+    line, in the order in which they load.
 
-    for module in wanted:
-        visit(module)
-    return order
-
-
-def install(root: Path, directory: Path) -> None:
-    """Moves what FIRST and LATER need from *root*/lib/modules to *directory*, with the two orders.
-
-    What a kernel does not have is taken for built in. ImageBuildError: there is no such kernel.
+    A module that the kernel does not have is left out. ImageBuildError: the kernel lacks a module
+    of REQUIRED, or a file is not a module that the guest can load.
     """
-    files = {_name(path): path for path in (root / "usr/lib/modules").rglob("*.ko*")}
-    built_in = [path.read_text() for path in (root / "usr/lib/modules").rglob("modules.builtin")]
-    if "virtio_net" not in files and not any("/virtio_net.ko" in names for names in built_in):
-        raise ImageBuildError("find the kernel's modules", (), "there is no virtio_net among them")
+    kernel = root / "usr/lib/modules" / version
+    if not kernel.is_dir():
+        raise ImageBuildError("find the kernel's modules", (), f"there is no directory {kernel}")
+    run("find what each module depends on", ["depmod", "-b", root, version])
+    paths = read_dependencies((kernel / "modules.dep").read_text())
+    built_in = {module_name(line) for line in (kernel / "modules.builtin").read_text().split()}
+    if missing := [name for name in REQUIRED if name not in paths and name not in built_in]:
+        why = f"the kernel {version} has no {' and no '.join(missing)}: guests would lack a network"
+        raise ImageBuildError("find the kernel's modules", (), why)
     directory.mkdir(parents=True)
-    depends: dict[str, list[str]] = {}
-
-    def read(module: str) -> None:
-        """Fills *depends* for *module* and below, on the way putting the files in place."""
-        if module in depends:
-            return
-        target = _unpack(files[module], directory / f"{module}.ko")
-        match = _DEPENDS.search(target.read_bytes())
-        names = match[1].decode().replace("-", "_").split(",") if match else []
-        depends[module] = [name for name in names if name in files]
-        for name in depends[module]:
-            read(name)
-
-    first, later = ([name for name in names if name in files] for names in (FIRST, LATER))
-    for module in (*first, *later):
-        read(module)
-    orders = {"first": load_order(first, depends)}
-    orders["later"] = load_order(later, depends, set(orders["first"]))
-    for name, order in orders.items():
-        (directory / name).write_text("".join(f"{module}\n" for module in order))
+    first = load_order(FIRST, paths)
+    later = [path for path in load_order(LATER, paths) if path not in first]
+    for name, order in (("first", first), ("later", later)):
+        for path in order:
+            unpack(kernel / path, directory / f"{module_name(path)}.ko")
+        (directory / name).write_text("".join(f"{module_name(path)}\n" for path in order))
 
 
-def _name(path: Path) -> str:
-    """The kernel's name of the module in *path*: it knows no hyphens."""
-    return path.name.split(".")[0].replace("-", "_")
+def read_dependencies(modules_dep: str) -> dict[str, list[str]]:
+    """The files to load for each module, in this order, the module's own the last.
+
+    *modules_dep* has a line ``FILE: FILE…`` for each module. Behind the colon are all files that
+    the module depends on, directly or not; a file stands before those that it needs itself.
+    """
+    paths = {}
+    for line in modules_dep.splitlines():
+        path, _, needed = line.partition(":")
+        paths[module_name(path)] = [*reversed(needed.split()), path]
+    return paths
 
 
-def _unpack(source: Path, target: Path) -> Path:
-    if source.suffix == ".zst":  # as Ubuntu ships them
-        run("unpack a module", ["zstd", "-dqf", source, "-o", target])
-    else:
+def load_order(names: Iterable[str], paths: Mapping[str, Sequence[str]]) -> list[str]:
+    """The files to load for all of *names*, each once. A name that is not in *paths* has none."""
+    return list(dict.fromkeys(path for name in names for path in paths.get(name, ())))
+
+
+def module_name(path: str) -> str:
+    """The kernel's name of the module in the file *path*: it has no hyphens."""
+    return path.rpartition("/")[2].partition(".")[0].replace("-", "_")
+
+
+def unpack(source: Path, target: Path) -> None:
+    """Puts the module in *source* at *target*. ImageBuildError: that is not a module."""
+    if source.suffix == ".ko":
         source.rename(target)
-    return target
+    else:  # zstd unpacks .xz as well as .zst
+        run("unpack a module", ["zstd", "-dqf", source, "-o", target])
+    header = target.read_bytes()[:20].ljust(20)
+    if struct.unpack("<6s10xHH", header) != MODULE_HEADER:
+        why = f"{source.name} is not a kernel module for x86-64, which is a relocatable ELF file"
+        raise ImageBuildError("unpack a module", (), why)

@@ -60,12 +60,13 @@ raise SystemExit(main(["--in-guest"]))
 START_PYTHON = f"#!/bin/sh\nexec python3 -I /{GUEST}/agent.pyc\n"
 
 
-def arrange(root: Path, agent: Path | None) -> None:
+def arrange(root: Path, kernel: str, agent: Path | None) -> None:
     """Turns *root*, as the packages left it, into the guest's file system.
 
-    *agent* as for :func:`supervisor.image.image.build`. ImageBuildError.
+    *kernel* is the version of the kernel in *root*; *agent* as for
+    :func:`supervisor.image.image.build`. ImageBuildError.
     """
-    modules.install(root, root / GUEST / "modules")
+    modules.install(root, kernel, root / GUEST / "modules")
     for pattern in (*UNUSED, *(f"{PYTHON_LIBRARY}/{name}" for name in UNUSED_PYTHON)):
         for path in root.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

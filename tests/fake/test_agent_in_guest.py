@@ -10,11 +10,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from supervisor.agent.reference import clone, service
 from supervisor.agent.reference.clone import Clones
 from supervisor.agent.reference.guest import Guest
 from supervisor.agent.reference.http import serve_http
 from supervisor.agent.reference.refusal import Refusal
-from supervisor.agent.reference.service import Agent, serve_grpc
+from supervisor.agent.reference.rpc import Server
+from supervisor.agent.reference.service import Agent
 from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
 
 if TYPE_CHECKING:
@@ -82,7 +84,8 @@ class Cloned(NamedTuple):
 def cloned() -> Iterator[Cloned]:
     agent = Agent(algorithm_timeout_s=60)
     clones = Clones(agent, StandIn())
-    server = serve_grpc(agent, "127.0.0.1", 0, clones)
+    methods = service.methods(agent) | clone.methods(clones)
+    server = Server(methods, "127.0.0.1", 0)
     web = serve_http(agent, "127.0.0.1", 0)
     clones.agent_is_up.set()
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:

@@ -11,7 +11,8 @@ import trio
 import trio_asyncio
 
 from supervisor.agent import client
-from supervisor.agent.reference.service import Agent, serve_grpc
+from supervisor.agent.reference.rpc import Server
+from supervisor.agent.reference.service import Agent, methods
 from supervisor.config import AgentConfig
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ ATTEMPT_S, SLOW_S = 0.05, 0.5
 
 @contextmanager
 def agent_port() -> Iterator[int]:
-    server = serve_grpc(Agent(60), "127.0.0.1", 0)
+    server = Server(methods(Agent(60)), "127.0.0.1", 0)
     yield server.port
     server.stop()
 

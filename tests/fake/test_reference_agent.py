@@ -229,7 +229,7 @@ def test_http_takes_a_computation(running: Running) -> None:
         body = b'{"computation":' + computation + b"}"
         status, kind, answer = running.http("POST", "/run", body, "application/json")
         assert (status, kind) == (200, "application/json")
-        assert "start_time" in json.loads(json.loads(answer)["computation"])
+        assert json.loads(answer) == {"computation": "{}"}
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,10 @@ def start(
     if kind == "deaf":
         return _Deaf(port)
     if kind == "reference":
-        from supervisor.agent.reference import service as reference
+        from supervisor.agent.reference import rpc, service
 
-        agent = reference.Agent(algorithm_timeout_s=10)
-        return reference.serve_grpc(agent, "127.0.0.1", port)
+        agent = service.Agent(algorithm_timeout_s=10)
+        return rpc.Server(service.methods(agent), "127.0.0.1", port)
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=2),
         options=(("grpc.max_receive_message_length", _LIMIT), ("grpc.so_reuseport", 0)),

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import lzma
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +17,9 @@ from supervisor.image import command, disk, image, libraries, modules, packages,
 from supervisor.image.command import ImageBuildError
 from supervisor.image.cpio import entry, write_cpio
 from supervisor.image.manifest import File, Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def members(archive: bytes) -> dict[str, tuple[int, bytes]]:
@@ -65,52 +73,104 @@ def test_members_are_padded_to_four_bytes() -> None:
     assert all(len(entry("n" * length, 0o100644, 1, 0, b"abc")) % 4 == 0 for length in range(1, 9))
 
 
-def test_modules_load_after_what_they_depend_on() -> None:
-    depends = {"net": ["ring", "failover"], "failover": [], "ring": ["virtio"], "virtio": []}
-    assert modules.load_order(["net", "ring"], depends) == ["virtio", "ring", "failover", "net"]
-    assert modules.load_order(["net"], depends, {"ring"}) == ["failover", "net"]
+VERSION = "6.1"
 
 
-def test_modules_are_installed_with_their_orders(tmp_path: Path) -> None:
-    kernel = tmp_path / "usr/lib/modules/6.1/kernel"
-    kernel.mkdir(parents=True)
-    for name, depends in {
-        "virtio_net": "virtio",
-        "virtio": "",
-        "pvpanic-mmio": "",
-        "sev-guest": "virtio",
-        "i6300esb": "watchdog",
-        "watchdog": "",
-        "sound": "",
-    }.items():
-        (kernel / f"{name}.ko").write_bytes(b"\0license=GPL\0depends=%b\0" % depends.encode())
+def module(exports: str = "", needs: str = "") -> bytes:
+    """A kernel module that exports one symbol and needs another, made by binutils."""
+    source = '.section .modinfo\n.string "license=GPL"\n'
+    if exports:
+        source += f'.section __ksymtab_strings\n.string "{exports}"\n'
+    if needs:
+        source += f".data\n.quad {needs}\n"
+    with tempfile.TemporaryDirectory() as name:
+        target = Path(name) / "module.ko"
+        subprocess.run(["as", "-o", target], input=source.encode(), check=True)
+        return target.read_bytes()
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    """The modules' directory of an unpacked kernel that has virtio_pci built in."""
+    kernel = tmp_path / "usr/lib/modules" / VERSION
+    (kernel / "kernel").mkdir(parents=True)
+    (tmp_path / "lib").symlink_to("usr/lib")
+    for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+        (kernel / name).touch()
+    (kernel / "modules.builtin").write_text("kernel/drivers/virtio/virtio_pci.ko\n")
+    return kernel
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".ko": bytes,
+    ".ko.xz": lzma.compress,
+    ".ko.zst": lambda data: (
+        subprocess.run(["zstd", "-q"], input=data, stdout=subprocess.PIPE, check=True).stdout
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_modules_are_plain_files_in_the_order_in_which_they_load(
+    tmp_path: Path, kernel: Path, suffix: str
+) -> None:
+    files = {
+        "virtio_net": module(needs="failover_register"),
+        "failover": module(exports="failover_register", needs="ring"),
+        "virtio-ring": module(exports="ring"),
+        "pvpanic-mmio": module(),
+        "sev-guest": module(needs="ring"),
+        "i6300esb": module(needs="watchdog_register"),
+        "watchdog": module(exports="watchdog_register"),
+        "sound": module(),
+    }
+    for name, content in files.items():
+        (kernel / f"kernel/{name}{suffix}").write_bytes(COMPRESS[suffix](content))
     target = tmp_path / "guest"
-    modules.install(tmp_path, target)
-    assert (target / "first").read_text().split() == ["virtio", "virtio_net", "pvpanic_mmio"]
+    modules.install(tmp_path, VERSION, target)
+    first = ["virtio_ring", "failover", "virtio_net", "pvpanic_mmio"]
+    assert (target / "first").read_text().split() == first
     assert (target / "later").read_text().split() == ["watchdog", "i6300esb", "sev_guest"]
-    assert sorted(path.name for path in target.glob("*.ko")) == [
-        "i6300esb.ko",
-        "pvpanic_mmio.ko",
-        "sev_guest.ko",
-        "virtio.ko",
-        "virtio_net.ko",
-        "watchdog.ko",
-    ]
+    del files["sound"]
+    installed = {path.stem: path.read_bytes() for path in target.glob("*.ko")}
+    assert installed == {name.replace("-", "_"): content for name, content in files.items()}
 
 
-def test_a_module_may_be_built_in(tmp_path: Path) -> None:
+def test_a_module_may_be_built_in(tmp_path: Path, kernel: Path) -> None:
     """Ubuntu's kernel has virtio_net so."""
-    kernel = tmp_path / "usr/lib/modules/6.8"
-    kernel.mkdir(parents=True)
-    (kernel / "modules.builtin").write_text("kernel/drivers/net/virtio_net.ko\n")
-    modules.install(tmp_path, tmp_path / "guest")
+    names = ("virtio_pci", "virtio_net")
+    (kernel / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in names))
+    modules.install(tmp_path, VERSION, tmp_path / "guest")
     assert (tmp_path / "guest/first").read_text() == ""
 
 
-def test_a_kernel_without_modules_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "usr/lib/modules").mkdir(parents=True)
-    with pytest.raises(ImageBuildError, match="virtio_net"):
-        modules.install(tmp_path, tmp_path / "guest")
+def test_a_kernel_without_a_network_is_an_error(tmp_path: Path, kernel: Path) -> None:
+    with pytest.raises(ImageBuildError, match="has no virtio_net"):
+        modules.install(tmp_path, VERSION, tmp_path / "guest")
+    with pytest.raises(ImageBuildError, match="there is no directory"):
+        modules.install(tmp_path, "6.2", tmp_path / "guest")
+
+
+@pytest.mark.parametrize("content", [b"", b"not ELF", lzma.compress(module()), b"\x7fELF\x02\x01"])
+def test_a_file_that_is_not_a_module_is_an_error(tmp_path: Path, content: bytes) -> None:
+    source = tmp_path / "virtio_net.ko"
+    source.write_bytes(content)
+    with pytest.raises(ImageBuildError, match="is not a kernel module"):
+        modules.unpack(source, tmp_path / "target.ko")
+
+
+def test_a_program_is_not_a_module(tmp_path: Path) -> None:
+    shutil.copy("/bin/true", tmp_path / "true.ko")
+    with pytest.raises(ImageBuildError, match="is not a kernel module"):
+        modules.unpack(tmp_path / "true.ko", tmp_path / "target.ko")
+
+
+@pytest.mark.parametrize("suffix", [".ko.xz", ".ko.new"])
+def test_a_module_that_cannot_be_unpacked_is_an_error(tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / f"virtio_net{suffix}"
+    source.write_bytes(b"neither")
+    with pytest.raises(ImageBuildError, match="cannot unpack a module"):
+        modules.unpack(source, tmp_path / "target.ko")
 
 
 def test_sections_go_behind_those_of_the_stub() -> None:

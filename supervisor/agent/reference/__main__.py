@@ -1,4 +1,4 @@
-"""Runs the agent: ``python -m supervisor.guest.agent``, in the guest /usr/lib/guest/agent."""
+"""Runs the agent: ``python -m supervisor.agent.reference``; in a guest, /usr/lib/guest/agent."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    from .clone import Clones
+    from . import clone, service
     from .guest import Guest
-    from .service import Agent, serve_grpc
+    from .rpc import Server
 
     # A handler of Python's runs when the main thread next gets to run it: a signal that another
     # thread takes, or that comes just before the main thread waits, would not wake it.
@@ -41,12 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: None)
     if options.in_guest:
         guest = Guest()
-        agent = Agent(options.algorithm_timeout_s, guest.settle)
-        clones = Clones(agent, guest)
+        agent = service.Agent(options.algorithm_timeout_s, guest.settle)
+        clones = clone.Clones(agent, guest)
+        methods = service.methods(agent) | clone.methods(clones)
     else:
-        agent, clones = Agent(options.algorithm_timeout_s), None
+        agent, clones = service.Agent(options.algorithm_timeout_s), None
+        methods = service.methods(agent)
     try:
-        server = serve_grpc(agent, options.host, options.grpc_port, clones)
+        server = Server(methods, options.host, options.grpc_port)
         # Imported here because it takes long, and gRPC should answer meanwhile.
         from .http import serve_http
 

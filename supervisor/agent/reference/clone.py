@@ -13,7 +13,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from .computation import SPECIMEN, remarshal
+from .call import Method
+from .computation import SPECIMEN, reply_to
 from .guest import SETTLE_TIMEOUT_S
 from .refusal import Refusal, StatusCode
 from .wire import decode_fields
@@ -21,6 +22,8 @@ from .wire import decode_fields
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .algorithm import OnEnd
+    from .call import Behaviour
     from .guest import Guest
     from .service import Agent
 
@@ -145,7 +148,25 @@ class Clones:
         import tempfile  # noqa: F401
 
         self._reseed = random.seed
-        remarshal(SPECIMEN)
+        reply_to(SPECIMEN)
         # What is alive now stays, and need not be gone over, hence copied, by a clone.
         gc.collect()
         gc.freeze()
+
+
+def methods(clones: Clones) -> dict[str, Method]:
+    """What *clones* serves over gRPC: methods by their paths."""
+    return {
+        "/clone.CloneService/Prepare": Method(_without_answer(clones.prepare), slow=True),
+        "/clone.CloneService/Renew": Method(_without_answer(clones.renew)),
+    }
+
+
+def _without_answer(act: Callable[[bytes], None]) -> Behaviour:
+    """*act*, which takes a message; the answer is an empty message."""
+
+    def answer(message: bytes, _: OnEnd) -> bytes:
+        act(message)
+        return b""
+
+    return answer

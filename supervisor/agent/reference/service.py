@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from .algorithm import MAX_ARGUMENT_BYTES, run_algorithm
 from .attestation import REPORT_DATA_BYTES, snp_report
 from .call import Method
-from .computation import SPECIMEN, remarshal
+from .computation import SPECIMEN, reply_to
 from .refusal import Refusal, StatusCode
-from .rpc import Server
 from .wire import decode_message, encode_message
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from .algorithm import OnEnd
     from .call import Behaviour
-    from .clone import Clones
 
 SERVICE = "agent.AgentService"
 
@@ -49,7 +47,7 @@ class Agent:
         self._calls: dict[tuple[str, str], int] = {}
         self._under_way = 0
         self._held: str | None = None
-        self.computation = ""
+        self.computation = b""
         self._methods: dict[str, Callable[[bytes, OnEnd], bytes]] = {
             "Run": self._run,
             "Algo": self._algo,
@@ -113,10 +111,10 @@ class Agent:
 
     def _run(self, computation: bytes, _: OnEnd) -> bytes:
         try:
-            self.computation = remarshal(computation)
+            self.computation = reply_to(computation)
         except ValueError as error:
             raise Refusal(StatusCode.INVALID_ARGUMENT, f"no computation: {error}") from error
-        return self.computation.encode()
+        return self.computation
 
     def _algo(self, algorithm: bytes, _: OnEnd) -> bytes:
         self._algorithm = _argument("algorithm", algorithm)
@@ -160,20 +158,14 @@ def _identity(value: bytes) -> bytes:
     return hashlib.sha256(value).hexdigest().encode()
 
 
-def serve_grpc(agent: Agent, host: str, port: int, clones: Clones | None = None) -> Server:
-    """A running server, which the caller stops. OSError: the port is not free.
-
-    With *clones* it serves CloneService too.
-    """
-    methods = {
+def methods(agent: Agent) -> dict[str, Method]:
+    """What *agent* serves over gRPC: methods by their paths."""
+    served = {
         f"/{SERVICE}/{name}": Method(_method(agent, name), slow=name in SLOW)
         for name in agent.methods
     }
-    methods["/grpc.health.v1.Health/Check"] = Method(_health(agent))
-    if clones:
-        methods["/clone.CloneService/Prepare"] = Method(_bare(clones.prepare), slow=True)
-        methods["/clone.CloneService/Renew"] = Method(_bare(clones.renew))
-    return Server(methods, host, port)
+    served["/grpc.health.v1.Health/Check"] = Method(_health(agent))
+    return served
 
 
 def _method(agent: Agent, method: str) -> Behaviour:
@@ -192,7 +184,7 @@ def _health(agent: Agent) -> Behaviour:
             raise Refusal(StatusCode.NOT_FOUND, "there is no such service")
         if agent.is_held:
             return NOT_SERVING
-        remarshal(SPECIMEN)  # what Run does; an emulated guest's first time is its slowest
+        reply_to(SPECIMEN)  # what Run does; an emulated guest's first time is its slowest
         return SERVING
 
     return answer
@@ -204,13 +196,3 @@ def _payload(message: bytes) -> bytes:
     except ValueError as error:
         why = f"no protobuf message: {error}"
         raise Refusal(StatusCode.INVALID_ARGUMENT, why) from error
-
-
-def _bare(act: Callable[[bytes], None]) -> Behaviour:
-    """*act*, which takes a message and answers with an empty one."""
-
-    def answer(message: bytes, _: OnEnd) -> bytes:
-        act(message)
-        return b""
-
-    return answer
