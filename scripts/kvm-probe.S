@@ -1,13 +1,13 @@
 # A firmware image that answers one question: does this host run guest code?
 #
-# It does in a page of code what every guest does on its way up: leaves real
-# mode, turns on paging and long mode, uses the x87 and SSE units, and only then
-# writes 42 to the isa-debug-exit port, which ends QEMU with status 85.
-# A KVM that merely emulates real mode gets through a shorter program; one was
-# met that stops with "internal-error" at the first floating-point instruction.
+# It does what every guest does when it boots: it leaves real mode, turns on
+# paging and long mode, and uses the x87 and SSE units. Only then it writes 42
+# to the isa-debug-exit port, which ends QEMU with status 85.
+# A shorter program would also pass on a KVM that merely emulates real mode: one
+# such KVM stops with "internal-error" at the first floating-point instruction.
 #
-# supervisor/accel.py holds the assembled bytes; a test assembles this file and
-# compares. By hand:
+# supervisor/qemu/accel.py holds the assembled bytes. A test assembles this file
+# and runs the result; assemblers differ in padding, so the bytes may differ:
 #   as --32 kvm-probe.S -o probe.o && objcopy -O binary -j .text probe.o probe.bin
         .equ    LINEAR, 0xf0000         # where the last 64 KiB of the ROM appear below 1 MiB
         .text

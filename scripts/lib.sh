@@ -111,19 +111,9 @@ missing_packages() {
 		tar tar
 		zstd zstd
 	END
-    [ -n "$(ovmf_pair)" ] || echo ovmf
-}
-
-# OVMF's code and variables: the 2 MB pair that is the default, else the 4 MB pair.
-ovmf_pair() {
-    local size
-    for size in "" _4M; do
-        if [ -r "/usr/share/OVMF/OVMF_CODE$size.fd" ] && [ -r "/usr/share/OVMF/OVMF_VARS$size.fd" ]
-        then
-            echo "/usr/share/OVMF/OVMF_CODE$size.fd /usr/share/OVMF/OVMF_VARS$size.fd"
-            return
-        fi
-    done
+    # The default's file, or one that QEMU's descriptors name: see supervisor/qemu/firmware.py.
+    [ -r /usr/share/OVMF/OVMF_CODE.fd ] ||
+        grep -qsi ovmf /usr/share/qemu/firmware/*.json || echo ovmf
 }
 
 set_up_packages() {

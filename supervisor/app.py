@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import resource
 import signal
 import ssl
 import sys
 import uuid
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -27,12 +29,12 @@ from supervisor.api.grpc.server import open_server
 from supervisor.api.http.app import create_app
 from supervisor.api.sockets import bind_tcp, check_pem
 from supervisor.config import OnStop
-from supervisor.errors import LaunchError
-from supervisor.qemu import accel
+from supervisor.errors import HostError, LaunchError
+from supervisor.qemu import accel, firmware
 from supervisor.qemu.host import Clock, Host
 from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked
-from supervisor.state.vm_dir import check_firmware, check_image, check_tmp
+from supervisor.state.vm_dir import check_image, check_tmp
 
 if TYPE_CHECKING:
     import socket
@@ -63,9 +65,13 @@ class Running:
         self.service.vms.hurry()
 
 
-def absolute(config: Config) -> Config:
-    """The configuration with its tmp/ independent of the working directory."""
-    return attrs.evolve(config, qemu=attrs.evolve(config.qemu, tmp=config.qemu.tmp.absolute()))
+def on_this_host(config: Config) -> Config:
+    """The configuration with this host's firmware and the one true path of tmp/. Blocking."""
+    qemu = config.qemu
+    chosen = firmware.choose(qemu, firmware.read_descriptors())
+    # Resolved, because a VM is found again by the path on its command line.
+    qemu = attrs.evolve(qemu, tmp=Path(os.path.realpath(qemu.tmp)), firmware=chosen)
+    return attrs.evolve(config, qemu=qemu)
 
 
 def examine(config: Config, clock: Clock) -> Host:
@@ -80,11 +86,14 @@ def examine(config: Config, clock: Clock) -> Host:
         check_pem(name, server.server_cert, server.server_key, server.client_ca_certs)
     qemu = accel.find_qemu(config.qemu)
     decided, warnings = accel.decide(config.qemu, qemu)
+    descriptors = firmware.read_descriptors()
+    if problem := firmware.mismatch(config.qemu.firmware, descriptors):
+        raise HostError(problem)
     try:
-        check_firmware(config.qemu.firmware)
+        firmware.check_pair(config.qemu.firmware, descriptors)
         check_image(config.qemu.disk)
     except LaunchError as error:
-        # Each run will say so; but both may be put right without a restart.
+        # Each run will say so, but a file that is missing can be put there without a restart.
         warnings.append(str(error))
     for warning in warnings:
         log.warning(warning)
@@ -101,7 +110,7 @@ async def serve(
 
     :raises HostError: if the host cannot do what is configured
     """
-    config = absolute(config)
+    config = await trio.to_thread.run_sync(on_this_host, config)
     host = await trio.to_thread.run_sync(examine, config, clock or Clock())
     hypercorn = _hypercorn(config.http)
     if config.jaeger_url:

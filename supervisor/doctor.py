@@ -23,9 +23,9 @@ from supervisor.api import sockets
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, PortsTaken
 from supervisor.image.image import DISK
-from supervisor.qemu import accel, ports
+from supervisor.qemu import accel, firmware, ports
 from supervisor.runs import admission
-from supervisor.state.vm_dir import check_firmware, check_tmp
+from supervisor.state.vm_dir import check_tmp
 from supervisor.tee import sev
 
 if TYPE_CHECKING:
@@ -188,13 +188,14 @@ def check_sev(wanted: Switch, *, kvm: bool) -> Check:
 
 
 def check_ovmf(config: QemuConfig) -> Check:
-    firmware = config.firmware
+    descriptors = firmware.read_descriptors()
+    chosen = firmware.choose(config, descriptors)
     try:
-        check_firmware(firmware)
+        firmware.check_pair(chosen, descriptors)
     except FirmwareError as error:
         return _of_error("OVMF", error)
-    sizes = [file.stat().st_size // 1024 for file in (firmware.code_file, firmware.vars_file)]
-    detail = f"{firmware.code_file} ({sizes[0]} KiB), {firmware.vars_file} ({sizes[1]} KiB)"
+    sizes = [file.stat().st_size // 1024 for file in (chosen.code_file, chosen.vars_file)]
+    detail = f"{chosen.code_file} ({sizes[0]} KiB), {chosen.vars_file} ({sizes[1]} KiB)"
     return Check("OVMF", Verdict.OK, detail)
 
 

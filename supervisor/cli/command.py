@@ -32,7 +32,7 @@ def command(env_file: str | None, prepare: bool) -> None:
     The line alone goes to standard output: it can be pasted into a shell, once the VM's
     directory is there. What that takes goes to standard error.
     """
-    config = app.absolute(load_config(env_file)).qemu
+    config = app.on_this_host(load_config(env_file)).qemu
     vm_id = str(uuid.uuid4()) if prepare else _PLACEHOLDER
     vm_dir = VmDir(config.tmp / vm_id)
     try:

@@ -11,7 +11,6 @@ import click
 
 from supervisor.cli.environment import CommandFailed
 from supervisor.cli.output import stderr
-from supervisor.config import FirmwareConfig
 from supervisor.errors import SupervisorError
 from supervisor.image.image import DISK, build
 
@@ -65,12 +64,4 @@ def _step(status: Status, began: float, line: str) -> None:
 
 def next_line(disk: Path) -> str:
     """The shell command that serves with this image."""
-    settings = {"MANAGER_QEMU_DISK_IMG_FILE": str(disk)}
-    firmware = FirmwareConfig()
-    # Newer distributions have OVMF as a 4 MB chip only, which is not the default's name.
-    for name, file in (("CODE", firmware.code_file), ("VARS", firmware.vars_file)):
-        other = file.with_name(f"{file.stem}_4M{file.suffix}")
-        if other.exists() and not file.exists():
-            settings[f"MANAGER_QEMU_OVMF_{name}_FILE"] = str(other)
-    words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
-    return " ".join([*words, "qmp-supervisor serve"])
+    return f"MANAGER_QEMU_DISK_IMG_FILE={shlex.quote(str(disk))} qmp-supervisor serve"

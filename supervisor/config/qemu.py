@@ -54,13 +54,18 @@ class NetConfig:
 
 @attrs.frozen(kw_only=True)
 class FirmwareConfig:
-    """OVMF: the code all VMs share, and the variables each gets a copy of."""
+    """OVMF: the code that all VMs share, and the variables of which each VM gets a copy.
+
+    If a file is not set and its default is missing, `supervisor.qemu.firmware` chooses it.
+    """
 
     code_if: str = setting("MANAGER_QEMU_OVMF_CODE_IF", "pflash", "interface of the CODE drive")
     code_format: str = setting("MANAGER_QEMU_OVMF_CODE_FORMAT", "raw", "its format")
     code_unit: int = setting("MANAGER_QEMU_OVMF_CODE_UNIT", 0, "its unit")
     code_file: Path = setting(
-        "MANAGER_QEMU_OVMF_CODE_FILE", Path("/usr/share/OVMF/OVMF_CODE.fd"), "its file, shared"
+        "MANAGER_QEMU_OVMF_CODE_FILE",
+        Path("/usr/share/OVMF/OVMF_CODE.fd"),
+        "its file; if the default is missing, QEMU's firmware descriptors choose",
     )
     code_readonly: OnOff = setting("MANAGER_QEMU_OVMF_CODE_READONLY", "on", "read only or not")
     vars_if: str = setting("MANAGER_QEMU_OVMF_VARS_IF", "pflash", "interface of the VARS drive")
@@ -69,7 +74,7 @@ class FirmwareConfig:
     vars_file: Path = setting(
         "MANAGER_QEMU_OVMF_VARS_FILE",
         Path("/usr/share/OVMF/OVMF_VARS.fd"),
-        "its file; each VM gets a copy",
+        "its file, likewise; each VM gets a copy",
     )
 
 

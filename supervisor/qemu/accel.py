@@ -1,9 +1,9 @@
-"""Whether this host's KVM runs real guest code: asked of a guest, not of /dev/kvm.
+"""Whether this host's KVM runs real guest code. A guest answers that, not /dev/kvm.
 
-There are hosts whose /dev/kvm opens and yet no guest gets through its firmware: QEMU aborts,
-or stays alive and says ``internal-error``. So a tiny firmware image (scripts/kvm-probe.S)
-does what every guest does on its way up and then ends QEMU with a status that nothing else
-gives. Its answer is kept under tmp/ for as long as the host and QEMU stay the same.
+On some hosts /dev/kvm opens, but no guest gets through its firmware: QEMU aborts, or stays alive
+and says ``internal-error``. Therefore a tiny firmware image (scripts/kvm-probe.S) does what every
+guest does when it boots, and then ends QEMU with a status that nothing else gives. An answer that
+is certain is kept under tmp/ until the host boots or QEMU changes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PROBE = bytes.fromhex(
     "26000000000000000000ffff0000009bcf00ffff00000093cf00ffff0000009baf001f00b0000f00"
 )
 _ROM_BYTES = 64 * 1024
-#: Where a CPU begins, counted from the start of the ROM's last 64 KiB.
+#: Where a CPU begins, as an offset into the ROM's last 64 KiB.
 _RESET_VECTOR = 0xFFF0
 #: isa-debug-exit turns the 42 that the probe writes into (42 << 1) | 1.
 _SUCCESS = 85
@@ -45,7 +45,7 @@ _TIMEOUT_S = 10.0
 
 @attrs.frozen
 class Probe:
-    """The answer, and what it was found by. ``detail`` says what was tried and what happened."""
+    """Whether KVM works. ``detail`` says what was tried and what happened."""
 
     works: bool
     detail: str
@@ -76,9 +76,9 @@ def find_qemu(config: QemuConfig) -> str:
 
 
 def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:
-    """What the VMs of this host run on, and warnings about what they do without. Blocking.
+    """What of the hardware VMs use, and a warning for each thing they lack. Blocking.
 
-    :raises HostError: if KVM or SEV is insisted on and not there
+    :raises HostError: if the settings insist on KVM or SEV and the host does not offer it
     """
     warnings = []
     kvm = False
@@ -104,7 +104,7 @@ def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:
 def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
     """Whether a guest runs under KVM with this QEMU, machine and CPU. Blocking.
 
-    From tmp/ if it was asked since the host's boot, else by running one.
+    The answer comes from tmp/ if there is one since the host's boot, else from a probe guest.
     """
     cpu = cpu_model(config, Accel(kvm=True, sev=False))
     cache = config.tmp / "kvm-probe.json"
@@ -121,12 +121,12 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
         if attrs.evolve(cached, probe=key.probe) == key:
             return cached.probe
     except (OSError, ValueError, cattrs.BaseValidationError):
-        pass  # none yet, or damaged: ask anew
+        pass  # no answer yet, or a damaged one
     try:
         if not config.use_sudo:
             os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        # Not kept: a user may join a group, a module be loaded.
+        # Not kept: the user may join a group, or a module may be loaded.
         return Probe(works=False, detail=f"/dev/kvm cannot be opened: {error.strerror}")
     probe, certain = _ask(qemu, config.machine, cpu, sudo=config.use_sudo)
     if not certain:
@@ -138,32 +138,35 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
 
 
 def _ask(qemu: str, machine: str, cpu: str, *, sudo: bool) -> tuple[Probe, bool]:
-    """The answer, and whether it would be the same again: a timeout on a busy host need not."""
+    """The answer, and whether it is certain, that is, whether a later probe would say the same.
+
+    KVM that ran the guest, or that gave it up, would do so again. Anything else may have been the
+    host's load: a timeout, here or of the one below sudo; no memory; a kill.
+    """
     code, output = run_probe(qemu, "-enable-kvm", "-machine", machine, "-cpu", cpu, sudo=sudo)
     tried = f"a probe guest under KVM (-machine {machine} -cpu {cpu})"
     if code == _SUCCESS:
         return Probe(works=True, detail=f"{tried} ran"), True
-    # Warnings about CPU features come first, what went wrong comes last or is a KVM error.
+    # QEMU warns of CPU features first. The failure is a KVM error, or the last line.
     lines = [line for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "internal error" in line.lower()] or lines[-1:]
     said = f": {errors[0]}" if errors else ""
     how = "did not come to its end" if code is None else f"ended QEMU with exit code {code}"
-    certain = code is not None or "internal error" in said.lower()
-    return Probe(works=False, detail=f"{tried} {how}{said}"), certain
+    return Probe(works=False, detail=f"{tried} {how}{said}"), "internal error" in said.lower()
 
 
 def run_probe(qemu: str, *args: str, sudo: bool = False) -> tuple[int | None, str]:
-    """QEMU's exit code with the probe as its firmware, and what it printed. Blocking.
+    """Run QEMU with the probe as its firmware; its exit code and what it printed. Blocking.
 
-    None if it had to be stopped: after 10 s, or as soon as KVM reported an internal error,
-    at which QEMU keeps the dead guest for inspection.
+    The code is None if QEMU had to be stopped: after 10 s, or when KVM reported an internal
+    error, because QEMU then keeps the dead guest for inspection.
     """
     with tempfile.NamedTemporaryFile(prefix="kvm-probe-") as rom:
         rom.write(rom_image())
         rom.flush()
         process = subprocess.Popen(
             [
-                # What sudo starts is not ours to kill.
+                # We may not kill what sudo starts.
                 *(["sudo", "-n", "timeout", f"{_TIMEOUT_S:g}"] if sudo else []),
                 *(qemu, *args, "-nodefaults", "-no-user-config", "-display", "none", "-m", "16M"),
                 *("-bios", rom.name, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
@@ -194,7 +197,7 @@ def run_probe(qemu: str, *args: str, sudo: bool = False) -> tuple[int | None, st
 
 
 def rom_image() -> bytes:
-    """64 KiB of firmware: the probe at its start, and at the reset vector a jump to it."""
+    """64 KiB of firmware: the probe, and a jump to the probe at the reset vector."""
     rom = bytearray(_ROM_BYTES)
     rom[: len(_PROBE)] = _PROBE
     jump = (-(_RESET_VECTOR + 3)) & 0xFFFF

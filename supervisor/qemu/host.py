@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ class Host:
     clock: Clock
 
 
+@functools.cache
 def boot_id() -> str:
     """The kernel's name for this boot of the host: random(4)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

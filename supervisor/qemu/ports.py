@@ -1,7 +1,7 @@
-"""Host ports for forwards: the next free ones from each base, or all from one range.
+"""Host ports for forwards: the next free ports from each base, or all from one range.
 
-A port that is free now can be taken before QEMU binds it; `PortPool` keeps its own VMs
-apart, and the VM asks for others when QEMU says that somebody else was faster.
+`PortPool` keeps the VMs of one supervisor apart. Another program can still take a free port before
+QEMU binds it; QEMU then says so, and the VM reserves other ports.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class PortPool:
 
     @contextmanager
     def reserve(self, avoid: Iterable[int] = ()) -> Iterator[tuple[Forward, ...]]:
-        """Three forwards whose host ports are this VM's until the context ends.
+        """Three forwards whose host ports are reserved for one VM until the context ends.
 
-        :param avoid: ports that were seen to be somebody else's just now
-        :raises PortsTaken: when there are not enough free ones
+        :param avoid: ports that another program was just seen to have
+        :raises PortsTaken: if there are not enough free ports
         """
         refused = set(avoid)
         mine: list[Forward] = []
@@ -46,7 +46,7 @@ class PortPool:
 
     @contextmanager
     def hold(self, forwards: Iterable[Forward]) -> Iterator[None]:
-        """The ports of a VM that has them already."""
+        """Reserve ports that a VM uses already, until the context ends."""
         mine = {forward.host_port for forward in forwards}
         self._reserved |= mine
         try:
@@ -73,12 +73,12 @@ class PortPool:
         setting = "RANGE" if self._net.host_fwd_range else "1, _2 and _3"
         raise PortsTaken(
             f"no host port from {base} to {last} is free on {self._net.host_fwd_addr};"
-            f" set MANAGER_QEMU_HOST_FWD_{setting} to others"
+            f" set MANAGER_QEMU_HOST_FWD_{setting} to other ports"
         )
 
 
 def is_free(address: str, port: int) -> bool:
-    """Whether this TCP port can be bound now, as QEMU would bind it."""
+    """Whether QEMU could bind this TCP port now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""The QEMU process: started or found again, waited for, ended.
+"""The QEMU process: how it is started or found again, waited for and ended.
 
 Source: pidfd_open(2), proc(5).
 """
@@ -6,6 +6,7 @@ Source: pidfd_open(2), proc(5).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ import structlog
 import trio
 
 from supervisor.errors import LaunchError
+from supervisor.qemu.cmdline import escape
 from supervisor.qemu.host import boot_id
 
 if TYPE_CHECKING:
@@ -28,16 +30,19 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
-#: How long after its monitor a process that is exiting may still be seen alive.
+#: An exiting process may be seen alive for so long after its QMP socket has closed.
 EXIT_LAG_S = 2.0
 
-#: How long a killed process may take to go; longer means it hangs in the kernel.
+#: A killed process that takes longer than this to end hangs in the kernel.
 _KILL_GRACE_S = 10.0
+
+#: Errors of pidfd_open(2) that say nothing about the process.
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @attrs.frozen
 class ProcessId:
-    """What tells a process from a later one with the same pid.
+    """What tells a process from a later process with the same pid.
 
     :param start_ticks: clock ticks from the host's boot to the process's start, as in proc(5)
     :param sudo: whether the process is the sudo that runs QEMU
@@ -50,9 +55,10 @@ class ProcessId:
 
 
 class Qemu:
-    """A running QEMU, or the sudo that runs it: our child, or an earlier supervisor's.
+    """A running QEMU, or the sudo that runs it. An earlier supervisor may have started it.
 
-    :param pidfd: names the process for good, as its pid does not
+    :param pidfd: means this process for good, which a pid does not
+    :param child: None if an earlier supervisor started the process
     """
 
     def __init__(self, identity: ProcessId, pidfd: int, child: trio.Process | None) -> None:
@@ -66,7 +72,7 @@ class Qemu:
 
     @property
     def pid(self) -> int:
-        """QEMU's process id, or with ``USE_SUDO`` sudo's."""
+        """The process id of QEMU, or of sudo with ``USE_SUDO``."""
         return self.identity.pid
 
     @property
@@ -75,15 +81,15 @@ class Qemu:
 
     @property
     def exit_code(self) -> int | None:
-        """Negative for the signal that ended it; None while it runs, or if not our child."""
+        """Negative for a signal; None while the process runs, or if it is not our child."""
         return self._child.returncode if self._child else None
 
     async def wait(self) -> int | None:
-        """The exit code, once the process has ended and, if ours, is reaped. Any number may wait.
+        """Wait until the process has ended and, if it is our child, is reaped. Any task may wait.
 
-        None of a process that is not our child: only its parent is told.
+        :returns: the exit code; None if the process is not our child, for only a parent learns it
         """
-        async with self._waiting:  # one task a descriptor, says trio
+        async with self._waiting:  # trio lets one task wait for a descriptor
             if not self._gone:
                 await trio.lowlevel.wait_readable(self._pidfd)
                 if self._child:
@@ -109,12 +115,12 @@ class Qemu:
             except ProcessLookupError:
                 pass
             except PermissionError:
-                # Root's, and the sudo that ran it is gone.
+                # QEMU runs as root, and the sudo that ran it is gone.
                 await self._sudo_kill(number, self.pid)
             return
-        # Not ours to signal, and to kill sudo itself would orphan QEMU.
+        # We may not signal root's process, and killing sudo itself would orphan QEMU.
         await self._sudo_kill(number, *self._below_sudo())
-        # A sudo whose command was stopped stops itself, and would never see it end.
+        # A sudo stops itself when its command is stopped, and would then never see the end.
         await self._sudo_kill(signal.SIGCONT, self.pid)
 
     async def _sudo_kill(self, number: signal.Signals, *pids: int) -> None:
@@ -142,16 +148,16 @@ async def start(
     *,
     leave: Callable[[], bool],
 ) -> AsyncIterator[Qemu]:
-    """QEMU, in a session of its own so that no signal meant for us reaches it.
+    """Start QEMU in a session of its own, so that no signal meant for us reaches it.
 
-    Leaving the context kills it if it still runs, and reaps it; unless it is to be left.
+    Leaving the context kills QEMU if it still runs, and reaps it, unless ``leave`` says no.
 
     :param listener: the listening QMP socket, which QEMU gets as descriptor 0
-    :param log_file: takes what QEMU prints; what an attempt before printed is gone
-    :param leave: whether, on leaving, the process is to run on
+    :param log_file: takes what QEMU prints; the output of an earlier attempt is removed
+    :param leave: whether QEMU should run on when the context is left
     :raises LaunchError: if the binary cannot be run
     """
-    # Appending, so that the file may be cut while QEMU writes to it.
+    # QEMU appends, so that the file may be cut while QEMU writes to it.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     with os.fdopen(os.open(log_file, flags, 0o600), "wb") as output:
         try:
@@ -165,7 +171,7 @@ async def start(
                 argv=argv,
             ) from error
     try:
-        # Not reaped yet, so the pid is its own even if it has ended already.
+        # The child is not reaped yet, so its pid is its own even if it has ended already.
         pidfd = os.pidfd_open(child.pid)
         started = _start_ticks(child.pid) or 0
         identity = ProcessId(child.pid, started, boot_id(), _is_sudo(argv))
@@ -182,7 +188,7 @@ async def start(
 async def adopt(
     identity: ProcessId, pidfd: int, *, leave: Callable[[], bool]
 ) -> AsyncIterator[Qemu]:
-    """A QEMU that `find` found. Leaving the context ends it like one we started."""
+    """Take over a QEMU that `find` found. Leaving the context ends QEMU as `start` does."""
     async with _held(Qemu(identity, pidfd, None), pidfd, leave) as qemu:
         yield qemu
 
@@ -203,37 +209,44 @@ async def _held(qemu: Qemu, pidfd: int, leave: Callable[[], bool]) -> AsyncItera
 
 
 def find(vm_id: str, recorded: ProcessId | None, running: Running) -> tuple[ProcessId, int] | None:
-    """A VM's process and a pidfd of it, which is the caller's to close; None if it is gone.
+    """A VM's process and a pidfd of it, which the caller must close; None if the process is gone.
 
-    The one on record, if it is still that one: the host was not booted since, the pid has not
-    been given to another process, and that is this VM's. Else one that has the VM's uuid on its
-    command line, for the supervisor may have been killed before it could note the pid.
+    The process on record comes first, if the host has not been booted since and the pid still
+    means that process. Then comes any process that has the VM's uuid on its command line: the
+    supervisor may have been killed before it could record the pid.
+
+    :raises OSError: if there is no descriptor left, which says nothing about the process
     """
+    if recorded and recorded.boot_id != boot_id():
+        recorded = None  # that pid meant a process of another boot
     pids = [*([recorded.pid] if recorded else []), *running.get(vm_id, [])]
     for pid in pids:
         try:
             pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        # From here on the pid cannot come to mean another process without our seeing it.
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                raise
+            continue  # gone, or now the id of a thread: EINVAL or ENOENT, by the kernel's version
+        # From here on the pid cannot come to mean another process unnoticed.
         started = _start_ticks(pid)
         words = command_line(pid)
-        same = recorded is None or recorded.pid != pid or _matches(recorded, started)
+        same = recorded is None or recorded.pid != pid or recorded.start_ticks == started
         if started is not None and vm_id in words and same and _is_trusted(pid):
             return ProcessId(pid, started, boot_id(), _is_sudo(words)), pidfd
         os.close(pidfd)
     return None
 
 
-#: Process ids by VM id; the outermost process first where there are several, as with sudo.
+#: Process ids by VM id. If a VM has several, as with sudo, the outermost process comes first.
 Running = dict[str, list[int]]
 
 
 def running_below(tmp: Path) -> Running:
     """Every process whose command line has the uuid and the directory of a VM of this tmp/."""
     found: Running = {}
-    directory = re.compile(re.escape(str(tmp)) + r"/([0-9a-f-]{36})/")
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+    # As QEMU's options have it, with commas doubled.
+    directory = re.compile(re.escape(escape(tmp)) + r"/([0-9a-f-]{36})/")
+    for pid in psutil.pids():
         words = command_line(pid)
         if "-uuid" not in words[:-1] or not _is_trusted(pid):
             continue
@@ -245,8 +258,12 @@ def running_below(tmp: Path) -> Running:
     return found
 
 
+# The three below read /proc as bytes: another user's process may have any bytes there.
+
+
 def command_line(pid: int) -> list[str]:
-    """A process's arguments; none if it is gone."""
+    """A process's arguments; none if the process is gone."""
+    # Not by psutil: it splits a single argument at its spaces.
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:
@@ -254,29 +271,28 @@ def command_line(pid: int) -> list[str]:
 
 
 def _is_trusted(pid: int) -> bool:
-    """Whether it runs for us or for root. Anybody can have any words on his command line."""
+    """Whether the process runs for us or for root. Anybody can run one with any arguments."""
+    # Not by psutil: it takes a process that names itself "Uid:\t0\t0\t0" for root's.
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_bytes()
     except OSError:
         return False
-    # The real user: programs that are root's by their mode run for whoever called them.
-    real = int(status.partition("\nUid:")[2].split(maxsplit=1)[0])
+    # The kernel escapes newlines in the name. The first id is the real user: a set-uid program
+    # runs for its caller.
+    real = int(status.partition(b"\nUid:")[2].split(maxsplit=1)[0])
     return real in (0, os.geteuid())
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/<pid>/stat; None of a process that is gone or a zombie."""
+    """Field 22 of /proc/<pid>/stat; None if the process is gone or a zombie."""
+    # Not by psutil: it gives seconds of a clock that can be set.
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
     # The second field is the name, in parentheses, and may hold anything.
-    fields = stat[stat.rindex(")") + 2 :].split()
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def _matches(recorded: ProcessId, started: int | None) -> bool:
-    return recorded.boot_id == boot_id() and recorded.start_ticks == started
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def _is_sudo(words: Sequence[str]) -> bool:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from supervisor.errors import FirmwareError, HostError, ImageError, LaunchError
+from supervisor.errors import HostError, ImageError, LaunchError
+from supervisor.qemu.firmware import check_pair, read_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +31,6 @@ MAX_SOCKET_PATH = 107
 
 #: The file of tmp/ whose lock a supervisor holds.
 LOCK = "lock"
-
-#: Sizes of CODE and VARS that edk2 builds as one flash chip, by the chip's size.
-_FLASH_PAIRS = {"2 MB": (1966080, 131072), "4 MB": (3653632, 540672)}
 
 #: Connections to QMP that may wait: ours, and one that a killed supervisor left behind.
 _QMP_BACKLOG = 4
@@ -239,7 +237,7 @@ def _prepare(
     vm_dir: VmDir, disk: DiskConfig, firmware: FirmwareConfig, ram_bytes: int | None
 ) -> None:
     try:
-        check_firmware(firmware)
+        check_pair(firmware, read_descriptors())
         shutil.copyfile(firmware.vars_file, vm_dir.firmware_vars)
         make_overlay(disk, vm_dir.overlay)
         if ram_bytes is not None:
@@ -252,38 +250,6 @@ def _prepare(
             f"{error.filename or vm_dir.path}: {error.strerror}; the files of VM"
             f" {vm_dir.path.name} could not be made"
         ) from error
-
-
-def check_firmware(firmware: FirmwareConfig) -> None:
-    """See that CODE and VARS are there and are two parts of one flash chip.
-
-    :raises FirmwareError:
-    """
-    sizes = []
-    for name, file in (("CODE", firmware.code_file), ("VARS", firmware.vars_file)):
-        try:
-            with file.open("rb") as opened:
-                sizes.append(os.fstat(opened.fileno()).st_size)
-        except OSError as error:
-            raise FirmwareError(
-                f"firmware {file}: {error.strerror}; install the package ovmf, or set"
-                f" MANAGER_QEMU_OVMF_{name}_FILE{_suggest(file)}"
-            ) from error
-    raw = firmware.code_format == firmware.vars_format == "raw"
-    chips = {part: chip for chip, pair in _FLASH_PAIRS.items() for part in pair}
-    code, vars_ = (chips.get(size) for size in sizes)
-    if raw and code and vars_ and code != vars_:
-        raise FirmwareError(
-            f"firmware does not belong together: {firmware.code_file} is half of a {code} chip,"
-            f" {firmware.vars_file} of a {vars_} one; set MANAGER_QEMU_OVMF_CODE_FILE and"
-            " MANAGER_QEMU_OVMF_VARS_FILE to a pair"
-        )
-
-
-def _suggest(missing: Path) -> str:
-    """The 4 MB file beside a missing 2 MB one, as newer distributions have it."""
-    other = missing.with_name(f"{missing.stem}_4M{missing.suffix}")
-    return f", for example to {other}" if other.exists() else ""
 
 
 def check_image(disk: DiskConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from tests.support.world import refusal, taken
 
 if TYPE_CHECKING:
     from tests.support.world import World
+
+#: EFI_SYSTEM_NV_DATA_FV_GUID, in the header of a file that holds variables.
+_NVRAM = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50")
 
 
 @pytest.mark.parametrize("name", ["HTTP", "GRPC"])
@@ -66,6 +70,23 @@ async def test_tmp_that_is_a_file(world: World) -> None:
 async def test_tmp_that_is_too_long(world: World) -> None:
     error = await refusal(world.serve(MANAGER_QEMU_TMP_FILE_LOC=f"/tmp/{'x' * 80}"))
     assert "107 bytes" in str(error)
+
+
+async def test_firmware_that_is_swapped(world: World) -> None:
+    """Known before a guest has to wait for it in vain."""
+    variables = world.directory / "swapped.fd"
+    variables.write_bytes(bytes(16) + _NVRAM.bytes_le + (44).to_bytes(8, "little") + b"_FVH")
+    error = await refusal(world.serve(MANAGER_QEMU_OVMF_CODE_FILE=str(variables)))
+    assert isinstance(error, HostError)
+    assert f"{variables} holds variables, not code" in str(error)
+
+
+async def test_tmp_behind_a_link(world: World) -> None:
+    link = world.directory / "link"
+    link.symlink_to(world.tmp)
+    async with world.serve(MANAGER_QEMU_TMP_FILE_LOC=str(link)) as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        assert vm.dir.path == world.tmp / vm.id
 
 
 async def test_relative_tmp(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,23 +11,15 @@ import pytest
 import trio
 
 from supervisor.config import DiskConfig, FirmwareConfig
-from supervisor.errors import FirmwareError, HostError, ImageError, LaunchError
-from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir, check_firmware, check_tmp, make_overlay
-
-CODE_2M, VARS_2M = 1966080, 131072
-CODE_4M, VARS_4M = 3653632, 540672
+from supervisor.errors import HostError, ImageError, LaunchError
+from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir, check_tmp, make_overlay
 
 
-def sparse(path: Path, size: int) -> Path:
-    with path.open("wb") as file:
-        file.truncate(size)
-    return path
-
-
-def firmware(tmp: Path, code: int = CODE_2M, variables: int = VARS_2M) -> FirmwareConfig:
-    return FirmwareConfig(
-        code_file=sparse(tmp / "CODE.fd", code), vars_file=sparse(tmp / "VARS.fd", variables)
-    )
+def firmware(tmp: Path) -> FirmwareConfig:
+    made = FirmwareConfig(code_file=tmp / "CODE.fd", vars_file=tmp / "VARS.fd")
+    made.code_file.write_bytes(b"code")
+    made.vars_file.write_bytes(b"boot order")
+    return made
 
 
 def base_image(tmp: Path, kind: str = "qcow2") -> DiskConfig:
@@ -83,61 +75,6 @@ def test_tmp_that_cannot_be_written_to() -> None:
     """Root may write everywhere but there."""
     with pytest.raises(HostError, match="cannot be written to"):
         check_tmp(Path("/sys/tmp"))
-
-
-# --- the firmware ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("code", "variables"),
-    [
-        (CODE_2M, VARS_2M),
-        (CODE_4M, VARS_4M),
-        # Sizes of other builds are not ours to judge.
-        (2048, 1024),
-        (CODE_4M, 1024),
-    ],
-)
-def test_firmware_that_belongs_together(short_tmp: Path, code: int, variables: int) -> None:
-    check_firmware(firmware(short_tmp, code, variables))
-
-
-@pytest.mark.parametrize(("code", "variables"), [(CODE_2M, VARS_4M), (CODE_4M, VARS_2M)])
-def test_halves_of_different_chips(short_tmp: Path, code: int, variables: int) -> None:
-    with pytest.raises(FirmwareError) as caught:
-        check_firmware(firmware(short_tmp, code, variables))
-    for word in ("2 MB", "4 MB", "MANAGER_QEMU_OVMF_CODE_FILE", "MANAGER_QEMU_OVMF_VARS_FILE"):
-        assert word in str(caught.value)
-
-
-def test_sizes_of_formats_that_are_not_raw_say_nothing(short_tmp: Path) -> None:
-    config = firmware(short_tmp, CODE_2M, VARS_4M)
-    check_firmware(
-        FirmwareConfig(
-            code_file=config.code_file,
-            vars_file=config.vars_file,
-            code_format="qcow2",
-            vars_format="qcow2",
-        )
-    )
-
-
-@pytest.mark.parametrize("part", ["CODE", "VARS"])
-def test_missing_firmware(short_tmp: Path, part: str) -> None:
-    config = firmware(short_tmp)
-    (short_tmp / f"{part}.fd").unlink()
-    with pytest.raises(FirmwareError, match=f"MANAGER_QEMU_OVMF_{part}_FILE") as caught:
-        check_firmware(config)
-    assert str(short_tmp / f"{part}.fd") in str(caught.value)
-    assert "_4M" not in str(caught.value)
-
-
-@pytest.mark.parametrize("part", ["CODE", "VARS"])
-def test_missing_firmware_of_2_mb_where_there_is_one_of_4_mb(short_tmp: Path, part: str) -> None:
-    config = firmware(short_tmp)
-    (short_tmp / f"{part}.fd").rename(short_tmp / f"{part}_4M.fd")
-    with pytest.raises(FirmwareError, match=f"for example to {short_tmp}/{part}_4M.fd"):
-        check_firmware(config)
 
 
 # --- the disk -------------------------------------------------------------------------------
@@ -212,7 +149,6 @@ def directory(tmp: Path) -> VmDir:
 async def test_directory_of_a_vm(short_tmp: Path) -> None:
     vm_dir = directory(short_tmp)
     config = firmware(short_tmp)
-    config.vars_file.write_bytes(b"boot order".ljust(VARS_2M, b"\xff"))
     await vm_dir.prepare(base_image(short_tmp), config)
     made = [vm_dir.firmware_vars, vm_dir.overlay, vm_dir.serial_log]
     assert sorted(vm_dir.path.iterdir()) == made

@@ -1,0 +1,233 @@
+"""OVMF's two files: which pair the VMs of this host use, and whether two files are a pair.
+
+| set | CODE and VARS |
+| --- | --- |
+| both | the files that are set |
+| one | that file, and its partner in a descriptor; without a descriptor, the partner's default |
+| none, and both defaults exist | the defaults |
+| none | the files of the first descriptor that fits the machine |
+
+A setting that has its default's value counts as not set. A descriptor that demands SMM, Secure
+Boot or enrolled keys comes after those that do not. The format comes from the descriptor with the
+file.
+
+Source: QEMU's docs/interop/firmware.json; the UEFI Platform Initialization specification, volume
+3, for the header of a firmware volume.
+"""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from supervisor.config import FirmwareConfig
+from supervisor.config.settings import Switch
+from supervisor.errors import FirmwareError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.config import QemuConfig
+
+_DEFAULT = FirmwareConfig()
+
+#: Descriptors name machines by their versioned names; these are the aliases.
+_ALIASES = {"q35": "pc-q35-0", "pc": "pc-i440fx-0"}
+
+#: Features that ask more of the command line or of the guest's boot loader than we give.
+_UNWANTED = {"requires-smm", "secure-boot", "enrolled-keys"}
+
+#: EFI_SYSTEM_NV_DATA_FV_GUID: a firmware volume that holds variables.
+_NVRAM = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
+
+
+class Content(enum.Enum):
+    """What a raw flash file holds, by the header of its first firmware volume."""
+
+    CODE = "code"
+    VARS = "variables"
+    CHIP = "variables and code"
+    UNKNOWN = "unknown"
+
+
+@attrs.frozen
+class Descriptor:
+    """What a package says of a UEFI firmware for x86_64 that is a CODE and a VARS file.
+
+    :param file: where this is written
+    :param machines: glob patterns of versioned machine names
+    """
+
+    file: Path
+    code_file: Path
+    code_format: str
+    vars_file: Path
+    vars_format: str
+    machines: tuple[str, ...]
+    features: frozenset[str]
+
+
+def directories() -> list[Path]:
+    """Where descriptors are, the most general directory first."""
+    user = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return [Path(one, "qemu/firmware") for one in ("/usr/share", "/etc", user)]
+
+
+def read_descriptors(places: Sequence[Path] | None = None) -> list[Descriptor]:
+    """The descriptors that could serve a VM here, in the order of their file names. Blocking.
+
+    A file hides a file of the same name in an earlier directory, even if it is empty or damaged.
+
+    :param places: directories, the most general first; QEMU's own if None
+    """
+    places = directories() if places is None else places
+    files = {file.name: file for one in places for file in one.glob("*.json")}
+    found = (_read(files[name]) for name in sorted(files))
+    return [descriptor for descriptor in found if descriptor]
+
+
+def _read(file: Path) -> Descriptor | None:
+    """None for every other kind of firmware, such as a BIOS or a build without variables."""
+    try:
+        written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        mapping = written["mapping"]
+        targets = [one for one in written["targets"] if one["architecture"] == "x86_64"]
+        if "uefi" not in written["interface-types"] or mapping["device"] != "flash" or not targets:
+            return None
+        code, variables = mapping["executable"], mapping["nvram-template"]
+        return Descriptor(
+            file=file,
+            code_file=Path(code["filename"]),
+            code_format=code["format"],
+            vars_file=Path(variables["filename"]),
+            vars_format=variables["format"],
+            machines=tuple(machine for one in targets for machine in one["machines"]),
+            features=frozenset(written["features"]),
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def choose(config: QemuConfig, descriptors: Sequence[Descriptor]) -> FirmwareConfig:
+    """The settings with the files that VMs use, as in the table above. Blocking."""
+    firmware = config.firmware
+    code_is_set = firmware.code_file != _DEFAULT.code_file
+    vars_is_set = firmware.vars_file != _DEFAULT.vars_file
+    if code_is_set and vars_is_set:
+        return firmware
+    if code_is_set or vars_is_set:
+        partners = [
+            one
+            for one in descriptors
+            if _same(one.code_file, firmware.code_file) or _same(one.vars_file, firmware.vars_file)
+        ]
+    elif firmware.code_file.exists() and firmware.vars_file.exists():
+        return firmware
+    else:
+        partners = [one for one in descriptors if _fits(one, config)]
+    partners = [one for one in partners if one.code_file.exists() and one.vars_file.exists()]
+    if not partners:
+        return firmware
+    chosen = min(partners, key=lambda one: len(one.features & _UNWANTED))
+    if not code_is_set:
+        firmware = attrs.evolve(
+            firmware, code_file=chosen.code_file, code_format=chosen.code_format
+        )
+    if not vars_is_set:
+        firmware = attrs.evolve(
+            firmware, vars_file=chosen.vars_file, vars_format=chosen.vars_format
+        )
+    return firmware
+
+
+def _fits(descriptor: Descriptor, config: QemuConfig) -> bool:
+    name = config.machine.partition(",")[0].removeprefix("type=")
+    machine = _ALIASES.get(name, name)
+    if not any(fnmatch.fnmatchcase(machine, pattern) for pattern in descriptor.machines):
+        return False
+    return config.enable_sev is not Switch.TRUE or "amd-sev" in descriptor.features
+
+
+def check_pair(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> None:
+    """See that CODE and VARS can be read and are a pair. Blocking.
+
+    :raises FirmwareError:
+    """
+    for name, file in (("CODE", firmware.code_file), ("VARS", firmware.vars_file)):
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise FirmwareError(
+                f"firmware {file}: {error.strerror}; install the package ovmf, or set"
+                f" MANAGER_QEMU_OVMF_{name}_FILE"
+            ) from error
+    if problem := mismatch(firmware, descriptors):
+        raise FirmwareError(problem)
+
+
+def mismatch(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> str | None:
+    """Why the two files cannot be a pair, and what to set; None if nothing speaks against it.
+
+    A file that is missing, or that neither a descriptor nor its own header describes, is taken
+    for what its setting says. Blocking.
+    """
+    code, variables = firmware.code_file, firmware.vars_file
+    of_code = [one for one in descriptors if _same(one.code_file, code)]
+    of_vars = [one for one in descriptors if _same(one.vars_file, variables)]
+    holds_vars = any(_same(one.vars_file, code) for one in descriptors)
+    holds_code = any(_same(one.code_file, variables) for one in descriptors)
+    code_holds = _content(code) if firmware.code_format == "raw" else Content.UNKNOWN
+    vars_holds = _content(variables) if firmware.vars_format == "raw" else Content.UNKNOWN
+    if holds_vars or code_holds is Content.VARS:
+        return (
+            f"firmware {code} holds variables, not code; set MANAGER_QEMU_OVMF_CODE_FILE to a"
+            " CODE file and MANAGER_QEMU_OVMF_VARS_FILE to its VARS file"
+        )
+    if holds_code or vars_holds in (Content.CODE, Content.CHIP):
+        return (
+            f"firmware {variables} holds code, not variables alone; set"
+            " MANAGER_QEMU_OVMF_VARS_FILE to the VARS file that belongs to"
+            f" {code}"
+        )
+    if of_code and of_vars and not any(one in of_vars for one in of_code):
+        pair = min(of_code, key=lambda one: len(one.features & _UNWANTED))
+        return (
+            f"firmware does not belong together: {pair.file} pairs {code} with"
+            f" {pair.vars_file}, not with {variables}; set"
+            f" MANAGER_QEMU_OVMF_VARS_FILE={pair.vars_file}"
+        )
+    if code_holds is Content.CODE and vars_holds is Content.VARS:
+        sizes = [file.stat().st_size for file in (code, variables)]
+        if sum(sizes).bit_count() != 1:  # edk2 builds one chip, and cuts it in two
+            return (
+                f"firmware does not belong together: {code} ({sizes[0] // 1024} KiB) and"
+                f" {variables} ({sizes[1] // 1024} KiB) do not make up one flash chip; set"
+                " MANAGER_QEMU_OVMF_CODE_FILE and MANAGER_QEMU_OVMF_VARS_FILE to a pair"
+            )
+    return None
+
+
+def _content(file: Path) -> Content:
+    try:
+        with file.open("rb") as opened:
+            header = opened.read(44)
+            size = os.fstat(opened.fileno()).st_size
+    except OSError:
+        return Content.UNKNOWN
+    if header[40:44] != b"_FVH":
+        return Content.UNKNOWN
+    if header[16:32] != _NVRAM:
+        return Content.CODE
+    return Content.VARS if int.from_bytes(header[32:40], "little") == size else Content.CHIP
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are the same file: distributions give one file several names."""
+    return os.path.realpath(one) == os.path.realpath(other)
