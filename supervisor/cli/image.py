@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def image() -> None:
-    """Guest images."""
+    """Build guest images."""
 
 
 @image.command("build")
@@ -35,13 +35,13 @@ def image() -> None:
 @click.option(
     "--agent",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What runs in the guest instead of the reference agent: a Python file, or a program"
-    " that needs no libraries.",
+    help="Agent to put into the guest instead of the reference agent: a Python file, or a program"
+    " that needs no shared libraries.",
 )
 def build_image(output: Path, agent: Path | None) -> None:
     """Build a guest image: guest.qcow2 for MANAGER_QEMU_DISK_IMG_FILE, kernel and initramfs.
 
-    Takes half a minute; needs no root.
+    The build takes half a minute and does not need root.
     """
     console = stderr()
     began = time.monotonic()
@@ -67,7 +67,7 @@ def next_line(disk: Path) -> str:
     """The shell command that serves with this image."""
     settings = {"MANAGER_QEMU_DISK_IMG_FILE": str(disk)}
     firmware = FirmwareConfig()
-    # Newer distributions have OVMF as a 4 MB chip only, which is not the default's name.
+    # Newer distributions ship OVMF for a 4 MB chip only, under a name that is not the default.
     for name, file in (("CODE", firmware.code_file), ("VARS", firmware.vars_file)):
         other = file.with_name(f"{file.stem}_4M{file.suffix}")
         if other.exists() and not file.exists():
