@@ -15,6 +15,7 @@ import trio
 import trio_asyncio
 
 from scripts.benchmarks import guest
+from supervisor.config import Timing
 from supervisor.errors import single
 from supervisor.qemu import qmp
 
@@ -82,7 +83,7 @@ class BareQemu:
         async def main() -> Any:
             async with (
                 trio_asyncio.open_loop(),
-                qmp.connect(self.qmp_socket, _ANSWER_S, _ANSWER_S) as link,
+                qmp.connect(self.qmp_socket, _ANSWER_S, _ANSWER_S, Timing()) as link,
             ):
                 return await task(link)
 

@@ -16,7 +16,8 @@ import attrs
 import pytest
 
 from supervisor.qemu.cmdline import escape
-from supervisor.qemu.process import ProcessId, boot_id, find, running_below
+from supervisor.qemu.host import boot_id
+from supervisor.qemu.process import ProcessId, find, running_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
