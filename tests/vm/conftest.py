@@ -140,7 +140,7 @@ def started(at: Path | None = None, **settings: str) -> Iterator[Supervisor]:
 @contextmanager
 def _process(tmp: Path, settings: Mapping[str, str]) -> Iterator[Supervisor]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MANAGER_")}
-    environ = clean | _firmware() | {
+    environ = clean | firmware() | {
         "MANAGER_HTTP_PORT": "0",
         "MANAGER_GRPC_PORT": "0",
         "MANAGER_QEMU_TMP_FILE_LOC": str(tmp),
@@ -188,7 +188,7 @@ def _process(tmp: Path, settings: Mapping[str, str]) -> Iterator[Supervisor]:
     assert code == 0, log
 
 
-def _firmware() -> dict[str, str]:
+def firmware() -> dict[str, str]:
     """OVMF where newer distributions have only the 4 MB build."""
     code, variables = (Path(f"/usr/share/OVMF/OVMF_{part}_4M.fd") for part in ("CODE", "VARS"))
     if Path("/usr/share/OVMF/OVMF_CODE.fd").exists():
