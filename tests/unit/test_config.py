@@ -13,8 +13,6 @@ from supervisor.config import Config, OnStop, RestartPolicy, TemplateUse, Watchd
 from supervisor.config.settings import AgentUrl, PortRange, Switch
 from supervisor.errors import ConfigError
 
-README = Path(__file__).parents[2] / "README.md"
-
 #: Name, where it is kept, its default, another value as written and as read.
 ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_LOG_LEVEL", "log_level", "info", "debug", "debug"),
@@ -425,10 +423,3 @@ def test_table_has_a_row_for_every_setting() -> None:
     for row, one in zip(rows, settings.declared(Config), strict=True):
         assert row.startswith(f"| `{one.names[0]}`")
         assert row.count("|") == 4
-
-
-def test_readme_has_the_table_of_settings() -> None:
-    _, _, rest = README.read_text().partition("<!-- settings -->")
-    table, end, _ = rest.partition("<!-- /settings -->")
-    assert end
-    assert table.strip() == config.markdown_table()

@@ -1,0 +1,228 @@
+"""The documentation holds together, and its closed lists are those of the code."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+import pytest
+
+import supervisor
+from supervisor import cli, config, errors
+from supervisor.api.grpc import server
+from supervisor.api.http import problems
+from supervisor.api.http.app import create_app
+from supervisor.config import RestartPolicy, TemplateUse
+from supervisor.pb import agent_pb2, clone_pb2, manager_pb2, vm_pb2
+from supervisor.qemu.connection import MonitorState
+from supervisor.runs.metrics import Gauges, Metrics
+from supervisor.state import status
+from supervisor.state.record import EndMode, Purpose, RelayState
+from supervisor.state.status import Trigger, VmState
+from supervisor.state.vm_dir import VmDir
+from supervisor.templates.registry import TemplateState
+from supervisor.templates.template import Template
+from tests import pages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REFERENCE = pages.ROOT / "docs" / "reference"
+
+page = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+
+
+# --- pages ----------------------------------------------------------------------------------
+
+
+@page
+def test_every_shell_block_says_whether_a_test_runs_it(page: Path) -> None:
+    for block in pages.blocks(page):
+        where = f"{block.page}, line {block.line}"
+        assert block.mark == "run" or block.mark.startswith("not run: "), where
+
+
+@page
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in pages.links(page):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in pages.anchors(file), target
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, new = set(), [pages.ROOT / "README.md"]
+    while new:
+        page = new.pop()
+        reached.add(page)
+        targets = {(page.parent / link.partition("#")[0]).resolve() for link in pages.links(page)}
+        new += [target for target in targets - reached if target in pages.PAGES]
+    assert set(pages.PAGES) - reached == set()
+
+
+# --- lists ----------------------------------------------------------------------------------
+
+
+def test_settings() -> None:
+    _, _, rest = (REFERENCE / "settings.md").read_text().partition("<!-- settings -->")
+    table, end, _ = rest.partition("<!-- /settings -->")
+    assert end
+    assert table.strip() == config.markdown_table()
+
+
+@pytest.mark.parametrize(
+    ("heading", "known"),
+    [
+        ("States", VmState),
+        ("Progress of a computation", RelayState),
+        ("Whether QEMU answers", MonitorState),
+        ("What a VM is for", Purpose),
+        ("States of a template", TemplateState),
+    ],
+)
+def test_words_of_states(heading: str, known: Any) -> None:
+    assert pages.words(REFERENCE / "states.md", heading) == [str(word) for word in known]
+
+
+def test_run_states() -> None:
+    rows = pages.rows(REFERENCE / "states.md", "RunStates of QEMU")
+    shown = {row[0].strip("`"): row[1].strip("`") for row in rows}
+    assert shown == {word: str(state) for word, state in status._STATE_OF_RUNSTATE.items()}
+
+
+def test_transitions() -> None:
+    rows = pages.rows(REFERENCE / "states.md", "Transitions")
+    shown = {tuple(cell.strip("`") for cell in row[:3]) for row in rows}
+    known = {(str(a), str(by), str(b)) for (a, by), b in status._TRANSITIONS.items()}
+    by_exit = {row for row in shown if row[1] == Trigger.EXIT}
+    assert shown - by_exit == known
+    assert {row[0] for row in by_exit} == {str(one) for one in VmState if not one.ended}
+
+
+def _calls_in_the_product() -> Iterator[ast.Call]:
+    for file in Path(supervisor.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                yield node
+
+
+def _first_words(*functions: str) -> set[str]:
+    """The literal words that the product passes to these functions as their first argument."""
+    found = set()
+    for call in _calls_in_the_product():
+        called = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+        first = call.args[0] if call.args else None
+        if called in functions and isinstance(first, ast.Constant) and isinstance(first.value, str):
+            found.add(first.value)
+    return found
+
+
+def test_kinds_of_events() -> None:
+    # What a recovered record is told with is a pair, not an argument.
+    known = _first_words("commit", "defer", "note", "_number") | {"damaged"}
+    assert set(pages.words(REFERENCE / "events.md", "Kinds")) == known
+
+
+def test_phases() -> None:
+    assert set(pages.words(REFERENCE / "events.md", "Phases")) == {
+        *_first_words("reached"),
+        "queue",
+    }
+
+
+def _classes(root: type) -> Iterator[type]:
+    yield root
+    for cls in root.__subclasses__():
+        yield from _classes(cls)
+
+
+def test_errors() -> None:
+    known = {
+        cls.__name__: (
+            next(str(status.value) for kind, status in problems._STATUS.items() if issubclass(cls, kind)),
+            next(code.name for kind, code in server._CODE.items() if issubclass(cls, kind)),
+        )
+        for cls in _classes(errors.SupervisorError)
+        if cls.__module__ == errors.__name__
+    }
+    rows = pages.rows(REFERENCE / "errors.md", "Errors of the API")
+    shown = {row[0].strip("`"): (row[1], row[2].strip("`")) for row in rows}
+    assert shown == known
+
+
+def test_metrics() -> None:
+    gauges = Gauges(by_state={}, waiting=0, lost=0, templates={}, pool={}, clones={"restored": 0})
+    known = {
+        # Counters are called so where they are read.
+        f"{metric.name}_total" if metric.type == "counter" else metric.name
+        for metric in Metrics(lambda: gauges).registry.collect()
+        if not metric.name.startswith("process_")
+    }
+    assert set(pages.words(REFERENCE / "metrics.md", "Metrics")) == known
+
+
+def test_routes() -> None:
+    app = create_app(cast("Any", None), "")
+    known = {
+        f"{method} {rule.rule.replace('vm_id', 'id')}"
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+        if method not in ("HEAD", "OPTIONS") and rule.endpoint != "static"
+    }
+    assert set(pages.words(REFERENCE / "http.md", "Routes")) == known
+
+
+def test_methods() -> None:
+    known = {
+        f"{service.full_name}/{method.name}"
+        for module in (manager_pb2, vm_pb2, agent_pb2, clone_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    known |= {"grpc.health.v1.Health/Check"}
+    assert set(pages.words(REFERENCE / "grpc.md", "Methods")) == known
+
+
+def _commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for word, below in command.commands.items():
+            yield from _commands(below, f"{name} {word}".strip())
+    else:
+        yield name, command
+
+
+def test_commands() -> None:
+    known = dict(_commands(cli.main, ""))
+    assert set(pages.words(REFERENCE / "command.md", "Commands")) == set(known)
+    shared = pages.words(REFERENCE / "command.md", "Options of many commands")
+    for name, command in known.items():
+        shown = {*pages.words(REFERENCE / "command.md", f"{name}"), *shared}
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.opts[-1] in shown, f"{name} {option.opts[-1]}"
+
+
+def _file_names(cls: type, files: Any) -> set[str]:
+    properties = [name for name, one in vars(cls).items() if isinstance(one, property)]
+    values = [getattr(files, name) for name in properties]
+    return {value.name for value in values if isinstance(value, Path)}
+
+
+def test_files() -> None:
+    path = Path("/tmp/x")
+    for heading, known in (
+        ("Directory of a VM", _file_names(VmDir, VmDir(path))),
+        ("Directory of a template", _file_names(Template, Template(path))),
+    ):
+        shown = pages.words(REFERENCE / "files.md", heading)
+        assert known <= set(shown), heading
+
+
+def test_words_of_requests() -> None:
+    http = (REFERENCE / "http.md").read_text()
+    for words in (TemplateUse, RestartPolicy, EndMode):
+        for word in words:
+            assert f'"{word}"' in http

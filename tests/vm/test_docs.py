@@ -1,0 +1,118 @@
+"""The documentation's shell blocks, run as a reader would: page by page, on a real guest.
+
+A page's blocks run in order, in one bash session, in a directory that looks like a checkout after
+``scripts/quickstart``. A page that starts no supervisor itself finds one running. Only ports are
+exchanged for free ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import pages
+from tests.side_by_side import own_ports
+from tests.vm.conftest import IMAGE, PATIENCE_S, firmware, started, workplace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+#: What `scripts/quickstart` writes, and time for a guest on a busy machine.
+_SETTINGS = {
+    "MANAGER_QEMU_DISK_IMG_FILE": "img/guest.qcow2",
+    "MANAGER_QEMU_MEMORY_SIZE": "512M",
+    "MANAGER_QEMU_SMP_COUNT": "2",
+    "MANAGER_START_TIMEOUT": "2m",
+    "MANAGER_CLONE_TIMEOUT": "2m",
+    "MANAGER_BOOT_TIMEOUT": f"{PATIENCE_S - 20}s",
+}
+_STARTS_A_SUPERVISOR = re.compile(r"^[^#\n]*qmp-supervisor serve", re.MULTILINE)
+
+_SCRIPTS = {
+    page: "".join(block.commands for block in pages.blocks(page) if block.mark == "run")
+    for page in pages.PAGES
+}
+_OWN = [page for page in pages.PAGES if _STARTS_A_SUPERVISOR.search(_SCRIPTS[page])]
+_SHARED = [page for page in pages.PAGES if _SCRIPTS[page] and page not in _OWN]
+
+
+@pytest.fixture(scope="module")
+def shared_supervisor() -> Iterator[Mapping[str, str]]:
+    """Where the supervisor is that the pages share, as their session's environment."""
+    with started(MANAGER_TEMPLATES="auto") as running:
+        running.until("/templates", lambda answer: answer["templates"][:1] != [])
+        yield {
+            "MANAGER_HTTP_PORT": str(running.http.base_url.port),
+            "MANAGER_GRPC_PORT": str(running.grpc_port),
+            "TMP": str(running.tmp),
+        }
+
+
+@pytest.mark.parametrize("page", _SHARED, ids=pages.name)
+def test_page(page: Path, short_tmp: Path, shared_supervisor: Mapping[str, str]) -> None:
+    (short_tmp / "tmp").symlink_to(shared_supervisor["TMP"])
+    _run(page, short_tmp, shared_supervisor)
+
+
+@pytest.mark.parametrize("page", _OWN, ids=pages.name)
+def test_page_with_a_supervisor_of_its_own(page: Path) -> None:
+    with workplace() as directory:
+        first, last = own_ports(12000, 20000)
+        with _free_port() as http, _free_port() as grpc:
+            environ = {
+                "MANAGER_HTTP_PORT": str(http),
+                "MANAGER_GRPC_PORT": str(grpc),
+                "MANAGER_QEMU_HOST_FWD_RANGE": f"{first}-{last}",
+            }
+        _run(page, directory, environ)
+
+
+def _run(page: Path, directory: Path, environ: Mapping[str, str]) -> None:
+    script = _SCRIPTS[page]
+    for ours, port in (("9021", "MANAGER_HTTP_PORT"), ("7001", "MANAGER_GRPC_PORT")):
+        script = script.replace(f"localhost:{ours}", f"localhost:{environ[port]}")
+    _check_out(directory)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MANAGER_")}
+    path = f"{Path(sys.prefix, 'bin')}:{clean['PATH']}"
+    session = subprocess.Popen(
+        ["bash", "-euxo", "pipefail", "-c", script],
+        cwd=directory,
+        env=clean | {"PATH": path, "HOME": str(directory)} | environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = session.communicate(timeout=PATIENCE_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(session.pid, signal.SIGKILL)
+    log = directory / "supervisor.log"
+    assert session.returncode == 0, output + (log.read_text() if log.exists() else "")
+
+
+def _check_out(directory: Path) -> None:
+    """Make a directory look like this checkout after ``scripts/quickstart``."""
+    for name in ("docs", "protos", "scripts", "supervisor"):
+        (directory / name).symlink_to(pages.ROOT / name)
+    (directory / "img").symlink_to(IMAGE.parent)
+    (directory / ".venv").symlink_to(sys.prefix)
+    lines = (f"{name}={value}\n" for name, value in (_SETTINGS | firmware()).items())
+    (directory / "supervisor.env").write_text("".join(lines))
+
+
+@contextmanager
+def _free_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
