@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
-    + [*(ROOT / "docs").rglob("*.md")]
+    [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
+    + list((ROOT / "docs").rglob("*.md"))
 )
 
 #: A shell block and, if the line before it is a comment, that comment's text.

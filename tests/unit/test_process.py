@@ -22,7 +22,8 @@ from supervisor.qemu.process import ProcessId, find, running_below
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TMP = Path("/nowhere/tmp")
+#: Of this process alone: other tests look at the same host's processes.
+TMP = Path(f"/nowhere/{os.getpid()}")
 
 #: Names itself, and changes its user if there is one, before it answers and waits.
 _PROGRAM = """

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import pages
-from tests.side_by_side import own_ports
-from tests.vm.conftest import IMAGE, PATIENCE_S, firmware, started, workplace
+from tests.support.side_by_side import own_ports
+from tests.vm.conftest import IMAGE, PATIENCE_S, started, workplace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -86,7 +86,7 @@ def _run(page: Path, directory: Path, environ: Mapping[str, str]) -> None:
     session = subprocess.Popen(
         ["bash", "-euxo", "pipefail", "-c", script],
         cwd=directory,
-        env=clean | {"PATH": path, "HOME": str(directory)} | environ,
+        env=clean | {"PATH": path, "HOME": str(directory)} | dict(environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -108,7 +108,7 @@ def _check_out(directory: Path) -> None:
         (directory / name).symlink_to(pages.ROOT / name)
     (directory / "img").symlink_to(IMAGE.parent)
     (directory / ".venv").symlink_to(sys.prefix)
-    lines = (f"{name}={value}\n" for name, value in (_SETTINGS | firmware()).items())
+    lines = (f"{name}={value}\n" for name, value in _SETTINGS.items())
     (directory / "supervisor.env").write_text("".join(lines))
 
 
