@@ -16,7 +16,7 @@ import trio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from trio_asyncio import aio_as_trio
 
-from supervisor.config import MAX_COMPUTATION
+from supervisor.config import MAX_COMPUTATION, Timing
 from supervisor.errors import AgentError, HostError
 from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Forward
 
 _CLOSE_S = 2.0
+_TIMING = Timing()
 
 #: The largest message on any of our channels: a computation and the field around it.
 MAX_MESSAGE = MAX_COMPUTATION + 64 * 1024
@@ -53,38 +54,28 @@ class Agent:
     busy host would never finish its part of one; so the longer the wait, the longer an attempt.
 
     :param address: ``host:port``
-    :param attempt_s: how long an attempt may take at least
-    :param attempt_share: how long an attempt may take, as a share of the whole wait before it
     """
 
     #: Of grpc.aio; None before `wait_ready`.
     _channel: Any = None
 
-    def __init__(
-        self,
-        vm_id: str,
-        address: str,
-        config: AgentConfig,
-        attempt_s: float,
-        attempt_share: float,
-    ) -> None:
+    def __init__(self, vm_id: str, address: str, config: AgentConfig, timing: Timing) -> None:
         self._vm_id = vm_id
         self.address = address
         self._config = config
-        self._attempt_s = attempt_s
-        self._attempt_share = attempt_share
+        self._timing = timing
 
     async def wait_ready(self, attempt_s: float | None = None) -> None:
         """Return when something speaks HTTP/2 at the agent's port, however long that takes.
 
-        :param attempt_s: in place of the agent's own
+        :param attempt_s: in place of ``agent_attempt_s`` of `Timing`
         :raises HostError: if a certificate cannot be read
         """
-        shortest_s = self._attempt_s if attempt_s is None else attempt_s
+        shortest_s = self._timing.agent_attempt_s if attempt_s is None else attempt_s
         began = trio.current_time()
         while True:
             waited_s = trio.current_time() - began
-            this_s = max(shortest_s, waited_s * self._attempt_share)
+            this_s = max(shortest_s, waited_s * self._timing.agent_attempt_share)
             await self.close()
             self._channel = await aio_as_trio(self._open)(this_s)
             with trio.move_on_after(this_s):
@@ -184,17 +175,13 @@ def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
 
 @asynccontextmanager
 async def connect(
-    vm_id: str,
-    target: str,
-    config: AgentConfig,
-    attempt_s: float = 0.5,
-    attempt_share: float = 1 / 20,
+    vm_id: str, target: str, config: AgentConfig, timing: Timing = _TIMING
 ) -> AsyncIterator[Agent]:
     """An `Agent`, which may not be there yet. Its channel is closed at the end of the block.
 
-    The parameters are those of `Agent`.
+    :param target: ``host:port``
     """
-    guest_agent = Agent(vm_id, target, config, attempt_s, attempt_share)
+    guest_agent = Agent(vm_id, target, config, timing)
     try:
         yield guest_agent
     finally:

@@ -13,7 +13,7 @@ import trio_asyncio
 from supervisor.agent import client
 from supervisor.agent.reference.rpc import Server
 from supervisor.agent.reference.service import Agent, methods
-from supervisor.config import AgentConfig
+from supervisor.config import AgentConfig, Timing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -99,10 +99,10 @@ async def network(**behaviour: float) -> AsyncIterator[Network]:
 
 
 async def meet(one: Network, attempt_share: float = 1 / 20) -> str:
-    config = AgentConfig()
+    timing = Timing(agent_attempt_s=ATTEMPT_S, agent_attempt_share=attempt_share)
     with trio.fail_after(60):
         target = f"127.0.0.1:{one.port}"
-        async with client.connect("vm", target, config, ATTEMPT_S, attempt_share) as guest_agent:
+        async with client.connect("vm", target, AgentConfig(), timing) as guest_agent:
             await guest_agent.wait_ready()
             return await guest_agent.run(b'{"id": "1"}')
 
