@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import grpc
 
-from supervisor.agent import client
+from supervisor.config import Timing
 from supervisor.pb import agent_pb2, agent_pb2_grpc
 
 IMAGE = Path(__file__).parents[2] / "img" / "guest.qcow2"
@@ -23,6 +23,7 @@ MEMORY_MB = 512
 PATIENCE_S = 300.0
 
 #: As the supervisor's own channel to an agent is made, so that nobody waits better than another.
+_TIMING = Timing()
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -123,7 +124,7 @@ def _ready_channel(address: str) -> grpc.Channel:
     """As `supervisor.agent.client.Agent.wait_ready` waits."""
     began = time.perf_counter()
     while (waited_s := time.perf_counter() - began) < PATIENCE_S:
-        attempt_s = max(client.ATTEMPT_S, waited_s * client.ATTEMPT_SHARE)
+        attempt_s = max(_TIMING.agent_attempt_s, waited_s * _TIMING.agent_attempt_share)
         longest = ("grpc.min_reconnect_backoff_ms", int(attempt_s * 1000))
         channel = grpc.insecure_channel(address, options=[*_CHANNEL_OPTIONS, longest])
         try:

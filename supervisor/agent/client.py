@@ -1,7 +1,7 @@
-"""The gRPC client of the agent in a guest: wait until it is there, hand it the computation.
+"""The gRPC client of the agent in a guest: waits until the agent is there, sends the computation.
 
-grpc.aio is asyncio's; this module and ``rpc`` are the only ones that know. The methods of
-`Agent` are trio-flavoured and need ``trio_asyncio.open_loop()`` around them.
+grpc.aio belongs to asyncio. The functions here are trio-flavoured and need
+``trio_asyncio.open_loop()`` around them; the few that are asyncio-flavoured say so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import trio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from trio_asyncio import aio_as_trio
 
-from supervisor.config import MAX_COMPUTATION
+from supervisor.config import MAX_COMPUTATION, Timing
 from supervisor.errors import AgentError, HostError
 from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
 
@@ -27,91 +27,94 @@ if TYPE_CHECKING:
     from supervisor.config import AgentConfig
     from supervisor.qemu.cmdline import Forward
 
-#: QEMU's user network accepts a connection before the guest can, and lets it hang: an attempt is
-#: given up after this time and made anew. But one that is given up too soon has a guest on a busy
-#: host do its part in vain, for ever perhaps; so each may take this share of all the time before.
-ATTEMPT_S, ATTEMPT_SHARE = 0.5, 1 / 20
-
 _CLOSE_S = 2.0
+_TIMING = Timing()
 
 #: The largest message on any of our channels: a computation and the field around it.
 MAX_MESSAGE = MAX_COMPUTATION + 64 * 1024
 
 _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
-    # A reply may be longer than what it answers: the agent re-marshals the computation.
+    # A reply may be longer than its computation: the agent writes the computation again.
     ("grpc.max_receive_message_length", 2 * MAX_MESSAGE),
-    # A guest that comes up refuses connections for a while.
+    # A guest that is booting refuses connections for a while.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Each VM's channel must see its own failures only, and a proxy has no place on this way.
+    # A channel must see the failures of its own VM only. No proxy is between host and guest.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
 
 
 class Agent:
-    """The agent of one VM, at one address. Nothing is asked of it before `wait_ready`."""
+    """The agent of one VM, at one address. Call `wait_ready` first; `connect` closes it.
 
-    #: Of grpc.aio. Not there yet, what is asked of it would be a bug.
+    QEMU's user network accepts a connection before the guest does, and that connection hangs. So
+    `wait_ready` gives up an attempt and makes another. If attempts were too short, a guest on a
+    busy host would never finish its part of one; so the longer the wait, the longer an attempt.
+
+    :param address: ``host:port``
+    """
+
+    #: Of grpc.aio; None before `wait_ready`.
     _channel: Any = None
 
-    def __init__(self, vm_id: str, address: str, config: AgentConfig) -> None:
+    def __init__(self, vm_id: str, address: str, config: AgentConfig, timing: Timing) -> None:
         self._vm_id = vm_id
         self.address = address
         self._config = config
+        self._timing = timing
 
-    async def wait_ready(self, attempt_s: float = ATTEMPT_S) -> None:
-        """Return once something speaks HTTP/2 at the agent's port, however long that takes.
+    async def wait_ready(self, attempt_s: float | None = None) -> None:
+        """Return when something speaks HTTP/2 at the agent's port, however long that takes.
 
-        :param attempt_s: how long the first attempts may take
+        :param attempt_s: in place of ``agent_attempt_s`` of `Timing`
         :raises HostError: if a certificate cannot be read
         """
+        shortest_s = self._timing.agent_attempt_s if attempt_s is None else attempt_s
         began = trio.current_time()
         while True:
-            this_s = max(attempt_s, (trio.current_time() - began) * ATTEMPT_SHARE)
-            channel = await self._open(this_s)
+            waited_s = trio.current_time() - began
+            this_s = max(shortest_s, waited_s * self._timing.agent_attempt_share)
+            await self.close()
+            self._channel = await aio_as_trio(self._open)(this_s)
             with trio.move_on_after(this_s):
-                await aio_as_trio(channel.channel_ready)()
+                await aio_as_trio(self._channel.channel_ready)()
                 return
 
     async def _open(self, attempt_s: float) -> grpc.aio.Channel:
-        """Another channel in place of the one before."""
+        """A new channel. Asyncio-flavoured: grpc.aio asks for the running loop.
 
-        async def opened() -> grpc.aio.Channel:  # asyncio-flavoured
-            # A connection that is being made is not ended with its channel, but by this.
-            longest = ("grpc.min_reconnect_backoff_ms", int(attempt_s * 1000))
-            options = [*_CHANNEL_OPTIONS, longest]
-            if not self._config.client_tls:
-                return grpc.aio.insecure_channel(self.address, options=options)
-            # The VM is reached at a forwarded port of the host, whose name no certificate has.
-            name = self._config.server_name or self._config.url.host
-            options.append(("grpc.ssl_target_name_override", name))
-            credentials = _credentials(self._config)
-            return grpc.aio.secure_channel(self.address, credentials, options=options)
-
-        await self.close()
-        channel: grpc.aio.Channel = await aio_as_trio(opened)()
-        self._channel = channel
-        return channel
+        :raises HostError: if a certificate cannot be read
+        """
+        # Closing a channel does not end a connection that is still being made; this option does.
+        longest = ("grpc.min_reconnect_backoff_ms", int(attempt_s * 1000))
+        options = [*_CHANNEL_OPTIONS, longest]
+        if not self._config.client_tls:
+            return grpc.aio.insecure_channel(self.address, options=options)
+        # The address is a forwarded port of the host, and no certificate has the host's name.
+        name = self._config.server_name or self._config.url.host
+        options.append(("grpc.ssl_target_name_override", name))
+        return grpc.aio.secure_channel(self.address, _credentials(self._config), options=options)
 
     async def close(self) -> None:
+        """Close the channel, if there is one. What is asked over the channel ends."""
         channel, self._channel = self._channel, None
         if channel:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
                 await aio_as_trio(channel.close)()
 
     async def run(self, computation: bytes) -> str:
-        """The agent's answer to ``Run``.
+        """The agent's reply to *computation*.
 
-        :raises AgentError: if that is an error, or no answer at all
+        :raises AgentError: if the agent answers with an error, or not at all
         """
         method = agent_pb2_grpc.AgentServiceStub(self._channel).Run
         response = await self._ask(method, agent_pb2.RunRequest(computation=computation))
         return str(response.Computation)
 
     async def warm_up(self) -> None:
-        """Ask for its health, whatever it answers: a guest's first answer is its slowest."""
+        """Ask for the agent's health and ignore the answer: a guest's first answer is slow."""
         stub: Any = health_pb2_grpc.HealthStub(self._channel)  # its types have no methods
         with suppress(AgentError):
             await self._ask(stub.Check, health_pb2.HealthCheckRequest())
@@ -119,7 +122,7 @@ class Agent:
     async def prepare(self) -> None:
         """Have the guest make itself ready to be frozen: ``protos/clone.proto``.
 
-        :raises AgentError: if it refuses
+        :raises AgentError: if the agent refuses
         """
         method = clone_pb2_grpc.CloneServiceStub(self._channel).Prepare
         await self._ask(method, clone_pb2.PrepareRequest())
@@ -128,7 +131,7 @@ class Agent:
         """Tell a guest that was started from a template which VM it is.
 
         :param entropy: at least 32 bytes that nobody else has
-        :raises AgentError: if it refuses
+        :raises AgentError: if the agent refuses
         """
         request = clone_pb2.RenewRequest(
             vm_id=self._vm_id,
@@ -148,23 +151,22 @@ class Agent:
             code, text = error.code().name, error.details() or "without a word"
             raise AgentError(self._vm_id, code, text) from error
         except asyncio.CancelledError:
-            # Not ours, which trio would tell: the channel was closed, for the VM has ended.
+            # Trio reports its own cancellation otherwise: the channel was closed, the VM has ended.
             raise AgentError(self._vm_id, "UNAVAILABLE", "the channel was closed") from None
-        if response is None:  # grpc.aio's word for bytes that do not parse
+        if response is None:  # so grpc.aio reports bytes that do not parse
             raise AgentError(self._vm_id, "INTERNAL", "its answer is not what its protocol says")
         return response
 
 
 def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
-    """Where the agent of the VM with these forwards is reached, as ``host:port``.
+    """The address of the agent of a VM with these forwards, as ``host:port``.
 
-    With a loopback URL, the VM's own host port; else the fixed address, in which ``{port}``
-    stands for that port.
+    If the URL is a loopback address, that is the VM's own host port. Otherwise that is the URL's
+    address, with the host port in place of ``{port}``.
     """
     url = config.url
-    # The declaration of the forwards puts the agent's last, where the URL names no port.
-    wanted = [one for one in forwards if one.guest_port == url.port] or [forwards[-1]]
-    forward = wanted[0]
+    # If the URL names no port of theirs: the forwards are declared with the agent's last.
+    forward = next((one for one in forwards if one.guest_port == url.port), forwards[-1])
     if url.is_loopback:
         host = "127.0.0.1" if forward.host_address == "0.0.0.0" else forward.host_address
         return f"{host}:{forward.host_port}"
@@ -172,12 +174,14 @@ def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
 
 
 @asynccontextmanager
-async def connect(vm_id: str, target: str, config: AgentConfig) -> AsyncIterator[Agent]:
-    """An agent that may not be there yet. What is open to it is closed on leaving.
+async def connect(
+    vm_id: str, target: str, config: AgentConfig, timing: Timing = _TIMING
+) -> AsyncIterator[Agent]:
+    """An `Agent`, which may not be there yet. Its channel is closed at the end of the block.
 
     :param target: ``host:port``
     """
-    guest_agent = Agent(vm_id, target, config)
+    guest_agent = Agent(vm_id, target, config, timing)
     try:
         yield guest_agent
     finally:
@@ -193,9 +197,9 @@ def _credentials(config: AgentConfig) -> grpc.ChannelCredentials:
 
 
 def read_pem(file: Path | None) -> bytes | None:
-    """A certificate's or key's bytes, None for none.
+    """The bytes of a certificate or a key; None if there is no file.
 
-    :raises HostError: if it cannot be read
+    :raises HostError: if the file cannot be read
     """
     if file is None:
         return None

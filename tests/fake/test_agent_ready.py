@@ -13,12 +13,11 @@ import trio_asyncio
 from supervisor.agent import client
 from supervisor.agent.reference.rpc import Server
 from supervisor.agent.reference.service import Agent, methods
-from supervisor.config import AgentConfig
+from supervisor.config import AgentConfig, Timing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    import pytest
 
 #: So short that only a patient caller meets a guest that takes `SLOW_S`.
 ATTEMPT_S, SLOW_S = 0.05, 0.5
@@ -99,11 +98,12 @@ async def network(**behaviour: float) -> AsyncIterator[Network]:
             nursery.cancel_scope.cancel()
 
 
-async def meet(one: Network) -> str:
-    config = AgentConfig()
+async def meet(one: Network, attempt_share: float = 1 / 20) -> str:
+    timing = Timing(agent_attempt_s=ATTEMPT_S, agent_attempt_share=attempt_share)
     with trio.fail_after(60):
-        async with client.connect("vm", f"127.0.0.1:{one.port}", config) as guest_agent:
-            await guest_agent.wait_ready(ATTEMPT_S)
+        target = f"127.0.0.1:{one.port}"
+        async with client.connect("vm", target, AgentConfig(), timing) as guest_agent:
+            await guest_agent.wait_ready()
             return await guest_agent.run(b'{"id": "1"}')
 
 
@@ -114,9 +114,8 @@ async def test_connections_that_hang_are_given_up() -> None:
         assert one.most_open < 6, "what was given up stays connected"
 
 
-async def test_slow_guest_is_given_the_time_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were each attempt as short as the first, none would ever succeed."""
-    monkeypatch.setattr(client, "ATTEMPT_SHARE", 1 / 2)
+async def test_slow_guest_is_given_the_time_it_needs() -> None:
+    """If each attempt were as short as the first, none would ever succeed."""
     async with network(slow_s=SLOW_S) as one:
-        assert '"id":"1"' in await meet(one)
+        assert '"id":"1"' in await meet(one, attempt_share=1 / 2)
         assert one.taken > 1
