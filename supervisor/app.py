@@ -88,7 +88,7 @@ def examine(config: Config, clock: Clock) -> Host:
     decided, warnings = accel.decide(config.qemu, qemu)
     descriptors = firmware.read_descriptors()
     if problem := firmware.mismatch(config.qemu.firmware, descriptors):
-        raise HostError(problem)
+        raise HostError(problem.detail, advice=problem.advice)
     try:
         firmware.check_pair(config.qemu.firmware, descriptors)
         check_image(config.qemu.disk)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from supervisor.config import Config, GrpcConfig, HttpConfig, QemuConfig
+    from supervisor.errors import SupervisorError
 
 #: The oldest QEMU this project has been run with.
 _TRIED_QEMU = (7, 2)
@@ -271,9 +272,8 @@ def check_limits(config: Config, host: admission.Resources) -> Check:
     """How many VMs are admitted at once; the memory that is free now is `check_memory`'s."""
     need = admission.Resources.of_new_vm(config.qemu)
     budget = admission.budget(config.limits, host)
-    if why := admission.never(budget, need):
-        detail, _, advice = why.rpartition("; ")
-        return Check("limits", Verdict.FAIL, detail, advice)
+    if error := admission.never(budget, need):
+        return _of_error("limits", error)
     by = admission.how_many(budget, need)
     allowed = ", ".join(f"{count} by {limit.value}" for limit, count in by.items())
     return Check("limits", Verdict.OK, f"room for {min(by.values())} at once: {allowed}")
@@ -319,10 +319,8 @@ def _by(port: int) -> str:
     return f"belongs to {holder}" if holder else "is in use"
 
 
-def _of_error(name: str, error: Exception) -> Check:
-    """Errors say what is wrong before the last semicolon and what to do about it after it."""
-    detail, _, advice = str(error).rpartition("; ")
-    return Check(name, Verdict.FAIL, detail or advice, advice if detail else "")
+def _of_error(name: str, error: SupervisorError) -> Check:
+    return Check(name, Verdict.FAIL, error.detail, error.advice)
 
 
 def _ask(*command: str) -> tuple[int | None, str]:

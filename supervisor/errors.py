@@ -9,25 +9,25 @@
     │   ├── UnsupportedMedia   … it is not JSON
     │   └── TooLarge           … it is over the limit
     ├── VmNotFound             no VM has this id
-    ├── Busy                   what is asked for conflicts with what is
-    ├── AtCapacity             no room for one more VM; says which limit and when to try again
+    ├── Busy                   the request conflicts with the present state of a VM or a run
+    ├── AtCapacity             no room for one more VM; names the limit and when to try again
     ├── Stopping               the supervisor is about to end
     ├── LaunchError            QEMU did not come up; carries argv, exit code, last log lines
     │   ├── ImageError         … the base image is missing or unreadable
     │   ├── FirmwareError      … OVMF's files are missing or do not belong together
-    │   └── PortsTaken         … no free host port, or somebody else was faster
+    │   └── PortsTaken         … no host port is free, or another process took it first
     ├── VmEnded                the VM ended before it answered
     ├── RunFailed              an earlier run with the same key did not succeed
-    ├── MonitorError           QMP refused a command, or the link is gone
+    ├── MonitorError           QMP refused a command, or the connection is gone
     │   ├── SocketGone         … nobody listens on QEMU's socket any more
-    │   └── MonitorFlooded     … more events come than any guest has reason for
-    ├── TemplateError          a template cannot be made, or there is none where one is required
-    ├── CloneFailed            a VM from a template did not come up; it may do so from cold
-    ├── AgentTimeout           the agent did not become ready, or did not answer, in time
+    │   └── MonitorFlooded     … more events arrive than any guest has reason for
+    ├── TemplateError          a template cannot be made, or a required template is missing
+    ├── CloneFailed            a VM from a template did not come up; it may come up from cold
+    ├── AgentTimeout           the agent was not ready, or did not answer, in time
     └── AgentError             the agent answered with an error status
 
-Messages say what happened, to which VM, and what to do about it. The tables from
-error to HTTP status and to gRPC code live with the transports, in ``web`` and ``rpc``.
+A message says what happened, to which VM, and what to do about it. Each wire has one table from
+an error to its status: `supervisor.api.http.problems` and `supervisor.api.grpc.errors`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,19 @@ if TYPE_CHECKING:
 
 
 class SupervisorError(Exception):
-    """The root. ``str(error)`` is one paragraph fit for an operator.
+    """The root. ``str(error)`` is one paragraph for an operator: ``detail; advice``.
 
+    :param detail: what happened
+    :param advice: what to do about it; empty if there is nothing to say
     :ivar vm_id: the VM that it happened to, if any
     """
 
     vm_id: str | None = None
+
+    def __init__(self, detail: str, *, advice: str = "") -> None:
+        super().__init__(f"{detail}; {advice}" if advice else detail)
+        self.detail = detail
+        self.advice = advice
 
 
 class ConfigError(SupervisorError):
@@ -63,8 +70,8 @@ class HostError(SupervisorError):
 class InvalidRequest(SupervisorError):
     """The caller's input is malformed. ``member`` is its place, such as ``computation[3]``."""
 
-    def __init__(self, detail: str, *, member: str | None = None) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str, *, member: str | None = None, advice: str = "") -> None:
+        super().__init__(detail, advice=advice)
         self.member = member
 
 
@@ -83,17 +90,18 @@ class VmNotFound(SupervisorError):
 
 
 class Busy(SupervisorError):
-    """What was asked for conflicts with what is; the message says with what."""
+    """The request conflicts with the present state; the message says with what."""
 
 
 class AtCapacity(SupervisorError):
     """There is no room for one more VM.
 
-    :param retry_after_s: whole seconds after which there may be; None if never, as things are set
+    :param retry_after_s: whole seconds after which there may be room; None if the settings never
+        leave room
     """
 
-    def __init__(self, detail: str, *, retry_after_s: int | None) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str, *, retry_after_s: int | None, advice: str = "") -> None:
+        super().__init__(detail, advice=advice)
         self.retry_after_s = retry_after_s
 
 
@@ -105,25 +113,30 @@ class Stopping(SupervisorError):
 
 
 class LaunchError(SupervisorError):
-    """QEMU did not come up.
+    """QEMU did not come up. ``str(error)`` ends with the log.
 
-    :param argv: what was started, empty if it did not come to that
+    :param argv: the command; empty if no command was run
     :param exit_code: negative for a signal, None if QEMU was never started
-    :param log_tail: the last lines QEMU wrote
+    :param log_tail: the last lines that the command wrote
     """
 
     def __init__(
         self,
         detail: str,
         *,
+        advice: str = "",
         argv: Sequence[str] = (),
         exit_code: int | None = None,
         log_tail: str = "",
     ) -> None:
-        super().__init__(f"{detail}\n{log_tail}" if log_tail else detail)
+        super().__init__(detail, advice=advice)
         self.argv = tuple(argv)
         self.exit_code = exit_code
         self.log_tail = log_tail
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}\n{self.log_tail}" if self.log_tail else text
 
 
 class ImageError(LaunchError):
@@ -135,11 +148,27 @@ class FirmwareError(LaunchError):
 
 
 class PortsTaken(LaunchError):
-    """A host port that the VM needs belongs to somebody else."""
+    """A host port that the VM needs belongs to another process.
+
+    :param ports: those that QEMU named as taken; empty if QEMU was not started
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        ports: Iterable[int] = (),
+        advice: str = "",
+        argv: Sequence[str] = (),
+        exit_code: int | None = None,
+        log_tail: str = "",
+    ) -> None:
+        super().__init__(detail, advice=advice, argv=argv, exit_code=exit_code, log_tail=log_tail)
+        self.ports = frozenset(ports)
 
 
 class VmEnded(SupervisorError):
-    """The VM ended while somebody waited for it."""
+    """The VM ended while a caller waited for its answer."""
 
     def __init__(self, vm_id: str, state: str, reason: str, log_tail: str = "") -> None:
         detail = f"VM {vm_id} ended before its agent answered: {state}, {reason}"
@@ -148,11 +177,22 @@ class VmEnded(SupervisorError):
         self.reason = reason
 
 
-class MonitorError(SupervisorError):
-    """QEMU refused a QMP command (``error_class`` is QMP's), or the link is gone (None)."""
+class RunFailed(SupervisorError):
+    """An earlier run failed; a request with the same key is told how."""
 
-    def __init__(self, detail: str, *, error_class: str | None = None) -> None:
-        super().__init__(detail)
+    def __init__(self, vm_id: str, detail: str) -> None:
+        super().__init__(f"the run of VM {vm_id} did not succeed: {detail}")
+        self.vm_id = vm_id
+
+
+class MonitorError(SupervisorError):
+    """QEMU refused a QMP command, or the connection is gone.
+
+    :param error_class: QMP's word for a refusal; None if the connection is gone
+    """
+
+    def __init__(self, detail: str, *, error_class: str | None = None, advice: str = "") -> None:
+        super().__init__(detail, advice=advice)
         self.error_class = error_class
 
 
@@ -161,18 +201,20 @@ class SocketGone(MonitorError):
 
 
 class MonitorFlooded(MonitorError):
-    """A guest has QEMU send more events than can be of use to anybody."""
+    """A guest makes QEMU send more events than any reader can use."""
 
 
 class TemplateError(SupervisorError):
-    """A template cannot be made, or there is none for a run that requires one."""
+    """A template cannot be made, or a run requires a template and there is none."""
 
 
 class CloneFailed(SupervisorError):
     """A VM from a template does not restore, or its agent does not answer.
 
-    :ivar vm_id: which; nothing was asked of its agent but to renew itself
-    :ivar blames_template: whether it speaks against the template, and not against the host
+    The agent has been asked to renew itself and nothing else, so the VM may start again from cold.
+
+    :param why: what failed
+    :param blames_template: whether the template is to blame, and not the host
     """
 
     def __init__(self, vm_id: str, why: str, blames_template: bool = True) -> None:
@@ -182,28 +224,20 @@ class CloneFailed(SupervisorError):
         self.blames_template = blames_template
 
 
-class RunFailed(SupervisorError):
-    """What an earlier run came to, told to a request that repeats it."""
-
-    def __init__(self, vm_id: str, detail: str) -> None:
-        super().__init__(f"the run of VM {vm_id} did not succeed: {detail}")
-        self.vm_id = vm_id
-
-
 class AgentTimeout(SupervisorError):
     """The agent was not ready, or did not answer, within its deadline."""
 
-    def __init__(self, vm_id: str, detail: str) -> None:
-        super().__init__(detail)
+    def __init__(self, vm_id: str, detail: str, *, advice: str = "") -> None:
+        super().__init__(detail, advice=advice)
         self.vm_id = vm_id
 
 
 class AgentError(SupervisorError):
     """The agent answered with an error.
 
-    :param code: gRPC's name of it, such as ``INTERNAL``
+    :param code: gRPC's name of the status, such as ``INTERNAL``
     :param text: the agent's own words
-    :param hint: where to look, ours
+    :param hint: where to look, in the supervisor's words
     """
 
     def __init__(self, vm_id: str, code: str, text: str, hint: str = "") -> None:
@@ -214,13 +248,13 @@ class AgentError(SupervisorError):
 
 
 def single(error: Exception) -> Exception:
-    """What a nursery wrapped, where it is one error alone."""
+    """The error that a nursery wrapped, if it wrapped one error alone; else the group."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the known word most like ``word``, or nothing."""
+    """``; did you mean 'x'?`` for the known word most like ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -74,7 +74,7 @@ def bind_tcp(what: str, host: str, port: int, setting: str) -> socket.socket:
     except OSError as error:
         why = f"{what} cannot listen on {host}:{port}: {error.strerror or error}"
         if error.errno != errno.EADDRINUSE:
-            raise HostError(f"{why}; see {setting}_HOST and {setting}_PORT") from error
+            raise HostError(why, advice=f"see {setting}_HOST and {setting}_PORT") from error
         by = f", it belongs to {holder}" if (holder := owner(port)) else ""
-        raise HostError(f"{why}{by}; set {setting}_PORT to another") from error
+        raise HostError(f"{why}{by}", advice=f"set {setting}_PORT to another") from error
     return listener

@@ -43,23 +43,22 @@ class ImageBuildError(SupervisorError):
     *command* is empty and *output_tail* the whole reason where no command was at fault.
     """
 
-    def __init__(self, step: str, command: Sequence[str], output_tail: str) -> None:
-        super().__init__(step, command, output_tail)
+    def __init__(
+        self, step: str, command: Sequence[str], output_tail: str, *, advice: str = ""
+    ) -> None:
+        shown = f" ({' '.join(command)})" if command else ""
+        super().__init__(f"cannot {step}{shown}: {output_tail}", advice=advice)
         self.step = step
         self.command = tuple(command)
         self.output_tail = output_tail
-
-    def __str__(self) -> str:
-        command = f" ({' '.join(self.command)})" if self.command else ""
-        return f"cannot {self.step}{command}: {self.output_tail}"
 
 
 def require_tools() -> None:
     """ImageBuildError: tools are missing; it names the packages to install."""
     missing = sorted({PACKAGE_OF[tool] for tool in PACKAGE_OF if not _path_of(tool)})
     if missing:
-        advice = f"tools are missing; install them with: apt-get install {' '.join(missing)}"
-        raise ImageBuildError("start", (), advice)
+        advice = f"install them with: apt-get install {' '.join(missing)}"
+        raise ImageBuildError("start", (), "tools are missing", advice=advice)
 
 
 def run(

@@ -69,8 +69,8 @@ def find_qemu(config: QemuConfig) -> str:
     found = shutil.which(config.bin_path)
     if found is None:
         raise HostError(
-            f"{config.bin_path} is not an executable on the PATH; install the package"
-            " qemu-system-x86, or set MANAGER_QEMU_BIN_PATH"
+            f"{config.bin_path} is not an executable on the PATH",
+            advice="install the package qemu-system-x86, or set MANAGER_QEMU_BIN_PATH",
         )
     return os.path.abspath(found)
 
@@ -87,15 +87,17 @@ def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:
         kvm = probe.works
         if not kvm and config.enable_kvm is Switch.TRUE:
             raise HostError(
-                f"MANAGER_QEMU_ENABLE_KVM=true, but {probe.detail};"
-                " set it to auto or false to emulate"
+                f"MANAGER_QEMU_ENABLE_KVM=true, but {probe.detail}",
+                advice="set it to auto or false to emulate",
             )
         if not kvm:
             warnings.append(f"VMs are emulated, which is slow: {probe.detail}")
     wants_sev = config.enable_sev is not Switch.FALSE
     missing = sev.missing(kvm=kvm, sudo=config.use_sudo) if wants_sev else None
     if missing and config.enable_sev is Switch.TRUE:
-        raise HostError(f"MANAGER_QEMU_ENABLE_SEV=true, but {missing}; set it to auto or false")
+        raise HostError(
+            f"MANAGER_QEMU_ENABLE_SEV=true, but {missing}", advice="set it to auto or false"
+        )
     if missing:
         warnings.append(f"VMs are not confidential: {missing}")
     return Accel(kvm=kvm, sev=wants_sev and missing is None), warnings

@@ -165,14 +165,14 @@ def check_pair(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> N
             file.open("rb").close()
         except OSError as error:
             raise FirmwareError(
-                f"firmware {file}: {error.strerror}; install the package ovmf, or set"
-                f" MANAGER_QEMU_OVMF_{name}_FILE"
+                f"firmware {file}: {error.strerror}",
+                advice=f"install the package ovmf, or set MANAGER_QEMU_OVMF_{name}_FILE",
             ) from error
-    if problem := mismatch(firmware, descriptors):
-        raise FirmwareError(problem)
+    if error := mismatch(firmware, descriptors):
+        raise error
 
 
-def mismatch(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> str | None:
+def mismatch(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> FirmwareError | None:
     """Why the two files cannot be a pair, and what to set; None if nothing speaks against it.
 
     A file that is missing, or that neither a descriptor nor its own header describes, is taken
@@ -186,30 +186,30 @@ def mismatch(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> str
     code_holds = _content(code) if firmware.code_format == "raw" else Content.UNKNOWN
     vars_holds = _content(variables) if firmware.vars_format == "raw" else Content.UNKNOWN
     if holds_vars or code_holds is Content.VARS:
-        return (
-            f"firmware {code} holds variables, not code; set MANAGER_QEMU_OVMF_CODE_FILE to a"
-            " CODE file and MANAGER_QEMU_OVMF_VARS_FILE to its VARS file"
+        return FirmwareError(
+            f"firmware {code} holds variables, not code",
+            advice="set MANAGER_QEMU_OVMF_CODE_FILE to a CODE file and"
+            " MANAGER_QEMU_OVMF_VARS_FILE to its VARS file",
         )
     if holds_code or vars_holds in (Content.CODE, Content.CHIP):
-        return (
-            f"firmware {variables} holds code, not variables alone; set"
-            " MANAGER_QEMU_OVMF_VARS_FILE to the VARS file that belongs to"
-            f" {code}"
+        return FirmwareError(
+            f"firmware {variables} holds code, not variables alone",
+            advice=f"set MANAGER_QEMU_OVMF_VARS_FILE to the VARS file that belongs to {code}",
         )
     if of_code and of_vars and not any(one in of_vars for one in of_code):
         pair = min(of_code, key=lambda one: len(one.features & _UNWANTED))
-        return (
+        return FirmwareError(
             f"firmware does not belong together: {pair.file} pairs {code} with"
-            f" {pair.vars_file}, not with {variables}; set"
-            f" MANAGER_QEMU_OVMF_VARS_FILE={pair.vars_file}"
+            f" {pair.vars_file}, not with {variables}",
+            advice=f"set MANAGER_QEMU_OVMF_VARS_FILE={pair.vars_file}",
         )
     if code_holds is Content.CODE and vars_holds is Content.VARS:
         sizes = [file.stat().st_size for file in (code, variables)]
         if sum(sizes).bit_count() != 1:  # edk2 builds one chip, and cuts it in two
-            return (
+            return FirmwareError(
                 f"firmware does not belong together: {code} ({sizes[0] // 1024} KiB) and"
-                f" {variables} ({sizes[1] // 1024} KiB) do not make up one flash chip; set"
-                " MANAGER_QEMU_OVMF_CODE_FILE and MANAGER_QEMU_OVMF_VARS_FILE to a pair"
+                f" {variables} ({sizes[1] // 1024} KiB) do not make up one flash chip",
+                advice="set MANAGER_QEMU_OVMF_CODE_FILE and MANAGER_QEMU_OVMF_VARS_FILE to a pair",
             )
     return None
 

@@ -72,8 +72,8 @@ class PortPool:
                 return port
         setting = "RANGE" if self._net.host_fwd_range else "1, _2 and _3"
         raise PortsTaken(
-            f"no host port from {base} to {last} is free on {self._net.host_fwd_addr};"
-            f" set MANAGER_QEMU_HOST_FWD_{setting} to other ports"
+            f"no host port from {base} to {last} is free on {self._net.host_fwd_addr}",
+            advice=f"set MANAGER_QEMU_HOST_FWD_{setting} to other ports",
         )
 
 

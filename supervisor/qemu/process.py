@@ -166,8 +166,8 @@ async def start(
             )
         except OSError as error:
             raise LaunchError(
-                f"{argv[0]} cannot be run: {error.strerror}; install the package"
-                " qemu-system-x86, or set MANAGER_QEMU_BIN_PATH",
+                f"{argv[0]} cannot be run: {error.strerror}",
+                advice="install the package qemu-system-x86, or set MANAGER_QEMU_BIN_PATH",
                 argv=argv,
             ) from error
     try:
@@ -178,7 +178,9 @@ async def start(
     except OSError as error:
         child.kill()
         raise LaunchError(
-            f"QEMU cannot be watched: {error.strerror}; see to the limit of open files", argv=argv
+            f"QEMU cannot be watched: {error.strerror}",
+            advice="see to the limit of open files",
+            argv=argv,
         ) from error
     async with _held(Qemu(identity, pidfd, child), pidfd, leave) as qemu:
         yield qemu

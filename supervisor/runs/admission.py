@@ -111,25 +111,26 @@ def how_many(most: Resources, need: Resources) -> dict[Limit, int]:
     }
 
 
-def never(most: Resources, need: Resources) -> str | None:
-    """Why such a VM does not even fit alone, and what to set; None if it does."""
+def never(most: Resources, need: Resources) -> AtCapacity | None:
+    """Why such a VM does not fit even alone, and what to set; None if it fits."""
     match need.over(most):
         case None:
             return None
         case Limit.VMS:
-            return "MANAGER_MAX_VMS=0 allows no VM at all; raise it"
+            detail, advice = "MANAGER_MAX_VMS=0 allows no VM at all", "raise it"
         case Limit.MEMORY:
-            return (
+            detail = (
                 f"a VM needs {_mib(need.memory_bytes)} of memory, and all VMs together may have"
-                f" {_mib(most.memory_bytes)} on this host; lower MANAGER_QEMU_MEMORY_SIZE or raise"
-                " MANAGER_MEMORY_OVERCOMMIT"
+                f" {_mib(most.memory_bytes)} on this host"
             )
+            advice = "lower MANAGER_QEMU_MEMORY_SIZE or raise MANAGER_MEMORY_OVERCOMMIT"
         case Limit.VCPUS:
-            return (
+            detail = (
                 f"a VM needs {need.vcpus} virtual CPUs, and all VMs together may have"
-                f" {most.vcpus} on this host; lower MANAGER_QEMU_SMP_COUNT or raise"
-                " MANAGER_VCPU_OVERCOMMIT"
+                f" {most.vcpus} on this host"
             )
+            advice = "lower MANAGER_QEMU_SMP_COUNT or raise MANAGER_VCPU_OVERCOMMIT"
+    return AtCapacity(detail, advice=advice, retry_after_s=None)
 
 
 @attrs.define(eq=False)
@@ -172,8 +173,8 @@ class Admission:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._closed:
             raise Stopping
-        if why := never(self.budget, need):
-            raise AtCapacity(why, retry_after_s=None)
+        if error := never(self.budget, need):
+            raise error
         # No checkpoint lies between a call and its place in the queue, so the places are in
         # the order of the calls.
         waiter = _Waiter(need, trio.current_time() + self._limits.queue_timeout_s)

@@ -56,8 +56,8 @@ def locked(tmp: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             raise HostError(
-                f"{tmp} belongs to another supervisor (pid {holder}); end that one first, or set"
-                " MANAGER_QEMU_TMP_FILE_LOC to another directory"
+                f"{tmp} belongs to another supervisor (pid {holder})",
+                advice="end that one first, or set MANAGER_QEMU_TMP_FILE_LOC to another directory",
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

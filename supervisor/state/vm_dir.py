@@ -221,15 +221,16 @@ def check_tmp(tmp: Path) -> None:
     if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
         raise HostError(
             f"{tmp} is too long a path: a VM's QMP socket, {longest}, must fit into"
-            f" {MAX_SOCKET_PATH} bytes; set MANAGER_QEMU_TMP_FILE_LOC to a shorter one"
+            f" {MAX_SOCKET_PATH} bytes",
+            advice="set MANAGER_QEMU_TMP_FILE_LOC to a shorter one",
         )
     try:
         tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise HostError(
-            f"{tmp} cannot be written to ({error.strerror});"
-            " set MANAGER_QEMU_TMP_FILE_LOC to a directory that can"
+            f"{tmp} cannot be written to ({error.strerror})",
+            advice="set MANAGER_QEMU_TMP_FILE_LOC to a directory that can",
         ) from error
 
 
@@ -259,8 +260,8 @@ def check_image(disk: DiskConfig) -> None:
     """
     if not disk.file.exists():
         raise ImageError(
-            f"base image {disk.file} is missing; build one with 'qmp-supervisor image build',"
-            " or set MANAGER_QEMU_DISK_IMG_FILE"
+            f"base image {disk.file} is missing",
+            advice="build one with 'qmp-supervisor image build', or set MANAGER_QEMU_DISK_IMG_FILE",
         )
 
 
@@ -280,15 +281,18 @@ def make_overlay(disk: DiskConfig, overlay: Path) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise ImageError(
-            f"qemu-img has not read {disk.file} in {_QEMU_IMG_S:g} s; see to its file system",
+            f"qemu-img has not read {disk.file} in {_QEMU_IMG_S:g} s",
+            advice="see to its file system",
             argv=command,
         ) from error
     except FileNotFoundError as error:
-        raise LaunchError("qemu-img is not on the PATH; install the package qemu-utils") from error
+        raise LaunchError(
+            "qemu-img is not on the PATH", advice="install the package qemu-utils"
+        ) from error
     if done.returncode:
         raise ImageError(
-            f"base image {disk.file} cannot be used as {disk.format}; check it with"
-            f" 'qemu-img check {disk.file}', and MANAGER_QEMU_DISK_IMG_FORMAT",
+            f"base image {disk.file} cannot be used as {disk.format}",
+            advice=f"check it with 'qemu-img check {disk.file}', and MANAGER_QEMU_DISK_IMG_FORMAT",
             argv=command,
             exit_code=done.returncode,
             log_tail=done.stderr.strip(),

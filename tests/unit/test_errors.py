@@ -88,10 +88,18 @@ def test_every_class_is_in_the_table() -> None:
     assert {type(row[0]) for row in TABLE} == ours
 
 
-def test_every_class_is_in_the_tree_of_the_docstring() -> None:
-    drawn = re.findall(r"(?:── |^    )([A-Z][A-Za-z]+)", errors.__doc__ or "", re.MULTILINE)
-    ours = [kind.__name__ for kind in below(SupervisorError) if kind.__module__ == errors.__name__]
-    assert sorted(drawn) == sorted(ours)
+def test_the_tree_of_the_docstring_is_that_of_the_classes() -> None:
+    """The same classes, in the same order, each below its parent."""
+    drawn: list[tuple[str, str]] = []
+    path = ["Exception"]
+    lines = re.findall(r"^    ([│├└─ ]*)([A-Z][A-Za-z]+)", errors.__doc__ or "", re.MULTILINE)
+    for indent, name in lines:
+        depth = len(indent) // 4
+        path = [*path[: depth + 1], name]
+        drawn.append((name, path[depth]))
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    ours = [kind for kind in classes if issubclass(kind, SupervisorError)]
+    assert drawn == [(kind.__name__, kind.__bases__[0].__name__) for kind in ours]
 
 
 @pytest.mark.parametrize(("error", "status", "code"), TABLE, ids=ids)
@@ -133,6 +141,7 @@ async def test_http(error: SupervisorError, status: int, code: grpc.StatusCode) 
         (InvalidRequest("x"), {}),
         (VmNotFound("v"), {"vm": "v"}),
         (VmEnded("v", "crashed", "exit:1"), {"vm": "v"}),
+        (Busy("x", advice="end it first"), {"advice": "end it first"}),
         (
             AgentError("v", "INTERNAL", "t"),
             {"vm": "v", "agent_code": "INTERNAL", "agent_message": "t"},
@@ -172,10 +181,22 @@ async def test_a_bug_does_not_show_its_insides() -> None:
     assert "secret" not in str(problem)
 
 
+def test_advice_follows_the_detail() -> None:
+    error = HostError("it failed; badly", advice="install it")
+    assert str(error) == "it failed; badly; install it"
+    assert (error.detail, error.advice) == ("it failed; badly", "install it")
+    assert str(HostError("it failed")) == "it failed"
+
+
 def test_launch_error_ends_with_the_log() -> None:
-    error = LaunchError("it failed", argv=["q"], exit_code=1, log_tail="last words")
-    assert str(error) == "it failed\nlast words"
+    error = LaunchError("it failed", advice="look", argv=["q"], exit_code=1, log_tail="last words")
+    assert str(error) == "it failed; look\nlast words"
     assert (error.argv, error.exit_code) == (("q",), 1)
+
+
+def test_taken_ports_are_a_field() -> None:
+    assert PortsTaken("x", ports=[2222, 7020]).ports == {2222, 7020}
+    assert PortsTaken("x").ports == frozenset()
 
 
 def test_config_error_has_a_line_a_problem() -> None:

@@ -69,6 +69,8 @@ async def _ours(error: errors.SupervisorError) -> Response:
         for name, shown in _MEMBERS.items()
         if (value := getattr(error, name, None)) is not None
     }
+    if error.advice:
+        members["advice"] = error.advice
     answer = problem(status, type(error).__name__, str(error), **members)
     if isinstance(error, errors.AtCapacity) and error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(error.retry_after_s)
