@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
+import trio
 
 if TYPE_CHECKING:
     from tests.support.world import Supervisor, World
@@ -25,6 +27,9 @@ async def test_health(world: World) -> None:
         assert health["instance_id"] == "one"
         assert re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+.*", health["version"])
         assert datetime.fromisoformat(health["build_time"]).tzinfo
+        git = ["git", "-C", str(Path(__file__).parents[2]), "rev-parse", "HEAD"]
+        head = await trio.run_process(git, capture_stdout=True)
+        assert health["commit"] == head.stdout.decode().strip()
 
 
 async def test_instance_id_is_a_new_uuid_unless_set(world: World) -> None:

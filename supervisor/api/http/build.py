@@ -41,7 +41,7 @@ def _commit(distribution: metadata.Distribution) -> str:
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     if commit := origin.get("vcs_info", {}).get("commit_id"):
         return str(commit)
-    checkout = Path(__file__).parent.parent
+    checkout = Path(__file__).parents[3]
     if not (checkout / ".git").exists():
         return ""
     try:
