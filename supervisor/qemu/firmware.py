@@ -168,8 +168,8 @@ def check_pair(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> N
                 f"firmware {file}: {error.strerror}",
                 advice=f"install the package ovmf, or set MANAGER_QEMU_OVMF_{name}_FILE",
             ) from error
-    if error := mismatch(firmware, descriptors):
-        raise error
+    if wrong := mismatch(firmware, descriptors):
+        raise wrong
 
 
 def mismatch(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> FirmwareError | None:

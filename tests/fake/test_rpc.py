@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from trio_asyncio import aio_as_trio, trio_as_aio
 
-from supervisor.api.grpc.server import VmServicer
+from supervisor.api.grpc.services import VmServicer
 from supervisor.config import MAX_COMPUTATION
 from supervisor.pb import manager_pb2, vm_pb2
 from supervisor.state.record import EventKind

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from quart_trio import QuartTrio
 
-from supervisor.api.http import bodies, problems
+from supervisor.api.http import json_body, problems
+from supervisor.api.requests import RunRequest, ShutdownRequest
 
 if TYPE_CHECKING:
     from quart import Response
@@ -21,11 +22,11 @@ def an_app() -> QuartTrio:
 
     @app.post("/run")
     async def run() -> Any:
-        return (await bodies.read(bodies.RunRequest)).computation.hex()
+        return (await json_body.read(RunRequest)).computation.hex()
 
     @app.post("/shutdown")
     async def shutdown() -> Any:
-        return (await bodies.read_optional(bodies.ShutdownRequest)).mode.value
+        return (await json_body.read_optional(ShutdownRequest)).mode.value
 
     problems.register(app)
     return app
@@ -43,8 +44,6 @@ async def post(path: str, body: object, kind: str | None = "application/json") -
         ([0], b"\x00"),
         ([0, 127, 128, 255], b"\x00\x7f\x80\xff"),
         (list(range(256)), bytes(range(256))),
-        ([], b""),
-        ("", b""),
         ("AH//", b"\x00\x7f\xff"),
         (base64.b64encode(bytes(range(256))).decode(), bytes(range(256))),
         (base64.encodebytes(bytes(range(256))).decode(), bytes(range(256))),  # in lines
@@ -77,6 +76,8 @@ NOT_A_BYTE = "not a number from 0 to 255"
         ({"computation": True}, "computation", "array of numbers"),
         ({"computation": None}, "computation", "array of numbers"),
         ({"computation": {"0": 1}}, "computation", "array of numbers"),
+        ({"computation": []}, "computation", "computation is empty"),
+        ({"computation": ""}, "computation", "computation is empty"),
         ({}, "computation", "missing"),
         ({"computation": [1], "ttl": 1}, "ttl", "ttl "),
         ({"computation": [1], "ttl": ""}, "ttl", "ttl "),

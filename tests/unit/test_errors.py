@@ -10,7 +10,7 @@ import pytest
 from quart_trio import QuartTrio
 
 from supervisor import errors
-from supervisor.api.grpc import server
+from supervisor.api.grpc import errors as grpc_errors
 from supervisor.api.http import problems
 from supervisor.errors import (
     AgentError,
@@ -104,7 +104,7 @@ def test_the_tree_of_the_docstring_is_that_of_the_classes() -> None:
 
 @pytest.mark.parametrize(("error", "status", "code"), TABLE, ids=ids)
 def test_grpc(error: SupervisorError, status: int, code: grpc.StatusCode) -> None:
-    assert server.code_of(error) is code
+    assert grpc_errors.code_of(error) is code
 
 
 async def response_to(error: Exception) -> Response:
@@ -166,7 +166,7 @@ async def test_members_for_programs(error: SupervisorError, members: dict[str, s
 )
 async def test_when_to_try_again(error: SupervisorError, after: str | None) -> None:
     assert (await response_to(error)).headers.get("Retry-After") == after
-    assert dict(server.metadata_of(error)).get("retry-after") == after
+    assert dict(grpc_errors.metadata_of(error)).get("retry-after") == after
 
 
 async def test_kind_in_words() -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint, request
 
-from supervisor.api.http import bodies, views
+from supervisor.api.http import json_body, views
+from supervisor.api.requests import RunRequest
 
 if TYPE_CHECKING:
     from supervisor.runs.service import Service
@@ -17,7 +18,7 @@ def blueprint(service: Service) -> Blueprint:
 
     @routes.post("/run")
     async def run() -> Any:
-        wanted = await bodies.read(bodies.RunRequest)
+        wanted = await json_body.read(RunRequest)
         options = wanted.options(service.config, _idempotency_key())
         if _prefers_async():
             vm = await service.submit(wanted.computation, options)
@@ -33,11 +34,11 @@ def blueprint(service: Service) -> Blueprint:
 
 
 def _prefers_async() -> bool:
-    """RFC 7240: preferences are separated by commas, parameters by semicolons."""
+    """RFC 7240: commas separate preferences, semicolons their parameters."""
     given = ",".join(request.headers.getlist("Prefer")).lower()
     return any(one.split(";")[0].strip() == "respond-async" for one in given.split(","))
 
 
 def _idempotency_key() -> str | None:
-    """The header's value as it is, quoted or not: the draft has it a string, most send a word."""
+    """The header's value as it was sent: the draft wants a quoted string, most send a word."""
     return request.headers.get("Idempotency-Key")

@@ -1,4 +1,4 @@
-"""``/vms`` and what lies below it."""
+"""``/vms`` and the paths below it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint, request
 
-from supervisor.api.http import bodies, views
+from supervisor.api.http import json_body, views
+from supervisor.api.requests import ShutdownRequest
 from supervisor.vm import control
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def blueprint(service: Service) -> Blueprint:
     @routes.post("/<vm_id>/shutdown")
     async def shutdown(vm_id: str) -> Any:
         vm = service.vms.get(vm_id)
-        wanted = await bodies.read_optional(bodies.ShutdownRequest)
+        wanted = await json_body.read_optional(ShutdownRequest)
         await service.end(vm, wanted.mode)
         return views.everything(vm)
 

@@ -1,4 +1,7 @@
-"""From a JSON body to a value: every member known, each of its type, errors by member."""
+"""From a JSON body to one of `supervisor.api.requests`: errors name the member.
+
+An unknown member is an error. The bytes of a computation are an array of numbers or base64.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import binascii
 import json
 import re
 from functools import partial
-from typing import TYPE_CHECKING, Any, NewType, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import cattrs
@@ -15,79 +18,37 @@ import trio
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 from quart import request
 
+from supervisor.api.requests import one_of, ttl
 from supervisor.config import RestartPolicy, TemplateUse
-from supervisor.config.settings import parse_seconds
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
-from supervisor.state.record import EndMode, RunOptions, request_hash
-
-if TYPE_CHECKING:
-    import enum
-    from collections.abc import Callable
-
-    from supervisor.config import Config
+from supervisor.state.record import EndMode
 
 T = TypeVar("T")
-#: Seconds; written as a duration, Go's or ISO 8601's.
-Ttl = NewType("Ttl", float)
 
-#: What is shown of a name that is not a member's.
+#: Characters of an unknown member's name that an error shows.
 _LONGEST_NAME = 64
 
-#: Arrays and objects in a body. One array is all that is needed; millions take gigabytes.
+#: Arrays and objects in a body. A request needs one array; millions take gigabytes.
 _MAX_CONTAINERS = 64
 #: The largest bodies take memory by the hundred megabytes and hold the interpreter's lock.
 _parsers = trio.CapacityLimiter(2)
 
 
-@attrs.frozen
-class RunRequest:
-    """``POST /run``. The bytes come as an array of 0..255 or as a base64 string."""
-
-    computation: bytes
-    ttl: Ttl | None = None
-    restart: RestartPolicy | None = None
-    keep_disk: bool | None = None
-    template: TemplateUse | None = None
-
-    def options(self, config: Config, idempotency_key: str | None) -> RunOptions:
-        """What is asked for, with the supervisor's defaults for what is not."""
-        keep = self.keep_disk
-        return RunOptions(
-            ttl_s=config.life.ttl_s if self.ttl is None else self.ttl,
-            restart=self.restart or config.life.restart,
-            keep_disk=config.retention.disks if keep is None else keep,
-            template=self.template or config.start.templates,
-            idempotency_key=idempotency_key,
-            request_hash=request_hash(
-                self.computation, self.ttl, self.restart, keep, template=self.template
-            )
-            if idempotency_key
-            else "",
-        )
-
-
-@attrs.frozen
-class ShutdownRequest:
-    """``POST /vms/<id>/shutdown``."""
-
-    mode: EndMode = EndMode.GRACEFUL
-
-
 async def read(cls: type[T]) -> T:
     """The present request's body as a ``cls``.
 
-    :raises InvalidRequest: by the member that is wrong; UnsupportedMedia if it is not JSON
+    :raises InvalidRequest: names the wrong member; UnsupportedMedia if the body is not JSON
     """
     if request.mimetype != "application/json":
         given = request.content_type or "none"
         raise UnsupportedMedia(f"the content type must be application/json, it is {given}")
     body: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]
-    # Megabytes of numbers take their time; the loop has VMs to listen to.
+    # Megabytes of numbers take long to parse, and the loop has VMs to listen to.
     return await trio.to_thread.run_sync(partial(_parse, cls, body), limiter=_parsers)
 
 
 async def read_optional(cls: type[T]) -> T:
-    """The same, but all defaults for a request without a body."""
+    """The same; a request without a body gets the defaults."""
     return await read(cls) if await request.get_data() else cls()
 
 
@@ -107,7 +68,7 @@ def _parse(cls: type[T], body: bytes) -> T:
 
 
 def _first_problem(cls: type, group: ClassValidationError) -> InvalidRequest:
-    # What is too much explains what is missing: a misspelt name is both.
+    # A misspelt name is an unknown member and a missing one: the unknown one explains both.
     problem = min(group.exceptions, key=lambda one: not isinstance(one, ForbiddenExtraKeysError))
     known = [field.name for field in attrs.fields(cls)]
     if isinstance(problem, InvalidRequest):
@@ -125,7 +86,7 @@ def _computation(value: object, _: type) -> bytes:
     match value:
         case str():
             try:
-                # Wrapped lines are well-formed to Go's decoder, so to the original.
+                # Go's decoder, and so the original, accepts base64 in lines.
                 return base64.b64decode(re.sub("[\r\n]", "", value), validate=True)
             except (binascii.Error, ValueError) as error:
                 raise InvalidRequest(
@@ -140,7 +101,7 @@ def _computation(value: object, _: type) -> bytes:
 
 
 def _from_numbers(numbers: list[object]) -> bytes:
-    # Whether each is a number is asked of the whole first: there can be sixteen million.
+    # There can be sixteen million numbers, so the common case needs no loop of Python's.
     if set(map(type, numbers)) <= {int}:
         try:
             return bytes(numbers)  # type: ignore[arg-type]
@@ -154,24 +115,6 @@ def _from_numbers(numbers: list[object]) -> bytes:
     raise InvalidRequest(f"{member} is {shown}, not a number from 0 to 255", member=member)
 
 
-def _one_of(cls: type[enum.StrEnum], member: str) -> Callable[[object, Any], Any]:
-    words = [one.value for one in cls]
-
-    def parse(value: object, _: Any) -> enum.StrEnum:
-        if value not in words:
-            raise InvalidRequest(f"{member} must be one of {', '.join(words)}", member=member)
-        return cls(value)
-
-    return parse
-
-
-def _ttl(value: object, _: Any) -> float:
-    try:
-        return parse_seconds(value if isinstance(value, str) else "")
-    except ValueError as error:
-        raise InvalidRequest(f"ttl {error}", member="ttl") from None
-
-
 def _keep_disk(value: object, _: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidRequest("keep_disk must be true or false", member="keep_disk")
@@ -180,8 +123,12 @@ def _keep_disk(value: object, _: Any) -> bool:
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 _converter.register_structure_hook(bytes, _computation)
-_converter.register_structure_hook(EndMode, _one_of(EndMode, "mode"))
-_converter.register_structure_hook(RestartPolicy | None, _one_of(RestartPolicy, "restart"))
-_converter.register_structure_hook(TemplateUse | None, _one_of(TemplateUse, "template"))
-_converter.register_structure_hook(Ttl | None, _ttl)
+_converter.register_structure_hook(EndMode, lambda given, _: one_of(EndMode, "mode", given))
+_converter.register_structure_hook(
+    RestartPolicy | None, lambda given, _: one_of(RestartPolicy, "restart", given)
+)
+_converter.register_structure_hook(
+    TemplateUse | None, lambda given, _: one_of(TemplateUse, "template", given)
+)
+_converter.register_structure_hook(float | None, lambda given, _: ttl(given))
 _converter.register_structure_hook(bool | None, _keep_disk)

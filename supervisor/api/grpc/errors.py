@@ -1,0 +1,71 @@
+"""From an error to a status code: the one table of this wire."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+
+from supervisor import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = structlog.stdlib.get_logger()
+
+#: The first class that fits decides; the root at the end fits all.
+_CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
+    errors.TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.VmNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.Busy: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AtCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Stopping: grpc.StatusCode.UNAVAILABLE,
+    errors.PortsTaken: grpc.StatusCode.UNAVAILABLE,
+    errors.LaunchError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.VmEnded: grpc.StatusCode.UNAVAILABLE,
+    errors.RunFailed: grpc.StatusCode.UNAVAILABLE,
+    errors.MonitorError: grpc.StatusCode.UNAVAILABLE,
+    errors.TemplateError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.CloneFailed: grpc.StatusCode.UNAVAILABLE,
+    errors.AgentTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.AgentError: grpc.StatusCode.UNAVAILABLE,
+    errors.SupervisorError: grpc.StatusCode.INTERNAL,
+}
+
+
+def code_of(error: errors.SupervisorError) -> grpc.StatusCode:
+    """The status of an error; an agent's own error keeps the agent's code."""
+    if isinstance(error, errors.AgentError) and error.code in grpc.StatusCode.__members__:
+        return grpc.StatusCode[error.code]
+    return next(code for kind, code in _CODE.items() if isinstance(error, kind))
+
+
+def metadata_of(error: errors.SupervisorError) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata: ``retry-after``, in seconds, as HTTP's header of that name."""
+    if isinstance(error, errors.AtCapacity) and error.retry_after_s is not None:
+        return (("retry-after", str(error.retry_after_s)),)
+    return ()
+
+
+def answers_errors(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A servicer's method whose errors become statuses. asyncio-flavoured, as the method is."""
+
+    @wraps(method)
+    async def answer(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await method(self, request, context)
+        except errors.SupervisorError as error:
+            await context.abort(code_of(error), str(error), metadata_of(error))
+        except grpc.aio.BaseError:
+            raise  # grpc's own: ``abort`` ends with one, and so does a call whose caller has gone
+        except Exception as error:
+            log.error("bug in a gRPC handler", method=method.__name__, exc_info=error)
+            await context.abort(
+                grpc.StatusCode.INTERNAL,
+                "the supervisor failed in a way it does not know; its log has the particulars",
+            )
+
+    return answer

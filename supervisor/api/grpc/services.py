@@ -1,0 +1,122 @@
+"""The two services: each method makes a request, asks the service, and answers with a message.
+
+grpc.aio is asyncio's, so the methods are asyncio-flavoured. They step over to trio with
+``trio_as_aio``; a caller who goes away thus cancels the work that it waits for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf import empty_pb2
+from trio_asyncio import aio_as_trio, trio_as_aio
+
+from supervisor.api.grpc import messages
+from supervisor.api.grpc.errors import answers_errors
+from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
+from supervisor.vm import control
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from supervisor.api.requests import EventsRequest
+    from supervisor.runs.service import Service
+    from supervisor.vm.vm import Vm
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
+    """The original manager's service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @answers_errors
+    async def Run(  # noqa: N802
+        self, request: manager_pb2.RunRequest, context: Context
+    ) -> manager_pb2.RunResponse:
+        wanted = messages.run_request(request, context)
+        key = messages.metadata(context, "idempotency-key")
+        options = wanted.options(self._service.config, key)
+        vm = await trio_as_aio(self._service.run)(wanted.computation, options)
+        return manager_pb2.RunResponse(ID=vm.id, computation=vm.reply)
+
+
+class VmServicer(vm_pb2_grpc.VmServiceServicer):
+    """The same as HTTP's ``/vms`` and its events."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @answers_errors
+    async def List(self, request: object, context: object) -> vm_pb2.ListResponse:  # noqa: N802
+        return vm_pb2.ListResponse(vms=[messages.vm(vm) for vm in self._service.vms])
+
+    @answers_errors
+    async def Get(self, request: vm_pb2.GetRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
+        return messages.vm(self._service.vms.get(request.id))
+
+    @answers_errors
+    async def Shutdown(  # noqa: N802
+        self, request: vm_pb2.ShutdownRequest, context: object
+    ) -> vm_pb2.Vm:
+        vm = self._service.vms.get(request.id)
+        wanted = messages.shutdown_request(request)
+        await trio_as_aio(self._service.end)(vm, wanted.mode)
+        return messages.vm(vm)
+
+    @answers_errors
+    async def Delete(  # noqa: N802
+        self, request: vm_pb2.DeleteRequest, context: object
+    ) -> empty_pb2.Empty:
+        await trio_as_aio(self._service.vms.delete)(self._service.vms.get(request.id))
+        return empty_pb2.Empty()
+
+    @answers_errors
+    async def Pause(self, request: vm_pb2.PauseRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
+        return await self._control(control.pause, request.id)
+
+    @answers_errors
+    async def Resume(self, request: vm_pb2.ResumeRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
+        return await self._control(control.resume, request.id)
+
+    @answers_errors
+    async def Reset(self, request: vm_pb2.ResetRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
+        return await self._control(control.reset, request.id)
+
+    async def _control(self, act: Callable[[Vm], Awaitable[None]], vm_id: str) -> vm_pb2.Vm:
+        vm = self._service.vms.get(vm_id)
+        await trio_as_aio(act)(vm)
+        return messages.vm(vm)
+
+    @answers_errors
+    async def Watch(self, request: vm_pb2.WatchRequest, context: Context) -> None:  # noqa: N802
+        wanted = messages.events_request(request)
+        await trio_as_aio(self._tell)(wanted, aio_as_trio(context.write))
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "the reader fell behind, or the supervisor stops; go on after the last sequence",
+        )
+
+    async def _tell(
+        self, wanted: EventsRequest, write: Callable[[vm_pb2.Event], Awaitable[None]]
+    ) -> None:
+        """Tell a reader of events until there are no more. trio-flavoured.
+
+        All in one task. If ``trio_as_aio`` stepped into ``follow`` and out of it separately, a
+        reader who leaves at the wrong moment would cancel the step out, and ``follow`` would stay
+        open.
+        """
+        vms = [self._service.vms.get(wanted.vm_id)] if wanted.vm_id else self._service.vms
+        async with self._service.follow(wanted.after, wanted.vm_id) as (old, news):
+            if wanted.after is None:
+                for message in [messages.present_state(vm) for vm in vms]:
+                    await write(message)
+            for event in old:
+                if wanted.concerns(event):
+                    await write(messages.event(event))
+            async for event in news:
+                if wanted.concerns(event):
+                    await write(messages.event(event))
