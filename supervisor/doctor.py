@@ -1,8 +1,8 @@
-"""What on this host would keep a VM from starting, or make it less than it could be.
+"""Checks whether VMs can start on this host, and how well they would run.
 
-Each ``check_*`` looks at one thing and says what it found and what to do about it; none
-raises for what it finds. All of it is blocking. What decides at a VM's start decides here:
-the same probe, the same look at the firmware, the same sockets.
+Each ``check_*`` looks at one thing. It returns what it found and what to do about it; it does not
+raise. All checks block. They call the code that decides at a VM's start: the same probe, the same
+look at the firmware, the same sockets.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _QUESTION_TIMEOUT_S = 20.0
 
 class Verdict(enum.StrEnum):
     OK = "ok"
-    WARN = "warn"  # VMs start, but not as one might wish
+    WARN = "warn"  # VMs start, but something is amiss
     FAIL = "fail"  # no VM starts
 
 
 @attrs.frozen
 class Check:
-    """One finding. ``advice`` says what to do about it; empty where there is nothing to do."""
+    """One finding. ``advice`` says what to do about it; empty if there is nothing to do."""
 
     name: str
     verdict: Verdict
@@ -58,7 +58,7 @@ class Check:
 
 
 def examine(config: Config) -> Iterator[Check]:
-    """Every check, each as soon as it is made: the probe for KVM can take seconds."""
+    """All checks, each yielded as soon as it is made: the probe for KVM can take seconds."""
     qemu = config.qemu
     yield check_qemu(qemu)
     yield check_qemu_img()
@@ -109,7 +109,7 @@ def _version(name: str, path: str) -> Check:
     match = re.search(r"version (\d+)\.(\d+)\S*", output)
     if code or not match:
         said = (output.splitlines() or [f"exit code {code}"])[-1]
-        return Check(name, Verdict.FAIL, f"{path} does not run: {said}", "install it anew")
+        return Check(name, Verdict.FAIL, f"{path} does not run: {said}", "install it again")
     detail = f"{path}, {match[0]}"
     if (int(match[1]), int(match[2])) < _TRIED_QEMU:
         tried = ".".join(map(str, _TRIED_QEMU))
@@ -118,7 +118,7 @@ def _version(name: str, path: str) -> Check:
 
 
 def check_sudo(config: QemuConfig) -> Check:
-    """``USE_SUDO`` starts QEMU where nobody can type a password."""
+    """With ``USE_SUDO``, QEMU must start without a password: nobody is there to type it."""
     for command in (config.bin_path, "kill"):
         code, output = _ask("sudo", "-n", "-l", shutil.which(command) or command)
         if code:
@@ -134,9 +134,9 @@ def check_sudo(config: QemuConfig) -> Check:
 
 
 def _probe(config: QemuConfig, *, keep: bool) -> accel.Probe | None:
-    """What a probe guest says of KVM; None if nobody wants to know or there is no QEMU.
+    """The result of a probe guest; None if KVM is switched off or there is no QEMU.
 
-    :param keep: whether its answer may be kept in tmp/
+    :param keep: whether the result may be kept in tmp/
     """
     if config.enable_kvm is Switch.FALSE:
         return None
@@ -177,7 +177,7 @@ def check_sev(wanted: Switch, *, kvm: bool) -> Check:
         return Check("SEV", Verdict.OK, "MANAGER_QEMU_ENABLE_SEV=false: VMs are not confidential")
     missing = sev.missing(kvm=kvm)
     if missing is None:
-        return Check("SEV", Verdict.OK, "this host offers it")
+        return Check("SEV", Verdict.OK, "this host offers SEV")
     if wanted is Switch.TRUE:
         advice = "see to that, or set MANAGER_QEMU_ENABLE_SEV=auto"
         return Check("SEV", Verdict.FAIL, missing, advice)
@@ -208,15 +208,15 @@ def check_image(config: QemuConfig) -> Check:
         make = "" if built.exists() else "build one with 'qmp-supervisor image build' and "
         advice = f"{make}set MANAGER_QEMU_DISK_IMG_FILE={built}"
         return Check(name, Verdict.FAIL, f"{disk.file} is missing", advice)
-    # A VM may have it open; to look does no harm.
+    # A VM may have the file open; -U reads it all the same.
     code, output = _ask("qemu-img", "info", "-U", "--output=json", str(disk.file))
     if code is None:
-        return Check(name, Verdict.FAIL, f"{disk.file} cannot be looked at", "see qemu-img")
+        return Check(name, Verdict.FAIL, f"{disk.file} cannot be inspected", "see qemu-img")
     if code:
         said = (output.splitlines() or [""])[-1]
         return Check(name, Verdict.FAIL, said, f"check it with 'qemu-img check {disk.file}'")
     info = json.loads(output[output.index("{") :])  # warnings come before it
-    # Raw is what anything can be read as, and what is taken for raw has no other format.
+    # Any file can be read as raw, and qemu-img says raw of a file that has no other format.
     if disk.format not in ("raw", info["format"]):
         detail = f"{disk.file} is {info['format']}, not {disk.format}"
         return Check(
@@ -255,21 +255,24 @@ def check_memory(config: QemuConfig, *, total: int, available: int) -> Check:
     room = available / 2**20
     detail = f"{wanted:.0f} MiB a VM, {room:.0f} MiB available of {total / 2**20:.0f}"
     if wanted > room:
-        advice = "a VM that uses all of it may be killed: set MANAGER_QEMU_MEMORY_SIZE to less"
+        advice = (
+            "the kernel may kill a VM that uses all of its memory: set MANAGER_QEMU_MEMORY_SIZE"
+            " to less"
+        )
         return Check("memory", Verdict.WARN, detail, advice)
     return Check("memory", Verdict.OK, f"{detail}: room for {room // wanted:.0f}")
 
 
 def check_cpus(config: QemuConfig, here: int) -> Check:
-    detail = f"{config.smp_count} a VM, {here} here"
+    detail = f"{config.smp_count} a VM, {here} on this host"
     if config.smp_count > here:
-        advice = f"VMs run slower for it: set MANAGER_QEMU_SMP_COUNT={here}"
+        advice = f"a VM with more CPUs runs slower: set MANAGER_QEMU_SMP_COUNT={here}"
         return Check("CPUs", Verdict.WARN, detail, advice)
     return Check("CPUs", Verdict.OK, detail)
 
 
 def check_limits(config: Config, host: admission.Resources) -> Check:
-    """How many VMs are admitted at once; the memory that is free now is `check_memory`'s."""
+    """How many VMs may run at once. `check_memory` looks at the memory that is free now."""
     need = admission.Resources.of_new_vm(config.qemu)
     budget = admission.budget(config.limits, host)
     if error := admission.never(budget, need):
@@ -298,7 +301,7 @@ def check_server(kind: str, server: HttpConfig | GrpcConfig) -> Check:
 
 
 def check_forwards(config: QemuConfig) -> Check:
-    """Three host ports a VM. That a base is taken is no harm: the next free one is used."""
+    """Three host ports a VM. A base that is taken does no harm: the next free port is used."""
     name = "forwards"
     net = config.net
     try:

@@ -10,7 +10,7 @@ from supervisor.cli import command, doctor, image, run, serve, templates, vms
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qmp-supervisor")
 def main() -> None:
-    """Starts QEMU virtual machines, speaks QMP with them, relays computations to their agents."""
+    """Start QEMU virtual machines, control them over QMP, relay computations to their agents."""
 
 
 for _command in (

@@ -1,4 +1,4 @@
-"""A running supervisor as its commands see it: JSON over HTTP, errors fit for a person."""
+"""The HTTP API of a running supervisor, for the commands. Errors are fit for a person."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ R = TypeVar("R")
 
 _EVERY_INTERFACE = ("", "0.0.0.0", "::")
 
-#: Everything here answers at once, but for the end of a VM, which waits for its guest.
+#: Every request here is answered at once, except the end of a VM, which waits for its guest.
 _TIMEOUT = httpx.Timeout(30.0)
-#: A stream of events says something every fifteen seconds.
+#: A stream of events has a line at least every fifteen seconds.
 _SILENCE = httpx.Timeout(40.0)
 _RETRY_S = 1.0
 
 
 @attrs.frozen
 class Tls:
-    """PEM files: whom to trust, and what to show a server that asks for it."""
+    """PEM files: the CAs to trust, and the certificate to show to a server that asks for one."""
 
     cacert: str | None
     cert: str | None
@@ -54,22 +54,22 @@ class Client:
         return self._ask("POST", path, json=body)
 
     def run(self, body: object) -> Any:
-        """A VM, on record. Takes as long as there is no room, or no template that is required."""
+        """A VM, on record. Waits for room, and for a template if the run requires one."""
         wish = {"Prefer": "respond-async"}
         return self._ask("POST", "/run", json=body, headers=wish, timeout=None)
 
     def delete(self, path: str) -> None:
-        self._ask("DELETE", path, timeout=None)  # takes as long as a forced end
+        self._ask("DELETE", path, timeout=None)  # waits for a forced end
 
     def shutdown(self, vm_id: str, mode: str) -> Any:
-        """The VM, ended. Takes as long as its guest does.
+        """The VM, ended. Waits for its guest.
 
         :param mode: ``graceful`` or ``force``
         """
         return self._ask("POST", f"/vms/{vm_id}/shutdown", json={"mode": mode}, timeout=None)
 
     def events(self, path: str, after: int | None) -> Iterator[dict[str, Any]]:
-        """Server-sent events; a supervisor that goes away and comes back is followed on."""
+        """Server-sent events. Goes on with the same supervisor after a restart of it."""
         while True:
             headers = {} if after is None else {"Last-Event-ID": str(after)}
             try:
@@ -90,7 +90,7 @@ class Client:
             time.sleep(_RETRY_S)
 
     def find(self, prefix: str) -> str:
-        """The id that begins so, if it is only one's."""
+        """The one id that begins with ``prefix``."""
         ids = [vm["id"] for vm in self.get("/vms")["vms"]]
         found = [one for one in ids if one == prefix] or [
             one for one in ids if one.startswith(prefix.lower())
@@ -107,8 +107,9 @@ class Client:
         except httpx.ConnectError as error:
             raise CommandFailed(self._nobody(error)) from error
         except httpx.HTTPError as error:
-            # A server that wants a certificate hangs up, after what to us was a good handshake.
-            hint = "; if it asks for a certificate, see --cert and --key"
+            # A server that wants a certificate hangs up after a handshake that the client finds
+            # good.
+            hint = "; if the supervisor asks for a certificate, see --cert and --key"
             hint = hint if self.url.startswith("https:") else ""
             raise CommandFailed(f"{self.url}: {_words(error)}{hint}") from error
         if response.is_error:
@@ -118,7 +119,9 @@ class Client:
         try:
             return response.json()
         except ValueError as error:
-            raise CommandFailed(f"{self.url} is no supervisor: it answers without JSON") from error
+            raise CommandFailed(
+                f"{self.url} is not a supervisor: its answer is not JSON"
+            ) from error
 
     def _nobody(self, error: httpx.ConnectError) -> str:
         if isinstance(error.__context__, ssl.SSLError) or "SSL" in str(error):
@@ -135,7 +138,7 @@ def _words(error: httpx.HTTPError) -> str:
 
 
 def _problem(response: httpx.Response) -> str:
-    """The detail of a problem document, or what little another server says."""
+    """The detail of a problem document; the status if the answer is not one."""
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
@@ -165,7 +168,7 @@ _PEM = click.Path(exists=True, dir_okay=False)
 
 
 def uses_supervisor(fn: Callable[Concatenate[Client, P], R]) -> Callable[..., R]:
-    """Gives a command the options that lead to a supervisor, and a `Client` as its first argument.
+    """Give a command the options that name a supervisor, and a `Client` as its first argument.
 
     The client is closed when the command returns.
     """
@@ -174,12 +177,12 @@ def uses_supervisor(fn: Callable[Concatenate[Client, P], R]) -> Callable[..., R]
         "--url",
         envvar="QMP_SUPERVISOR_URL",
         show_envvar=True,
-        help="The supervisor. Default: by MANAGER_HTTP_HOST and MANAGER_HTTP_PORT where they"
+        help="URL of the supervisor. Default: from MANAGER_HTTP_HOST and MANAGER_HTTP_PORT if they"
         " are set, else http://localhost:9021.",
     )
     @click.option("--cacert", type=_PEM, help="PEM file of CAs to trust, for https.")
     @click.option("--cert", type=_PEM, help="PEM certificate to show to the supervisor.")
-    @click.option("--key", type=_PEM, help="PEM key that belongs to it.")
+    @click.option("--key", type=_PEM, help="PEM key of that certificate.")
     @functools.wraps(fn)
     def with_client(
         url: str | None,
@@ -193,7 +196,7 @@ def uses_supervisor(fn: Callable[Concatenate[Client, P], R]) -> Callable[..., R]
         if not base.startswith(("http://", "https://")):
             base = f"http://{base}"
         verify = _context(Tls(cacert, cert, key)) if base.startswith("https:") else True
-        # No proxy stands between a host and its supervisor.
+        # A supervisor is reached directly, never through the proxy of the environment.
         http = httpx.Client(base_url=base, verify=verify, timeout=_TIMEOUT, trust_env=False)
         with http:
             return fn(Client(base, http), *args, **kwargs)

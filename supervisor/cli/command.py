@@ -1,4 +1,4 @@
-"""``command``: QEMU's command line, for those who want to run it themselves."""
+"""``command``: QEMU's command line, for a person who wants to run QEMU by hand."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from supervisor.state.vm_dir import VmDir, check_tmp
 if TYPE_CHECKING:
     from supervisor.config import QemuConfig
 
-#: Stands for a VM that nobody has made. QEMU insists that it is a UUID.
+#: The id of a VM that does not exist. QEMU insists on a UUID.
 _PLACEHOLDER = "00000000-0000-4000-8000-000000000000"
 
 
 @click.command()
 @env_file
-@click.option("--prepare", is_flag=True, help="Make the VM's directory, so that the line runs.")
+@click.option("--prepare", is_flag=True, help="Make the VM's directory, so that the line can run.")
 def command(env_file: str | None, prepare: bool) -> None:
     """Print the command line that starts a VM with the present settings.
 
-    The line alone goes to standard output: it can be pasted into a shell, once the VM's
-    directory is there. What that takes goes to standard error.
+    Only the line goes to standard output. It can be pasted into a shell once the VM's directory
+    exists. The commands that make the directory go to standard error.
     """
     config = app.on_this_host(load_config(env_file)).qemu
     vm_id = str(uuid.uuid4()) if prepare else _PLACEHOLDER
@@ -73,7 +73,7 @@ def _line(config: QemuConfig, vm_id: str, vm_dir: VmDir) -> str:
 
 
 def _preparation(config: QemuConfig, vm_dir: VmDir) -> list[str]:
-    """What a person types to have what ``VmDir.prepare`` makes."""
+    """The shell commands that make what ``VmDir.prepare`` makes."""
     disk = config.disk
     lines = (
         ("mkdir", "-p", vm_dir.path),

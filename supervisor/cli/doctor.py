@@ -1,4 +1,4 @@
-"""``doctor``: is this host fit for VMs?"""
+"""``doctor``: can VMs start on this host?"""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"
 @env_file
 @as_json
 def doctor(env_file: str | None, as_json: bool) -> None:
-    """Look for what would keep a VM from starting here, and say what to do about it.
+    """Check whether VMs can start on this host, and say what to do if they cannot.
 
-    Exits with 1 if something would, with 0 if nothing does, warnings or not.
+    The exit code is 1 if a check fails, else 0. Warnings do not count.
     """
     config = load_config(env_file)
     found: list[Check] = []
-    with stderr().status("looking"):
+    with stderr().status("checking"):
         for check in checks.examine(config):
             found.append(check)
             if not as_json:

@@ -1,4 +1,4 @@
-"""What the commands share: the settings and the way errors are shown."""
+"""For all commands: read the settings, show errors."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 env_file = click.option(
     "--env-file",
     type=click.Path(exists=True, dir_okay=False),
-    help="File of NAME=value lines; what the environment sets wins over it.",
+    help="File of NAME=value lines. The environment wins over the file.",
 )
 
 
 class CommandFailed(click.ClickException):
-    """A command cannot do what it was asked for: one paragraph, exit code 1."""
+    """A command failed: one paragraph on standard error, exit code 1."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         fail(self.format_message())
 
 
 def load_config(file: str | None) -> Config:
-    """The settings of the file and the environment; exits with 2 and all problems if wrong."""
+    """The settings of the file and the environment. If any is wrong, show all and exit with 2."""
     from_file = _read(file) if file else {}
     settings = {name: value or "" for name, value in from_file.items()} | os.environ
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def image() -> None:
-    """Guest images."""
+    """Build guest images."""
 
 
 @image.command("build")
@@ -34,13 +34,13 @@ def image() -> None:
 @click.option(
     "--agent",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What runs in the guest instead of the reference agent: a Python file, or a program"
-    " that needs no libraries.",
+    help="Agent to put into the guest instead of the reference agent: a Python file, or a program"
+    " that needs no shared libraries.",
 )
 def build_image(output: Path, agent: Path | None) -> None:
     """Build a guest image: guest.qcow2 for MANAGER_QEMU_DISK_IMG_FILE, kernel and initramfs.
 
-    Takes half a minute; needs no root.
+    The build takes half a minute and does not need root.
     """
     console = stderr()
     began = time.monotonic()

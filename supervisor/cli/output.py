@@ -11,17 +11,17 @@ from rich.console import Console
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-#: Wide enough that nothing is cut where no screen limits the width.
+#: Without a screen there is no width to keep, and no line should be cut.
 _PIPE_WIDTH = 10_000
 
 
 def stdout() -> Console:
-    """For results. A pipe gets plain text with nothing wrapped."""
+    """For results. A pipe gets plain text, and no line is wrapped."""
     return _console(stderr=False)
 
 
 def stderr() -> Console:
-    """For what a person follows and a pipe does without."""
+    """For progress and remarks, which a person reads and a pipe does not get."""
     return _console(stderr=True)
 
 

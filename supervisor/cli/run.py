@@ -1,4 +1,4 @@
-"""``run``: a computation to a new VM and its agent's answer back, with progress on the way."""
+"""``run``: send a computation to a new VM, show progress, print its agent's answer."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
     from supervisor.cli.client import Client
 
-#: How often the supervisor is asked how far the VM has come.
+#: How often the supervisor is asked for the VM's progress.
 _INTERVAL_S = 0.1
 
-
-#: What is being done after each step.
+#: After each phase: the work that comes next.
 DOING = {
     "queue": "making the VM's record",
     "directory": "making the VM's disk and firmware variables",
@@ -45,25 +44,27 @@ DOING = {
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--raw", is_flag=True, help="FILE is the computation, whatever it looks like.")
+@click.option(
+    "--raw", is_flag=True, help="FILE is the computation, even if it looks like a request."
+)
 @click.option("--ttl", help="Shut the VM down after this time: 1h30m, or PT1H30M.")
 @click.option("--restart", help="never, or on-failure: boot the VM again if it crashes.")
-@click.option("--keep-disk", is_flag=True, default=None, help="Keep its disk when it has ended.")
+@click.option("--keep-disk", is_flag=True, default=None, help="Keep the VM's disk after its end.")
 @click.option(
     "--template",
-    help="auto, off: boot it from cold; or require: start it from a template, or not at all.",
+    help="auto; off: boot the VM from cold; require: start the VM from a template or not at all.",
 )
 @as_json
 @uses_supervisor
 def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options: object) -> None:
     """Boot a VM, relay the computation in FILE to its agent and print the agent's answer.
 
-    FILE is either a request as POST /run takes it, a JSON object with a member "computation"
-    that is an array of numbers from 0 to 255 or a base64 string; or it is the computation
-    itself, JSON or not, and is relayed byte for byte. "-" is standard input.
+    FILE is a request or a computation; "-" is standard input. A request is the body of POST /run:
+    a JSON object whose member "computation" is an array of numbers from 0 to 255 or a base64
+    string. Any other FILE is the computation itself and is relayed byte for byte.
 
-    The answer goes to standard output, all else to standard error. The VM runs on: see ls and
-    shutdown. Ctrl-C on the way ends it by force.
+    The answer goes to standard output, everything else to standard error. The VM keeps running:
+    see ls and shutdown. Ctrl-C before the answer ends the VM by force.
     """
     body = request_body(file.read(), raw=raw)
     body |= {name: value for name, value in options.items() if value is not None}
@@ -85,7 +86,7 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options:
 def request_body(content: bytes, *, raw: bool) -> dict[str, Any]:
     """The body of ``POST /run`` for a file's content."""
     if not raw:
-        # A request with a mistake in it is for the supervisor to name.
+        # The supervisor names the mistakes in a request.
         with contextlib.suppress(ValueError, RecursionError):
             parsed = json.loads(content)
             if isinstance(parsed, dict) and "computation" in parsed:
@@ -113,7 +114,7 @@ def _follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
 
 
 def _show_progress(status: Status, phases: dict[str, float], shown_s: float) -> float:
-    """Print a line for each step that was taken after those shown; when the last of them was."""
+    """Print a line for each new phase; return the time of the last phase shown."""
     for name, at in sorted(phases.items(), key=lambda step: step[1]):
         if at > shown_s:
             status.console.print(f"{name:9} {at - max(shown_s, 0.0):7.3f} s")
@@ -134,7 +135,7 @@ def _abandon(client: Client, vm_id: str, number: int) -> None:
 
 
 def _answer(vm: dict[str, Any]) -> dict[str, Any]:
-    """What ``POST /run`` answers when it is waited for."""
+    """The members of ``POST /run``'s answer."""
     return {
         "id": vm["id"],
         "computation": vm["relay"]["computation"],
@@ -144,7 +145,7 @@ def _answer(vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_reply(reply: str) -> None:
-    """The answer as it is, but for a person, who gets JSON in lines and colours."""
+    """The answer byte for byte; on a terminal, JSON gets indentation and colours."""
     console = stdout()
     if console.is_terminal:
         with contextlib.suppress(ValueError):
@@ -155,10 +156,9 @@ def _print_reply(reply: str) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, collected while the context lasts; a second one has its usual effect.
+    """SIGINT and SIGTERM, collected while the context lasts; a second signal has its usual effect.
 
-    An exception out of a signal handler could come before the VM's id is known, and leave it
-    running.
+    A handler that raised could do so before the VM's id is known, and leave the VM running.
     """
     received: list[int] = []
 

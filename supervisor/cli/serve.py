@@ -14,7 +14,7 @@ from supervisor.errors import SupervisorError
 
 
 class _SettingsHelp(click.Command):
-    """Help that ends with every setting, from the declarations that parse them."""
+    """Help that ends with every setting. The text comes from the settings' declarations."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Settings, from the environment or the file"):
@@ -24,14 +24,15 @@ class _SettingsHelp(click.Command):
 @click.command(cls=_SettingsHelp)
 @env_file
 def serve(env_file: str | None) -> None:
-    """Serve HTTP and gRPC, having taken up the VMs that an earlier supervisor left.
+    """Adopt the VMs that an earlier supervisor left, and serve HTTP and gRPC.
 
-    SIGINT ends all VMs gracefully first; a second signal does not wait for the guests.
-    SIGTERM leaves them running. See MANAGER_ON_SIGINT and MANAGER_ON_SIGTERM.
+    SIGINT ends all VMs gracefully, then the supervisor; a second signal does not wait for the
+    guests. SIGTERM ends the supervisor and leaves the VMs running. See MANAGER_ON_SIGINT and
+    MANAGER_ON_SIGTERM.
     """
     settings = load_config(env_file)
     logs.configure(settings.log_level)
-    # grpc's own lines are no JSON; what goes wrong reaches us as errors.
+    # grpc's own log lines are not JSON; its problems arrive as errors.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     problems: list[SupervisorError] = []
     try:

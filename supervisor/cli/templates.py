@@ -1,4 +1,4 @@
-"""``templates``: what VMs are started from."""
+"""``templates``: the templates that VMs are started from."""
 
 from __future__ import annotations
 

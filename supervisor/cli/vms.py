@@ -1,4 +1,4 @@
-"""``ls``, ``show``, ``shutdown``, ``rm``: the VMs of a running supervisor."""
+"""``ls``, ``show``, ``shutdown``, ``rm``, ``pause`` and so on: the VMs of a running supervisor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _vm_id = click.argument("vm_id", metavar="ID")
 
 
 @click.command("ls")
-@click.option("-a", "--all", "everything", is_flag=True, help="Those that have ended, too.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Show ended VMs too.")
 @as_json
 @uses_supervisor
 def list_vms(client: Client, everything: bool, as_json: bool) -> None:
@@ -54,7 +54,7 @@ def _ports(forwards: list[dict[str, Any]]) -> str:
 @as_json
 @uses_supervisor
 def show(client: Client, vm_id: str, as_json: bool) -> None:
-    """Show all that is known of a VM. The beginning of an ID is enough."""
+    """Show everything about a VM. The first characters of an ID are enough."""
     vm = client.get(f"/vms/{client.find(vm_id)}")
     if as_json:
         print_json(vm)
@@ -63,7 +63,7 @@ def show(client: Client, vm_id: str, as_json: bool) -> None:
     for name, text in _rows(vm):
         first, *more = text.splitlines()
         console.print(f"{name:9}", style="bold", end=" ")
-        # Left for the terminal to wrap, so that a command line can be copied as one.
+        # The terminal wraps the line, so that a command line can be copied as one line.
         console.print(first, soft_wrap=True)
         for line in more:
             console.print(f"{'':9} {line}", soft_wrap=True)
@@ -115,13 +115,13 @@ def _sev(facts: dict[str, Any] | None) -> str | None:
 
 @click.command()
 @_vm_id
-@click.option("--force", is_flag=True, help="Do not ask the guest.")
+@click.option("--force", is_flag=True, help="End the VM without asking its guest.")
 @as_json
 @uses_supervisor
 def shutdown(client: Client, vm_id: str, force: bool, as_json: bool) -> None:
-    """End a VM and wait until it has ended; what is known of it stays. See rm.
+    """End a VM and wait for its end. Its record and logs stay: see rm.
 
-    The guest is asked to power off and given time for it, unless --force is given.
+    The guest is asked to power off and gets time for it, except with --force.
     """
     vm = client.shutdown(client.find(vm_id), "force" if force else "graceful")
     if as_json:
@@ -145,43 +145,55 @@ def _control(name: str, what: str) -> click.Command:
     return command
 
 
-pause = _control("pause", "Hold a VM's guest.")
-resume = _control("resume", "Let a held guest run on.")
-reset = _control("reset", "Press a VM's reset button: its guest boots anew.")
+pause = _control("pause", "Pause a VM.")
+resume = _control("resume", "Resume a paused VM.")
+reset = _control("reset", "Press a VM's reset button: its guest boots again.")
 
 
 @click.command()
 @click.argument("vm_id", metavar="[ID]", required=False)
-@click.option("--after", type=int, help="Begin with what came after the event of this number.")
+@click.option("--after", type=int, help="Begin after the event of this number.")
 @as_json
 @uses_supervisor
 def events(client: Client, vm_id: str | None, after: int | None, as_json: bool) -> None:
-    """Follow what happens, to one VM or to all. Ctrl-C ends it.
+    """Follow the events of one VM, or of all. Ctrl-C ends the command.
 
-    Begins with what is to come, unless told --after; 0 is the very beginning.
+    Without --after, only new events are shown. --after 0 shows all events on record first.
     """
     path = f"/vms/{client.find(vm_id)}/events" if vm_id else "/events"
     for event in client.events(path, after):
-        if as_json:
-            click.echo(json.dumps(event))
-            continue
-        about = {name: event.pop(name) for name in ("sequence", "at", "vm", "event")}
-        rest = " ".join(f"{name}={_word(value)}" for name, value in event.items())
-        click.echo(
-            f"{about['sequence']:>6} {about['at']} {(about['vm'] or '-')[:8]:8}"
-            f" {about['event']:10} {rest}"
-        )
+        click.echo(json.dumps(event) if as_json else event_line(event))
 
 
-def _word(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+def event_line(event: dict[str, Any]) -> str:
+    """An event for a person: number, time, VM, kind, and its data in words."""
+    data = dict(event)
+    number, at, vm_id, kind = (data.pop(name) for name in ("sequence", "at", "vm", "event"))
+    words = ", ".join(_in_words(name, value) for name, value in data.items())
+    return f"{number:>6} {at} {(vm_id or '-')[:8]:8} {kind:10} {words}".rstrip()
+
+
+def _in_words(name: str, value: object) -> str:
+    """``ttl: 5m 0s`` of ``ttl_s`` and 300, ``keep disk: no`` of ``keep_disk`` and False."""
+    match value:
+        case None | []:
+            text = "none"
+        case bool():
+            text = "yes" if value else "no"
+        case list():
+            text = " ".join(map(str, value))
+        case int() | float() if name.endswith("_s"):
+            text = duration(value)
+        case _:
+            text = str(value)
+    return f"{name.removesuffix('_s').replace('_', ' ')}: {text}"
 
 
 @click.command("rm")
 @click.argument("vm_ids", metavar="ID...", nargs=-1, required=True)
 @uses_supervisor
 def remove(client: Client, vm_ids: tuple[str, ...]) -> None:
-    """Remove VMs: end them by force if they run, delete their directories and all trace of them."""
+    """Remove VMs: end them by force if they run, then delete their directories and records."""
     for found in [client.find(vm_id) for vm_id in vm_ids]:
         client.delete(f"/vms/{found}")
         click.echo(found)

@@ -20,6 +20,7 @@ from supervisor.cli.client import Client, default_url
 from supervisor.cli.environment import CommandFailed
 from supervisor.cli.output import duration
 from supervisor.cli.run import request_body
+from supervisor.cli.vms import event_line
 from supervisor.image.image import DISK
 from supervisor.image.manifest import File, Manifest
 
@@ -171,6 +172,27 @@ def test_raw_is_the_computation_whatever_it_looks_like() -> None:
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "words"),
+    [
+        (
+            "taken",
+            {"ttl_s": None, "restart": "never", "keep_disk": False},
+            "taken      ttl: none, restart: never, keep disk: no",
+        ),
+        ("taken", {"ttl_s": 300, "keep_disk": True}, "taken      ttl: 5m 0s, keep disk: yes"),
+        ("adopted", {"running": [FIRST, SECOND]}, f"adopted    running: {FIRST} {SECOND}"),
+        ("adopted", {"running": []}, "adopted    running: none"),
+        ("ending", {"why": "it was asked for"}, "ending     why: it was asked for"),
+        ("deleted", {}, "deleted"),
+    ],
+    ids=str,
+)
+def test_events_are_told_in_words(kind: str, data: dict[str, Any], words: str) -> None:
+    event = {"sequence": 7, "at": "2026-01-01T00:00:00.000Z", "vm": FIRST, "event": kind, **data}
+    assert event_line(event) == f"     7 2026-01-01T00:00:00.000Z 6f1d9e0a {words}"
 
 
 def test_image_build_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

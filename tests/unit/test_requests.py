@@ -13,7 +13,7 @@ from supervisor.config import MAX_COMPUTATION, RestartPolicy, TemplateUse
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.pb import manager_pb2, vm_pb2
 from supervisor.state.record import RunOptions
-from tests.unit.test_bodies import post
+from tests.unit.test_json_body import post
 
 if TYPE_CHECKING:
     from collections.abc import Callable
