@@ -1,4 +1,4 @@
-"""Listening sockets, bound by us, so that a port in use can be told by its owner."""
+"""Listening sockets and certificates. The error for a port in use names the port's owner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def owner(port: int) -> str:
-    """Who listens on a TCP port: ``name (pid 12)``, or nothing where that cannot be seen."""
+    """The process that listens on a TCP port: ``name (pid 12)``; empty if it cannot be seen."""
     try:
         connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:
@@ -32,9 +32,11 @@ def owner(port: int) -> str:
 
 
 def check_pem(what: str, cert: Path | None, key: Path | None, cas: Path | None) -> None:
-    """See that certificates and key can be used.
+    """Check that certificates and key can be used.
 
-    :raises HostError: if one cannot be read, is no PEM, or they do not belong together
+    :param what: whose files they are, for the error
+    :raises HostError: if a file cannot be read or is not PEM, or if the key belongs to
+        another certificate
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     for file in filter(None, (cert, key, cas)):
@@ -56,7 +58,7 @@ def bind_tcp(what: str, host: str, port: int, setting: str) -> socket.socket:
     """A listening socket.
 
     :param setting: what the settings of host and port begin with, such as ``MANAGER_HTTP``
-    :raises HostError: that says who has the port
+    :raises HostError: names the process that has the port
     """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(

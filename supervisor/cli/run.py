@@ -59,9 +59,9 @@ DOING = {
 def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options: object) -> None:
     """Boot a VM, relay the computation in FILE to its agent and print the agent's answer.
 
-    FILE is a request or a computation; "-" is standard input. A request is the body of POST /run:
-    a JSON object whose member "computation" is an array of numbers from 0 to 255 or a base64
-    string. Any other FILE is the computation itself and is relayed byte for byte.
+    FILE is a request or a computation; "-" is standard input. A JSON object with a member
+    "computation" is a request, the body of POST /run; the member is an array of numbers from 0 to
+    255 or a base64 string. Any other FILE is the computation itself and is relayed byte for byte.
 
     The answer goes to standard output, everything else to standard error. The VM keeps running:
     see ls and shutdown. Ctrl-C before the answer ends the VM by force.

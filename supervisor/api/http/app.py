@@ -12,16 +12,16 @@ from supervisor.config import MAX_COMPUTATION
 if TYPE_CHECKING:
     from supervisor.runs.service import Service
 
-#: A computation as an array of numbers, "255, " each, and the little around it.
+#: A computation as an array of numbers, up to "255, " each, and the other members.
 _MAX_BODY = 5 * MAX_COMPUTATION + 64 * 1024
 
 
 def create_app(service: Service, instance_id: str) -> QuartTrio:
     app = QuartTrio("supervisor")
     app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY
-    # Answers take as long as their guests do; what a caller waits is bounded elsewhere.
+    # An answer takes as long as its guest; deadlines elsewhere bound the wait.
     app.config["RESPONSE_TIMEOUT"] = None
-    app.url_map.merge_slashes = False  # a path without an id is wrong, and nowhere else
+    app.url_map.merge_slashes = False  # else /vms//status would be another path
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(runs.blueprint(service))
     app.register_blueprint(vms.blueprint(service))

@@ -1,4 +1,4 @@
-"""Which build this is, for /health: read from the installation, not stamped at build time."""
+"""The build, for /health: read from the installation, not stamped at build time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DISTRIBUTION = "qmp-supervisor"
 
 @attrs.frozen
 class BuildInfo:
-    """:param commit: empty where it cannot be told. :param build_time: RFC 3339, of the install"""
+    """:param commit: empty if unknown. :param build_time: RFC 3339, of the installation"""
 
     version: str
     commit: str
@@ -37,7 +37,7 @@ def build_info() -> BuildInfo:
 
 
 def _commit(distribution: metadata.Distribution) -> str:
-    """The commit pip installed from (PEP 610), or that of the checkout this runs in."""
+    """The commit that pip installed (PEP 610), or the commit of the checkout that this runs in."""
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     if commit := origin.get("vcs_info", {}).get("commit_id"):
         return str(commit)

@@ -1,4 +1,7 @@
-"""From an error to a status and an ``application/problem+json`` body (RFC 9457)."""
+"""From an error to a status and an ``application/problem+json`` body: the one table of this wire.
+
+Source: RFC 9457.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,20 @@ _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
     errors.VmNotFound: HTTPStatus.NOT_FOUND,
     errors.Busy: HTTPStatus.CONFLICT,
-    errors.TemplateError: HTTPStatus.CONFLICT,
     errors.AtCapacity: HTTPStatus.TOO_MANY_REQUESTS,
-    errors.AgentTimeout: HTTPStatus.GATEWAY_TIMEOUT,
-    errors.AgentError: HTTPStatus.BAD_GATEWAY,
-    errors.VmEnded: HTTPStatus.BAD_GATEWAY,
-    errors.RunFailed: HTTPStatus.BAD_GATEWAY,
-    errors.CloneFailed: HTTPStatus.BAD_GATEWAY,
     errors.Stopping: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.PortsTaken: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.VmEnded: HTTPStatus.BAD_GATEWAY,
+    errors.RunFailed: HTTPStatus.BAD_GATEWAY,
     errors.MonitorError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.TemplateError: HTTPStatus.CONFLICT,
+    errors.CloneFailed: HTTPStatus.BAD_GATEWAY,
+    errors.AgentTimeout: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.AgentError: HTTPStatus.BAD_GATEWAY,
     errors.SupervisorError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
-#: Fields of errors that a program may want without reading the text.
+#: From fields of errors to members for programs, which should not have to read the text.
 _MEMBERS = {"member": "member", "code": "agent_code", "text": "agent_message", "vm_id": "vm"}
 
 

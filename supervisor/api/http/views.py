@@ -34,7 +34,7 @@ def summary(vm: Vm) -> dict[str, Any]:
 
 
 def answer(vm: Vm) -> dict[str, Any]:
-    """``POST /run``, once the agent has answered."""
+    """The answer of ``POST /run`` after the agent's answer."""
     return {
         "id": vm.id,
         "computation": vm.reply,
@@ -44,7 +44,7 @@ def answer(vm: Vm) -> dict[str, Any]:
 
 
 def status(vm: Vm) -> dict[str, Any]:
-    """``GET /vms/<id>/status``: the state, and what QEMU last said of itself."""
+    """``GET /vms/<id>/status``: the state, and QEMU's last answers about itself."""
     facts = vm.facts
     return {
         "id": vm.id,
@@ -60,7 +60,7 @@ def status(vm: Vm) -> dict[str, Any]:
 
 
 def everything(vm: Vm) -> dict[str, Any]:
-    """``GET /vms/<id>``: all that is known."""
+    """``GET /vms/<id>``: everything."""
     record = vm.record
     options = record.options
     return {
@@ -87,13 +87,13 @@ def everything(vm: Vm) -> dict[str, Any]:
 
 
 def server_timing(vm: Vm) -> str:
-    """The header's value: each step's milliseconds since the one before, and all of them."""
+    """The header's value: the milliseconds from each phase to the next, and their sum."""
     spans, before = [], 0.0
     steps = sorted(vm.record.phases.items(), key=lambda step: step[1])
     answered = vm.record.phases.get("relay", 0.0)
     for name, at in steps:
         if name == "expiring" or at > answered:
-            continue  # of what has become of the VM since, or in a supervisor after that one
+            continue  # of a time after the answer, perhaps in a later supervisor
         spans.append(f"{name};dur={(at - before) * 1000:.1f}")
         before = at
     return ", ".join([*spans, f"total;dur={before * 1000:.1f}"])
@@ -118,7 +118,7 @@ def seconds(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-# Spelled out: attrs.asdict would be half of what an answer costs.
+# Spelled out: attrs.asdict would take half of an answer's time.
 
 
 def _forward(forward: Forward) -> dict[str, Any]:
