@@ -87,8 +87,8 @@ def examine(config: Config, clock: Clock) -> Host:
     qemu = accel.find_qemu(config.qemu)
     decided, warnings = accel.decide(config.qemu, qemu)
     descriptors = firmware.read_descriptors()
-    if error := firmware.mismatch(config.qemu.firmware, descriptors):
-        raise HostError(str(error)) from error
+    if problem := firmware.mismatch(config.qemu.firmware, descriptors):
+        raise HostError(problem.detail, advice=problem.advice)
     try:
         firmware.check_pair(config.qemu.firmware, descriptors)
         check_image(config.qemu.disk)

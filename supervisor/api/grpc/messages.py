@@ -14,7 +14,7 @@ from supervisor.api.requests import (
 from supervisor.config import TemplateUse
 from supervisor.pb import vm_pb2
 from supervisor.qemu.cmdline import shell_line
-from supervisor.state.record import EndMode
+from supervisor.state.record import EndMode, EventKind
 from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def vm(one: Vm) -> vm_pb2.Vm:
 def event(one: Event) -> vm_pb2.Event:
     data = dict(one.data)
     message = vm_pb2.Event(id=one.vm_id or "", sequence=one.sequence, kind=one.kind)
-    if one.kind == "state":
+    if one.kind is EventKind.STATE:
         status = Status(VmState(data.pop("state")), data.pop("reason"))
         message.state, message.reason = _state(status), status.reason
     message.data.update(data)
@@ -102,7 +102,7 @@ def present_state(one: Vm) -> vm_pb2.Event:
         state=_state(one.status),
         reason=one.status.reason,
         sequence=one.record.sequence,
-        kind="state",
+        kind=EventKind.STATE,
     )
     message.at.GetCurrentTime()
     return message
