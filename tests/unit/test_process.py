@@ -22,8 +22,8 @@ from supervisor.qemu.process import ProcessId, find, running_below
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Of this process alone: other tests look at the same host's processes.
-TMP = Path(f"/nowhere/{os.getpid()}")
+#: Of this process alone: another run of these tests has processes with VMs on their command lines.
+TMP = Path(f"/nowhere/{uuid.uuid4()}")
 
 #: Names itself, and changes its user if there is one, before it answers and waits.
 _PROGRAM = """
@@ -82,12 +82,13 @@ def test_process_on_record_is_found(vm_id: str) -> None:
     assert find(vm_id, recorded, {}) is None
 
 
-@pytest.mark.parametrize("tmp", ["/nowhere/tmp", "/nowhere/c,o m", "/nowhere/,,", "/nowhere/a.b+"])
-def test_process_that_is_not_on_record_is_found_by_its_command_line(vm_id: str, tmp: str) -> None:
-    with running(*qemu_words(vm_id, Path(tmp))) as expected:
-        assert running_below(Path(tmp)) == {vm_id: [expected.pid]}
-        assert is_found(vm_id, None, Path(tmp))
-        assert running_below(Path("/nowhere/else")) == {}
+@pytest.mark.parametrize("name", ["tmp", "c,o m", ",,", "a.b+"])
+def test_process_that_is_not_on_record_is_found_by_its_command_line(vm_id: str, name: str) -> None:
+    tmp = TMP / name
+    with running(*qemu_words(vm_id, tmp)) as expected:
+        assert running_below(tmp) == {vm_id: [expected.pid]}
+        assert is_found(vm_id, None, tmp)
+        assert running_below(TMP / "else") == {}
 
 
 def test_pid_of_another_process_is_not_taken_for_the_vm(vm_id: str) -> None:
