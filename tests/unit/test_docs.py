@@ -24,7 +24,7 @@ from supervisor.state.status import Trigger, VmState
 from supervisor.state.vm_dir import VmDir
 from supervisor.templates.registry import TemplateState
 from supervisor.templates.template import Template
-from tests import pages
+from tests.support import pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,7 +142,11 @@ def _classes(root: type) -> Iterator[type]:
 def test_errors() -> None:
     known = {
         cls.__name__: (
-            next(str(status.value) for kind, status in problems._STATUS.items() if issubclass(cls, kind)),
+            next(
+                str(status.value)
+                for kind, status in problems._STATUS.items()
+                if issubclass(cls, kind)
+            ),
             next(code.name for kind, code in server._CODE.items() if issubclass(cls, kind)),
         )
         for cls in _classes(errors.SupervisorError)
