@@ -133,7 +133,7 @@ def test_phases() -> None:
     }
 
 
-def _classes(root: type) -> Iterator[type]:
+def _classes(root: type[errors.SupervisorError]) -> Iterator[type[errors.SupervisorError]]:
     yield root
     for cls in root.__subclasses__():
         yield from _classes(cls)

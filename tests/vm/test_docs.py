@@ -24,7 +24,7 @@ from tests.support.side_by_side import own_ports
 from tests.vm.conftest import IMAGE, PATIENCE_S, Supervisor, firmware, started, workplace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 #: What `scripts/quickstart` writes, and time for a guest on a busy machine.
 _SETTINGS = {
@@ -81,7 +81,7 @@ def test_page_with_a_supervisor_of_its_own(page: Path) -> None:
         _run(page, directory, environ)
 
 
-def _run(page: Path, directory: Path, environ: Mapping[str, str]) -> None:
+def _run(page: Path, directory: Path, environ: dict[str, str]) -> None:
     script = _SCRIPTS[page]
     for ours, port in (("9021", "MANAGER_HTTP_PORT"), ("7001", "MANAGER_GRPC_PORT")):
         script = script.replace(f"localhost:{ours}", f"localhost:{environ[port]}")
