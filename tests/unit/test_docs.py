@@ -22,7 +22,7 @@ from supervisor.state.status import Trigger, VmState
 from supervisor.state.vm_dir import VmDir
 from supervisor.templates.registry import TemplateState
 from supervisor.templates.template import Template
-from tests import pages
+from tests.support import pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +112,7 @@ def test_causes_of_an_end() -> None:
     assert set(pages.words(REFERENCE / "events.md", "Causes of an end")) == set(EndCause)
 
 
-def _classes(root: type[Any]) -> Iterator[type[Any]]:
+def _classes(root: type[errors.SupervisorError]) -> Iterator[type[errors.SupervisorError]]:
     yield root
     for cls in root.__subclasses__():
         yield from _classes(cls)

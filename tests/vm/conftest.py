@@ -156,7 +156,7 @@ def _process(tmp: Path, settings: Mapping[str, str]) -> Iterator[Supervisor]:
         "MANAGER_QEMU_HOST_FWD_RANGE": "{}-{}".format(*own_ports(2000, 12000)),
         **settings,
     }  # fmt: skip
-    command = [sys.executable, "-m", "supervisor", "serve"]
+    command = [str(Path(sys.prefix, "bin", "qmp-supervisor")), "serve"]
     process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
     log: list[dict[str, Any]] = []
     ready: queue.Queue[dict[str, Any] | None] = queue.Queue()

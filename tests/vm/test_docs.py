@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import pages
+from tests.support import pages
 from tests.support.side_by_side import own_ports
-from tests.vm.conftest import IMAGE, PATIENCE_S, started, workplace
+from tests.vm.conftest import IMAGE, PATIENCE_S, Supervisor, started, workplace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 #: What `scripts/quickstart` writes, and time for a guest on a busy machine.
 _SETTINGS = {
@@ -46,21 +46,26 @@ _SHARED = [page for page in pages.PAGES if _SCRIPTS[page] and page not in _OWN]
 
 
 @pytest.fixture(scope="module")
-def shared_supervisor() -> Iterator[Mapping[str, str]]:
-    """Where the supervisor is that the pages share, as their session's environment."""
+def shared_supervisor() -> Iterator[Supervisor]:
     with started(MANAGER_TEMPLATES="auto") as running:
-        running.until("/templates", lambda answer: answer["templates"][:1] != [])
-        yield {
-            "MANAGER_HTTP_PORT": str(running.http.base_url.port),
-            "MANAGER_GRPC_PORT": str(running.grpc_port),
-            "TMP": str(running.tmp),
-        }
+        running.until(
+            "/templates", lambda answer: "ready" in [one["state"] for one in answer["templates"]]
+        )
+        yield running
 
 
 @pytest.mark.parametrize("page", _SHARED, ids=pages.name)
-def test_page(page: Path, short_tmp: Path, shared_supervisor: Mapping[str, str]) -> None:
-    (short_tmp / "tmp").symlink_to(shared_supervisor["TMP"])
-    _run(page, short_tmp, shared_supervisor)
+def test_page(page: Path, short_tmp: Path, shared_supervisor: Supervisor) -> None:
+    (short_tmp / "tmp").symlink_to(shared_supervisor.tmp)
+    environ = {
+        "MANAGER_HTTP_PORT": str(shared_supervisor.http.base_url.port),
+        "MANAGER_GRPC_PORT": str(shared_supervisor.grpc_port),
+    }
+    try:
+        _run(page, short_tmp, environ)
+    finally:
+        for vm in shared_supervisor.get("/vms")["vms"]:
+            shared_supervisor.http.delete(f"/vms/{vm['id']}")
 
 
 @pytest.mark.parametrize("page", _OWN, ids=pages.name)
@@ -76,30 +81,33 @@ def test_page_with_a_supervisor_of_its_own(page: Path) -> None:
         _run(page, directory, environ)
 
 
-def _run(page: Path, directory: Path, environ: Mapping[str, str]) -> None:
+def _run(page: Path, directory: Path, environ: dict[str, str]) -> None:
     script = _SCRIPTS[page]
     for ours, port in (("9021", "MANAGER_HTTP_PORT"), ("7001", "MANAGER_GRPC_PORT")):
         script = script.replace(f"localhost:{ours}", f"localhost:{environ[port]}")
     _check_out(directory)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MANAGER_")}
     path = f"{Path(sys.prefix, 'bin')}:{clean['PATH']}"
-    session = subprocess.Popen(
-        ["bash", "-euxo", "pipefail", "-c", script],
-        cwd=directory,
-        env=clean | {"PATH": path, "HOME": str(directory)} | dict(environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = session.communicate(timeout=PATIENCE_S)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(session.pid, signal.SIGKILL)
-    log = directory / "supervisor.log"
-    assert session.returncode == 0, output + (log.read_text() if log.exists() else "")
+    with (directory / "session.txt").open("w+") as output:
+        session = subprocess.Popen(
+            ["bash", "-euxo", "pipefail", "-c", script],
+            cwd=directory,
+            env=clean | {"PATH": path, "HOME": str(directory)} | environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = session.wait(PATIENCE_S)
+        finally:
+            # A supervisor in the background outlives a page that fails.
+            with suppress(ProcessLookupError):
+                os.killpg(session.pid, signal.SIGKILL)
+            session.wait()
+        output.seek(0)
+        log = directory / "supervisor.log"
+        assert code == 0, output.read() + (log.read_text() if log.exists() else "")
 
 
 def _check_out(directory: Path) -> None:
