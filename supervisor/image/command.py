@@ -1,4 +1,4 @@
-"""Runs the tools that build an image, and says which step failed and what to do about it."""
+"""Runs the tools that build an image. An error names the step, the tool and what to do."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ PACKAGE_OF = {
     "zstd": "zstd",
 }
 OUTPUT_TAIL_LINES = 20
-# An ordinary user's PATH often lacks the directories mkfs.vfat is in.
+# An ordinary user's PATH often lacks the directories of mkfs.vfat and depmod.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
 class ImageBuildError(SupervisorError):
     """A guest image could not be built: the step, the command that failed, its last output.
 
-    *command* is empty and *output_tail* the whole reason where no command was at fault.
+    If no command failed, *command* is empty and *output_tail* is the whole reason.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ def run(
     cwd: Path | None = None,
     output: Path | None = None,
 ) -> str:
-    """Runs *command* to its end; its stdout, which is empty if that went to the file *output*.
+    """Runs *command* to its end and returns its stdout, or writes stdout to the file *output*.
 
     ImageBuildError: *command* cannot be run, or fails.
     """

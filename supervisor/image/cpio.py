@@ -1,7 +1,7 @@
 """Writes the archive that the kernel unpacks into its first file system.
 
-It is written here rather than by cpio(1), so that every file belongs to root and the bytes depend
-on the files alone, whoever builds it: the archive is part of what an owner measures.
+cpio(1) would write the builder's user and times. Here every file belongs to root and the bytes
+depend on the files alone: the archive is part of what the owner of a confidential guest measures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CONSOLE = (5, 1)  # major and minor number
 
 
 def write_cpio(root: Path, archive: BinaryIO, mtime: int) -> None:
-    """Writes all below *root*, and the node /dev/console, in "newc" format, sorted by path.
+    """Writes all files below *root*, and the node /dev/console: format "newc", sorted by path.
 
     *mtime* is every file's time in seconds. Only directories, links and plain files are taken.
     """
@@ -31,7 +31,7 @@ def write_cpio(root: Path, archive: BinaryIO, mtime: int) -> None:
             content = b""
         else:
             continue
-        # What the builder's umask took away is nobody's loss in a guest with one user.
+        # The builder's umask must not show. The guest has one user, so two modes are enough.
         mode = stat.S_IFMT(mode) | (0o755 if mode & 0o100 else 0o644)
         archive.write(entry(str(path.relative_to(root)), mode, number, mtime, content))
         number += 1

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 MIB = 1 << 20
-VOLUME_ID = "67756573"  # always the same, for the sake of a reproducible image
-FAT_EPOCH = 315532800  # 1980, where FAT's time begins
+VOLUME_ID = "67756573"  # always the same, so that an image can be reproduced
+FAT_EPOCH = 315532800  # the start of 1980, before which FAT has no times
 
 
 def write_efi_file(
     stub: Path, kernel: Path, initramfs: Path, command_line: str, efi_file: Path
 ) -> None:
-    """One EFI program that is kernel, initramfs and command line, behind systemd's *stub*."""
+    """Writes an EFI program of systemd's *stub*, the command line, the initramfs and the kernel."""
     text = efi_file.with_name("cmdline")
     text.write_text(command_line)
     address = _end_of_sections(run("read the EFI stub", ["objdump", "--section-headers", stub]))
@@ -35,7 +35,7 @@ def write_efi_file(
 
 
 def write_disk(efi_file: Path, disk: Path, mtime: int) -> None:
-    """A qcow2 image that is one FAT file system with *efi_file* where firmware looks for it."""
+    """Writes a qcow2 image: one FAT file system, with *efi_file* where firmware looks for it."""
     tree = disk.with_name("EFI")
     (tree / "BOOT").mkdir(parents=True)
     efi_file = efi_file.rename(tree / "BOOT/BOOTX64.EFI")

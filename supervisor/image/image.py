@@ -1,9 +1,9 @@
 """Builds a guest image from the distribution's packages alone.
 
 The guest is one kernel and one initramfs that runs from RAM: no state, no root file system. The
-same two files make a disk for UEFI (guest.qcow2) and a direct boot (vmlinuz, initrd.img), whose
-command line stands in manifest.json. Debian 12 is what it is tested with; Ubuntu 24.04 was
-tried once, other releases never.
+same two files serve a UEFI disk (guest.qcow2) and a direct boot (vmlinuz, initrd.img); the command
+line for the latter is in manifest.json. Debian 12 is tested; Debian 13 and Ubuntu
+24.04 were tried once.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 DISK = "guest.qcow2"
 KERNEL = "vmlinuz"
 INITRAMFS = "initrd.img"
-# A panic reboots at once, but only after the kernel has told QEMU of it through pvpanic. The rest
-# lets an idle guest sleep: no blinking cursor, no watching of processors. Nor does it look whether
-# its timer ticks: under emulation, with five times as many guests booting as the host has
-# processors, four of thirty believed that it does not and panicked. Linux leaves that look out by
-# itself where it sees KVM. Not tsc=reliable, though it saves time: on such a host Linux measures
-# the counter's frequency wrong, many times over, and would then not find that out.
+# panic=-1: a panic reboots at once, after the kernel has told QEMU of it through pvpanic.
+# no_timer_check: Linux panics if it believes that its timer does not tick. Under emulation, with
+# five guests booting for each of the host's processors, four of thirty did. Under KVM Linux does
+# not check either.
+# The last two let an idle guest sleep: no blinking cursor, no watchdog of processors.
+# Not tsc=reliable, though it saves time: on such a busy host Linux often measures the counter's
+# frequency wrong, and with this option it would not notice.
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 no_timer_check vt.global_cursor_default=0 nowatchdog"
 ZSTD_LEVEL = 19
 
@@ -43,11 +44,11 @@ def build(
 ) -> Manifest:
     """Makes the directory *output*: guest.qcow2, vmlinuz, initrd.img, manifest.json.
 
-    *agent* is what runs in the guest instead of the reference agent: a Python file (\\*.py, with
-    grpcio at hand) or a program that needs no libraries. *progress* is given one line a step.
+    *agent* runs in the guest in place of the reference agent: a Python file (\\*.py, which may
+    import grpcio) or a program that needs no libraries. *progress* gets one line for each step.
 
-    An image already in *output* is replaced, at the end and in one step. Nothing is left behind
-    if it does not come to that: ImageBuildError says why.
+    An image already in *output* is replaced at the end, in one step. If the build fails, nothing
+    is left behind. ImageBuildError says why.
     """
     output = output.absolute()
     check(output, agent)
@@ -55,7 +56,7 @@ def build(
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
             work = Path(name)
-            # apt downloads as a user of its own, who has to get in.
+            # apt downloads as a user of its own, which needs access.
             work.chmod(0o755)
             manifest = make(work, agent, progress)
             replace(output, work / "image", work / "old")
@@ -66,12 +67,12 @@ def build(
 
 
 def check(output: Path, agent: Path | None) -> None:
-    """ImageBuildError: what the build needs is missing, or *output* is something else's."""
+    """ImageBuildError: something that the build needs is missing, or *output* holds other files."""
     require_tools()
     if output.exists() and not (output / NAME).is_file() and not _is_empty(output):
         raise ImageBuildError("start", (), f"{output} exists and holds no image: choose another")
     if agent is not None and not agent.is_file():
-        raise ImageBuildError("start", (), f"the agent {agent} is no file")
+        raise ImageBuildError("start", (), f"the agent {agent} is not a file")
     if agent is not None and rootfs.is_program(agent):
         _check_program(agent)
 
@@ -81,10 +82,10 @@ def _check_program(agent: Path) -> None:
         start = program.read(4)
     if start == ELF:
         if "INTERP" in run("look at the agent", ["readelf", "-lW", agent]):
-            why = "needs shared libraries, which the guest has not: link it statically"
+            why = "needs shared libraries, which the guest does not have: link it statically"
             raise ImageBuildError("start", (), f"the agent {agent} {why}")
     elif not start.startswith(b"#!"):
-        raise ImageBuildError("start", (), f"the agent {agent} is no program and no .py file")
+        raise ImageBuildError("start", (), f"the agent {agent} is neither a program nor a .py file")
 
 
 def make(work: Path, agent: Path | None, progress: Callable[[str], None]) -> Manifest:
@@ -109,7 +110,7 @@ def make(work: Path, agent: Path | None, progress: Callable[[str], None]) -> Man
     disk.write_disk(efi_file, image / DISK, now)
     manifest = Manifest(
         agent="program" if rootfs.is_program(agent) else "python" if agent else "reference",
-        # Only our own agent is known to serve CloneService.
+        # Another agent may not serve CloneService.
         clone_safe=agent is None,
         kernel=kernel_version,
         command_line=COMMAND_LINE,
@@ -130,12 +131,12 @@ def pack(root: Path, initramfs: Path, archive: Path) -> None:
 
 
 def replace(output: Path, image: Path, old: Path) -> None:
-    """Puts *image* in *output*'s place; what was there goes to *old*."""
+    """Moves *image* to *output*; an image that is there moves to *old*."""
     image.chmod(0o755)
     if output.exists():
         for path in output.iterdir():
             if path.name not in (DISK, KERNEL, INITRAMFS, NAME):
-                path.rename(image / path.name)  # somebody's own, another image perhaps
+                path.rename(image / path.name)  # a user's own file, another image perhaps
         output.rename(old)
     image.rename(output)
 

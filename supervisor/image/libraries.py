@@ -1,7 +1,7 @@
-"""Which shared libraries the guest's programs can load; all others are left out.
+"""Deletes the shared libraries that no program in the guest loads.
 
-The kernel unpacks the whole initramfs before the guest's first program runs; under emulation, 43 MB
-took it about a second.
+The kernel unpacks the whole initramfs before the guest's first program runs. Under emulation, it
+took about a second for 43 MB.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ELF = b"\x7fELF"
 
 
 def reachable(roots: Iterable[str], needed: Mapping[str, Iterable[str]]) -> set[str]:
-    """*roots* and all that *needed* says they load, directly or not."""
+    """*roots* and the libraries that they load, directly or not, as *needed* says."""
     found: set[str] = set()
     queue = list(roots)
     while queue:
@@ -35,7 +35,7 @@ def reachable(roots: Iterable[str], needed: Mapping[str, Iterable[str]]) -> set[
 def prune(root: Path) -> None:
     """Deletes from *root* the libraries that neither a program nor a Python module there needs.
 
-    A Python module whose own libraries are not there either cannot be loaded, and goes first.
+    A Python module whose own libraries are missing cannot be loaded, and is deleted first.
     """
     directory = root / DIRECTORY
     libraries = {path.name: path for path in directory.glob("*.so*")}

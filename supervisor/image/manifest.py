@@ -1,4 +1,4 @@
-"""What a guest image is made of: manifest.json beside it."""
+"""manifest.json, which lies beside a guest image and says what the image is made of."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class File:
 class Manifest:
     """A built image. Paths are relative to its directory.
 
-    *agent* is ``reference``, ``python`` or ``program``; *clone_safe* says whether a guest may be
-    copied while it runs, which is that its agent serves CloneService of protos/clone.proto;
-    *packages* holds versions by package; *built_at* is in RFC 3339.
+    *agent* is ``reference``, ``python`` or ``program``. *clone_safe* says whether a guest may be
+    copied while it runs: whether its agent serves CloneService of protos/clone.proto. *packages*
+    holds versions by package. *built_at* is in RFC 3339.
     """
 
     agent: str
@@ -53,7 +53,7 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """The manifest in *directory*. OSError: there is none; ValueError: it is not of ours."""
+        """The manifest in *directory*. OSError: there is none; ValueError: it cannot be used."""
         try:
             members = json.loads((directory / NAME).read_text(encoding="utf-8"))
             files = {name: File(**file) for name, file in members.pop("files").items()}

@@ -1,7 +1,7 @@
-"""Downloads the packages a guest is made of and unpacks them, with this machine's apt sources.
+"""Downloads the guest's packages from this machine's apt sources, and unpacks them.
 
-Nothing is installed here: apt resolves against an empty package database of our own, and the
-packages' scripts never run. So it works without root and leaves the machine as it was.
+Nothing is installed: apt resolves dependencies against an empty package database, and the packages'
+scripts never run. So a build needs no root and does not change the machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KERNEL_PACKAGE = {"debian": "linux-image-amd64", "ubuntu": "linux-image-generic"}
 # Debian's kernel comes with its modules; Ubuntu's has them in packages of their own.
 _KERNEL_PART = re.compile(r"Depends: (linux-(?:image|modules|modules-extra)-\d\S*)")
-# Dependencies of what we take that no program in the guest ever loads.
+# Dependencies of these packages that no program in the guest loads.
 _UNUSED = re.compile(
     r"(dpkg|tar|perl.*|libperl.*|install-info|mailcap|mime-support|media-types|gcc-\d+-base"
     r"|libprotobuf\d+|python3-protobuf|readline-common|lib(acl|selinux|pcre2-8|md|db5\.).*)"
@@ -28,16 +28,16 @@ _STALE = re.compile(r"Unable to locate|No packages found|no installation candida
 
 
 def fetch(packages: Iterable[str], directory: Path) -> dict[str, str]:
-    """Unpacks *packages* and all they need into *directory*/root; versions by package.
+    """Unpacks *packages* and their dependencies into *directory*/root; versions by package.
 
-    The kernel and the EFI stub go in too, without what they depend on. ImageBuildError.
+    The kernel and the EFI stub are unpacked too, without their dependencies. ImageBuildError.
     """
     if (architecture := run("ask dpkg", ["dpkg", "--print-architecture"]).strip()) != "amd64":
         raise ImageBuildError("start", (), f"guests are amd64, this machine is {architecture}")
     archives = directory / "archives"
     (archives / "partial").mkdir(parents=True)
     (directory / "status").touch()
-    # apt's own cache is not ours to write.
+    # A user may not write apt's own cache.
     cache = [f"-oDir::Cache={directory}", f"-oDir::Cache::archives={archives}"]
     empty = [f"-oDir::State::status={directory}/status", "-oDebug::NoLocking=1"]
     common = ["-q", "-y", "-oAPT::Install-Recommends=0", *cache]
@@ -71,12 +71,13 @@ def distribution() -> str:
     for name in names:
         if name in KERNEL_PACKAGE:
             return name
-    raise ImageBuildError("start", (), f"guests are made of Debian's packages, this is {names}")
+    why = f"guests are made of Debian's or Ubuntu's packages, this is {' '.join(names)}"
+    raise ImageBuildError("start", (), why)
 
 
 def unpack(archives: Path, root: Path) -> dict[str, str]:
     """Unpacks every package in *archives* into *root*; versions by package."""
-    # One /usr from the start: newer distributions' packages expect it, older ones do not mind.
+    # /bin and its like are links into /usr: newer packages expect that, older ones accept it.
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")

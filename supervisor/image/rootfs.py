@@ -1,7 +1,7 @@
 """Arranges the unpacked packages into the guest's file system, which lives in RAM.
 
-/init is PID 1; the reference agent is a Python package; all else of ours is in /usr/lib/guest: the
-program that starts the agent, the modules and their orders.
+/init is PID 1. The reference agent is a Python package. /usr/lib/guest holds the program that
+starts the agent, and the kernel modules with their orders.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
     from supervisor.image.command import Command
 
-# The agent's program needs these, and so do algorithms, which are Python too.
+# The agent and its algorithms are Python.
 PYTHON = ("python3-minimal", "libpython3-stdlib")
-# The reference agent's gRPC is its own, on this; a Python agent that somebody brings has grpcio.
+# The reference agent's own gRPC server needs h2. A user's Python agent gets grpcio.
 HTTP2 = ("python3-h2",)
 GRPC = ("python3-grpcio",)
 BUSYBOX = ("busybox-static",)
 
 GUEST = "usr/lib/guest"
 PYTHON_LIBRARY = "usr/lib/python3*"
-# Nobody reads, tests, packages, draws windows or sits at a terminal in the guest.
+# The guest has no use for documentation, tests, packaging, windows and terminals.
 UNUSED = (
     "boot",
     "var",
@@ -83,7 +83,7 @@ def arrange(root: Path, kernel: str, agent: Path | None) -> None:
 
 
 def packages(agent: Path | None) -> tuple[str, ...]:
-    """What the guest is unpacked from."""
+    """The packages that the guest is made of."""
     if is_program(agent):
         return (*PYTHON, *BUSYBOX)
     return (*PYTHON, *(HTTP2 if agent is None else GRPC), *BUSYBOX)
@@ -115,16 +115,16 @@ def install_agent(root: Path, agent: Path | None) -> None:
 def compile_python(root: Path) -> None:
     """Compiles all Python below *root*, and leaves the library's sources out.
 
-    A traceback then still names the library's files and lines, but does not quote them. The guest's
-    own interpreter compiles, since no other one's bytecode is sure to fit. It runs in place, on the
-    guest's own libraries.
+    A traceback then still names the library's files and lines, but does not quote them. Only the
+    guest's own interpreter is sure to write bytecode that the guest can load. It runs in place,
+    with the guest's own libraries.
     """
     directory = root / libraries.DIRECTORY
     interpreter = next(iter(sorted((root / "usr/bin").glob("python3.*"))), None)
     if interpreter is None:
         raise ImageBuildError("compile Python", (), "the packages hold no usr/bin/python3.*")
     python: Command = [directory / "ld-linux-x86-64.so.2", "--library-path", directory, interpreter]
-    # Nothing in the guest changes, so no time stamp needs to be compared.
+    # Files in the guest never change, so Python need not compare time stamps.
     options: Command = ["-qq", "-b", "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/"]
     env = {"PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0", "PYTHONPATH": ""}
     library = list(root.glob(PYTHON_LIBRARY))
@@ -136,7 +136,7 @@ def compile_python(root: Path) -> None:
 
 
 def _link_applets(root: Path) -> None:
-    """Gives each of busybox's commands its name, where no package did."""
+    """Links each of busybox's commands, except where a package has a program of that name."""
     busybox = root / "usr/bin/busybox"
     if not busybox.exists():
         raise ImageBuildError("find busybox", (), "the packages hold no bin/busybox")

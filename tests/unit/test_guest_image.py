@@ -251,7 +251,7 @@ def test_an_image_is_replaced_and_what_lies_beside_it_stays(tmp_path: Path) -> N
 def test_an_agent_must_be_a_program_the_guest_can_run(tmp_path: Path) -> None:
     text = tmp_path / "agent"
     text.write_text("neither")
-    with pytest.raises(ImageBuildError, match="no program"):
+    with pytest.raises(ImageBuildError, match="neither a program"):
         image.check(tmp_path / "img", text)
     with pytest.raises(ImageBuildError, match="shared libraries"):
         image.check(tmp_path / "img", Path("/bin/ls"))

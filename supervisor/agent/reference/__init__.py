@@ -5,11 +5,12 @@ It needs nothing but Python 3.11 and h2, because it also runs inside the guest, 
 ``{"grpc_port": N, "http_port": N}`` goes to stdout; port 0 lets the kernel choose. SIGTERM ends
 the agent, and any algorithm it runs, with status 0.
 
-Whatever cannot be answered is a :class:`~.refusal.Refusal`: a status code and a sentence for the
-caller.
+A request that cannot be answered raises :class:`~.refusal.Refusal`: a status code and a sentence
+for the caller.
 
 In the guest (``--in-guest``) it serves ``clone.CloneService`` too, so that the guest may be copied
-while it runs. Copies have all in common that was ever drawn at random: the kernel's entropy, names,
-what this process has. Between Prepare and Renew the agent therefore refuses every call but that for
-its health. It holds no keys; every algorithm is a process of its own, which seeds itself anew.
+while it runs. All copies share what was drawn at random before: the kernel's entropy, names, the
+random state of this process. So the agent refuses every call between Prepare and Renew, except
+those of clone.CloneService and for its health. The agent holds no keys, and each algorithm runs in
+a new process with a new seed.
 """

@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .guest import Guest
     from .rpc import Server
 
-    # A handler of Python's runs when the main thread next gets to run it: a signal that another
-    # thread takes, or that comes just before the main thread waits, would not wake it.
+    # Python runs a signal's handler in the main thread, when that next runs Python code. A signal
+    # that another thread takes, or that comes just before the main thread waits, does not wake it.
     stop, stopped = os.pipe()
     os.set_blocking(stopped, False)
     signal.set_wakeup_fd(stopped)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         methods = service.methods(agent)
     try:
         server = Server(methods, options.host, options.grpc_port)
-        # Imported here because it takes long, and gRPC should answer meanwhile.
+        # Imported here because it takes long, and gRPC answers meanwhile.
         from .http import serve_http
 
         http = serve_http(agent, options.host, options.http_port)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         clones.agent_is_up.set()
     os.read(stop, 1)
     http.stop()
-    server.stop()  # what still runs is cancelled, which kills its algorithm
+    server.stop()  # cancels calls under way, which kills their algorithms
     return 0
 
 

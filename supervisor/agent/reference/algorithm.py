@@ -61,7 +61,7 @@ class AlgorithmProcess:
 
 
 def run_algorithm(algorithm: bytes, dataset: bytes, timeout_s: float, on_end: OnEnd) -> bytes:
-    """What the algorithm writes to its socket. *on_end* registers what kills it early."""
+    """What the algorithm writes to its socket. *on_end* registers the algorithm's kill."""
     # Imported here because it takes long and the agent should answer before.
     import tempfile
 
@@ -108,7 +108,7 @@ def _receive(listener: socket.socket, pidfd: int, deadline: float) -> bytes | No
             _wait_readable([connection.fileno(), pidfd], deadline)
             try:
                 chunk = connection.recv(1 << 16)
-            except BlockingIOError:  # the process is gone, a child of it holds the socket open
+            except BlockingIOError:  # the process has ended, a child of it holds the socket open
                 return bytes(result)
             if not chunk:
                 return bytes(result)

@@ -1,6 +1,6 @@
-"""The processor's word on this guest: a report from /dev/sev-guest, after the kernel's interface.
+"""The processor's attestation report on this guest, from /dev/sev-guest.
 
-It has never been run on a machine with SEV-SNP.
+This module has never been run on a machine with SEV-SNP.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A gRPC call as what answers it sees it: a message to a message, or to a status and a sentence.
+"""A gRPC call as a method sees it: a message in; a message out, or a status and a sentence.
 
 Source: gRPC's PROTOCOL-HTTP2.md.
 """
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 # Before each message: whether it is compressed, and its length.
 PREFIX_BYTES = 5
-# To work on more than this takes a guest's processor a while.
+# A guest's processor works for a while on a message that is longer.
 SHORT_BYTES = 1 << 16
-# It goes into a header, and headers end at 8 kB.
+# A detail goes into a header, and headers end at 8 kB.
 MAX_DETAIL = 2000
 
 
 class Method(NamedTuple):
-    """What answers a call. *slow*: it may take so long that other calls must not wait for it."""
+    """What answers a call. *slow*: other calls must not wait for the answer."""
 
     behaviour: Behaviour
     slow: bool = False
 
 
 class Answer(NamedTuple):
-    """How a call ends: a message if all is well, else a code and a sentence."""
+    """How a call ends: with a message, or with a code and a sentence."""
 
     message: bytes = b""
     code: StatusCode = StatusCode.OK
@@ -51,7 +51,7 @@ class Call:
     def __init__(self, method: Method | None) -> None:
         self.method = method
         self.received = bytearray()
-        #: Once it is known and is a message, of which `body` is what has not been sent yet.
+        #: The answer when it is known and a message. `body` is its part that has not been sent.
         self.answer: Answer | None = None
         self.body = memoryview(b"")
         self._lock = threading.Lock()
@@ -60,7 +60,7 @@ class Call:
 
     @property
     def is_slow(self) -> bool:
-        """Whether others should not have to wait for its answer."""
+        """Whether other calls must not wait for its answer."""
         return bool(self.method and self.method.slow) or len(self.received) > SHORT_BYTES
 
     def on_end(self, callback: Callable[[], None]) -> bool:
@@ -81,7 +81,7 @@ class Call:
         self.body = memoryview(b"\0" + size + answer.message)
 
     def perform(self) -> Answer:
-        """Have it answered, by any thread."""
+        """Its answer, worked out in the thread that calls this."""
         if self.method is None:
             return Answer(code=StatusCode.UNIMPLEMENTED, detail="there is no such method")
         compressed, size = self.received[:1], self.received[1:PREFIX_BYTES]
@@ -94,7 +94,7 @@ class Call:
             return Answer(self.method.behaviour(message, self.on_end))
         except Refusal as refusal:
             return Answer(code=refusal.code, detail=refusal.detail)
-        except Exception as error:  # else one bug would silence the agent
+        except Exception as error:  # a bug in one method must not end the server
             why = f"the agent failed: {error!r}"[:MAX_DETAIL]
             return Answer(code=StatusCode.UNKNOWN, detail=why)
 

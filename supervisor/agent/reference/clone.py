@@ -1,8 +1,7 @@
-"""Clones: what is done before the guest is frozen, and first of all in each copy of it.
+"""``clone.CloneService``: prepares the guest for being frozen, and renews each copy.
 
-``clone.CloneService``, of protos/clone.proto. Between Prepare and Renew the agent refuses all
-else but to say how it is: what it answered then, every copy would answer alike, on the same random
-numbers.
+protos/clone.proto describes it. Between Prepare and Renew the agent answers only these calls and
+the one for its health: every copy would give the same answers, from the same random numbers.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ if TYPE_CHECKING:
 MIN_ENTROPY_BYTES = 32
 WAITS = "this guest is one of many alike, and refuses all calls until CloneService.Renew"
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-# What a host may be called (RFC 1123), as long as Linux lets it be.
+# RFC 1123, and no longer than Linux allows.
 _HOSTNAME = re.compile(rb"(?=.{1,64}\Z)[0-9a-zA-Z](?:[0-9a-zA-Z.-]*[0-9a-zA-Z])?")
 
 
 class Renewal(NamedTuple):
-    """What a copy is told it is. *machine_id* is the VM's id as 32 hexadecimal digits."""
+    """The new identity of a copy. *machine_id* is the VM's id as 32 hexadecimal digits."""
 
     machine_id: str
     hostname: str
@@ -61,7 +60,7 @@ class Renewal(NamedTuple):
 
 
 class Clones:
-    """Gets *guest* ready to be frozen, and makes each copy one of its own.
+    """Prepares *guest* for being frozen, and renews each copy.
 
     :ivar agent_is_up: to be set when the agent's servers run; a guest is not frozen before
     """
@@ -98,11 +97,11 @@ class Clones:
             self._waits = True
 
     def renew(self, message: bytes) -> None:
-        """Makes the guest what *message* says, and has the agent answer again.
+        """Gives the guest the names and entropy in *message*, and releases the agent.
 
-        The same once more changes nothing.
+        The same renewal once more changes nothing.
         """
-        # Prepare takes its time, and no other call is to wait for that.
+        # Prepare takes long, and this call is answered in the server's only thread.
         if not self._lock.acquire(blocking=False):
             why = "this guest is about to be copied: it can be renewed when Prepare is done"
             raise Refusal(StatusCode.FAILED_PRECONDITION, why)
@@ -115,7 +114,7 @@ class Clones:
         try:
             new = Renewal.decode(message)
             if not self._waits and new.machine_id == self._renewed_as:
-                return  # asked again by somebody who did not hear the answer
+                return  # the caller did not get the first answer and asks again
             if not self._waits:
                 why = "this guest is no copy, or was renewed as another: Prepare comes first"
                 raise Refusal(StatusCode.FAILED_PRECONDITION, why)
@@ -141,15 +140,15 @@ class Clones:
             raise Refusal(StatusCode.DEADLINE_EXCEEDED, why)
 
     def _warm_up(self) -> None:
-        """Does now what every copy would do for itself when it first needs it."""
-        # These are what the agent imports where it needs them, to be up sooner.
+        """Does now what every copy would otherwise do for itself."""
+        # The agent imports these where it needs them, so that it answers sooner.
         import base64  # noqa: F401
         import random
         import tempfile  # noqa: F401
 
         self._reseed = random.seed
         reply_to(SPECIMEN)
-        # What is alive now stays, and need not be gone over, hence copied, by a clone.
+        # A garbage collection writes to the objects it visits, so a clone would copy their pages.
         gc.collect()
         gc.freeze()
 

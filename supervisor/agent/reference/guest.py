@@ -1,6 +1,6 @@
 """What cloning does to the guest as a whole. Nothing else in the agent reaches beyond its process.
 
-On any other machine than a guest of ours, whose PID 1 is /init, this would set that one's clock.
+Use it only in a guest of ours, whose PID 1 is /init: it sets the clock and the host's name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 
 # init makes these, once the network has an address and once no module is left to load.
 SETTLED = ("/run/address", "/run/loaded")
-# Empty while the guest waits for its renewal, so that an agent that is started again knows.
+# Empty while the guest waits for its renewal, so that a restarted agent knows.
 WAITS = "/run/waits-for-renewal"
 FILES = ("/etc/hostname", "/etc/machine-id", "/etc/hosts", WAITS)
 RANDOM = "/dev/urandom"
@@ -27,7 +27,7 @@ RNDRESEEDCRNG = ord("R") << 8 | 7  # _IO('R', 7)
 class Guest:
     """The guest that this process runs in, as root. Its methods raise OSError.
 
-    *root* is a directory that has the place of the guest's root, for tests.
+    *root* is a directory in place of the guest's root, for tests.
     """
 
     def __init__(self, root: str = "") -> None:
@@ -43,11 +43,11 @@ class Guest:
         return True
 
     def settle(self) -> None:
-        """Returns when init has brought everything up, or has had enough time for it."""
+        """Returns when init has brought everything up, or after SETTLE_TIMEOUT_S."""
         self.wait_until_settled(time.monotonic() + SETTLE_TIMEOUT_S)
 
     def drop_caches(self) -> None:
-        """Frees what the kernel can do without, and puts free memory together."""
+        """Frees the kernel's caches and compacts free memory."""
         for name, value in (("drop_caches", b"3"), ("compact_memory", b"1")):
             self._put(f"/proc/sys/vm/{name}", value)
 
@@ -57,7 +57,7 @@ class Guest:
         return os.path.exists(path) and not os.path.getsize(path)
 
     def have_it_wait(self) -> None:
-        """Opens, and empties, what a renewal writes to: that is not for each copy to do."""
+        """Opens and empties the files that a renewal writes, so that no copy has to."""
         for path in FILES:
             self._opened[path] = self._open(path)
         self._opened[RANDOM] = self._open(RANDOM)

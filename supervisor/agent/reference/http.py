@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
             return 404, f"there is nothing at {self.path}"
         if self.headers.get_content_type() != "application/json":
             return 415, "the body must be application/json"
-        # Written as an array of numbers, a byte takes up to four.
+        # In an array of numbers, a byte takes up to four characters.
         if not length.isdecimal() or int(length) > 4 * MAX_MESSAGE_BYTES:
             return (413 if length else 411), "the body's length must be known and bounded"
         try:
@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing: the guest's console is slow."""
+        """Logs nothing: the guest's console is slow."""
 
 
 class Server(ThreadingHTTPServer):
@@ -96,7 +96,7 @@ class Server(ThreadingHTTPServer):
         self._stopping = False
 
     def _serve(self) -> None:
-        # serve_forever() would wake twice a second to see whether it should end.
+        # serve_forever() wakes twice a second to look whether it should end.
         while not self._stopping:
             self.handle_request()
 
@@ -108,7 +108,7 @@ class Server(ThreadingHTTPServer):
         self.server_close()
 
     def server_bind(self) -> None:
-        # HTTPServer's would look up its own name, which can wait for a name server.
+        # HTTPServer's own looks up the host's name, which can wait for a name server.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()

@@ -1,4 +1,4 @@
-"""What the agent answers when it has no answer."""
+"""The error that a caller of the agent gets in place of an answer."""
 
 from __future__ import annotations
 

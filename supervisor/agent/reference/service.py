@@ -1,4 +1,4 @@
-"""What the agent does, and what of that it serves over gRPC."""
+"""What the agent does, and its gRPC methods."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Agent:
     def __init__(
         self, algorithm_timeout_s: float, settle: Callable[[], object] = lambda: None
     ) -> None:
-        """*settle* returns when all devices are there that algorithms and reports may need."""
+        """*settle* returns when the devices that algorithms and reports may need are there."""
         self._algorithm_timeout_s = algorithm_timeout_s
         self._settle = settle
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class Agent:
         return tuple(self._methods)
 
     def call(self, method: str, payload: bytes, on_end: OnEnd) -> bytes:
-        """Answers *method*, and counts how that went."""
+        """The answer of *method* to *payload*. Counts calls by method and code."""
         code = StatusCode.INTERNAL
         with self._lock:
             self._under_way += 1
@@ -84,7 +84,7 @@ class Agent:
     def hold(self, why: str) -> None:
         """From now on refuses every call, for the reason *why*.
 
-        Refusal: it holds, or is about to hold, what one caller sent and no other may get.
+        Refusal: the agent holds, or is about to hold, what a caller sent: no other may get that.
         """
         with self._lock:
             if self._under_way or self.computation or self._algorithm or self._dataset:
@@ -176,7 +176,7 @@ def _method(agent: Agent, method: str) -> Behaviour:
 
 
 def _health(agent: Agent) -> Behaviour:
-    """gRPC's health checking protocol, of which this is all that needs no stream."""
+    """Check of gRPC's health checking protocol. Watch is left out: it is a stream."""
 
     def answer(message: bytes, _: OnEnd) -> bytes:
         service = _payload(message)
@@ -184,7 +184,7 @@ def _health(agent: Agent) -> Behaviour:
             raise Refusal(StatusCode.NOT_FOUND, "there is no such service")
         if agent.is_held:
             return NOT_SERVING
-        reply_to(SPECIMEN)  # what Run does; an emulated guest's first time is its slowest
+        reply_to(SPECIMEN)  # as Run does: an emulated guest is slowest at its first time
         return SERVING
 
     return answer

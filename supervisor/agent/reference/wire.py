@@ -1,8 +1,8 @@
 """The protocol's messages as bytes.
 
-Every message of the agent's has at most one field: number 1, length-delimited. That of a clone's
-renewal has four. Some forty lines read and write these; the protobuf runtime would be one more
-library for the guest to load before it answers.
+Every message of the agent has at most one field: number 1, length-delimited. A clone's renewal has
+four fields. Some forty lines read and write these messages; the protobuf runtime would be one more
+library that the guest loads before it answers.
 """
 
 from __future__ import annotations
