@@ -237,11 +237,10 @@ class AgentError(SupervisorError):
 
     :param code: gRPC's name of the status, such as ``INTERNAL``
     :param text: the agent's own words
-    :param hint: where to look, in the supervisor's words
     """
 
-    def __init__(self, vm_id: str, code: str, text: str, hint: str = "") -> None:
-        super().__init__(f"the agent of VM {vm_id} answered {code}: {text}{hint}")
+    def __init__(self, vm_id: str, code: str, text: str, *, advice: str = "") -> None:
+        super().__init__(f"the agent of VM {vm_id} answered {code}: {text}", advice=advice)
         self.vm_id = vm_id
         self.code = code
         self.text = text

@@ -247,8 +247,8 @@ class Admission:
         retry_s = self._retry_after_s()
         queue = f"{waiting} of {self._limits.queue} runs wait" if waiting else "no run may wait"
         return AtCapacity(
-            f"{self._reached()}, and {queue} for room (MANAGER_QUEUE); end a VM, raise the limits,"
-            f" or try again in {retry_s} s",
+            f"{self._reached()}, and {queue} for room (MANAGER_QUEUE)",
+            advice=f"end a VM, raise the limits, or try again in {retry_s} s",
             retry_after_s=retry_s,
         )
 
@@ -256,8 +256,8 @@ class Admission:
         retry_s = self._retry_after_s()
         return AtCapacity(
             f"no room came free within {go_duration(self._limits.queue_timeout_s)}"
-            f" (MANAGER_QUEUE_TIMEOUT): {self._reached()}, with {self.waiting - 1} more waiting;"
-            f" end a VM, raise the limits, or try again in {retry_s} s",
+            f" (MANAGER_QUEUE_TIMEOUT): {self._reached()}, with {self.waiting - 1} more waiting",
+            advice=f"end a VM, raise the limits, or try again in {retry_s} s",
             retry_after_s=retry_s,
         )
 

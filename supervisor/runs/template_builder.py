@@ -116,8 +116,8 @@ class TemplateBuilder:
             raise (
                 vm.failure
                 or TemplateError(
-                    f"{late} of VM {vm.id} was not ready to be frozen within {timeout_s:g} s, see"
-                    f" MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}"
+                    f"{late} of VM {vm.id} was not ready to be frozen within {timeout_s:g} s",
+                    advice=f"see MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}",
                 )
             )
         # The guest sees its last connection go, and has nothing to do any more: nothing tells when.
@@ -127,7 +127,8 @@ class TemplateBuilder:
             await _freeze(vm)
         if patience.cancelled_caught:
             raise TemplateError(
-                f"VM {vm.id} was not frozen within {timeout_s:g} s, see MANAGER_START_TIMEOUT"
+                f"VM {vm.id} was not frozen within {timeout_s:g} s",
+                advice="see MANAGER_START_TIMEOUT",
             )
         if vm.record.fingerprint != fingerprint.digest:
             raise TemplateError("what VMs are made of was changed meanwhile")

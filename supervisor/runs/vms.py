@@ -155,8 +155,8 @@ class Vms:
     def unrecorded(self, vm_id: str, error: OSError) -> LaunchError:
         """What to tell if a VM cannot be put on record."""
         return LaunchError(
-            f"the record of VM {vm_id} cannot be written ({error.strerror}), so it is not"
-            f" started; see to {self.config.qemu.tmp}"
+            f"the record of VM {vm_id} cannot be written ({error.strerror}), so it is not started",
+            advice=f"see to {self.config.qemu.tmp}",
         )
 
     def _check_agent(self) -> None:
@@ -167,8 +167,9 @@ class Vms:
             holders.append("another VM that is being started")
         if holders:
             raise Busy(
-                f"{holders[0]} has the only agent there is, at {self.config.agent.url}: end it"
-                " first, or set MANAGER_AGENT_GRPC_URL so that each VM has its own"
+                f"{holders[0]} has the only agent there is, at {self.config.agent.url}",
+                advice="end that VM first, or set MANAGER_AGENT_GRPC_URL so that each VM has an"
+                " agent of its own",
             )
 
     def _add(self, record: Record, requested_s: float | None = None) -> Vm:

@@ -170,7 +170,8 @@ class Templates:
         with trio.move_on_after(timeout_s):
             return await self._become_ready()
         raise TemplateError(
-            f"there was no template after {timeout_s:g} s, see MANAGER_BOOT_TIMEOUT and the log"
+            f"there was no template after {timeout_s:g} s",
+            advice="see MANAGER_BOOT_TIMEOUT and the log",
         )
 
     async def _become_ready(self) -> None:

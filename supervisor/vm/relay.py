@@ -171,8 +171,8 @@ class Relay:
         if patience.cancelled_caught:
             raise AgentTimeout(
                 vm.id,
-                f"the agent of VM {vm.id} was not ready {timeout_s:g} s after the guest's start,"
-                f" see MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}",
+                f"the agent of VM {vm.id} was not ready {timeout_s:g} s after the guest's start",
+                advice=f"see MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}",
             )
         return None
 
@@ -216,12 +216,12 @@ class Relay:
             if error.code != "UNAVAILABLE":
                 raise
             await self._let_the_end_decide(session)
-            hint = f"; {vm.dir.what_was_printed()}"
-            raise AgentError(vm.id, error.code, error.text, hint) from error
+            hint = vm.dir.what_was_printed()
+            raise AgentError(vm.id, error.code, error.text, advice=hint) from error
         raise AgentTimeout(
             vm.id,
-            f"the agent of VM {vm.id} at {agent.address} did not answer Run within {timeout_s:g} s;"
-            " see MANAGER_AGENT_GRPC_TIMEOUT",
+            f"the agent of VM {vm.id} at {agent.address} did not answer Run within {timeout_s:g} s",
+            advice="see MANAGER_AGENT_GRPC_TIMEOUT",
         )
 
     @asynccontextmanager

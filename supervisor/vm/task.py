@@ -214,7 +214,7 @@ class VmTask:
                 try:
                     return await self._start_qemu(forwards, template)
                 except PortsTaken as error:
-                    taken |= _ports_taken(error.log_tail)
+                    taken |= error.ports
                     if not attempts_left:
                         raise
                     log.warning("port taken, trying others", vm=self._vm.id, ports=sorted(taken))
@@ -391,15 +391,8 @@ def _launch_error(
     """Why a guest never ran: PortsTaken if another attempt may help."""
     log_tail, exit_code = vm_dir.log_tail(), session.qemu.exit_code
     how = f"failed ({session.refusal})" if session.refusal else f"ended with exit code {exit_code}"
-    kind = PortsTaken if _ports_taken(log_tail) else LaunchError
-    return kind(
-        f"QEMU of VM {vm_id} {how} before its guest ran; its log is {vm_dir.qemu_log}",
-        argv=command,
-        exit_code=exit_code,
-        log_tail=log_tail,
-    )
-
-
-def _ports_taken(log_tail: str) -> set[int]:
-    """The host ports that QEMU says it could not have."""
-    return {int(port) for port in _PORT_TAKEN.findall(log_tail)}
+    detail = f"QEMU of VM {vm_id} {how} before its guest ran; its log is {vm_dir.qemu_log}"
+    ports = {int(port) for port in _PORT_TAKEN.findall(log_tail)}
+    if ports:
+        return PortsTaken(detail, ports=ports, argv=command, exit_code=exit_code, log_tail=log_tail)
+    return LaunchError(detail, argv=command, exit_code=exit_code, log_tail=log_tail)
