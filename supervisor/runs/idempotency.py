@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from supervisor.errors import Busy, InvalidRequest
+from supervisor.errors import Busy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from supervisor.runs.vms import Vms
     from supervisor.state.record import RunOptions
     from supervisor.vm.vm import Vm
-
-_LONGEST_KEY = 255
 
 
 class IdempotencyKeys:
@@ -32,15 +30,12 @@ class IdempotencyKeys:
 
         Other requests with the key wait for the end of the body.
 
-        :raises InvalidRequest: if it is no key
         :raises Busy: if the run with this key is another one
         """
         key = options.idempotency_key
         if key is None:
             yield None
             return
-        if not 0 < len(key) <= _LONGEST_KEY:
-            raise InvalidRequest(f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters")
         while key in self._arriving:
             await self._arriving[key].wait()
         if vm := self._of(key):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from supervisor.config import MAX_COMPUTATION, TemplateUse
-from supervisor.errors import AtCapacity, InvalidRequest, Stopping, SupervisorError, TooLarge
+from supervisor.config import TemplateUse
+from supervisor.errors import AtCapacity, Stopping, SupervisorError
 from supervisor.qemu.connection import MonitorState
 from supervisor.runs.admission import Resources
 from supervisor.runs.idempotency import IdempotencyKeys
@@ -64,7 +64,6 @@ class Service:
 
         :raises SupervisorError: if it is not admitted
         """
-        _check(computation)
         async with self._keys.claim(options) as known:
             return known or await self._admit(computation, options)
 
@@ -154,14 +153,4 @@ class Service:
             templates=Counter(one.state.value for one in templates.entries.values()),
             pool=Counter("ready" if vm.agent_ready else "coming" for vm in self.pool.vms),
             clones={"restored": templates.restored, "fallback": templates.fallen_back},
-        )
-
-
-def _check(computation: bytes) -> None:
-    if not computation:
-        raise InvalidRequest("computation is empty", member="computation")
-    if len(computation) > MAX_COMPUTATION:
-        raise TooLarge(
-            f"computation is {len(computation)} bytes, the limit is {MAX_COMPUTATION}",
-            member="computation",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +29,7 @@ from tests.support import pages
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PACKAGE = pages.ROOT / "supervisor"
 REFERENCE = pages.ROOT / "docs" / "reference"
 
 page = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
@@ -209,3 +212,22 @@ def test_words_of_requests() -> None:
     for words in (TemplateUse, RestartPolicy, EndMode):
         for word in words:
             assert f'"{word}"' in http
+
+
+@pytest.mark.parametrize(
+    "heading", ["From POST /run to the agent and back", "From a QMP event to a reader"]
+)
+def test_functions_of_the_ways(heading: str) -> None:
+    """A list of functions that does not follow the code is worse than none."""
+    architecture = pages.ROOT / "docs" / "explanation" / "architecture.md"
+    for shown, file, _ in pages.rows(architecture, heading):
+        names = re.sub(r"[·` ]", "", shown).split(".")
+        scope: ast.AST = ast.parse((PACKAGE / file.strip("`")).read_text())
+        for name in names:
+            inside = {
+                node.name: node
+                for node in ast.walk(scope)
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            }
+            assert name in inside, f"{shown} is not in {file}"
+            scope = inside[name]
