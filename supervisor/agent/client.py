@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Forward
 
 _CLOSE_S = 2.0
-_TIMING = Timing()
 
 #: The largest message on any of our channels: a computation and the field around it.
 MAX_MESSAGE = MAX_COMPUTATION + 64 * 1024
@@ -175,7 +174,7 @@ def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
 
 @asynccontextmanager
 async def connect(
-    vm_id: str, target: str, config: AgentConfig, timing: Timing = _TIMING
+    vm_id: str, target: str, config: AgentConfig, timing: Timing
 ) -> AsyncIterator[Agent]:
     """An `Agent`, which may not be there yet. Its channel is closed at the end of the block.
 

@@ -118,7 +118,7 @@ class Relay:
     async def _meet(self, session: Session) -> None:
         vm, record = self._vm, self._vm.record
         target = record.agent_address or client.address(vm.config.agent, record.forwards)
-        async with client.connect(vm.id, target, vm.config.agent) as agent:
+        async with client.connect(vm.id, target, vm.config.agent, vm.config.timing) as agent:
             if record.template and not record.renewed:
                 await self._renew(agent, session)
             else:
