@@ -81,7 +81,7 @@ class Config:
         "MANAGER_INSTANCE_ID", None, "name of this supervisor in /health", shown="a new UUID"
     )
     jaeger_url: str | None = setting(
-        "MANAGER_JAEGER_URL", None, "reserved for tracing, which is not there yet"
+        "MANAGER_JAEGER_URL", None, "reserved for tracing, which does not exist yet"
     )
     http: HttpConfig = attrs.field(factory=HttpConfig)
     grpc: GrpcConfig = attrs.field(factory=GrpcConfig)
@@ -180,7 +180,7 @@ def help_rows() -> list[tuple[str, str]]:
 
 
 def markdown_table() -> str:
-    """The README's table of settings."""
+    """The table in docs/reference/settings.md."""
     rows = ["| variable | default | what it is |", "| --- | --- | --- |"]
     for one in settings.declared(Config):
         also = "".join(f" (or `{alias}`)" for alias in one.names[1:])

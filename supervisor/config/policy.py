@@ -33,17 +33,17 @@ class LimitsConfig:
     memory_overcommit: Ratio = setting(
         "MANAGER_MEMORY_OVERCOMMIT",
         1.0,
-        "all VMs' memory together may be the host's, times this",
+        "limit of all VMs' memory together: the host's memory, times this",
     )
     vcpu_overcommit: Ratio = setting(
         "MANAGER_VCPU_OVERCOMMIT",
         16.0,
-        "all VMs' virtual CPUs together may be the host's CPUs, times this",
+        "limit of all VMs' virtual CPUs together: the host's CPUs, times this",
     )
-    queue: int = setting(
-        "MANAGER_QUEUE", 16, "runs that may wait for room, first come first served; 0: none"
+    queue: int = setting("MANAGER_QUEUE", 16, "runs that may wait for room; 0: none")
+    queue_timeout_s: Seconds = setting(
+        "MANAGER_QUEUE_TIMEOUT", 60.0, "longest time that a run waits for room"
     )
-    queue_timeout_s: Seconds = setting("MANAGER_QUEUE_TIMEOUT", 60.0, "longest wait for room")
 
 
 @attrs.frozen(kw_only=True)
@@ -51,10 +51,10 @@ class LifeConfig:
     """How long a VM lives, how it is watched, and what follows its failure."""
 
     ttl_s: Seconds | None = setting(
-        "MANAGER_TTL", None, "VMs are shut down after this time, unless their run says otherwise"
+        "MANAGER_TTL", None, "a VM is shut down after this time, unless its run says otherwise"
     )
     ttl_warning_s: Seconds = setting(
-        "MANAGER_TTL_WARNING", 60.0, "an event warns of that shutdown so long before"
+        "MANAGER_TTL_WARNING", 60.0, "the event expiring comes so long before that shutdown"
     )
     restart: RestartPolicy = setting(
         "MANAGER_RESTART",
@@ -62,26 +62,26 @@ class LifeConfig:
         "never, or on-failure: a VM that crashes is booted again, unless its run says otherwise",
     )
     restart_backoff_s: Seconds = setting(
-        "MANAGER_RESTART_BACKOFF", 1.0, "wait before that; doubled each time, up to a minute"
+        "MANAGER_RESTART_BACKOFF", 1.0, "wait before a restart; doubled each time, up to a minute"
     )
     restart_limit: int = setting(
         "MANAGER_RESTART_LIMIT",
         5,
-        "so many restarts without ten good minutes between them are a crash loop: no more",
+        "after so many restarts without ten good minutes between them there are no more",
     )
     start_timeout_s: Seconds = setting(
         "MANAGER_START_TIMEOUT", 30.0, "longest time from QEMU's start to its guest running"
     )
     heartbeat_s: Seconds = setting(
-        "MANAGER_HEARTBEAT", 30.0, "every VM's QEMU is asked for its status so often"
+        "MANAGER_HEARTBEAT", 30.0, "interval at which each QEMU is asked for its status"
     )
     log_size: Size = setting(
         "MANAGER_LOG_SIZE",
         "4M",
-        "each of a VM's logs begins anew beyond this; the one before it is kept",
+        "a VM's log over this size is cut; the part before is kept in a second file",
     )
     answer_s: Seconds = setting(
-        "MANAGER_QMP_TIMEOUT", 10.0, "a QEMU that does not answer for so long counts as lost"
+        "MANAGER_QMP_TIMEOUT", 10.0, "a QEMU that does not answer within this time is lost"
     )
 
 
@@ -95,8 +95,8 @@ class ShutdownConfig:
     powerdown_interval_s: Seconds = setting(
         "MANAGER_POWERDOWN_INTERVAL",
         5.0,
-        "the power button is pressed again after this time; a guest that is still booting"
-        " does not hear the first",
+        "the power button is pressed again after this time, because a guest that is still"
+        " booting does not hear it",
     )
     quit_grace_s: Seconds = setting(
         "MANAGER_QUIT_GRACE", 10.0, "time for QEMU to exit after QMP quit"
@@ -123,7 +123,7 @@ class StopConfig:
     on_sigterm: OnStop = setting(
         "MANAGER_ON_SIGTERM",
         OnStop.LEAVE,
-        "likewise; the next supervisor on the same directory takes up what was left",
+        "end: end all VMs first; leave: leave them running for the next supervisor",
     )
 
 
@@ -132,9 +132,11 @@ class RetentionConfig:
     """What stays of ended VMs: their directory without the disk, until DELETE or these limits."""
 
     count: int = setting("MANAGER_KEEP_ENDED", 100, "ended VMs whose record and logs are kept")
-    age_s: Seconds = setting("MANAGER_KEEP_ENDED_FOR", 7 * 24 * 3600.0, "and for how long at most")
+    age_s: Seconds = setting(
+        "MANAGER_KEEP_ENDED_FOR", 7 * 24 * 3600.0, "longest time that they are kept"
+    )
     disks: bool = setting(
         "MANAGER_KEEP_DISKS",
         False,
-        "keep their disks as well, unless their run says otherwise",
+        "keep the disks of ended VMs, unless their run says otherwise",
     )

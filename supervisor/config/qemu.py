@@ -28,28 +28,32 @@ class NetConfig:
 
     id: str = setting("MANAGER_QEMU_NETDEV_ID", "vmnic", "id of the network back end")
     host_fwd_addr: IPv4 = setting(
-        "MANAGER_QEMU_HOST_FWD_ADDR", "127.0.0.1", "host address the forwarded ports listen on"
+        "MANAGER_QEMU_HOST_FWD_ADDR", "127.0.0.1", "host address of the forwarded ports"
     )
     host_fwd_1: Port = setting(
-        "MANAGER_QEMU_HOST_FWD_1", 2222, "first host port tried for the guest's first port"
+        "MANAGER_QEMU_HOST_FWD_1", 2222, "first host port to try for GUEST_FWD_1"
     )
-    guest_fwd_1: Port = setting("MANAGER_QEMU_GUEST_FWD_1", 22, "SSH in the guest")
-    host_fwd_2: Port = setting("MANAGER_QEMU_HOST_FWD_2", 9301, "likewise for the second")
-    guest_fwd_2: Port = setting("MANAGER_QEMU_GUEST_FWD_2", 9031, "the agent's HTTP in the guest")
-    host_fwd_3: Port = setting("MANAGER_QEMU_HOST_FWD_3", 7020, "likewise for the third")
-    guest_fwd_3: Port = setting("MANAGER_QEMU_GUEST_FWD_3", 7002, "the agent's gRPC in the guest")
+    guest_fwd_1: Port = setting("MANAGER_QEMU_GUEST_FWD_1", 22, "guest port of SSH")
+    host_fwd_2: Port = setting(
+        "MANAGER_QEMU_HOST_FWD_2", 9301, "first host port to try for GUEST_FWD_2"
+    )
+    guest_fwd_2: Port = setting("MANAGER_QEMU_GUEST_FWD_2", 9031, "guest port of the agent's HTTP")
+    host_fwd_3: Port = setting(
+        "MANAGER_QEMU_HOST_FWD_3", 7020, "first host port to try for GUEST_FWD_3"
+    )
+    guest_fwd_3: Port = setting("MANAGER_QEMU_GUEST_FWD_3", 7002, "guest port of the agent's gRPC")
     host_fwd_range: PortRange | None = setting(
         "MANAGER_QEMU_HOST_FWD_RANGE",
         None,
-        "take all host ports from this range, such as 6100-6200, and not from the three above",
+        "range of all host ports, such as 6100-6200, in place of HOST_FWD_1 to 3",
     )
     disable_legacy: OnOff = setting(
-        "MANAGER_QEMU_VIRTIO_NET_PCI_DISABLE_LEGACY", "on", "of the network card"
+        "MANAGER_QEMU_VIRTIO_NET_PCI_DISABLE_LEGACY", "on", "disable-legacy of the network card"
     )
     iommu_platform: OnOff = setting(
-        "MANAGER_QEMU_VIRTIO_NET_PCI_IOMMU_PLATFORM", "true", "of the network card"
+        "MANAGER_QEMU_VIRTIO_NET_PCI_IOMMU_PLATFORM", "true", "iommu_platform of the network card"
     )
-    romfile: str = setting("MANAGER_QEMU_VIRTIO_NET_PCI_ROMFILE", "", "of the network card")
+    romfile: str = setting("MANAGER_QEMU_VIRTIO_NET_PCI_ROMFILE", "", "romfile of the network card")
 
 
 @attrs.frozen(kw_only=True)
@@ -60,21 +64,23 @@ class FirmwareConfig:
     """
 
     code_if: str = setting("MANAGER_QEMU_OVMF_CODE_IF", "pflash", "interface of the CODE drive")
-    code_format: str = setting("MANAGER_QEMU_OVMF_CODE_FORMAT", "raw", "its format")
-    code_unit: int = setting("MANAGER_QEMU_OVMF_CODE_UNIT", 0, "its unit")
+    code_format: str = setting("MANAGER_QEMU_OVMF_CODE_FORMAT", "raw", "format of the CODE file")
+    code_unit: int = setting("MANAGER_QEMU_OVMF_CODE_UNIT", 0, "unit of the CODE drive")
     code_file: Path = setting(
         "MANAGER_QEMU_OVMF_CODE_FILE",
         Path("/usr/share/OVMF/OVMF_CODE.fd"),
-        "its file; if the default is missing, QEMU's firmware descriptors choose",
+        "CODE file; if the default is missing, QEMU's firmware descriptors choose",
     )
-    code_readonly: OnOff = setting("MANAGER_QEMU_OVMF_CODE_READONLY", "on", "read only or not")
+    code_readonly: OnOff = setting(
+        "MANAGER_QEMU_OVMF_CODE_READONLY", "on", "readonly of the CODE drive"
+    )
     vars_if: str = setting("MANAGER_QEMU_OVMF_VARS_IF", "pflash", "interface of the VARS drive")
-    vars_format: str = setting("MANAGER_QEMU_OVMF_VARS_FORMAT", "raw", "its format")
-    vars_unit: int = setting("MANAGER_QEMU_OVMF_VARS_UNIT", 1, "its unit")
+    vars_format: str = setting("MANAGER_QEMU_OVMF_VARS_FORMAT", "raw", "format of the VARS file")
+    vars_unit: int = setting("MANAGER_QEMU_OVMF_VARS_UNIT", 1, "unit of the VARS drive")
     vars_file: Path = setting(
         "MANAGER_QEMU_OVMF_VARS_FILE",
         Path("/usr/share/OVMF/OVMF_VARS.fd"),
-        "its file, likewise; each VM gets a copy",
+        "VARS file, of which each VM gets a copy; chosen like the CODE file",
     )
 
 
@@ -90,10 +96,14 @@ class DiskConfig:
     format: str = setting("MANAGER_QEMU_DISK_IMG_FORMAT", "qcow2", "format of the base image")
     scsi_id: str = setting("MANAGER_QEMU_VIRTIO_SCSI_PCI_ID", "scsi", "id of the SCSI controller")
     disable_legacy: OnOff = setting(
-        "MANAGER_QEMU_VIRTIO_SCSI_PCI_DISABLE_LEGACY", "on", "of the SCSI controller"
+        "MANAGER_QEMU_VIRTIO_SCSI_PCI_DISABLE_LEGACY",
+        "on",
+        "disable-legacy of the SCSI controller",
     )
     iommu_platform: OnOff = setting(
-        "MANAGER_QEMU_VIRTIO_SCSI_PCI_IOMMU_PLATFORM", "true", "of the SCSI controller"
+        "MANAGER_QEMU_VIRTIO_SCSI_PCI_IOMMU_PLATFORM",
+        "true",
+        "iommu_platform of the SCSI controller",
     )
 
 
@@ -103,7 +113,9 @@ class SevConfig:
 
     id: str = setting("MANAGER_QEMU_SEV_ID", "sev0", "id of the sev-guest object")
     cbitpos: int = setting(
-        "MANAGER_QEMU_SEV_CBITPOS", 51, "position of the C-bit in a page table entry; the host's"
+        "MANAGER_QEMU_SEV_CBITPOS",
+        51,
+        "position of the C-bit in a page table entry; must be the host's",
     )
     reduced_phys_bits: int = setting(
         "MANAGER_QEMU_SEV_REDUCED_PHYS_BITS", 1, "physical address bits lost to encryption"
@@ -116,34 +128,36 @@ class QemuConfig:
 
     bin_path: str = setting("MANAGER_QEMU_BIN_PATH", "qemu-system-x86_64", "QEMU, by name or path")
     tmp: Path = setting(
-        "MANAGER_QEMU_TMP_FILE_LOC", Path("tmp"), "directory that holds one directory a VM"
+        "MANAGER_QEMU_TMP_FILE_LOC",
+        Path("tmp"),
+        "directory of all records, logs, disks and templates",
     )
     use_sudo: bool = setting("MANAGER_QEMU_USE_SUDO", False, "start QEMU through sudo")
     enable_kvm: Switch = setting(
         "MANAGER_QEMU_ENABLE_KVM",
         Switch.AUTO,
-        "auto: by a probe that runs guest code; true: refuse to start without; false: emulate",
+        "auto: KVM if a probe guest runs; true: KVM, or refuse to start; false: emulation",
     )
     enable_sev: Switch = setting(
         "MANAGER_QEMU_ENABLE_SEV",
         Switch.AUTO,
-        "auto: where the host offers it; true: refuse to start without; false: plain VMs",
+        "auto: SEV if the host offers it; true: SEV, or refuse to start; false: plain VMs",
     )
     machine: str = setting("MANAGER_QEMU_MACHINE", "q35", "QEMU's machine type")
     cpu: str | None = setting(
         "MANAGER_QEMU_CPU", None, "CPU model", shown="EPYC with KVM, max without"
     )
-    smp_count: int = setting("MANAGER_QEMU_SMP_COUNT", 4, "virtual CPUs")
-    smp_maxcpus: int = setting("MANAGER_QEMU_SMP_MAXCPUS", 64, "virtual CPUs that could be plugged")
-    memory_size: Size = setting("MANAGER_QEMU_MEMORY_SIZE", "2048M", "memory")
-    memory_slots: int = setting("MANAGER_QEMU_MEMORY_SLOTS", 5, "slots for more")
-    max_memory: Size = setting("MANAGER_QEMU_MAX_MEMORY", "30G", "memory with all slots filled")
-    no_graphic: bool = setting("MANAGER_QEMU_NO_GRAPHIC", True, "no display")
+    smp_count: int = setting("MANAGER_QEMU_SMP_COUNT", 4, "virtual CPUs of a VM")
+    smp_maxcpus: int = setting("MANAGER_QEMU_SMP_MAXCPUS", 64, "maxcpus of -smp")
+    memory_size: Size = setting("MANAGER_QEMU_MEMORY_SIZE", "2048M", "memory of a VM")
+    memory_slots: int = setting("MANAGER_QEMU_MEMORY_SLOTS", 5, "slots of -m")
+    max_memory: Size = setting("MANAGER_QEMU_MAX_MEMORY", "30G", "maxmem of -m")
+    no_graphic: bool = setting("MANAGER_QEMU_NO_GRAPHIC", True, "no display and no graphics card")
     watchdog: WatchdogAction | None = setting(
         "MANAGER_QEMU_WATCHDOG",
         None,
-        "give VMs an i6300esb watchdog; when it runs out: reset, shutdown, poweroff, pause,"
-        " inject-nmi or none",
+        "action of an i6300esb watchdog: reset, shutdown, poweroff, pause, inject-nmi or none;"
+        " unset: no watchdog",
     )
     firmware: FirmwareConfig = attrs.field(factory=FirmwareConfig)
     disk: DiskConfig = attrs.field(factory=DiskConfig)

@@ -14,13 +14,19 @@ class HttpConfig:
     """Where the HTTP API listens. A certificate and its key make it HTTPS."""
 
     host: str = setting("MANAGER_HTTP_HOST", "127.0.0.1", "address the HTTP API listens on")
-    port: Port = setting("MANAGER_HTTP_PORT", 9021, "its port; 0 lets the system choose")
-    server_cert: Path | None = setting(
-        "MANAGER_HTTP_SERVER_CERT", None, "PEM certificate chain; with the key: HTTPS"
+    port: Port = setting(
+        "MANAGER_HTTP_PORT", 9021, "port of the HTTP API; 0 lets the system choose"
     )
-    server_key: Path | None = setting("MANAGER_HTTP_SERVER_KEY", None, "PEM private key")
+    server_cert: Path | None = setting(
+        "MANAGER_HTTP_SERVER_CERT", None, "PEM certificate chain; with its key, the API is HTTPS"
+    )
+    server_key: Path | None = setting(
+        "MANAGER_HTTP_SERVER_KEY", None, "PEM private key of the certificate"
+    )
     client_ca_certs: Path | None = setting(
-        "MANAGER_HTTP_CLIENT_CA_CERTS", None, "PEM CAs; set: clients must show a certificate"
+        "MANAGER_HTTP_CLIENT_CA_CERTS",
+        None,
+        "PEM authorities; if set, clients must show a certificate",
     )
 
 
@@ -29,13 +35,19 @@ class GrpcConfig:
     """Where the gRPC API listens. A certificate and its key make it TLS."""
 
     host: str = setting("MANAGER_GRPC_HOST", "127.0.0.1", "address the gRPC API listens on")
-    port: Port = setting("MANAGER_GRPC_PORT", 7001, "its port; 0 lets the system choose")
-    server_cert: Path | None = setting(
-        "MANAGER_GRPC_SERVER_CERT", None, "PEM certificate chain; with the key: TLS"
+    port: Port = setting(
+        "MANAGER_GRPC_PORT", 7001, "port of the gRPC API; 0 lets the system choose"
     )
-    server_key: Path | None = setting("MANAGER_GRPC_SERVER_KEY", None, "PEM private key")
+    server_cert: Path | None = setting(
+        "MANAGER_GRPC_SERVER_CERT", None, "PEM certificate chain; with its key, the API has TLS"
+    )
+    server_key: Path | None = setting(
+        "MANAGER_GRPC_SERVER_KEY", None, "PEM private key of the certificate"
+    )
     client_ca_certs: Path | None = setting(
-        "MANAGER_GRPC_CLIENT_CA_CERTS", None, "PEM CAs; set: clients must show a certificate"
+        "MANAGER_GRPC_CLIENT_CA_CERTS",
+        None,
+        "PEM authorities; if set, clients must show a certificate",
     )
 
 
@@ -46,8 +58,8 @@ class AgentConfig:
     url: AgentUrl = setting(
         "MANAGER_AGENT_GRPC_URL",
         AgentUrl("localhost", 7002),
-        "loopback: the port is the guest's, each VM is reached at its own forwarded port;"
-        " any other host: the fixed address of one bridged guest"
+        "loopback host: the port in the guest, and each VM is reached at its own host port;"
+        " another host: the fixed address of one bridged guest"
         " (`{port}` stands for the VM's host port)",
         "AGENT_GRPC_URL",
     )
@@ -60,25 +72,25 @@ class AgentConfig:
     ca_certs: Path | None = setting(
         "MANAGER_AGENT_GRPC_CA_CERTS",
         None,
-        "PEM CAs the agent's certificate is checked against; unset: the system's",
+        "PEM authorities of the agents' certificates; unset: the system's",
         "AGENT_GRPC_CA_CERTS",
     )
     client_tls: bool = setting(
         "MANAGER_AGENT_GRPC_CLIENT_TLS",
         False,
-        "whether agents are spoken to over TLS",
+        "true: TLS to the agents",
         "AGENT_GRPC_CLIENT_TLS",
     )
     client_cert: Path | None = setting(
-        "MANAGER_AGENT_GRPC_CLIENT_CERT", None, "PEM certificate shown to the agent (mutual TLS)"
+        "MANAGER_AGENT_GRPC_CLIENT_CERT", None, "PEM certificate to show to the agent"
     )
     client_key: Path | None = setting(
-        "MANAGER_AGENT_GRPC_CLIENT_KEY", None, "PEM private key that belongs to it"
+        "MANAGER_AGENT_GRPC_CLIENT_KEY", None, "PEM private key of that certificate"
     )
     server_name: str | None = setting(
         "MANAGER_AGENT_GRPC_SERVER_NAME",
         None,
-        "name in the agent's certificate, where it is not the host of the URL",
+        "name in the agent's certificate, if it is not the host of the URL",
     )
     boot_timeout_s: Seconds = setting(
         "MANAGER_BOOT_TIMEOUT",

@@ -1,4 +1,4 @@
-"""How a setting is declared and read: one declaration serves the parser, the help and the README.
+"""How a setting is declared and read: one declaration serves the parser, the help and the docs.
 
 A setting is an attrs field made by `setting`; a class of settings may hold others. Values
 arrive as strings from the environment; `read` gives every problem at once, by the name the
@@ -76,7 +76,7 @@ class AgentUrl:
 def setting(env: str, default: object, help: str, *aliases: str, shown: str | None = None) -> Any:
     """A field read from ``env`` or, if that is not set, from the first alias that is.
 
-    :param shown: what help and README give as the default where the value alone says little
+    :param shown: the default in help and docs, if the value alone says little
     """
     metadata = {"names": (env, *aliases), "help": help, "shown": shown}
     return attrs.field(default=default, metadata=metadata)

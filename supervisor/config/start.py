@@ -25,8 +25,7 @@ class StartConfig:
     templates: TemplateUse = setting(
         "MANAGER_TEMPLATES",
         TemplateUse.AUTO,
-        "auto: keep a template of a booted VM and start others from it, where the image allows"
-        " that; off: boot each from cold",
+        "auto: start VMs from a template, if the image allows it; off: boot each VM from cold",
     )
     clone_timeout_s: Seconds = setting(
         "MANAGER_CLONE_TIMEOUT",
@@ -34,13 +33,13 @@ class StartConfig:
         "a VM from a template whose agent does not answer for so long is booted from cold",
     )
     pool_size: int = setting(
-        "MANAGER_POOL_SIZE", 0, "VMs kept ready for runs to come, among those of MANAGER_MAX_VMS"
+        "MANAGER_POOL_SIZE", 0, "VMs that are kept ready for runs; they count in MANAGER_MAX_VMS"
     )
     pool_max_age_s: Seconds = setting(
-        "MANAGER_POOL_MAX_AGE", 3600.0, "one that has waited for so long is replaced"
+        "MANAGER_POOL_MAX_AGE", 3600.0, "a VM of the pool that is older than this is replaced"
     )
     pool_interval_s: Seconds = setting(
         "MANAGER_POOL_INTERVAL",
         1.0,
-        "at least so long between the starts of two of them, and after a run has taken one",
+        "shortest time between the starts of two VMs of the pool, and after a run took one",
     )

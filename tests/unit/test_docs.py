@@ -20,7 +20,7 @@ from supervisor.qemu.connection import MonitorState
 from supervisor.runs.metrics import Gauges, Metrics
 from supervisor.state import status
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
-from supervisor.state.status import Trigger, VmState
+from supervisor.state.status import Reason, Trigger, VmState
 from supervisor.state.vm_dir import VmDir
 from supervisor.templates.registry import TemplateState
 from supervisor.templates.template import Template
@@ -103,16 +103,16 @@ def test_transitions() -> None:
     assert {row[0] for row in by_exit} == {str(one) for one in VmState if not one.ended}
 
 
-def test_kinds_of_events() -> None:
-    assert set(pages.words(REFERENCE / "events.md", "Kinds")) == set(EventKind)
+@pytest.mark.parametrize(
+    ("heading", "known"), [("Kinds", EventKind), ("Causes of an end", EndCause), ("Phases", Phase)]
+)
+def test_words_of_events(heading: str, known: Any) -> None:
+    assert pages.words(REFERENCE / "events.md", heading) == [str(word) for word in known]
 
 
-def test_phases() -> None:
-    assert set(pages.words(REFERENCE / "events.md", "Phases")) == set(Phase)
-
-
-def test_causes_of_an_end() -> None:
-    assert set(pages.words(REFERENCE / "events.md", "Causes of an end")) == set(EndCause)
+def test_reasons_of_ours() -> None:
+    shown = pages.words(REFERENCE / "states.md", "Reasons")
+    assert {str(one) for one in Reason} <= set(shown)
 
 
 def _classes(root: type[errors.SupervisorError]) -> Iterator[type[errors.SupervisorError]]:
