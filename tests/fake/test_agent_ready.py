@@ -46,12 +46,14 @@ class Network:
     most_open: int = 0
     port: int = 0
 
-    async def serve(self) -> None:
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """``started`` once ``port`` is known."""
         async with trio.open_nursery() as nursery:
             (listener,) = await nursery.start(
                 partial(trio.serve_tcp, self._lead, 0, host="127.0.0.1")
             )
             self.port = listener.socket.getsockname()[1]
+            task_status.started()
             await trio.sleep_forever()
 
     async def _lead(self, host: trio.SocketStream) -> None:
@@ -91,9 +93,7 @@ async def network(**behaviour: float) -> AsyncIterator[Network]:
     with agent_port() as port:
         async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
             one = Network(port, **behaviour)  # type: ignore[arg-type]
-            nursery.start_soon(one.serve)
-            while not one.port:
-                await trio.lowlevel.checkpoint()
+            await nursery.start(one.serve)
             yield one
             nursery.cancel_scope.cancel()
 

@@ -27,6 +27,7 @@ from tests.support.clones import (
     show,
     timing,
     until,
+    until_listed,
 )
 from tests.support.scenario import ALWAYS
 
@@ -153,9 +154,8 @@ async def test_template_that_serves_nobody_is_made_anew(world: World) -> None:
         await spoil_state(world, digest)
         for _ in range(3):
             assert not is_clone(await run(supervisor.http))
-        await until(
+        await until_listed(
             supervisor.http,
-            "/templates",
             lambda now: any(one["since"] > before for one in in_state(now, "ready")),
         )
         assert (await run(supervisor.http, template="require"))["template"]

@@ -2,69 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from supervisor.pb import vm_pb2
 from supervisor.state.record import EventKind
+from tests.support.event_reader import numbers, reading
 from tests.support.world import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.support.world import Supervisor, World
-
-#: httpx and httpcore do not close their own generators where an answer is left half read.
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http(x|core):ResourceWarning")
-
-
-class Reader:
-    """The events of one answer, as a browser would have them."""
-
-    def __init__(self, lines: AsyncIterator[str]) -> None:
-        self._lines = lines
-
-    async def next(self) -> dict[str, Any]:
-        """The next event. :raises StopAsyncIteration: if the answer ends"""
-        fields: dict[str, str] = {}
-        while True:
-            line = await anext(self._lines)
-            if not line and "data" in fields:
-                break
-            name, _, value = line.partition(": ")
-            if name:
-                fields[name] = value
-        event: dict[str, Any] = json.loads(fields["data"])
-        assert fields["id"] == str(event["sequence"])
-        assert fields["event"] == event["event"]
-        return event
-
-    async def until(self, kind: str, **data: str) -> list[dict[str, Any]]:
-        """All events up to one of this kind."""
-        events = [await self.next()]
-        while events[-1]["event"] != kind or not data.items() <= events[-1].items():
-            events.append(await self.next())
-        return events
-
-
-@asynccontextmanager
-async def reading(
-    supervisor: Supervisor, path: str = "/events", after: int | None = None
-) -> AsyncIterator[Reader]:
-    headers = {} if after is None else {"Last-Event-ID": str(after)}
-    async with supervisor.http.stream("GET", path, headers=headers) as answer:
-        assert answer.status_code == 200
-        assert answer.headers["Content-Type"].startswith("text/event-stream")
-        lines = answer.aiter_lines()
-        assert await anext(lines) == ": events"
-        yield Reader(lines)
-
-
-def numbers(events: list[dict[str, Any]]) -> list[int]:
-    return [event["sequence"] for event in events]
+    from tests.support.world import World
 
 
 async def test_life_of_a_vm(world: World) -> None:

@@ -42,22 +42,20 @@ async def test_same_key_is_the_same_vm(world: World) -> None:
 
 async def test_same_key_before_the_answer_and_after_a_restart(world: World) -> None:
     world.scenario(agent="none")
-    async with world.serve() as supervisor, trio.open_nursery() as nursery:
+    async with world.serve() as supervisor:
         answers: list[Any] = []
 
         async def call() -> None:
             answers.append((await post(supervisor, "k")).json())
 
-        for _ in range(2):
-            nursery.start_soon(call)
-        guest = await world.guest()
-        await guest.until("cont")
-        nursery.start_soon(call)
-        await guest.order("start-agent", kind="recorder")
-        await guest.until("Run")
-        await supervisor.vm(guest.vm_id).wait_answered()
-        while len(answers) < 3:
-            await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as callers:
+            for _ in range(2):
+                callers.start_soon(call)
+            guest = await world.guest()
+            await guest.until("cont")
+            callers.start_soon(call)
+            await guest.order("start-agent", kind="recorder")
+        assert len(answers) == 3
         assert answers[0] == answers[1] == answers[2]
         await supervisor.leave(guest)
     async with world.serve() as supervisor:

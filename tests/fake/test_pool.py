@@ -30,8 +30,6 @@ from tests.support.clones import (
 from tests.support.world import SetClock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tests.support.world import World
 
 
@@ -360,17 +358,13 @@ async def test_caller_that_goes_away_takes_the_pooled_vm_along(world: World) -> 
         waiting = await pool(supervisor.http, 2)
         guests = await guests_of(world, waiting)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(post, supervisor.http)
-            vms = [supervisor.vm(vm_id) for vm_id in waiting]
-            (taken,) = await until_sent(vms)
+            with supervisor.running.service.journal.events.subscribe() as news:
+                nursery.start_soon(post, supervisor.http)
+                while (event := await news.receive()).kind is not EventKind.RELAY:
+                    pass
+            taken = str(event.vm_id)
+            assert event.data["state"] == "sent"
             nursery.cancel_scope.cancel()
         await supervisor.vm(taken).wait_ended()
         await guests[waiting.index(taken)].until("end")
         assert taken not in await pool(supervisor.http, 2)
-
-
-async def until_sent(vms: Sequence[Any]) -> list[str]:
-    """Ids of those whose agent has the computation, once there is one."""
-    while not any(vm.record.relay == "sent" for vm in vms):
-        await trio.lowlevel.checkpoint()
-    return [vm.id for vm in vms if vm.record.relay == "sent"]

@@ -17,6 +17,7 @@ from tests.support.clones import (
     POOL_STEPS,
     change,
     declare,
+    gone,
     guests_of,
     metrics,
     pool,
@@ -72,17 +73,18 @@ async def test_pool_that_cannot_be_filled_does_not_try_all_the_time(
 ) -> None:
     """After each failure it waits for longer."""
     pauses: list[float] = []
+    fourth = trio.Event()
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
         if len(pauses) == 4:
+            fourth.set()
             await trio.sleep_forever()
 
     monkeypatch.setattr("supervisor.runs.pool.trio", Patched(sleep))
     world.scenario(exits=1, says="no such machine")
     async with world.serve(**COLD) as supervisor:
-        while len(pauses) < 4:
-            await supervisor.http.get("/health")
+        await fourth.wait()
         assert pauses == sorted(set(pauses))
         assert pauses[0] >= 1
         listed = (await supervisor.http.get("/vms")).json()["vms"]
@@ -131,7 +133,7 @@ async def test_those_of_an_earlier_image_are_replaced(
         assert (await run(supervisor.http))["id"] in new
         if old:
             home = world.tmp / "templates"
-            await until(supervisor.http, "/templates", lambda _: not (home / old).exists())
+            await gone(supervisor.http, home / old)
 
 
 async def test_taken_vm_is_of_the_present_image(world: World) -> None:

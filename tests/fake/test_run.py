@@ -180,10 +180,7 @@ async def test_result_of_an_asynchronous_run_appears_later(world: World) -> None
     async with world.serve() as supervisor:
         vm_id = await supervisor.begin(b"later")
         vm = supervisor.vm(vm_id)
-        # One more run, so that the first has been answered: they share nothing but the loop.
-        await (await world.guest()).until("Run")
-        while vm.record.relay != "answered":
-            await supervisor.http.get("/health")
+        await vm.wait_answered()
         shown = (await supervisor.http.get(f"/vms/{vm_id}")).json()
         digest = hashlib.sha256(b"later").hexdigest()
         assert shown["relay"] == {"state": "answered", "computation": digest}

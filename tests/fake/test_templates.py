@@ -18,11 +18,11 @@ from tests.support.clones import (
     failed,
     gone,
     is_clone,
-    listed,
     post,
     ready,
     run,
     show,
+    templates,
     until,
 )
 
@@ -48,7 +48,7 @@ async def test_template_is_built_at_start_and_listed(world: World) -> None:
         assert (one["vm"], one["problem"], one["clones"], one["failures"]) == (None, None, 0, 0)
         assert one["built_in_s"] > 0
         assert one["size_bytes"] > 0
-        all_of_it = await listed(supervisor.http)
+        all_of_it = await templates(supervisor.http)
         assert (all_of_it["use"], all_of_it["possible"], all_of_it["why"]) == ("auto", True, None)
         assert directories(world) == {one["digest"]}
         files = {file.name for file in (world.tmp / "templates" / one["digest"]).iterdir()}
@@ -76,7 +76,7 @@ async def test_builder_is_a_vm_like_others(world: World) -> None:
         assert (shown["purpose"], shown["template"]) == ("template", None)
         (row,) = (await supervisor.http.get("/vms")).json()["vms"]
         assert (row["id"], row["purpose"]) == (builder.vm_id, "template")
-        (one,) = (await listed(supervisor.http))["templates"]
+        (one,) = (await templates(supervisor.http))["templates"]
         assert (one["state"], one["vm"]) == ("building", builder.vm_id)
         path = f"/vms/{builder.vm_id}"
         shown = await until(supervisor.http, path, lambda vm: vm["state"] == "running")
@@ -106,7 +106,7 @@ async def test_there_is_one_builder_however_many_runs_come(world: World) -> None
                 nursery.start_soon(one)
         assert len(shown) == 10
         assert not any(map(is_clone, shown))
-        assert len((await listed(supervisor.http))["templates"]) == 1
+        assert len((await templates(supervisor.http))["templates"]) == 1
         await builder.order("start-agent", kind="recorder")
         digest = (await ready(supervisor.http))["digest"]
         assert (await run(supervisor.http))["template"] == digest
@@ -170,7 +170,7 @@ async def test_image_that_is_not_declared_clone_safe(world: World, spoil: Any) -
         refused = await post(supervisor.http, template="require")
         assert refused.status_code == 409
         assert refused.headers["Content-Type"] == "application/problem+json"
-        all_of_it = await listed(supervisor.http)
+        all_of_it = await templates(supervisor.http)
         assert (all_of_it["possible"], all_of_it["templates"]) == (False, [])
         assert all_of_it["why"] in refused.json()["detail"]
         assert "manifest" in all_of_it["why"]
@@ -184,7 +184,7 @@ async def test_image_that_is_not_declared_clone_safe(world: World, spoil: Any) -
 
 async def test_templates_that_are_off(world: World) -> None:
     async with world.serve(MANAGER_TEMPLATES="off") as supervisor:
-        all_of_it = await listed(supervisor.http)
+        all_of_it = await templates(supervisor.http)
         assert (all_of_it["use"], all_of_it["possible"]) == ("off", False)
         assert "MANAGER_TEMPLATES" in all_of_it["why"]
         for wish in ({}, {"template": "auto"}, {"template": "off"}):

@@ -22,12 +22,12 @@ from tests.support.clones import (
     guest_of,
     in_state,
     is_clone,
-    listed,
     post,
     ready,
     run,
     show,
-    until,
+    templates,
+    until_listed,
 )
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ async def test_template_of_an_earlier_image_goes_with_its_last_clone(world: Worl
         declare(world.image)
         await run(supervisor.http)  # whoever asks next finds it out
         new = (await ready(supervisor.http, other_than=old))["digest"]
-        (stale,) = in_state(await listed(supervisor.http), "stale")
+        (stale,) = in_state(await templates(supervisor.http), "stale")
         assert (stale["digest"], stale["clones"]) == (old, 1)
         assert (await run(supervisor.http, template="require"))["template"] == new
         assert (await show(supervisor.http, clone["id"]))["state"] == "running"
         assert directories(world) == {old, new}
         await supervisor.http.delete(f"/vms/{clone['id']}")
-        await until(supervisor.http, "/templates", lambda now: not in_state(now, "stale"))
+        await until_listed(supervisor.http, lambda now: not in_state(now, "stale"))
         await gone(supervisor.http, world.tmp / "templates" / old)
         assert directories(world) == {new}
 
@@ -70,7 +70,7 @@ async def test_image_without_a_manifest_of_its_own_is_not_clone_safe(world: Worl
         refused = await post(supervisor.http, template="require")
         assert refused.status_code == 409
         assert "of another image" in refused.json()["detail"]
-        await until(supervisor.http, "/templates", lambda now: not now["templates"])
+        await until_listed(supervisor.http, lambda now: not now["templates"])
         await gone(supervisor.http, world.tmp / "templates" / old)
 
 
@@ -87,7 +87,8 @@ async def test_disk_that_is_kept_keeps_its_template(world: World) -> None:
         await supervisor.leave(*[await guest_of(world, vm.id) for vm in alive(supervisor)])
     async with world.serve() as supervisor:
         assert (await ready(supervisor.http))["digest"] == new
-        assert [one["digest"] for one in in_state(await listed(supervisor.http), "stale")] == [old]
+        (stale,) = in_state(await templates(supervisor.http), "stale")
+        assert stale["digest"] == old
         backing = (world.tmp / "templates" / old / "overlay.qcow2").stat()
         assert backing.st_size > 0
         await supervisor.http.delete(f"/vms/{clone['id']}")
@@ -103,7 +104,7 @@ async def test_image_that_is_changed_while_the_template_is_built(world: World) -
     async with world.serve() as supervisor:
         builder = await world.guest()
         await builder.until("cont")
-        (old,) = (await listed(supervisor.http))["templates"]
+        (old,) = (await templates(supervisor.http))["templates"]
         world.scenario()
         change(world.image)
         declare(world.image)
@@ -253,7 +254,7 @@ async def test_other_settings_make_another_template(world: World) -> None:
     async with world.serve(MANAGER_QEMU_MEMORY_SIZE="32M") as supervisor:
         new = (await ready(supervisor.http, other_than=old))["digest"]
         assert (await run(supervisor.http))["template"] == new
-        (stale,) = in_state(await listed(supervisor.http), "stale")
+        (stale,) = in_state(await templates(supervisor.http), "stale")
         assert (stale["digest"], stale["clones"]) == (old, 1)
         await supervisor.http.delete(f"/vms/{clone['id']}")
         await gone(supervisor.http, world.tmp / "templates" / old)
@@ -326,7 +327,7 @@ async def test_stop_while_somebody_waits_for_it(world: World, how: OnStop) -> No
             answers.append(await post(supervisor.http, template="require"))
 
         nursery.start_soon(caller)
-        await until(supervisor.http, "/health", lambda _: True)
+        await supervisor.http.get("/health")
         supervisor.running.stop(how)
         await builder.until("end")
     assert answers[0].status_code == 503, answers[0].text

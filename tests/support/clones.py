@@ -81,12 +81,24 @@ def change(image: Path) -> None:
 
 
 async def until(http: httpx.AsyncClient, path: str, condition: Callable[[Any], bool]) -> Any:
-    """What is answered there, once this is so of it."""
+    """What is answered there of VMs, once this is so of it: it is asked again at each event."""
+    with trio.fail_after(PATIENCE_S):
+        async with http.stream("GET", "/events") as events:
+            lines = events.aiter_lines()
+            while True:
+                answer = await http.get(path)
+                if answer.status_code == 200 and condition(answer.json()):
+                    return answer.json()
+                await anext(lines)
+
+
+async def until_listed(http: httpx.AsyncClient, condition: Callable[[Any], bool]) -> dict[str, Any]:
+    """What ``GET /templates`` answers, once this is so. No event tells of templates."""
     with trio.fail_after(PATIENCE_S):
         while True:
-            answer = await http.get(path)
-            if answer.status_code == 200 and condition(answer.json()):
-                return answer.json()
+            listed = await templates(http)
+            if condition(listed):
+                return listed
             await trio.sleep(0.01)
 
 
@@ -105,13 +117,13 @@ async def ready(http: httpx.AsyncClient, other_than: str = "") -> dict[str, Any]
         found = in_state(listed, "ready")
         return [(one["vm"], one["digest"] != other_than) for one in found] == [(None, True)]
 
-    (one,) = in_state(await until(http, "/templates", is_there), "ready")
+    (one,) = in_state(await until_listed(http, is_there), "ready")
     return dict(one)
 
 
 async def failed(http: httpx.AsyncClient) -> dict[str, Any]:
     """The template that could not be made, once that is known."""
-    listed = await until(http, "/templates", lambda listed: bool(in_state(listed, "failed")))
+    listed = await until_listed(http, lambda listed: bool(in_state(listed, "failed")))
     (one,) = in_state(listed, "failed")
     return dict(one)
 
@@ -178,13 +190,13 @@ def directories(world: World) -> set[str]:
     return {path.name for path in home.iterdir()} if home.exists() else set()
 
 
-async def listed(http: httpx.AsyncClient) -> dict[str, Any]:
+async def templates(http: httpx.AsyncClient) -> dict[str, Any]:
     return dict((await http.get("/templates")).json())
 
 
 async def gone(http: httpx.AsyncClient, path: Path) -> None:
     """Return once there is no such file."""
-    await until(http, "/health", lambda _: not path.exists())
+    await until_listed(http, lambda _: not path.exists())
 
 
 def events(world: World, vm_id: str, kind: str) -> list[dict[str, Any]]:

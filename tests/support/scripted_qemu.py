@@ -18,6 +18,7 @@ from tests.support.fake_qemu import Connection, FakeQemu, Qmp, dumps
 
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Callable
     from pathlib import Path
 
 _DESCRIPTORS = 8
@@ -103,34 +104,39 @@ class ScriptedQemu(FakeQemu):
         self._for_threads.sendall(dumps({"saw": what, **more}) + b"\n")
 
     def obey(self, do: str, **more: Any) -> None:
-        match do:
-            case "emit":
-                self.emit(more["event"], more.get("data"))
-            case "run":
-                self.run_guest()
-            case "set-status":
-                self.status = more["status"]
-            case "swallow":
-                self.swallows = set(more["commands"])
-            case "power-off":
-                self.shut_down("guest-shutdown")
-            case "reboot":
-                self.shut_down("guest-reset")
-            case "panic":
-                self.panic()
-            case "hold":
-                self.hold(more["status"])
-            case "start-agent":
-                self.kind = more["kind"]
-                self.start_agent()
-            case "raw":
-                for client in self.clients():
-                    client.send(more["text"].encode())
-            case "exit":
-                self.exit(more["code"])
-            case "hang-up":
-                for client in self.clients():
-                    client.close()
+        orders: dict[str, Callable[..., object]] = {
+            "emit": self.emit,
+            "run": self.run_guest,
+            "set-status": self.set_status,
+            "swallow": self.swallow,
+            "power-off": lambda: self.shut_down("guest-shutdown"),
+            "reboot": lambda: self.shut_down("guest-reset"),
+            "panic": self.panic,
+            "hold": self.hold,
+            "start-agent": self.start_agent_of,
+            "raw": self.send_raw,
+            "exit": self.exit,
+            "hang-up": self.hang_up,
+        }
+        orders[do](**more)
+
+    def set_status(self, status: str) -> None:
+        self.status = status
+
+    def swallow(self, commands: list[str]) -> None:
+        self.swallows = set(commands)
+
+    def start_agent_of(self, kind: str) -> None:
+        self.kind = kind
+        self.start_agent()
+
+    def send_raw(self, text: str) -> None:
+        for client in self.clients():
+            client.send(text.encode())
+
+    def hang_up(self) -> None:
+        for client in self.clients():
+            client.close()
 
     # --- QMP ---
 

@@ -157,16 +157,21 @@ async def test_vm_that_cannot_be_put_on_record_is_told_of_to_nobody(tmp_path: Pa
 async def test_told_in_order_though_written_out_of_order(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
     told = Journal(store, 0, 1024)
+    committed = {number: trio.Event() for number in (1, 2, 3)}
+
+    async def commit(number: int) -> None:
+        await told.commit(new(number), (EventKind.RESET, {}))
+        committed[number].set()
+
     with told.events.subscribe() as news:
         async with trio.open_nursery() as nursery:
             for number in (1, 2, 3):
-                nursery.start_soon(told.commit, new(number), (EventKind.RESET, {}))
+                nursery.start_soon(commit, number)
                 await trio.testing.wait_all_tasks_blocked()
             for number, then in ((3, 0), (2, 0), (1, 3)):
                 store.gate(number).set()
                 # A later one is written, and waits to be told: who waits for it goes on.
-                while len(nursery.child_tasks) >= number:
-                    await trio.lowlevel.checkpoint()
+                await committed[number].wait()
                 assert told.sequence == then
         assert numbers(await take(news, 3)) == [1, 2, 3]
 

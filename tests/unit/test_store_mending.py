@@ -8,7 +8,7 @@ import pytest
 
 from supervisor.state import record, store
 from supervisor.state.store import Store
-from tests.unit.test_store import ONE, OTHER, created, listing, new, news, on_disk, write
+from tests.support.small_store import ONE, OTHER, created, listing, new, news, on_disk, write
 
 if TYPE_CHECKING:
     from pathlib import Path
