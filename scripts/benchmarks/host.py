@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from tests.support import small_host
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -26,20 +28,6 @@ _PATIENCE_S = 120.0
 _POLL_S = 0.01
 _UUID_LENGTH = 36
 _CHECKOUT = Path(__file__).parents[2]
-
-#: QEMU without a machine: the whole of its monitor, 10 MB, no guest. What needs a machine is
-#: left out; what says which VM it is stays, its directory in -serial among it.
-_NO_MACHINE = """\
-#!/bin/sh
-kept=
-while [ $# -gt 0 ]; do
-    case $1 in
-    -chardev | -mon | -name | -uuid | -serial) kept="$kept $1 $2"; shift ;;
-    esac
-    shift
-done
-exec {qemu} -machine none -nodefaults -display none -S $kept
-"""
 
 
 class Host:
@@ -61,28 +49,17 @@ class Host:
             "from scripts.benchmarks.peer import main\n"
             f"main({str(self.sent)!r})\n"
         )
-        self.qemu.write_text(_NO_MACHINE.format(qemu=shutil.which("qemu-system-x86_64")))
-        for program in (self.peer, self.qemu):
-            program.chmod(0o755)
-        for name in ("CODE.fd", "VARS.fd"):
-            (directory / name).write_bytes(bytes(4096))
-        self._disk = directory / "base.qcow2"
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", str(self._disk), "1M"]
-        subprocess.run(command, check=True)
+        self.peer.chmod(0o755)
+        small_host.write_machineless(self.qemu)
+        small_host.write_files(directory)
 
     def environ(self, ports: str, **settings: str) -> dict[str, str]:
         """What a supervisor is started with: limits that nobody reaches."""
         others = {name: value for name, value in os.environ.items() if "MANAGER" not in name}
         return others | {
+            **small_host.settings(self.directory, self.peer, self.tmp),
             "MANAGER_HTTP_PORT": "0",
             "MANAGER_GRPC_PORT": "0",
-            "MANAGER_QEMU_BIN_PATH": str(self.peer),
-            "MANAGER_QEMU_TMP_FILE_LOC": str(self.tmp),
-            "MANAGER_QEMU_ENABLE_KVM": "false",
-            "MANAGER_QEMU_ENABLE_SEV": "false",
-            "MANAGER_QEMU_DISK_IMG_FILE": str(self._disk),
-            "MANAGER_QEMU_OVMF_CODE_FILE": str(self.directory / "CODE.fd"),
-            "MANAGER_QEMU_OVMF_VARS_FILE": str(self.directory / "VARS.fd"),
             "MANAGER_QEMU_HOST_FWD_RANGE": ports,
             "MANAGER_MAX_VMS": "100000",
             "MANAGER_MEMORY_OVERCOMMIT": "100000",

@@ -7,13 +7,13 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supervisor.image.manifest import File, Manifest
 from tests.chaos.agents import Agents
+from tests.support import small_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,21 +25,6 @@ IMAGE = ROOT / "img" / "guest.qcow2"
 FORWARDS = "127.0.0.2"
 #: Each of a VM's three forwards has so many ports to choose from.
 _PORTS_EACH = 16
-
-#: QEMU without a machine: its monitor, its network back end with the forwards, memory that no guest
-#: has, no guest. It can be frozen, and started from what that wrote, all the same.
-_NO_MACHINE = """\
-#!/bin/sh
-kept=
-while [ $# -gt 0 ]; do
-    case $1 in
-    -chardev | -mon | -name | -uuid | -serial | -netdev | -object | -incoming)
-        kept="$kept $1 $2"; shift ;;
-    esac
-    shift
-done
-exec {qemu} -machine none -nodefaults -display none -S $kept
-"""
 
 
 class Place:
@@ -55,18 +40,13 @@ class Place:
         self.base = _free_ports()
         self.agents = Agents(range(self.base + 2 * _PORTS_EACH, self.base + 3 * _PORTS_EACH))
         self.qemu = directory / "qemu"
-        self.qemu.write_text(_NO_MACHINE.format(qemu=shutil.which("qemu-system-x86_64")))
-        self.qemu.chmod(0o755)
-        for name in ("CODE.fd", "VARS.fd"):
-            (directory / name).write_bytes(bytes(4096))
+        small_host.write_machineless(self.qemu)
         #: The same, but stopped before it is QEMU, until somebody sends it a SIGCONT.
         self.stopped_qemu = directory / "stopped-qemu"
         self.stopped_qemu.write_text(f'#!/bin/sh\nkill -STOP $$\nexec {self.qemu} "$@"\n')
         self.stopped_qemu.chmod(0o755)
-        self._disk = directory / "base.qcow2"
-        subprocess.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", str(self._disk), "1M"], check=True
-        )
+        small_host.write_files(directory)
+        self._disk = directory / small_host.DISK
         self._cloneable = directory / "cloneable" / "base.qcow2"
         self._describe()
         self._made = 0
@@ -81,17 +61,10 @@ class Place:
             f"MANAGER_QEMU_HOST_FWD_{number + 1}": str(self.base + number * _PORTS_EACH)
             for number in range(3)
         }
-        return _clean_environ() | bases | {
+        return _clean_environ() | bases | small_host.settings(self.directory, self.qemu, tmp) | {
             # Not ones that the system gives out: a reader that comes back meets nobody else.
             "MANAGER_HTTP_PORT": str(self.base + 3 * _PORTS_EACH),
             "MANAGER_GRPC_PORT": str(self.base + 3 * _PORTS_EACH + 1),
-            "MANAGER_QEMU_BIN_PATH": str(self.qemu),
-            "MANAGER_QEMU_TMP_FILE_LOC": str(tmp),
-            "MANAGER_QEMU_ENABLE_KVM": "false",
-            "MANAGER_QEMU_ENABLE_SEV": "false",
-            "MANAGER_QEMU_DISK_IMG_FILE": str(self._disk),
-            "MANAGER_QEMU_OVMF_CODE_FILE": str(self.directory / "CODE.fd"),
-            "MANAGER_QEMU_OVMF_VARS_FILE": str(self.directory / "VARS.fd"),
             "MANAGER_QEMU_HOST_FWD_ADDR": FORWARDS,
             # The agents are on the host itself: an address that is not called a loopback.
             "MANAGER_AGENT_GRPC_URL": "0.0.0.0:{port}",

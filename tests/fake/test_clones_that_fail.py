@@ -13,6 +13,7 @@ from supervisor.config import OnStop
 from tests.support.clones import (
     COLD_STEPS,
     IMPATIENT,
+    ask_until,
     both_guests,
     clonable,
     events,
@@ -27,7 +28,6 @@ from tests.support.clones import (
     show,
     timing,
     until,
-    until_listed,
 )
 from tests.support.scenario import ALWAYS
 
@@ -154,8 +154,9 @@ async def test_template_that_serves_nobody_is_made_anew(world: World) -> None:
         await spoil_state(world, digest)
         for _ in range(3):
             assert not is_clone(await run(supervisor.http))
-        await until_listed(
+        await ask_until(
             supervisor.http,
+            "/templates",
             lambda now: any(one["since"] > before for one in in_state(now, "ready")),
         )
         assert (await run(supervisor.http, template="require"))["template"]

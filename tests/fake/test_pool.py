@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from supervisor.state.record import EventKind
 from tests.support.clones import (
     COLD,
     POOL_STEPS,

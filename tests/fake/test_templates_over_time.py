@@ -13,6 +13,7 @@ import trio
 from supervisor.config import OnStop
 from tests.support.clones import (
     FILES,
+    ask_until,
     change,
     clonable,
     declare,
@@ -27,7 +28,6 @@ from tests.support.clones import (
     run,
     show,
     templates,
-    until_listed,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ async def test_template_of_an_earlier_image_goes_with_its_last_clone(world: Worl
         assert (await show(supervisor.http, clone["id"]))["state"] == "running"
         assert directories(world) == {old, new}
         await supervisor.http.delete(f"/vms/{clone['id']}")
-        await until_listed(supervisor.http, lambda now: not in_state(now, "stale"))
+        await ask_until(supervisor.http, "/templates", lambda now: not in_state(now, "stale"))
         await gone(supervisor.http, world.tmp / "templates" / old)
         assert directories(world) == {new}
 
@@ -70,7 +70,7 @@ async def test_image_without_a_manifest_of_its_own_is_not_clone_safe(world: Worl
         refused = await post(supervisor.http, template="require")
         assert refused.status_code == 409
         assert "of another image" in refused.json()["detail"]
-        await until_listed(supervisor.http, lambda now: not now["templates"])
+        await ask_until(supervisor.http, "/templates", lambda now: not now["templates"])
         await gone(supervisor.http, world.tmp / "templates" / old)
 
 

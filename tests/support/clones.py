@@ -92,13 +92,13 @@ async def until(http: httpx.AsyncClient, path: str, condition: Callable[[Any], b
                 await anext(lines)
 
 
-async def until_listed(http: httpx.AsyncClient, condition: Callable[[Any], bool]) -> dict[str, Any]:
-    """What ``GET /templates`` answers, once this is so. No event tells of templates."""
+async def ask_until(http: httpx.AsyncClient, path: str, condition: Callable[[Any], bool]) -> Any:
+    """The same of what no event tells: templates, and that an agent in the pool is ready."""
     with trio.fail_after(PATIENCE_S):
         while True:
-            listed = await templates(http)
-            if condition(listed):
-                return listed
+            answer = (await http.get(path)).json()
+            if condition(answer):
+                return answer
             await trio.sleep(0.01)
 
 
@@ -117,13 +117,13 @@ async def ready(http: httpx.AsyncClient, other_than: str = "") -> dict[str, Any]
         found = in_state(listed, "ready")
         return [(one["vm"], one["digest"] != other_than) for one in found] == [(None, True)]
 
-    (one,) = in_state(await until_listed(http, is_there), "ready")
+    (one,) = in_state(await ask_until(http, "/templates", is_there), "ready")
     return dict(one)
 
 
 async def failed(http: httpx.AsyncClient) -> dict[str, Any]:
     """The template that could not be made, once that is known."""
-    listed = await until_listed(http, lambda listed: bool(in_state(listed, "failed")))
+    listed = await ask_until(http, "/templates", lambda listed: bool(in_state(listed, "failed")))
     (one,) = in_state(listed, "failed")
     return dict(one)
 
@@ -135,7 +135,7 @@ async def pool(http: httpx.AsyncClient, size: int, *others: str) -> list[str]:
         rows = [one for one in listed["vms"] if one["purpose"] == "pool" and one["agent_ready"]]
         return [one["id"] for one in rows if not one["ended"] and one["id"] not in others]
 
-    return waiting(await until(http, "/vms", lambda listed: len(waiting(listed)) == size))
+    return waiting(await ask_until(http, "/vms", lambda listed: len(waiting(listed)) == size))
 
 
 async def post(
@@ -196,7 +196,7 @@ async def templates(http: httpx.AsyncClient) -> dict[str, Any]:
 
 async def gone(http: httpx.AsyncClient, path: Path) -> None:
     """Return once there is no such file."""
-    await until_listed(http, lambda _: not path.exists())
+    await ask_until(http, "/templates", lambda _: not path.exists())
 
 
 def events(world: World, vm_id: str, kind: str) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from supervisor.config import OnStop, Timing
 from supervisor.errors import SupervisorError
 from supervisor.pb import manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 from supervisor.qemu.host import Clock
+from tests.support import small_host
 from tests.support.guest import Apart, Guest
 from tests.support.scenario import Scenario
 from tests.support.side_by_side import own_ports
@@ -154,7 +155,7 @@ class World:
         self.directory = directory
         self.tmp = directory / "t"
         self.qemu = directory / "qemu"
-        self.image = directory / "base.qcow2"
+        self.image = directory / small_host.DISK
         self.ports = free_range()
         #: Of every supervisor here, unless it is started with others.
         self.settings: dict[str, str] = {}
@@ -178,13 +179,7 @@ class World:
         return {
             "MANAGER_HTTP_PORT": "0",
             "MANAGER_GRPC_PORT": "0",
-            "MANAGER_QEMU_BIN_PATH": str(self.qemu),
-            "MANAGER_QEMU_TMP_FILE_LOC": str(self.tmp),
-            "MANAGER_QEMU_ENABLE_KVM": "false",
-            "MANAGER_QEMU_ENABLE_SEV": "false",
-            "MANAGER_QEMU_DISK_IMG_FILE": str(self.image),
-            "MANAGER_QEMU_OVMF_CODE_FILE": str(self.directory / "CODE.fd"),
-            "MANAGER_QEMU_OVMF_VARS_FILE": str(self.directory / "VARS.fd"),
+            **small_host.settings(self.directory, self.qemu, self.tmp),
             "MANAGER_QEMU_HOST_FWD_RANGE": f"{first}-{last}",
             **self.settings,
             **settings,
@@ -342,9 +337,7 @@ def _write_files(directory: Path, qemu: Path) -> None:
         "main(pathlib.Path(__file__).parent)\n"
     )
     qemu.chmod(0o755)
-    for name, size in (("CODE.fd", 1966080), ("VARS.fd", 131072)):
-        with (directory / name).open("wb") as file:
-            file.truncate(size)
+    small_host.write_firmware(directory)
 
 
 def is_free(port: int) -> bool:
