@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from supervisor.state.record import EventKind
 from tests.support.clones import (
     COLD,
     POOL_STEPS,
@@ -360,7 +361,7 @@ async def test_caller_that_goes_away_takes_the_pooled_vm_along(world: World) -> 
         async with trio.open_nursery() as nursery:
             with supervisor.running.service.journal.events.subscribe() as news:
                 nursery.start_soon(post, supervisor.http)
-                while (event := await news.receive()).kind != "relay":
+                while (event := await news.receive()).kind is not EventKind.RELAY:
                     pass
             taken = str(event.vm_id)
             assert event.data["state"] == "sent"

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from supervisor.state.record import (
-    Event,
-    EventKind,
-    Record,
-    RunOptions,
-)
+from supervisor.state.record import Event, EventKind, Record, RunOptions
 from supervisor.state.status import Status, VmState
 from supervisor.state.store import Store
 
