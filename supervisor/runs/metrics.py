@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING
 
 import attrs
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 
 #: Seconds. A restored VM answers in a tenth, an emulated cloud image in minutes.
 _BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
+
+
+class Outcome(enum.StrEnum):
+    """What a run that was admitted has come to."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    #: Its caller went away.
+    ABANDONED = "abandoned"
 
 
 @attrs.frozen
@@ -57,13 +67,13 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
-        for outcome in ("answered", "failed", "abandoned"):
+        for outcome in Outcome:
             self._runs.labels(outcome)
 
-    def count_run(self, outcome: str, seconds: float) -> None:
-        """One run that is over: ``answered``, ``failed``, or ``abandoned`` by its caller."""
+    def count_run(self, outcome: Outcome, seconds: float) -> None:
+        """Count a run that is over."""
         self._runs.labels(outcome).inc()
-        if outcome == "answered":
+        if outcome is Outcome.ANSWERED:
             self._seconds.observe(seconds)
 
 

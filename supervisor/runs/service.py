@@ -13,7 +13,7 @@ from supervisor.errors import AtCapacity, Stopping, SupervisorError
 from supervisor.qemu.connection import MonitorState
 from supervisor.runs.admission import Resources
 from supervisor.runs.idempotency import IdempotencyKeys
-from supervisor.runs.metrics import Gauges, Metrics
+from supervisor.runs.metrics import Gauges, Metrics, Outcome
 from supervisor.state.record import EndCause, EndMode
 
 if TYPE_CHECKING:
@@ -123,12 +123,12 @@ class Service:
         started = trio.current_time()
         try:
             await vm.wait_answered()
-            outcome = "answered"
+            outcome = Outcome.ANSWERED
             log.info("answered", vm=vm.id)
         except SupervisorError:
             request = vm.end_request
             left = request is not None and request.cause is EndCause.CALLER_LEFT
-            outcome = "abandoned" if left else "failed"
+            outcome = Outcome.ABANDONED if left else Outcome.FAILED
         self.metrics.count_run(outcome, trio.current_time() - started)
 
     # --- VMs --------------------------------------------------------------------------------

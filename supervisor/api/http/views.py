@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from supervisor.qemu.cmdline import shell_line
-from supervisor.state.record import moment
+from supervisor.state.record import Phase, moment
 
 if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Forward
@@ -92,7 +92,7 @@ def server_timing(vm: Vm) -> str:
     steps = sorted(vm.record.phases.items(), key=lambda step: step[1])
     answered = vm.record.phases.get("relay", 0.0)
     for name, at in steps:
-        if name == "expiring" or at > answered:
+        if name == Phase.EXPIRING or at > answered:
             continue  # of a time after the answer, perhaps in a later supervisor
         spans.append(f"{name};dur={(at - before) * 1000:.1f}")
         before = at
