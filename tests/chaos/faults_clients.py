@@ -127,8 +127,7 @@ def answered_too_late(case: Case) -> None:
     case.crash()
     case.place.agents.release()
     case.serve()
-    vm = case.show(vm_id)
-    case.expect(vm["relay"]["state"] == "interrupted", f"the relay is {vm['relay']}")
+    case.until(vm_id, lambda vm: vm["relay"]["state"] == "interrupted")
 
 
 @kind("one idempotency key, supervisor SIGKILLed between", times=3)

@@ -120,9 +120,8 @@ def taken(case: Case) -> None:
     case.crash()
     case.place.agents.release()
     case.serve()
-    vm = case.show(vm_id)
-    case.expect(vm["purpose"] == "run", "it is the pool's again")
-    case.expect(vm["relay"]["state"] == "interrupted", f"the relay is {vm['relay']}")
+    case.expect(case.show(vm_id)["purpose"] == "run", "it is the pool's again")
+    case.until(vm_id, lambda vm: vm["relay"]["state"] == "interrupted")
 
 
 @kind("pool: vm.json of a VM that was given to a run, and of one that was not, removed",
