@@ -232,4 +232,5 @@ async def test_the_explained_preparation_is_what_prepare_does(world: World) -> N
     words = shlex.split(done.stdout.decode())
     directory = world.tmp / words[words.index("-uuid") + 1]
     assert (directory / "overlay.qcow2").exists()
-    assert (directory / "firmware_vars.fd").read_bytes() == bytes(131072)
+    variables = (world.directory / "VARS.fd").read_bytes()
+    assert (directory / "firmware_vars.fd").read_bytes() == variables
