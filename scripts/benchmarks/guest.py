@@ -12,8 +12,9 @@ from typing import Any
 import attrs
 import grpc
 
-from supervisor.config import Timing
+from supervisor.config import QemuConfig, Timing
 from supervisor.pb import agent_pb2, agent_pb2_grpc
+from supervisor.qemu.firmware import choose, read_descriptors
 
 IMAGE = Path(__file__).parents[2] / "img" / "guest.qcow2"
 VCPUS = 2
@@ -37,15 +38,14 @@ class Unmeasured(Exception):
 
 
 def firmware() -> tuple[Path, Path]:
-    """OVMF's code and variables: the 2 MB pair that is the default, else the 4 MB pair.
+    """OVMF's code and variables, as the supervisor chooses them.
 
-    :raises Unmeasured: if there is none
+    :raises Unmeasured: if there are none
     """
-    for size in ("", "_4M"):
-        pair = tuple(Path(f"/usr/share/OVMF/OVMF_{part}{size}.fd") for part in ("CODE", "VARS"))
-        if all(file.is_file() for file in pair):
-            return pair[0], pair[1]
-    raise Unmeasured("there is no OVMF in /usr/share/OVMF")
+    chosen = choose(QemuConfig(), read_descriptors())
+    if not (chosen.code_file.exists() and chosen.vars_file.exists()):
+        raise Unmeasured("there is no OVMF; install the package ovmf")
+    return chosen.code_file, chosen.vars_file
 
 
 def settings() -> dict[str, str]:

@@ -23,6 +23,11 @@ class Broadcast(Generic[T]):
         self._buffer = buffer
         self._channels: set[trio.MemorySendChannel[T]] = set()
 
+    @property
+    def subscribers(self) -> int:
+        """How many there are now."""
+        return len(self._channels)
+
     def send(self, value: T) -> None:
         for channel in tuple(self._channels):
             try:

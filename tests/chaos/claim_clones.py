@@ -20,8 +20,11 @@ def settle(case: Case) -> None:
     """There is a template, the pool is full, and of what was half done nothing is left."""
     digest = case.until_template()
     case.until_pool()
-    problems = list(_incomplete(case))
-    case.expect(not problems, f"with the template {digest} ready: {problems}")
+    # A template that nobody needs any more may be on its way out just now.
+    case.wait(
+        lambda: not list(_incomplete(case)),
+        lambda: f"with the template {digest} ready: {list(_incomplete(case))}",
+    )
     failed = {line.get("vm") for line in case.log_lines() if line["message"] == "template: failed"}
     left = [
         row["id"]

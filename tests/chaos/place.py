@@ -109,12 +109,11 @@ class Place:
 
     def guest_environ(self, tmp: Path) -> dict[str, str]:
         """A real machine with the real guest, whose agent is its own."""
-        code, variables = ovmf_pair()
         return self.environ(tmp) | {
             "MANAGER_QEMU_BIN_PATH": "qemu-system-x86_64",
             "MANAGER_QEMU_DISK_IMG_FILE": str(IMAGE),
-            "MANAGER_QEMU_OVMF_CODE_FILE": code,
-            "MANAGER_QEMU_OVMF_VARS_FILE": variables,
+            "MANAGER_QEMU_OVMF_CODE_FILE": "",
+            "MANAGER_QEMU_OVMF_VARS_FILE": "",
             "MANAGER_QEMU_HOST_FWD_ADDR": "127.0.0.3",
             "MANAGER_AGENT_GRPC_URL": "localhost:7002",
             "MANAGER_QEMU_MEMORY_SIZE": "512M",
@@ -139,15 +138,6 @@ class Place:
 def _clean_environ() -> dict[str, str]:
     ours = ("MANAGER_", "AGENT_GRPC_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-
-
-def ovmf_pair() -> tuple[str, str]:
-    """OVMF's code and variables: the 2 MB build, else the 4 MB one."""
-    for size in ("", "_4M"):
-        code, variables = (f"/usr/share/OVMF/OVMF_{part}{size}.fd" for part in ("CODE", "VARS"))
-        if Path(code).exists():
-            break
-    return code, variables
 
 
 @cache

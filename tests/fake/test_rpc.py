@@ -343,7 +343,7 @@ async def test_reader_who_leaves_at_any_moment_leaves_nothing_open(
             over, _ = await asyncio.wait({watching}, timeout=PATIENCE_S)
             assert over, "it goes on for nobody"
             await asyncio.gather(*over, return_exceptions=True)
-            assert not told._channels
+            assert not told.subscribers
 
         await aio_as_trio(watch_and_leave)()
 
