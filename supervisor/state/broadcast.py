@@ -1,4 +1,4 @@
-"""One sender, many readers, none of whom can slow the sender."""
+"""One sender and many readers. A slow reader is cut off, so that it cannot slow the sender."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Broadcast(Generic[T]):
     """Every subscriber gets every value sent after it subscribed.
 
-    One that falls ``buffer`` values behind is cut off: its channel ends early.
+    A subscriber that falls ``buffer`` values behind is cut off: its channel ends early.
     """
 
     def __init__(self, buffer: int) -> None:
@@ -25,7 +25,7 @@ class Broadcast(Generic[T]):
 
     @property
     def subscribers(self) -> int:
-        """How many there are now."""
+        """The number of subscribers now."""
         return len(self._channels)
 
     def send(self, value: T) -> None:
@@ -37,14 +37,14 @@ class Broadcast(Generic[T]):
                 channel.close()
 
     def close(self) -> None:
-        """End every channel; what was sent can still be received."""
+        """End every channel. Values that were sent can still be received."""
         for channel in self._channels:
             channel.close()
         self._channels.clear()
 
     @contextmanager
     def subscribe(self) -> Iterator[trio.MemoryReceiveChannel[T]]:
-        """A channel that lives as long as the context."""
+        """Subscribe until the context ends. Yields the channel to read from."""
         send, receive = trio.open_memory_channel[T](self._buffer)
         self._channels.add(send)
         try:

@@ -1,7 +1,7 @@
-"""Changes of VMs: written down first, then told, in one order for everybody.
+"""Changes of VMs: written to disk first, then published, in one order for every reader.
 
-Writing is done in worker threads, several VMs at a time; telling waits until everything
-with a lower number is written, so a reader that has seen number n has seen all before it.
+Worker threads write, for several VMs at a time. An event is published after every event with a
+lower number, so a reader that has seen number n has seen all events before it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ log = structlog.stdlib.get_logger()
 #: An event's kind and its data, before it has a number.
 News = tuple[EventKind, Mapping[str, Any]]
 
-#: Writes wait for nothing but other writes; whoever reads much does not read all at once.
+#: Two limiters, so that a write never waits for a reader of many old events.
 _writers, _readers = trio.CapacityLimiter(16), trio.CapacityLimiter(2)
 
 
 class Journal:
-    """Numbers, writes and publishes events. ``events`` is the broadcast of them.
+    """Numbers, writes and publishes events. ``events`` broadcasts them.
 
-    :param sequence: of the last event on record
+    :param sequence: the number of the last event on record
     :param reader_buffer: events that a reader may lag behind before its stream ends
     """
 
     def __init__(self, store: Store, sequence: int, reader_buffer: int) -> None:
         self.events: Broadcast[Event] = Broadcast(reader_buffer)
-        #: Every event up to this one is written, and told.
+        #: The number of the last published event. Every event up to it is published, too.
         self.sequence = sequence
         self._store = store
         self._issued = sequence
@@ -49,11 +49,12 @@ class Journal:
         self._written: dict[int, Event | None] = {}
 
     async def create(self, record: Record, computation: bytes | None) -> Record:
-        """Begin a VM's record, with its directory and what it is to compute, if anything.
+        """Make a VM's directory with its record and, if there is one, its computation.
 
-        :raises OSError: if that cannot be written; then there is nothing
+        :returns: the record, with the number of its first event
+        :raises OSError: if the directory cannot be written; nothing of it is left then
         """
-        event = self._number(EventKind.STATE, record.id, _first(record))
+        event = self._number(EventKind.STATE, record.id, _rebuildable(record))
         record = attrs.evolve(record, sequence=event.sequence)
         written = False
         try:
@@ -64,10 +65,13 @@ class Journal:
         return record
 
     async def commit(self, record: Record, *news: News) -> Record:
-        """Keep a changed record and the events that changed it.
+        """Write a changed record and the events that changed it, then publish the events.
 
-        A VM goes on also where its record cannot be written: the change is told, an error is
+        A VM runs on even if its record cannot be written: the events are published, an error is
         logged, and the next commit writes what is missing.
+
+        :param news: one event or more
+        :returns: the record, with the number of its last event
         """
         events = [self._number(kind, record.id, data) for kind, data in news]
         record = attrs.evolve(record, sequence=events[-1].sequence)
@@ -81,17 +85,17 @@ class Journal:
         return record
 
     async def note(self, kind: EventKind, vm_id: str | None, **data: Any) -> None:
-        """Keep and tell an event that changes no record."""
+        """Write and publish an event that changes no record."""
         event = self._number(kind, vm_id, data)
         await self._keep(event, self._store.note, event)
 
     async def finish_removal(self, vm_id: str) -> None:
-        """Do what was left of a removal that was cut short, and tell of it."""
+        """Publish and complete the removal of a VM that an earlier supervisor began."""
         await self.note(EventKind.DELETED, vm_id)
         await _in_thread(self._store.finish_removal, vm_id)
 
     async def remove(self, vm_id: str) -> None:
-        """Remove a VM's directory, and tell so."""
+        """Remove a VM's directory, then publish its removal."""
         event = self._number(EventKind.DELETED, vm_id, {})
         await self._keep(event, self._store.remove, vm_id, event)
 
@@ -99,16 +103,17 @@ class Journal:
     async def follow(
         self, after: int | None, vm_ids: Iterable[str]
     ) -> AsyncIterator[tuple[list[Event], trio.MemoryReceiveChannel[Event]]]:
-        """Events on record with a number over ``after``, if given; and those that come.
+        """The events on record with a number over ``after``, and a channel of later events.
 
-        The channel ends when its reader has fallen behind, and when the supervisor stops.
+        The channel ends if its reader falls behind, and when the supervisor stops.
 
-        :param vm_ids: whose records to read; what comes is of any VM
+        :param after: None for no events on record
+        :param vm_ids: the VMs whose events on record are read; the channel has events of all VMs
         """
-        with self.events.subscribe() as news:
+        with self.events.subscribe() as channel:
             known = self.sequence
             old = [] if after is None else await self._after(after, vm_ids)
-            yield [event for event in old if event.sequence <= known], news
+            yield [event for event in old if event.sequence <= known], channel
 
     async def _after(self, sequence: int, vm_ids: Iterable[str]) -> list[Event]:
         return await trio.to_thread.run_sync(
@@ -128,7 +133,7 @@ class Journal:
             try:
                 self._reserved = self._store.reserve(self._issued)
             except OSError as error:
-                log.error("numbers of events cannot be reserved", problem=str(error))
+                log.error("event numbers cannot be reserved", problem=str(error))
         self._issued += 1
         return Event(self._issued, datetime.now(UTC), vm_id, kind, data)
 
@@ -141,8 +146,8 @@ class Journal:
                 self.events.send(written)
 
 
-def _first(record: Record) -> dict[str, Any]:
-    """What a record could be rebuilt from, were it damaged."""
+def _rebuildable(record: Record) -> dict[str, Any]:
+    """The data of a VM's first event, from which `recovery` rebuilds a damaged record."""
     options = record.options
     return {
         "state": record.status.state,
@@ -155,6 +160,7 @@ def _first(record: Record) -> dict[str, Any]:
 
 
 async def _in_thread(fn: Callable[..., Any], *args: Any) -> Any:
-    # A thread cannot be cancelled, and half a change must not be: what is begun is finished.
+    # The events have their numbers already: a task that is cancelled while it waits for a thread
+    # must still write them.
     with trio.CancelScope(shield=True):
         return await trio.to_thread.run_sync(fn, *args, limiter=_writers)

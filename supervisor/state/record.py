@@ -1,7 +1,7 @@
-"""What is known of a VM, as it is kept on disk; and the events of its life. Pure.
+"""A VM's record and its events, as they are written to disk. Pure.
 
-A `Record` is all that a supervisor needs to take up a VM that another one started, and all
-that is told of a VM that has ended.
+A supervisor needs nothing but a `Record` to adopt a VM that another supervisor started. After a
+VM has ended, its record answers every request about it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from cattrs.preconf.json import make_converter
 
 from supervisor.config import RestartPolicy, TemplateUse
 from supervisor.qemu.cmdline import Forward  # noqa: TC001 - cattrs resolves it
-from supervisor.qemu.process import ProcessId  # noqa: TC001 - likewise
+from supervisor.qemu.process import ProcessId  # noqa: TC001 - cattrs resolves it
 from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-#: Of ``vm.json``. The version before is read, too; any other is set aside, not guessed at.
+#: The version of ``vm.json``. Version 1 is read, too; a file of any other version is set aside.
 VERSION = 2
 
-
-#: The state of a VM that was only decided on.
+#: The status of a new VM.
 PRELAUNCH = Status(VmState.PRELAUNCH, "prelaunch")
 
-#: What JSON says of garbage, and what comes of a value of another kind than expected.
+#: What JSON's parser raises for garbage, and what values of unexpected types raise later.
 _UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
@@ -40,33 +39,34 @@ class Damaged(Exception):
 
 
 class RelayState(enum.StrEnum):
-    """How far the computation has come. Beside the VM's state, not part of it."""
+    """How far the computation has come. A fact beside the VM's state, not part of it."""
 
     #: There is no computation.
     IDLE = "idle"
     #: The agent is not ready yet.
     WAITING = "waiting"
-    #: The agent has it, its answer is to come.
+    #: The agent has the computation and has not answered yet.
     SENT = "sent"
     ANSWERED = "answered"
     FAILED = "failed"
-    #: The supervisor went away, or the guest was reset, between the two, so nobody knows. It is
-    #: not sent again, but to a guest that is booted again as its run asked for.
+    #: The supervisor stopped or the guest was reset while the computation was with the agent, so
+    #: its result is unknown. It is sent again only if the run's restart policy boots the guest
+    #: again.
     INTERRUPTED = "interrupted"
 
 
 class Purpose(enum.StrEnum):
-    """What a VM is there for."""
+    """Why a VM was started."""
 
     RUN = "run"
-    #: Kept ready for a run to come, which then has it.
+    #: Kept ready for a later run, which then takes it.
     POOL = "pool"
     #: Booted to become a template.
     TEMPLATE = "template"
 
 
 class EndMode(enum.StrEnum):
-    """How a VM is to be ended: by the guest, or without asking it."""
+    """How a VM is ended: the guest is asked to power off, or it is not asked."""
 
     GRACEFUL = "graceful"
     FORCE = "force"
@@ -79,22 +79,22 @@ class EndCause(enum.StrEnum):
     #: The caller of ``POST /run`` hung up.
     CALLER_LEFT = "caller-left"
     DELETED = "deleted"
-    #: The supervisor stops.
+    #: The supervisor is stopping.
     STOPPING = "stopping"
     TTL = "ttl"
     RUN_FAILED = "run-failed"
-    #: Its run could not be put on record.
+    #: The run that took it could not be recorded.
     UNRECORDED = "unrecorded"
-    #: No template could be made of it.
+    #: No template could be made from it.
     TEMPLATE_FAILED = "template-failed"
-    #: QEMU's QMP socket is gone, so nobody can speak to it any more.
+    #: QEMU's QMP socket is gone, so the supervisor cannot reach QEMU any more.
     SOCKET_GONE = "socket-gone"
-    #: The guest has QEMU send more events than anybody can read.
+    #: The guest makes QEMU send more events than the supervisor can read.
     FLOOD = "flood"
 
 
 class EventKind(enum.StrEnum):
-    """What an `Event` tells. docs/reference/events.md has the data of each."""
+    """What an `Event` reports. docs/reference/events.md lists the data of each kind."""
 
     STATE = "state"
     LAUNCHED = "launched"
@@ -116,7 +116,7 @@ class EventKind(enum.StrEnum):
 
 
 class Phase(enum.StrEnum):
-    """A step on a run's way, in the usual order. ``phases_s`` and Server-Timing name them so."""
+    """The steps of a run, in their usual order. ``phases_s`` and Server-Timing use these names."""
 
     QUEUE = "queue"
     DIRECTORY = "directory"
@@ -129,16 +129,16 @@ class Phase(enum.StrEnum):
     AGENT = "agent"
     POOL = "pool"
     RELAY = "relay"
-    #: The warning before the end of the time to live, which is given once.
+    #: Not a step: the warning before a VM's ttl ends was given. It is given once.
     EXPIRING = "expiring"
 
 
 @attrs.frozen(kw_only=True)
 class RunOptions:
-    """What a run asked for beside its computation, with the defaults filled in.
+    """What a run asked for besides its computation, with the defaults filled in.
 
     :param ttl_s: seconds from the guest's first instruction to the VM's shutdown
-    :param request_hash: of the request that bore the key
+    :param request_hash: the hash of the request that had the key, from `request_hash`
     """
 
     ttl_s: float | None = None
@@ -151,20 +151,23 @@ class RunOptions:
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """One VM. ``sequence`` is that of the last event.
+    """One VM.
 
-    :param fingerprint: of what its QEMU was started with; see `template`
-    :param template: the name of the template it was started from, if it was
-    :param renewed: whether the guest of such a VM has been told that it is a copy
-    :param ending: how its end was asked for, once it was; ``end_cause`` by whom
+    :param sequence: the number of the VM's last event
+    :param fingerprint: the digest of what its QEMU was started with: see `supervisor.templates`
+    :param template: the name of the template that it was started from; None for a cold boot
+    :param renewed: whether its guest, a clone, has been told that it is a copy
+    :param ending: how the VM is ended; None until its end is requested
+    :param end_cause: who requested the end, or what made it necessary
     :param answered: whether the agent has ever answered; the answer is in the file ``reply``
-    :param first_ran_s: when a guest of this VM first ran, on the host's CLOCK_BOOTTIME; that
-        clock goes on while the host sleeps, and cannot be set
-    :param running_since_s: when the present guest first ran; another one after a restart
-    :param exit_code: QEMU's; negative for a signal; None while it runs, and where it was not
-        our child to ask
-    :param phases: when each step was done, in seconds after the run was asked for
-    :param ended_at: set once nothing of the VM runs, and nothing will
+    :param first_ran_s: when the VM's first guest began to run, in seconds of the host's
+        CLOCK_BOOTTIME, which counts while the host sleeps and cannot be set
+    :param running_since_s: when the present guest began to run, on the same clock; a restart sets
+        it again
+    :param exit_code: QEMU's exit code; negative for a signal; None while QEMU runs, and if QEMU
+        was not a child of this supervisor
+    :param phases: when each step was done, in seconds after the run was requested
+    :param ended_at: set once no process of the VM is left and none will follow
     """
 
     id: str
@@ -196,19 +199,19 @@ class Record:
 
     @property
     def ended(self) -> bool:
-        """Whether the process is gone, no other will follow, and only the record is left."""
+        """Whether no process of the VM is left and none will follow."""
         return self.ended_at is not None
 
     @property
     def awaits_answer(self) -> bool:
-        """Whether an answer of the agent may yet come."""
+        """Whether the agent may still answer."""
         return self.relay in (RelayState.WAITING, RelayState.SENT)
 
     @property
     def settled(self) -> bool:
         """Whether the computation is answered, failed or interrupted for good.
 
-        An answer stays one, also while a guest that was booted again has the computation again.
+        An answer stays valid even if the guest is booted again and gets the computation again.
         """
         given_up = (RelayState.FAILED, RelayState.INTERRUPTED)
         return self.answered or self.relay in given_up or self.ended
@@ -216,10 +219,11 @@ class Record:
 
 @attrs.frozen
 class Event:
-    """Something that happened to a VM, or to the supervisor where ``vm_id`` is None.
+    """Something that happened to a VM, or to the supervisor if ``vm_id`` is None.
 
-    :param sequence: greater than that of every event before it, on this tmp/ for ever
-    :param data: by the kind; a ``state`` has ``state`` and ``reason``
+    :param sequence: greater than the number of every earlier event of this tmp/, across restarts
+        of the supervisor
+    :param data: depends on the kind; an event ``state`` has ``state`` and ``reason``
     """
 
     sequence: int
@@ -229,7 +233,7 @@ class Event:
     data: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it, in events.jsonl and on the wire."""
+        """The event as a JSON object, for events.jsonl and for both APIs."""
         return {
             "sequence": self.sequence,
             "at": moment(self.at),
@@ -239,51 +243,56 @@ class Event:
         }
 
 
-def request_hash(computation: bytes, *asked: object, **asked_since: object) -> str:
-    """Of a request, as it was sent: defaults may change before it is repeated.
+def request_hash(computation: bytes, *members: object, **later_members: object) -> str:
+    """The SHA-256 of a request as it was sent, because defaults may change before it is repeated.
 
-    :param asked_since: members that requests on record may not have known; None as if not there
+    :param later_members: members that older records do not have; None counts as absent, so that
+        the hash of an older request stays the same
     """
-    known = (*asked, *(pair for pair in asked_since.items() if pair[1] is not None))
-    return hashlib.sha256(repr(known).encode() + b"\n" + computation).hexdigest()
+    sent = (*members, *(pair for pair in later_members.items() if pair[1] is not None))
+    return hashlib.sha256(repr(sent).encode() + b"\n" + computation).hexdigest()
 
 
 def moment(at: datetime) -> str:
-    """RFC 3339, to the millisecond, in UTC."""
+    """A time as RFC 3339 writes it, in UTC, to the millisecond."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def event_line(event: Event) -> bytes:
-    """One line of events.jsonl, with its end."""
+    """One line of events.jsonl, with its newline."""
     return json.dumps(event.to_dict()).encode() + b"\n"
 
 
 def parse_event(line: bytes) -> Event:
-    """:raises Damaged:"""
+    """The event of one line of events.jsonl.
+
+    :raises Damaged: if the line is no event
+    """
     try:
         data = json.loads(line)
         at = _moment(data.pop("at"))
         kind = EventKind(data.pop("event"))
         event = Event(int(data.pop("sequence")), at, data.pop("vm"), kind, data)
-        words: list[object] = [event.vm_id or ""]
+        texts: list[object] = [event.vm_id or ""]
         if kind is EventKind.STATE:
-            words += [VmState(data["state"]), data["reason"]]
-        if not all(isinstance(word, str) for word in words):
-            raise TypeError(words)
+            texts += [VmState(data["state"]), data["reason"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(texts)
     except (*_UNREADABLE, KeyError) as error:
-        raise Damaged(f"no event: {error!r}") from error
+        raise Damaged(f"the line is no event: {error!r}") from error
     return event
 
 
 def _moment(text: str, _: object = None) -> datetime:
-    """With its zone, also where somebody left that out: else it compares with no other."""
+    """A time with its zone, even if the text has none: only times with zones can be compared."""
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
 def dump(record: Record, events: Iterable[Event]) -> bytes:
-    """The content of vm.json: the record, and the events that led to it.
+    """The content of vm.json: the record, and the events that changed it last.
 
-    They are there so that events.jsonl can be completed after a crash between the two.
+    The events are in both files, so that events.jsonl can be completed after a crash between the
+    two writes.
     """
     content = {
         "version": VERSION,
@@ -294,33 +303,36 @@ def dump(record: Record, events: Iterable[Event]) -> bytes:
 
 
 def parse(content: bytes) -> tuple[Record, list[Event]]:
-    """:raises Damaged: with what is wrong"""
+    """The record and the events in the content of vm.json.
+
+    :raises Damaged: with what is wrong
+    """
     try:
         value = json.loads(content)
         version = value["version"]
         if version == 1:
             _rename_members_of_version_1(value["vm"])
         elif version != VERSION:
-            raise Damaged(f"it is of version {version}, not {VERSION}")
+            raise Damaged(f"the record has version {version}, not {VERSION}")
         record = _converter.structure(value["vm"], Record)
         events = [parse_event(json.dumps(event).encode()) for event in value["events"]]
         last = events[-1].sequence
     except (*_UNREADABLE, LookupError, cattrs.BaseValidationError) as error:
-        raise Damaged(f"it cannot be read: {_words(error)}") from error
+        raise Damaged(f"the record cannot be read: {_describe(error)}") from error
     if last != record.sequence:
-        raise Damaged(f"its last event is number {last}, the record's {record.sequence}")
+        raise Damaged(f"the last event has number {last}, the record's {record.sequence}")
     return record, events
 
 
 def _rename_members_of_version_1(vm: dict[str, Any]) -> None:
-    """A supervisor that is upgraded adopts the VMs of the version before."""
+    """So that a supervisor, after an upgrade, can adopt VMs that the old version started."""
     vm["options"] = vm.pop("wishes")
     vm["options"]["request_hash"] = vm["options"].pop("fingerprint")
     vm["fingerprint"] = vm.pop("recipe")
     vm["answered"] = vm["relay"] == RelayState.ANSWERED
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, cattrs.BaseValidationError):
         return "; ".join(cattrs.transform_error(error))
     return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""What an earlier supervisor left in tmp/, and which processes belong to it."""
+"""Finds the records that an earlier supervisor left in tmp/, and the processes of their VMs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,14 @@ log = structlog.stdlib.get_logger()
 
 @attrs.frozen
 class Recovered:
-    """Records, and by VM id the processes of those that live, each with a pidfd.
+    """What `recover` found.
 
+    :param processes: the process of each VM that still runs, with a pidfd, by VM id
     :param replies: the agents' answers, by VM id
-    :param rebuilt: ids of VMs whose record had to be rebuilt, and where a damaged one is now
-    :param gone: ids of VMs whose removal was cut short
+    :param sequence: the greatest event number that may have been published
+    :param rebuilt: ids of VMs whose record was rebuilt, with the path to which the damaged record
+        was moved; None if there was no record
+    :param gone: ids of VMs whose removal was interrupted
     """
 
     records: list[Record]
@@ -46,20 +49,23 @@ class Recovered:
 
 
 async def recover(config: Config, clock: Clock, store: Store) -> Recovered:
-    """Read all records and find their processes. Changes nothing but what a crash left torn."""
+    """Read all records and find their processes. Changes on disk only what a crash left unfinished.
+
+    :raises OSError: if tmp/ cannot be read, or no file descriptor is left
+    """
     return await trio.to_thread.run_sync(_recover, config, clock, store)
 
 
 def _recover(config: Config, clock: Clock, store: Store) -> Recovered:
-    found = store.load()
+    loaded = store.load()
     running = process.running_below(config.qemu.tmp)
-    known = {record.id for record in found.records}
+    known = {record.id for record in loaded.records}
     lost = [vm_id for vm_id in running if vm_id not in known and _is_ours(running[vm_id])]
     rebuilt = [
         _rebuild(vm_id, running.get(vm_id, []), config, clock, store)
-        for vm_id in dict.fromkeys([*found.damaged, *lost])
+        for vm_id in dict.fromkeys([*loaded.damaged, *lost])
     ]
-    records = [*found.records, *rebuilt]
+    records = [*loaded.records, *rebuilt]
     processes = {}
     for index, record in enumerate(records):
         if record.ended_at is None:
@@ -67,31 +73,31 @@ def _recover(config: Config, clock: Clock, store: Store) -> Recovered:
             if alive:
                 processes[record.id] = alive
                 if alive[0] != record.process:
-                    # Its supervisor was killed before it could write what it had started.
+                    # Its supervisor was killed after the start and before it recorded the process.
                     words = process.command_line(alive[0].pid)
                     vm_dir = VmDir(config.qemu.tmp / record.id)
-                    records[index] = _as_seen(record, words, vm_dir)
+                    records[index] = _completed_by_process(record, words, vm_dir)
         else:
-            _finish(record, VmDir(config.qemu.tmp / record.id))
+            _clear_again(record, VmDir(config.qemu.tmp / record.id))
     records.sort(key=lambda record: record.created_at)
-    sequence = max([found.sequence, *(record.sequence for record in records)])
-    aside = {record.id: found.damaged.get(record.id) for record in rebuilt}
+    sequence = max([loaded.sequence, *(record.sequence for record in records)])
+    moved = {record.id: loaded.damaged.get(record.id) for record in rebuilt}
     replies = {
         record.id: reply
         for record in records
         if record.answered
         and (reply := VmDir(config.qemu.tmp / record.id).read_reply()) is not None
     }
-    return Recovered(records, processes, replies, sequence, aside, found.gone)
+    return Recovered(records, processes, replies, sequence, moved, loaded.gone)
 
 
 def _is_ours(pids: list[int]) -> bool:
-    """Whether a supervisor started it, and not a person who pasted the command line."""
+    """Whether a supervisor started the process, not a person who pasted the command line."""
     return any(f",{cmdline.QMP_BY_DESCRIPTOR}," in word for word in process.command_line(pids[0]))
 
 
 def _rebuild(vm_id: str, pids: list[int], config: Config, clock: Clock, store: Store) -> Record:
-    """A record in the place of one that is damaged or lost, from what else can be seen."""
+    """A new record for a damaged or lost record, from the VM's events and its process."""
     log.error("record rebuilt", vm=vm_id, pids=pids)
     vm_dir = VmDir(config.qemu.tmp / vm_id)
     vm_dir.path.mkdir(mode=0o700, exist_ok=True)
@@ -110,42 +116,42 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, clock: Clock, store: S
         purpose=purpose,
         renewed=any(event.kind is EventKind.RENEWED for event in events),
         template=_template(events),
-        error="its record was damaged or lost; this is what could still be seen",
+        error="the record was damaged or lost; it was rebuilt from the events and the process",
     )
-    seen = _as_seen(record, words, vm_dir)
-    return _as_told(seen, events, clock, alive=bool(pids))
+    record = _completed_by_process(record, words, vm_dir)
+    return _completed_by_events(record, events, clock, alive=bool(pids))
 
 
 def _options(events: list[Event], config: Config) -> RunOptions:
-    # What a run asked for that got a VM of the pool was told when it got it.
+    # A run that took a VM of the pool has its options in the event of that moment.
     taken = [event for event in events if event.kind is EventKind.TAKEN]
-    told = (taken or events)[0].data if events else {}
+    data = (taken or events)[0].data if events else {}
     try:
-        restart = RestartPolicy(told.get("restart", config.life.restart))
+        restart = RestartPolicy(data.get("restart", config.life.restart))
     except ValueError:
         restart = config.life.restart
-    ttl_s, keep = told.get("ttl_s", config.life.ttl_s), told.get("keep_disk", True)
+    ttl_s, keep_disk = data.get("ttl_s", config.life.ttl_s), data.get("keep_disk", True)
     return RunOptions(
         ttl_s=ttl_s if isinstance(ttl_s, int | float) else None,
         restart=restart,
-        keep_disk=keep is not False,
+        keep_disk=keep_disk is not False,
     )
 
 
 def _purpose(events: list[Event]) -> Purpose:
     if not events or any(event.kind is EventKind.TAKEN for event in events):
         return Purpose.RUN
-    told = events[0].data.get("purpose")
-    return Purpose(told) if told in list(Purpose) else Purpose.RUN
+    purpose = events[0].data.get("purpose")
+    return Purpose(purpose) if purpose in list(Purpose) else Purpose.RUN
 
 
 def _template(events: list[Event]) -> str | None:
-    """What its disk lies on: told at each launch, and taken back where it was booted from cold."""
-    told = [event for event in events if event.kind in (EventKind.LAUNCHED, EventKind.FALLBACK)]
-    if not told or told[-1].kind is EventKind.FALLBACK:
+    """The name of the template below the VM's disk. The last launch or fallback decides."""
+    starts = [event for event in events if event.kind in (EventKind.LAUNCHED, EventKind.FALLBACK)]
+    if not starts or starts[-1].kind is EventKind.FALLBACK:
         return None
-    digest = told[-1].data.get("template")
-    return digest if isinstance(digest, str) else None
+    name = starts[-1].data.get("template")
+    return name if isinstance(name, str) else None
 
 
 def _relay(events: list[Event], vm_dir: VmDir) -> RelayState:
@@ -159,15 +165,16 @@ def _relay(events: list[Event], vm_dir: VmDir) -> RelayState:
     return RelayState.INTERRUPTED
 
 
-def _as_told(record: Record, events: list[Event], clock: Clock, *, alive: bool) -> Record:
-    """A record completed by its events."""
+def _completed_by_events(
+    record: Record, events: list[Event], clock: Clock, *, alive: bool
+) -> Record:
     states = [event for event in events if event.kind is EventKind.STATE]
     if not states:
         return record
     last = states[-1]
     status = Status(VmState(last.data["state"]), last.data["reason"])
     ran = [event.at for event in states if event.data["state"] == VmState.RUNNING]
-    # By the wall clock, for want of a better one.
+    # Events have wall-clock times only: this is wrong if the clock was set since.
     first_ran_s = clock.boottime_s() - (datetime.now(UTC) - ran[0]).total_seconds() if ran else None
     return attrs.evolve(
         record,
@@ -178,8 +185,11 @@ def _as_told(record: Record, events: list[Event], clock: Clock, *, alive: bool) 
     )
 
 
-def _as_seen(record: Record, words: list[str], vm_dir: VmDir) -> Record:
-    """A record completed by the command line of the VM's process."""
+def _completed_by_process(record: Record, words: list[str], vm_dir: VmDir) -> Record:
+    """The record with what the process's command line says.
+
+    :param words: the command line; empty if no process was found
+    """
     return attrs.evolve(
         record,
         command=tuple(cmdline.by_hand(words, vm_dir.qmp_socket)),
@@ -189,26 +199,26 @@ def _as_seen(record: Record, words: list[str], vm_dir: VmDir) -> Record:
     )
 
 
-def _finish(record: Record, vm_dir: VmDir) -> None:
-    """A supervisor that was killed may have left the last step of a VM's end undone."""
+def _clear_again(record: Record, vm_dir: VmDir) -> None:
+    """Clear an ended VM's directory: its supervisor may have been killed before it did so."""
     vm_dir.clear(disks=not record.options.keep_disk)
 
 
 async def announce(recovered: Recovered, journal: Journal) -> None:
-    """Put on record, and in the log, what was found."""
+    """Write to the journal and to the log what `recover` found."""
     for vm_id in recovered.gone:
         await journal.finish_removal(vm_id)
     for index, record in enumerate(recovered.records):
         if record.id in recovered.rebuilt:
-            aside = recovered.rebuilt[record.id]
-            news = (EventKind.DAMAGED, {"file": aside.name if aside else None})
+            moved = recovered.rebuilt[record.id]
+            news = (EventKind.DAMAGED, {"file": moved.name if moved else None})
             recovered.records[index] = await journal.commit(record, news)
-    living = [one.id for one in recovered.records if one.id in recovered.processes]
+    running = [record.id for record in recovered.records if record.id in recovered.processes]
     ended = [
-        one.id
-        for one in recovered.records
-        if one.ended_at is None and one.id not in recovered.processes
+        record.id
+        for record in recovered.records
+        if record.ended_at is None and record.id not in recovered.processes
     ]
-    if living or ended:
-        log.info("taking up VMs", running=living, ended_meanwhile=ended)
-        await journal.note(EventKind.ADOPTED, None, running=living, ended_meanwhile=ended)
+    if running or ended:
+        log.info("adopting VMs", running=running, ended_meanwhile=ended)
+        await journal.note(EventKind.ADOPTED, None, running=running, ended_meanwhile=ended)

@@ -1,9 +1,12 @@
-"""The states of a VM and how one leads to another. Pure.
+"""The states of a VM and the transitions between them. Pure.
 
-Six of QEMU's events move a VM, the end of its process does, and a restart after it; nothing
-else. POWERDOWN is a request the guest may ignore, RESET leaves a VM in the state it has (a
-reboot by the guest ends it: ``-action reboot=shutdown``), and whether the agent answers is a
-fact beside the state.
+A `Trigger` moves a VM. If its event was missed, `corrected_status` moves the VM later. These do not
+move a VM:
+
+- POWERDOWN is a request that the guest may ignore.
+- RESET leaves the VM in its state. A reboot by the guest ends the VM instead, because of
+  ``-action reboot=shutdown``.
+- Whether the agent answers is a fact beside the state.
 
 Sources: QEMU's QAPI, ``run-state.json`` (RunState, ShutdownCause, the events).
 """
@@ -16,7 +19,7 @@ import attrs
 
 
 class VmState(enum.StrEnum):
-    """Where a VM is in its life. The last two are ends; only a restart follows a crash."""
+    """SHUTOFF and CRASHED are ends. Only a restart leaves CRASHED, and nothing leaves SHUTOFF."""
 
     PRELAUNCH = "prelaunch"
     RUNNING = "running"
@@ -31,7 +34,7 @@ class VmState(enum.StrEnum):
 
 
 class Trigger(enum.StrEnum):
-    """What can move a VM: QMP events by their QMP names, the process's exit, and we."""
+    """What moves a VM: QMP events by their QMP names, the process's exit, and a restart."""
 
     RESUME = "RESUME"
     WAKEUP = "WAKEUP"
@@ -39,22 +42,22 @@ class Trigger(enum.StrEnum):
     SUSPEND = "SUSPEND"
     SHUTDOWN = "SHUTDOWN"
     GUEST_PANICKED = "GUEST_PANICKED"
-    INTERNAL_ERROR = "INTERNAL_ERROR"  # not an event of its own: STOP, and RunState says so
+    INTERNAL_ERROR = "INTERNAL_ERROR"  # QMP has no such event: a STOP, with this RunState
     EXIT = "EXIT"
     RESTART = "RESTART"  # by the VM's restart policy
 
 
 class Reason(enum.StrEnum):
-    """Reasons of ours. All others are QEMU's own words."""
+    """The supervisor's own reasons. All others are QEMU's words."""
 
     PRELAUNCH = "prelaunch"
-    #: The process exited while no supervisor looked, on the same boot of the host.
+    #: The process exited while no supervisor was running, on the same boot of the host.
     EXIT_UNKNOWN = "exit:unknown"
     #: The host rebooted under the VM.
     HOST_REBOOT = "host-reboot"
-    #: The supervisor went away before the guest's first instruction.
+    #: The supervisor stopped before the guest's first instruction.
     LAUNCH_INTERRUPTED = "launch-interrupted"
-    #: QEMU heeded our SIGTERM and could not tell of it.
+    #: QEMU exited after our SIGTERM, and no QMP connection reported its SHUTDOWN.
     HOST_SIGNAL = "host-signal"
     #: The guest's watchdog ended the VM.
     WATCHDOG = "watchdog"
@@ -62,7 +65,7 @@ class Reason(enum.StrEnum):
 
 @attrs.frozen
 class Status:
-    """A state and the reason, raw: a RunState, a ShutdownCause, ``exit:<code>`` or a `Reason`."""
+    """A state and its raw reason: a RunState, a ShutdownCause, ``exit:<code>`` or a `Reason`."""
 
     state: VmState
     reason: str
@@ -72,7 +75,7 @@ class Status:
 
 
 class IllegalTransition(Exception):
-    """A trigger that cannot follow the present state. A bug of ours or of QEMU's."""
+    """A trigger that cannot follow the present state: a bug of the supervisor or of QEMU."""
 
     def __init__(self, status: Status, trigger: Trigger) -> None:
         super().__init__(f"{trigger} cannot follow {status}")
@@ -80,7 +83,7 @@ class IllegalTransition(Exception):
 
 _S, _T = VmState, Trigger
 
-#: Where each trigger leads. What is not here is illegal, but for the rules in `next_status`.
+#: Where each trigger leads. A pair that is not here is illegal. `status_after_exit` handles EXIT.
 _TRANSITIONS = {
     (_S.PRELAUNCH, _T.RESUME): _S.RUNNING,
     (_S.PRELAUNCH, _T.SHUTDOWN): _S.SHUTDOWN,
@@ -94,34 +97,34 @@ _TRANSITIONS = {
     (_S.PAUSED, _T.SHUTDOWN): _S.SHUTDOWN,
     (_S.PAUSED, _T.GUEST_PANICKED): _S.CRASHED,
     (_S.PAUSED, _T.INTERNAL_ERROR): _S.CRASHED,
-    # The VM's own stop on its way down, and a suspended guest that is stopped as well.
+    # QEMU stops a VM on its way down. A guest that has suspended itself can be stopped as well.
     (_S.SHUTDOWN, _T.STOP): _S.SHUTDOWN,
     (_S.PAUSED, _T.STOP): _S.PAUSED,
-    # A guest that was asked to power off may still be killed, or asked twice.
+    # A guest that was asked to power off may be asked again, or be killed.
     (_S.SHUTDOWN, _T.SHUTDOWN): _S.SHUTDOWN,
     (_S.CRASHED, _T.RESTART): _S.PRELAUNCH,
 }
 
 
 def next_status(status: Status, trigger: Trigger, reason: str) -> Status:
-    """The status that follows. For the process's end see `status_after_exit`.
+    """The status after a trigger other than EXIT; for that, see `status_after_exit`.
 
-    :param reason: the raw word that comes with the trigger
+    :param reason: QEMU's raw word for the trigger, or a `Reason`
     :raises IllegalTransition: if the trigger cannot follow the state
     """
     state = _TRANSITIONS.get((status.state, trigger))
     if state is None:
         raise IllegalTransition(status, trigger)
     if state is VmState.SHUTDOWN is status.state:
-        return status  # the first cause is the one on record
+        return status  # the first cause stays on record
     return Status(state, reason)
 
 
 def status_after_exit(status: Status, exit_code: int | None, *, asked: bool = False) -> Status:
-    """The status at the end of the process.
+    """The status after the process has ended.
 
-    :param exit_code: negative for a signal; None where it was not our child to ask
-    :param asked: whether it was we who had it end, and not by force
+    :param exit_code: negative for a signal; None if the process was not our child
+    :param asked: whether the supervisor ended the VM, and not by SIGKILL
     :raises IllegalTransition: if the VM has ended already
     """
     if status.state.ended:
@@ -130,17 +133,25 @@ def status_after_exit(status: Status, exit_code: int | None, *, asked: bool = Fa
         if status.state is VmState.SHUTDOWN:
             return Status(VmState.SHUTOFF, status.reason)
         if asked and status.state is not VmState.PRELAUNCH:
-            # It heeded SIGTERM, and its monitor was not there to tell of it.
+            # QEMU exited after SIGTERM, and no QMP connection reported its SHUTDOWN.
             return Status(VmState.SHUTOFF, Reason.HOST_SIGNAL)
     return Status(VmState.CRASHED, f"exit:{'unknown' if exit_code is None else exit_code}")
 
 
 def status_after_missed_end(status: Status, *, same_boot: bool, asked: bool = False) -> Status:
-    """What a VM came to whose process ended while no supervisor looked.
+    """The status of a VM whose process ended while no supervisor was running.
 
-    :param status: the last on record
-    :param same_boot: whether the host has been up ever since
-    :param asked: whether it had been asked to end
+    | last status | same boot | host rebooted |
+    | --- | --- | --- |
+    | shutoff, crashed | unchanged | unchanged |
+    | prelaunch | crashed, launch-interrupted | crashed, launch-interrupted |
+    | shutdown | shutoff, its cause | crashed, host-reboot |
+    | running, paused; end requested | shutoff, exit:unknown | crashed, host-reboot |
+    | running, paused | crashed, exit:unknown | crashed, host-reboot |
+
+    :param status: the last status on record
+    :param same_boot: whether the host has not rebooted since
+    :param asked: whether the VM's end had been requested
     """
     match status.state:
         case VmState.SHUTOFF | VmState.CRASHED:
@@ -179,12 +190,12 @@ _STATE_OF_RUNSTATE = {
 
 
 def status_of_runstate(runstate: str) -> Status:
-    """What a RunState from ``query-status`` means for us; one we do not know is PAUSED."""
+    """The status for a RunState from ``query-status``. An unknown RunState is PAUSED."""
     return Status(_STATE_OF_RUNSTATE.get(runstate, VmState.PAUSED), runstate)
 
 
 def is_known_runstate(runstate: str) -> bool:
-    """Whether ``status_of_runstate`` had to guess."""
+    """Whether `status_of_runstate` knows this RunState."""
     return runstate in _STATE_OF_RUNSTATE
 
 
@@ -193,9 +204,9 @@ def corrected_status(status: Status, found: Status) -> Status | None:
     if status.state.ended or status.state is found.state is VmState.PRELAUNCH:
         return None
     if found.state is VmState.PRELAUNCH:
-        # A reset takes a paused guest back to before its first instruction; yet it has run.
+        # QEMU says prelaunch for a guest that was reset while it was paused. It has run before.
         found = Status(VmState.PAUSED, found.reason)
     same = found.state is status.state
     if same and (found == status or found.state is not VmState.PAUSED):
-        return None  # the cause of a shutdown that is on record says more than QEMU's word
+        return None  # the reason on record, such as a shutdown's cause, says more than the RunState
     return None if status.state is VmState.SHUTDOWN else found

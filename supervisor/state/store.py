@@ -1,8 +1,8 @@
-"""tmp/: the directories of all VMs, what is on record in them, and who may write there.
+"""tmp/ on disk: the VMs' directories, their records and events, and the lock of the supervisor.
 
-Everything here blocks; `Journal` calls it in worker threads. A file that says what is true
-is replaced whole: written, synced, renamed, and the directory synced, so that after a crash
-of the supervisor or of the host there is the old one or the new one.
+Everything here blocks; `Journal` calls it in worker threads. A record is replaced as a whole: the
+new file is written, synced and renamed, and its directory is synced. After a crash of the
+supervisor or of the host there is the old record or the new record.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ log = structlog.stdlib.get_logger()
 
 _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-#: A directory that is being made, and one that is being removed.
+#: Suffixes of a directory that is being made, and of a directory that is being removed.
 _NEW, _GONE = ".new", ".gone"
 
-#: How many numbers of events are reserved at a time.
+#: How many event numbers are reserved at a time.
 _RESERVED = 10_000
 
-#: How many of the supervisor's own events, and of deleted VMs', outlive a start.
+#: How many events of the supervisor and of deleted VMs are kept at a start.
 _KEPT_EVENTS = 1000
 
 
 @contextmanager
 def locked(tmp: Path) -> Iterator[None]:
-    """tmp/ for this supervisor alone. The kernel gives it back however the supervisor ends.
+    """Hold the lock of tmp/. The kernel releases it, however the supervisor ends.
 
-    :raises HostError: with the pid of the supervisor that has it
+    :raises HostError: if another supervisor has the lock; names its pid
     """
     descriptor = os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -57,7 +57,7 @@ def locked(tmp: Path) -> Iterator[None]:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             raise HostError(
                 f"{tmp} belongs to another supervisor (pid {holder})",
-                advice="end that one first, or set MANAGER_QEMU_TMP_FILE_LOC to another directory",
+                advice="stop it first, or set MANAGER_QEMU_TMP_FILE_LOC to another directory",
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -70,9 +70,9 @@ def locked(tmp: Path) -> Iterator[None]:
 class Found:
     """What was in tmp/ at the start.
 
-    :param sequence: no event was ever told with a greater number
-    :param damaged: ids of VMs whose record was set aside, and where to
-    :param gone: ids of VMs whose removal was cut short, and is finished now
+    :param sequence: no event was ever published with a greater number
+    :param damaged: ids of VMs whose record is damaged, with the path to which it was moved
+    :param gone: ids of VMs whose removal was interrupted; `finish_removal` completes it
     """
 
     records: list[Record]
@@ -88,13 +88,16 @@ class Store:
         self._tmp = tmp
         self._own_events = tmp / "events.jsonl"
         self._ceiling = tmp / "sequence"
-        #: Lines that could not be written yet, by file.
+        #: Lines that are not written yet, by file. A failed write leaves its lines here.
         self._owed: dict[Path, list[bytes]] = {}
-        #: The supervisor's own events come from several threads; a VM's from one at a time.
+        #: Several threads write the supervisor's own events; a VM's events come one at a time.
         self._noting = threading.Lock()
 
     def create(self, new: Record, events: Sequence[Event], computation: bytes | None) -> None:
-        """Make a VM's directory: there, with its record in it, or not there at all."""
+        """Make a VM's directory. After a crash it is complete, or `load` removes the draft.
+
+        :raises OSError: if it cannot be written; nothing of it is left then
+        """
         path = self._tmp / new.id
         draft = VmDir(path.with_name(new.id + _NEW))
         try:
@@ -110,9 +113,9 @@ class Store:
             raise
 
     def write(self, changed: Record, events: Sequence[Event]) -> None:
-        """Keep a change. What cannot be written is owed, and written with the next.
+        """Write a changed record and its events.
 
-        :raises OSError:
+        :raises OSError: if that fails; the next call writes these events, too
         """
         vm_dir = VmDir(self._tmp / changed.id)
         owed = self._owe(vm_dir.events, events)
@@ -121,9 +124,9 @@ class Store:
         del self._owed[vm_dir.events]
 
     def note(self, event: Event) -> None:
-        """Keep an event of the supervisor's own, or of a VM that is no more.
+        """Write an event of the supervisor, or of a VM that was removed.
 
-        :raises OSError:
+        :raises OSError: if that fails; the next call writes this event, too
         """
         with self._noting:
             _append(self._own_events, self._owe(self._own_events, [event]))
@@ -135,22 +138,23 @@ class Store:
         return owed
 
     def reserve(self, sequence: int) -> int:
-        """Have no number up to the one returned given twice, whatever becomes of its event.
+        """Reserve event numbers, so that no supervisor after this one uses them again.
 
-        An event that could not be written, for want of room, was told all the same. The file is
-        as long as it will ever be, so that it can be written where there is no room any more.
+        An event is published even if it cannot be written, so the events on disk do not tell
+        which numbers were used. The file never grows, so that it can be written to a full disk.
 
-        :param sequence: the last number given so far
-        :raises OSError:
+        :param sequence: the last number in use
+        :returns: the last number that is reserved now
+        :raises OSError: if the file cannot be written
         """
-        most = sequence + _RESERVED
+        ceiling = sequence + _RESERVED
         descriptor = os.open(self._ceiling, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.pwrite(descriptor, f"{most:>19}\n".encode(), 0)
+            os.pwrite(descriptor, f"{ceiling:>19}\n".encode(), 0)
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
-        return most
+        return ceiling
 
     def _reserved(self) -> int:
         try:
@@ -159,7 +163,10 @@ class Store:
             return 0
 
     def remove(self, vm_id: str, event: Event) -> None:
-        """Remove a VM's directory. Cut short, it is finished at the next start."""
+        """Remove a VM's directory. If a crash interrupts this, the next start completes it.
+
+        :raises OSError: if the directory cannot be renamed, or the event cannot be written
+        """
         path = self._tmp / vm_id
         gone = path.with_name(vm_id + _GONE)
         path.rename(gone)
@@ -167,13 +174,13 @@ class Store:
         try:
             self.note(event)
         finally:
-            # Of all things this must not fail where there is no room left.
+            # A full disk makes `note` fail, and this is what frees room.
             shutil.rmtree(gone, ignore_errors=True)
 
     def events_after(self, sequence: int, vm_ids: Iterable[str]) -> list[Event]:
-        """The events of these VMs, and of the supervisor, that are later; in their order.
+        """The events of these VMs and of the supervisor with a greater number, in order.
 
-        Those that could not be written yet are among them.
+        Events that could not be written yet are included.
         """
         files = [self._own_events, *(VmDir(self._tmp / vm_id).events for vm_id in vm_ids)]
         found: dict[int, Event] = {}
@@ -185,7 +192,7 @@ class Store:
         return [found[number] for number in sorted(found)]
 
     def load(self) -> Found:
-        """All that is on record, mended where a crash left it half done."""
+        """Read everything in tmp/, and repair what a crash left unfinished."""
         found = Found([], 0, {}, [])
         sequence = self._reserved()
         _mend(self._own_events)
@@ -215,6 +222,7 @@ class Store:
         return attrs.evolve(found, sequence=sequence)
 
     def finish_removal(self, vm_id: str) -> None:
+        """Complete a removal that `load` found in ``gone``."""
         shutil.rmtree(self._tmp / (vm_id + _GONE), ignore_errors=True)
 
     def _load_one(self, vm_dir: VmDir, found: Found) -> int:
@@ -227,13 +235,13 @@ class Store:
         try:
             loaded, events = record.parse(vm_dir.record.read_bytes())
             if loaded.id != vm_id:
-                raise Damaged(f"it is of VM {loaded.id}")
+                raise Damaged(f"the record is that of VM {loaded.id}")
         except (OSError, Damaged) as error:
             log.error("damaged record set aside", vm=vm_id, file=str(vm_dir.record),
                       problem=str(error))  # fmt: skip
             found.damaged[vm_id] = _set_aside(vm_dir.record)
             return 0
-        last = max((one.sequence for one in _events(vm_dir.events)), default=0)
+        last = max((event.sequence for event in _events(vm_dir.events)), default=0)
         missing = [event_line(event) for event in events if event.sequence > last]
         if missing:
             with contextlib.suppress(OSError):
@@ -254,7 +262,7 @@ def _replace(file: Path, content: bytes) -> None:
 
 def _append(file: Path, lines: Iterable[bytes]) -> None:
     content = b"".join(lines)
-    # Without a buffer, whose rest would be written as soon as there is room: on closing.
+    # Without a buffer: after an error, closing the file would write the rest of a buffer.
     with file.open("ab", buffering=0) as opened:
         begin = opened.tell()
         try:
@@ -262,7 +270,7 @@ def _append(file: Path, lines: Iterable[bytes]) -> None:
                 content = content[opened.write(content) :]
             os.fdatasync(opened.fileno())
         except OSError:
-            # Half a line would spoil the next one.
+            # The next line would be appended to half a line.
             with contextlib.suppress(OSError):
                 os.ftruncate(opened.fileno(), begin)
             raise
@@ -277,7 +285,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _events(file: Path) -> Iterator[Event]:
-    """Those that can be read; a file that is not there has none."""
+    """The events of a file. Skips lines that are damaged; a missing file has no events."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError:
@@ -288,7 +296,7 @@ def _events(file: Path) -> Iterator[Event]:
 
 
 def _mend(file: Path) -> None:
-    """Cut off a last line that was not written to its end."""
+    """Cut off the last line if it is incomplete."""
     try:
         content = file.read_bytes()
         whole = content.rfind(b"\n") + 1
@@ -298,7 +306,7 @@ def _mend(file: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        log.error("events cannot be mended", file=str(file), problem=error.strerror)
+        log.error("events file cannot be repaired", file=str(file), problem=error.strerror)
 
 
 def _shorten(file: Path) -> None:

@@ -1,7 +1,4 @@
-"""A VM's directory ``tmp/<id>/``: every file name in it, and what is made there before QEMU.
-
-Overlays and variables are made by blocking calls in a worker thread.
-"""
+"""A VM's directory ``tmp/<id>/``: its file names, and the files that QEMU needs at its start."""
 
 from __future__ import annotations
 
@@ -26,34 +23,35 @@ if TYPE_CHECKING:
 
     from supervisor.config import DiskConfig, FirmwareConfig
 
-#: A unix socket's path, with its end, is a ``char[108]``: unix(7).
+#: The longest path of a unix socket in bytes: a ``char[108]`` with its final NUL, unix(7).
 MAX_SOCKET_PATH = 107
 
-#: The file of tmp/ whose lock a supervisor holds.
+#: The file in tmp/ that a supervisor locks.
 LOCK = "lock"
 
-#: Connections to QMP that may wait: ours, and one that a killed supervisor left behind.
+#: Connections that may wait for QMP. QEMU serves one at a time, and a killed supervisor may have
+#: left another.
 _QMP_BACKLOG = 4
 
+#: How much of a log's end is read for its last lines.
 _TAIL_BYTES = 4096
 
-#: Of a guest's last line, so many are told.
+#: How much of a guest's last line an error shows.
 _LINE_CHARACTERS = 200
 
 #: A terminal's control sequences: ECMA-48, 5.4.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
-#: It reads a header and writes 200 kB: some milliseconds.
+#: qemu-img reads a header and writes 200 kB, which takes some milliseconds.
 _QEMU_IMG_S = 60.0
 
-
-#: qemu-img may take its time; no more of them than help each other are to hold a thread.
+#: How many threads prepare directories at once. More of them would only slow each other down.
 preparers = trio.CapacityLimiter(4)
 
 
 @attrs.frozen
 class VmDir:
-    """The files of one VM. Nobody else spells their names."""
+    """The paths of one VM's files. Their names are nowhere else."""
 
     path: Path
 
@@ -71,17 +69,17 @@ class VmDir:
 
     @property
     def ram(self) -> Path:
-        """The guest's memory, where a template is made of it."""
+        """The guest's memory, if the VM becomes a template."""
         return self.path / "ram"
 
     @property
     def state(self) -> Path:
-        """The devices' state, likewise."""
+        """The devices' state, if the VM becomes a template."""
         return self.path / "state"
 
     @property
     def record(self) -> Path:
-        """What is known of the VM: `store` writes and reads it."""
+        """The VM's record, which `store` writes and reads."""
         return self.path / "vm.json"
 
     @property
@@ -95,12 +93,12 @@ class VmDir:
 
     @property
     def computation(self) -> Path:
-        """The computation, for as long as it may yet have to be sent."""
+        """The computation, until it need not be sent any more."""
         return self.path / "computation"
 
     @property
     def reply(self) -> Path:
-        """The agent's answer. Not in the record, which is written again and again."""
+        """The agent's answer. Not in the record, which is rewritten at each change."""
         return self.path / "reply"
 
     @property
@@ -114,38 +112,44 @@ class VmDir:
     async def prepare(
         self, disk: DiskConfig, firmware: FirmwareConfig, ram_bytes: int | None = None
     ) -> None:
-        """Put the VM's own variables and disk into the directory, and memory if that is a file.
+        """Make the VM's firmware variables and disk, in a worker thread.
 
-        :raises LaunchError: ImageError, FirmwareError, or what the system said of the directory
+        :param ram_bytes: the size of the memory file, if the VM has its memory in a file
+        :raises ImageError: if the base image is missing or cannot be used
+        :raises FirmwareError: if a firmware file is missing, or CODE and VARS are no pair
+        :raises LaunchError: if a file cannot be written
         """
         prepare = partial(_prepare, self, disk, firmware, ram_bytes)
         await trio.to_thread.run_sync(prepare, limiter=preparers)
 
     async def read_computation(self) -> bytes:
-        """:raises OSError:"""
+        """:raises OSError: if the file is missing or cannot be read"""
         return await trio.to_thread.run_sync(self.computation.read_bytes)
 
     async def keep_reply(self, reply: str) -> None:
-        """Put the agent's answer into the directory, for good.
+        """Write the agent's answer, synced, so that it survives a crash.
 
-        :raises LaunchError: if there is no room for it
+        :raises LaunchError: if it cannot be written
         """
         try:
             await trio.to_thread.run_sync(_write_synced, self.reply, reply.encode())
         except OSError as error:
             raise LaunchError(
-                f"{self.reply}: {error.strerror}; the agent's answer could not be kept"
+                f"{self.reply}: {error.strerror}; the agent's answer could not be saved"
             ) from error
 
     def read_reply(self) -> str | None:
-        """The agent's answer, if there is one. Blocking."""
+        """The agent's answer; None if there is none or it cannot be read. Blocking."""
         try:
             return self.reply.read_text(encoding="utf-8")
         except (OSError, ValueError):
             return None
 
     def clear(self, *, disks: bool) -> None:
-        """Remove what an ended VM needs no more. Blocking; what is not there is no matter."""
+        """Remove the files that an ended VM does not need any more. Ignores errors. Blocking.
+
+        :param disks: also remove the disk, the firmware variables, the memory and the state
+        """
         files = [self.qmp_socket, self.computation]
         if disks:
             files += [self.overlay, self.firmware_vars, self.ram, self.state]
@@ -155,22 +159,25 @@ class VmDir:
 
     @contextmanager
     def listen_qmp(self) -> Iterator[socket.socket]:
-        """The socket QEMU will answer on, listening already. Closing it leaves QEMU's copy.
+        """Yields a listening socket, which QEMU gets for QMP. Closing it leaves QEMU's copy open.
 
-        Whoever connects before QEMU is up waits in the backlog for the greeting, so nobody
-        has to look whether the path is there yet.
+        A connection that is made before QEMU is up waits in the backlog for the greeting. So
+        nobody has to poll for the socket's path.
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            self.qmp_socket.unlink(missing_ok=True)  # of an attempt before this one
+            self.qmp_socket.unlink(missing_ok=True)  # an earlier attempt may have left it
             listener.bind(str(self.qmp_socket))
             listener.listen(_QMP_BACKLOG)
             yield listener
 
     def cut_logs(self, limit: int) -> None:
-        """Keep what the guest and QEMU print from filling the host.
+        """Keep the logs of the guest and of QEMU from filling the host's disk.
 
-        A log over the limit becomes ``….1``, in the place of the one before, and begins anew.
-        What is written just then may be lost.
+        The end of a log over the limit is copied to ``<name>.1``, which replaces the earlier
+        copy, and the log is emptied. What is written between the two steps is lost.
+
+        :param limit: in bytes
+        :raises OSError: if a log cannot be copied or emptied
         """
         for log in (self.serial_log, self.qemu_log):
             with suppress(FileNotFoundError):
@@ -181,19 +188,19 @@ class VmDir:
                     os.truncate(log, 0)
 
     def log_tail(self, lines: int = 10) -> str:
-        """The last lines QEMU wrote, or nothing."""
+        """The last lines that QEMU printed; empty if there are none."""
         return "\n".join(_last_lines(self.qemu_log)[-lines:])
 
     def what_was_printed(self) -> str:
-        """Where a guest's console is read, and its last line: for errors of one that is silent.
+        """The path of the guest's console log and its last line, for errors of a silent guest.
 
-        What a guest prints may be meant for the terminal of whoever reads it.
+        Control sequences are removed: a guest could use them to attack the reader's terminal.
         """
         lines = [_ESCAPES.sub("", line) for line in _last_lines(self.serial_log)]
         printed = ["".join(filter(str.isprintable, line)).strip() for line in lines]
         last = next((line for line in reversed(printed) if line), "")
-        words = f", last {last[:_LINE_CHARACTERS]!r}" if last else ", nothing so far"
-        return f"what the guest printed is in {self.serial_log}{words}"
+        quote = f", last {last[:_LINE_CHARACTERS]!r}" if last else ", nothing so far"
+        return f"what the guest printed is in {self.serial_log}{quote}"
 
 
 def _last_lines(file: Path) -> list[str]:
@@ -213,16 +220,16 @@ def _write_synced(file: Path, content: bytes) -> None:
 
 
 def check_tmp(tmp: Path) -> None:
-    """Make tmp/ if it is missing, and see that a VM can live in it.
+    """Make tmp/ if it is missing, and check that VMs can use it. Blocking.
 
-    :raises HostError: if it cannot be written to, or its sockets' paths would be too long
+    :raises HostError: if it cannot be written to, or a VM's socket would have too long a path
     """
     longest = VmDir(tmp / ("f" * 36)).qmp_socket
     if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
         raise HostError(
-            f"{tmp} is too long a path: a VM's QMP socket, {longest}, must fit into"
+            f"the path {tmp} is too long: a VM's QMP socket, {longest}, must fit into"
             f" {MAX_SOCKET_PATH} bytes",
-            advice="set MANAGER_QEMU_TMP_FILE_LOC to a shorter one",
+            advice="set MANAGER_QEMU_TMP_FILE_LOC to a shorter path",
         )
     try:
         tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -230,7 +237,7 @@ def check_tmp(tmp: Path) -> None:
     except OSError as error:
         raise HostError(
             f"{tmp} cannot be written to ({error.strerror})",
-            advice="set MANAGER_QEMU_TMP_FILE_LOC to a directory that can",
+            advice="make it writable, or set MANAGER_QEMU_TMP_FILE_LOC to another directory",
         ) from error
 
 
@@ -242,10 +249,10 @@ def _prepare(
         shutil.copyfile(firmware.vars_file, vm_dir.firmware_vars)
         make_overlay(disk, vm_dir.overlay)
         if ram_bytes is not None:
-            # Ours, though a QEMU that is root's writes to it.
+            # We create it, so that it is ours even if QEMU runs as root.
             os.close(os.open(vm_dir.ram, os.O_RDWR | os.O_CREAT, 0o600))
             os.truncate(vm_dir.ram, ram_bytes)
-        vm_dir.serial_log.touch()  # ours, though a QEMU that is root's writes to it
+        vm_dir.serial_log.touch()  # so that it is ours even if QEMU runs as root
     except OSError as error:
         raise LaunchError(
             f"{error.filename or vm_dir.path}: {error.strerror}; the files of VM"
@@ -254,9 +261,9 @@ def _prepare(
 
 
 def check_image(disk: DiskConfig) -> None:
-    """See that the base image is there.
+    """Check that the base image exists. Blocking.
 
-    :raises ImageError:
+    :raises ImageError: if it does not
     """
     if not disk.file.exists():
         raise ImageError(
@@ -266,9 +273,10 @@ def check_image(disk: DiskConfig) -> None:
 
 
 def make_overlay(disk: DiskConfig, overlay: Path) -> None:
-    """A qcow2 file that reads through to the base image and takes all writes.
+    """Make a qcow2 overlay on the base image. The VM's writes go to the overlay. Blocking.
 
-    :raises ImageError: if the image is missing, or is not what its format says
+    :raises ImageError: if the image is missing, or does not have the format of the setting
+    :raises LaunchError: if qemu-img is missing
     """
     check_image(disk)
     command = [
@@ -281,8 +289,8 @@ def make_overlay(disk: DiskConfig, overlay: Path) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise ImageError(
-            f"qemu-img has not read {disk.file} in {_QEMU_IMG_S:g} s",
-            advice="see to its file system",
+            f"qemu-img did not finish reading {disk.file} within {_QEMU_IMG_S:g} s",
+            advice="check the file system that the image is on",
             argv=command,
         ) from error
     except FileNotFoundError as error:
