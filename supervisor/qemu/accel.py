@@ -1,9 +1,9 @@
-"""Whether this host's KVM runs real guest code. A guest answers that, not /dev/kvm.
+"""Whether this host's KVM runs real guest code. Only a guest can tell; /dev/kvm cannot.
 
 On some hosts /dev/kvm opens, but no guest gets through its firmware: QEMU aborts, or stays alive
-and says ``internal-error``. Therefore a tiny firmware image (scripts/kvm-probe.S) does what every
-guest does when it boots, and then ends QEMU with a status that nothing else gives. An answer that
-is certain is kept under tmp/ until the host boots or QEMU changes.
+with the RunState ``internal-error``. Therefore a probe guest is started: a tiny firmware image
+(scripts/kvm-probe.S) that does what every guest does at boot, and then ends QEMU with an exit code
+that nothing else gives. A certain result is cached in tmp/ until the host reboots or QEMU changes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PROBE = bytes.fromhex(
     "26000000000000000000ffff0000009bcf00ffff00000093cf00ffff0000009baf001f00b0000f00"
 )
 _ROM_BYTES = 64 * 1024
-#: Where a CPU begins, as an offset into the ROM's last 64 KiB.
+#: Where a CPU starts after a reset, as an offset into the ROM's last 64 KiB.
 _RESET_VECTOR = 0xFFF0
 #: isa-debug-exit turns the 42 that the probe writes into (42 << 1) | 1.
 _SUCCESS = 85
@@ -45,7 +45,10 @@ _TIMEOUT_S = 10.0
 
 @attrs.frozen
 class Probe:
-    """Whether KVM works. ``detail`` says what was tried and what happened."""
+    """Whether KVM works.
+
+    :param detail: what was tried and what happened
+    """
 
     works: bool
     detail: str
@@ -66,19 +69,19 @@ def find_qemu(config: QemuConfig) -> str:
 
     :raises HostError: if there is none
     """
-    found = shutil.which(config.bin_path)
-    if found is None:
+    path = shutil.which(config.bin_path)
+    if path is None:
         raise HostError(
             f"{config.bin_path} is not an executable on the PATH",
             advice="install the package qemu-system-x86, or set MANAGER_QEMU_BIN_PATH",
         )
-    return os.path.abspath(found)
+    return os.path.abspath(path)
 
 
 def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:
-    """What of the hardware VMs use, and a warning for each thing they lack. Blocking.
+    """Whether VMs use KVM and SEV, and a warning for each that they do without. Blocking.
 
-    :raises HostError: if the settings insist on KVM or SEV and the host does not offer it
+    :raises HostError: if the settings require KVM or SEV and the host does not offer it
     """
     warnings = []
     kvm = False
@@ -96,7 +99,8 @@ def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:
     missing = sev.missing(kvm=kvm, sudo=config.use_sudo) if wants_sev else None
     if missing and config.enable_sev is Switch.TRUE:
         raise HostError(
-            f"MANAGER_QEMU_ENABLE_SEV=true, but {missing}", advice="set it to auto or false"
+            f"MANAGER_QEMU_ENABLE_SEV=true, but {missing}",
+            advice="set it to auto or false to start VMs without SEV",
         )
     if missing:
         warnings.append(f"VMs are not confidential: {missing}")
@@ -106,7 +110,7 @@ def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:
 def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
     """Whether a guest runs under KVM with this QEMU, machine and CPU. Blocking.
 
-    The answer comes from tmp/ if there is one since the host's boot, else from a probe guest.
+    The result comes from the cache in tmp/ if that is still valid, else from a probe guest.
     """
     cpu = cpu_model(config, Accel(kvm=True, sev=False))
     cache = config.tmp / "kvm-probe.json"
@@ -123,14 +127,14 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
         if attrs.evolve(cached, probe=key.probe) == key:
             return cached.probe
     except (OSError, ValueError, cattrs.BaseValidationError):
-        pass  # no answer yet, or a damaged one
+        pass  # no cached result, or a damaged file
     try:
         if not config.use_sudo:
             os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        # Not kept: the user may join a group, or a module may be loaded.
+        # Not cached: the user may join a group, or a module may be loaded.
         return Probe(works=False, detail=f"/dev/kvm cannot be opened: {error.strerror}")
-    probe, certain = _ask(qemu, config.machine, cpu, sudo=config.use_sudo)
+    probe, certain = _probe_now(qemu, config.machine, cpu, sudo=config.use_sudo)
     if not certain:
         return probe
     with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as new:
@@ -139,36 +143,39 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
     return probe
 
 
-def _ask(qemu: str, machine: str, cpu: str, *, sudo: bool) -> tuple[Probe, bool]:
-    """The answer, and whether it is certain, that is, whether a later probe would say the same.
+def _probe_now(qemu: str, machine: str, cpu: str, *, sudo: bool) -> tuple[Probe, bool]:
+    """The result, and whether it is certain: whether a later probe would have the same result.
 
-    KVM that ran the guest, or that gave it up, would do so again. Anything else may have been the
-    host's load: a timeout, here or of the one below sudo; no memory; a kill.
+    A probe guest that ran, or that failed with a KVM error, is certain. Any other failure may come
+    from the host's load: a timeout, too little memory, a kill.
     """
     code, output = run_probe(qemu, "-enable-kvm", "-machine", machine, "-cpu", cpu, sudo=sudo)
     tried = f"a probe guest under KVM (-machine {machine} -cpu {cpu})"
     if code == _SUCCESS:
         return Probe(works=True, detail=f"{tried} ran"), True
-    # QEMU warns of CPU features first. The failure is a KVM error, or the last line.
+    # QEMU first warns of missing CPU features. The failure is a KVM error, or the last line.
     lines = [line for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "internal error" in line.lower()] or lines[-1:]
-    said = f": {errors[0]}" if errors else ""
-    how = "did not come to its end" if code is None else f"ended QEMU with exit code {code}"
-    return Probe(works=False, detail=f"{tried} {how}{said}"), "internal error" in said.lower()
+    reason = f": {errors[0]}" if errors else ""
+    result = "did not finish" if code is None else f"ended QEMU with exit code {code}"
+    certain = "internal error" in reason.lower()
+    return Probe(works=False, detail=f"{tried} {result}{reason}"), certain
 
 
 def run_probe(qemu: str, *args: str, sudo: bool = False) -> tuple[int | None, str]:
-    """Run QEMU with the probe as its firmware; its exit code and what it printed. Blocking.
+    """Run QEMU with the probe as its firmware. Blocking.
 
-    The code is None if QEMU had to be stopped: after 10 s, or when KVM reported an internal
-    error, because QEMU then keeps the dead guest for inspection.
+    QEMU is stopped after 10 s, and when KVM reports an internal error, because QEMU then keeps the
+    dead guest for inspection.
+
+    :returns: QEMU's exit code, or None if it was stopped; and what it printed to standard error
     """
     with tempfile.NamedTemporaryFile(prefix="kvm-probe-") as rom:
         rom.write(rom_image())
         rom.flush()
         process = subprocess.Popen(
             [
-                # We may not kill what sudo starts.
+                # We must not signal root's process, so timeout(1) runs as root, too.
                 *(["sudo", "-n", "timeout", f"{_TIMEOUT_S:g}"] if sudo else []),
                 *(qemu, *args, "-nodefaults", "-no-user-config", "-display", "none", "-m", "16M"),
                 *("-bios", rom.name, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"),

@@ -1,7 +1,7 @@
-"""From a configuration to QEMU's command line. Pure: one ``*_args`` function a device.
+"""From a configuration to QEMU's command line. Pure: one ``*_args`` function for each device.
 
-The order is the original manager's, element for element, with a QMP socket in the place of
-``-monitor pty``; what this project adds follows after it. Every id carries the VM's id.
+The arguments are those of the original manager in the same order, with a QMP socket in the place
+of ``-monitor pty``. What this project adds comes last. Every id contains the VM's id.
 
 Source: QEMU's manual page, ``qemu-system-x86_64(1)``.
 """
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
     from supervisor.config import QemuConfig
 
-#: How a supervisor hands the QMP socket over; where a person runs the line it is a path.
+#: The option of the QMP socket if a supervisor starts QEMU. For a person it is ``path=...``.
 QMP_BY_DESCRIPTOR = "fd=0"
 
 _FORWARD = re.compile(r"hostfwd=tcp:([0-9.]*):(\d+)-:(\d+)")
 
 _TEMPLATE = re.compile(r"/([0-9a-f]{16}(?:-[0-9]+)?)/ram,share=off")
 
-#: What QEMU may not do once it is up; nothing here needs any of it.
+#: System calls that QEMU must not make. No device on this command line needs them.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 @attrs.frozen
 class Accel:
-    """What of the host's hardware a VM uses, decided once at start."""
+    """Whether VMs use KVM and SEV. Decided once, at the supervisor's start."""
 
     kvm: bool
     sev: bool
@@ -41,7 +41,7 @@ class Accel:
 
 @attrs.frozen
 class Forward:
-    """A TCP port of the host that leads to a port of the guest."""
+    """A TCP port of the host that QEMU forwards to a port of the guest."""
 
     guest_port: int
     host_address: str
@@ -50,10 +50,10 @@ class Forward:
 
 @attrs.frozen
 class Ram:
-    """Memory in a file, as a template and what is started from it have it.
+    """A guest's memory in a file, for a VM that becomes a template and for clones of a template.
 
-    :param shared: whether the guest writes to the file; else it is read, and what is written
-        stays with this QEMU (``MAP_PRIVATE``)
+    :param shared: whether the guest's writes go to the file; if not, they stay in this QEMU's
+        memory (``MAP_PRIVATE``)
     """
 
     file: Path
@@ -62,11 +62,11 @@ class Ram:
 
 @attrs.frozen
 class Machine:
-    """All that one VM's command line is made of.
+    """What differs between the command lines of two VMs.
 
     :param qemu: path of QEMU's binary
-    :param overlay: qcow2, on the base image or a template's overlay
-    :param ram: None for memory of QEMU's own
+    :param overlay: a qcow2 file on the base image or on a template's overlay
+    :param ram: None if the memory is not in a file
     """
 
     vm_id: str
@@ -81,34 +81,34 @@ class Machine:
 
 
 def argv(config: QemuConfig, machine: Machine) -> list[str]:
-    """The command a supervisor runs: QMP on descriptor 0, the guest held until ``cont``.
+    """The command that a supervisor runs: QMP on descriptor 0, the guest paused until ``cont``.
 
-    Descriptor 0 because sudo closes all above 2.
+    Descriptor 0, because sudo closes all descriptors above 2.
     """
     return [*_command(config, machine, QMP_BY_DESCRIPTOR), "-S"]
 
 
 def command(config: QemuConfig, machine: Machine) -> list[str]:
-    """The same, as a person can run it: QMP on the socket's path, the guest not held."""
+    """The same command for a person: QMP on the socket's path, the guest not paused."""
     return _command(config, machine, f"path={escape(machine.qmp_socket)}")
 
 
 def by_hand(words: Sequence[str], qmp_socket: Path) -> list[str]:
-    """What `command` gives, from what `argv` gave."""
+    """The result of `command`, from the result of `argv`."""
     path = f"path={escape(qmp_socket)}"
     return [word.replace(f",{QMP_BY_DESCRIPTOR},", f",{path},") for word in words if word != "-S"]
 
 
 def forwards_in(words: Sequence[str]) -> list[Forward]:
     """The forwards on a command line."""
-    found = (match for word in words for match in _FORWARD.findall(word))
-    return [Forward(int(guest), address, int(host)) for address, host, guest in found]
+    matches = (match for word in words for match in _FORWARD.findall(word))
+    return [Forward(int(guest), address, int(host)) for address, host, guest in matches]
 
 
 def template_in(words: Sequence[str]) -> str | None:
-    """The name of the template that a command line starts from."""
-    found = (match for word in words for match in _TEMPLATE.findall(word))
-    return next(found, None)
+    """The name of the template whose memory a command line uses; None if there is none."""
+    names = (match for word in words for match in _TEMPLATE.findall(word))
+    return next(names, None)
 
 
 def shell_line(words: Sequence[str]) -> str:
@@ -117,12 +117,12 @@ def shell_line(words: Sequence[str]) -> str:
 
 
 def escape(value: object) -> str:
-    """A value for one of QEMU's comma-separated options, where a comma is written twice."""
+    """A value for one of QEMU's comma-separated options, in which a comma is written twice."""
     return str(value).replace(",", ",,")
 
 
 def cpu_model(config: QemuConfig, accel: Accel) -> str:
-    """The original's EPYC where real hardware runs it; ``max`` is what emulation can do."""
+    """The CPU setting; by default the original's EPYC with KVM, and ``max`` with emulation."""
     return config.cpu or ("EPYC" if accel.kvm else "max")
 
 
@@ -189,13 +189,13 @@ def network_args(config: QemuConfig, machine: Machine) -> list[str]:
         "-device",
         f"virtio-net-pci,disable-legacy={net.disable_legacy},iommu_platform={net.iommu_platform},"
         f"netdev={netdev},romfile={escape(net.romfile)}"
-        # A copy would tell the network where it is now, which nobody there wants to know.
+        # After a restore the guest would announce its new place. QEMU's user network needs none.
         + (",guest_announce=off" if machine.ram else ""),
     ]
 
 
 def sev_args(config: QemuConfig, machine: Machine) -> list[str]:
-    """Checked against the original's command line only: no SEV host was at hand."""
+    """Never run on an SEV host: tests compare this with the original's command line only."""
     sev = config.sev
     sev_id = f"{sev.id}-{machine.vm_id}"
     return [
@@ -215,17 +215,17 @@ def monitor_args(qmp: str) -> list[str]:
 
 
 def watchdog_args(config: QemuConfig) -> list[str]:
-    """Runs out where the guest has begun to feed it and then stops; one that never does is safe."""
+    """A watchdog. It starts when the guest first feeds it, and fires if the guest then stops."""
     if config.watchdog is None:
         return []
     return ["-device", "i6300esb", "-action", f"watchdog={config.watchdog}"]
 
 
 def memory_args(config: QemuConfig, machine: Machine) -> list[str]:
-    """Memory that can be shared, or given back to the host, according to what the VM is.
+    """A balloon that gives free memory back to the host; or a file for the guest's memory.
 
-    A guest that reports its free pages has QEMU punch holes: into a file that is mapped privately
-    too, under all others that map it. So what has its memory in a file must not have the balloon.
+    Never both: if a guest reports free pages, QEMU punches holes into the file, even if it is
+    mapped privately. All other VMs that map the file would lose these pages.
     """
     if machine.accel.sev:
         return []  # encrypted pages cannot be taken away
@@ -236,28 +236,28 @@ def memory_args(config: QemuConfig, machine: Machine) -> list[str]:
         "-object",
         f"memory-backend-file,id=ram,size={config.memory_bytes},"
         f"mem-path={escape(machine.ram.file)},share={share}",
-        # A new number tells the guest's kernel that it is a copy: QEMU's docs/specs/vmgenid.
+        # A new generation id tells the guest's kernel that it is a copy: QEMU's docs/specs/vmgenid.
         *("-device", "vmgenid,guid=auto"),
         *([] if machine.ram.shared else ["-incoming", "defer"]),
     ]
 
 
 def our_args(config: QemuConfig, machine: Machine) -> list[str]:
-    """What the original has not: a name, a log, a panic device, a boot order, a sandbox."""
+    """What this project adds: a name, a log, a panic device, a boot order, a sandbox, ..."""
     return [
         *("-name", f"qmp-supervisor-{machine.vm_id}"),
         *("-uuid", machine.vm_id),
-        # Appending, so that the supervisor may cut the file without leaving a hole.
+        # Appending, so that the file has no hole after the supervisor has emptied it.
         *("-chardev", f"file,id=serial,path={escape(machine.serial_log)},append=on"),
         *("-serial", "chardev:serial"),
         *("-device", "pvpanic"),
-        # A graphics card that nobody can look at: memory to save and restore, and code to attack.
+        # Without a display a graphics card is only memory to save and code to attack.
         *(["-vga", "none"] if config.no_graphic else []),
         *watchdog_args(config),
         *memory_args(config, machine),
-        # Firmware that is told the disk does not try the network first: half a second less.
+        # With the disk first, the firmware does not try the network: half a second faster.
         *("-global", "scsi-hd.bootindex=0"),
-        # A reboot would keep the process and lose the record of how it came about.
+        # A reboot in the same process would leave no record of its cause.
         *("-action", "reboot=shutdown"),
         *("-sandbox", _SANDBOX),
     ]

@@ -1,4 +1,4 @@
-"""A VM's QMP connection for as long as its QEMU lives: made, watched, lost and made again."""
+"""Keeps a QMP connection to one QEMU while its process lives: connects, checks, reconnects."""
 
 from __future__ import annotations
 
@@ -26,50 +26,56 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
-#: Between attempts to connect anew.
+#: Waits between attempts to reconnect.
 _RETRY = Backoff(0.1, 5.0)
 
-#: A healthy QEMU greets at once. Now and then a QEMU that has just been started never greets a
-#: connection that was made before its monitor was up; it greets the next one.
+#: A healthy QEMU greets at once. A QEMU that was just started sometimes never greets a connection
+#: that was made before its monitor was up. It then greets the next connection.
 _GREETING_S = 2.0
 
-#: So many connections are made at a time. A thousand VMs may be adopted at once, and each QEMU
-#: must have answered before it counts as late.
+#: How many connections are made at a time. A thousand VMs may be adopted at once, and without
+#: this limit the supervisor would be too slow to read each greeting within its deadline.
 _connecting = trio.CapacityLimiter(64)
 
 
 class MonitorState(enum.StrEnum):
     """Whether QEMU answers. A fact beside the VM's state, not part of it."""
 
-    #: Not connected yet, or not any more.
+    #: Not connected yet.
     NONE = "none"
     OK = "ok"
-    #: The process lives and does not answer.
+    #: The process lives, but does not answer.
     LOST = "lost"
 
 
 class Handler(Protocol):
-    """What a `Connection` tells of. Its calls come one after the other, never two at once."""
+    """The receiver of what happens on a `Connection`.
+
+    ``on_event`` and ``on_heartbeat`` never run concurrently. ``on_state`` may run beside them.
+    """
 
     async def on_connect(self, monitor: Monitor) -> None:
-        """A connection is negotiated, the first or a later one. No event was delivered on it yet.
+        """A connection, the first or a later one, is negotiated. Its events come after this call.
 
-        A MonitorError that this raises breaks the connection off.
+        :raises MonitorError: to close this connection; `Connection.keep` then reconnects
         """
 
     async def on_event(self, event: QmpEvent) -> None:
         """QEMU sent an event."""
 
     async def on_heartbeat(self, answer: RunStatus | None) -> None:
-        """A heartbeat's answer; None if an event has overtaken the answer."""
+        """A heartbeat was answered.
+
+        :param answer: None if an event came after the question and made the answer stale
+        """
 
     async def on_state(self, state: MonitorState) -> None:
-        """QEMU stopped answering, or answers again."""
+        """QEMU stopped answering, or answers again. Not called for the first connection."""
 
     async def on_error(self, error: MonitorError) -> None:
-        """QEMU refused a command of ``on_connect``; or no connection will ever be of use again.
+        """QEMU refused a command of `on_connect`, or the connection is lost for good.
 
-        The latter is SocketGone or MonitorFlooded, and nothing is called after it.
+        A connection is lost for good at SocketGone and MonitorFlooded. No call follows these.
         """
 
 
@@ -78,7 +84,7 @@ class Connection:
 
     def __init__(self, vm_id: str, socket_path: Path, life: LifeConfig, timing: Timing) -> None:
         self.state = MonitorState.NONE
-        #: Set once the first connection has been made, or it is certain that none can be.
+        #: Set once the first connection is made, or nothing listens on the socket.
         self.tried = trio.Event()
         #: Why the last attempt failed, if it did.
         self.problem = ""
@@ -91,25 +97,26 @@ class Connection:
         self._order = trio.Lock()
 
     def monitor(self) -> Monitor:
-        """What to speak to QEMU through now.
+        """The present connection.
 
         :raises MonitorError: if there is no connection
         """
         if self._monitor is None:
-            raise MonitorError(f"VM {self._vm_id} has no connection to its QEMU now")
+            raise MonitorError(f"VM {self._vm_id} has no QMP connection now")
         return self._monitor
 
     async def keep(self, qemu: Qemu, handler: Handler) -> None:
-        """Keep the connection. Return once the process is gone and all it said is handled.
+        """Connect, and reconnect after each loss, until the process has ended.
 
-        Also return, after ``on_error``, if the process lives and cannot be of use any more.
+        Returns after the process has ended and the last of its events is handled. Also returns,
+        after `Handler.on_error`, if the connection is lost for good and the process still lives.
         """
         failures = 0
         while True:
             failure = None
             try:
-                if not await self._converse(qemu, handler):
-                    return  # gone before it was reached: there is nothing more to hear
+                if not await self._connect_once(qemu, handler):
+                    return  # the process ended before its greeting: there are no events
                 failures = 0
             except MonitorError as error:
                 failures += 1
@@ -133,8 +140,8 @@ class Connection:
                 await qemu.wait()
                 return
 
-    async def _converse(self, qemu: Qemu, handler: Handler) -> bool:
-        """One connection, from its making to its end. False if the process went before."""
+    async def _connect_once(self, qemu: Qemu, handler: Handler) -> bool:
+        """Serve one connection until it ends. False if the process ended before its greeting."""
         greeting_s = min(self._life.answer_s, _GREETING_S)
         opened = qmp.connect(self._socket_path, greeting_s, self._life.answer_s, self._timing)
         try:
@@ -156,14 +163,14 @@ class Connection:
                             await handler.on_event(event)
                     nursery.cancel_scope.cancel()
                 if monitor.flooded:
-                    raise MonitorFlooded(f"the monitor of VM {self._vm_id} is flooded with events")
+                    raise MonitorFlooded(f"QEMU of VM {self._vm_id} sends too many events")
         finally:
             self._monitor = None
         return True
 
     async def _send_heartbeats(self, monitor: Monitor, handler: Handler) -> None:
-        """Ask for the status again and again; a QEMU that does not answer, without a pause."""
-        # VMs that were adopted at once must not all be asked at once.
+        """Query the status at each interval; without a pause while QEMU does not answer."""
+        # VMs that were adopted together must not all be queried together.
         pause_s = random.uniform(0, self._life.heartbeat_s)
         while True:
             if self.state is MonitorState.OK:
@@ -174,7 +181,7 @@ class Connection:
                 answer = await monitor.query_status()
             except MonitorError as error:
                 if not monitor.connected:
-                    await trio.sleep(_RETRY.first_s)  # `keep` decides what that means
+                    await trio.sleep(_RETRY.first_s)  # `keep` handles the lost connection
                     continue
                 if self.state is MonitorState.OK:
                     log.warning("QEMU does not answer", vm=self._vm_id, problem=str(error))
@@ -182,18 +189,18 @@ class Connection:
             else:
                 await self._enter(MonitorState.OK, handler)
                 async with self._order:
-                    # An event that came meanwhile says the same, and better.
+                    # An event that came meanwhile is newer than the answer.
                     fresh = events_seen == self._events_seen and not monitor.waiting_events
                     await handler.on_heartbeat(answer if fresh else None)
 
     async def _enter(self, state: MonitorState, handler: Handler) -> None:
         if state is not self.state:
             before, self.state = self.state, state
-            # That a new VM's monitor answers is no news.
+            # The first answer of a new VM's monitor is expected, and no event.
             if before is not MonitorState.NONE or state is MonitorState.LOST:
                 await handler.on_state(state)
 
 
 def _shared_moment(time: float, pause_s: float) -> float:
-    """A moment that many VMs share: to wake up for each alone would cost more than to ask them."""
+    """The next full second, for pauses of a second or more. Then many VMs share one wake-up."""
     return float(math.ceil(time)) if pause_s >= 1 else time

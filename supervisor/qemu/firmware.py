@@ -1,15 +1,14 @@
-"""OVMF's two files: which pair the VMs of this host use, and whether two files are a pair.
+"""OVMF's two files: chooses the pair that VMs use, and checks that two files are a pair.
 
 | set | CODE and VARS |
 | --- | --- |
 | both | the files that are set |
-| one | that file, and its partner in a descriptor; without a descriptor, the partner's default |
+| one | that file, and its partner from a descriptor; without a descriptor, the partner's default |
 | none, and both defaults exist | the defaults |
-| none | the files of the first descriptor that fits the machine |
+| none, and a default is missing | the files of the first descriptor that fits the machine |
 
-A setting that has its default's value counts as not set. A descriptor that demands SMM, Secure
-Boot or enrolled keys comes after those that do not. The format comes from the descriptor with the
-file.
+A setting with its default value counts as not set. Descriptors that demand SMM, Secure Boot or
+enrolled keys come last. A file from a descriptor has the format that the descriptor says.
 
 Source: QEMU's docs/interop/firmware.json; the UEFI Platform Initialization specification, volume
 3, for the header of a firmware volume.
@@ -38,10 +37,10 @@ if TYPE_CHECKING:
 
 _DEFAULT = FirmwareConfig()
 
-#: Descriptors name machines by their versioned names; these are the aliases.
+#: Descriptors have versioned machine names. These are their beginnings, by the usual alias.
 _ALIASES = {"q35": "pc-q35-0", "pc": "pc-i440fx-0"}
 
-#: Features that ask more of the command line or of the guest's boot loader than we give.
+#: Features that need more than our command line or the guest's boot loader offers.
 _UNWANTED = {"requires-smm", "secure-boot", "enrolled-keys"}
 
 #: EFI_SYSTEM_NV_DATA_FV_GUID: a firmware volume that holds variables.
@@ -49,7 +48,7 @@ _NVRAM = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
 
 
 class Content(enum.Enum):
-    """What a raw flash file holds, by the header of its first firmware volume."""
+    """What a raw flash file contains, by the header of its first firmware volume."""
 
     CODE = "code"
     VARS = "variables"
@@ -59,9 +58,9 @@ class Content(enum.Enum):
 
 @attrs.frozen
 class Descriptor:
-    """What a package says of a UEFI firmware for x86_64 that is a CODE and a VARS file.
+    """A package's description of a UEFI firmware for x86_64 in two files, CODE and VARS.
 
-    :param file: where this is written
+    :param file: the descriptor's own file
     :param machines: glob patterns of versioned machine names
     """
 
@@ -75,26 +74,26 @@ class Descriptor:
 
 
 def directories() -> list[Path]:
-    """Where descriptors are, the most general directory first."""
+    """The directories of descriptors, the most general first."""
     user = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return [Path(one, "qemu/firmware") for one in ("/usr/share", "/etc", user)]
+    return [Path(parent, "qemu/firmware") for parent in ("/usr/share", "/etc", user)]
 
 
 def read_descriptors(places: Sequence[Path] | None = None) -> list[Descriptor]:
-    """The descriptors that could serve a VM here, in the order of their file names. Blocking.
+    """The descriptors of UEFI firmware for x86_64, in the order of their file names. Blocking.
 
     A file hides a file of the same name in an earlier directory, even if it is empty or damaged.
 
     :param places: directories, the most general first; QEMU's own if None
     """
     places = directories() if places is None else places
-    files = {file.name: file for one in places for file in one.glob("*.json")}
-    found = (_read(files[name]) for name in sorted(files))
-    return [descriptor for descriptor in found if descriptor]
+    files = {file.name: file for place in places for file in place.glob("*.json")}
+    descriptors = (_read(files[name]) for name in sorted(files))
+    return [descriptor for descriptor in descriptors if descriptor]
 
 
 def _read(file: Path) -> Descriptor | None:
-    """None for every other kind of firmware, such as a BIOS or a build without variables."""
+    """None for a damaged file and for other firmware, such as a BIOS or a build without VARS."""
     try:
         written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         mapping = written["mapping"]
@@ -116,7 +115,7 @@ def _read(file: Path) -> Descriptor | None:
 
 
 def choose(config: QemuConfig, descriptors: Sequence[Descriptor]) -> FirmwareConfig:
-    """The settings with the files that VMs use, as in the table above. Blocking."""
+    """The settings, completed with files as the table above says. Blocking."""
     firmware = config.firmware
     code_is_set = firmware.code_file != _DEFAULT.code_file
     vars_is_set = firmware.vars_file != _DEFAULT.vars_file
@@ -156,9 +155,9 @@ def _fits(descriptor: Descriptor, config: QemuConfig) -> bool:
 
 
 def check_pair(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> None:
-    """See that CODE and VARS can be read and are a pair. Blocking.
+    """Check that CODE and VARS can be read and are a pair. Blocking.
 
-    :raises FirmwareError:
+    :raises FirmwareError: if a file cannot be read, or the two are no pair
     """
     for name, file in (("CODE", firmware.code_file), ("VARS", firmware.vars_file)):
         try:
@@ -173,10 +172,10 @@ def check_pair(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> N
 
 
 def mismatch(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> FirmwareError | None:
-    """Why the two files cannot be a pair, and what to set; None if nothing speaks against it.
+    """The error if the two files cannot be a pair; None if they may be a pair. Blocking.
 
-    A file that is missing, or that neither a descriptor nor its own header describes, is taken
-    for what its setting says. Blocking.
+    A file is believed to be what its setting says if it is missing, or if neither a descriptor
+    nor its own header describes it.
     """
     code, variables = firmware.code_file, firmware.vars_file
     of_code = [one for one in descriptors if _same(one.code_file, code)]
@@ -199,15 +198,15 @@ def mismatch(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> Fir
     if of_code and of_vars and not any(one in of_vars for one in of_code):
         pair = min(of_code, key=lambda one: len(one.features & _UNWANTED))
         return FirmwareError(
-            f"firmware does not belong together: {pair.file} pairs {code} with"
+            f"firmware files do not belong together: {pair.file} pairs {code} with"
             f" {pair.vars_file}, not with {variables}",
             advice=f"set MANAGER_QEMU_OVMF_VARS_FILE={pair.vars_file}",
         )
     if code_holds is Content.CODE and vars_holds is Content.VARS:
         sizes = [file.stat().st_size for file in (code, variables)]
-        if sum(sizes).bit_count() != 1:  # edk2 builds one chip, and cuts it in two
+        if sum(sizes).bit_count() != 1:  # edk2 builds one chip and splits it in two
             return FirmwareError(
-                f"firmware does not belong together: {code} ({sizes[0] // 1024} KiB) and"
+                f"firmware files do not belong together: {code} ({sizes[0] // 1024} KiB) and"
                 f" {variables} ({sizes[1] // 1024} KiB) do not make up one flash chip",
                 advice="set MANAGER_QEMU_OVMF_CODE_FILE and MANAGER_QEMU_OVMF_VARS_FILE to a pair",
             )

@@ -1,4 +1,4 @@
-"""This host: its clocks, its boot, and what the supervisor found out about it at its start."""
+"""This host: its clock, its boot id, and what the supervisor found out about it at its start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """The host's CLOCK_BOOTTIME. Nobody can set it, and it goes on while the host sleeps."""
+    """The host's CLOCK_BOOTTIME. It cannot be set, and it counts while the host sleeps."""
 
     def boottime_s(self) -> float:
         """Seconds since the host's boot."""
@@ -23,9 +23,10 @@ class Clock:
 
 @attrs.frozen
 class Host:
-    """
+    """What the supervisor found out about this host at its start.
+
     :param qemu: path of QEMU's binary
-    :param accel: what of the hardware VMs use
+    :param accel: whether VMs use KVM and SEV
     """
 
     qemu: str
@@ -35,5 +36,5 @@ class Host:
 
 @functools.cache
 def boot_id() -> str:
-    """The kernel's name for this boot of the host: random(4)."""
+    """The kernel's random UUID for this boot of the host: random(4)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,4 +1,4 @@
-"""Host ports for forwards: the next free ports from each base, or all from one range.
+"""Chooses host ports for forwards: the next free port from each base, or all from one range.
 
 `PortPool` keeps the VMs of one supervisor apart. Another program can still take a free port before
 QEMU binds it; QEMU then says so, and the VM reserves other ports.
@@ -30,14 +30,14 @@ class PortPool:
     def reserve(self, avoid: Iterable[int] = ()) -> Iterator[tuple[Forward, ...]]:
         """Three forwards whose host ports are reserved for one VM until the context ends.
 
-        :param avoid: ports that another program was just seen to have
+        :param avoid: ports that QEMU has just found taken by another program
         :raises PortsTaken: if there are not enough free ports
         """
-        refused = set(avoid)
+        taken = set(avoid)
         mine: list[Forward] = []
         try:
             for base, guest_port in self._wanted():
-                port = self._next_free(base, refused)
+                port = self._next_free(base, taken)
                 self._reserved.add(port)
                 mine.append(Forward(guest_port, self._net.host_fwd_addr, port))
             yield tuple(mine)
@@ -46,7 +46,7 @@ class PortPool:
 
     @contextmanager
     def hold(self, forwards: Iterable[Forward]) -> Iterator[None]:
-        """Reserve ports that a VM uses already, until the context ends."""
+        """Reserve the ports that an adopted VM already uses, until the context ends."""
         mine = {forward.host_port for forward in forwards}
         self._reserved |= mine
         try:
@@ -63,10 +63,10 @@ class PortPool:
         ):
             yield (net.host_fwd_range.first if net.host_fwd_range else base), guest_port
 
-    def _next_free(self, base: int, refused: set[int]) -> int:
+    def _next_free(self, base: int, taken: set[int]) -> int:
         last = self._net.host_fwd_range.last if self._net.host_fwd_range else 65535
         for port in range(base, last + 1):
-            if port in self._reserved or port in refused:
+            if port in self._reserved or port in taken:
                 continue
             if is_free(self._net.host_fwd_addr, port):
                 return port

@@ -1,4 +1,4 @@
-"""The QEMU process: how it is started or found again, waited for and ended.
+"""The QEMU process: starts it, finds it after a restart, waits for it and ends it.
 
 Source: pidfd_open(2), proc(5).
 """
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
-#: An exiting process may be seen alive for so long after its QMP socket has closed.
+#: How long after its QMP socket has closed an exiting process may still seem alive.
 EXIT_LAG_S = 2.0
 
 #: A killed process that takes longer than this to end hangs in the kernel.
 _KILL_GRACE_S = 10.0
 
-#: Errors of pidfd_open(2) that say nothing about the process.
+#: Errors of pidfd_open(2) that are about the host's resources, not about the process.
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @attrs.frozen
 class ProcessId:
-    """What tells a process from a later process with the same pid.
+    """Identifies a process. A later process with the same pid has another ProcessId.
 
     :param start_ticks: clock ticks from the host's boot to the process's start, as in proc(5)
-    :param sudo: whether the process is the sudo that runs QEMU
+    :param sudo: whether the process is a sudo that runs QEMU
     """
 
     pid: int
@@ -57,7 +57,7 @@ class ProcessId:
 class Qemu:
     """A running QEMU, or the sudo that runs it. An earlier supervisor may have started it.
 
-    :param pidfd: means this process for good, which a pid does not
+    :param pidfd: always means this process; the kernel can give a pid to another process
     :param child: None if an earlier supervisor started the process
     """
 
@@ -87,7 +87,7 @@ class Qemu:
     async def wait(self) -> int | None:
         """Wait until the process has ended and, if it is our child, is reaped. Any task may wait.
 
-        :returns: the exit code; None if the process is not our child, for only a parent learns it
+        :returns: the exit code; None if the process is not our child: only its parent learns it
         """
         async with self._waiting:  # trio lets one task wait for a descriptor
             if not self._gone:
@@ -150,7 +150,7 @@ async def start(
 ) -> AsyncIterator[Qemu]:
     """Start QEMU in a session of its own, so that no signal meant for us reaches it.
 
-    Leaving the context kills QEMU if it still runs, and reaps it, unless ``leave`` says no.
+    Leaving the context kills QEMU if it still runs, and reaps it, unless ``leave()`` is true.
 
     :param listener: the listening QMP socket, which QEMU gets as descriptor 0
     :param log_file: takes what QEMU prints; the output of an earlier attempt is removed
@@ -178,11 +178,11 @@ async def start(
     except OSError as error:
         child.kill()
         raise LaunchError(
-            f"QEMU cannot be watched: {error.strerror}",
-            advice="see to the limit of open files",
+            f"the new QEMU process cannot be watched: {error.strerror}",
+            advice="raise the supervisor's limit of open files",
             argv=argv,
         ) from error
-    async with _held(Qemu(identity, pidfd, child), pidfd, leave) as qemu:
+    async with _killed_at_exit(Qemu(identity, pidfd, child), pidfd, leave) as qemu:
         yield qemu
 
 
@@ -191,12 +191,12 @@ async def adopt(
     identity: ProcessId, pidfd: int, *, leave: Callable[[], bool]
 ) -> AsyncIterator[Qemu]:
     """Take over a QEMU that `find` found. Leaving the context ends QEMU as `start` does."""
-    async with _held(Qemu(identity, pidfd, None), pidfd, leave) as qemu:
+    async with _killed_at_exit(Qemu(identity, pidfd, None), pidfd, leave) as qemu:
         yield qemu
 
 
 @asynccontextmanager
-async def _held(qemu: Qemu, pidfd: int, leave: Callable[[], bool]) -> AsyncIterator[Qemu]:
+async def _killed_at_exit(qemu: Qemu, pidfd: int, leave: Callable[[], bool]) -> AsyncIterator[Qemu]:
     try:
         yield qemu
     finally:
@@ -213,14 +213,16 @@ async def _held(qemu: Qemu, pidfd: int, leave: Callable[[], bool]) -> AsyncItera
 def find(vm_id: str, recorded: ProcessId | None, running: Running) -> tuple[ProcessId, int] | None:
     """A VM's process and a pidfd of it, which the caller must close; None if the process is gone.
 
-    The process on record comes first, if the host has not been booted since and the pid still
-    means that process. Then comes any process that has the VM's uuid on its command line: the
-    supervisor may have been killed before it could record the pid.
+    The process on record comes first, if the host has not rebooted since and the pid still means
+    that process. Then comes any process that has the VM's uuid on its command line: the
+    supervisor may have been killed before it recorded the pid.
 
-    :raises OSError: if there is no descriptor left, which says nothing about the process
+    :param recorded: the process on record, if any
+    :param running: from `running_below`
+    :raises OSError: if no file descriptor is left; the process may be running
     """
     if recorded and recorded.boot_id != boot_id():
-        recorded = None  # that pid meant a process of another boot
+        recorded = None  # the pid belonged to a process of another boot
     pids = [*([recorded.pid] if recorded else []), *running.get(vm_id, [])]
     for pid in pids:
         try:
@@ -228,8 +230,8 @@ def find(vm_id: str, recorded: ProcessId | None, running: Running) -> tuple[Proc
         except OSError as error:
             if error.errno in _NO_DESCRIPTOR:
                 raise
-            continue  # gone, or now the id of a thread: EINVAL or ENOENT, by the kernel's version
-        # From here on the pid cannot come to mean another process unnoticed.
+            continue  # gone, or a thread's id now: EINVAL or ENOENT, by the kernel's version
+        # While the pidfd is open, a reuse of the pid cannot go unnoticed.
         started = _start_ticks(pid)
         words = command_line(pid)
         same = recorded is None or recorded.pid != pid or recorded.start_ticks == started
@@ -245,8 +247,8 @@ Running = dict[str, list[int]]
 
 def running_below(tmp: Path) -> Running:
     """Every process whose command line has the uuid and the directory of a VM of this tmp/."""
-    found: Running = {}
-    # As QEMU's options have it, with commas doubled.
+    running: Running = {}
+    # QEMU's options have commas doubled.
     directory = re.compile(re.escape(escape(tmp)) + r"/([0-9a-f-]{36})/")
     for pid in psutil.pids():
         words = command_line(pid)
@@ -254,13 +256,13 @@ def running_below(tmp: Path) -> Running:
             continue
         vm_id = words[words.index("-uuid") + 1]
         if any(vm_id in directory.findall(word) for word in words):
-            found.setdefault(vm_id, []).append(pid)
-    for pids in found.values():
+            running.setdefault(vm_id, []).append(pid)
+    for pids in running.values():
         pids.sort(key=lambda pid: not _is_sudo(command_line(pid)))
-    return found
+    return running
 
 
-# The three below read /proc as bytes: another user's process may have any bytes there.
+# These three functions read /proc as bytes: another user's process may have any bytes there.
 
 
 def command_line(pid: int) -> list[str]:
@@ -273,14 +275,14 @@ def command_line(pid: int) -> list[str]:
 
 
 def _is_trusted(pid: int) -> bool:
-    """Whether the process runs for us or for root. Anybody can run one with any arguments."""
+    """Whether our user or root runs the process. Any user can give a process any arguments."""
     # Not by psutil: it takes a process that names itself "Uid:\t0\t0\t0" for root's.
     try:
         status = Path(f"/proc/{pid}/status").read_bytes()
     except OSError:
         return False
-    # The kernel escapes newlines in the name. The first id is the real user: a set-uid program
-    # runs for its caller.
+    # The kernel escapes newlines in the name. The first id is the real user: that of the caller,
+    # if the program is set-uid.
     real = int(status.partition(b"\nUid:")[2].split(maxsplit=1)[0])
     return real in (0, os.geteuid())
 

@@ -1,6 +1,6 @@
-"""QMP: typed questions and a stream of events, over qemu.qmp.
+"""One QMP connection: typed commands and a stream of events, over the library qemu.qmp.
 
-qemu.qmp speaks asyncio; this is the only module that knows. A `Monitor`'s methods are
+qemu.qmp uses asyncio, and this is the only module that calls it. The methods of a `Monitor` are
 trio-flavoured and need ``trio_asyncio.open_loop()`` around them.
 
 Source: QEMU's QAPI reference, ``qemu-qmp-ref(7)``.
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
     from supervisor.config.timing import Timing
 
-#: qemu.qmp reports a lost link as an error of its own, and as a bug if it is lost while being
-#: made; to us both are the usual signs of an exit.
+#: qemu.qmp logs a lost connection as an error, and as a bug if it is lost while it is being made.
+#: Here both are usual: QEMU has exited.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 _DISCONNECT_GRACE_S = 2.0
 
-#: What a link ends with. The last two are what some garbage makes of JSON's decoder, which
-#: qemu.qmp passes on.
+#: What qemu.qmp raises if the connection is lost. The last two come from JSON's decoder, if the
+#: other end sends garbage.
 _BROKEN = (QMPError, OSError, EOFError, UnicodeDecodeError, RecursionError)
 
 
@@ -61,9 +61,9 @@ class RunStatus:
 
 @attrs.frozen
 class SevStatus:
-    """``query-sev``. Where ``enabled`` is false the rest means nothing and is None.
+    """``query-sev``'s answer. All members are None if ``enabled`` is false.
 
-    ``policy`` is SEV's 32-bit one, or SNP's 64-bit one where ``sev_type`` is ``sev-snp``.
+    :param policy: SEV's policy of 32 bits; SNP's of 64 bits if ``sev_type`` is ``sev-snp``
     """
 
     enabled: bool
@@ -78,7 +78,7 @@ class SevStatus:
 
 @attrs.frozen
 class Facts:
-    """What QEMU said of itself, and when."""
+    """What QEMU answered to `Monitor.query`, and when."""
 
     run_status: RunStatus
     sev: SevStatus
@@ -88,8 +88,8 @@ class Facts:
 class Monitor:
     """One QMP connection.
 
-    ``events`` yields every event since the connection that is in `HEARD`, and ends when the link
-    does, or when there are too many of any kind.
+    :ivar events: yields every event of `RELEVANT_EVENTS` since the connection was made; ends with
+        the connection, and when QEMU sends too many events of any kind
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Monitor:
 
     @property
     def flooded(self) -> bool:
-        """Whether ``events`` ended because there were too many."""
+        """Whether ``events`` ended because QEMU sent too many events."""
         return self._forwarder.flooded
 
     @property
@@ -115,13 +115,14 @@ class Monitor:
 
     @property
     def waiting_events(self) -> int:
-        """How many events have come that nobody has taken yet."""
+        """How many events have arrived and are not read yet."""
         return self.events.statistics().current_buffer_used
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """A command's raw return value.
 
-        :raises MonitorError: if QEMU refuses it or does not answer, or the link is gone
+        :raises MonitorError: if QEMU refuses the command or does not answer, or the connection is
+            lost
         """
         try:
             with trio.fail_after(self._answer_s):
@@ -131,7 +132,7 @@ class Monitor:
         except ExecuteError as error:
             raise MonitorError(f"{command}: {error}", error_class=error.error_class) from error
         except _BROKEN as error:
-            raise MonitorError(f"{command}: QEMU's monitor is gone") from error
+            raise MonitorError(f"{command}: the QMP connection is lost") from error
 
     async def query_status(self) -> RunStatus:
         answer = await self.execute("query-status")
@@ -139,7 +140,7 @@ class Monitor:
             return RunStatus(answer["status"], answer["running"])
 
     async def query_sev(self) -> SevStatus:
-        """SEV's facts. A QEMU without the command, or whose SEV is off, is simply not enabled."""
+        """SEV's status. It is not enabled if QEMU refuses the command, as one without SEV does."""
         try:
             answer = await self.execute("query-sev")
         except MonitorError as error:
@@ -150,22 +151,22 @@ class Monitor:
             return parse_sev(answer)
 
     async def query(self) -> Facts:
-        """All that is asked of QEMU as a rule."""
+        """Both queries that every new connection asks."""
         return Facts(await self.query_status(), await self.query_sev(), datetime.now(UTC))
 
     async def set_actions(self, **actions: str) -> None:
-        """What QEMU does by itself at a guest's ``reboot``, ``shutdown``, ``panic``, ``watchdog``.
+        """Set what QEMU does if a guest reboots or shuts down, panics, or its watchdog fires.
 
-        The values are QAPI's: ``RebootAction`` and so on.
+        :param actions: of QAPI's ``set-action``: ``reboot`` is a ``RebootAction``, and so on
         """
         await self.execute("set-action", dict(actions))
 
     async def stop(self) -> None:
-        """Hold the guest."""
+        """Pause the guest."""
         await self.execute("stop")
 
     async def reset(self) -> None:
-        """Begin to reset the machine; a RESET event tells when it is done."""
+        """Begin to reset the machine. The event RESET says when it is done."""
         await self.execute("system_reset")
 
     async def cont(self) -> None:
@@ -181,24 +182,24 @@ class Monitor:
         await self.execute("system_powerdown")
 
     async def quit(self) -> None:
-        """Have QEMU close its disks and exit."""
+        """Make QEMU close its disks and exit."""
         await self.execute("quit")
 
     async def give(self, name: str, descriptor: int) -> None:
-        """Hand QEMU a copy of an open file, which commands then call ``fd:name``."""
-        # Sent ahead of the command that takes it up; nothing may be sent between the two.
+        """Pass QEMU a copy of an open file. Later commands call it ``fd:name``."""
+        # The descriptor goes ahead of its command. Nothing may be sent between the two.
         try:
             self._client.send_fd_scm(descriptor)
         except _BROKEN as error:
-            raise MonitorError("getfd: QEMU's monitor is gone") from error
+            raise MonitorError("getfd: the QMP connection is lost") from error
         await self.execute("getfd", {"fdname": name})
 
     async def migrate(self, command: str, uri: str, **capabilities: bool) -> None:
-        """Save or load the machine's state; return when that is done.
+        """Save or load the machine's state. Return when that is done.
 
         :param command: ``migrate`` or ``migrate-incoming``
-        :param capabilities: QAPI's ``MigrationCapability``, with ``_`` for ``-``
-        :raises MonitorError: also if it fails
+        :param capabilities: names of QAPI's ``MigrationCapability``, with ``_`` for ``-``
+        :raises MonitorError: if QEMU refuses a command, or the migration fails
         """
         wanted = {"events": True, **capabilities}
         states = [
@@ -209,7 +210,8 @@ class Monitor:
         await self._forwarder.migrated.wait()
         if self._forwarder.migration != "completed":
             raise MonitorError(
-                f"{command}: it ended with {self._forwarder.migration}", error_class="GenericError"
+                f"{command}: migration status: {self._forwarder.migration}",
+                error_class="GenericError",
             )
 
 
@@ -218,11 +220,14 @@ def _as_qapi_says() -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError) as error:
-        raise MonitorError(f"QEMU's answer is not what QAPI says: {error!r}") from error
+        raise MonitorError(f"QEMU's answer does not follow QAPI: {error!r}") from error
 
 
 def parse_sev(answer: Mapping[str, Any]) -> SevStatus:
-    """``query-sev``'s answer, as plain struct (2.12) or as union on ``sev-type`` (9.1)."""
+    """Read ``query-sev``'s answer: a plain struct (QEMU 2.12) or a union on ``sev-type`` (9.1).
+
+    :raises KeyError: if ``enabled`` is missing
+    """
     if not answer["enabled"]:
         return SevStatus(enabled=False)
     return SevStatus(
@@ -241,12 +246,12 @@ def parse_sev(answer: Mapping[str, Any]) -> SevStatus:
 async def connect(
     socket_path: Path, greeting_s: float, answer_s: float, timing: Timing
 ) -> AsyncIterator[Monitor]:
-    """A monitor that is past QMP's greeting and negotiation. Closed on leaving.
+    """Connect, and negotiate. Leaving the context closes the connection.
 
-    :param greeting_s: how long the greeting may take
-    :param answer_s: how long any other answer may take
-    :raises SocketGone: if nobody listens
-    :raises MonitorError: if QEMU goes away before its greeting, or does not give one
+    :param greeting_s: how long greeting and negotiation may take
+    :param answer_s: how long the answer to a command may take
+    :raises SocketGone: if nothing listens on the path
+    :raises MonitorError: if QEMU goes away before its greeting, or the greeting is late
     """
     client = _Client()
     send, receive = trio.open_memory_channel[QmpEvent](timing.qmp_flood_events)
@@ -258,8 +263,8 @@ async def connect(
     except trio.TooSlowError as error:
         raise MonitorError(f"no greeting on {socket_path} within {greeting_s:g} s") from error
     except _BROKEN as error:
-        kind = SocketGone if isinstance(_root(error), _NOBODY) else MonitorError
-        raise kind(f"no QMP on {socket_path}: {error}") from error
+        kind = SocketGone if isinstance(_root_cause(error), _NO_LISTENER) else MonitorError
+        raise kind(f"no QMP connection on {socket_path}: {error}") from error
     try:
         yield Monitor(client, receive, forwarder, answer_s)
     finally:
@@ -267,20 +272,20 @@ async def connect(
             await aio_as_trio(_close)(client, watch)
 
 
-#: What connecting to a socket's path says where no process listens any more.
-_NOBODY = (FileNotFoundError, ConnectionRefusedError)
+#: What connect(2) raises if no process listens on the socket's path.
+_NO_LISTENER = (FileNotFoundError, ConnectionRefusedError)
 
 
-def _root(error: BaseException) -> BaseException:
+def _root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 class _Client(QMPClient):
-    """Without the stock one's log, which renders each message though nobody may read it.
+    """A client that does not log each message: to render them would cost time for no reader.
 
-    Nor has it a name, for each would leave a logger behind for ever.
+    It has no name either, because qemu.qmp keeps a logger for each name for ever.
     """
 
     def _cb_outbound(self, msg: Message) -> Message:
@@ -290,9 +295,9 @@ class _Client(QMPClient):
         return msg
 
 
-#: The events that mean something to a VM. A guest can make QEMU send some of the others, such
-#: as GUEST_CRASHLOADED, as fast as it can write to a port.
-HEARD = frozenset(
+#: The events that `Monitor.events` yields. A guest can make QEMU send some of the others, such as
+#: GUEST_CRASHLOADED, as fast as it can write to a port.
+RELEVANT_EVENTS = frozenset(
     (
         *("RESUME", "STOP", "SUSPEND", "WAKEUP", "SHUTDOWN", "RESET"),
         *("GUEST_PANICKED", "WATCHDOG", "BLOCK_IO_ERROR"),
@@ -301,17 +306,18 @@ HEARD = frozenset(
 
 
 class _Forwarder(EventListener):
-    """Hands events over to trio as they come; asyncio-flavoured.
+    """Passes events on to trio as they arrive. asyncio-flavoured.
 
-    A flood ends the channel: who reads all of it has no time for anything else.
+    Too many events close the channel: to read them all would leave no time for other VMs.
     """
 
     def __init__(self, channel: trio.MemorySendChannel[QmpEvent], timing: Timing) -> None:
         super().__init__()
         self._timing = timing
         self.flooded = False
-        #: What a migration has come to, once it has, or what kept it from that.
-        self.migration = "the loss of QEMU's monitor"
+        #: The final status of a migration, once ``migrated`` is set.
+        self.migration = "unknown, the QMP connection is lost"
+        #: Set when a migration has ended, or the connection has.
         self.migrated = trio.Event()
         self._channel = channel
         self._count = 0
@@ -330,10 +336,10 @@ class _Forwarder(EventListener):
             self._channel.close()
         elif event["event"] == "MIGRATION":
             self._note_migration(event.get("data"))
-        elif event["event"] in HEARD:
+        elif event["event"] in RELEVANT_EVENTS:
             data = event.get("data", {})
-            told = data if isinstance(data, dict) else {}
-            self._channel.send_nowait(QmpEvent(str(event["event"]), told))
+            data = data if isinstance(data, dict) else {}
+            self._channel.send_nowait(QmpEvent(str(event["event"]), data))
 
     def _note_migration(self, data: object) -> None:
         status = data.get("status") if isinstance(data, dict) else None
@@ -342,21 +348,21 @@ class _Forwarder(EventListener):
             self.migrated.set()
 
     def close(self) -> None:
-        """No event will come any more."""
+        """The connection has ended: end ``events``, and wake the waiter for a migration."""
         self.migrated.set()
         self._channel.close()
 
 
 async def _open(client: QMPClient, socket_path: Path, forwarder: _Forwarder) -> asyncio.Task[None]:
-    """Connect; the task that comes back ends the events with the link. asyncio-flavoured."""
+    """Connect. The returned task ends the events when the connection ends. asyncio-flavoured."""
     await client.connect(str(socket_path))
     return asyncio.create_task(_end_with(client, forwarder))
 
 
 async def _end_with(client: QMPClient, forwarder: _Forwarder) -> None:
     """asyncio-flavoured."""
-    # qemu.qmp's listeners stay silent when the link goes; its state is what tells. All that
-    # was read before has been handed over by then.
+    # qemu.qmp does not notify listeners of a lost connection; its runstate changes. All events
+    # that were read before have been passed on by then.
     while client.runstate is Runstate.RUNNING:
         await client.runstate_changed()
     forwarder.close()
@@ -366,5 +372,5 @@ async def _close(client: QMPClient, watch: asyncio.Task[None]) -> None:
     """asyncio-flavoured."""
     watch.cancel()
     with contextlib.suppress(*_BROKEN):
-        # Raises whatever ended the link, which everybody concerned has heard by now.
+        # Raises the error that ended the connection. Its users have already seen it.
         await client.disconnect()

@@ -1,4 +1,4 @@
-"""Confidential guests: what this host offers of AMD SEV.
+"""Confidential guests: whether this host offers AMD SEV.
 
-It reads the host and decides nothing else. Used by ``qemu`` and `doctor`. Imports nothing of ours.
+This room only reads facts of the host. ``qemu`` and `doctor` use it. It imports no other room.
 """

@@ -1,6 +1,6 @@
 """AMD SEV: whether this host can start SEV guests.
 
-Never run on a host that can: the absence is tested, the presence is read off the kernel's
+Never run on an SEV host. Tests cover a host without SEV; the checks for SEV follow the kernel's
 documentation (``Documentation/virt/kvm/x86/amd-memory-encryption.rst``).
 """
 
@@ -14,9 +14,10 @@ _DEVICE = Path("/dev/sev")
 
 
 def missing(*, kvm: bool, sudo: bool = False) -> str | None:
-    """What keeps this host from starting SEV guests, in a few words; None if nothing does.
+    """Why this host cannot start SEV guests, as part of a sentence; None if it can.
 
-    :param sudo: whether QEMU is started as root, who may open what we may not
+    :param kvm: whether KVM works
+    :param sudo: whether QEMU runs as root, which may open devices that we must not open
     """
     if not kvm:
         return "SEV needs KVM, which does not work here"

@@ -107,7 +107,7 @@ def test_probe_that_ran(qemu: FakeQemu) -> None:
         ("kill -ABRT $$", "exit code -6"),
         (
             "echo 'KVM internal error. Suberror: 3' >&2; exec sleep 1000 2>&-",
-            "did not come to its end: KVM internal error",
+            "did not finish: KVM internal error",
         ),
     ],
 )

@@ -338,7 +338,7 @@ def test_swapped_by_descriptor(short_tmp: Path) -> None:
 def test_code_of_one_descriptor_and_variables_of_another(short_tmp: Path) -> None:
     known = descriptors(short_tmp, written(short_tmp, "A"), written(short_tmp, "B"))
     bad = pair(known[0].code_file, known[1].vars_file)
-    with pytest.raises(FirmwareError, match="does not belong together") as caught:
+    with pytest.raises(FirmwareError, match="do not belong together") as caught:
         firmware.check_pair(bad, known)
     assert str(caught.value).endswith(f"set MANAGER_QEMU_OVMF_VARS_FILE={known[0].vars_file}")
     firmware.check_pair(pair(known[0].code_file, known[0].vars_file), known)
