@@ -96,29 +96,32 @@ install_packages() { # NAME...
 }
 
 # The packages whose files are not here, one a line. What somebody installed otherwise serves.
-missing_packages() {
-    local PATH=$PATH:/usr/sbin:/sbin command package
-    while read -r command package; do
+missing_packages() { # run|dev
+    local PATH=$PATH:/usr/sbin:/sbin kind command package
+    while read -r kind command package; do
+        [ "$kind" = run ] || [ "$1" = dev ] || continue
         command -v "$command" >/dev/null || echo "$package"
     done <<-'END' | sort -u
-		qemu-system-x86_64 qemu-system-x86
-		qemu-img qemu-utils
-		curl curl
-		mcopy mtools
-		mkfs.vfat dosfstools
-		objcopy binutils
-		depmod kmod
-		tar tar
-		zstd zstd
+		run qemu-system-x86_64 qemu-system-x86
+		run qemu-img qemu-utils
+		run curl curl
+		run mcopy mtools
+		run mkfs.vfat dosfstools
+		run objcopy binutils
+		run depmod kmod
+		run tar tar
+		run zstd zstd
+		dev mount mount
+		dev pgrep procps
 	END
     # The default's file, or one that QEMU's descriptors name: see supervisor/qemu/firmware.py.
     [ -r /usr/share/OVMF/OVMF_CODE.fd ] ||
         grep -qsi ovmf /usr/share/qemu/firmware/*.json || echo ovmf
 }
 
-set_up_packages() {
+set_up_packages() { # run|dev
     local missing
-    mapfile -t missing < <(missing_packages)
+    mapfile -t missing < <(missing_packages "$1")
     install_packages "${missing[@]}"
 }
 

@@ -104,8 +104,14 @@ def kernel(tmp_path: Path) -> Path:
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".ko": bytes,
     ".ko.xz": lzma.compress,
+    # With its size in the frame, as a kernel's build writes it and newer versions of kmod need it.
     ".ko.zst": lambda data: (
-        subprocess.run(["zstd", "-q"], input=data, stdout=subprocess.PIPE, check=True).stdout
+        subprocess.run(
+            ["zstd", "-q", f"--stream-size={len(data)}"],
+            input=data,
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
     ),
 }
 
