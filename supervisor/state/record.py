@@ -19,7 +19,7 @@ from cattrs.preconf.json import make_converter
 from supervisor.config import RestartPolicy, TemplateUse
 from supervisor.qemu.cmdline import Forward  # noqa: TC001 - cattrs resolves it
 from supervisor.qemu.process import ProcessId  # noqa: TC001 - cattrs resolves it
-from supervisor.state.status import Status, VmState
+from supervisor.state.status import RunState, Status, VmState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 VERSION = 2
 
 #: The status of a new VM.
-PRELAUNCH = Status(VmState.PRELAUNCH, "prelaunch")
+PRELAUNCH = Status(VmState.PRELAUNCH, RunState.PRELAUNCH)
 
 #: What JSON's parser raises for garbage, and what values of unexpected types raise later.
 _UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)

@@ -47,10 +47,30 @@ class Trigger(enum.StrEnum):
     RESTART = "RESTART"  # by the VM's restart policy
 
 
+class RunState(enum.StrEnum):
+    """QEMU's own states: QAPI's ``RunState``, ``run-state.json``."""
+
+    PRELAUNCH = "prelaunch"
+    INMIGRATE = "inmigrate"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUSPENDED = "suspended"
+    DEBUG = "debug"
+    IO_ERROR = "io-error"
+    WATCHDOG = "watchdog"
+    SAVE_VM = "save-vm"
+    RESTORE_VM = "restore-vm"
+    FINISH_MIGRATE = "finish-migrate"
+    POSTMIGRATE = "postmigrate"
+    COLO = "colo"
+    SHUTDOWN = "shutdown"
+    GUEST_PANICKED = "guest-panicked"
+    INTERNAL_ERROR = "internal-error"
+
+
 class Reason(enum.StrEnum):
     """The supervisor's own reasons. All others are QEMU's words."""
 
-    PRELAUNCH = "prelaunch"
     #: The process exited while no supervisor was running, on the same boot of the host.
     EXIT_UNKNOWN = "exit:unknown"
     #: The host rebooted under the VM.
@@ -165,27 +185,21 @@ def status_after_missed_end(status: Status, *, same_boot: bool, asked: bool = Fa
     return Status(VmState.SHUTOFF if asked else VmState.CRASHED, Reason.EXIT_UNKNOWN)
 
 
-_STATE_OF_RUNSTATE = {
-    **dict.fromkeys(("prelaunch", "inmigrate"), VmState.PRELAUNCH),
-    "running": VmState.RUNNING,
+#: Typed as str, because a RunState arrives as QEMU's word and may be unknown.
+_STATE_OF_RUNSTATE: dict[str, VmState] = {
+    **dict.fromkeys((RunState.PRELAUNCH, RunState.INMIGRATE), VmState.PRELAUNCH),
+    RunState.RUNNING: VmState.RUNNING,
     **dict.fromkeys(
         (
-            "paused",
-            "suspended",
-            "debug",
-            "io-error",
-            "watchdog",
-            "save-vm",
-            "restore-vm",
-            "finish-migrate",
-            "postmigrate",
-            "colo",
+            *(RunState.PAUSED, RunState.SUSPENDED, RunState.DEBUG, RunState.IO_ERROR),
+            *(RunState.WATCHDOG, RunState.SAVE_VM, RunState.RESTORE_VM),
+            *(RunState.FINISH_MIGRATE, RunState.POSTMIGRATE, RunState.COLO),
         ),
         VmState.PAUSED,
     ),
-    "shutdown": VmState.SHUTDOWN,
-    "guest-panicked": VmState.CRASHED,
-    "internal-error": VmState.CRASHED,
+    RunState.SHUTDOWN: VmState.SHUTDOWN,
+    RunState.GUEST_PANICKED: VmState.CRASHED,
+    RunState.INTERNAL_ERROR: VmState.CRASHED,
 }
 
 

@@ -8,7 +8,7 @@ import trio
 
 from supervisor.errors import Busy, MonitorError
 from supervisor.state.record import Purpose
-from supervisor.state.status import VmState
+from supervisor.state.status import RunState, VmState
 from supervisor.vm.qmp_events import ACTIONS
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ async def resume(vm: Vm) -> None:
     """
     _require(vm, "resumed", VmState.RUNNING, VmState.PAUSED)
     if vm.status.state is VmState.PAUSED:
-        if vm.status.reason == "suspended":
+        if vm.status.reason == RunState.SUSPENDED:
             await vm.monitor().wake_up()
         else:
             await vm.monitor().cont()

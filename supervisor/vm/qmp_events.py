@@ -18,6 +18,7 @@ from supervisor.qemu.qmp import RunStatus
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase
 from supervisor.state.status import (
     IllegalTransition,
+    RunState,
     Status,
     Trigger,
     VmState,
@@ -164,9 +165,9 @@ class QmpEvents:
             case Trigger.SHUTDOWN:
                 reason = event.data.get("reason", reason)
             case Trigger.GUEST_PANICKED:
-                reason = "guest-panicked"
+                reason = RunState.GUEST_PANICKED
             case Trigger.RESUME | Trigger.WAKEUP:
-                reason = "running"
+                reason = RunState.RUNNING
                 await self._note_running()
             case Trigger.STOP | Trigger.SUSPEND:
                 # The event does not say why; a KVM that gave up stops its guest like a user.
@@ -192,7 +193,7 @@ class QmpEvents:
         facts = self._session.facts
         if facts and not facts.sev.enabled:
             # The event says it all. To ask would keep the run waiting whose VM this is.
-            self._session.note(RunStatus("running", running=True))
+            self._session.note(RunStatus(RunState.RUNNING, running=True))
         else:
             await self._runstate()
 
@@ -201,7 +202,7 @@ class QmpEvents:
         try:
             facts = await self._session.query()
         except MonitorError:
-            return "paused"
+            return RunState.PAUSED
         reason = facts.run_status.status
         if not is_known_runstate(reason):
             log.warning("unknown RunState, taken for paused", vm=self._vm.id, runstate=reason)

@@ -9,7 +9,7 @@ import trio
 
 from supervisor.config import LONGEST_BACKOFF_S
 from supervisor.state.record import EventKind
-from supervisor.state.status import Reason, Status, Trigger, next_status
+from supervisor.state.status import Reason, RunState, Status, Trigger, next_status
 from supervisor.vm.decisions import restart_number
 from supervisor.waiting import Backoff
 
@@ -38,7 +38,7 @@ async def wait(vm: Vm, relay: Relay, verdict: Status) -> bool:
     if vm.end_request:
         return False
     await relay.again()
-    restarted = next_status(vm.status, Trigger.RESTART, Reason.PRELAUNCH)
+    restarted = next_status(vm.status, Trigger.RESTART, RunState.PRELAUNCH)
     # Counted when it is made: a supervisor that comes during the wait begins that anew.
     await vm.set_status(restarted, running_since_s=None, restarts=number)
     return True

@@ -29,6 +29,7 @@ from supervisor.qemu.host import boot_id
 from supervisor.state.record import EndCause, EventKind, Phase, Purpose
 from supervisor.state.status import (
     Reason,
+    RunState,
     Status,
     Trigger,
     VmState,
@@ -191,7 +192,7 @@ class VmTask:
         log.warning("booting from cold instead", vm=vm.id, template=name, problem=failure.why)
         if verdict.state.ended:
             await vm.set_status(Status(VmState.CRASHED, verdict.reason))
-            restarted = next_status(vm.status, Trigger.RESTART, Reason.PRELAUNCH)
+            restarted = next_status(vm.status, Trigger.RESTART, RunState.PRELAUNCH)
             await vm.set_status(restarted, running_since_s=None, first_ran_s=None)
         data = {"template": name, "why": failure.why}
         await vm.commit(EventKind.FALLBACK, data, template=None, renewed=False)
