@@ -1,7 +1,7 @@
-"""The composition root: what is inside what is the order in which it stops.
+"""The composition root. Parts stop in the reverse order of their nesting.
 
-The asyncio loop is outermost, for QMP and gRPC speak to the last; then the VMs' nursery, so
-that they end when no request can come any more; then the servers.
+The asyncio loop is outermost, because QMP and gRPC need it to the end. Inside it is the VMs'
+nursery, and inside that are the servers. So the VMs' tasks end after the last request.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ log = structlog.stdlib.get_logger()
 
 @attrs.frozen
 class Running:
-    """A supervisor that answers. ``stop`` begins its end, ``hurry`` shortens it."""
+    """A supervisor whose servers answer.
+
+    :param stopping: set by `stop`
+    :param leaving: set by `stop` if the VMs are left running
+    """
 
     service: Service
     http_port: int
@@ -56,17 +60,18 @@ class Running:
     leaving: trio.Event
 
     def stop(self, what: OnStop) -> None:
-        """End the VMs first, or leave them to the next supervisor."""
+        """Begin to stop. The VMs are ended first, or left to the next supervisor."""
         if what is OnStop.LEAVE:
             self.leaving.set()
         self.stopping.set()
 
     def hurry(self) -> None:
+        """Do not wait for the guests any more, once `stop` was called."""
         self.service.vms.hurry()
 
 
 def on_this_host(config: Config) -> Config:
-    """The configuration with this host's firmware and the one true path of tmp/. Blocking."""
+    """The configuration with this host's firmware and the resolved path of tmp/. Blocking."""
     qemu = config.qemu
     chosen = firmware.choose(qemu, firmware.read_descriptors())
     # Resolved, because a VM is found again by the path on its command line.
@@ -75,13 +80,13 @@ def on_this_host(config: Config) -> Config:
 
 
 def examine(config: Config, clock: Clock) -> Host:
-    """What this host can do for these settings. Blocking; logs what VMs will do without.
+    """Check this host against the settings. Blocking. Logs a warning for each thing VMs will lack.
 
-    :raises HostError: if it cannot do what they insist on
+    :raises HostError: if the host does not offer what the settings require
     """
     check_tmp(config.qemu.tmp)
     agent = config.agent
-    check_pem("the way to agents", agent.client_cert, agent.client_key, agent.ca_certs)
+    check_pem("TLS to agents", agent.client_cert, agent.client_key, agent.ca_certs)
     for name, server in (("HTTP", config.http), ("gRPC", config.grpc)):
         check_pem(name, server.server_cert, server.server_key, server.client_ca_certs)
     qemu = accel.find_qemu(config.qemu)
@@ -93,7 +98,8 @@ def examine(config: Config, clock: Clock) -> Host:
         firmware.check_pair(config.qemu.firmware, descriptors)
         check_image(config.qemu.disk)
     except LaunchError as error:
-        # Each run will say so, but a file that is missing can be put there without a restart.
+        # No error: the missing file can be added while the supervisor runs. Until then each run
+        # fails with this error.
         warnings.append(str(error))
     for warning in warnings:
         log.warning(warning)
@@ -106,9 +112,9 @@ async def serve(
     clock: Clock | None = None,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run until stopped; ``started`` with what runs, once both servers answer.
+    """Run until stopped. Both servers answer when ``started`` is called.
 
-    :raises HostError: if the host cannot do what is configured
+    :raises HostError: if the host does not offer what the settings require
     """
     config = await trio.to_thread.run_sync(on_this_host, config)
     host = await trio.to_thread.run_sync(examine, config, clock or Clock())
@@ -116,7 +122,7 @@ async def serve(
     if config.jaeger_url:
         log.warning("MANAGER_JAEGER_URL is set, but there is no tracing yet")
     async with trio_asyncio.open_loop() as loop:
-        # Its own handler would take the service down with one stray callback of a library.
+        # With the loop's own handler one stray callback of a library would end the supervisor.
         loop.set_exception_handler(_log_stray)
         tmp = config.qemu.tmp
         with locked(tmp):
@@ -151,25 +157,25 @@ async def _serve_http(
         log.info("ready", http_port=running.http_port, grpc_port=running.grpc_port)
         task_status.started(running)
         await running.stopping.wait()
-        # Before the servers go: who waits for a VM is told how it ended.
+        # Before the servers stop, so that callers who wait for a VM are told how it ended.
         with trio.move_on_after(config.shutdown.longest_s):
             if running.leaving.is_set():
                 await running.service.vms.leave_all()
             else:
                 await running.service.vms.end_all()
-        # Readers of events have had the last of them, and need not be cut off.
+        # Readers of events have got the last event: their streams end in good order.
         running.service.journal.events.close()
         over.set()
 
 
 def _hypercorn(config: HttpConfig) -> HypercornConfig:
-    """All but the socket."""
+    """Hypercorn's settings, except the socket."""
     hypercorn = HypercornConfig()
     hypercorn.include_server_header = False
     hypercorn.graceful_timeout = 1
-    hypercorn.keep_alive_max_requests = 2**31  # those who ask often are who keeps a connection
+    hypercorn.keep_alive_max_requests = 2**31  # pollers keep their connection open
     hypercorn.loglevel = "WARNING"
-    hypercorn.errorlog = logging.getLogger("hypercorn.error")  # as it is: through our formatter
+    hypercorn.errorlog = logging.getLogger("hypercorn.error")  # so that our formatter writes it
     if config.server_cert:
         hypercorn.certfile = str(config.server_cert)
         hypercorn.keyfile = str(config.server_key)
@@ -181,22 +187,22 @@ def _hypercorn(config: HttpConfig) -> HypercornConfig:
 
 def _tune_process() -> None:
     """Fit this process for a thousand VMs."""
-    # Three descriptors each; the soft limit is often 1024.
+    # Each VM takes three descriptors, and the soft limit is often 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    # A full collection looks at every object there is, and all else waits: what is there from
-    # the start stays, and what comes later has few circles in it.
+    # A full garbage collection stops everything while it visits all objects. Objects from the
+    # start are frozen, and later objects have few reference cycles, so it may run rarely.
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
-    # Who holds the interpreter gives it up after this time: worker threads that write records are
-    # not to make the loop wait for longer than a request takes.
+    # How long a thread may hold the interpreter. Worker threads that write records must not delay
+    # the loop for longer than a request takes.
     sys.setswitchinterval(0.0005)
 
 
 async def main(config: Config) -> None:
-    """Serve until SIGINT or SIGTERM; a second one does not wait for the guests."""
+    """Serve until SIGINT or SIGTERM. After a second signal, do not wait for the guests."""
     _tune_process()
-    wanted: dict[int, OnStop] = {
+    actions: dict[int, OnStop] = {
         signal.SIGINT: config.stop.on_sigint,
         signal.SIGTERM: config.stop.on_sigterm,
     }
@@ -209,8 +215,8 @@ async def main(config: Config) -> None:
                     log.warning("stopping at once", signal=name)
                     running.hurry()
                 else:
-                    log.info("stopping", signal=name, vms=wanted[number])
-                    running.stop(wanted[number])
+                    log.info("stopping", signal=name, vms=actions[number])
+                    running.stop(actions[number])
 
 
 async def _serve_then_cancel(

@@ -11,18 +11,18 @@
     ├── VmNotFound             no VM has this id
     ├── Busy                   the request conflicts with the present state of a VM or a run
     ├── AtCapacity             no room for one more VM; names the limit and when to try again
-    ├── Stopping               the supervisor is about to end
-    ├── LaunchError            QEMU did not come up; carries argv, exit code, last log lines
+    ├── Stopping               the supervisor is stopping
+    ├── LaunchError            QEMU did not start; has argv, exit code, last log lines
     │   ├── ImageError         … the base image is missing or unreadable
     │   ├── FirmwareError      … OVMF's files are missing or do not belong together
     │   └── PortsTaken         … no host port is free, or another process took it first
     ├── VmEnded                the VM ended before it answered
-    ├── RunFailed              an earlier run with the same key did not succeed
+    ├── RunFailed              an earlier run with the same key failed
     ├── MonitorError           QMP refused a command, or the connection is gone
-    │   ├── SocketGone         … nobody listens on QEMU's socket any more
-    │   └── MonitorFlooded     … more events arrive than any guest has reason for
+    │   ├── SocketGone         … no process listens on QEMU's socket any more
+    │   └── MonitorFlooded     … QEMU sends too many events
     ├── TemplateError          a template cannot be made, or a required template is missing
-    ├── CloneFailed            a VM from a template did not come up; it may come up from cold
+    ├── CloneFailed            a VM from a template did not start; it may boot from cold
     ├── AgentTimeout           the agent was not ready, or did not answer, in time
     └── AgentError             the agent answered with an error status
 
@@ -68,7 +68,10 @@ class HostError(SupervisorError):
 
 
 class InvalidRequest(SupervisorError):
-    """The caller's input is malformed. ``member`` is its place, such as ``computation[3]``."""
+    """The caller's input is malformed.
+
+    :param member: the place of the mistake, such as ``computation[3]``; None if it has no place
+    """
 
     def __init__(self, detail: str, *, member: str | None = None, advice: str = "") -> None:
         super().__init__(detail, advice=advice)
@@ -90,7 +93,7 @@ class VmNotFound(SupervisorError):
 
 
 class Busy(SupervisorError):
-    """The request conflicts with the present state; the message says with what."""
+    """The request conflicts with the present state of a VM or a run; the message says which."""
 
 
 class AtCapacity(SupervisorError):
@@ -107,13 +110,13 @@ class AtCapacity(SupervisorError):
 
 class Stopping(SupervisorError):
     def __init__(
-        self, detail: str = "the supervisor is stopping and starts no VMs any more"
+        self, detail: str = "the supervisor is stopping and does not start VMs any more"
     ) -> None:
         super().__init__(detail)
 
 
 class LaunchError(SupervisorError):
-    """QEMU did not come up. ``str(error)`` ends with the log.
+    """QEMU did not start. ``str(error)`` ends with ``log_tail``.
 
     :param argv: the command; empty if no command was run
     :param exit_code: negative for a signal, None if QEMU was never started
@@ -150,7 +153,7 @@ class FirmwareError(LaunchError):
 class PortsTaken(LaunchError):
     """A host port that the VM needs belongs to another process.
 
-    :param ports: those that QEMU named as taken; empty if QEMU was not started
+    :param ports: the ports that QEMU reported as taken; empty if QEMU was not started
     """
 
     def __init__(
@@ -178,10 +181,10 @@ class VmEnded(SupervisorError):
 
 
 class RunFailed(SupervisorError):
-    """An earlier run failed; a request with the same key is told how."""
+    """An earlier run with the same key failed; the message says how."""
 
     def __init__(self, vm_id: str, detail: str) -> None:
-        super().__init__(f"the run of VM {vm_id} did not succeed: {detail}")
+        super().__init__(f"the run of VM {vm_id} failed: {detail}")
         self.vm_id = vm_id
 
 
@@ -197,11 +200,11 @@ class MonitorError(SupervisorError):
 
 
 class SocketGone(MonitorError):
-    """Nobody listens on the path of QEMU's socket."""
+    """No process listens on QEMU's socket."""
 
 
 class MonitorFlooded(MonitorError):
-    """A guest makes QEMU send more events than any reader can use."""
+    """QEMU sends so many events that reading them would leave no time for other VMs."""
 
 
 class TemplateError(SupervisorError):
@@ -209,9 +212,9 @@ class TemplateError(SupervisorError):
 
 
 class CloneFailed(SupervisorError):
-    """A VM from a template does not restore, or its agent does not answer.
+    """A VM from a template did not restore, or its agent did not answer.
 
-    The agent has been asked to renew itself and nothing else, so the VM may start again from cold.
+    The agent has not got the computation yet, so the VM may boot from cold.
 
     :param why: what failed
     :param blames_template: whether the template is to blame, and not the host
@@ -247,7 +250,7 @@ class AgentError(SupervisorError):
 
 
 def single(error: Exception) -> Exception:
-    """The error that a nursery wrapped, if it wrapped one error alone; else the group."""
+    """The only error in a nursery's group, however nested; the group itself if it has several."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

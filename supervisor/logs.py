@@ -1,4 +1,4 @@
-"""Logging: one JSON object a line on standard error, ``level``, ``message`` and ``ts`` first."""
+"""Logging: one JSON object on each line of standard error; first ``level``, ``message``, ``ts``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 
 
 def configure(level: str) -> None:
-    """Send structlog's and the libraries' logs through one formatter. Idempotent.
+    """Format the logs of structlog and of all libraries alike. May be called again.
 
     :param level: debug, info, warning or error
     """

@@ -1,4 +1,4 @@
-"""How tasks wait: for a change, for one thing unless another comes first, for the next attempt."""
+"""Ways to wait: for a change, until something else happens first, between attempts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Signal:
-    """Wakes every task that waits for a change. What has changed the task sees for itself."""
+    """Wakes every task that waits for a change. The task must find out what has changed."""
 
     def __init__(self) -> None:
         self._next = trio.Event()
@@ -24,7 +24,7 @@ class Signal:
         self._next = trio.Event()
 
     def next(self) -> trio.Event:
-        """An event that the next `notify` sets: taken before looking, it misses no change."""
+        """The event that the next `notify` sets. Get it before you look, and you miss no change."""
         return self._next
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -41,7 +41,10 @@ class Backoff:
     longest_s: float
 
     def wait_s(self, failures: int) -> float:
-        """The wait after so many failures in a row, which is at least one."""
+        """The wait in seconds after this many failures in a row.
+
+        :param failures: at least 1
+        """
         return float(min(self.first_s * 2.0 ** min(failures - 1, 64), self.longest_s))
 
 
@@ -51,9 +54,9 @@ async def move_on_when(
 ) -> AsyncIterator[trio.CancelScope]:
     """Cancel the body as soon as ``condition()`` returns.
 
-    ``cancelled_caught`` of the scope that it yields tells, after the body, whether that happened.
-    An exception of the body passes as it is; trio_util's function of this name wraps it into a
-    group, as trio's nurseries do, and callers could not catch it by its type.
+    Yields a scope. After the body, its ``cancelled_caught`` says whether the body was cancelled. An
+    exception of the body is raised unwrapped, so that callers can catch it by its type. trio_util's
+    function of this name wraps the exception into a group, as trio's nurseries do.
     """
     raised: Exception | None = None
     async with trio.open_nursery() as nursery:

@@ -1,7 +1,7 @@
 """Every setting of the supervisor, declared once. Read once, never assigned to. No I/O.
 
-The names and defaults are the original manager's where it had them. What differs on purpose:
-``auto`` for KVM and SEV, loopback for everything that listens, and QMP for ``MONITOR``.
+A setting that the original manager had keeps its name and default, with three exceptions: KVM and
+SEV are ``auto``, everything listens on loopback, and QMP takes the place of ``MONITOR``.
 """
 
 from __future__ import annotations
@@ -65,16 +65,16 @@ __all__ = [
     "markdown_table",
 ]
 
-#: A computation's size in bytes, on HTTP, on gRPC and towards the agent alike.
+#: The greatest size of a computation in bytes, on HTTP, on gRPC and to the agent.
 MAX_COMPUTATION = 16 * 1024 * 1024
 
-#: What the wait before a restart is doubled up to.
+#: The longest wait before a restart. Each wait is twice the one before, up to this.
 LONGEST_BACKOFF_S = 60.0
 
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """All of it."""
+    """All settings."""
 
     log_level: str = setting("MANAGER_LOG_LEVEL", "info", "debug, info, warning or error")
     instance_id: str | None = setting(
@@ -93,12 +93,12 @@ class Config:
     stop: StopConfig = attrs.field(factory=StopConfig)
     retention: RetentionConfig = attrs.field(factory=RetentionConfig)
     qemu: QemuConfig = attrs.field(factory=QemuConfig)
-    #: Not settings: tests alone pass others.
+    #: Not settings. Only tests pass other values.
     timing: Timing = attrs.field(factory=Timing, metadata={"names": None})
 
 
 _REFUSED = {
-    "MANAGER_QEMU_MONITOR": "the monitor is QMP on a socket of each VM's directory; unset this"
+    "MANAGER_QEMU_MONITOR": "the monitor is QMP on a socket in each VM's directory; unset this"
 }
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -140,9 +140,9 @@ def _contradictions(config: Config) -> list[str]:
             " and no MANAGER_QEMU_GUEST_FWD_* forwards to it"
         )
     if not all((net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)):
-        found.append("MANAGER_QEMU_HOST_FWD_* must be ports from 1 on")
+        found.append("MANAGER_QEMU_HOST_FWD_* must be ports from 1 to 65535")
     if config.qemu.memory_bytes > size_in_bytes(config.qemu.max_memory):
-        found.append("MANAGER_QEMU_MEMORY_SIZE must not be over MANAGER_QEMU_MAX_MEMORY")
+        found.append("MANAGER_QEMU_MEMORY_SIZE must not exceed MANAGER_QEMU_MAX_MEMORY")
     if config.qemu.smp_count < 1 or config.qemu.smp_count > config.qemu.smp_maxcpus:
         found.append("MANAGER_QEMU_SMP_COUNT must be 1 to MANAGER_QEMU_SMP_MAXCPUS")
     found += _contradictions_of_start(config.start, config.limits)
@@ -156,23 +156,25 @@ def _contradictions_of_start(start: StartConfig, limits: LimitsConfig) -> list[s
     if start.templates is TemplateUse.REQUIRE:
         found.append("MANAGER_TEMPLATES must be auto or off; a run can require a template")
     if start.pool_size > limits.max_vms:
-        found.append("MANAGER_POOL_SIZE must not be over MANAGER_MAX_VMS")
+        found.append("MANAGER_POOL_SIZE must not exceed MANAGER_MAX_VMS")
     return found
 
 
 def _contradictions_of_life(life: LifeConfig, retention: RetentionConfig) -> list[str]:
     found = []
     if life.restart is not RestartPolicy.NEVER and not life.restart_limit:
-        found.append(f"MANAGER_RESTART={life.restart} needs a MANAGER_RESTART_LIMIT from 1 on")
+        found.append(f"MANAGER_RESTART={life.restart} needs a MANAGER_RESTART_LIMIT of at least 1")
     if life.restart_backoff_s > LONGEST_BACKOFF_S:
-        found.append("MANAGER_RESTART_BACKOFF must not be over a minute: it is doubled up to that")
+        found.append(
+            "MANAGER_RESTART_BACKOFF must not exceed 1m, the longest wait before a restart"
+        )
     if retention.disks and not retention.count:
-        found.append("MANAGER_KEEP_DISKS=true needs a MANAGER_KEEP_ENDED from 1 on")
+        found.append("MANAGER_KEEP_DISKS=true needs a MANAGER_KEEP_ENDED of at least 1")
     return found
 
 
 def help_rows() -> list[tuple[str, str]]:
-    """Name, and meaning with default, of every setting: for a command's help."""
+    """For a command's help: each setting's names, and its meaning with its default."""
     return [
         (", ".join(one.names), f"{one.help} [{one.default_text}]" if one.default_text else one.help)
         for one in settings.declared(Config)

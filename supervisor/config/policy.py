@@ -1,4 +1,4 @@
-"""The settings of a VM's life: how many, how long, how watched, how ended, what stays."""
+"""Settings for limits, restarts, health checks, shutdown and retention of VMs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from supervisor.config.settings import Ratio, Seconds, Size, choice, setting
 
 @choice
 class OnStop(enum.StrEnum):
-    """What a signal to the supervisor means for its VMs."""
+    """What the supervisor does with its VMs when a signal stops it."""
 
     END = "end"
     LEAVE = "leave"
@@ -27,7 +27,7 @@ class RestartPolicy(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class LimitsConfig:
-    """How much may run at once, and how many may wait for it."""
+    """How many VMs may run at once, and how many runs may wait."""
 
     max_vms: int = setting("MANAGER_MAX_VMS", 10, "VMs that may run at once")
     memory_overcommit: Ratio = setting(
@@ -54,7 +54,7 @@ class LifeConfig:
         "MANAGER_TTL", None, "a VM is shut down after this time, unless its run says otherwise"
     )
     ttl_warning_s: Seconds = setting(
-        "MANAGER_TTL_WARNING", 60.0, "the event expiring comes so long before that shutdown"
+        "MANAGER_TTL_WARNING", 60.0, "time from the event expiring to that shutdown"
     )
     restart: RestartPolicy = setting(
         "MANAGER_RESTART",
@@ -67,7 +67,7 @@ class LifeConfig:
     restart_limit: int = setting(
         "MANAGER_RESTART_LIMIT",
         5,
-        "after so many restarts without ten good minutes between them there are no more",
+        "most restarts in a row; a guest that runs for ten minutes resets the count",
     )
     start_timeout_s: Seconds = setting(
         "MANAGER_START_TIMEOUT", 30.0, "longest time from QEMU's start to its guest running"
@@ -81,13 +81,15 @@ class LifeConfig:
         "a VM's log over this size is cut; the part before is kept in a second file",
     )
     answer_s: Seconds = setting(
-        "MANAGER_QMP_TIMEOUT", 10.0, "a QEMU that does not answer within this time is lost"
+        "MANAGER_QMP_TIMEOUT",
+        10.0,
+        "longest time for QEMU's answer on QMP; after it the VM's monitor is lost",
     )
 
 
 @attrs.frozen(kw_only=True)
 class ShutdownConfig:
-    """How a VM is ended: each step's grace period, after which the next one is taken."""
+    """How a VM is ended: the grace period of each step, after which the next step follows."""
 
     powerdown_grace_s: Seconds = setting(
         "MANAGER_POWERDOWN_GRACE", 60.0, "time for the guest to power off when asked by ACPI"
@@ -107,15 +109,15 @@ class ShutdownConfig:
 
     @property
     def longest_s(self) -> float:
-        """All steps together, and some time: for a QEMU to be met that was just taken up, for the
-        kernel to take a killed process away.
+        """Seconds for all steps, with 30 s for the first connection to a QEMU that was just adopted
+        and for the kernel to end a killed process.
         """
         return self.powerdown_grace_s + self.quit_grace_s + self.term_grace_s + 30
 
 
 @attrs.frozen(kw_only=True)
 class StopConfig:
-    """What becomes of the VMs when the supervisor is told to stop."""
+    """What happens to the VMs when the supervisor is told to stop."""
 
     on_sigint: OnStop = setting(
         "MANAGER_ON_SIGINT", OnStop.END, "end: end all VMs first; leave: leave them running"
@@ -129,7 +131,7 @@ class StopConfig:
 
 @attrs.frozen(kw_only=True)
 class RetentionConfig:
-    """What stays of ended VMs: their directory without the disk, until DELETE or these limits."""
+    """What is kept of ended VMs: the directory without the disk, until DELETE or these limits."""
 
     count: int = setting("MANAGER_KEEP_ENDED", 100, "ended VMs whose record and logs are kept")
     age_s: Seconds = setting(

@@ -1,4 +1,4 @@
-"""The settings of QEMU's command line."""
+"""Settings for QEMU's command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from supervisor.config.settings import IPv4, OnOff, Port, PortRange, Size, Switc
 
 @choice
 class WatchdogAction(enum.StrEnum):
-    """What QEMU does when a guest's watchdog runs out: QAPI's ``WatchdogAction``."""
+    """What QEMU does when a guest's watchdog fires: QAPI's ``WatchdogAction``."""
 
     RESET = "reset"
     SHUTDOWN = "shutdown"
@@ -24,7 +24,7 @@ class WatchdogAction(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class NetConfig:
-    """The guest's network card and the host ports that lead to it."""
+    """The guest's network card and the host ports that are forwarded to it."""
 
     id: str = setting("MANAGER_QEMU_NETDEV_ID", "vmnic", "id of the network back end")
     host_fwd_addr: IPv4 = setting(
@@ -58,7 +58,7 @@ class NetConfig:
 
 @attrs.frozen(kw_only=True)
 class FirmwareConfig:
-    """OVMF: the code that all VMs share, and the variables of which each VM gets a copy.
+    """OVMF's two files. All VMs share the CODE file, and each VM gets a copy of the VARS file.
 
     If a file is not set and its default is missing, `supervisor.qemu.firmware` chooses it.
     """
@@ -86,7 +86,7 @@ class FirmwareConfig:
 
 @attrs.frozen(kw_only=True)
 class DiskConfig:
-    """The base image and the controller it hangs on. Each VM writes to an overlay of its own."""
+    """The base image and its SCSI controller. Each VM writes to an overlay of its own."""
 
     file: Path = setting(
         "MANAGER_QEMU_DISK_IMG_FILE", Path("img/focal-server-cloudimg-amd64.img"), "base image"
@@ -109,7 +109,7 @@ class DiskConfig:
 
 @attrs.frozen(kw_only=True)
 class SevConfig:
-    """AMD SEV's object on the command line."""
+    """The sev-guest object on the command line."""
 
     id: str = setting("MANAGER_QEMU_SEV_ID", "sev0", "id of the sev-guest object")
     cbitpos: int = setting(
@@ -170,7 +170,7 @@ class QemuConfig:
 
 
 def size_in_bytes(size: str) -> int:
-    """What QEMU takes a size for: mebibytes where there is no unit."""
+    """A size's bytes, as QEMU reads it: without a unit it is in mebibytes."""
     unit = size[-1].upper()
     power = "KMGT".find(unit) + 1
     return int(size[:-1]) << (10 * power) if power else int(size) << 20

@@ -1,4 +1,4 @@
-"""The settings of whatever listens or connects: HTTP, gRPC, the agents."""
+"""Settings for connections: the HTTP API, the gRPC API and the agents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from supervisor.config.settings import AgentUrl, Port, Seconds, setting
 
 @attrs.frozen(kw_only=True)
 class HttpConfig:
-    """Where the HTTP API listens. A certificate and its key make it HTTPS."""
+    """Where the HTTP API listens. With a certificate and its key, the API is HTTPS."""
 
     host: str = setting("MANAGER_HTTP_HOST", "127.0.0.1", "address the HTTP API listens on")
     port: Port = setting(
@@ -32,7 +32,7 @@ class HttpConfig:
 
 @attrs.frozen(kw_only=True)
 class GrpcConfig:
-    """Where the gRPC API listens. A certificate and its key make it TLS."""
+    """Where the gRPC API listens. With a certificate and its key, the API has TLS."""
 
     host: str = setting("MANAGER_GRPC_HOST", "127.0.0.1", "address the gRPC API listens on")
     port: Port = setting(
@@ -100,5 +100,5 @@ class AgentConfig:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether all VMs would have the same agent: that of one bridged guest."""
+        """Whether all VMs would reach the same agent: that of one bridged guest."""
         return not self.url.is_loopback and self.url.port is not None

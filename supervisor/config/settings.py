@@ -1,8 +1,9 @@
 """How a setting is declared and read: one declaration serves the parser, the help and the docs.
 
-A setting is an attrs field made by `setting`; a class of settings may hold others. Values
-arrive as strings from the environment; `read` gives every problem at once, by the name the
-operator wrote. An empty value counts as not set, as ``Environment=NAME=`` in a unit file.
+A setting is an attrs field made by `setting`. A class of settings may contain other classes of
+settings. Values come from the environment as strings. `read` reports all problems at once, by the
+name that the operator wrote. An empty value counts as not set, as with ``Environment=NAME=`` in a
+unit file.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ IPv4 = NewType("IPv4", str)
 
 
 class Switch(enum.StrEnum):
-    """``auto`` decides by what the host can do; ``true`` insists; ``false`` does without."""
+    """``auto``: if the host can; ``true``: refuse to start if it cannot; ``false``: never."""
 
     AUTO = "auto"
     TRUE = "true"
@@ -54,7 +55,10 @@ class PortRange:
 
 @attrs.frozen
 class AgentUrl:
-    """``host:port`` of the agent. A port of None is the text ``{port}``: the VM's host port."""
+    """``host:port`` of the agent.
+
+    :param port: None for the text ``{port}``, which stands for the VM's host port
+    """
 
     host: str
     port: int | None
@@ -74,9 +78,10 @@ class AgentUrl:
 
 
 def setting(env: str, default: object, help: str, *aliases: str, shown: str | None = None) -> Any:
-    """A field read from ``env`` or, if that is not set, from the first alias that is.
+    """A field that is read from the variable ``env``, or else from the first alias that is set.
 
-    :param shown: the default in help and docs, if the value alone says little
+    :param help: the setting's meaning, in help and docs
+    :param shown: the default's text in help and docs, if the value itself says little
     """
     metadata = {"names": (env, *aliases), "help": help, "shown": shown}
     return attrs.field(default=default, metadata=metadata)
@@ -107,7 +112,7 @@ class Setting:
 
 
 def declared(cls: type[Any], path: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """Every setting of a class of settings, in the order they are written."""
+    """Every setting of a class of settings, in the order of declaration."""
     attrs.resolve_types(cls)
     for field in attrs.fields(cls):
         here = (*path, field.name)
@@ -123,8 +128,8 @@ def declared(cls: type[Any], path: tuple[str, ...] = ()) -> Iterator[Setting]:
 def read(cls: type[T], environ: Mapping[str, str], prefix: str, refused: Mapping[str, str]) -> T:
     """An instance of ``cls`` from environment variables.
 
-    :param prefix: a variable that starts with it and is not declared is an error
-    :param refused: names that are known and not accepted, and why
+    :param prefix: variables with this prefix must be declared; others are ignored
+    :param refused: why a known name is not accepted, by name
     :raises ConfigError: with a line for each problem
     """
     settings = list(declared(cls))
@@ -134,22 +139,22 @@ def read(cls: type[T], environ: Mapping[str, str], prefix: str, refused: Mapping
         if name.startswith(prefix) and name not in known | refused.keys():
             problems.append(f"{name} is not a setting{nearest(name, known)}")
     values: dict[str, Any] = {}
-    for one in settings:
-        name = next((name for name in one.names if environ.get(name)), "")
+    for setting in settings:
+        name = next((name for name in setting.names if environ.get(name)), "")
         if not name:
             continue
         try:
-            value = _converter.structure(environ[name], one.type)
+            value = _converter.structure(environ[name], setting.type)
         except (ValueError, TypeError) as error:
             problems.append(f"{name}={environ[name]!r}: {error}")
             continue
-        _place(values, one.path, value)
+        _place(values, setting.path, value)
     refuse(problems)
     return _build(cls, values)
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise ConfigError if there are problems."""
+    """Raise a ConfigError if there are problems."""
     if problems:
         raise ConfigError(problems)
 
@@ -176,9 +181,9 @@ def _build(cls: type[T], values: Mapping[str, Any]) -> T:
 _converter = cattrs.Converter()
 
 
-def _whole(text: str, low: int, high: int, what: str) -> int:
+def _whole(text: str, low: int, high: int, noun: str) -> int:
     if not re.fullmatch(r"[0-9]+", text) or not low <= int(text) <= high:
-        raise ValueError(f"must be {what}, {low} to {high}")
+        raise ValueError(f"must be {noun}, {low} to {high}")
     return int(text)
 
 
@@ -204,7 +209,7 @@ def _ipv4(text: str) -> str:
     try:
         return str(ipaddress.IPv4Address(text))
     except ValueError:
-        raise ValueError("must be an IPv4 address, as QEMU's user network forwards") from None
+        raise ValueError("must be an IPv4 address: QEMU's user network forwards IPv4") from None
 
 
 def _on_off(text: str) -> str:
@@ -215,22 +220,23 @@ def _on_off(text: str) -> str:
 
 def _size(text: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]*[KMGTkmgt]?", text):
-        raise ValueError("must be a size as QEMU writes it, such as 2048M or 30G")
+        raise ValueError("must be a size in QEMU's notation, such as 2048M or 30G")
     return text
 
 
-#: Of durationpy's units not ``mm`` and ``y``, which are no fixed length; nothing in between.
+#: durationpy's units without ``mm`` and ``y``, which have no fixed length; and nothing between
+#: the parts.
 _GO_DURATION = r"[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d|w))+"
-#: Of what isodate reads not a date after the P, nor a P with nothing after it.
+#: Not all that isodate reads: no date after the P, and no P alone.
 _ISO_DURATION = r"[+-]?P(?=.*[0-9])([0-9.,]+[YMWD])*(T([0-9.,]+[HMS])+)?"
-#: What is over this is a mistake, and no date has room for it: a hundred years.
+#: A hundred years. A longer duration is a mistake, and leads to dates that cannot be written.
 _LONGEST_S = 100 * 365 * 24 * 3600.0
 
 
 def parse_seconds(text: str) -> float:
-    """The length of a duration as Go writes it, ``1h30m``, or as ISO 8601 does, ``PT1H30M``.
+    """The seconds of a duration, in the notation of Go, ``1h30m``, or of ISO 8601, ``PT1H30M``.
 
-    :raises ValueError: with the end of a sentence that begins with the duration's name
+    :raises ValueError: with a text such as "must be ...", to follow the name of the duration
     """
     if re.fullmatch(_GO_DURATION, text):
         parse = durationpy.from_str
@@ -240,30 +246,30 @@ def parse_seconds(text: str) -> float:
         raise ValueError("must be a duration such as 90s, 1h30m, 250ms or PT1H30M")
     try:
         length = parse(text)
-    except (ValueError, OverflowError):  # also both libraries' own errors
+    except (ValueError, OverflowError):  # the libraries' own errors are ValueErrors
         raise ValueError("must be a duration such as 90s, 1h30m, 250ms or PT1H30M") from None
     if isinstance(length, isodate.Duration):
-        raise ValueError("must not count in years or months, which differ in length")
-    return _sane(length.total_seconds())
+        raise ValueError("must not count in years or months, which vary in length")
+    return _in_range(length.total_seconds())
 
 
 def _seconds(text: str) -> float:
-    """In settings a plain number is one of seconds."""
+    """A duration in a setting, in which a plain number means seconds."""
     if re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text):
-        return _sane(float(text))
+        return _in_range(float(text))
     return parse_seconds(text)
 
 
-def _sane(seconds: float) -> float:
+def _in_range(seconds: float) -> float:
     if seconds <= 0:
-        raise ValueError("must be longer than nothing")
+        raise ValueError("must be longer than 0 s")
     if seconds > _LONGEST_S:
         raise ValueError(f"must not be longer than {go_duration(_LONGEST_S)}")
     return seconds
 
 
 def go_duration(seconds: float) -> str:
-    """As a setting may be written: ``90s``, ``168h``."""
+    """Seconds in Go's notation: ``90s``, ``168h``."""
     for unit, length in (("h", 3600), ("m", 60)):
         if seconds >= 2 * length and not seconds % length:
             return f"{seconds / length:g}{unit}"
@@ -272,13 +278,13 @@ def go_duration(seconds: float) -> str:
 
 def _ratio(text: str) -> float:
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not float(text):
-        raise ValueError("must be a number such as 1.5, and more than nothing")
+        raise ValueError("must be a number such as 1.5, and above 0")
     return float(text)
 
 
 def _choice(cls: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum]:
     def parse(text: str) -> enum.StrEnum:
-        words = [one.value for one in cls]
+        words = [member.value for member in cls]
         if text.lower() not in words:
             raise ValueError(f"must be one of {', '.join(words)}{nearest(text, words)}")
         return cls(text.lower())
@@ -304,7 +310,7 @@ def _agent_url(text: str) -> AgentUrl:
     return AgentUrl(host.strip("[]"), number)
 
 
-def _as_it_is(text: str) -> str:
+def _unchanged(text: str) -> str:
     return text
 
 
@@ -313,7 +319,7 @@ def _hook(parse: Callable[[str], object]) -> Callable[[str, Any], object]:
 
 
 _PARSERS: dict[Any, Callable[[str], object]] = {
-    str: _as_it_is,
+    str: _unchanged,
     bool: _bool,
     int: lambda text: _whole(text, 0, 2**31 - 1, "a whole number"),
     Port: lambda text: _whole(text, 0, 65535, "a port"),
@@ -328,7 +334,7 @@ _PARSERS: dict[Any, Callable[[str], object]] = {
     AgentUrl: _agent_url,
     Path: Path,
     Path | None: Path,
-    str | None: _as_it_is,
+    str | None: _unchanged,
     PortRange | None: _range,
 }
 for _type, _parse in _PARSERS.items():
@@ -339,7 +345,7 @@ E = TypeVar("E", bound=type[enum.StrEnum])
 
 
 def choice(cls: E) -> E:
-    """Makes an enum of words, or none of them, the type of settings."""
+    """Lets settings have this enum, or this enum and None, as their type."""
     _converter.register_structure_hook(cls, _hook(_choice(cls)))
     _converter.register_structure_hook(cls | None, _hook(_choice(cls)))
     return cls

@@ -1,4 +1,4 @@
-"""The settings of the ways to a VM that answers: from a template, from the pool."""
+"""Settings for templates and the pool, which make a VM ready sooner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from supervisor.config.settings import Seconds, choice, setting
 
 @choice
 class TemplateUse(enum.StrEnum):
-    """Whether a VM is started from a template. Only a run, not the supervisor, can require it."""
+    """Whether a VM starts from a template. Only a run can require this, not MANAGER_TEMPLATES."""
 
     AUTO = "auto"
     OFF = "off"
@@ -20,7 +20,7 @@ class TemplateUse(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class StartConfig:
-    """How VMs come to be ready."""
+    """Templates and the pool."""
 
     templates: TemplateUse = setting(
         "MANAGER_TEMPLATES",
@@ -30,10 +30,12 @@ class StartConfig:
     clone_timeout_s: Seconds = setting(
         "MANAGER_CLONE_TIMEOUT",
         10.0,
-        "a VM from a template whose agent does not answer for so long is booted from cold",
+        "a VM from a template is booted from cold if its agent does not answer within this time",
     )
     pool_size: int = setting(
-        "MANAGER_POOL_SIZE", 0, "VMs that are kept ready for runs; they count in MANAGER_MAX_VMS"
+        "MANAGER_POOL_SIZE",
+        0,
+        "VMs that are kept ready for runs; they count towards MANAGER_MAX_VMS",
     )
     pool_max_age_s: Seconds = setting(
         "MANAGER_POOL_MAX_AGE", 3600.0, "a VM of the pool that is older than this is replaced"

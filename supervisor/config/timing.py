@@ -1,4 +1,4 @@
-"""Waits that no setting changes, in one value that is passed in. A test passes shorter ones."""
+"""Times and amounts that no setting changes. Tests pass shorter times."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from supervisor.waiting import Backoff
 
 @attrs.frozen(kw_only=True)
 class Timing:
-    """Seconds, if the name does not say otherwise.
+    """Names that end in ``_s`` are in seconds.
 
-    :param agent_attempt_s: how long one attempt to reach an agent may take at first
-    :param agent_attempt_share: later attempts may take this share of all the time before
-    :param agent_warm_up_s: how long an agent of the pool may take for its first answer
-    :param disk_error_interval_s: at most one event of a failing disk in so much time
-    :param housekeeping_retry_s: before housekeeping that has failed goes on
-    :param pool_look_s: how often ages and fingerprints of the pool's VMs are looked at
-    :param pool_retry: after a VM of the pool has ended by itself
-    :param qmp_flood_events: more events than this within ``qmp_flood_s`` are an attack
+    :param agent_attempt_s: the longest time of a first attempt to reach an agent
+    :param agent_attempt_share: a later attempt may take this share of all the time before it
+    :param agent_warm_up_s: the longest time for the first answer of an agent in the pool
+    :param disk_error_interval_s: the shortest time between two events of a failing disk
+    :param housekeeping_retry_s: the wait before housekeeping is started again after an error
+    :param pool_look_s: how often the ages and fingerprints of the pool's VMs are checked
+    :param pool_retry: the wait after a VM of the pool has ended by itself
+    :param qmp_flood_events: more events than this within ``qmp_flood_s`` count as an attack
     :param reader_buffer: events that a reader may lag behind before its stream ends
-    :param retention_look_s: how often the age of ended VMs is looked at
-    :param sse_keep_alive_s: a silent reader gets a comment so often, or a proxy closes the stream
-    :param template_look_s: how often a template's fingerprint is looked at
-    :param template_retry: after a template could not be built
-    :param template_settle_s: what a guest still does when it is frozen, each clone does again
-    :param ttl_sleep_s: the longest sleep: a host that slept does not count it on trio's clock
+    :param retention_look_s: how often the ages of ended VMs are checked
+    :param sse_keep_alive_s: how often an idle stream gets a comment, so that no proxy closes it
+    :param template_look_s: how often the present fingerprint is checked
+    :param template_retry: the wait after a template could not be built
+    :param template_settle_s: the wait before a guest is frozen. Work that is not finished then
+        would be repeated by each clone.
+    :param ttl_sleep_s: the longest wait between two looks at the ttl, because trio's clock stops
+        while the host sleeps
     """
 
     agent_attempt_s: float = 0.5

@@ -50,18 +50,18 @@ class CloneServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Prepare(self, request, context):
-        """Called once, in the guest that is about to be frozen. Returns when nothing is under way in it
-        that every copy would have to do again. From then on whatever the agent is asked is refused
-        with FAILED_PRECONDITION until Renew.
+        """Called once, in the guest that will be frozen. Returns when the guest has no work left that
+        every copy would repeat. From then on until Renew, the agent refuses each call with
+        FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Renew(self, request, context):
-        """Called in each copy, before anything else. Returns when the copy is no twin any more. Called
-        again for the same VM it changes nothing. Without a Prepare before it, and for another VM than
-        before: FAILED_PRECONDITION.
+        """The first call in each copy. Returns when the copy has its own identity. A second call for the
+        same VM changes nothing. FAILED_PRECONDITION without a Prepare before it, or if an earlier call
+        was for another VM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

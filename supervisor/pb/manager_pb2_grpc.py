@@ -45,9 +45,9 @@ class ManagerServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Run(self, request, context):
-        """Starts a VM, waits for the agent in it, hands it the computation and answers
-        with the agent's reply. The VM lives on after the answer. If the caller
-        cancels or its deadline passes before the answer, the VM is ended.
+        """Starts a VM, waits for its agent, sends the agent the computation and returns the agent's
+        answer. The VM runs on after the answer. If the caller cancels or its deadline passes before
+        the answer, the VM is ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class VmServiceStub:
-    """What the HTTP API's /vms offers, over gRPC.
+    """The operations of the HTTP API's /vms.
     """
 
     def __init__(self, channel):
@@ -79,7 +79,7 @@ class VmServiceStub:
 
 
 class VmServiceServicer:
-    """What the HTTP API's /vms offers, over gRPC.
+    """The operations of the HTTP API's /vms.
     """
 
     def List(self, request, context):
@@ -95,7 +95,7 @@ class VmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Shutdown(self, request, context):
-        """Answers when the VM has ended.
+        """Returns when the VM has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,30 +109,30 @@ class VmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Holds the guest. A held one stays held.
+        """Pauses the guest. A paused guest stays paused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Lets a held guest run on, whatever held it.
+        """Lets a paused guest run on, whatever paused it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reset(self, request, context):
-        """Presses the reset button; the guest boots anew.
+        """Presses the reset button: the guest boots again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """With after: every event on record that came later, then each new one. Without:
-        first the present state of every VM asked for. A reader that falls behind is cut
-        off with RESOURCE_EXHAUSTED, and can go on after the last sequence it has seen.
+        """With after: every later event on record, then each new event. Without after: the present state
+        of every requested VM, then each new event. If a reader falls behind, the stream ends with
+        RESOURCE_EXHAUSTED. The reader can go on after the last sequence that it has seen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,7 +190,7 @@ def add_VmServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VmService:
-    """What the HTTP API's /vms offers, over gRPC.
+    """The operations of the HTTP API's /vms.
     """
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""Templates: VMs that were frozen once their agent was ready, to start others from.
+"""Templates: VMs that were frozen when their agent was ready. Other VMs start from them as clones.
 
-`template` is one template on disk and what it is made of; `registry` knows which there are, what
-state each is in, and which VMs depend on it. Used by ``vm`` to start clones and by ``runs`` to
-build templates.
+`template` is one template on disk, and its fingerprint. `registry` knows all templates, the state
+of each, and the VMs that depend on each. ``vm`` starts clones from templates, and ``runs`` builds
+templates.
 """

@@ -1,9 +1,9 @@
-"""Which templates there are, what state each is in, and which VMs depend on it.
+"""All templates: the state of each, and the VMs that depend on each.
 
-A VM's task asks here what to start from; `builder` makes what is missing and removes what
-nobody needs any more. All VMs of a supervisor are made by the same settings, so there is one
-present fingerprint at a time; the templates of earlier ones stay for as long as a VM's disk lies on
-theirs.
+A VM's task chooses its template here. `supervisor.runs.template_builder` builds a missing template,
+and removes templates that no VM needs any more. All VMs of a supervisor have the same settings, so
+there is one present fingerprint. A template of an earlier fingerprint stays while a VM's disk lies
+on the template's disk.
 """
 
 from __future__ import annotations
@@ -33,29 +33,31 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
-#: A template from which so many VMs in a row did not come up is made anew.
+#: After this many clones in a row that did not start, a template is built again.
 _MOST_FAILURES = 3
 
 
 class TemplateState(enum.StrEnum):
     BUILDING = "building"
     READY = "ready"
-    #: It could not be made, and is tried again after a while.
+    #: It could not be built. The builder tries again later.
     FAILED = "failed"
-    #: The image, QEMU or a setting is another one now; VMs still use it.
+    #: The image, QEMU or a setting was changed, or the template is invalid; VMs still use it.
     STALE = "stale"
 
 
 @attrs.define(eq=False)
 class Entry:
-    """What is known of one template.
+    """A template and its state.
 
-    :ivar vm_id: that it is being made of
-    :ivar problem: why it could not be made
+    :ivar vm_id: the VM that becomes the template, while it is built
+    :ivar problem: why the template is failed or stale
     :ivar since: when it entered its state
-    :ivar holders: ids of the VMs whose disk or memory it is part of
-    :ivar failures: VMs in a row that did not come up from it
-    :ivar invalid: whether it is of no use for VMs to come, whatever they are made of
+    :ivar built_in_s: how many seconds the build took; None if an earlier supervisor built it
+    :ivar size_bytes: its size on disk; None until it is built
+    :ivar holders: ids of the VMs whose disk or memory uses it
+    :ivar failures: clones in a row that did not start
+    :ivar invalid: whether no VM may start from it again, whatever the present fingerprint is
     """
 
     template: Template
@@ -76,16 +78,16 @@ class Entry:
 class Templates:
     """All templates of one supervisor.
 
-    :ivar entries: by name
-    :ivar obstacle: why none can be made now, if so
-    :ivar wanted: notified when somebody has found that there is something to build or to remove
+    :ivar entries: by the template's name
+    :ivar obstacle: why no template can be built now; None if one can
+    :ivar wanted: notified when the builder may have a template to build or to remove
     """
 
     def __init__(self, config: Config, host: Host) -> None:
         self.entries: dict[str, Entry] = {}
         self.obstacle: str | None = None
         self.wanted = Signal()
-        #: Whether it is known by now if a template is to be built.
+        #: Whether the builder has looked once, so that `obstacle` and the states are known.
         self.looked = False
         self.restored = 0
         self.fallen_back = 0
@@ -93,13 +95,13 @@ class Templates:
         self._host = host
         self._changed = Signal()
         self._closed = False
-        #: What was found to be in the way of the last fingerprint that was looked into.
-        self._looked: dict[str, str | None] = {}
+        #: The obstacle of the fingerprint that was checked last, by its digest.
+        self._obstacles: dict[str, str | None] = {}
 
-    # --- what is there ----------------------------------------------------------------------
+    # --- all templates ----------------------------------------------------------------------
 
     def load(self, records: Iterable[Record]) -> None:
-        """Take up what an earlier supervisor left, and remove what it did not finish. Blocking."""
+        """Adopt an earlier supervisor's templates. Remove incomplete and useless ones. Blocking."""
         holders = defaultdict(set)
         for record in records:
             if record.template and (record.ended_at is None or record.options.keep_disk):
@@ -109,25 +111,28 @@ class Templates:
             if one.is_sound():
                 entry.size_bytes = one.size_bytes()
             elif entry.holders:
-                # Its disk is still needed; nothing is started from it any more.
+                # VMs still need its disk. No VM starts from it any more.
                 entry.invalid = True
-                entry.enter(TemplateState.STALE, "it is damaged")
+                entry.enter(TemplateState.STALE, "a file of it is damaged")
             else:
                 one.remove()
                 continue
             self.entries[one.name] = entry
 
     async def look(self) -> Fingerprint | None:
-        """See what VMs are made of now; None if no template of that can be made."""
+        """The fingerprint of VMs that start now, and update all states to it.
+
+        :returns: None if no template can be built
+        """
         before = self.obstacle
         fingerprint, self.obstacle = await trio.to_thread.run_sync(self._look)
         digest = fingerprint.digest if fingerprint else None
         for entry in self.entries.values():
             if entry.state is TemplateState.READY and entry.template.digest != digest:
-                entry.enter(TemplateState.STALE, "what VMs are made of was changed")
+                entry.enter(TemplateState.STALE, "the image, QEMU or a setting was changed")
                 log.info("template: stale", template=entry.template.name, vms=len(entry.holders))
             elif entry.state is TemplateState.STALE and entry in self.of(digest or ""):
-                entry.enter(TemplateState.READY)  # what was changed was changed back
+                entry.enter(TemplateState.READY)  # the change was undone
                 self.changed()
         if self.obstacle != before:
             log.info("template: possible" if self.obstacle is None else "template: none",
@@ -144,37 +149,37 @@ class Templates:
             fingerprint = template.fingerprint(self._config.qemu, self._host)
         except OSError as error:
             return None, f"{error.filename}: {error.strerror}"
-        if fingerprint.digest not in self._looked:
-            # It reads the image, all of it: once for each.
-            self._looked = {fingerprint.digest: template.obstacle(self._config.qemu, self._host)}
-        return fingerprint, self._looked[fingerprint.digest]
+        if fingerprint.digest not in self._obstacles:
+            # This reads the whole image, so it is done once for each fingerprint.
+            self._obstacles = {fingerprint.digest: template.obstacle(self._config.qemu, self._host)}
+        return fingerprint, self._obstacles[fingerprint.digest]
 
     def changed(self) -> None:
-        """Have all who wait for a template look anew."""
+        """Wake the tasks that wait in `ready`."""
         self._changed.notify()
 
     def close(self) -> None:
-        """The supervisor stops: nobody need wait for a template any more."""
+        """The supervisor is stopping: end the waits in `ready`."""
         self._closed = True
         self.changed()
 
-    # --- what VMs ask -----------------------------------------------------------------------
+    # --- for VMs ----------------------------------------------------------------------------
 
     async def ready(self) -> None:
-        """Return once there is a template to start from.
+        """Wait for a template that is ready.
 
-        :raises TemplateError: if there is none and will be none, or not in the time of a boot
-        :raises Stopping: if `close` was or is called
+        :raises TemplateError: if no template can be built, or none is ready in the time of a boot
+        :raises Stopping: if `close` is called, before or during the wait
         """
         timeout_s = self._config.agent.boot_timeout_s
         with trio.move_on_after(timeout_s):
-            return await self._become_ready()
+            return await self._wait_ready()
         raise TemplateError(
-            f"there was no template after {timeout_s:g} s",
+            f"no template was ready within {timeout_s:g} s",
             advice="see MANAGER_BOOT_TIMEOUT and the log",
         )
 
-    async def _become_ready(self) -> None:
+    async def _wait_ready(self) -> None:
         await self.look()
         while True:
             changed = self._changed.next()
@@ -184,29 +189,30 @@ class Templates:
             if TemplateState.READY in states:
                 return
             if self.obstacle:
-                raise TemplateError(f"no template can be had: {self.obstacle}")
+                raise TemplateError(f"no template can be built: {self.obstacle}")
             if TemplateState.FAILED in states and TemplateState.BUILDING not in states:
                 problem = states[TemplateState.FAILED].problem
-                raise TemplateError(f"the template could not be made: {problem}")
+                raise TemplateError(f"the template could not be built: {problem}")
             if not self.is_building:
                 self.wanted.notify()
             await changed.wait()
 
     @property
     def is_building(self) -> bool:
-        return any(one.state is TemplateState.BUILDING for one in self.entries.values())
+        return any(entry.state is TemplateState.BUILDING for entry in self.entries.values())
 
     async def present(self) -> str:
-        """The digest of what VMs are made of now; nothing if a part of it is missing."""
+        """The present fingerprint's digest; empty if a file of the fingerprint is missing."""
         try:
             return await trio.to_thread.run_sync(self._digest)
         except OSError:
             return ""
 
     async def choose(self, vm_id: str, use: TemplateUse) -> tuple[str, Template | None]:
-        """The digest of what a VM is made of now, and a template to start it from, held for it.
+        """Choose how a VM starts. The VM becomes a holder of its template, until `release`.
 
-        :raises TemplateError: if it requires one and there is none any more
+        :returns: the present fingerprint's digest; and the template, None to boot from cold
+        :raises TemplateError: if the run requires a template and none is ready any more
         """
         digest = await self.present()
         if use is TemplateUse.OFF:
@@ -216,42 +222,47 @@ class Templates:
                 entry.holders.add(vm_id)
                 return digest, entry.template
         if use is TemplateUse.REQUIRE:
-            raise TemplateError("there is no template any more of what VMs are made of now")
+            raise TemplateError(
+                "the template is not ready any more: the image, QEMU or a setting was changed, or"
+                " clones did not start",
+                advice="send the run again",
+            )
         self.wanted.notify()
         return digest, None
 
     def of(self, digest: str) -> list[Entry]:
-        """All those of one fingerprint that are not invalid: one at most, but for a moment."""
-        mine = self.entries.values()
-        return [one for one in mine if one.template.digest == digest and not one.invalid]
+        """The valid templates of a fingerprint: one at most, except for a moment."""
+        entries = self.entries.values()
+        return [one for one in entries if one.template.digest == digest and not one.invalid]
 
     def new_name(self, digest: str) -> str:
-        """What to call another one of this fingerprint."""
-        others = (f"{digest}-{number}" for number in itertools.count(2))
-        return next(one for one in itertools.chain([digest], others) if one not in self.entries)
+        """An unused name for a template of this fingerprint."""
+        numbered = (f"{digest}-{number}" for number in itertools.count(2))
+        names = itertools.chain([digest], numbered)
+        return next(name for name in names if name not in self.entries)
 
     def _digest(self) -> str:
         return template.fingerprint(self._config.qemu, self._host).digest
 
     def came_up(self, name: str) -> None:
-        """A VM that was started from it has renewed itself."""
+        """A clone of this template has started and renewed itself."""
         self.restored += 1
         if entry := self.entries.get(name):
             entry.failures = 0
 
     def failed(self, name: str) -> None:
-        """A VM did not come up from it."""
+        """A clone of this template did not start."""
         self.fallen_back += 1
         if entry := self.entries.get(name):
             entry.failures += 1
             if entry.failures >= _MOST_FAILURES and entry.state is TemplateState.READY:
-                log.error("template: of no use, to be made anew", template=name)
+                log.error("template: invalid, will be built again", template=name)
                 entry.invalid = True
-                entry.enter(TemplateState.STALE, "VMs did not come up from it")
+                entry.enter(TemplateState.STALE, "clones did not start from it")
                 self.wanted.notify()
 
     def release(self, vm_id: str) -> None:
-        """Nothing of this VM lies on a template any more."""
+        """This VM does not need its template any more."""
         for entry in self.entries.values():
             if vm_id in entry.holders:
                 entry.holders.discard(vm_id)

@@ -1,8 +1,8 @@
-"""A template on disk: ``tmp/templates/<digest>/``, what it is made of, and whether it may be made.
+"""A template on disk, ``tmp/templates/<digest>/``, its fingerprint, and what may forbid templates.
 
-A template is a VM that was frozen when its agent was ready. What is started from it must have
-the same machine on the same files, down to QEMU itself: all of that is its fingerprint, and the
-fingerprint's digest its name. Everything here blocks.
+A template is a VM that was frozen when its agent was ready. Its clones must have the same machine
+and the same files, QEMU's binary included. The fingerprint covers all of these, and its digest
+names the template. Everything here blocks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from supervisor.qemu.host import Host
     from supervisor.state.vm_dir import VmDir
 
-#: Of what is done to a guest before it is frozen, and to a copy of it. Part of every fingerprint.
+#: Part of every fingerprint. Increase it if guests are prepared or renewed in another way.
 _FORMAT = 1
 
 _NO_ID = "00000000-0000-0000-0000-000000000000"
@@ -39,8 +39,8 @@ _NO_ID = "00000000-0000-0000-0000-000000000000"
 class Template:
     """The files of one template.
 
-    :param path: its directory, named by the digest; with a number where one of the same fingerprint
-        has proved to be of no use and is still needed for the disks that lie on it
+    :param path: its directory, named by the digest. The name has a number if an invalid template of
+        the same fingerprint is still needed by the disks of VMs.
     """
 
     path: Path
@@ -51,12 +51,12 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """Of its fingerprint."""
+        """The digest of its fingerprint."""
         return self.name.partition("-")[0]
 
     @property
     def ram(self) -> Path:
-        """The guest's memory, mapped privately by each VM that is started from it."""
+        """The guest's memory. Each clone maps it privately."""
         return self.path / "ram"
 
     @property
@@ -66,12 +66,12 @@ class Template:
 
     @property
     def overlay(self) -> Path:
-        """The disk as it was frozen; nothing writes to it any more."""
+        """The disk as it was frozen. Nothing writes to it any more."""
         return self.path / "overlay.qcow2"
 
     @property
     def clone(self) -> Path:
-        """An empty overlay on that. Each VM gets a copy, for all empty overlays are alike."""
+        """An empty overlay on `overlay`. Each clone gets a copy: all empty overlays are alike."""
         return self.path / "clone.qcow2"
 
     @property
@@ -80,11 +80,14 @@ class Template:
 
     @property
     def manifest(self) -> Path:
-        """Written last: a template without it was never finished."""
+        """Written last: a template without it is incomplete."""
         return self.path / "manifest.json"
 
     def is_sound(self) -> bool:
-        """Whether it was finished, and what QEMU could not tell from garbage is as it was."""
+        """Whether it is complete, and its devices' state has the hash of the build.
+
+        QEMU cannot recognise a damaged state, so the state is hashed.
+        """
         try:
             self._check_sizes()
             return File.of(self.state) == File(**json.loads(self.manifest.read_text())["state"])
@@ -92,24 +95,24 @@ class Template:
             return False
 
     def _check_sizes(self) -> None:
-        """:raises TemplateError: if a file is missing, or not as long as it was"""
+        """:raises TemplateError: if a file is missing, or has another size than after the build"""
         try:
             sizes = dict(json.loads(self.manifest.read_bytes())["sizes"])
-            # QEMU would make a file of memory that is missing, and run on nothing.
-            found = {name: (self.path / name).stat().st_size for name in sizes}
+            # QEMU would create a missing memory file, and run the guest on zeros.
+            present = {name: (self.path / name).stat().st_size for name in sizes}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise TemplateError(f"{self.path} is damaged: {error}") from error
-        if found != sizes:
-            raise TemplateError(f"{self.path} is damaged: its files are not as long as they were")
+        if present != sizes:
+            raise TemplateError(f"{self.path} is damaged: a file has changed its size")
 
     def size_bytes(self) -> int:
-        """What it takes of the disk; the memory's file has holes."""
+        """The bytes that it takes on disk, without the holes in the memory file."""
         return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
 
     def create_from(self, vm_dir: VmDir, fingerprint: Fingerprint) -> None:
-        """Make it of the files of a VM that is frozen. Failing, nothing of it is left.
+        """Make the template from a frozen VM's files, which are moved. After an error, remove it.
 
-        :raises TemplateError: if that is not possible
+        :raises TemplateError: if a file cannot be moved or written
         """
         try:
             self._create_from(vm_dir, fingerprint)
@@ -135,7 +138,8 @@ class Template:
             "sizes": {file.name: file.stat().st_size for file in self.path.iterdir()},
             "state": attrs.asdict(File.of(self.state)),
         }
-        # Disks that lie on it may outlive a loss of power; nothing else of it has to.
+        # Clones' disks may outlive a loss of power, and need the overlay. The rest need not last:
+        # a boot of the host makes the template stale.
         for path in (self.overlay, self.path, self.path.parent):
             _sync(path)
         draft = self.manifest.with_suffix(".new")
@@ -143,18 +147,18 @@ class Template:
         draft.rename(self.manifest)
 
     def clone_into(self, vm_dir: VmDir) -> None:
-        """Put the disk and the variables of a VM that starts from it into its directory.
+        """Copy the disk and the firmware variables into the directory of a new clone.
 
         :raises TemplateError: if the template is damaged
-        :raises OSError: if they cannot be written
+        :raises OSError: if a file cannot be written
         """
         self._check_sizes()
         shutil.copyfile(self.clone, vm_dir.overlay)
         shutil.copyfile(self.firmware_vars, vm_dir.firmware_vars)
-        vm_dir.serial_log.touch()  # ours, though a QEMU that is root's writes to it
+        vm_dir.serial_log.touch()  # so that it is ours even if QEMU runs as root
 
     def remove(self) -> None:
-        # The manifest first: what is left, were this cut short, is no template any more.
+        # The manifest first: if this is interrupted, the rest counts as incomplete.
         with suppress(OSError):
             self.manifest.unlink()
         shutil.rmtree(self.path, ignore_errors=True)
@@ -162,9 +166,9 @@ class Template:
 
 @attrs.frozen
 class Fingerprint:
-    """All that must be the same where memory and devices of one QEMU are to fit another.
+    """Everything that must be equal for a QEMU to load the memory and devices of another QEMU.
 
-    :param parts: by name, fit for JSON
+    :param parts: values for JSON, by name
     """
 
     parts: dict[str, object]
@@ -176,24 +180,24 @@ class Fingerprint:
 
 
 def fingerprint(config: QemuConfig, host: Host) -> Fingerprint:
-    """What a VM that is started now is made of.
+    """The fingerprint of a VM that is started now.
 
-    A boot of the host is part of it: CPUs and their microcode change with it, and memory and state
-    need not be synced to survive the loss of power.
+    The host's boot id is part of it. CPU and microcode may change at a boot, and memory and state,
+    which are not synced, may be lost.
 
-    :raises OSError: if one of the files is not there
+    :raises OSError: if a file is missing
     """
-    nothing = Path("-")
+    unspecified = Path("-")
     same = cmdline.Machine(
         vm_id=_NO_ID,
         qemu=host.qemu,
         accel=host.accel,
         forwards=(),
-        overlay=nothing,
-        firmware_vars=nothing,
-        serial_log=nothing,
-        qmp_socket=nothing,
-        ram=cmdline.Ram(nothing, shared=True),
+        overlay=unspecified,
+        firmware_vars=unspecified,
+        serial_log=unspecified,
+        qmp_socket=unspecified,
+        ram=cmdline.Ram(unspecified, shared=True),
     )
     files = {
         "qemu": Path(host.qemu),
@@ -214,14 +218,14 @@ def fingerprint(config: QemuConfig, host: Host) -> Fingerprint:
 
 
 def _identity(file: Path) -> list[object]:
-    """Which file it is, and which content it has: as make(1) would tell, without reading it."""
+    """A file's path, inode, size and time of change. As make(1), this does not read the content."""
     real = file.resolve(strict=True)
     stat = real.stat()
     return [str(real), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
 
 
 def obstacle(config: QemuConfig, host: Host) -> str | None:
-    """Why there can be no template of these VMs; None if there can."""
+    """Why no template of such VMs can be built; None if one can. Reads the whole image."""
     if host.accel.sev:
         return "the memory of encrypted guests cannot be copied"
     disk = config.disk
@@ -231,23 +235,24 @@ def obstacle(config: QemuConfig, host: Host) -> str | None:
         if described is None:
             return f"the manifest beside {disk.file} does not describe it"
         if not manifest.clone_safe:
-            return f"the manifest beside {disk.file} does not say that it is clone_safe"
+            return f"the manifest beside {disk.file} does not say that the image is clone_safe"
         if File.of(disk.file) != described:
-            return f"the manifest beside {disk.file} is of another image"
+            return f"the manifest beside {disk.file} describes another image"
     except FileNotFoundError:
-        return f"no manifest beside {disk.file} says that it is clone_safe"
+        return f"there is no manifest beside {disk.file} to say that the image is clone_safe"
     except (OSError, ValueError) as error:
         return f"the manifest beside {disk.file} cannot be read: {error}"
     return None
 
 
 def found(tmp: Path) -> list[Template]:
-    """What there is of templates in this tmp/, whether sound or not."""
-    home = directory(tmp)
-    return [Template(path) for path in sorted(home.iterdir())] if home.is_dir() else []
+    """All templates in this tmp/, sound or not."""
+    parent = directory(tmp)
+    return [Template(path) for path in sorted(parent.iterdir())] if parent.is_dir() else []
 
 
 def directory(tmp: Path) -> Path:
+    """The directory of all templates."""
     return tmp / "templates"
 
 

@@ -69,7 +69,7 @@ async def test_image_without_a_manifest_of_its_own_is_not_clone_safe(world: Worl
         assert not is_clone(shown)
         refused = await post(supervisor.http, template="require")
         assert refused.status_code == 409
-        assert "of another image" in refused.json()["detail"]
+        assert "describes another image" in refused.json()["detail"]
         await ask_until(supervisor.http, "/templates", lambda now: not now["templates"])
         await gone(supervisor.http, world.tmp / "templates" / old)
 

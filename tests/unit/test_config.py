@@ -364,7 +364,7 @@ def test_no_contradiction(environ: dict[str, str]) -> None:
         ("MANAGER_QEMU_WATCHDOG", "true", "must be one of reset, shutdown, poweroff, pause, "),
         ("MANAGER_QEMU_WATCHDOG", "restart", "did you mean 'reset'?"),
         ("MANAGER_QEMU_WATCHDOG", "inject_nmi", "did you mean 'inject-nmi'?"),
-        ("MANAGER_MEMORY_OVERCOMMIT", "0", "must be a number such as 1.5, and more than nothing"),
+        ("MANAGER_MEMORY_OVERCOMMIT", "0", "must be a number such as 1.5, and above 0"),
         ("MANAGER_VCPU_OVERCOMMIT", "16x", "must be a number such as 1.5"),
         ("MANAGER_TTL", "P1M", "must not count in years or months"),
         ("MANAGER_TTL", "soon", "must be a duration such as 90s, 1h30m, 250ms or PT1H30M"),

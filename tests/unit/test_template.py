@@ -157,9 +157,12 @@ def remade(place: Place) -> None:
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda place: place.declare(clone_safe=False), "does not say that it is clone_safe"),
+        (
+            lambda place: place.declare(clone_safe=False),
+            "does not say that the image is clone_safe",
+        ),
         (lambda place: place.declare(name="other.qcow2"), "does not describe it"),
-        (remade, "is of another image"),
+        (remade, "describes another image"),
         (lambda place: (place.path / "manifest.json").write_text("{"), "cannot be read"),
     ],
     ids=["not safe", "of another name", "of another content", "garbage"],
