@@ -27,7 +27,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Pool:
-    """One supervisor's. `keep` is its task.
+    """The pool of one supervisor. `keep` is its task.
 
     :ivar changed: notified when the pool may have to be filled
     """
@@ -40,12 +40,12 @@ class Pool:
         #: VMs in a row that ended by themselves.
         self._failures = 0
         self._taken_at = -math.inf
-        #: Runs that wait for the room of VMs that did not fit them.
+        #: Runs that no VM of the pool fits, and that wait for room.
         self._giving_way = 0
 
     @property
     def vms(self) -> list[Vm]:
-        """Those that are no run's yet; that are ready first, and among them the oldest."""
+        """The VMs that no run has: ready VMs first, and the oldest first among those."""
         mine = [
             vm
             for vm in self._vms
@@ -54,11 +54,11 @@ class Pool:
         return sorted(mine, key=lambda vm: not vm.agent_ready)
 
     def pick(self, use: TemplateUse, fingerprint: str, *, ready: bool) -> Vm | None:
-        """A VM for a run that options so for a template: a ready one, or also one that will be.
+        """Claim a VM for a run; None if no VM fits.
 
-        Nobody else is given it any more.
-
-        :param fingerprint: of what VMs are made of now
+        :param use: whether the run wants a VM from a template
+        :param fingerprint: of the machine that a VM started now would have
+        :param ready: whether the VM's agent must be ready already
         """
         for vm in self.vms:
             fits = use is TemplateUse.AUTO or _kind(vm) is use
@@ -72,9 +72,9 @@ class Pool:
 
     @asynccontextmanager
     async def giving_way(self) -> AsyncIterator[None]:
-        """End one, if there is one, for a run that must have another kind of VM.
+        """End a VM of the pool for a run that needs another kind of VM.
 
-        None takes its place for as long as that run waits for room.
+        The pool does not grow while that run waits for room.
         """
         self._giving_way += 1
         try:
@@ -87,13 +87,13 @@ class Pool:
             self.changed.notify()
 
     async def keep(self) -> None:
-        """Fill it, one VM at a time, and replace what has waited for too long."""
+        """Fill the pool, one VM at a time, and replace VMs that have waited for too long."""
         while True:
             changed = self.changed.next()
             await self._replace()
             if not self._config.pool_size:
                 return
-            # A VM that starts would slow down the answer to the run that has just taken one.
+            # A start now would slow down the run that has just taken a VM.
             await trio.sleep_until(self._taken_at + self._config.pool_interval_s)
             if self._may_grow():
                 vm = await self._vms.start_spare(Purpose.POOL)
@@ -104,10 +104,11 @@ class Pool:
                 await changed.wait()
 
     async def _see_it_ready(self, vm: Vm) -> None:
-        """Wait until it is, or is somebody's; after a failure longer, and longer each time."""
+        """Wait until the VM is ready or claimed. If the VM fails, back off."""
         began = trio.current_time()
         await vm.until(lambda: vm.agent_ready or vm.ended or vm.claimed or _is_held(vm))
-        if not vm.ended or vm.end_request is not None:
+        request = vm.end_request
+        if not vm.ended or (request and not request.cause.is_failure):
             self._failures = 0
             await trio.sleep_until(began + self._config.pool_interval_s)
             return
@@ -117,7 +118,7 @@ class Pool:
         await trio.sleep(wait_s)
 
     async def _replace(self) -> None:
-        """End those that are too old, too many, or not what a new one would be."""
+        """End VMs that are too many, too old, of no use, or differ from a VM started now."""
         fingerprint = await self._vms.templates.present()
         oldest = datetime.now(UTC).timestamp() - self._config.pool_max_age_s
         for number, vm in enumerate(self.vms):
@@ -139,20 +140,20 @@ class Pool:
         if self._giving_way or len(self.vms) >= self._config.pool_size:
             return False
         if templates.is_building or not templates.looked:
-            return False  # a template that comes makes better ones
-        # The host could give one more VM all that it may come to use.
+            return False  # VMs from the template that is being built are better
+        # The host must have the memory that one more VM may come to use.
         need = self._vms.config.qemu.memory_bytes
         return bool(psutil.virtual_memory().available >= need)
 
 
 def _is_held(vm: Vm) -> bool:
-    """Whether it is of no use to anybody now: paused, out of disk, on its way down, lost."""
+    """Whether no run can use the VM now: it is paused, goes down, or QEMU does not answer."""
     going = vm.status.state in (VmState.PRELAUNCH, VmState.RUNNING)
     return not going or vm.monitor_state is MonitorState.LOST
 
 
 def _kind(vm: Vm) -> TemplateUse | None:
-    """Which wish a VM fits that is not ``auto``; None if that is not decided yet."""
+    """The template use that a VM fits, beside ``auto``; None while that is not decided."""
     if vm.record.template:
         return TemplateUse.REQUIRE
     cold = vm.record.fingerprint or vm.record.options.template is TemplateUse.OFF

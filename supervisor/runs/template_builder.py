@@ -1,4 +1,4 @@
-"""Makes the template that is missing, and removes those that nobody needs any more."""
+"""Builds the template that is missing, and removes templates that no VM needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = structlog.stdlib.get_logger()
 
 
 class TemplateBuilder:
-    """One supervisor's. `keep` is its task."""
+    """The template builder of one supervisor. `keep` is its task."""
 
     def __init__(self, vms: Vms, pool: Pool) -> None:
         self._vms = vms
@@ -34,11 +34,11 @@ class TemplateBuilder:
         #: Builds in a row that failed.
         self._failures = 0
         self._retry_at = 0.0
-        #: Of what that was last.
+        #: Digest of the fingerprint that was built last.
         self._tried = ""
 
     async def keep(self) -> None:
-        """See to it that there is a template of what VMs are made of now."""
+        """Keep a template that fits a VM started now."""
         while True:
             wanted = self._templates.wanted.next()
             fingerprint = await self._templates.look()
@@ -62,7 +62,7 @@ class TemplateBuilder:
                 log.info("template: removed", template=name)
 
     async def _build(self, fingerprint: Fingerprint) -> None:
-        """Make it. What keeps it from that is told, and is tried again after a while."""
+        """Build the template. A failure is logged, and the build is tried again after a while."""
         name = self._templates.new_name(fingerprint.digest)
         path = template.directory(self._config.qemu.tmp) / name
         entry = Entry(Template(path), TemplateState.BUILDING)
@@ -74,7 +74,7 @@ class TemplateBuilder:
         try:
             vm = await self._vms.start_spare(Purpose.TEMPLATE)
             if vm is None:
-                raise TemplateError("there is no room for the VM that it is made of")
+                raise TemplateError("there is no room for the VM that becomes the template")
             entry.vm_id = vm.id
             log.info("template: building", template=name, vm=vm.id)
             await self._make(entry, vm, fingerprint)
@@ -89,11 +89,11 @@ class TemplateBuilder:
             await self._vms.delete(vm)
         entry.vm_id = None
         self._templates.changed()
-        self._pool.changed.notify()  # it waits for the VMs that can be made now
+        self._pool.changed.notify()  # the pool waits for clones
 
     def _failed(self, entry: Entry, vm: Vm | None, error: Exception) -> None:
-        # A VM that somebody had end is no failure of its own, and room comes and goes.
-        quiet = vm is None or vm.end_request is not None
+        # Room comes and goes, and a VM that somebody ended did not fail.
+        quiet = vm is None or (vm.end_request and not vm.end_request.cause.is_failure)
         bug = None if isinstance(error, SupervisorError) else error
         self._failures += 1
         wait_s = self._config.timing.template_retry.wait_s(self._failures)
@@ -120,7 +120,7 @@ class TemplateBuilder:
                     advice=f"see MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}",
                 )
             )
-        # The guest sees its last connection go, and has nothing to do any more: nothing tells when.
+        # The guest still closes its last connection; nothing tells when it rests.
         await trio.sleep(self._config.timing.template_settle_s)
         timeout_s = self._config.life.start_timeout_s
         with trio.move_on_after(timeout_s) as patience:
@@ -137,7 +137,7 @@ class TemplateBuilder:
 
 
 async def _freeze(vm: Vm) -> None:
-    """Stop the guest, and have QEMU write the state of its devices to the VM's directory."""
+    """Stop the guest, and have QEMU write the devices' state to the VM's directory."""
     monitor = vm.monitor()
     await monitor.stop()
     await vm.until(lambda: vm.status.state is not VmState.RUNNING)

@@ -92,6 +92,17 @@ class EndCause(enum.StrEnum):
     #: The guest makes QEMU send more events than the supervisor can read.
     FLOOD = "flood"
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether something went wrong, and nobody asked for the end."""
+        return self in (
+            EndCause.RUN_FAILED,
+            EndCause.UNRECORDED,
+            EndCause.TEMPLATE_FAILED,
+            EndCause.SOCKET_GONE,
+            EndCause.FLOOD,
+        )
+
 
 class EventKind(enum.StrEnum):
     """What an `Event` reports. docs/reference/events.md lists the data of each kind."""

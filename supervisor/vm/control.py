@@ -53,10 +53,10 @@ async def reset(vm: Vm) -> None:
     :raises Busy: if there is no guest to reset
     :raises MonitorError: if QEMU does not answer
     """
-    async with vm.resetting:  # of two at once, one would set the action back before the other's
+    async with vm.resetting:  # two at once would set the action back too early
         session = _require(vm, "reset", VmState.RUNNING, VmState.PAUSED)
         monitor, before = vm.monitor(), session.resets
-        # A reset is an end, else: see ACTIONS.
+        # Otherwise QEMU would exit at the reset: see ACTIONS.
         await monitor.set_actions(reboot="reset")
         try:
             await monitor.reset()

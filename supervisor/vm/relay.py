@@ -1,6 +1,6 @@
 """A VM's computation on its way to the agent and back.
 
-It goes there once; again only to a guest that is booted again, as its run asked for.
+The computation is sent once. It is sent again only after a restart that the run asked for.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Relay:
         self._has_answer = False
 
     async def run(self, session: Session) -> None:
-        """Meet the agent, and again after each reset. Cancelled at QEMU's exit."""
+        """Wait for the agent and send the computation; again after each reset.
+
+        Cancelled at QEMU's exit.
+        """
         vm = self._vm
         await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
         try:
@@ -79,7 +82,7 @@ class Relay:
             vm.agent_ready = False
 
     async def _wait_cut_off(self) -> None:
-        """Return when the agent must be met anew: after a reset, or a pause before it is ready."""
+        """Return after a reset, or at a pause before the agent is ready: then `run` starts over."""
         vm = self._vm
         await vm.until(
             lambda: (
@@ -88,28 +91,31 @@ class Relay:
         )
 
     async def interrupt(self) -> None:
-        """Another supervisor, or a guest before a reset, had it: nobody knows what became of it."""
-        async with self._interrupting:  # whoever comes second finds it done
+        """Give up on a computation that the agent has, if its answer can no longer arrive.
+
+        The supervisor that sent it is gone, or the guest was reset.
+        """
+        async with self._interrupting:  # a second caller finds the work done
             if self._vm.record.relay is RelayState.SENT and not self._has_answer:
                 log.warning("relay interrupted", vm=self._vm.id)
                 error = "the computation was with the agent when the way back was cut off"
                 await self._commit(RelayState.INTERRUPTED, error=error)
 
     async def guest_was_reset(self) -> None:
-        """Look for the agent anew; the guest is no clone any more."""
+        """Wait for the agent again. After a reset the guest is no longer a clone."""
         vm = self._vm
         vm.forget(Phase.AGENT)
         vm.prepared = False
         if vm.record.template and not vm.record.renewed:
             vm.defer(EventKind.RENEWED, {}, renewed=True)
         vm.agent_ready = False
-        # At once: the call that the reset broke off is not to be judged while the disk is slow.
+        # Before any write: a slow disk must not let the broken call count as a failed run.
         self._reset.set()
         vm.notify()
         await self.interrupt()
 
     async def again(self) -> None:
-        """The guest is booted again, as its run asked for: its agent gets the computation again."""
+        """Prepare for another boot: the agent gets the computation again, as the run asked for."""
         self._vm.forget(Phase.AGENT)
         self._has_answer = False
         if self._vm.record.relay is not RelayState.FAILED:
@@ -124,8 +130,8 @@ class Relay:
             else:
                 await self._wait_ready(agent)
             if vm.ending:
-                await trio.sleep_forever()  # too late for a computation; the end cancels us
-            # To ask anew after an adoption brings no news.
+                await trio.sleep_forever()  # too late for a computation; QEMU's exit cancels this
+            # After an adoption the phase is on record already, and the event was sent.
             if vm.reached(Phase.AGENT):
                 vm.defer(EventKind.AGENT, {"address": target})
                 log.info("agent ready", vm=vm.id, agent=target)
@@ -144,11 +150,11 @@ class Relay:
         vm.notify()
 
     async def _renew(self, agent: Agent, session: Session) -> None:
-        """Make a twin a guest of its own, before anything else is asked of it."""
+        """Give a clone its own identity and entropy, before any other request."""
         vm, timeout_s = self._vm, self._vm.config.start.clone_timeout_s
         try:
             async with self._while_running(timeout_s) as patience:
-                # It listens from the first: where many start at once, it is only slow to answer.
+                # A clone listens at once. If many start together, it only answers slowly.
                 await agent.wait_ready(timeout_s / 3)
                 await agent.renew(os.urandom(_ENTROPY_BYTES))
         except AgentError as error:
@@ -244,17 +250,17 @@ class Relay:
             yield scope
 
     async def _let_the_end_decide(self, session: Session) -> None:
-        """Do not return if the VM ends: its end says more than the agent's lost connection."""
+        """Return only if the VM goes on. If the VM ends, its end is the error to report."""
         if not self._vm.ending:
             # Ports close a moment before the process that held them is seen to be gone.
             with trio.move_on_after(EXIT_LAG_S) as patience:
                 await session.qemu.wait()
             if patience.cancelled_caught:
                 return
-        await trio.sleep_forever()  # until the end cancels us
+        await trio.sleep_forever()  # until QEMU's exit cancels this
 
     async def _fail(self, error: SupervisorError) -> None:
-        """A VM whose computation came to nothing is of no use to anybody."""
+        """Put the failure on record, and end the VM: nobody can use it any more."""
         vm = self._vm
         log.warning("run failed", vm=vm.id, problem=str(error))
         vm.failure = error

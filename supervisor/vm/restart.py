@@ -29,7 +29,7 @@ async def wait(vm: Vm, relay: Relay, verdict: Status) -> bool:
     wait_s = Backoff(vm.config.life.restart_backoff_s, LONGEST_BACKOFF_S).wait_s(number)
     log.warning("restarting", vm=vm.id, reason=verdict.reason, number=number, in_s=wait_s)
     exit_code = vm.session.qemu.exit_code if vm.session else None
-    # No clock goes on over a boot of the host: a time to live begins anew.
+    # CLOCK_BOOTTIME starts at 0 after a reboot of the host, so the time to live starts over.
     clock = {"first_ran_s": None} if verdict.reason == Reason.HOST_REBOOT else {}
     await vm.set_status(verdict, exit_code=exit_code, **clock)
     await vm.commit(EventKind.RESTARTING, {"number": number, "in_s": wait_s})
@@ -39,6 +39,6 @@ async def wait(vm: Vm, relay: Relay, verdict: Status) -> bool:
         return False
     await relay.again()
     restarted = next_status(vm.status, Trigger.RESTART, RunState.PRELAUNCH)
-    # Counted when it is made: a supervisor that comes during the wait begins that anew.
+    # Counted now, not before the wait: a supervisor that adopts the VM meanwhile waits again.
     await vm.set_status(restarted, running_since_s=None, restarts=number)
     return True

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
-#: A healthy QEMU answers within this time, and is asked even if its end is to be hurried.
+#: A healthy QEMU answers within this time. Even a forced end waits for it.
 _CONNECT_S = 2.5
 
 
@@ -55,7 +55,7 @@ async def _take(step: Step, vm: Vm, session: Session) -> None:
                 try:
                     await session.monitor().quit()
                 except MonitorError:
-                    # It exits, or nobody told it to: the next step needs no monitor.
+                    # QEMU exits already, or cannot be told to. The next step needs no monitor.
                     patience.deadline = min(patience.deadline, trio.current_time() + EXIT_LAG_S)
                 await trio.sleep_forever()
         case Step.SIGTERM:

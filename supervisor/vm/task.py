@@ -61,16 +61,16 @@ log = structlog.stdlib.get_logger()
 #: QEMU's words on a port that somebody else has.
 _PORT_TAKEN = re.compile(r"Could not set up host forwarding rule '[^']*:(\d+)-[^']*'")
 
-#: How often a VM is started anew because somebody took one of its ports meanwhile.
+#: Starts of QEMU before a VM fails because its ports are taken.
 _PORT_ATTEMPTS = 4
 
-#: What is done again if a VM is booted from cold after all.
+#: The phases that a cold boot repeats after a clone has failed.
 _STEPS_OF_A_BOOT = (
     *(Phase.OVERLAY, Phase.SPAWN, Phase.GREETING, Phase.RESTORE),
     *(Phase.RUNNING, Phase.RENEW, Phase.AGENT),
 )
 
-#: How long the removal of an ended VM's disk may have to wait.
+#: How long the removal of an ended VM's files may take.
 _CLEAR_S = 10.0
 
 
@@ -98,10 +98,10 @@ class VmTask:
         self._template: str | None = vm.record.template
 
     async def run(self, left: Left | None = None) -> None:
-        """All of the VM's life, or what is left of it.
+        """Start or adopt the VM, and follow it to its end.
 
-        When it returns, nothing of the VM is left but its record and logs, a disk that is kept,
-        and all of a VM that the next supervisor adopts.
+        Afterwards only its record and logs are left, and its disk if the run keeps it. A VM that
+        is left to the next supervisor keeps everything.
         """
         vm, verdict = self._vm, None
         try:
@@ -168,13 +168,13 @@ class VmTask:
         except TemplateError as error:
             self._relay.clone_failure = CloneFailed(vm.id, str(error))
         except (LaunchError, OSError) as error:
-            # What was never started says nothing about the template.
+            # If QEMU was never started, the template is not to blame.
             ran = isinstance(error, LaunchError) and error.exit_code is not None
             self._relay.clone_failure = CloneFailed(vm.id, str(error), blames_template=ran)
         return vm.status
 
     async def _prepare_cold_boot(self, verdict: Status) -> None:
-        """Make all as it was before the VM was tried from its template.
+        """Undo the start from the template, and prepare a boot without it.
 
         :raises CloneFailed: if its run requires a template
         """
@@ -232,7 +232,7 @@ class VmTask:
                 starting = process.start(argv, listener, vm.dir.qemu_log, leave=self._is_left)
                 qemu = await stack.enter_async_context(starting)
             vm.reached(Phase.SPAWN)
-            # Not worth a write of its own: who comes after us finds the process by its uuid.
+            # Written with the next change: after a crash, recovery finds the process by its uuid.
             vm.defer(
                 EventKind.LAUNCHED,
                 {"pid": qemu.pid, "template": self._template},
@@ -344,7 +344,7 @@ class VmTask:
         await session.qemu.kill()
 
     async def _end_what_sudo_left(self) -> None:
-        """Had sudo been killed, QEMU would live on, nobody's child."""
+        """End a QEMU whose sudo was killed: it would run on without a parent."""
         vm, tmp = self._vm, self._vm.config.qemu.tmp
         running = await trio.to_thread.run_sync(process.running_below, tmp)
         found = process.find(vm.id, None, running)

@@ -50,7 +50,7 @@ class Vm:
 
     :ivar session: the present QEMU, or the last one; None before the first
     :ivar agent_ready: whether the present guest's agent answers
-    :ivar prepared: whether the guest is ready to be frozen, and nobody is connected to it
+    :ivar prepared: whether the guest is ready to become a template, and nobody is connected
     :ivar reply: the agent's answer, once ``record.answered``
     :ivar failure: why its run or its task failed, if the VM's own end does not say it
     :ivar end_request: what was asked for; it may become more urgent, never less
@@ -158,7 +158,7 @@ class Vm:
         :raises Stopping: if it is left running by a supervisor that stops
         """
         if not await self.wait_over():
-            raise Stopping(f"the supervisor stops; VM {self.id} runs on, for the next to take up")
+            raise Stopping(f"the supervisor stops; VM {self.id} runs on, for the next one to adopt")
 
     async def wait_answered(self) -> str:
         """The agent's answer to the computation.
@@ -183,7 +183,7 @@ class Vm:
         self.notify()
 
     def leave(self) -> bool:
-        """Let the VM go without ending it. False if its guest has not run, or is to be frozen.
+        """Let the VM go without ending it. False if its guest has not run, or becomes a template.
 
         The VM's task returns; QEMU goes on.
         """
@@ -249,7 +249,7 @@ class Vm:
         """Write what has been put off, if anything."""
         with trio.CancelScope(shield=True):
             async with self._writing:
-                if self._news:  # else the one before us has written ours as well
+                if self._news:  # else the writer before us has written ours, too
                     news, changes = self._news, self._changes | {"phases": dict(self._phases)}
                     self._news, self._changes = [], {}
                     changed = attrs.evolve(self.record, **changes)
@@ -257,7 +257,10 @@ class Vm:
         self.notify()
 
     def defer(self, kind: EventKind, data: Mapping[str, Any], **changes: Any) -> None:
-        """The same with the next commit: for what another supervisor could find out by itself."""
+        """Add a change and its event to the next commit.
+
+        For facts that another supervisor could find out by itself: they may be lost in a crash.
+        """
         self._news.append((kind, data))
         self._changes |= changes
 
@@ -275,12 +278,12 @@ class Vm:
         return first
 
     def forget(self, *phases: Phase) -> None:
-        """These steps are to be taken again."""
+        """Have these steps be noted again."""
         for phase in phases:
             self._phases.pop(phase, None)
 
     def notify(self) -> None:
-        """Have every ``until`` look anew."""
+        """Have every ``until`` evaluate its condition again."""
         self._changed.notify()
 
     def close(self) -> None:

@@ -257,7 +257,7 @@ async def test_host_without_memory_to_spare_has_no_pool(
         assert len((await supervisor.http.get("/vms")).json()["vms"]) == 1
 
 
-# --- what a run options ----------------------------------------------------------------------
+# --- what a run wishes for ----------------------------------------------------------------------
 
 
 async def test_wishes_apply_from_the_taking_on(world: World) -> None:
