@@ -250,7 +250,7 @@ class AgentError(SupervisorError):
 
 
 def single(error: Exception) -> Exception:
-    """The only error in a nursery's group, however nested; the group itself if it has several."""
+    """The only error of a group, such as a nursery raises; the group if it has several errors."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -19,7 +19,7 @@ import attrs
 
 
 class VmState(enum.StrEnum):
-    """SHUTOFF and CRASHED are ends. Only a restart leaves CRASHED, and nothing leaves SHUTOFF."""
+    """The state of a VM. SHUTOFF and CRASHED are ends; only a restart leaves CRASHED."""
 
     PRELAUNCH = "prelaunch"
     RUNNING = "running"

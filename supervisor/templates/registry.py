@@ -120,9 +120,9 @@ class Templates:
             self.entries[one.name] = entry
 
     async def look(self) -> Fingerprint | None:
-        """The fingerprint of VMs that start now, and update all states to it.
+        """Compute the present fingerprint, and update the state of every template to it.
 
-        :returns: None if no template can be built
+        :returns: the fingerprint; None if no template of it can be built
         """
         before = self.obstacle
         fingerprint, self.obstacle = await trio.to_thread.run_sync(self._look)
