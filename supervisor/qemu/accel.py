@@ -23,6 +23,7 @@ import cattrs
 from supervisor.config.settings import Switch
 from supervisor.errors import HostError
 from supervisor.qemu.cmdline import Accel, cpu_model
+from supervisor.qemu.host import boot_id
 from supervisor.tee import sev
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
     cpu = cpu_model(config, Accel(kvm=True, sev=False))
     cache = config.tmp / "kvm-probe.json"
     key = _Cached(
-        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        boot_id=boot_id(),
         binary=qemu,
         binary_mtime_ns=Path(qemu).stat().st_mtime_ns,
         machine=config.machine,

@@ -68,7 +68,7 @@ def _recover(config: Config, clock: Clock, store: Store) -> Recovered:
     records = [*loaded.records, *rebuilt]
     processes = {}
     for index, record in enumerate(records):
-        if record.ended_at is None:
+        if not record.ended:
             alive = process.find(record.id, record.process, running)
             if alive:
                 processes[record.id] = alive
@@ -217,7 +217,7 @@ async def announce(recovered: Recovered, journal: Journal) -> None:
     ended = [
         record.id
         for record in recovered.records
-        if record.ended_at is None and record.id not in recovered.processes
+        if not record.ended and record.id not in recovered.processes
     ]
     if running or ended:
         log.info("adopting VMs", running=running, ended_meanwhile=ended)

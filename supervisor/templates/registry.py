@@ -104,7 +104,7 @@ class Templates:
         """Adopt an earlier supervisor's templates. Remove incomplete and useless ones. Blocking."""
         holders = defaultdict(set)
         for record in records:
-            if record.template and (record.ended_at is None or record.options.keep_disk):
+            if record.template and (not record.ended or record.options.keep_disk):
                 holders[record.template].add(record.id)
         for one in template.found(self._config.qemu.tmp):
             entry = Entry(one, TemplateState.READY, holders=holders[one.name])
