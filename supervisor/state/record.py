@@ -216,7 +216,7 @@ class Record:
     @property
     def awaits_answer(self) -> bool:
         """Whether the agent may still answer."""
-        return self.relay in (RelayState.WAITING, RelayState.SENT)
+        return not self.answered and self.relay in (RelayState.WAITING, RelayState.SENT)
 
     @property
     def settled(self) -> bool:

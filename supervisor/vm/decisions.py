@@ -121,9 +121,11 @@ def final_error(
     return None
 
 
-def final_relay(relay: RelayState) -> RelayState:
-    """What a VM's end makes of its computation."""
-    return RelayState.FAILED if relay in (RelayState.WAITING, RelayState.SENT) else relay
+def final_relay(record: Record) -> RelayState:
+    """What a VM's end makes of its computation. An answer stays one."""
+    if record.relay not in (RelayState.WAITING, RelayState.SENT):
+        return record.relay
+    return RelayState.ANSWERED if record.answered else RelayState.FAILED
 
 
 class Step(enum.Enum):

@@ -263,9 +263,9 @@ class Relay:
         """Put the failure on record, and end the VM: nobody can use it any more."""
         vm = self._vm
         log.warning("run failed", vm=vm.id, problem=str(error))
-        vm.failure = error
         async with self._interrupting:
             await self._commit(RelayState.FAILED, error=str(error))
+            vm.failure = error  # not before: QEMU's exit may cancel this, and a restart may follow
         vm.request_end(EndMode.FORCE, EndCause.RUN_FAILED, "its run failed")
 
     async def _commit(self, state: RelayState, **changes: object) -> None:

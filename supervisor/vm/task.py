@@ -381,7 +381,7 @@ class VmTask:
             status,
             exit_code=exit_code,
             error=decisions.final_error(vm.record, status, vm.failure, log_tail),
-            relay=decisions.final_relay(vm.record.relay),
+            relay=decisions.final_relay(vm.record),
             ended_at=datetime.now(UTC),
         )
 

@@ -133,7 +133,7 @@ async def test_each_boot_has_its_own_process_and_socket(world: World) -> None:
             pids.append(guest.pid)
             if len(pids) < 3:
                 await guest.exit(-11)
-        await vm.until(lambda: vm.agent_ready and not vm.record.awaits_answer)
+        await vm.until(lambda: vm.agent_ready and vm.record.relay == "answered")
         assert [one["pid"] for one in events(vm, "launched")] == pids
         shown = (await supervisor.http.get(f"/vms/{vm.id}")).json()
         assert (shown["pid"], shown["exit_code"]) == (pids[-1], None)
@@ -229,3 +229,23 @@ async def test_wait_that_another_supervisor_ends_is_one_restart(world: World) ->
         vm = supervisor.vm(again.vm_id)
         assert vm.record.restarts == 1
         assert {one["number"] for one in events(vm, "restarting")} == {1}
+
+
+async def test_answer_stays_one_while_a_guest_boots_again(world: World) -> None:
+    """A repeat with the key has it at once, and the end of the VM is no failure of the run."""
+    body, key = {"computation": "aGk="}, {"Idempotency-Key": "k"}
+    async with world.serve(**AT_ONCE) as supervisor:
+        first = await supervisor.http.post("/run", json=body, headers=key)
+        vm = supervisor.only_vm()
+        guest = await world.guest()
+        await guest.until("Run")
+        world.scenario(agent="none")
+        await guest.exit(-9)
+        again = await world.guest()
+        await again.until("cont")
+        await vm.until(lambda: vm.status.state is VmState.RUNNING and vm.record.restarts == 1)
+        assert vm.record.relay == "waiting"
+        repeat = await supervisor.http.post("/run", json=body, headers=key)
+        assert repeat.json()["computation"] == first.json()["computation"]
+        ended = (await supervisor.http.post(f"/vms/{vm.id}/shutdown")).json()
+        assert (ended["relay"]["state"], ended["error"]) == ("answered", None)
