@@ -1,5 +1,8 @@
 """Every setting of the supervisor, declared once. Read once, never assigned to. No I/O.
 
+The settings are in `policy` (limits, life and end of VMs), `qemu`, `servers` and `start` (templates
+and pool); `settings` reads declarations. `timing` has waits that no setting changes.
+
 A setting that the original manager had keeps its name and default, with three exceptions: KVM and
 SEV are ``auto``, everything listens on loopback, and QMP takes the place of ``MONITOR``.
 """

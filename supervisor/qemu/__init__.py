@@ -1,7 +1,7 @@
 """One QEMU process: its command line, its process and its QMP connection.
 
-`cmdline` turns a configuration into arguments and is pure. `process` starts, finds and ends the
-process. `qmp` is one QMP connection; `connection` keeps a connection open while the process lives.
-`accel`, `firmware`, `ports` and `host` find out what this host offers. This room is for the review
-of a QEMU expert.
+`cmdline` turns a configuration into arguments and is pure. `process` starts and finds the process
+and signals it; when, ``vm.shutdown`` decides. `qmp` is one QMP connection; `connection` keeps a
+connection open while the process lives. `accel`, `firmware`, `ports` and `host` find out what this
+host offers. A QEMU expert can review this room alone.
 """

@@ -1,6 +1,7 @@
 """Who may start a VM, and which VM a run gets.
 
-`service` is what the API asks: run, submit, end, delete, stop. `vms` is all VMs by id and starts
-new ones for runs, for the pool and for templates. Beside them: admission, idempotency keys, the
-pool, the template builder, retention, metrics. Used by ``api`` and `app`.
+`service` answers the API: run, submit, end, events. `vms` has all VMs by id; it starts, deletes,
+ends and leaves them. `admission` has the limits and the queue, `idempotency` the keys, `pool` the
+VMs kept ready, `template_builder` the templates, `retention` the ended VMs, `metrics` the counters.
+`nursery` is the VMs' nursery, which outlives the servers. Used by ``api`` and `app`.
 """

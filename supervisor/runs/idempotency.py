@@ -50,4 +50,6 @@ class IdempotencyKeys:
             self._arriving.pop(key).set()
 
     def _of(self, key: str) -> Vm | None:
-        return next((vm for vm in self._vms if vm.record.options.idempotency_key == key), None)
+        # The latest: a removal that the disk refused leaves an older one with the same key.
+        having = [vm for vm in self._vms if vm.record.options.idempotency_key == key]
+        return having[-1] if having else None

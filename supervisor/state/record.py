@@ -337,10 +337,11 @@ def parse(content: bytes) -> tuple[Record, list[Event]]:
 
 def _rename_members_of_version_1(vm: dict[str, Any]) -> None:
     """So that a supervisor, after an upgrade, can adopt VMs that the old version started."""
-    vm["options"] = vm.pop("wishes")
-    vm["options"]["request_hash"] = vm["options"].pop("fingerprint")
-    vm["fingerprint"] = vm.pop("recipe")
-    vm["answered"] = vm["relay"] == RelayState.ANSWERED
+    # The first records of that version lack the members that came later, with a default.
+    options = vm["options"] = vm.pop("wishes")
+    options["request_hash"] = options.pop("fingerprint", "")
+    vm["fingerprint"] = vm.pop("recipe", "")
+    vm["answered"] = vm.get("relay") == RelayState.ANSWERED
 
 
 def _describe(error: Exception) -> str:

@@ -88,6 +88,13 @@ def _recover(config: Config, clock: Clock, store: Store) -> Recovered:
         if record.answered
         and (reply := VmDir(config.qemu.tmp / record.id).read_reply()) is not None
     }
+    records = [
+        # Its answer is lost; a guest that was booted again may still give another one.
+        attrs.evolve(record, answered=False)
+        if record.answered and record.id not in replies and not record.ended
+        else record
+        for record in records
+    ]
     return Recovered(records, processes, replies, sequence, moved, loaded.gone)
 
 

@@ -1,6 +1,8 @@
 """One VM, from the decision to start it to the last line of its record.
 
-`task` is the VM's task and owns all that happens to it; `vm` is what others may read and ask for.
-`session` is one QEMU process of a VM: a VM that is booted again has another one. These modules
-share one subject and one nursery. Used by ``runs`` and, to read, by ``api``.
+`task` owns all that happens to a VM; `vm` is what others may read, wait for and ask for. Each boot
+is a `session`: one QEMU process. Beside it run `shutdown`, `relay` (the agent) and `ttl`;
+`qmp_events` takes QEMU's events. `decisions` is pure: what follows a boot, which step of a shutdown
+comes next. `restart` waits before another boot; `control` pauses, resumes and resets. Used by
+``runs`` and ``api``.
 """

@@ -50,8 +50,9 @@ def after_boot(
     """
     stopping = end_requested or record.ending is not None
     never_renewed = verdict.state.ended and record.template is not None and not record.renewed
+    first_boot = record.restarts == 0  # a restart does not use the template's memory
     host_rebooted = verdict.reason == Reason.HOST_REBOOT
-    if (clone_failed or never_renewed) and not stopping and not host_rebooted:
+    if (clone_failed or (never_renewed and first_boot)) and not stopping and not host_rebooted:
         return Next.COLD_BOOT
     if (
         record.options.restart is RestartPolicy.ON_FAILURE

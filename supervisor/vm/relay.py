@@ -99,7 +99,7 @@ class Relay:
             if self._vm.record.relay is RelayState.SENT and not self._has_answer:
                 log.warning("relay interrupted", vm=self._vm.id)
                 error = "the computation was with the agent when the way back was cut off"
-                await self._commit(RelayState.INTERRUPTED, error=error)
+                await self._give_up(RelayState.INTERRUPTED, error)
 
     async def guest_was_reset(self) -> None:
         """Wait for the agent again. After a reset the guest is no longer a clone."""
@@ -264,9 +264,18 @@ class Relay:
         vm = self._vm
         log.warning("run failed", vm=vm.id, problem=str(error))
         async with self._interrupting:
-            await self._commit(RelayState.FAILED, error=str(error))
-            vm.failure = error  # not before: QEMU's exit may cancel this, and a restart may follow
+            await self._give_up(RelayState.FAILED, str(error))
+            # Not before: QEMU's exit may cancel this, and a restart may follow.
+            if not vm.record.answered:
+                vm.failure = error
         vm.request_end(EndMode.FORCE, EndCause.RUN_FAILED, "its run failed")
+
+    async def _give_up(self, state: RelayState, error: str) -> None:
+        """Put on record that no answer comes; an answer before a restart stays the run's answer."""
+        if self._vm.record.answered:
+            await self._commit(RelayState.ANSWERED)
+        else:
+            await self._commit(state, error=error)
 
     async def _commit(self, state: RelayState, **changes: object) -> None:
         await self._vm.commit(EventKind.RELAY, {"state": state}, relay=state, **changes)

@@ -375,7 +375,8 @@ class VmTask:
         status = decisions.final_status(vm.record, verdict, exit_code, exited=exited)
         log_tail = vm.dir.log_tail()
         if vm.failure is None and vm.record.awaits_answer:
-            why = vm.end_request.why if vm.end_request else log_tail
+            ended = "the guest has ended" if vm.status.state is VmState.SHUTDOWN else log_tail
+            why = vm.end_request.why if vm.end_request else ended
             vm.failure = VmEnded(vm.id, status.state, status.reason, why)
         await vm.set_status(
             status,

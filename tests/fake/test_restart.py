@@ -249,3 +249,16 @@ async def test_answer_stays_one_while_a_guest_boots_again(world: World) -> None:
         assert repeat.json()["computation"] == first.json()["computation"]
         ended = (await supervisor.http.post(f"/vms/{vm.id}/shutdown")).json()
         assert (ended["relay"]["state"], ended["error"]) == ("answered", None)
+
+
+async def test_answer_stays_one_though_the_second_sending_fails(world: World) -> None:
+    async with world.serve(**AT_ONCE) as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        await guest.until("Run")
+        world.scenario(agent="status", status=("INVALID_ARGUMENT", "nonsense"))
+        await guest.exit(-9)
+        await vm.wait_ended()
+        shown = (await supervisor.http.get(f"/vms/{vm.id}")).json()
+        assert (shown["relay"]["state"], shown["error"]) == ("answered", None)
+        assert vm.record.end_cause == "run-failed"

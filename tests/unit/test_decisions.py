@@ -56,6 +56,7 @@ NEVER = attrs.evolve(PLAIN, options=RunOptions())
         (RENEWED, CRASHED, {}, Next.RESTART),
         (CLONE, CRASHED, {}, Next.COLD_BOOT),
         (CLONE, SHUTOFF, {}, Next.COLD_BOOT),
+        (attrs.evolve(CLONE, restarts=1), CRASHED, {}, Next.RESTART),
         (CLONE, REBOOTED, {}, Next.RESTART),
         (CLONE, CRASHED, {"end_requested": True}, Next.RESTART),
         (attrs.evolve(CLONE, ending=EndMode.FORCE), CRASHED, {}, Next.END),

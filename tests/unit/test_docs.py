@@ -220,14 +220,26 @@ def test_words_of_requests() -> None:
 def test_functions_of_the_ways(heading: str) -> None:
     """A list of functions that does not follow the code is worse than none."""
     architecture = pages.ROOT / "docs" / "explanation" / "architecture.md"
+    above: list[str] = []  # the source of each function that the present one is below
     for shown, file, _ in pages.rows(architecture, heading):
-        names = re.sub(r"[·` ]", "", shown).split(".")
-        scope: ast.AST = ast.parse((PACKAGE / file.strip("`")).read_text())
-        for name in names:
-            inside = {
-                node.name: node
-                for node in ast.walk(scope)
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            }
-            assert name in inside, f"{shown} is not in {file}"
-            scope = inside[name]
+        level = shown.count("·")
+        name = re.sub(r"[·` ]", "", shown)
+        source = _source(PACKAGE / file.strip("`"), name.split("."))
+        last = name.rpartition(".")[2]
+        assert level <= len(above), shown
+        assert not level or re.search(rf"\b{last}\b", above[level - 1]), f"who calls {shown}?"
+        above[level:] = [source]
+
+
+def _source(file: Path, names: list[str]) -> str:
+    text = file.read_text()
+    scope: ast.AST = ast.parse(text)
+    for name in names:
+        inside = {
+            node.name: node
+            for node in ast.walk(scope)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        }
+        assert name in inside, f"{name} is not in {file}"
+        scope = inside[name]
+    return ast.get_source_segment(text, scope) or ""

@@ -105,6 +105,15 @@ def test_version_before_is_read() -> None:
     assert record.parse(written)[0] == FULL
 
 
+def test_version_before_without_the_members_that_came_later() -> None:
+    written = json.loads(Path(__file__).with_name("vm-of-version-1.json").read_bytes())
+    for name in ("purpose", "recipe", "template", "renewed", "phases"):
+        del written["vm"][name]
+    del written["vm"]["wishes"]["fingerprint"]
+    read = parsed(written)[0]
+    assert (read.fingerprint, read.options.request_hash, read.answered) == ("", "", True)
+
+
 @pytest.mark.parametrize(
     "damaged",
     [
