@@ -74,10 +74,6 @@ class Vms:
         except KeyError:
             raise VmNotFound(vm_id) from None
 
-    def is_listed(self, vm: Vm) -> bool:
-        """Whether it was not removed yet."""
-        return vm.id in self._by_id
-
     # --- starting ---------------------------------------------------------------------------
 
     async def start(
