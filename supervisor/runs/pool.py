@@ -63,7 +63,7 @@ class Pool:
         for vm in self.vms:
             fits = use is TemplateUse.AUTO or _kind(vm) is use
             present = vm.record.fingerprint == fingerprint or vm.status.state is VmState.PRELAUNCH
-            if fits and present and not _is_held(vm) and (vm.agent_ready or not ready):
+            if fits and present and not _is_unusable(vm) and (vm.agent_ready or not ready):
                 vm.claimed = True
                 self._taken_at = trio.current_time()
                 self.changed.notify()
@@ -106,7 +106,7 @@ class Pool:
     async def _see_it_ready(self, vm: Vm) -> None:
         """Wait until the VM is ready or claimed. If the VM fails, back off."""
         began = trio.current_time()
-        await vm.until(lambda: vm.agent_ready or vm.ended or vm.claimed or _is_held(vm))
+        await vm.until(lambda: vm.agent_ready or vm.ended or vm.claimed or _is_unusable(vm))
         request = vm.end_request
         if not vm.ended or (request and not request.cause.is_failure):
             self._failures = 0
@@ -125,7 +125,7 @@ class Pool:
             why = ""
             if number >= self._config.pool_size:
                 why = "the pool is smaller now"
-            elif _is_held(vm):
+            elif _is_unusable(vm):
                 why = f"it is {vm.status}, its monitor {vm.monitor_state}"
             elif vm.record.created_at.timestamp() < oldest:
                 why = "it has waited for long enough"
@@ -146,7 +146,7 @@ class Pool:
         return bool(psutil.virtual_memory().available >= need)
 
 
-def _is_held(vm: Vm) -> bool:
+def _is_unusable(vm: Vm) -> bool:
     """Whether no run can use the VM now: it is paused, goes down, or QEMU does not answer."""
     going = vm.status.state in (VmState.PRELAUNCH, VmState.RUNNING)
     return not going or vm.monitor_state is MonitorState.LOST

@@ -104,7 +104,7 @@ class Relay:
     async def guest_was_reset(self) -> None:
         """Wait for the agent again. After a reset the guest is no longer a clone."""
         vm = self._vm
-        vm.forget(Phase.AGENT)
+        vm.forget_phases(Phase.AGENT)
         vm.prepared = False
         if vm.record.template and not vm.record.renewed:
             vm.defer(EventKind.RENEWED, {}, renewed=True)
@@ -116,7 +116,7 @@ class Relay:
 
     async def again(self) -> None:
         """Prepare for another boot: the agent gets the computation again, as the run asked for."""
-        self._vm.forget(Phase.AGENT)
+        self._vm.forget_phases(Phase.AGENT)
         self._has_answer = False
         if self._vm.record.relay is not RelayState.FAILED:
             await self._commit(RelayState.WAITING, error=None)

@@ -198,7 +198,7 @@ class VmTask:
         await vm.commit(EventKind.FALLBACK, data, template=None, renewed=False)
         self._relay.clone_failure = None
         self._fingerprint, self._template = await self._templates.present(), None
-        vm.forget(*_STEPS_OF_A_BOOT)
+        vm.forget_phases(*_STEPS_OF_A_BOOT)
         config = vm.config.qemu
         await vm.dir.prepare(config.disk, config.firmware)
         self._templates.release(vm.id)

@@ -277,7 +277,7 @@ class Vm:
             self._phases[phase] = self.clock.boottime_s() - self._requested_s
         return first
 
-    def forget(self, *phases: Phase) -> None:
+    def forget_phases(self, *phases: Phase) -> None:
         """Have these steps be noted again."""
         for phase in phases:
             self._phases.pop(phase, None)
