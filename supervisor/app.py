@@ -30,7 +30,7 @@ from supervisor.api.http.app import create_app
 from supervisor.api.sockets import bind_tcp, check_pem
 from supervisor.config import OnStop
 from supervisor.errors import HostError, LaunchError
-from supervisor.qemu import accel, firmware
+from supervisor.qemu import accel, firmware, trial
 from supervisor.qemu.host import Clock, Host
 from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked
@@ -91,6 +91,7 @@ def examine(config: Config, clock: Clock) -> Host:
         check_pem(name, server.server_cert, server.server_key, server.client_ca_certs)
     qemu = accel.find_qemu(config.qemu)
     decided, warnings = accel.decide(config.qemu, qemu)
+    trial.check(config.qemu, qemu, decided)
     descriptors = firmware.read_descriptors()
     if problem := firmware.mismatch(config.qemu.firmware, descriptors):
         raise HostError(problem.detail, advice=problem.advice)
@@ -103,7 +104,7 @@ def examine(config: Config, clock: Clock) -> Host:
         warnings.append(str(error))
     for warning in warnings:
         log.warning(warning)
-    return Host(qemu, decided, clock)
+    return Host(qemu, config.qemu.use_sudo, decided, clock)
 
 
 async def serve(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import json
-import re
 import shutil
 import subprocess
 import tempfile
@@ -23,7 +22,9 @@ from supervisor.api import sockets
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, PortsTaken
 from supervisor.image.image import DISK
-from supervisor.qemu import accel, firmware, ports
+from supervisor.qemu import accel, cmdline, firmware, ports, trial
+from supervisor.qemu.cmdline import Accel
+from supervisor.qemu.version import Version
 from supervisor.runs import admission
 from supervisor.state.vm_dir import check_tmp
 from supervisor.tee import sev
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from supervisor.errors import SupervisorError
 
 #: The oldest QEMU this project has been run with.
-_TRIED_QEMU = (7, 2)
+_TRIED_QEMU = Version(7, 2)
 #: A VM's overlay starts at 200 kB and grows with what its guest writes.
 _LITTLE_DISK = 2**30
 _QUESTION_TIMEOUT_S = 20.0
@@ -68,6 +69,7 @@ def examine(config: Config) -> Iterator[Check]:
     yield tmp
     kvm = _probe(qemu, keep=tmp.verdict is not Verdict.FAIL)
     yield check_kvm(qemu.enable_kvm, kvm)
+    yield check_machine(qemu, kvm=kvm is not None and kvm.works)
     yield check_sev(qemu.enable_sev, kvm=kvm is not None and kvm.works)
     yield check_ovmf(qemu)
     yield check_image(qemu)
@@ -93,7 +95,26 @@ def check_qemu(config: QemuConfig) -> Check:
         path = accel.find_qemu(config)
     except HostError as error:
         return _of_error("QEMU", error)
-    return _version("QEMU", path)
+    try:
+        binary = trial.look_at(path, sudo=config.use_sudo)
+    except HostError as error:
+        return _of_error("QEMU", error)
+    detail = f"{path}, version {binary.version}"
+    if binary.version < _TRIED_QEMU:
+        return Check(
+            "QEMU", Verdict.WARN, detail, f"{_TRIED_QEMU} is the oldest that has been tried"
+        )
+    return Check("QEMU", Verdict.OK, detail)
+
+
+def check_machine(config: QemuConfig, *, kvm: bool) -> Check:
+    """Whether QEMU takes the machine, CPU, memory and numbers of CPUs in the settings."""
+    decided = Accel(kvm=kvm, sev=False)
+    try:
+        trial.check(config, accel.find_qemu(config), decided)
+    except HostError as error:
+        return _of_error("machine", error)
+    return Check("machine", Verdict.OK, f"{config.machine}, {cmdline.cpu_model(config, decided)}")
 
 
 def check_qemu_img() -> Check:
@@ -101,20 +122,12 @@ def check_qemu_img() -> Check:
     if path is None:
         detail, advice = "qemu-img is not on the PATH", "install the package qemu-utils"
         return Check("qemu-img", Verdict.FAIL, detail, advice)
-    return _version("qemu-img", path)
-
-
-def _version(name: str, path: str) -> Check:
     code, output = _ask(path, "--version")
-    match = re.search(r"version (\d+)\.(\d+)\S*", output)
-    if code or not match:
-        said = (output.splitlines() or [f"exit code {code}"])[-1]
-        return Check(name, Verdict.FAIL, f"{path} does not run: {said}", "install it again")
-    detail = f"{path}, {match[0]}"
-    if (int(match[1]), int(match[2])) < _TRIED_QEMU:
-        tried = ".".join(map(str, _TRIED_QEMU))
-        return Check(name, Verdict.WARN, detail, f"{tried} is the oldest that has been tried")
-    return Check(name, Verdict.OK, detail)
+    said = output.splitlines() or [f"exit code {code}"]
+    if code != 0:
+        detail = f"{path} does not run: {said[-1]}"
+        return Check("qemu-img", Verdict.FAIL, detail, "install it again")
+    return Check("qemu-img", Verdict.OK, f"{path}, {said[0]}")
 
 
 def check_sudo(config: QemuConfig) -> Check:

@@ -12,7 +12,7 @@ import trio
 from supervisor import app
 from supervisor.cli.environment import CommandFailed, env_file, load_config
 from supervisor.errors import SupervisorError
-from supervisor.qemu import accel, cmdline
+from supervisor.qemu import accel, cmdline, trial
 from supervisor.qemu.ports import PortPool
 from supervisor.state.vm_dir import VmDir, check_tmp
 
@@ -58,10 +58,11 @@ def _line(config: QemuConfig, vm_id: str, vm_dir: VmDir) -> str:
     qemu = accel.find_qemu(config)
     decided, warnings = accel.decide(config, qemu)
     _explain(*warnings)
+    trial.check(config, qemu, decided)
     with PortPool(config.net).reserve() as forwards:
         made = cmdline.Machine(
             vm_id=vm_id,
-            qemu=qemu,
+            qemu=trial.look_at(qemu, sudo=config.use_sudo),
             accel=decided,
             forwards=forwards,
             overlay=vm_dir.overlay,

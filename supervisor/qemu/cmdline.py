@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from supervisor.config import QemuConfig
+    from supervisor.qemu.version import Binary
 
 #: The option of the QMP socket if a supervisor starts QEMU. For a person it is ``path=...``.
 QMP_BY_DESCRIPTOR = "fd=0"
@@ -64,13 +65,12 @@ class Ram:
 class Machine:
     """What differs between the command lines of two VMs.
 
-    :param qemu: path of QEMU's binary
     :param overlay: a qcow2 file on the base image or on a template's overlay
     :param ram: None if the memory is not in a file
     """
 
     vm_id: str
-    qemu: str
+    qemu: Binary
     accel: Accel
     forwards: Sequence[Forward]
     overlay: Path
@@ -129,23 +129,29 @@ def cpu_model(config: QemuConfig, accel: Accel) -> str:
 def _command(config: QemuConfig, machine: Machine, qmp: str) -> list[str]:
     return [
         *(["sudo"] if config.use_sudo else []),
-        machine.qemu,
-        *machine_args(config, machine),
+        machine.qemu.path,
+        *machine_args(config, machine.accel, in_file=machine.ram is not None),
         *firmware_args(config, machine),
         *disk_args(config, machine),
         *network_args(config, machine),
         *(sev_args(config, machine) if machine.accel.sev else []),
         *(["-nographic"] if config.no_graphic else []),
-        *monitor_args(qmp),
+        *monitor_args(qmp, machine.qemu),
         *our_args(config, machine),
     ]
 
 
-def machine_args(config: QemuConfig, machine: Machine) -> list[str]:
+def trial_args(config: QemuConfig, accel: Accel) -> list[str]:
+    """What QEMU can try before the first VM: the arguments that name no file."""
+    return [*machine_args(config, accel), *watchdog_args(config), *("-sandbox", _SANDBOX)]
+
+
+def machine_args(config: QemuConfig, accel: Accel, *, in_file: bool = False) -> list[str]:
+    """:param in_file: whether the guest's memory is in a file"""
     return [
-        *(["-enable-kvm"] if machine.accel.kvm else []),
-        *("-machine", f"{config.machine},memory-backend=ram" if machine.ram else config.machine),
-        *("-cpu", cpu_model(config, machine.accel)),
+        *(["-enable-kvm"] if accel.kvm else []),
+        *("-machine", f"{config.machine},memory-backend=ram" if in_file else config.machine),
+        *("-cpu", cpu_model(config, accel)),
         *("-smp", f"{config.smp_count},maxcpus={config.smp_maxcpus}"),
         "-m",
         f"{config.memory_size},slots={config.memory_slots},maxmem={config.max_memory}",
@@ -205,13 +211,12 @@ def sev_args(config: QemuConfig, machine: Machine) -> list[str]:
     ]
 
 
-def monitor_args(qmp: str) -> list[str]:
-    return [
-        "-chardev",
-        f"socket,id=qmp,{qmp},server=on,wait=off",
-        "-mon",
-        "chardev=qmp,mode=control",
-    ]
+def monitor_args(qmp: str, qemu: Binary) -> list[str]:
+    if qemu.monitor_is_object:
+        monitor = ["-object", "monitor-qmp,id=monitor,chardev=qmp"]
+    else:
+        monitor = ["-mon", "chardev=qmp,mode=control"]
+    return ["-chardev", f"socket,id=qmp,{qmp},server=on,wait=off", *monitor]
 
 
 def watchdog_args(config: QemuConfig) -> list[str]:
@@ -250,7 +255,8 @@ def our_args(config: QemuConfig, machine: Machine) -> list[str]:
         # Appending, so that the file has no hole after the supervisor has emptied it.
         *("-chardev", f"file,id=serial,path={escape(machine.serial_log)},append=on"),
         *("-serial", "chardev:serial"),
-        *("-device", "pvpanic"),
+        # Of its events only the panic means something; a guest can cause the others without end.
+        *("-device", "pvpanic,events=1"),
         # Without a display a graphics card is only memory to save and code to attack.
         *(["-vga", "none"] if config.no_graphic else []),
         *watchdog_args(config),

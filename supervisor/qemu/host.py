@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from supervisor.qemu import trial
+
 if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Accel
+    from supervisor.qemu.version import Binary
 
 
 class Clock:
@@ -26,12 +29,21 @@ class Host:
     """What the supervisor found out about this host at its start.
 
     :param qemu: path of QEMU's binary
+    :param sudo: whether QEMU runs as root, by sudo
     :param accel: whether VMs use KVM and SEV
     """
 
     qemu: str
+    sudo: bool
     accel: Accel
     clock: Clock
+
+    def look_at_qemu(self) -> Binary:
+        """What QEMU's binary can do now: it may be upgraded while the supervisor runs. Blocking.
+
+        :raises HostError: if the binary is gone, or does not run
+        """
+        return trial.look_at(self.qemu, sudo=self.sudo)
 
 
 @functools.cache

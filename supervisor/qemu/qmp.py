@@ -14,7 +14,7 @@ import logging
 import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -23,6 +23,7 @@ from qemu.qmp.qmp_client import ExecuteError
 from trio_asyncio import aio_as_trio
 
 from supervisor.errors import MonitorError, SocketGone
+from supervisor.qemu.version import Version, pass_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -185,41 +186,59 @@ class Monitor:
         """Make QEMU close its disks and exit."""
         await self.execute("quit")
 
-    async def give(self, name: str, descriptor: int) -> None:
-        """Pass QEMU a copy of an open file. Later commands call it ``fd:name``."""
+    async def save_state(self, file: IO[bytes]) -> None:
+        """Have QEMU write the machine's state, without the guest's memory. The guest is stopped.
+
+        :raises MonitorError: if QEMU refuses, or the migration fails
+        """
+        await self._migrate("migrate", file)
+
+    async def load_state(self, file: IO[bytes]) -> None:
+        """Have QEMU read what `save_state` of another QEMU has written.
+
+        :raises MonitorError: if QEMU refuses, or the migration fails
+        """
+        await self._migrate("migrate-incoming", file)
+
+    async def _migrate(self, command: str, file: IO[bytes]) -> None:
+        passing = pass_file(self._version())
         # The descriptor goes ahead of its command. Nothing may be sent between the two.
         try:
-            self._client.send_fd_scm(descriptor)
+            self._client.send_fd_scm(file.fileno())
         except _BROKEN as error:
-            raise MonitorError("getfd: the QMP connection is lost") from error
-        await self.execute("getfd", {"fdname": name})
-
-    async def migrate(self, command: str, uri: str, **capabilities: bool) -> None:
-        """Save or load the machine's state. Return when that is done.
-
-        :param command: ``migrate`` or ``migrate-incoming``
-        :param capabilities: names of QAPI's ``MigrationCapability``, with ``_`` for ``-``
-        :raises MonitorError: if QEMU refuses a command, or the migration fails
-        """
-        wanted = {"events": True, **capabilities}
-        states = [
-            {"capability": name.replace("_", "-"), "state": state} for name, state in wanted.items()
+            raise MonitorError(f"{passing.command}: the QMP connection is lost") from error
+        await self.execute(passing.command, dict(passing.arguments))
+        wanted = [
+            {"capability": name, "state": True}
+            # The guest's memory is in a file, where it stays.
+            for name in ("events", "x-ignore-shared")
         ]
-        await self.execute("migrate-set-capabilities", {"capabilities": states})
-        await self.execute(command, {"uri": uri})
+        await self.execute("migrate-set-capabilities", {"capabilities": wanted})
+        await self.execute(command, {"uri": passing.uri})
         await self._forwarder.migrated.wait()
         if self._forwarder.migration != "completed":
             raise MonitorError(
                 f"{command}: migration status: {self._forwarder.migration}",
                 error_class="GenericError",
             )
+        if passing.forget:
+            await self.execute(passing.forget, dict(passing.arguments))
+
+    def _version(self) -> Version:
+        """Of this process, which may be older than its binary.
+
+        :raises MonitorError: if the greeting does not follow QAPI
+        """
+        greeting = self._client.greeting
+        with _as_qapi_says():
+            return Version.of(greeting.QMP.version if greeting else {})
 
 
 @contextlib.contextmanager
 def _as_qapi_says() -> Iterator[None]:
     try:
         yield
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise MonitorError(f"QEMU's answer does not follow QAPI: {error!r}") from error
 
 

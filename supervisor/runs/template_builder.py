@@ -143,7 +143,6 @@ async def _freeze(vm: Vm) -> None:
     await vm.until(lambda: vm.status.state is not VmState.RUNNING)
     try:
         with vm.dir.state.open("wb") as state:
-            await monitor.give("state", state.fileno())
+            await monitor.save_state(state)
     except OSError as error:
         raise MonitorError(f"{vm.dir.state}: {error.strerror}") from error
-    await monitor.migrate("migrate", "fd:state", x_ignore_shared=True)

@@ -22,6 +22,7 @@ from supervisor.errors import TemplateError
 from supervisor.image.manifest import NAME, File, Manifest
 from supervisor.qemu import cmdline
 from supervisor.qemu.host import boot_id
+from supervisor.qemu.version import Binary, Version
 from supervisor.state.vm_dir import make_overlay
 
 if TYPE_CHECKING:
@@ -190,7 +191,8 @@ def fingerprint(config: QemuConfig, host: Host) -> Fingerprint:
     unspecified = Path("-")
     same = cmdline.Machine(
         vm_id=_NO_ID,
-        qemu=host.qemu,
+        # What QEMU's version decides need not be asked: the binary itself is part of this.
+        qemu=Binary(host.qemu, Version(0, 0), frozenset()),
         accel=host.accel,
         forwards=(),
         overlay=unspecified,

@@ -101,10 +101,9 @@ class QmpEvents:
     async def _restore(self, monitor: Monitor, state: Path) -> None:
         try:
             with state.open("rb") as opened:
-                await monitor.give("state", opened.fileno())
+                await monitor.load_state(opened)
         except OSError as error:
             raise MonitorError(f"{state}: {error.strerror}", error_class="GenericError") from error
-        await monitor.migrate("migrate-incoming", "fd:state", x_ignore_shared=True)
         self._vm.reached(Phase.RESTORE)
 
     async def on_state(self, state: MonitorState) -> None:

@@ -223,7 +223,7 @@ class VmTask:
 
     async def _start_qemu(self, forwards: Sequence[Forward], template: Template | None) -> Status:
         vm, config = self._vm, self._vm.config.qemu
-        machine = self._machine(forwards, template)
+        machine = await self._machine(forwards, template)
         command = cmdline.command(config, machine)
         log.info(cmdline.shell_line(command), vm=vm.id)
         async with AsyncExitStack() as stack:
@@ -251,7 +251,9 @@ class VmTask:
                 raise self._never_ran(session, command)
             return verdict
 
-    def _machine(self, forwards: Sequence[Forward], template: Template | None) -> cmdline.Machine:
+    async def _machine(
+        self, forwards: Sequence[Forward], template: Template | None
+    ) -> cmdline.Machine:
         vm_dir, ram = self._vm.dir, None
         if template:
             ram = cmdline.Ram(template.ram, shared=False)
@@ -259,7 +261,7 @@ class VmTask:
             ram = cmdline.Ram(vm_dir.ram, shared=True)
         return cmdline.Machine(
             vm_id=self._vm.id,
-            qemu=self._host.qemu,
+            qemu=await trio.to_thread.run_sync(self._host.look_at_qemu),
             accel=self._host.accel,
             forwards=forwards,
             overlay=vm_dir.overlay,

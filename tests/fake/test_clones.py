@@ -43,16 +43,19 @@ def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 #: What a clone's QEMU is told, from its greeting to its guest's first instruction.
-RESTORE = [
-    *("set-action", "query-status", "query-sev"),
-    *("getfd", "migrate-set-capabilities", "migrate-incoming", "cont"),
-]
+ASKED = ("set-action", "query-status", "query-sev")
+RESTORE = {
+    "7.2": [*ASKED, "getfd", "migrate-set-capabilities", "migrate-incoming", "cont"],
+    "11.1": [*ASKED, "add-fd", "migrate-set-capabilities", "migrate-incoming", "remove-fd", "cont"],
+}
 
 
 # --- a clone --------------------------------------------------------------------------------
 
 
-async def test_run_is_served_by_a_clone(world: World) -> None:
+@pytest.mark.parametrize("version", RESTORE)
+async def test_run_is_served_by_a_clone(world: World, version: str) -> None:
+    world.scenario(version=version)
     async with world.serve() as supervisor:
         template = await ready(supervisor.http)
         digest = template["digest"]
@@ -72,7 +75,8 @@ async def test_run_is_served_by_a_clone(world: World) -> None:
         guest = await guest_of(world, shown["id"])
         await guest.until("Run")
         seen = [one["saw"] for one in guest.seen if one["saw"] != "qmp_capabilities"]
-        assert seen[: 1 + len(RESTORE)] == ["started", *RESTORE]
+        restore = RESTORE[version]
+        assert seen[: 1 + len(restore)] == ["started", *restore]
         assert [saw for saw in seen if saw in ("Renew", "Run", "refused")] == ["Renew", "Run"]
         (row,) = (await supervisor.http.get("/vms")).json()["vms"]
         assert (row["purpose"], row["template"]) == ("run", digest)

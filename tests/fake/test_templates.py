@@ -55,14 +55,22 @@ async def test_template_is_built_at_start_and_listed(world: World) -> None:
         assert files == FILES
 
 
-async def test_guest_is_frozen_when_it_is_prepared(world: World) -> None:
+@pytest.mark.parametrize(
+    ("version", "passing", "forgetting"),
+    [("7.2", ["getfd"], []), ("11.1", ["add-fd"], ["remove-fd"])],
+)
+async def test_guest_is_frozen_when_it_is_prepared(
+    world: World, version: str, passing: list[str], forgetting: list[str]
+) -> None:
+    world.scenario(version=version)
     async with world.serve() as supervisor:
         await ready(supervisor.http)
         builder = await world.guest()
         await builder.until("end")
         seen = [one["saw"] for one in builder.seen if "query-" not in one["saw"]]
         assert seen[seen.index("Prepare") :] == [
-            *("Prepare", "stop", "getfd", "migrate-set-capabilities", "migrate", "quit"),
+            *("Prepare", "stop", *passing, "migrate-set-capabilities", "migrate"),
+            *(*forgetting, "quit"),
         ]
         assert "Run" not in seen
         assert "system_powerdown" not in seen

@@ -185,8 +185,44 @@ def _id(message: "dict[str, Any]") -> "dict[str, Any]":
     return {"id": message["id"]} if "id" in message else {}
 
 
+def version(number: str) -> "dict[str, Any]":
+    """QAPI's ``VersionInfo`` of a version such as ``7.2``."""
+    major, minor = number.split(".")
+    return {"qemu": {"micro": 0, "minor": int(minor), "major": int(major)}, "package": "stand-in"}
+
+
+def answer_trial(number: str) -> None:
+    """Be a QEMU without a guest that is asked over stdin what it can do; end with the questions.
+
+    The schema is what is read of QEMU's: `object-add` and the types that this takes.
+    """
+    objects = ["memory-backend-file", *(["monitor-qmp"] if int(number.split(".")[0]) > 10 else [])]
+    schema: list[dict[str, Any]] = [
+        {"name": "object-add", "meta-type": "command", "arg-type": "1"},
+        {"name": "1", "meta-type": "object", "members": [{"name": "qom-type", "type": "2"}]},
+        {"name": "2", "meta-type": "enum", "values": objects},
+    ]
+    answers: dict[str, object] = {
+        "query-version": version(number),
+        "query-qmp-schema": schema,
+    }
+    text = b""
+    while more := posix.read(0, _READ):
+        text += more
+    asked = text.decode()
+    said: list[dict[str, Any]] = [{"QMP": {"version": version(number), "capabilities": []}}]
+    while asked:
+        message, end = _scan(asked, 0)
+        asked = asked[end:]
+        said.append({"return": answers.get(message["execute"], {}), **_id(message)})
+    posix.write(1, b"".join(dumps(one) + b"\r\n" for one in said))
+
+
 class FakeQemu:
     """One run of the program."""
+
+    #: In the greeting.
+    version = "7.2"
 
     def __init__(self, argv: "list[str]") -> None:
         self.argv = argv
@@ -234,8 +270,7 @@ class FakeQemu:
     # --- QMP ---
 
     def greet(self, client: Qmp) -> None:
-        version = {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": "stand-in"}
-        client.say({"QMP": {"version": version, "capabilities": []}})
+        client.say({"QMP": {"version": version(self.version), "capabilities": []}})
 
     def emit(self, event: str, data: object = None) -> int:
         """Send the event to all clients; the moment, in microseconds since the epoch."""

@@ -17,6 +17,8 @@ ALWAYS = 1_000_000
 class Scenario:
     """One behaviour of the program and of the agent it starts. The default is a good guest."""
 
+    #: QEMU's version: the one whose spellings it takes.
+    version: str = "7.2"
     #: Printed on standard error at the start.
     says: str = ""
     #: Exit at once, with this code.

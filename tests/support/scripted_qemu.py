@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tests.support import migration, scenario
-from tests.support.fake_qemu import Connection, FakeQemu, Qmp, dumps
+from tests.support.fake_qemu import Connection, FakeQemu, Qmp, answer_trial, dumps
 
 if TYPE_CHECKING:
     import _socket
@@ -72,6 +72,7 @@ class ScriptedQemu(FakeQemu):
         super().__init__(argv)
         self.directory = directory
         self.plan = scenario.read(directory / "scenario.json")
+        self.version = self.plan.version
         self.presses = 0
         self.swallows = set(self.plan.swallows)
         self.agent: Any = None
@@ -160,7 +161,7 @@ class ScriptedQemu(FakeQemu):
         elif command in self.plan.refuses:
             kind, text = self.plan.refuses[command]
             client.refuse(message, text, kind)
-        elif command == "getfd" and not self.passed:
+        elif command in ("getfd", "add-fd") and not self.passed:
             client.refuse(message, "No file descriptor supplied via SCM_RIGHTS")
         elif command == "quit" and self.plan.ignores_quit:
             client.answer(message, {})
@@ -177,14 +178,22 @@ class ScriptedQemu(FakeQemu):
                 self.capabilities |= {one["capability"] for one in wanted if one["state"]}
             case "getfd":
                 self.named[arguments["fdname"]] = self.passed.pop(0)
+            case "add-fd":
+                self.named[f"/dev/fdset/{arguments['fdset-id']}"] = self.passed.pop(0)
+            case "remove-fd":
+                os.close(self.named.pop(f"/dev/fdset/{arguments['fdset-id']}"))
             case "migrate":
-                self.migrate(self.named[arguments["uri"].removeprefix("fd:")])
+                self.migrate(self._file(arguments["uri"]))
             case "migrate-incoming":
-                self.restore(self.named[arguments["uri"].removeprefix("fd:")])
+                self.restore(self._file(arguments["uri"]))
             case _:
                 super().act(command, arguments)
 
     # --- to a file and back ---
+
+    def _file(self, uri: str) -> int:
+        """The descriptor that the URI of a migration names."""
+        return self.named[uri.partition(":")[2]]
 
     def emit_migration(self, *turns: str) -> None:
         if "events" in self.capabilities:
@@ -258,10 +267,12 @@ class ScriptedQemu(FakeQemu):
 
 
 def main(directory: Path) -> None:
-    if "-uuid" not in sys.argv:
-        # The probe for KVM, or somebody who asks for the version.
-        sys.exit(1)
     plan = scenario.read(directory / "scenario.json")
+    if "stdio" in sys.argv:
+        answer_trial(plan.version)
+        return
+    if "-uuid" not in sys.argv:
+        sys.exit(1)  # the probe for KVM
     sys.stderr.write(plan.says)
     if plan.exits is not None:
         sys.exit(plan.exits)

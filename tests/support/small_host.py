@@ -20,7 +20,7 @@ _NO_MACHINE = """\
 kept=
 while [ $# -gt 0 ]; do
     case $1 in
-    -chardev | -mon | -name | -uuid | -serial | -netdev | -object | -incoming)
+    -chardev | -mon | -name | -uuid | -serial | -netdev | -object | -incoming | -qmp)
         kept="$kept $1 $2"; shift ;;
     esac
     shift

@@ -13,6 +13,7 @@ from supervisor.config import DiskConfig, FirmwareConfig, NetConfig, QemuConfig,
 from supervisor.config.settings import Size
 from supervisor.qemu import cmdline
 from supervisor.qemu.cmdline import Accel, Forward, Machine, Ram
+from supervisor.qemu.version import Binary, Version
 
 VM_ID = "3f0f6c1e-7d0b-4a52-9f2e-0d6f5f9a1c11"
 
@@ -38,11 +39,26 @@ CONFIDENTIAL = PLAIN.replace("/usr/bin", "/usr/local/bin").replace(" -nographic"
 CONFIG = QemuConfig(memory_size=Size("4096M"))
 
 
+#: QEMU's versions, and how each is asked for its monitor.
+MON = ("-mon", "chardev=qmp,mode=control")
+MONITORS = {
+    **{Version(*version): MON for version in ((7, 2), (8, 2), (9, 1), (10, 0))},
+    Version(11, 1): ("-object", "monitor-qmp,id=monitor,chardev=qmp"),
+}
+
+
+DEBIAN_12 = Version(7, 2)
+
+
+def a_qemu(version: Version = DEBIAN_12, path: str = "/usr/bin/qemu-system-x86_64") -> Binary:
+    return Binary(path, version, frozenset(["monitor-qmp"] if version.major > 10 else []))
+
+
 def a_machine(*, kvm: bool = True, sev: bool = False, address: str = "") -> Machine:
     ports = ((22, 2222), (9031, 9301), (7002, 7020))
     return Machine(
         vm_id=VM_ID,
-        qemu="/usr/bin/qemu-system-x86_64",
+        qemu=a_qemu(),
         accel=Accel(kvm=kvm, sev=sev),
         forwards=[Forward(guest, address, host) for guest, host in ports],
         overlay=Path("img/focal-server-cloudimg-amd64.img"),
@@ -69,7 +85,7 @@ def test_plain_vm_is_started_as_the_original_was() -> None:
 
 def test_confidential_vm_under_sudo_is_started_as_the_original_was() -> None:
     config = attrs.evolve(CONFIG, use_sudo=True)
-    made = attrs.evolve(a_machine(sev=True), qemu="/usr/local/bin/qemu-system-x86_64")
+    made = attrs.evolve(a_machine(sev=True), qemu=a_qemu(path="/usr/local/bin/qemu-system-x86_64"))
     assert originals(cmdline.argv(config, made)) == ["sudo", *CONFIDENTIAL.split(" ")]
 
 
@@ -79,17 +95,18 @@ def test_every_device_id_carries_the_vm_id(prefix: str) -> None:
     assert line.count(f"={prefix}") == line.count(f"={prefix}-{VM_ID}") > 0
 
 
-def test_monitor_and_our_additions_follow_after_the_originals() -> None:
-    words = cmdline.argv(CONFIG, a_machine())
+@pytest.mark.parametrize("version", MONITORS, ids=str)
+def test_monitor_and_our_additions_follow_after_the_originals(version: Version) -> None:
+    words = cmdline.argv(CONFIG, attrs.evolve(a_machine(), qemu=a_qemu(version)))
     rest = words[words.index("-nographic") + 1 :]
     assert rest == [
         *("-chardev", "socket,id=qmp,fd=0,server=on,wait=off"),
-        *("-mon", "chardev=qmp,mode=control"),
+        *MONITORS[version],
         *("-name", f"qmp-supervisor-{VM_ID}"),
         *("-uuid", VM_ID),
         *("-chardev", "file,id=serial,path=tmp/vm/serial.log,append=on"),
         *("-serial", "chardev:serial"),
-        *("-device", "pvpanic"),
+        *("-device", "pvpanic,events=1"),
         *("-vga", "none"),
         *("-device", "virtio-balloon-pci,free-page-reporting=on"),
         *("-global", "scsi-hd.bootindex=0"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import attrs
@@ -182,21 +184,31 @@ def test_missing_qemu(tmp_path: Path) -> None:
     assert "qemu-system-x86" in check.advice
 
 
+def a_qemu(file: Path, does: str) -> Path:
+    """A program in QEMU's place that runs one line of Python."""
+    here = os.path.abspath(f"{__file__}/../../..")
+    lines = ("import sys", f"sys.path.append({here!r})", "from tests.support import fake_qemu")
+    file.write_text("\n".join((f"#!{sys.executable}", *lines, does, "")))
+    file.chmod(0o755)
+    return file
+
+
 @pytest.mark.parametrize(
-    ("says", "verdict"),
+    ("does", "verdict", "says"),
     [
-        ("QEMU emulator version 7.2.22 (Debian 1:7.2)", OK),
-        ("QEMU emulator version 10.1.0", OK),
-        ("QEMU emulator version 6.2.0", WARN),
-        ("something else", FAIL),
+        ("fake_qemu.answer_trial('7.2')", OK, "version 7.2.0"),
+        ("fake_qemu.answer_trial('11.1')", OK, "version 11.1.0"),
+        ("fake_qemu.answer_trial('6.2')", WARN, "version 6.2.0"),
+        ("print('something else')", FAIL, "does not answer"),
+        ("print('[]')", FAIL, "exit code 0"),
+        ("sys.exit('no such library')", FAIL, "no such library"),
     ],
 )
-def test_qemu_version(tmp_path: Path, says: str, verdict: Verdict) -> None:
-    binary = tmp_path / "qemu"
-    binary.write_text(f"#!/bin/sh\necho '{says}'\n")
-    binary.chmod(0o755)
+def test_qemu_version(tmp_path: Path, does: str, verdict: Verdict, says: str) -> None:
+    binary = a_qemu(tmp_path / "qemu", does)
     check = doctor.check_qemu(attrs.evolve(QEMU, bin_path=str(binary)))
     assert check.verdict is verdict
+    assert says in check.detail
 
 
 def test_firmware_that_is_missing(tmp_path: Path) -> None:
@@ -229,10 +241,10 @@ def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
     }
     checks = {check.name: check for check in doctor.examine(config.load(settings))}
     assert list(checks) == [
-        *("QEMU", "qemu-img", "tmp", "KVM", "SEV", "OVMF", "base image", "memory", "CPUs"),
-        *("limits", "HTTP port", "GRPC port", "forwards"),
+        *("QEMU", "qemu-img", "tmp", "KVM", "machine", "SEV", "OVMF", "base image", "memory"),
+        *("CPUs", "limits", "HTTP port", "GRPC port", "forwards"),
     ]
     assert checks["base image"].verdict is FAIL
-    for name in ("QEMU", "qemu-img", "tmp", "HTTP port", "GRPC port", "forwards"):
+    for name in ("QEMU", "qemu-img", "tmp", "machine", "HTTP port", "GRPC port", "forwards"):
         assert checks[name].verdict is OK, checks[name]
     assert all(check.advice for check in checks.values() if check.verdict is not OK)

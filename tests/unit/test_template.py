@@ -63,7 +63,9 @@ def place(tmp_path: Path) -> Place:
     )
     config.tmp.mkdir()
     return Place(
-        tmp_path, config, Host(str(tmp_path / "qemu"), Accel(kvm=False, sev=False), Clock())
+        tmp_path,
+        config,
+        Host(str(tmp_path / "qemu"), sudo=False, accel=Accel(kvm=False, sev=False), clock=Clock()),
     )
 
 
