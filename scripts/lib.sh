@@ -111,6 +111,7 @@ missing_packages() { # run|dev
 		run depmod kmod
 		run tar tar
 		run zstd zstd
+		dev mmdebstrap mmdebstrap
 		dev mount mount
 		dev pgrep procps
 	END
@@ -214,4 +215,51 @@ check_sources() {
     say "mypy" && "$venv/bin/mypy" || found=1
     say "lint-imports" && "$venv/bin/lint-imports" --no-cache || found=1
     return "$found"
+}
+
+# --- QEMUs of other versions ------------------------------------------------------------------
+
+# Debian's newer QEMUs, by the suite and the one that its libraries are of.
+other_qemus="bookworm-backports:bookworm trixie-backports:trixie"
+
+# Where this machine gets Debian's packages from; empty if it gets none.
+debian_mirror() {
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' \
+        2>/dev/null | grep -v security | head -n 1
+}
+
+# .qemu/SUITE/qemu-system-x86_64 for each of them: the packages are unpacked there, nothing is
+# installed. A QEMU that cannot be had is no error here: the test that wants it says so.
+set_up_qemus() {
+    local mirror pair suite
+    mirror=$(debian_mirror)
+    for pair in $other_qemus; do
+        suite=${pair%:*}
+        [ ! -x ".qemu/$suite/qemu-system-x86_64" ] || continue
+        [ -n "$mirror" ] || { say "QEMU of $suite: this machine has no Debian mirror" && continue; }
+        failure_lines=3 quietly "QEMU of $suite: unpacking it" \
+            _unpack_qemu "$mirror" "$suite" "${pair#*:}" || true
+    done
+}
+
+_unpack_qemu() { # MIRROR SUITE BASE
+    local mirror=$1 suite=$2 base=$3 root=.qemu/$2/root loader
+    rm -rf ".qemu/$suite"
+    mkdir -p ".qemu/$suite"
+    # The packages with modules, because QEMU would load this machine's in their place, and abort.
+    mmdebstrap --variant=extract --aptopt="APT::Default-Release \"$suite\"" \
+        --include=qemu-system-x86,qemu-system-modules-opengl,qemu-system-modules-spice \
+        "$base" "$root" "deb $mirror $base main" "deb $mirror $suite main" || return
+    root=$PWD/$root
+    loader=$(find "$root" -name ld-linux-x86-64.so.2 | head -n 1)
+    # Only its own loader runs it with its own libraries.
+    cat >".qemu/$suite/new" <<-END
+		#!/bin/sh
+		QEMU_MODULE_DIR=$root/usr/lib/x86_64-linux-gnu/qemu exec $loader \\
+		    --library-path $root/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu \\
+		    $root/usr/bin/qemu-system-x86_64 -L $root/usr/share/qemu -L $root/usr/share/seabios "\$@"
+	END
+    chmod +x ".qemu/$suite/new"
+    ".qemu/$suite/new" --version || return
+    mv ".qemu/$suite/new" ".qemu/$suite/qemu-system-x86_64"
 }
