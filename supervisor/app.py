@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import structlog
 import trio
-import trio_asyncio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
 
 from supervisor.api.grpc.server import open_server
 from supervisor.api.http.app import create_app
 from supervisor.api.sockets import bind_tcp, check_pem
+from supervisor.bridge import open_loop
 from supervisor.config import OnStop
 from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import accel, firmware, trial
@@ -122,7 +122,7 @@ async def serve(
     hypercorn = _hypercorn(config.http)
     if config.jaeger_url:
         log.warning("MANAGER_JAEGER_URL is set, but there is no tracing yet")
-    async with trio_asyncio.open_loop() as loop:
+    async with open_loop() as loop:
         # With the loop's own handler one stray callback of a library would end the supervisor.
         loop.set_exception_handler(_log_stray)
         tmp = config.qemu.tmp

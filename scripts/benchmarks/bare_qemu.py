@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
-import trio_asyncio
 
 from scripts.benchmarks import guest
+from supervisor.bridge import open_loop
 from supervisor.config import Timing
 from supervisor.errors import single
 from supervisor.qemu import qmp
@@ -82,7 +82,7 @@ class BareQemu:
     def _over_the_link(self, task: Callable[[qmp.Monitor], Awaitable[Any]]) -> Any:
         async def main() -> Any:
             async with (
-                trio_asyncio.open_loop(),
+                open_loop(),
                 qmp.connect(self.qmp_socket, _ANSWER_S, _ANSWER_S, Timing()) as link,
             ):
                 return await task(link)

@@ -1,7 +1,7 @@
 """The gRPC client of the agent in a guest: waits until the agent is there, sends the computation.
 
 grpc.aio belongs to asyncio. The functions here are trio-flavoured and need
-``trio_asyncio.open_loop()`` around them; the few that are asyncio-flavoured say so.
+``bridge.open_loop()`` around them; the few that are asyncio-flavoured say so.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import trio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from trio_asyncio import aio_as_trio
 
+from supervisor.bridge import aio_as_trio
 from supervisor.config import MAX_COMPUTATION, Timing
 from supervisor.errors import AgentError, HostError
 from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc

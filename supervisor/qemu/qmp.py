@@ -1,7 +1,7 @@
 """One QMP connection: typed commands and a stream of events, over the library qemu.qmp.
 
 qemu.qmp uses asyncio, and this is the only module that calls it. The methods of a `Monitor` are
-trio-flavoured and need ``trio_asyncio.open_loop()`` around them.
+trio-flavoured and need ``bridge.open_loop()`` around them.
 
 Source: QEMU's QAPI reference, ``qemu-qmp-ref(7)``.
 """
@@ -20,8 +20,8 @@ import attrs
 import trio
 from qemu.qmp import EventListener, QMPClient, QMPError, Runstate
 from qemu.qmp.qmp_client import ExecuteError
-from trio_asyncio import aio_as_trio
 
+from supervisor.bridge import aio_as_trio
 from supervisor.errors import MonitorError, SocketGone
 from supervisor.qemu.version import Version, pass_file
 

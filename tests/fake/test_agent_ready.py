@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-import trio_asyncio
 
 from supervisor.agent import client
 from supervisor.agent.reference.rpc import Server
 from supervisor.agent.reference.service import Agent, methods
+from supervisor.bridge import open_loop
 from supervisor.config import AgentConfig, Timing
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ async def _copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
 @asynccontextmanager
 async def network(**behaviour: float) -> AsyncIterator[Network]:
     with agent_port() as port:
-        async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
+        async with open_loop(), trio.open_nursery() as nursery:
             one = Network(port, **behaviour)  # type: ignore[arg-type]
             await nursery.start(one.serve)
             yield one

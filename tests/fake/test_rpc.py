@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 import trio
-import trio_asyncio
 from google.protobuf import empty_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from trio_asyncio import aio_as_trio, trio_as_aio
 
 from supervisor.api.grpc.services import VmServicer
+from supervisor.bridge import aio_as_trio, open_loop, trio_as_aio
 from supervisor.config import MAX_COMPUTATION
 from supervisor.pb import manager_pb2, vm_pb2
 from supervisor.state.record import EventKind
@@ -295,7 +294,7 @@ async def test_each_change_is_told_as_it_was(world: World) -> None:
     """However late it is read: the state after the change, and when that was."""
     async with (
         world.serve() as supervisor,
-        trio_asyncio.open_loop(),
+        open_loop(),
         trio.open_nursery() as nursery,
     ):
         reader = SlowReader(until=9)
@@ -323,7 +322,7 @@ async def test_reader_who_leaves_at_any_moment_leaves_nothing_open(
     world: World, turns: int, ended: bool
 ) -> None:
     """So many turns of the loop after Watch begins, or after there is no more to tell."""
-    async with world.serve() as supervisor, trio_asyncio.open_loop():
+    async with world.serve() as supervisor, open_loop():
         service = supervisor.running.service
         told = service.journal.events
         await service.journal.note(EventKind.MONITOR, None)

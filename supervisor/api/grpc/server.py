@@ -9,11 +9,11 @@ import grpc
 import trio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
-from trio_asyncio import aio_as_trio
 
 from supervisor.agent.client import MAX_MESSAGE, read_pem
 from supervisor.api.grpc.services import ManagerServicer, VmServicer
 from supervisor.api.sockets import bind_tcp
+from supervisor.bridge import aio_as_trio
 from supervisor.errors import HostError
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 

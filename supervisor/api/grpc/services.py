@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import empty_pb2
-from trio_asyncio import aio_as_trio, trio_as_aio
 
 from supervisor.api.grpc import messages
 from supervisor.api.grpc.errors import answers_errors
+from supervisor.bridge import aio_as_trio, trio_as_aio
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 from supervisor.vm import control
 
