@@ -95,8 +95,7 @@ def make(work: Path, agent: Path | None, progress: Callable[[str], None]) -> Man
     progress("downloading and unpacking packages")
     versions = packages.fetch(rootfs.packages(agent), work)
     root = work / "root"
-    kernel = max((root / "boot").glob("vmlinuz-*"))
-    kernel_version = kernel.name.removeprefix("vmlinuz-")
+    kernel, kernel_version = find_kernel(root)
     kernel.rename(image / KERNEL)
     stub = (root / "usr/lib/systemd/boot/efi/linuxx64.efi.stub").rename(work / "stub")
     progress("arranging the guest's files")
@@ -120,6 +119,17 @@ def make(work: Path, agent: Path | None, progress: Callable[[str], None]) -> Man
     )
     manifest.write(image)
     return manifest
+
+
+def find_kernel(root: Path) -> tuple[Path, str]:
+    """The newest kernel's file and its version. ImageBuildError: there is none."""
+    boot, beside_modules = root / "boot", root / "usr/lib/modules"
+    found = {file: file.name.removeprefix("vmlinuz-") for file in boot.glob("vmlinuz-*")}
+    found |= {file: file.parent.name for file in beside_modules.glob("*/vmlinuz")}  # Debian 14
+    if not found:
+        why = f"there is none in {boot}, nor beside its modules"
+        raise ImageBuildError("find the kernel", (), why)
+    return max(found.items(), key=lambda item: item[1])
 
 
 def pack(root: Path, initramfs: Path, archive: Path) -> None:

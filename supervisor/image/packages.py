@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 # The package that depends on a distribution's newest kernel. See image.py for what was tried.
 KERNEL_PACKAGE = {"debian": "linux-image-amd64", "ubuntu": "linux-image-generic"}
-# Debian's kernel comes with its modules; Ubuntu's has them in packages of their own.
-_KERNEL_PART = re.compile(r"Depends: (linux-(?:image|modules|modules-extra)-\d\S*)")
+# The kernels of Debian 12 and 13 come with their modules; those of Debian 14 and of Ubuntu are
+# split over several packages.
+_KERNEL_PART = re.compile(r"Depends: (linux-(?:image|base|binary|modules|modules-extra)-\d\S*)")
 # Dependencies of these packages that no program in the guest loads.
 _UNUSED = re.compile(
     r"(dpkg|tar|perl.*|libperl.*|install-info|mailcap|mime-support|media-types|gcc-\d+-base"

@@ -188,6 +188,42 @@ Idx Name          Size      VMA               LMA               File off  Algn
     assert disk._end_of_sections(listing) == 0x17000
 
 
+@pytest.mark.parametrize(
+    ("files", "version"),
+    [
+        (["boot/vmlinuz-6.1.0-53-amd64", "boot/config-6.1.0-53-amd64"], "6.1.0-53-amd64"),
+        (["usr/lib/modules/7.2.12+deb14-amd64/vmlinuz"], "7.2.12+deb14-amd64"),
+    ],
+    ids=["in boot/", "beside its modules"],
+)
+def test_a_kernel_is_found_where_its_packages_put_it(
+    tmp_path: Path, files: list[str], version: str
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert image.find_kernel(tmp_path) == (tmp_path / files[0], version)
+
+
+def test_no_kernel_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ImageBuildError, match="find the kernel"):
+        image.find_kernel(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "  Depends: linux-image-6.1.0-53-amd64",
+        "  Depends: linux-binary-7.2.12+deb14-amd64",
+        "  Depends: linux-modules-7.2.12+deb14-amd64",
+        "  Depends: linux-base-7.2.12+deb14-amd64",
+        "  Depends: linux-modules-extra-6.8.0-31-generic",
+    ],
+)
+def test_a_kernels_packages_are_known_by_their_names(line: str) -> None:
+    assert packages._KERNEL_PART.findall(line) == [line.split()[1]]
+
+
 def test_what_no_guest_loads_is_left_out() -> None:
     unused = {"perl-base", "dpkg", "gcc-12-base", "libdb5.3", "libprotobuf32", "python3-protobuf"}
     used = {"libc6", "python3-grpcio", "libabsl20220623", "libmount1", "libstdc++6", "zlib1g"}
