@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
+from typing import Any
 
-#: Python 3.14 renamed a class that the loop's policy derives from, and removed another one. The
-#: second is for a loop that starts processes; trio starts ours.
+# Python 3.14 renamed a class that the loop's policy derives from, and removed another one. The
+# second is for a loop that starts processes; trio starts ours.
 if sys.version_info >= (3, 14):
-    asyncio.events.BaseDefaultEventLoopPolicy = asyncio.events._BaseDefaultEventLoopPolicy
-    asyncio.AbstractChildWatcher = object
+    vars(asyncio.events)["BaseDefaultEventLoopPolicy"] = asyncio.events._BaseDefaultEventLoopPolicy
+    vars(asyncio)["AbstractChildWatcher"] = object
 
 with warnings.catch_warnings():
     # Policies are deprecated in 3.14, the class that was removed there is in 3.12.
@@ -26,9 +27,10 @@ with warnings.catch_warnings():
 if sys.version_info >= (3, 14):
     import _asyncio
 
-    _plain_run = asyncio.Handle._run
+    _handle: Any = asyncio.Handle
+    _plain_run = _handle._run
 
-    def _run(self: asyncio.Handle) -> None:
+    def _run(self: Any) -> None:
         """Run a callback as a loop does: with the loop noted as the one that this thread runs.
 
         From 3.14 on a task takes no step under another loop. It looks in C, where trio-asyncio's
@@ -41,6 +43,6 @@ if sys.version_info >= (3, 14):
         finally:
             _asyncio._set_running_loop(outer)
 
-    asyncio.Handle._run = _run
+    _handle._run = _run
 
 __all__ = ["aio_as_trio", "open_loop", "trio_as_aio"]

@@ -20,7 +20,7 @@ import psutil
 
 from supervisor.api import sockets
 from supervisor.config.settings import Switch
-from supervisor.errors import FirmwareError, HostError, PortsTaken
+from supervisor.errors import FirmwareError, HostError, LaunchError, PortsTaken
 from supervisor.image.image import DISK
 from supervisor.qemu import accel, cmdline, firmware, ports, trial
 from supervisor.qemu.cmdline import Accel
@@ -97,7 +97,7 @@ def check_qemu(config: QemuConfig) -> Check:
         return _of_error("QEMU", error)
     try:
         binary = trial.look_at(path, sudo=config.use_sudo)
-    except HostError as error:
+    except LaunchError as error:
         return _of_error("QEMU", error)
     detail = f"{path}, version {binary.version}"
     if binary.version < _TRIED_QEMU:

@@ -41,7 +41,7 @@ class Host:
     def look_at_qemu(self) -> Binary:
         """What QEMU's binary can do now: it may be upgraded while the supervisor runs. Blocking.
 
-        :raises HostError: if the binary is gone, or does not run
+        :raises LaunchError: if the binary is gone, or does not run
         """
         return trial.look_at(self.qemu, sudo=self.sudo)
 

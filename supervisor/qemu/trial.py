@@ -16,7 +16,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from supervisor.errors import HostError
+from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import cmdline
 from supervisor.qemu.version import Binary, Version
 
@@ -29,18 +29,19 @@ if TYPE_CHECKING:
 _QUESTIONS = ("query-version", "query-qmp-schema")
 _NAMES = ("query-machines", "query-cpu-definitions")
 _TIMEOUT_S = 20.0
+_ADVICE = "install the package qemu-system-x86, or set MANAGER_QEMU_BIN_PATH"
 _NO_MACHINE = ("-machine", "none")
 
 
 def look_at(path: str, *, sudo: bool = False) -> Binary:
     """What the binary can do. Blocking. A binary is asked once, and again when its file changes.
 
-    :raises HostError: if the binary is missing, does not run or does not answer
+    :raises LaunchError: if the binary is missing, does not run or does not answer
     """
     try:
         stat = os.stat(path)
     except OSError as error:
-        raise HostError(f"{path}: {error.strerror}", advice="install it again") from error
+        raise LaunchError(f"{path} cannot be run: {error.strerror}", advice=_ADVICE) from error
     return _look_at(path, sudo, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
 
@@ -50,8 +51,8 @@ def _look_at(path: str, sudo: bool, _identity: tuple[int, ...]) -> Binary:
     try:
         return Binary(path, Version.of(version), _objects(schema))
     except (LookupError, TypeError, ValueError) as error:
-        raise HostError(
-            f"{path} does not answer as QAPI says: {error!r}", advice="install it again"
+        raise LaunchError(
+            f"{path} does not answer as QAPI says: {error!r}", advice=_ADVICE
         ) from error
 
 
@@ -63,7 +64,7 @@ def check(config: QemuConfig, path: str, accel: Accel) -> None:
     words = cmdline.trial_args(config, accel)
     try:
         _ask(path, words, (), sudo=config.use_sudo)
-    except HostError as error:
+    except LaunchError as error:
         raise HostError(error.detail, advice=_advice(config, path, accel)) from error
 
 
@@ -95,7 +96,7 @@ def _objects(schema: Sequence[dict[str, Any]]) -> frozenset[str]:
 def _ask(path: str, words: Sequence[str], questions: Sequence[str], *, sudo: bool) -> list[Any]:
     """QEMU's answers, after it was started with *words*.
 
-    :raises HostError: if it ends before the last answer
+    :raises LaunchError: if it ends before the last answer
     """
     command = [
         *(["sudo", "-n"] if sudo else []),
@@ -117,12 +118,12 @@ def _ask(path: str, words: Sequence[str], questions: Sequence[str], *, sudo: boo
         said = [json.loads(line) for line in done.stdout.splitlines()]
         answers = [one["return"] for one in said if "return" in one]
     except (OSError, subprocess.TimeoutExpired, ValueError, TypeError) as error:
-        raise HostError(f"{path} does not answer: {error}", advice="install it again") from error
+        raise LaunchError(f"{path} does not answer: {error}", advice=_ADVICE) from error
     if len(answers) != len(asked):
         # Warnings come first; the reason is the last line.
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1] if lines else f"exit code {done.returncode}"
         # Some errors are followed by a hint of QEMU's, such as "Use -machine help to list ...".
         reason = lines[-2] if len(lines) > 1 and reason.startswith("Use ") else reason
-        raise HostError(f"{' '.join([path, *words])}: {reason}", advice="install it again")
+        raise LaunchError(f"{' '.join([path, *words])}: {reason}", advice=_ADVICE)
     return answers[1:-1]

@@ -204,9 +204,9 @@ async def test_doctor_finds_a_supervisor_at_its_port(world: World) -> None:
         done = await Cli(world.environ(MANAGER_HTTP_PORT=port))("doctor", "--json", check=False)
         checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
         assert f"127.0.0.1:{port}" in checks["HTTP port"]["detail"]
-        # Only the stand-in, which has no version to tell, and the port keep VMs from starting.
+        # Only the port keeps VMs from starting: the stand-in answers all that is asked of QEMU.
         failed = [name for name, check in checks.items() if check["verdict"] == "fail"]
-        assert failed == ["QEMU", "HTTP port"]
+        assert failed == ["HTTP port"]
         assert done.returncode == 1
 
 

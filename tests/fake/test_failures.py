@@ -187,7 +187,8 @@ async def test_binary_that_is_gone(world: World) -> None:
     async with world.serve() as supervisor:
         world.qemu.unlink()
         document = await failed_run(supervisor, 500)
-        assert "MANAGER_QEMU_BIN_PATH" in document["detail"]
+        assert str(world.qemu) in document["detail"]
+        assert "MANAGER_QEMU_BIN_PATH" in document["advice"]
 
 
 async def test_image_that_is_missing(world: World) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor import app, config, doctor
-from supervisor.errors import HostError
+from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import trial
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.host import Clock
@@ -63,7 +63,7 @@ def test_a_binary_is_asked_again_when_its_file_changes(tmp_path: Path, qemu: str
     assert trial.look_at(str(wrapper)) == trial.look_at(str(wrapper))
     assert (tmp_path / "asked").read_text() == "x\n"
     write("echo it is broken >&2", "exit 1")
-    with pytest.raises(HostError, match="it is broken"):
+    with pytest.raises(LaunchError, match="it is broken"):
         trial.look_at(str(wrapper))
 
 
