@@ -14,7 +14,10 @@ import functools
 import json
 import os
 import subprocess
-from typing import TYPE_CHECKING, Any
+import tempfile
+import threading
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any
 
 from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import cmdline
@@ -99,31 +102,63 @@ def _ask(path: str, words: Sequence[str], questions: Sequence[str], *, sudo: boo
     :raises LaunchError: if it ends before the last answer
     """
     command = [
-        *(["sudo", "-n"] if sudo else []),
+        # We must not signal root's process, so timeout(1) runs as root, too.
+        *(["sudo", "-n", "timeout", f"{_TIMEOUT_S:g}"] if sudo else []),
         *(path, *words, "-S", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-qmp", "stdio"),
     ]
-    asked = [{"execute": name} for name in ("qmp_capabilities", *questions, "quit")]
-    try:
-        done = subprocess.run(
-            command,
-            input="".join(json.dumps(one) for one in asked),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=_TIMEOUT_S,
-        )
-        # QEMU's lines are its greeting, answers in the order of the questions, and events.
-        said = [json.loads(line) for line in done.stdout.splitlines()]
-        answers = [one["return"] for one in said if "return" in one]
-    except (OSError, subprocess.TimeoutExpired, ValueError, TypeError) as error:
-        raise LaunchError(f"{path} does not answer: {error}", advice=_ADVICE) from error
-    if len(answers) != len(asked):
-        # Warnings come first; the reason is the last line.
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"exit code {done.returncode}"
-        # Some errors are followed by a hint of QEMU's, such as "Use -machine help to list ...".
-        reason = lines[-2] if len(lines) > 1 and reason.startswith("Use ") else reason
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        try:
+            answers, exit_code = _converse(command, ("qmp_capabilities", *questions), errors)
+        except (OSError, ValueError, TypeError) as error:
+            raise LaunchError(f"{path} does not answer: {error}", advice=_ADVICE) from error
+        errors.seek(0)
+        lines = [line.strip() for line in errors if line.strip()]
+    if len(answers) <= len(questions):
+        # Warnings come first; the reason is the last line, but for a hint such as "Use -machine
+        # help to list supported machines".
+        reasons = [line for line in lines if not line.startswith("Use ")]
+        reason = reasons[-1] if reasons else f"exit code {exit_code}"
         raise LaunchError(f"{' '.join([path, *words])}: {reason}", advice=_ADVICE)
-    return answers[1:-1]
+    return answers[1:]
+
+
+def _converse(
+    command: Sequence[str], questions: Sequence[str], errors: IO[str]
+) -> tuple[list[Any], int]:
+    """The answers, in the order of the questions, and QEMU's exit code.
+
+    QEMU is told to quit only after its last answer: it would not wait until all of that is read.
+    """
+    answers: list[Any] = []
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+    )
+    timer = threading.Timer(_TIMEOUT_S, process.kill)
+    timer.start()
+    try:
+        with suppress(BrokenPipeError), process:  # at a QEMU that ends at once
+            _ask_all(process, questions, answers)
+    finally:
+        timer.cancel()
+    return answers, process.returncode
+
+
+def _ask_all(process: subprocess.Popen[str], questions: Sequence[str], answers: list[Any]) -> None:
+    assert process.stdin
+    assert process.stdout
+    try:
+        for question in questions:
+            process.stdin.write(json.dumps({"execute": question}))
+        process.stdin.flush()
+        # Beside answers, QEMU's lines are its greeting and events.
+        while len(answers) < len(questions) and (line := process.stdout.readline()):
+            said = json.loads(line)
+            if "return" in said:
+                answers.append(said["return"])
+        process.stdin.write(json.dumps({"execute": "quit"}))
+        process.stdin.close()
+        process.stdout.read()
+    except BaseException:
+        process.kill()  # or leaving the process's context would wait for its end
+        raise

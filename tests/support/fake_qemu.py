@@ -192,7 +192,7 @@ def version(number: str) -> "dict[str, Any]":
 
 
 def answer_trial(number: str) -> None:
-    """Be a QEMU without a guest that is asked over stdin what it can do; end with the questions.
+    """Be a QEMU without a guest that is asked over stdin what it can do, until it is to quit.
 
     The schema is what is read of QEMU's: `object-add` and the types that this takes.
     """
@@ -206,16 +206,20 @@ def answer_trial(number: str) -> None:
         "query-version": version(number),
         "query-qmp-schema": schema,
     }
-    text = b""
+    posix.write(1, dumps({"QMP": {"version": version(number), "capabilities": []}}) + b"\n")
+    asked = ""
     while more := posix.read(0, _READ):
-        text += more
-    asked = text.decode()
-    said: list[dict[str, Any]] = [{"QMP": {"version": version(number), "capabilities": []}}]
-    while asked:
-        message, end = _scan(asked, 0)
-        asked = asked[end:]
-        said.append({"return": answers.get(message["execute"], {}), **_id(message)})
-    posix.write(1, b"".join(dumps(one) + b"\r\n" for one in said))
+        asked += more.decode()
+        while asked:
+            try:
+                message, end = _scan(asked, 0)
+            except (StopIteration, ValueError):
+                break  # the rest is still to come
+            asked = asked[end:]
+            said = {"return": answers.get(message["execute"], {}), **_id(message)}
+            posix.write(1, dumps(said) + b"\n")
+            if message["execute"] == "quit":
+                return
 
 
 class FakeQemu:
