@@ -15,7 +15,7 @@ from supervisor.api.grpc import errors as grpc_errors
 from supervisor.api.http import problems
 from supervisor.api.http.app import create_app
 from supervisor.config import RestartPolicy, TemplateUse
-from supervisor.pb import agent_pb2, clone_pb2, manager_pb2, vm_pb2
+from supervisor.pb import agent_pb2, clone_pb2, compute_pb2, guest_pb2, manager_pb2, vm_pb2
 from supervisor.qemu.connection import MonitorState
 from supervisor.runs.metrics import Gauges, Metrics
 from supervisor.state import status
@@ -164,7 +164,7 @@ def test_routes() -> None:
 def test_methods() -> None:
     known = {
         f"{service.full_name}/{method.name}"
-        for module in (manager_pb2, vm_pb2, agent_pb2, clone_pb2)
+        for module in (manager_pb2, vm_pb2, agent_pb2, clone_pb2, compute_pb2, guest_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
