@@ -47,8 +47,8 @@ UNUSED_PYTHON = (
     *(f"lib-dynload/{name}.*" for name in ("audioop", "nis", "ossaudiodev", "readline", "xx*")),
 )
 FILES = {
-    "etc/passwd": "root:x:0:0:root:/:/bin/sh\n",
-    "etc/group": "root:x:0:\n",
+    "etc/passwd": "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n",
+    "etc/group": "root:x:0:\nnogroup:x:65534:\n",
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 guest\n",
     "etc/resolv.conf": "",
 }
