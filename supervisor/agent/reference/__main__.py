@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from .service import Agent
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGTERM; the exit status. *arguments* are by default the command line's."""
+def make_parser() -> argparse.ArgumentParser:
+    """Of the agent's arguments."""
     env = os.environ.get
-    parser = argparse.ArgumentParser(description="The reference agent.")
+    parser = argparse.ArgumentParser(description="The reference agent.", allow_abbrev=False)
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
     parser.add_argument("--grpc-port", type=int, default=env("AGENT_GRPC_PORT", "7002"))
     parser.add_argument("--http-port", type=int, default=env("AGENT_HTTP_PORT", "9031"))
@@ -42,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="in a guest: run algorithms as root beside the agent, with devices and network",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until SIGTERM; the exit status. *arguments* are by default the command line's."""
+    options = make_parser().parse_args(arguments)
 
     from .guest import Guest
     from .rpc import Server
