@@ -23,6 +23,13 @@ def image() -> None:
     """Build guest images."""
 
 
+def _words(_: click.Context, __: click.Parameter, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @image.command("build")
 @click.option(
     "--output",
@@ -37,7 +44,14 @@ def image() -> None:
     help="Agent to put into the guest instead of the reference agent: a Python file, or a program"
     " that needs no shared libraries.",
 )
-def build_image(output: Path, agent: Path | None) -> None:
+@click.option(
+    "--agent-arguments",
+    default="",
+    callback=_words,
+    help="Arguments of the reference agent, as a shell reads them: limits of algorithms, or"
+    " --trust-algorithms.",
+)
+def build_image(output: Path, agent: Path | None, agent_arguments: list[str]) -> None:
     """Build a guest image: guest.qcow2 for MANAGER_QEMU_DISK_IMG_FILE, kernel and initramfs.
 
     The build takes half a minute and does not need root.
@@ -46,7 +60,12 @@ def build_image(output: Path, agent: Path | None) -> None:
     began = time.monotonic()
     with console.status("image") as status:
         try:
-            manifest = build(output, agent=agent, progress=lambda line: _step(status, began, line))
+            manifest = build(
+                output,
+                agent=agent,
+                agent_arguments=agent_arguments,
+                progress=lambda line: _step(status, began, line),
+            )
         except SupervisorError as error:
             raise CommandFailed(str(error)) from error
     megabytes = manifest.files[DISK].size / 2**20

@@ -2,5 +2,5 @@
 
 `image` has the steps in their order, `rootfs` makes the guest's file system, `modules` adds its
 kernel modules, `disk` makes the UEFI disk. ``init`` is the guest's first program. The command
-``qmp-supervisor image build`` uses this room, which imports ``agent.reference`` only to copy it.
+``qmp-supervisor image build`` uses this room, which copies ``agent.reference`` into the image.
 """

@@ -8,12 +8,15 @@ line for the latter is in manifest.json. Debian 12 is tested; Debian 13 and Ubun
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import time
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from supervisor.agent.reference.__main__ import make_parser
 from supervisor.image import disk, packages, rootfs
 from supervisor.image.command import ImageBuildError, require_tools, run
 from supervisor.image.cpio import write_cpio
@@ -21,7 +24,7 @@ from supervisor.image.libraries import ELF
 from supervisor.image.manifest import NAME, File, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from supervisor.image.command import Command
 
@@ -40,25 +43,30 @@ ZSTD_LEVEL = 19
 
 
 def build(
-    output: Path, *, agent: Path | None = None, progress: Callable[[str], None] = lambda _: None
+    output: Path,
+    *,
+    agent: Path | None = None,
+    agent_arguments: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Makes the directory *output*: guest.qcow2, vmlinuz, initrd.img, manifest.json.
 
     *agent* runs in the guest in place of the reference agent: a Python file (\\*.py, which may
-    import grpcio) or a program that needs no libraries. *progress* gets one line for each step.
+    import grpcio) or a program that needs no libraries. *agent_arguments* are the reference
+    agent's. *progress* gets one line for each step.
 
     An image already in *output* is replaced at the end, in one step. If the build fails, nothing
     is left behind. ImageBuildError says why.
     """
     output = output.absolute()
-    check(output, agent)
+    check(output, agent, agent_arguments)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
             work = Path(name)
             # apt downloads as a user of its own, which needs access.
             work.chmod(0o755)
-            manifest = make(work, agent, progress)
+            manifest = make(work, agent, agent_arguments, progress)
             replace(output, work / "image", work / "old")
     except OSError as error:
         raise ImageBuildError("write the image", (), str(error)) from error
@@ -66,15 +74,29 @@ def build(
     return manifest
 
 
-def check(output: Path, agent: Path | None) -> None:
+def check(output: Path, agent: Path | None, agent_arguments: Sequence[str]) -> None:
     """ImageBuildError: something that the build needs is missing, or *output* holds other files."""
     require_tools()
+    if agent_arguments:
+        _check_arguments(agent, agent_arguments)
     if output.exists() and not (output / NAME).is_file() and not _is_empty(output):
         raise ImageBuildError("start", (), f"{output} exists and holds no image: choose another")
     if agent is not None and not agent.is_file():
         raise ImageBuildError("start", (), f"the agent {agent} is not a file")
     if agent is not None and rootfs.is_program(agent):
         _check_program(agent)
+
+
+def _check_arguments(agent: Path | None, arguments: Sequence[str]) -> None:
+    if agent is not None:
+        raise ImageBuildError("start", (), "arguments are for the reference agent alone")
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            make_parser().parse_args(arguments)
+    except SystemExit:
+        why = said.getvalue().strip().rpartition("error: ")[2]
+        raise ImageBuildError("start", (), f"the agent's arguments: {why}") from None
 
 
 def _check_program(agent: Path) -> None:
@@ -88,7 +110,12 @@ def _check_program(agent: Path) -> None:
         raise ImageBuildError("start", (), f"the agent {agent} is neither a program nor a .py file")
 
 
-def make(work: Path, agent: Path | None, progress: Callable[[str], None]) -> Manifest:
+def make(
+    work: Path,
+    agent: Path | None,
+    agent_arguments: Sequence[str],
+    progress: Callable[[str], None],
+) -> Manifest:
     """Makes the image in *work*/image."""
     image = work / "image"
     image.mkdir()
@@ -99,7 +126,7 @@ def make(work: Path, agent: Path | None, progress: Callable[[str], None]) -> Man
     kernel.rename(image / KERNEL)
     stub = (root / "usr/lib/systemd/boot/efi/linuxx64.efi.stub").rename(work / "stub")
     progress("arranging the guest's files")
-    rootfs.arrange(root, kernel_version, agent)
+    rootfs.arrange(root, kernel_version, agent, agent_arguments)
     now = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
     progress("packing the initramfs")
     pack(root, image / INITRAMFS, work / "initrd.cpio")

@@ -14,6 +14,7 @@ from supervisor.image import libraries, modules
 from supervisor.image.command import ImageBuildError, run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from supervisor.image.command import Command
@@ -47,23 +48,23 @@ UNUSED_PYTHON = (
     *(f"lib-dynload/{name}.*" for name in ("audioop", "nis", "ossaudiodev", "readline", "xx*")),
 )
 FILES = {
-    "etc/passwd": "root:x:0:0:root:/:/bin/sh\n",
-    "etc/group": "root:x:0:\n",
+    "etc/passwd": "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n",
+    "etc/group": "root:x:0:\nnogroup:x:65534:\n",
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 guest\n",
     "etc/resolv.conf": "",
 }
 REFERENCE_AGENT = "usr/lib/python3/dist-packages/agent"
 START_REFERENCE_AGENT = """#!/usr/bin/python3 -I
 from agent.__main__ import main
-raise SystemExit(main(["--in-guest"]))
+raise SystemExit(main({arguments}))
 """
 START_PYTHON = f"#!/bin/sh\nexec python3 -I /{GUEST}/agent.pyc\n"
 
 
-def arrange(root: Path, kernel: str, agent: Path | None) -> None:
+def arrange(root: Path, kernel: str, agent: Path | None, agent_arguments: Sequence[str]) -> None:
     """Turns *root*, as the packages left it, into the guest's file system.
 
-    *kernel* is the version of the kernel in *root*; *agent* as for
+    *kernel* is the version of the kernel in *root*; *agent* and *agent_arguments* as for
     :func:`supervisor.image.image.build`. ImageBuildError.
     """
     modules.install(root, kernel, root / GUEST / "modules")
@@ -76,7 +77,7 @@ def arrange(root: Path, kernel: str, agent: Path | None) -> None:
         (root / name).write_text(content)
     _write_program(root / "init", (resources.files(__package__) / "init").read_text())
     (root / "etc/acpi/PWRF/00000080").symlink_to("/init")
-    install_agent(root, agent)
+    install_agent(root, agent, agent_arguments)
     compile_python(root)
     libraries.prune(root)
     _link_applets(root)
@@ -94,7 +95,7 @@ def is_program(agent: Path | None) -> bool:
     return agent is not None and agent.suffix != ".py"
 
 
-def install_agent(root: Path, agent: Path | None) -> None:
+def install_agent(root: Path, agent: Path | None, arguments: Sequence[str]) -> None:
     """Puts *agent*, by default the reference agent, where /init starts it."""
     start = root / GUEST / "agent"
     if agent is None:
@@ -104,7 +105,7 @@ def install_agent(root: Path, agent: Path | None) -> None:
         for source in sources.iterdir():
             if source.name.endswith(".py"):
                 (package / source.name).write_bytes(source.read_bytes())
-        _write_program(start, START_REFERENCE_AGENT)
+        _write_program(start, START_REFERENCE_AGENT.format(arguments=["--in-guest", *arguments]))
     elif is_program(agent):
         _write_program(start, agent.read_bytes())
     else:

@@ -149,7 +149,7 @@ def test_an_agent_that_was_used_is_not_prepared(cloned: Cloned) -> None:
 def test_algorithms_and_reports_find_the_guest_brought_up() -> None:
     """The agent answers before the last modules are loaded; these may need the devices."""
     settled: list[str] = []
-    agent = Agent(60, lambda: settled.append("now"))
+    agent = Agent(60, settle=lambda: settled.append("now"))
     for method, payload in (("Run", b"{}"), ("Algo", b"pass"), ("Data", b"x")):
         agent.call(method, payload, lambda _: True)
     assert settled == []

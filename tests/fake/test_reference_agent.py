@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
+import io
 import json
 import os
 import signal
 import subprocess
-import sys
-from typing import TYPE_CHECKING, NamedTuple
+import zipfile
+from typing import TYPE_CHECKING
 
 import grpc
 import psutil
@@ -18,74 +18,20 @@ import pytest
 from supervisor.agent.reference.algorithm import MAX_ARGUMENT_BYTES
 from supervisor.agent.reference.attestation import unpack_report
 from supervisor.agent.reference.refusal import Refusal
-from supervisor.agent.reference.wire import MAX_PAYLOAD_BYTES, decode_message, encode_message
+from supervisor.agent.reference.wire import MAX_PAYLOAD_BYTES
+from tests.support.agent_process import AGENT, WRITE, Running, running_agent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-AGENT = (sys.executable, "-m", "supervisor.agent.reference")
-WRITE = b"""
-import socket, sys
-with socket.socket(socket.AF_UNIX) as connection:
-    connection.connect(sys.argv[2])
-    connection.sendall(%b)
-"""
 SUM = WRITE % b"str(sum(map(int, sys.argv[1].split()))).encode()"
-
-
-class Running(NamedTuple):
-    process: subprocess.Popen[str]
-    channel: grpc.Channel
-    http_port: int
-
-    def call(self, method: str, payload: bytes = b"", timeout_s: float = 30) -> bytes:
-        answer = self.raw(method, encode_message(payload), timeout_s)
-        return decode_message(answer)
-
-    def raw(
-        self,
-        method: str,
-        message: bytes,
-        timeout_s: float = 30,
-        service: str = "agent.AgentService",
-    ) -> bytes:
-        call = self.channel.unary_unary(
-            f"/{service}/{method}",
-            request_serializer=bytes,
-            response_deserializer=bytes,
-        )
-        return call(message, timeout=timeout_s)
-
-    def http(
-        self, method: str, path: str, body: bytes = b"", content_type: str | None = None
-    ) -> tuple[int, str, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
-        headers = {"Content-Type": content_type} if content_type else {}
-        connection.request(method, path, body or None, headers)
-        response = connection.getresponse()
-        answer = response.status, response.headers.get_content_type(), response.read()
-        connection.close()
-        return answer
 
 
 @pytest.fixture
 def running() -> Iterator[Running]:
-    ports = ["--host", "127.0.0.1", "--grpc-port", "0", "--http-port", "0"]
-    command = [*AGENT, *ports, "--algorithm-timeout-s", "60"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            bound = json.loads(process.stdout.readline())
-            options = [
-                ("grpc.max_receive_message_length", -1),
-                ("grpc.max_send_message_length", -1),
-            ]
-            with grpc.insecure_channel(f"127.0.0.1:{bound['grpc_port']}", options) as channel:
-                yield Running(process, channel, bound["http_port"])
-        finally:
-            process.terminate()
-    assert process.returncode == 0
+    with running_agent() as running:
+        yield running
 
 
 def refusal(
@@ -140,7 +86,8 @@ def test_no_result_before_algorithm_and_data(running: Running) -> None:
         (b"raise SystemExit('no good')", grpc.StatusCode.ABORTED, "status 1: no good"),
         (b"1 / 0", grpc.StatusCode.ABORTED, "ZeroDivisionError"),
         (b"pass", grpc.StatusCode.ABORTED, "without connecting"),
-        (b"import os; os.kill(os.getpid(), 9)", grpc.StatusCode.ABORTED, "status -9"),
+        (b"import os; os.kill(os.getpid(), 9)", grpc.StatusCode.ABORTED, "by signal 9"),
+        (b"print('words')\n1 / 0", grpc.StatusCode.ABORTED, "of its stdout: words"),
         (WRITE % b"b'x'" + b"\n1 / 0", grpc.StatusCode.ABORTED, "ZeroDivisionError"),
         (
             WRITE % b"bytes((16 << 20) + 1)",
@@ -165,12 +112,70 @@ def test_a_result_of_16_mib_passes(running: Running) -> None:
     assert running.call("Result") == bytes(16 << 20)
 
 
-@pytest.mark.parametrize("method", ["Algo", "Data"])
-def test_what_cannot_be_an_argument_is_refused(running: Running, method: str) -> None:
-    longest = b"#" * MAX_ARGUMENT_BYTES
-    running.call(method, longest)
-    for payload in (longest + b"#", b"a\0b", b""):
-        assert refusal(running, method, payload)[0] is grpc.StatusCode.INVALID_ARGUMENT
+# What no argument holds: it is in a file, and its path is the argument.
+UNFIT = {
+    "long": b"x" * (MAX_ARGUMENT_BYTES + 1),
+    "with a zero byte": b"a\0b",
+    "16 MiB": bytes(16 << 20),
+}
+
+
+@pytest.mark.parametrize(
+    "dataset", [*UNFIT.values(), b"", b"\xff\xfe"], ids=[*UNFIT, "empty", "no text"]
+)
+def test_every_data_set_is_in_a_file(running: Running, dataset: bytes) -> None:
+    read = b"open(os.environ['DATASET_FILE'], 'rb').read()"
+    running.call("Algo", b"import os, hashlib" + WRITE % (b"hashlib.sha256(%b).digest()" % read))
+    assert running.call("Data", dataset).decode() == hashlib.sha256(dataset).hexdigest()
+    assert running.call("Result") == hashlib.sha256(dataset).digest()
+
+
+@pytest.mark.parametrize("dataset", UNFIT.values(), ids=UNFIT)
+def test_data_set_that_fits_no_argument_is_told_by_its_path(
+    running: Running, dataset: bytes
+) -> None:
+    running.call(
+        "Algo", b"import os" + WRITE % b"str(sys.argv[1] == os.environ['DATASET_FILE']).encode()"
+    )
+    running.call("Data", dataset)
+    assert running.call("Result") == b"True"
+
+
+@pytest.mark.parametrize("dataset", [b"", b"\xff\xfe", b"text"])
+def test_data_set_that_fits_is_the_argument(running: Running, dataset: bytes) -> None:
+    running.call("Algo", b"import os" + WRITE % b"os.fsencode(sys.argv[1])")
+    running.call("Data", dataset)
+    assert running.call("Result") == dataset
+
+
+def archive() -> bytes:
+    """A program of two modules, as zipapp makes it: no text."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        packed.writestr("words.py", "WORDS = b'of two modules'")
+        packed.writestr("__main__.py", b"import words\n" + WRITE % b"words.WORDS")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "result"),
+    [
+        ((WRITE % b"b'long'").ljust(MAX_ARGUMENT_BYTES + 1), b"long"),
+        (b"# coding: latin-1" + WRITE % b"'\xe9'.encode()", "é".encode()),
+        (archive(), b"of two modules"),
+    ],
+    ids=["long", "not UTF-8", "archive"],
+)
+def test_algorithm_that_fits_no_argument_runs(
+    running: Running, algorithm: bytes, result: bytes
+) -> None:
+    running.call("Algo", algorithm)
+    running.call("Data", b"x")
+    assert running.call("Result") == result
+
+
+def test_empty_algorithm_is_refused(running: Running) -> None:
+    assert refusal(running, "Algo")[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_the_longest_arguments_do_run(running: Running) -> None:

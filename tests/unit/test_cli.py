@@ -196,8 +196,14 @@ def test_events_are_told_in_words(kind: str, data: dict[str, Any], words: str) -
 
 
 def test_image_build_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(output: Path, *, agent: Path | None, progress: Callable[[str], None]) -> Manifest:
-        assert agent is None
+    def build(
+        output: Path,
+        *,
+        agent: Path | None,
+        agent_arguments: list[str],
+        progress: Callable[[str], None],
+    ) -> Manifest:
+        assert (agent, agent_arguments) == (None, ["--algorithm-timeout-s", "60"])
         progress("packing")
         output.mkdir()
         (output / DISK).write_bytes(bytes(2**20))
@@ -206,7 +212,8 @@ def test_image_build_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("supervisor.cli.image.build", build)
     output = tmp_path / "an image"
-    result = invoke("image", "build", "--output", str(output))
+    arguments = "--algorithm-timeout-s '60'"
+    result = invoke("image", "build", "--output", str(output), "--agent-arguments", arguments)
     assert result.exit_code == 0, result.output
     assert "packing" in result.stderr
     assert "1 MiB, kernel 6.1.0, reference agent" in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,11 +12,12 @@ import click
 import pytest
 
 from supervisor import cli, config, errors
+from supervisor.agent.reference.__main__ import make_parser
 from supervisor.api.grpc import errors as grpc_errors
 from supervisor.api.http import problems
 from supervisor.api.http.app import create_app
 from supervisor.config import RestartPolicy, TemplateUse
-from supervisor.pb import agent_pb2, clone_pb2, manager_pb2, vm_pb2
+from supervisor.pb import agent_pb2, clone_pb2, compute_pb2, guest_pb2, manager_pb2, vm_pb2
 from supervisor.qemu.connection import MonitorState
 from supervisor.runs.metrics import Gauges, Metrics
 from supervisor.state import status
@@ -164,7 +166,7 @@ def test_routes() -> None:
 def test_methods() -> None:
     known = {
         f"{service.full_name}/{method.name}"
-        for module in (manager_pb2, vm_pb2, agent_pb2, clone_pb2)
+        for module in (manager_pb2, vm_pb2, agent_pb2, clone_pb2, compute_pb2, guest_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
@@ -189,6 +191,19 @@ def test_commands() -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.opts[-1] in shown, f"{name} {option.opts[-1]}"
+
+
+def test_arguments_of_the_agent() -> None:
+    known = {one.option_strings[-1] for one in make_parser()._actions} - {"--help"}
+    assert set(pages.words(REFERENCE / "agent.md", "Arguments")) >= known
+
+
+def test_lines_of_the_guests_console() -> None:
+    init = (resources.files("supervisor.image") / "init").read_text()
+    written = re.findall(r'log "(problem: [^$"]*|[^$"]*)', init)
+    shown = pages.words(REFERENCE / "guest.md", "Console")
+    assert len(written) > 5
+    assert [text for text in written if not any(one.startswith(text) for one in shown)] == []
 
 
 def _file_names(cls: type, files: Any) -> set[str]:

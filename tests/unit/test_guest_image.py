@@ -294,9 +294,21 @@ def test_an_agent_must_be_a_program_the_guest_can_run(tmp_path: Path) -> None:
     text = tmp_path / "agent"
     text.write_text("neither")
     with pytest.raises(ImageBuildError, match="neither a program"):
-        image.check(tmp_path / "img", text)
+        image.check(tmp_path / "img", text, ())
     with pytest.raises(ImageBuildError, match="shared libraries"):
-        image.check(tmp_path / "img", Path("/bin/ls"))
+        image.check(tmp_path / "img", Path("/bin/ls"), ())
+
+
+@pytest.mark.parametrize(
+    ("agent", "told"),
+    [(None, "unrecognized arguments: --trust"), (Path("/bin/ls"), "the reference agent alone")],
+)
+def test_arguments_are_those_of_the_reference_agent(
+    tmp_path: Path, agent: Path | None, told: str
+) -> None:
+    with pytest.raises(ImageBuildError, match=told):
+        image.check(tmp_path / "img", agent, ["--trust"])
+    image.check(tmp_path / "img", None, ["--trust-algorithms", "--algorithm-timeout-s", "60"])
 
 
 def test_an_agent_is_python_or_a_program(tmp_path: Path) -> None:
@@ -311,14 +323,15 @@ def test_an_agent_is_python_or_a_program(tmp_path: Path) -> None:
     assert found == [{"python3-h2"}, {"python3-grpcio"}, set()]
     start = tmp_path / rootfs.GUEST / "agent"
     start.parent.mkdir(parents=True)
-    rootfs.install_agent(tmp_path, program)
+    rootfs.install_agent(tmp_path, program, ())
     assert start.read_bytes() == b"\x7fELF"
     assert start.stat().st_mode & 0o777 == 0o755
-    rootfs.install_agent(tmp_path, script)
+    rootfs.install_agent(tmp_path, script, ())
     assert start.with_suffix(".py").read_text() == "pass\n"
     assert "agent.pyc" in start.read_text()
-    rootfs.install_agent(tmp_path, None)
+    rootfs.install_agent(tmp_path, None, ["--trust-algorithms"])
     assert "agent.__main__" in start.read_text()
+    assert "main(['--in-guest', '--trust-algorithms'])" in start.read_text()
     installed = {path.name for path in (tmp_path / rootfs.REFERENCE_AGENT).iterdir()}
     assert installed == {path.name for path in Path(reference.__path__[0]).glob("*.py")}
 

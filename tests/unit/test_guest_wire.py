@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.agent.reference.wire import decode_fields, decode_message, encode_message
+from supervisor.agent.reference.refusal import Refusal, StatusCode
+from supervisor.agent.reference.wire import decode_fields, encode_fields, encode_message, fields_of
+from supervisor.pb import guest_pb2
+
+
+def decode_message(message: bytes) -> bytes:
+    return decode_fields(message).payloads.get(1, b"")
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, 1 << 21])
@@ -72,3 +78,18 @@ def test_fields_are_told_by_number_and_kind() -> None:
 def test_malformed_messages_are_refused(malformed: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode_message(malformed)
+    with pytest.raises(Refusal) as caught:
+        fields_of(malformed)
+    assert caught.value.code is StatusCode.INVALID_ARGUMENT
+
+
+def test_fields_of_every_kind_are_what_protobuf_reads() -> None:
+    progress = encode_fields((1, b"dataset"), (2, 300), (3, 0))
+    message = encode_fields((1, b"id"), (2, 2), (3, -1), (4, b""), (7, progress), (7, progress))
+    upload = guest_pb2.UploadProgress(kind="dataset", received_bytes=300)
+    assert guest_pb2.StatusResponse.FromString(message) == guest_pb2.StatusResponse(
+        instance_id="id",
+        state=guest_pb2.StatusResponse.STATE_RUNNING,
+        running_since_unix_ns=-1,
+        uploads=[upload, upload],
+    )

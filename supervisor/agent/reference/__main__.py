@@ -12,23 +12,43 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .call import Method, StreamMethod
+    from .clone import Clones
+    from .guest import Guest
+    from .service import Agent
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGTERM; the exit status. *arguments* are by default the command line's."""
+
+def make_parser() -> argparse.ArgumentParser:
+    """Of the agent's arguments."""
     env = os.environ.get
-    parser = argparse.ArgumentParser(description="The reference agent.")
+    parser = argparse.ArgumentParser(description="The reference agent.", allow_abbrev=False)
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
     parser.add_argument("--grpc-port", type=int, default=env("AGENT_GRPC_PORT", "7002"))
     parser.add_argument("--http-port", type=int, default=env("AGENT_HTTP_PORT", "9031"))
     parser.add_argument("--algorithm-timeout-s", type=float, default=3600.0)
     parser.add_argument(
+        "--algorithm-memory-mib",
+        type=int,
+        default=0,
+        help="0: in a guest, what is available but for the agent's part; else no limit",
+    )
+    parser.add_argument(
         "--in-guest",
         action="store_true",
-        help="the whole machine is the agent's: serve CloneService, which sets clock and names",
+        help="the whole machine is the agent's: confine algorithms, serve CloneService, SetClock",
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--trust-algorithms",
+        action="store_true",
+        help="in a guest: run algorithms as root beside the agent, with devices and network",
+    )
+    return parser
 
-    from . import clone, service
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until SIGTERM; the exit status. *arguments* are by default the command line's."""
+    options = make_parser().parse_args(arguments)
+
     from .guest import Guest
     from .rpc import Server
 
@@ -39,14 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.set_wakeup_fd(stopped)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    if options.in_guest:
-        guest = Guest()
-        agent = service.Agent(options.algorithm_timeout_s, guest.settle)
-        clones = clone.Clones(agent, guest)
-        methods = service.methods(agent) | clone.methods(clones)
-    else:
-        agent, clones = service.Agent(options.algorithm_timeout_s), None
-        methods = service.methods(agent)
+    guest = Guest() if options.in_guest else None
+    agent, clones, methods = _served(options, guest)
     try:
         server = Server(methods, options.host, options.grpc_port)
         # Imported here because it takes long, and gRPC answers meanwhile.
@@ -63,7 +77,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.read(stop, 1)
     http.stop()
     server.stop()  # cancels calls under way, which kills their algorithms
+    agent.close()
     return 0
+
+
+def _served(
+    options: argparse.Namespace, guest: Guest | None
+) -> tuple[Agent, Clones | None, dict[str, Method | StreamMethod]]:
+    """The agent, its clones if it may have some, and what is served: methods by their paths."""
+    from . import clone, compute, guest_service, service
+
+    defaults = options.algorithm_timeout_s, options.algorithm_memory_mib
+    clones = None
+    if guest:
+        from .confinement import Confinement
+
+        guest.protect_agent()
+        isolation = None if options.trust_algorithms else Confinement()
+        agent = service.Agent(*defaults, isolation, guest.settle)
+        clones = clone.Clones(agent, guest)
+    else:
+        agent = service.Agent(*defaults)
+    methods = {
+        **service.methods(agent),
+        **compute.methods(agent),
+        **guest_service.methods(agent, guest),
+        **(clone.methods(clones) if clones else {}),
+    }
+    return agent, clones, methods
 
 
 if __name__ == "__main__":

@@ -1,134 +1,249 @@
-"""Runs an algorithm, a Python program, over a dataset: one process, one socket."""
+"""Runs an algorithm, a Python program, over a data set: one process, one socket."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import selectors
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, BinaryIO, Self
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
 
-from .refusal import Refusal, StatusCode
-from .wire import MAX_PAYLOAD_BYTES
+from .outcome import Outcome, State, Tail
+from .store import ALGORITHM, DATASET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .process import Isolation, Process
+    from .store import Stored
 
     # Registers a callback for the end of a call; False says that the call has ended already.
     OnEnd = Callable[[Callable[[], None]], bool]
 
 # execve takes no single argument of 32 pages or more, the final NUL included.
 MAX_ARGUMENT_BYTES = 32 * 4096 - 1
-STDERR_TAIL_BYTES = 2000  # gRPC carries it in a header, and headers end at 8 kB
+READ_BYTES = 1 << 16
+# More than pipes and sockets hold. Without isolation, a process that has left the group writes on.
+MAX_READS_AFTER_END = 32
+SOCKET = "result.sock"
 
 
-class AlgorithmProcess:
-    """``python3 -c ALGORITHM DATASET SOCKET`` in a process group that ends with the block."""
+class Limits(NamedTuple):
+    """*memory_mib*: 0 for as much as the isolation gives."""
 
-    def __init__(self, algorithm: bytes, dataset: bytes, path: str, stderr: BinaryIO) -> None:
-        self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", algorithm, dataset, path],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        self.pidfd = os.pidfd_open(self._process.pid)
+    time_s: float
+    memory_mib: int
+    result_bytes: int
+
+
+def run_algorithm(
+    directory: str,
+    inputs: dict[str, Stored],
+    isolation: Isolation,
+    limits: Limits,
+    on_end: OnEnd,
+    result: BinaryIO,
+) -> Outcome:
+    """Runs the algorithm over the data set, both files in *directory*; *result* gets the result.
+
+    *on_end* registers the algorithm's kill.
+    """
+    began = time.monotonic()
+    cancelled = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        path = f"{directory}/{SOCKET}"
+        listener.bind(path)
+        os.chmod(path, 0o666)
+        listener.listen(1)
+        seen = isolation.seen(directory)
+        files = {"ALGORITHM_FILE": f"{seen}/{ALGORITHM}", "DATASET_FILE": f"{seen}/{DATASET}"}
+        command = _command(directory, seen, inputs)
+        with (
+            isolation.start(directory, command, files, limits.memory_mib) as process,
+            _Reader(listener, process, result, limits.result_bytes) as reader,
+        ):
+
+            def cancel() -> None:
+                cancelled.set()
+                process.kill()
+
+            if not on_end(cancel):
+                cancel()
+            in_time = reader.read_until_end(began + limits.time_s)
+            status = process.end()
+            reader.read_what_is_left()
+    state, error = _judge(process, status, reader, limits, in_time, cancelled.is_set())
+    return Outcome(
+        state=state,
+        error=error,
+        exit_status=status,
+        stdout=reader.stdout,
+        stderr=reader.stderr,
+        algorithm_id=inputs[ALGORITHM].id,
+        dataset_id=inputs[DATASET].id,
+        duration_s=time.monotonic() - began,
+        result_size=reader.size if state is State.SUCCEEDED else 0,
+        result_sha256=reader.hash.hexdigest() if state is State.SUCCEEDED else "",
+    )
+
+
+def _command(directory: str, seen: str, inputs: dict[str, Stored]) -> list[str | bytes]:
+    """``python3 -c ALGORITHM DATASET SOCKET``; what cannot be an argument is its file's path."""
+    algorithm, dataset = (
+        _argument(f"{directory}/{kind}", inputs[kind].size) for kind in (ALGORITHM, DATASET)
+    )
+    if algorithm is None or not _is_text(algorithm):
+        program: list[str | bytes] = [f"{seen}/{ALGORITHM}"]
+    else:
+        program = ["-c", algorithm]
+    data = f"{seen}/{DATASET}" if dataset is None else dataset
+    return [sys.executable, *program, data, f"{seen}/{SOCKET}"]
+
+
+def _argument(path: str, size: int) -> bytes | None:
+    """What is in the file, if it can be a process's argument."""
+    if size > MAX_ARGUMENT_BYTES:
+        return None
+    with open(path, "rb") as file:
+        content = file.read()
+    return None if b"\0" in content else content
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _judge(
+    process: Process,
+    status: int,
+    reader: _Reader,
+    limits: Limits,
+    in_time: bool,
+    cancelled: bool,
+) -> tuple[State, str]:
+    """The state, and a sentence on what went wrong."""
+    if cancelled:
+        return State.CANCELLED, "the algorithm was killed because its caller left"
+    if reader.too_large:
+        return State.RESULT_TOO_LARGE, reader.too_large
+    if not in_time:
+        return State.TIMED_OUT, f"the algorithm did not finish within {limits.time_s:g} s"
+    if process.was_short_of_memory:
+        limit = f"limit {process.memory_mib} MiB"
+        return State.OUT_OF_MEMORY, f"the algorithm was killed for want of memory: {limit}"
+    if status:
+        how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
+        return State.FAILED, f"the algorithm {how}"
+    if not reader.is_connected:
+        return State.FAILED, "the algorithm ended without connecting to its socket"
+    return State.SUCCEEDED, ""
+
+
+class _Reader:
+    """Reads what an algorithm prints, and all that the first to connect to its socket writes."""
+
+    def __init__(
+        self, listener: socket.socket, process: Process, result: BinaryIO, limit: int
+    ) -> None:
+        self.stdout, self.stderr = Tail(), Tail()
+        self.is_connected = False
+        self.size = 0
+        self.hash = hashlib.sha256()
+        #: Why no more of the result is read.
+        self.too_large = ""
+        self._process = process
+        self._result = result
+        self._limit = limit
+        self._has_ended = False
+        self._selector = selectors.DefaultSelector()
+        self._listener = listener
+        self._connection: socket.socket | None = None
 
     def __enter__(self) -> Self:
+        self._listener.setblocking(False)
+        self._watch(self._listener.fileno(), self._accept)
+        for stream, tail in (
+            (self._process.stdout, self.stdout),
+            (self._process.stderr, self.stderr),
+        ):
+            os.set_blocking(stream.fileno(), False)
+            self._watch(stream.fileno(), partial(self._read_printed, stream.fileno(), tail))
+        self._watch(self._process.pidfd, self._end)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wait()
-        os.close(self.pidfd)
+        self._selector.close()
+        if self._connection:
+            self._connection.close()
 
-    def kill(self) -> None:
-        """Kills the group. Until the leader is reaped, its number cannot mean another group."""
-        with self._lock:
-            if self._process.returncode is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
+    def read_until_end(self, deadline: float) -> bool:
+        """Whether the process has ended before *deadline*, or the result is too large."""
+        while not self._has_ended and not self.too_large:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            self._read(left_s)
+        return True
 
-    def wait(self) -> int:
-        """Ends what still runs of the group; the exit status of its leader, -N for signal N."""
-        self.kill()
-        with self._lock:
-            return self._process.wait()
+    def read_what_is_left(self) -> None:
+        """To be called when the process has ended."""
+        self._selector.unregister(self._process.pidfd)
+        for _ in range(MAX_READS_AFTER_END):
+            if self.too_large or not self._read(0):
+                return
 
+    def _read(self, wait_s: float) -> bool:
+        """Whether there was something to read."""
+        ready = self._selector.select(wait_s)
+        for key, _ in ready:
+            key.data()
+        return bool(ready)
 
-def run_algorithm(algorithm: bytes, dataset: bytes, timeout_s: float, on_end: OnEnd) -> bytes:
-    """What the algorithm writes to its socket. *on_end* registers the algorithm's kill."""
-    # Imported here because it takes long and the agent should answer before.
-    import tempfile
+    def _watch(self, fd: int, act: Callable[[], None]) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, act)
 
-    deadline = time.monotonic() + timeout_s
-    with (
-        tempfile.TemporaryDirectory(prefix="agent-") as directory,
-        open(f"{directory}/stderr", "w+b") as stderr,
-        socket.socket(socket.AF_UNIX) as listener,
-    ):
-        path = f"{directory}/result.sock"
-        listener.bind(path)
-        listener.listen(1)
-        with AlgorithmProcess(algorithm, dataset, path, stderr) as process:
-            if not on_end(process.kill):
-                process.kill()
-            try:
-                result = _receive(listener, process.pidfd, deadline)
-                _wait_readable([process.pidfd], deadline)
-            except TimeoutError:
-                why = f"the algorithm did not finish within {timeout_s:g} s"
-                raise Refusal(StatusCode.DEADLINE_EXCEEDED, why + _tail(stderr)) from None
-            status = process.wait()
-        if status != 0:
-            why = f"the algorithm ended with status {status}"
-            raise Refusal(StatusCode.ABORTED, why + _tail(stderr))
-        if result is None:
-            why = "the algorithm ended without connecting to its socket"
-            raise Refusal(StatusCode.ABORTED, why + _tail(stderr))
-    return result
+    def _end(self) -> None:
+        self._has_ended = True
 
+    def _accept(self) -> None:
+        self._connection, _ = self._listener.accept()
+        self._connection.setblocking(False)
+        self.is_connected = True
+        self._selector.unregister(self._listener)
+        self._watch(self._connection.fileno(), self._read_result)
 
-def _receive(listener: socket.socket, pidfd: int, deadline: float) -> bytes | None:
-    """All that the first to connect writes; None if the process ends before it connects."""
-    _wait_readable([listener.fileno(), pidfd], deadline)
-    listener.setblocking(False)
-    try:
-        connection, _ = listener.accept()
-    except BlockingIOError:
-        return None
-    result = bytearray()
-    with connection:
-        connection.setblocking(False)
-        while True:
-            _wait_readable([connection.fileno(), pidfd], deadline)
-            try:
-                chunk = connection.recv(1 << 16)
-            except BlockingIOError:  # the process has ended, a child of it holds the socket open
-                return bytes(result)
-            if not chunk:
-                return bytes(result)
-            result += chunk
-            if len(result) > MAX_PAYLOAD_BYTES:
-                why = f"the result exceeds {MAX_PAYLOAD_BYTES} bytes"
-                raise Refusal(StatusCode.RESOURCE_EXHAUSTED, why)
+    def _read_result(self) -> None:
+        assert self._connection
+        data = self._connection.recv(READ_BYTES)
+        if not data:
+            self._selector.unregister(self._connection)
+        elif self.size + len(data) > self._limit:
+            self.too_large = f"the result exceeds {self._limit} bytes"
+        else:
+            self._keep(data)
 
+    def _keep(self, data: bytes) -> None:
+        try:
+            self._result.write(data)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            self.too_large = f"there is no room for a result of more than {self.size} bytes"
+            return
+        self.size += len(data)
+        self.hash.update(data)
 
-def _wait_readable(fds: list[int], deadline: float) -> None:
-    """Returns when one of *fds* is readable. TimeoutError: none was before *deadline*."""
-    with selectors.DefaultSelector() as selector:
-        for fd in fds:
-            selector.register(fd, selectors.EVENT_READ)
-        if not selector.select(max(0.0, deadline - time.monotonic())):
-            raise TimeoutError
-
-
-def _tail(stderr: BinaryIO) -> str:
-    size = stderr.seek(0, os.SEEK_END)
-    stderr.seek(max(0, size - STDERR_TAIL_BYTES))
-    tail = stderr.read().decode(errors="replace").strip()
-    return f": {tail}" if tail else ", and wrote nothing to stderr"
+    def _read_printed(self, fd: int, tail: Tail) -> None:
+        data = os.read(fd, READ_BYTES)
+        tail.add(data)
+        if not data:
+            self._selector.unregister(fd)

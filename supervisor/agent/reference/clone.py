@@ -143,6 +143,7 @@ class Clones:
         """Does now what every copy would otherwise do for itself."""
         # The agent imports these where it needs them, so that it answers sooner.
         import base64  # noqa: F401
+        import ctypes  # noqa: F401
         import random
         import tempfile  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""What cloning does to the guest as a whole. Nothing else in the agent reaches beyond its process.
+"""The guest as a whole: what cloning does to it, its clock, and what /init tells of the agent.
 
 Use it only in a guest of ours, whose PID 1 is /init: it sets the clock and the host's name.
 """
@@ -16,6 +16,12 @@ SETTLED = ("/run/address", "/run/loaded")
 # Empty while the guest waits for its renewal, so that a restarted agent knows.
 WAITS = "/run/waits-for-renewal"
 FILES = ("/etc/hostname", "/etc/machine-id", "/etc/hosts", WAITS)
+# init writes why the agent before this one ended.
+LAST_END = "/run/last-end"
+HARDWARE_CLOCK = "/sys/class/rtc/rtc0/since_epoch"
+# For want of memory, the kernel kills this process last: the guest had better lose an algorithm.
+OOM_SCORE = "/proc/self/oom_score_adj"
+OOM_LAST = b"-900"
 RANDOM = "/dev/urandom"
 POLL_S = 0.05
 SETTLE_TIMEOUT_S = 30.0
@@ -64,6 +70,23 @@ class Guest:
 
     def wait_no_more(self) -> None:
         self._put(WAITS, b"no\n")
+
+    def last_end(self) -> str:
+        """Why the agent's process before this one ended; empty if this is the first."""
+        try:
+            with open(self._root + LAST_END, encoding="utf-8", errors="replace") as file:
+                return file.read().strip()
+        except FileNotFoundError:
+            return ""
+
+    def protect_agent(self) -> None:
+        """Has the kernel kill this process last if it is short of memory."""
+        self._put(OOM_SCORE, OOM_LAST)
+
+    def hardware_clock_s(self) -> int:
+        """The hardware clock's time: whole seconds since 1970."""
+        with open(self._root + HARDWARE_CLOCK, encoding="ascii") as file:
+            return int(file.read())
 
     def set_clock(self, unix_time_ns: int) -> None:
         time.clock_settime_ns(time.CLOCK_REALTIME, unix_time_ns)

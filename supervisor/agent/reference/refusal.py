@@ -9,6 +9,7 @@ class StatusCode(enum.Enum):
     """Those of gRPC's status codes that the agent gives."""
 
     OK = 0
+    CANCELLED = 1
     UNKNOWN = 2
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4

@@ -1,4 +1,4 @@
-"""A gRPC server for unary calls: HTTP/2 by h2, one thread for all clients, more for slow calls.
+"""A gRPC server: HTTP/2 by h2, one thread for all clients, more for slow calls.
 
 Why not grpcio's server: under emulation (TCG) QEMU translates all code of a clone anew, and h2 is
 Python, which the agent runs in any case. Measured in November 2026 under TCG:
@@ -15,9 +15,10 @@ size of the image                          22 MB    19 MB
 Measure again when the renewal of a clone needs no gRPC: if little is left of the difference,
 grpcio's server takes this module's place.
 
-The server does without streams, compression and TLS, which the agent's protocols do not use. It
-closes the connection of a client that says goodbye, or that begins more than a hundred calls at
-once, even if calls of this client are under way.
+The server takes a stream of messages or answers with one, but not both at once: the answer begins
+when the last message has come. It does without compression and TLS, which the agent's protocols do
+not use. It closes the connection of a client that says goodbye, or that begins more than a hundred
+calls at once, even if calls of this client are under way.
 
 Source: gRPC's PROTOCOL-HTTP2.md, RFC 9113.
 """
@@ -43,16 +44,15 @@ from h2.events import ConnectionTerminated, DataReceived, RequestReceived, Strea
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
-from .call import PREFIX_BYTES, Answer, Call
+from .call import Call, StreamCall, StreamMethod
 from .refusal import StatusCode
-from .wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from h2.events import Event
 
-    from .call import Method
+    from .call import Answer, Method
 
 READ_BYTES = 1 << 16
 # What a client may send ahead of our reading, on each call and on all of a connection.
@@ -123,11 +123,9 @@ class Connection:
         if isinstance(event, RequestReceived):
             self._begin(event.stream_id, dict(event.headers))
         elif isinstance(event, DataReceived):
-            if call := self._calls.get(event.stream_id):
-                call.received += event.data
-                if len(call.received) > PREFIX_BYTES + MAX_MESSAGE_BYTES:
-                    why = f"a message has {MAX_MESSAGE_BYTES} bytes at most"
-                    self._settle(event.stream_id, Answer(b"", StatusCode.RESOURCE_EXHAUSTED, why))
+            call = self._calls.get(event.stream_id)
+            if call and (failed := call.receive(event.data)):
+                self._settle(event.stream_id, failed)
         elif isinstance(event, StreamEnded) and (call := self._calls.get(event.stream_id)):
             if call.is_slow:
                 self._server.perform_slowly(call, partial(self.answered, event.stream_id))
@@ -139,7 +137,11 @@ class Connection:
     def _begin(self, stream_id: int, headers: Mapping[bytes, bytes]) -> None:
         if headers.get(b"content-type", b"").startswith(b"application/grpc"):
             path = headers.get(b":path", b"").decode(errors="replace")
-            self._calls[stream_id] = Call(self._server.methods.get(path))
+            method = self._server.methods.get(path)
+            if isinstance(method, StreamMethod):
+                self._calls[stream_id] = StreamCall(method)
+            else:
+                self._calls[stream_id] = Call(method)
         else:
             self._h2.send_headers(stream_id, [(":status", "415")], end_stream=True)
 
@@ -167,7 +169,7 @@ class Connection:
     def _fill(self) -> bool:
         """Give h2 something of what is to be sent, as far as windows are open; whether it was."""
         for stream_id, call in self._calls.items():
-            if call.answer and not call.body:
+            if call.answer and not call.body and not call.next_body():
                 self._h2.send_headers(stream_id, call.answer.trailers(), end_stream=True)
                 self._end(stream_id)
                 return True
@@ -209,7 +211,7 @@ class Connection:
 class Server:
     """Serves *methods*, which are known by their paths, until `stop`. OSError: no such port."""
 
-    def __init__(self, methods: Mapping[str, Method], host: str, port: int) -> None:
+    def __init__(self, methods: Mapping[str, Method | StreamMethod], host: str, port: int) -> None:
         self.methods = methods
         v6 = ":" in host
         self._listener = socket.create_server(

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from .algorithm import MAX_ARGUMENT_BYTES, run_algorithm
+from .algorithm import Limits
 from .attestation import REPORT_DATA_BYTES, snp_report
 from .call import Method
 from .computation import SPECIMEN, reply_to
+from .process import NoIsolation
 from .refusal import Refusal, StatusCode
-from .wire import decode_message, encode_message
+from .runner import Runner
+from .store import ALGORITHM, DATASET
+from .wire import MAX_PAYLOAD_BYTES, encode_message, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .algorithm import OnEnd
     from .call import Behaviour
+    from .process import Isolation
+    from .store import Arriving
+
+Value = TypeVar("Value")
 
 SERVICE = "agent.AgentService"
 
@@ -32,18 +39,28 @@ class Agent:
     """What the guest holds: a computation, an algorithm, a dataset; the last one sent counts.
 
     Methods may be called from many threads at once. All but metrics and release raise
-    :class:`Refusal`.
+    :class:`Refusal`. Close it at the end.
+
+    :ivar instance_id: of this start of the agent; copies of one guest have the same
     """
 
     def __init__(
-        self, algorithm_timeout_s: float, settle: Callable[[], object] = lambda: None
+        self,
+        algorithm_timeout_s: float,
+        algorithm_memory_mib: int = 0,
+        isolation: Isolation | None = None,
+        settle: Callable[[], object] = lambda: None,
     ) -> None:
-        """*settle* returns when the devices that algorithms and reports may need are there."""
+        """*settle* returns when the devices that algorithms and reports may need are there.
+
+        :param algorithm_memory_mib: 0 for as much as the isolation gives
+        """
         self._algorithm_timeout_s = algorithm_timeout_s
+        self._algorithm_memory_mib = algorithm_memory_mib
         self._settle = settle
         self._lock = threading.Lock()
-        self._algorithm = b""
-        self._dataset = b""
+        self.instance_id = os.urandom(8).hex()
+        self.runner = Runner(isolation or NoIsolation(), settle)
         self._calls: dict[tuple[str, str], int] = {}
         self._under_way = 0
         self._held: str | None = None
@@ -61,7 +78,11 @@ class Agent:
         return tuple(self._methods)
 
     def call(self, method: str, payload: bytes, on_end: OnEnd) -> bytes:
-        """The answer of *method* to *payload*. Counts calls by method and code."""
+        """The answer of *method* to *payload*."""
+        return self.counted(method, lambda: self._methods[method](payload, on_end))
+
+    def counted(self, method: str, act: Callable[[], Value]) -> Value:
+        """What *act* returns, unless the agent is held. Counts calls by method and code."""
         code = StatusCode.INTERNAL
         with self._lock:
             self._under_way += 1
@@ -69,7 +90,7 @@ class Agent:
         try:
             if held:
                 raise Refusal(StatusCode.FAILED_PRECONDITION, held)
-            answer = self._methods[method](payload, on_end)
+            answer = act()
             code = StatusCode.OK
         except Refusal as refusal:
             code = refusal.code
@@ -81,13 +102,32 @@ class Agent:
                 self._calls[key] = self._calls.get(key, 0) + 1
         return answer
 
+    def begin_upload(self, kind: str, size: int) -> Arriving:
+        """As `Store.begin`, unless the agent is held."""
+        with self._lock:
+            if self._held:
+                raise Refusal(StatusCode.FAILED_PRECONDITION, self._held)
+            return self.runner.store.begin(kind, size)
+
+    def limits(self, result_bytes: int, time_s: float = 0, memory_mib: int = 0) -> Limits:
+        """The limits of a run; 0 stands for the default."""
+        return Limits(
+            time_s or self._algorithm_timeout_s,
+            memory_mib or self._algorithm_memory_mib,
+            result_bytes,
+        )
+
+    def close(self) -> None:
+        """Forgets all that it was sent. No call may be under way."""
+        self.runner.store.close()
+
     def hold(self, why: str) -> None:
         """From now on refuses every call, for the reason *why*.
 
         Refusal: the agent holds, or is about to hold, what a caller sent: no other may get that.
         """
         with self._lock:
-            if self._under_way or self.computation or self._algorithm or self._dataset:
+            if self._under_way or self.computation or not self.runner.store.is_empty:
                 used = "this agent is in use already"
                 raise Refusal(StatusCode.FAILED_PRECONDITION, used)
             self._held = why
@@ -117,20 +157,19 @@ class Agent:
         return self.computation
 
     def _algo(self, algorithm: bytes, _: OnEnd) -> bytes:
-        self._algorithm = _argument("algorithm", algorithm)
-        return _identity(algorithm)
+        if not algorithm:
+            raise Refusal(StatusCode.INVALID_ARGUMENT, "the algorithm is empty")
+        return self.runner.store.put(ALGORITHM, algorithm).id.encode()
 
     def _data(self, dataset: bytes, _: OnEnd) -> bytes:
-        self._dataset = _argument("dataset", dataset)
-        return _identity(dataset)
+        return self.runner.store.put(DATASET, dataset).id.encode()
 
     def _result(self, _: bytes, on_end: OnEnd) -> bytes:
-        for name, value in (("algorithm", self._algorithm), ("dataset", self._dataset)):
-            if not value:
-                why = f"there is no {name} yet"
-                raise Refusal(StatusCode.FAILED_PRECONDITION, why)
-        self._settle()
-        return run_algorithm(self._algorithm, self._dataset, self._algorithm_timeout_s, on_end)
+        outcome, result = self.runner.run(self.limits(MAX_PAYLOAD_BYTES), on_end)
+        with result:
+            if outcome.error:
+                raise outcome.refusal()
+            return result.read()
 
     def _attestation(self, report_data: bytes, _: OnEnd) -> bytes:
         if len(report_data) > REPORT_DATA_BYTES:
@@ -138,24 +177,6 @@ class Agent:
             raise Refusal(StatusCode.INVALID_ARGUMENT, why)
         self._settle()
         return snp_report(report_data.ljust(REPORT_DATA_BYTES, b"\0"))
-
-
-def _argument(name: str, value: bytes) -> bytes:
-    """*value* if it can be a process's argument."""
-    if not value:
-        why = f"the {name} is empty"
-    elif len(value) > MAX_ARGUMENT_BYTES:
-        why = f"{len(value)} bytes of {name}, a process's argument holds {MAX_ARGUMENT_BYTES}"
-    elif b"\0" in value:
-        why = f"the {name} is not text: it holds a zero byte"
-    else:
-        return value
-    raise Refusal(StatusCode.INVALID_ARGUMENT, why)
-
-
-def _identity(value: bytes) -> bytes:
-    """The id of an algorithm or a dataset: its SHA-256 in hex, the same in every guest."""
-    return hashlib.sha256(value).hexdigest().encode()
 
 
 def methods(agent: Agent) -> dict[str, Method]:
@@ -191,8 +212,4 @@ def _health(agent: Agent) -> Behaviour:
 
 
 def _payload(message: bytes) -> bytes:
-    try:
-        return decode_message(message)
-    except ValueError as error:
-        why = f"no protobuf message: {error}"
-        raise Refusal(StatusCode.INVALID_ARGUMENT, why) from error
+    return fields_of(message).payloads.get(1, b"")

@@ -1,13 +1,15 @@
 """The protocol's messages as bytes.
 
-Every message of the agent has at most one field: number 1, length-delimited. A clone's renewal has
-four fields. Some forty lines read and write these messages; the protobuf runtime would be one more
-library that the guest loads before it answers.
+Every message of ``agent.AgentService`` has at most one field: number 1, length-delimited. Some
+fifty lines read and write these messages and those of the other services; the protobuf runtime
+would be one more library that the guest loads before it answers.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from .refusal import Refusal, StatusCode
 
 MAX_PAYLOAD_BYTES = 16 << 20
 # Room for the field's tag and length, and for what JSON adds.
@@ -16,21 +18,26 @@ MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + (1 << 16)
 
 def encode_message(payload: bytes) -> bytes:
     """The message whose field 1 is *payload*; an empty field is left out, as in proto3."""
-    if not payload:
-        return b""
-    length, size = bytearray(), len(payload)
-    while size > 0x7F:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    return b"\x0a" + bytes(length) + bytes((size,)) + payload
+    return encode_fields((1, payload)) if payload else b""
 
 
-def decode_message(message: bytes) -> bytes:
-    """Field 1 of *message*, the last if it is repeated, empty if it is absent.
+def encode_fields(*fields: tuple[int, bytes | int]) -> bytes:
+    """The message of *fields*: numbers and values. Empty ones and 0 are left out, as in proto3."""
+    parts = []
+    for number, value in fields:
+        if isinstance(value, int) and value:
+            parts += [_encode_varint(number << 3), _encode_varint(value % (1 << 64))]
+        elif value:
+            parts += [_encode_varint(number << 3 | 2), _encode_varint(len(value)), value]
+    return b"".join(parts)
 
-    Other fields are skipped. ValueError: *message* is no protobuf message.
-    """
-    return decode_fields(message).payloads.get(1, b"")
+
+def _encode_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(encoded) + bytes((value,))
 
 
 class Fields(NamedTuple):
@@ -38,6 +45,15 @@ class Fields(NamedTuple):
 
     payloads: dict[int, bytes]  # length-delimited: strings and bytes
     numbers: dict[int, int]  # varints, unsigned: a negative int64 is 2**64 too large
+
+
+def fields_of(message: bytes) -> Fields:
+    """As `decode_fields`. Refusal: *message* is no protobuf message."""
+    try:
+        return decode_fields(message)
+    except ValueError as error:
+        why = f"no protobuf message: {error}"
+        raise Refusal(StatusCode.INVALID_ARGUMENT, why) from error
 
 
 def decode_fields(message: bytes) -> Fields:

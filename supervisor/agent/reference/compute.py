@@ -1,0 +1,124 @@
+"""``compute.ComputeService``: what is too long for one message, and what an algorithm printed.
+
+protos/compute.proto describes it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO
+
+from .call import Method, StreamMethod
+from .refusal import Refusal, StatusCode
+from .store import ALGORITHM, DATASET, MAX_BYTES
+from .wire import encode_fields, fields_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .algorithm import OnEnd
+    from .outcome import Outcome, Tail
+    from .service import Agent
+    from .store import Arriving
+    from .wire import Fields
+
+KINDS = {1: ALGORITHM, 2: DATASET}
+MAX_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
+
+
+class Upload:
+    """One call of Upload."""
+
+    def __init__(self, agent: Agent, on_end: OnEnd) -> None:
+        self._agent = agent
+        self._on_end = on_end
+        self._arriving: Arriving | None = None
+        self._sha256 = ""
+
+    def take(self, message: bytes) -> None:
+        fields = fields_of(message)
+        if self._arriving is None:
+            self._arriving = self._begin(fields)
+        elif (fields.payloads.keys() | fields.numbers.keys()) - {4}:
+            why = "only the first message of an upload tells kind, size and sha256"
+            raise Refusal(StatusCode.INVALID_ARGUMENT, why)
+        chunk = fields.payloads.get(4, b"")
+        if len(chunk) > MAX_CHUNK_BYTES:
+            why = f"a chunk has {MAX_CHUNK_BYTES} bytes at most"
+            raise Refusal(StatusCode.RESOURCE_EXHAUSTED, why)
+        self._arriving.write(chunk)
+
+    def finish(self) -> bytes:
+        if self._arriving is None:
+            raise Refusal(StatusCode.INVALID_ARGUMENT, "an upload has at least one message")
+        arriving, sha256 = self._arriving, self._sha256
+        stored = self._agent.counted("Upload", lambda: arriving.finish(sha256))
+        return encode_fields((1, stored.id.encode()), (2, stored.size))
+
+    def _begin(self, fields: Fields) -> Arriving:
+        kind = KINDS.get(fields.numbers.get(1, 0))
+        if not kind:
+            why = "the first message tells the kind: 1 for an algorithm, 2 for a data set"
+            raise Refusal(StatusCode.INVALID_ARGUMENT, why)
+        size = fields.numbers.get(2, 0)
+        if size > MAX_BYTES:
+            why = f"the {kind} exceeds {MAX_BYTES} bytes"
+            raise Refusal(StatusCode.RESOURCE_EXHAUSTED, why)
+        self._sha256 = fields.payloads.get(3, b"").decode(errors="replace")
+        arriving = self._agent.begin_upload(kind, size)
+        if not self._on_end(arriving.abort):
+            arriving.abort()
+        return arriving
+
+
+def methods(agent: Agent) -> dict[str, Method | StreamMethod]:
+    """What *agent* serves over gRPC: methods by their paths."""
+
+    def compute(message: bytes, on_end: OnEnd) -> Iterator[bytes]:
+        numbers = fields_of(message).numbers
+        limits = agent.limits(MAX_BYTES, numbers.get(1, 0), numbers.get(2, 0))
+        outcome, result = agent.counted("Compute", lambda: agent.runner.run(limits, on_end))
+        if not on_end(result.close):
+            result.close()
+        return _parts(outcome, result)
+
+    def last_outcome(_: bytes, __: OnEnd) -> bytes:
+        return encode_outcome(agent.counted("LastOutcome", lambda: _last(agent)))
+
+    return {
+        "/compute.ComputeService/Upload": StreamMethod(lambda on_end: Upload(agent, on_end)),
+        "/compute.ComputeService/Compute": Method(compute, slow=True),
+        "/compute.ComputeService/LastOutcome": Method(last_outcome),
+    }
+
+
+def _parts(outcome: Outcome, result: BinaryIO) -> Iterator[bytes]:
+    yield encode_fields((1, encode_outcome(outcome)))
+    while outcome.result_size and (chunk := result.read(CHUNK_BYTES)):
+        yield encode_fields((2, chunk))
+
+
+def _last(agent: Agent) -> Outcome:
+    if agent.runner.last is None:
+        raise Refusal(StatusCode.FAILED_PRECONDITION, "no algorithm has ended yet")
+    return agent.runner.last
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """The message Outcome of protos/compute.proto."""
+    return encode_fields(
+        (1, outcome.state.value),
+        (2, outcome.error.encode()),
+        (3, outcome.exit_status),
+        (4, _output(outcome.stdout)),
+        (5, _output(outcome.stderr)),
+        (6, outcome.algorithm_id.encode()),
+        (7, outcome.dataset_id.encode()),
+        (8, int(outcome.duration_s * 1000)),
+        (9, outcome.result_size),
+        (10, outcome.result_sha256.encode()),
+    )
+
+
+def _output(tail: Tail) -> bytes:
+    return encode_fields((1, tail.last), (2, tail.dropped))

@@ -1,0 +1,135 @@
+"""A running algorithm as the agent sees it: how it starts, how it is ended, why it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# The program begins when a line comes: by then its limits are set.
+GATE = 'read -r _ && exec "$@" </dev/null'
+SH = "/bin/sh"
+
+
+class Isolation(Protocol):
+    """What separates algorithms from the agent."""
+
+    def seen(self, directory: str) -> str:
+        """The path under which an algorithm sees its *directory*."""
+
+    def start(
+        self,
+        directory: str,
+        command: Sequence[str | bytes],
+        environment: Mapping[str, str],
+        memory_mib: int,
+    ) -> Process:
+        """Starts *command*; *memory_mib*: 0 for the default. OSError."""
+
+
+class Process:
+    """A process and those it has started, which end with the block."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], memory_mib: int) -> None:
+        self.memory_mib = memory_mib
+        self._popen = popen
+        self._lock = threading.Lock()
+        self.pidfd = os.pidfd_open(popen.pid)
+        assert popen.stdin
+        assert popen.stdout
+        assert popen.stderr
+        self.pid = popen.pid
+        self._gate = popen.stdin
+        self.stdout, self.stderr = popen.stdout, popen.stderr
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        os.close(self.pidfd)
+        for stream in (self._gate, self.stdout, self.stderr):
+            stream.close()
+
+    def let_go(self) -> None:
+        """Lets the program begin."""
+        self._gate.write(b"\n")
+        self._gate.close()
+
+    def kill(self) -> None:
+        """Kills them all. May be called from any thread, also when they have ended."""
+        with self._lock:
+            if self._popen.returncode is None:
+                self._kill()
+
+    def end(self) -> int:
+        """Kills what still runs and returns when it is gone; the status, -N for signal N."""
+        self.kill()
+        with self._lock:
+            self._reap()
+            return self._popen.wait()
+
+    @property
+    def was_short_of_memory(self) -> bool:
+        """Of a process that has ended: whether the kernel killed it for want of memory."""
+        return False
+
+    def _kill(self) -> None:
+        # Until the leader is reaped, its number cannot mean another group.
+        os.killpg(self._popen.pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        self._popen.wait()
+
+
+class NoIsolation:
+    """Algorithms run as the agent itself does, each in a process group of its own."""
+
+    def seen(self, directory: str) -> str:
+        return directory
+
+    def start(
+        self,
+        directory: str,
+        command: Sequence[str | bytes],
+        environment: Mapping[str, str],
+        memory_mib: int,
+    ) -> Process:
+        import resource
+
+        process = Process(start_gated(command, {**os.environ, **environment}), memory_mib)
+        try:
+            kill_first(process.pid)
+            if memory_mib:
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_mib << 20,) * 2)
+            process.let_go()
+        except BaseException:
+            process.__exit__()
+            raise
+        return process
+
+
+def kill_first(pid: int) -> None:
+    """Has the kernel kill this process before any other if it is short of memory."""
+    with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")
+
+
+def start_gated(
+    command: Sequence[str | bytes], environment: Mapping[str, str], **options: Any
+) -> subprocess.Popen[bytes]:
+    """*command*, which begins when its stdin gets a line and then has none; OSError."""
+    return subprocess.Popen(
+        [SH, "-c", GATE, "sh", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+        **options,
+    )

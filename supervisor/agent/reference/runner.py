@@ -1,0 +1,108 @@
+"""Holds the algorithm and the data set, and runs one algorithm at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from .algorithm import run_algorithm
+from .refusal import Refusal, StatusCode
+from .store import ALGORITHM, DATASET, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .algorithm import Limits, OnEnd
+    from .outcome import Outcome
+    from .process import Isolation
+    from .store import Stored
+
+
+class Now(NamedTuple):
+    """The algorithm that runs; *since* is a monotonic time."""
+
+    algorithm_id: str
+    dataset_id: str
+    since: float
+
+
+class Runner:
+    """Methods may be called from many threads at once.
+
+    :ivar now: the algorithm that runs, if one does
+    :ivar waiting: how many callers wait until it has ended
+    :ivar last: the outcome of the last that has ended
+    """
+
+    def __init__(self, isolation: Isolation, settle: Callable[[], object]) -> None:
+        """*settle* returns when the devices that algorithms may need are there."""
+        self.store = Store()
+        self.now: Now | None = None
+        self.waiting = 0
+        self.last: Outcome | None = None
+        self._isolation = isolation
+        self._settle = settle
+        self._is_taken = False
+        self._turn = threading.Condition()
+
+    def run(self, limits: Limits, on_end: OnEnd) -> tuple[Outcome, BinaryIO]:
+        """Runs the algorithm in its turn. The caller closes the result, which is at its start.
+
+        Refusal: there is no algorithm or no data set, or the caller has left.
+        """
+        # Imported here because they take long and the agent should answer before.
+        import shutil
+        import tempfile
+
+        with self._in_turn(on_end):
+            directory = self.store.name()
+            inputs = self.store.link(directory)
+            try:
+                self._begin(inputs)
+                self._settle()
+                result: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
+                try:
+                    isolation = self._isolation
+                    outcome = run_algorithm(directory, inputs, isolation, limits, on_end, result)
+                    result.seek(0)
+                except BaseException:
+                    result.close()
+                    raise
+            finally:
+                self.now = None
+                shutil.rmtree(directory)
+            self.last = outcome
+        return outcome, result
+
+    def _begin(self, inputs: dict[str, Stored]) -> None:
+        for kind in (ALGORITHM, DATASET):
+            if kind not in inputs:
+                raise Refusal(StatusCode.FAILED_PRECONDITION, f"there is no {kind} yet")
+        self.now = Now(inputs[ALGORITHM].id, inputs[DATASET].id, time.monotonic())
+
+    @contextmanager
+    def _in_turn(self, on_end: OnEnd) -> Iterator[None]:
+        has_left = threading.Event()
+
+        def leave() -> None:
+            has_left.set()
+            with self._turn:
+                self._turn.notify_all()
+
+        if not on_end(leave):
+            has_left.set()
+        with self._turn:
+            self.waiting += 1
+            self._turn.wait_for(lambda: has_left.is_set() or not self._is_taken)
+            self.waiting -= 1
+            if has_left.is_set():
+                raise Refusal(StatusCode.CANCELLED, "the caller has left")
+            self._is_taken = True
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._is_taken = False
+                self._turn.notify_all()

@@ -1,0 +1,156 @@
+"""The algorithm and the data set that the agent was sent, as files: in a guest, /tmp is RAM."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from typing import NamedTuple
+
+from .refusal import Refusal, StatusCode
+
+ALGORITHM, DATASET = "algorithm", "dataset"
+MAX_BYTES = 256 << 20
+
+
+class Stored(NamedTuple):
+    """What has arrived whole. *id* is its SHA-256 in hex, the same in every guest."""
+
+    id: str
+    size: int
+
+
+class Store:
+    """One file of each kind, the last that arrived whole. Close it at the end.
+
+    Methods may be called from many threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._directory = ""
+        self._stored: dict[str, Stored] = {}
+        self._numbers = 0
+        self._arriving: list[Arriving] = []
+
+    @property
+    def arriving(self) -> list[Arriving]:
+        """What has begun to arrive."""
+        with self._lock:
+            return list(self._arriving)
+
+    @property
+    def is_empty(self) -> bool:
+        with self._lock:
+            return not self._stored and not self._arriving
+
+    def put(self, kind: str, content: bytes) -> Stored:
+        """Refusal: there is no room for *content*."""
+        arriving = self.begin(kind, len(content))
+        try:
+            arriving.write(content)
+            return arriving.finish()
+        finally:
+            arriving.abort()
+
+    def begin(self, kind: str, size: int) -> Arriving:
+        """A file to be written, then finished or aborted. *size*: 0 if nobody knows."""
+        with self._lock:
+            self._numbers += 1
+            path = f"{self._opened()}/arriving-{self._numbers}"
+            arriving = Arriving(self, kind, size, path)
+            self._arriving.append(arriving)
+        return arriving
+
+    def link(self, directory: str) -> dict[str, Stored]:
+        """Gives the new *directory* a link to each file, named by its kind; what they are."""
+        with self._lock:
+            os.mkdir(directory)
+            for kind in self._stored:
+                os.link(f"{self._directory}/{kind}", f"{directory}/{kind}")
+            return dict(self._stored)
+
+    def name(self) -> str:
+        """A path below the store's directory that nothing has had."""
+        with self._lock:
+            self._numbers += 1
+            return f"{self._opened()}/{self._numbers}"
+
+    def keep(self, arriving: Arriving, stored: Stored) -> None:
+        with self._lock:
+            os.replace(arriving.path, f"{self._directory}/{arriving.kind}")
+            self._stored[arriving.kind] = stored
+            self._arriving.remove(arriving)
+
+    def forget(self, arriving: Arriving) -> None:
+        with self._lock:
+            os.unlink(arriving.path)
+            self._arriving.remove(arriving)
+
+    def close(self) -> None:
+        import shutil
+
+        if self._directory:
+            shutil.rmtree(self._directory)
+
+    def _opened(self) -> str:
+        # Imported here because it takes long and the agent should answer before.
+        import tempfile
+
+        self._directory = self._directory or tempfile.mkdtemp(prefix="agent-")
+        return self._directory
+
+
+class Arriving:
+    """A file of which *received* bytes have arrived. For one thread."""
+
+    def __init__(self, store: Store, kind: str, size: int, path: str) -> None:
+        self.kind = kind
+        self.size = size
+        self.path = path
+        self.received = 0
+        self._store = store
+        self._hash = hashlib.sha256()
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._is_open = True
+
+    def write(self, content: bytes) -> None:
+        """Refusal: there is no room for *content*."""
+        if self.received + len(content) > MAX_BYTES:
+            why = f"the {self.kind} exceeds {MAX_BYTES} bytes"
+            raise Refusal(StatusCode.RESOURCE_EXHAUSTED, why)
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(self._file, content[written:])
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            why = f"the {self.kind} does not fit: the agent's machine has no more room for files"
+            raise Refusal(StatusCode.RESOURCE_EXHAUSTED, why) from error
+        self._hash.update(content)
+        self.received += len(content)
+
+    def finish(self, sha256: str = "") -> Stored:
+        """Puts it in the place of the one before. Refusal: it is not what it should be."""
+        stored = Stored(self._hash.hexdigest(), self.received)
+        if self.size not in (0, self.received):
+            why = f"{self.received} bytes of {self.kind} came, {self.size} were announced"
+            raise Refusal(StatusCode.INVALID_ARGUMENT, why)
+        if sha256.lower() not in ("", stored.id):
+            why = f"the {self.kind} has another SHA-256 than was announced: {stored.id}"
+            raise Refusal(StatusCode.INVALID_ARGUMENT, why)
+        self._close()
+        self._store.keep(self, stored)
+        return stored
+
+    def abort(self) -> None:
+        """Forgets it, unless it is finished."""
+        if self._is_open:
+            self._close()
+            self._store.forget(self)
+
+    def _close(self) -> None:
+        self._is_open = False
+        os.close(self._file)
