@@ -9,6 +9,7 @@ import socket
 import subprocess
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -19,7 +20,6 @@ from supervisor.qemu.firmware import check_pair, read_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from supervisor.config import DiskConfig, FirmwareConfig
 
@@ -249,15 +249,42 @@ def _prepare(
         shutil.copyfile(firmware.vars_file, vm_dir.firmware_vars)
         make_overlay(disk, vm_dir.overlay)
         if ram_bytes is not None:
-            # We create it, so that it is ours even if QEMU runs as root.
-            os.close(os.open(vm_dir.ram, os.O_RDWR | os.O_CREAT, 0o600))
-            os.truncate(vm_dir.ram, ram_bytes)
+            _make_ram(vm_dir.ram, ram_bytes)
         vm_dir.serial_log.touch()  # so that it is ours even if QEMU runs as root
     except OSError as error:
         raise LaunchError(
             f"{error.filename or vm_dir.path}: {error.strerror}; the files of VM"
             f" {vm_dir.path.name} could not be made"
         ) from error
+
+
+def _make_ram(file: Path, size_bytes: int) -> None:
+    """Make the file of a guest's memory, so that it is ours even if QEMU runs as root.
+
+    It has holes, except on a tmpfs. There a hole takes a page even when it is read, and a process
+    that has mapped the file dies of SIGBUS if no page is left.
+
+    :raises OSError: if there is no room for it
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.truncate(descriptor, size_bytes)
+        if _is_on_tmpfs(descriptor):
+            os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        error.filename = str(file)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _is_on_tmpfs(descriptor: int) -> bool:
+    device = os.fstat(descriptor).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    # The fields before " - " begin with the mount's id, its parent's and the device: proc(5).
+    mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    types = (line.partition(" - ")[2].split()[0] for line in mounts if line.split()[2] == number)
+    return next(types, None) == "tmpfs"
 
 
 def check_image(disk: DiskConfig) -> None:
