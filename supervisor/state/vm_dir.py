@@ -17,6 +17,7 @@ import trio
 
 from supervisor.errors import HostError, ImageError, LaunchError
 from supervisor.qemu.firmware import check_pair, read_descriptors
+from supervisor.state.record import BaseImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,16 +112,36 @@ class VmDir:
 
     async def prepare(
         self, disk: DiskConfig, firmware: FirmwareConfig, ram_bytes: int | None = None
-    ) -> None:
+    ) -> BaseImage:
         """Make the VM's firmware variables and disk, in a worker thread.
 
         :param ram_bytes: the size of the memory file, if the VM has its memory in a file
+        :returns: the image that the disk lies on
         :raises ImageError: if the base image is missing or cannot be used
         :raises FirmwareError: if a firmware file is missing, or CODE and VARS are no pair
         :raises LaunchError: if a file cannot be written
         """
         prepare = partial(_prepare, self, disk, firmware, ram_bytes)
-        await trio.to_thread.run_sync(prepare, limiter=preparers)
+        return await trio.to_thread.run_sync(prepare, limiter=preparers)
+
+    async def check_base(self, base: BaseImage | None) -> None:
+        """Check that the image that the disk lies on is still the one that it was made on.
+
+        On another image the disk would be a mixture of two file systems.
+
+        :param base: None if nobody knows which it was
+        :raises ImageError: if it is another file now, or gone
+        """
+        if base is None:
+            return
+        whose = f"the disk of VM {self.path.name} was made on {base.path} ({base})"
+        advice = "put the earlier file back at this path; give a new image a new name"
+        try:
+            now = await trio.to_thread.run_sync(base_image, Path(base.path))
+        except OSError as error:
+            raise ImageError(f"{whose}, and now: {error.strerror}", advice=advice) from error
+        if now != base:
+            raise ImageError(f"{whose}, and another file is there now ({now})", advice=advice)
 
     async def read_computation(self) -> bytes:
         """:raises OSError: if the file is missing or cannot be read"""
@@ -241,12 +262,25 @@ def check_tmp(tmp: Path) -> None:
         ) from error
 
 
+def base_image(file: Path) -> BaseImage:
+    """Identify a base image without reading its content. Blocking.
+
+    :raises OSError: if there is no such file
+    """
+    real = file.resolve(strict=True)
+    stat = real.stat()
+    return BaseImage(str(real), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
 def _prepare(
     vm_dir: VmDir, disk: DiskConfig, firmware: FirmwareConfig, ram_bytes: int | None
-) -> None:
+) -> BaseImage:
     try:
         check_pair(firmware, read_descriptors())
         shutil.copyfile(firmware.vars_file, vm_dir.firmware_vars)
+        check_image(disk)
+        # Before the disk: if the image is replaced meanwhile, no start takes it for the same.
+        base = base_image(disk.file)
         make_overlay(disk, vm_dir.overlay)
         if ram_bytes is not None:
             _make_ram(vm_dir.ram, ram_bytes)
@@ -256,6 +290,7 @@ def _prepare(
             f"{error.filename or vm_dir.path}: {error.strerror}; the files of VM"
             f" {vm_dir.path.name} could not be made"
         ) from error
+    return base
 
 
 def _make_ram(file: Path, size_bytes: int) -> None:
