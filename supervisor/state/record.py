@@ -121,6 +121,7 @@ class EventKind(enum.StrEnum):
     WATCHDOG = "watchdog"
     IO_ERROR = "io-error"
     MONITOR = "monitor"
+    DROPPED = "dropped"
     DAMAGED = "damaged"
     ADOPTED = "adopted"
     DELETED = "deleted"
