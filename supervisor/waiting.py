@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,28 @@ class Backoff:
         :param failures: at least 1
         """
         return float(min(self.first_s * 2.0 ** min(failures - 1, 64), self.longest_s))
+
+
+class Budget:
+    """So many at once, and after that one in each interval. On trio's clock.
+
+    :param most: how many at once
+    """
+
+    def __init__(self, most: int, interval_s: float) -> None:
+        self._most = most
+        self._interval_s = interval_s
+        #: When all of it is there again.
+        self._full_at = -math.inf
+
+    def spend(self) -> bool:
+        """Whether there was one left."""
+        now = trio.current_time()
+        full_at = max(self._full_at, now) + self._interval_s
+        if full_at > now + self._most * self._interval_s:
+            return False
+        self._full_at = full_at
+        return True
 
 
 @asynccontextmanager

@@ -15,6 +15,8 @@ class Timing:
     :param agent_attempt_share: a later attempt may take this share of all the time before it
     :param agent_warm_up_s: the longest time for the first answer of an agent in the pool
     :param disk_error_interval_s: the shortest time between two events of a failing disk
+    :param guest_events: how many events of one QEMU the guest may cause at once. After that it
+        causes one in each ``guest_event_interval_s``; the others are counted.
     :param housekeeping_retry_s: the wait before housekeeping is started again after an error
     :param pool_look_s: how often the ages and fingerprints of the pool's VMs are checked
     :param pool_retry: the wait after a VM of the pool has ended by itself
@@ -34,10 +36,12 @@ class Timing:
     agent_attempt_share: float = 1 / 20
     agent_warm_up_s: float = 3.0
     disk_error_interval_s: float = 10.0
+    guest_events: int = 100
+    guest_event_interval_s: float = 10.0
     housekeeping_retry_s: float = 10.0
     pool_look_s: float = 5.0
     pool_retry: Backoff = attrs.field(default=Backoff(5.0, 300.0))
-    qmp_flood_events: int = 20_000
+    qmp_flood_events: int = 5_000
     qmp_flood_s: float = 10.0
     reader_buffer: int = 1024
     retention_look_s: float = 60.0

@@ -358,7 +358,11 @@ class _Forwarder(EventListener):
         elif event["event"] in RELEVANT_EVENTS:
             data = event.get("data", {})
             data = data if isinstance(data, dict) else {}
-            self._channel.send_nowait(QmpEvent(str(event["event"]), data))
+            try:
+                self._channel.send_nowait(QmpEvent(str(event["event"]), data))
+            except trio.WouldBlock:  # they come faster than they are dealt with
+                self.flooded = True
+                self._channel.close()
 
     def _note_migration(self, data: object) -> None:
         status = data.get("status") if isinstance(data, dict) else None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from supervisor.runs.pool import Pool
     from supervisor.runs.vms import Vms
+    from supervisor.state.journal import EventsOnRecord
     from supervisor.state.record import Event, RunOptions
     from supervisor.vm.vm import Vm
 
@@ -140,7 +141,7 @@ class Service:
 
     def follow(
         self, after: int | None, vm_id: str | None
-    ) -> AbstractAsyncContextManager[tuple[list[Event], trio.MemoryReceiveChannel[Event]]]:
+    ) -> AbstractAsyncContextManager[tuple[EventsOnRecord, trio.MemoryReceiveChannel[Event]]]:
         """Events as `Journal.follow` gives them; those on record of one VM alone, if named."""
         return self.journal.follow(after, [vm_id] if vm_id else [vm.id for vm in self.vms])
 

@@ -6,9 +6,11 @@ lower number, so a reader that has seen number n has seen all events before it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -27,6 +29,9 @@ log = structlog.stdlib.get_logger()
 
 #: An event's kind and its data, before it has a number.
 News = tuple[EventKind, Mapping[str, Any]]
+
+#: How many events on record a reader has in memory at a time.
+_PAGE = 256
 
 #: Two limiters, so that a write never waits for a reader of many old events.
 _writers, _readers = trio.CapacityLimiter(16), trio.CapacityLimiter(2)
@@ -102,7 +107,7 @@ class Journal:
     @asynccontextmanager
     async def follow(
         self, after: int | None, vm_ids: Iterable[str]
-    ) -> AsyncIterator[tuple[list[Event], trio.MemoryReceiveChannel[Event]]]:
+    ) -> AsyncIterator[tuple[EventsOnRecord, trio.MemoryReceiveChannel[Event]]]:
         """The events on record with a number over ``after``, and a channel of later events.
 
         The channel ends if its reader falls behind, and when the supervisor stops.
@@ -111,14 +116,14 @@ class Journal:
         :param vm_ids: the VMs whose events on record are read; the channel has events of all VMs
         """
         with self.events.subscribe() as channel:
-            known = self.sequence
-            old = [] if after is None else await self._after(after, vm_ids)
-            yield [event for event in old if event.sequence <= known], channel
+            last = self.sequence
+            begin = last if after is None else after
+            yield EventsOnRecord(self, begin, last, tuple(vm_ids)), channel
 
-    async def _after(self, sequence: int, vm_ids: Iterable[str]) -> list[Event]:
-        return await trio.to_thread.run_sync(
-            self._store.events_after, sequence, tuple(vm_ids), limiter=_readers
-        )
+    async def page(self, after: int, vm_ids: Iterable[str], limit: int) -> list[Event]:
+        """The next events on record with a number over ``after``: ``limit`` of them at most."""
+        read = partial(self._store.events_after, after, vm_ids, limit)
+        return await trio.to_thread.run_sync(read, limiter=_readers)
 
     async def _keep(self, event: Event, write: Callable[..., None], *args: Any) -> None:
         try:
@@ -144,6 +149,33 @@ class Journal:
             written = self._written.pop(self.sequence)
             if written:
                 self.events.send(written)
+
+
+class EventsOnRecord:
+    """Yields events in their order, of which few are in memory at a time. May be left early.
+
+    :param after: the number before the first event
+    :param last: the greatest number that an event may have
+    """
+
+    def __init__(self, journal: Journal, after: int, last: int, vm_ids: tuple[str, ...]) -> None:
+        self._journal = journal
+        self._after = after
+        self._last = last
+        self._vm_ids = vm_ids
+        self._page: deque[Event] = deque()
+
+    def __aiter__(self) -> EventsOnRecord:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._page and self._after < self._last:
+            self._page.extend(await self._journal.page(self._after, self._vm_ids, _PAGE))
+        if not self._page or self._page[0].sequence > self._last:
+            raise StopAsyncIteration
+        event = self._page.popleft()
+        self._after = event.sequence
+        return event
 
 
 def _rebuildable(record: Record) -> dict[str, Any]:

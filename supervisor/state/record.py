@@ -121,6 +121,7 @@ class EventKind(enum.StrEnum):
     WATCHDOG = "watchdog"
     IO_ERROR = "io-error"
     MONITOR = "monitor"
+    DROPPED = "dropped"
     DAMAGED = "damaged"
     ADOPTED = "adopted"
     DELETED = "deleted"
@@ -160,6 +161,26 @@ class RunOptions:
     request_hash: str = ""
 
 
+@attrs.frozen
+class BaseImage:
+    """Which file a VM's disk was made on. Another file at this path is not this one.
+
+    The device's number is not part of it: it may change when the host boots.
+
+    :param path: without symbolic links
+    :param modified_ns: when the content last changed, in nanoseconds since the epoch
+    """
+
+    path: str
+    inode: int
+    size_bytes: int
+    modified_ns: int
+
+    def __str__(self) -> str:
+        at = moment(datetime.fromtimestamp(self.modified_ns / 1e9, UTC))
+        return f"{self.size_bytes} bytes of {at}, inode {self.inode}"
+
+
 @attrs.frozen(kw_only=True)
 class Record:
     """One VM.
@@ -167,6 +188,7 @@ class Record:
     :param sequence: the number of the VM's last event
     :param fingerprint: the digest of what its QEMU was started with: see `supervisor.templates`
     :param template: the name of the template that it was started from; None for a cold boot
+    :param base: the image below its disk, below its template's disk included; None if unknown
     :param renewed: whether its guest, a clone, has been told that it is a copy
     :param ending: how the VM is ended; None until its end is requested
     :param end_cause: who requested the end, or what made it necessary
@@ -191,6 +213,7 @@ class Record:
     purpose: Purpose = Purpose.RUN
     fingerprint: str = ""
     template: str | None = None
+    base: BaseImage | None = None
     renewed: bool = False
     ending: EndMode | None = None
     end_cause: EndCause | None = None

@@ -109,7 +109,7 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, clock: Clock, store: S
     vm_dir = VmDir(config.qemu.tmp / vm_id)
     vm_dir.path.mkdir(mode=0o700, exist_ok=True)
     words = process.command_line(pids[0]) if pids else []
-    events = [event for event in store.events_after(0, [vm_id]) if event.vm_id == vm_id]
+    events = store.events_of(vm_id)
     purpose, relay = _purpose(events), _relay(events, vm_dir)
     record = Record(
         id=vm_id,

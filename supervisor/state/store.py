@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import heapq
 import os
 import re
 import shutil
@@ -41,6 +42,9 @@ _RESERVED = 10_000
 
 #: How many events of the supervisor and of deleted VMs are kept at a start.
 _KEPT_EVENTS = 1000
+
+#: How many of a VM's first events are kept for good: a damaged record is rebuilt from them.
+_FIRST_EVENTS = 32
 
 
 @contextmanager
@@ -82,9 +86,13 @@ class Found:
 
 
 class Store:
-    """The records and events below one tmp/."""
+    """The records and events below one tmp/.
 
-    def __init__(self, tmp: Path) -> None:
+    :param events_bytes: the size of a VM's events file beyond which old events are dropped
+    """
+
+    def __init__(self, tmp: Path, events_bytes: int = 4 << 20) -> None:
+        self._events_bytes = events_bytes
         self._tmp = tmp
         self._own_events = tmp / "events.jsonl"
         self._ceiling = tmp / "sequence"
@@ -120,8 +128,10 @@ class Store:
         vm_dir = VmDir(self._tmp / changed.id)
         owed = self._owe(vm_dir.events, events)
         _replace(vm_dir.record, record.dump(changed, events))
-        _append(vm_dir.events, owed)
+        size = _append(vm_dir.events, owed)
         del self._owed[vm_dir.events]
+        if size > self._events_bytes:
+            _drop_events(vm_dir.events, self._events_bytes // 2)
 
     def note(self, event: Event) -> None:
         """Write an event of the supervisor, or of a VM that was removed.
@@ -177,19 +187,28 @@ class Store:
             # A full disk makes `note` fail, and this is what frees room.
             shutil.rmtree(gone, ignore_errors=True)
 
-    def events_after(self, sequence: int, vm_ids: Iterable[str]) -> list[Event]:
-        """The events of these VMs and of the supervisor with a greater number, in order.
+    def events_after(self, sequence: int, vm_ids: Iterable[str], limit: int) -> list[Event]:
+        """The next events of these VMs and of the supervisor after a number, in order.
 
-        Events that could not be written yet are included.
+        Events that could not be written yet are included. Memory is taken for ``limit`` events,
+        however many there are.
+
+        :param limit: the most events that are returned
         """
         files = [self._own_events, *(VmDir(self._tmp / vm_id).events for vm_id in vm_ids)]
-        found: dict[int, Event] = {}
-        for file in files:
-            owed = map(record.parse_event, tuple(self._owed.get(file, ())))
-            for event in (*_events(file), *owed):
-                if event.sequence > sequence:
-                    found[event.sequence] = event
-        return [found[number] for number in sorted(found)]
+        later = (event for file in files for event in self._all_events(file)
+                 if event.sequence > sequence)  # fmt: skip
+        return heapq.nsmallest(limit, later, key=lambda event: event.sequence)
+
+    def _all_events(self, file: Path) -> Iterator[Event]:
+        owed = [record.parse_event(line) for line in tuple(self._owed.get(file, ()))]
+        numbers = {event.sequence for event in owed}  # they may be in the file by now
+        yield from (event for event in _events(file) if event.sequence not in numbers)
+        yield from owed
+
+    def events_of(self, vm_id: str) -> list[Event]:
+        """All events in a VM's file."""
+        return list(_events(VmDir(self._tmp / vm_id).events))
 
     def load(self) -> Found:
         """Read everything in tmp/, and repair what a crash left unfinished."""
@@ -260,7 +279,8 @@ def _replace(file: Path, content: bytes) -> None:
     _sync_directory(file.parent)
 
 
-def _append(file: Path, lines: Iterable[bytes]) -> None:
+def _append(file: Path, lines: Iterable[bytes]) -> int:
+    """The size of the file then, in bytes."""
     content = b"".join(lines)
     # Without a buffer: after an error, closing the file would write the rest of a buffer.
     with file.open("ab", buffering=0) as opened:
@@ -269,6 +289,7 @@ def _append(file: Path, lines: Iterable[bytes]) -> None:
             while content:
                 content = content[opened.write(content) :]
             os.fdatasync(opened.fileno())
+            return opened.tell()
         except OSError:
             # The next line would be appended to half a line.
             with contextlib.suppress(OSError):
@@ -286,13 +307,33 @@ def _sync_directory(path: Path) -> None:
 
 def _events(file: Path) -> Iterator[Event]:
     """The events of a file. Skips lines that are damaged; a missing file has no events."""
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError:
+    with contextlib.suppress(OSError), file.open("rb") as lines:
+        for line in lines:
+            with contextlib.suppress(Damaged):
+                yield record.parse_event(line)
+
+
+def _drop_events(file: Path, kept_bytes: int) -> None:
+    """Drop events of a VM between its first and its latest. One event in their place counts them.
+
+    That event has the number and the time of the last one that it stands for. A failure is logged:
+    the next write tries again.
+    """
+    events, dropped, size = list(_events(file)), [], 0
+    first, latest = events[:_FIRST_EVENTS], events[_FIRST_EVENTS:]
+    for event in reversed(latest):
+        size += len(event_line(event))
+        if size > kept_bytes:
+            dropped.append(event)
+    if not dropped:
         return
-    for line in lines:
-        with contextlib.suppress(Damaged):
-            yield record.parse_event(line)
+    count = sum(event.data["count"] if event.kind is EventKind.DROPPED else 1 for event in dropped)
+    gap = attrs.evolve(dropped[0], kind=EventKind.DROPPED, data={"count": count})
+    kept = [*first, gap, *latest[len(dropped) :]]
+    try:
+        _replace(file, b"".join(map(event_line, kept)))
+    except OSError as error:
+        log.error("old events cannot be dropped", file=str(file), problem=error.strerror)
 
 
 def _mend(file: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -16,10 +17,10 @@ import trio
 
 from supervisor.errors import HostError, ImageError, LaunchError
 from supervisor.qemu.firmware import check_pair, read_descriptors
+from supervisor.state.record import BaseImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from supervisor.config import DiskConfig, FirmwareConfig
 
@@ -111,16 +112,36 @@ class VmDir:
 
     async def prepare(
         self, disk: DiskConfig, firmware: FirmwareConfig, ram_bytes: int | None = None
-    ) -> None:
+    ) -> BaseImage:
         """Make the VM's firmware variables and disk, in a worker thread.
 
         :param ram_bytes: the size of the memory file, if the VM has its memory in a file
+        :returns: the image that the disk lies on
         :raises ImageError: if the base image is missing or cannot be used
         :raises FirmwareError: if a firmware file is missing, or CODE and VARS are no pair
         :raises LaunchError: if a file cannot be written
         """
         prepare = partial(_prepare, self, disk, firmware, ram_bytes)
-        await trio.to_thread.run_sync(prepare, limiter=preparers)
+        return await trio.to_thread.run_sync(prepare, limiter=preparers)
+
+    async def check_base(self, base: BaseImage | None) -> None:
+        """Check that the image that the disk lies on is still the one that it was made on.
+
+        On another image the disk would be a mixture of two file systems.
+
+        :param base: None if nobody knows which it was
+        :raises ImageError: if it is another file now, or gone
+        """
+        if base is None:
+            return
+        whose = f"the disk of VM {self.path.name} was made on {base.path} ({base})"
+        advice = "put the earlier file back at this path; give a new image a new name"
+        try:
+            now = await trio.to_thread.run_sync(base_image, Path(base.path))
+        except OSError as error:
+            raise ImageError(f"{whose}, and now: {error.strerror}", advice=advice) from error
+        if now != base:
+            raise ImageError(f"{whose}, and another file is there now ({now})", advice=advice)
 
     async def read_computation(self) -> bytes:
         """:raises OSError: if the file is missing or cannot be read"""
@@ -241,23 +262,64 @@ def check_tmp(tmp: Path) -> None:
         ) from error
 
 
+def base_image(file: Path) -> BaseImage:
+    """Identify a base image without reading its content. Blocking.
+
+    :raises OSError: if there is no such file
+    """
+    real = file.resolve(strict=True)
+    stat = real.stat()
+    return BaseImage(str(real), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
 def _prepare(
     vm_dir: VmDir, disk: DiskConfig, firmware: FirmwareConfig, ram_bytes: int | None
-) -> None:
+) -> BaseImage:
     try:
         check_pair(firmware, read_descriptors())
         shutil.copyfile(firmware.vars_file, vm_dir.firmware_vars)
+        check_image(disk)
+        # Before the disk: if the image is replaced meanwhile, no start takes it for the same.
+        base = base_image(disk.file)
         make_overlay(disk, vm_dir.overlay)
         if ram_bytes is not None:
-            # We create it, so that it is ours even if QEMU runs as root.
-            os.close(os.open(vm_dir.ram, os.O_RDWR | os.O_CREAT, 0o600))
-            os.truncate(vm_dir.ram, ram_bytes)
+            _make_ram(vm_dir.ram, ram_bytes)
         vm_dir.serial_log.touch()  # so that it is ours even if QEMU runs as root
     except OSError as error:
         raise LaunchError(
             f"{error.filename or vm_dir.path}: {error.strerror}; the files of VM"
             f" {vm_dir.path.name} could not be made"
         ) from error
+    return base
+
+
+def _make_ram(file: Path, size_bytes: int) -> None:
+    """Make the file of a guest's memory, so that it is ours even if QEMU runs as root.
+
+    It has holes, except on a tmpfs. There a hole takes a page even when it is read, and a process
+    that has mapped the file dies of SIGBUS if no page is left.
+
+    :raises OSError: if there is no room for it
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.truncate(descriptor, size_bytes)
+        if _is_on_tmpfs(descriptor):
+            os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        error.filename = str(file)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _is_on_tmpfs(descriptor: int) -> bool:
+    device = os.fstat(descriptor).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    # The fields before " - " begin with the mount's id, its parent's and the device: proc(5).
+    mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    types = (line.partition(" - ")[2].split()[0] for line in mounts if line.split()[2] == number)
+    return next(types, None) == "tmpfs"
 
 
 def check_image(disk: DiskConfig) -> None:

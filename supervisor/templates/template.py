@@ -23,6 +23,7 @@ from supervisor.image.manifest import NAME, File, Manifest
 from supervisor.qemu import cmdline
 from supervisor.qemu.host import boot_id
 from supervisor.qemu.version import Binary, Version
+from supervisor.state.record import BaseImage
 from supervisor.state.vm_dir import make_overlay
 
 if TYPE_CHECKING:
@@ -147,9 +148,10 @@ class Template:
         draft.write_text(json.dumps(content, indent=2) + "\n")
         draft.rename(self.manifest)
 
-    def clone_into(self, vm_dir: VmDir) -> None:
+    def clone_into(self, vm_dir: VmDir) -> BaseImage:
         """Copy the disk and the firmware variables into the directory of a new clone.
 
+        :returns: the image below the template's disk
         :raises TemplateError: if the template is damaged
         :raises OSError: if a file cannot be written
         """
@@ -157,6 +159,8 @@ class Template:
         shutil.copyfile(self.clone, vm_dir.overlay)
         shutil.copyfile(self.firmware_vars, vm_dir.firmware_vars)
         vm_dir.serial_log.touch()  # so that it is ours even if QEMU runs as root
+        path, _device, *rest = json.loads(self.manifest.read_bytes())["fingerprint"]["image"]
+        return BaseImage(path, *rest)
 
     def remove(self) -> None:
         # The manifest first: if this is interrupted, the rest counts as incomplete.

@@ -57,7 +57,7 @@ def after_boot(
     if (
         record.options.restart is RestartPolicy.ON_FAILURE
         and verdict.state is VmState.CRASHED
-        and record.first_ran_s is not None
+        and (record.first_ran_s is not None or record.restarts)
         and record.ending is None
         and restart_number(record, now_s) <= restart_limit
     ):
@@ -70,7 +70,9 @@ def restart_number(record: Record, now_s: float) -> int:
 
     :param now_s: CLOCK_BOOTTIME
     """
-    ran_s = now_s - (record.running_since_s or 0.0)
+    if record.running_since_s is None:
+        return record.restarts + 1  # the last boot did not come to its guest
+    ran_s = now_s - record.running_since_s
     # A negative time is of another boot of the host, which is no fault of the guest's.
     return record.restarts + 1 if 0 <= ran_s <= _GOOD_S else 1
 
@@ -104,9 +106,16 @@ def final_status(
     if verdict is None and exited and record.status.state is VmState.SHUTDOWN:
         verdict = status_after_exit(record.status, exit_code)
     if verdict is None or not verdict.state.ended:
-        code = "none" if exit_code is None else exit_code
-        return Status(VmState.CRASHED, f"exit:{code}")
+        return launch_failed(exit_code)
     return verdict
+
+
+def launch_failed(exit_code: int | None) -> Status:
+    """What a VM has come to whose guest never ran.
+
+    :param exit_code: None if QEMU was never started
+    """
+    return Status(VmState.CRASHED, f"exit:{'none' if exit_code is None else exit_code}")
 
 
 def final_error(

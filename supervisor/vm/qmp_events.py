@@ -27,6 +27,7 @@ from supervisor.state.status import (
     next_status,
     status_of_runstate,
 )
+from supervisor.waiting import Budget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,6 +69,11 @@ class QmpEvents:
         self._new = new
         self._template_state = template_state
         self._lost_was_told = False
+        timing = vm.config.timing
+        #: A guest may suspend itself, be woken by its clock, and so on without end.
+        self._budget = Budget(timing.guest_events, timing.guest_event_interval_s)
+        #: Events that the guest has caused since, beyond its budget.
+        self._untold = 0
         #: On trio's clock: until then, failures of the disk are no news.
         self._disk_quiet_until = -math.inf
 
@@ -150,7 +156,8 @@ class QmpEvents:
                     action = event.data.get("action")
                     log.warning("watchdog fired", vm=vm.id, action=action)
                     self._session.watchdog_fired |= action in _WATCHDOG_ENDS
-                    await vm.commit(EventKind.WATCHDOG, {"action": action})
+                    if self._may_tell():
+                        await vm.commit(EventKind.WATCHDOG, {"action": action})
                 case "BLOCK_IO_ERROR":
                     await self._tell_disk_error(event)
                 case name if name in Trigger.__members__:
@@ -182,10 +189,29 @@ class QmpEvents:
             now_s = vm.clock.boottime_s()
             first_s = vm.record.first_ran_s or now_s
             await vm.set_status(status, running_since_s=now_s, first_ran_s=first_s)
-        else:
+        elif status.state not in (VmState.RUNNING, VmState.PAUSED):
+            self._tell_how_many()  # it is told in any case
             await vm.set_status(status)
+        elif status == vm.status or self._may_tell():
+            await vm.set_status(status)
+        else:
+            await vm.set_status_untold(status)
         if status.state is VmState.CRASHED:
             await self._session.qemu.kill()
+
+    def _may_tell(self) -> bool:
+        """Whether an event that the guest has caused is told. It is counted if it is not."""
+        if not self._budget.spend():
+            self._untold += 1
+            return False
+        self._tell_how_many()
+        return True
+
+    def _tell_how_many(self) -> None:
+        """Have the next commit tell how many events have not been told, if any."""
+        if self._untold:
+            self._vm.defer(EventKind.DROPPED, {"count": self._untold})
+            self._untold = 0
 
     async def _note_running(self) -> None:
         """For those who ask; nothing depends on it."""
@@ -228,6 +254,11 @@ class QmpEvents:
         if answer is not None:
             self._session.note(answer)
             await self._correct(status_of_runstate(answer.status))
+        if self._untold:
+            # Whoever reads the events learns the state of this moment, if not each one before it.
+            self._tell_how_many()
+            data = {"state": vm.status.state, "reason": vm.status.reason}
+            await vm.commit(EventKind.STATE, data)
 
     async def _correct(self, found: Status) -> None:
         """Enter the state that QEMU says it is in, if the events that told of it were missed."""

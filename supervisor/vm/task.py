@@ -16,6 +16,7 @@ from supervisor.agent import client
 from supervisor.config import TemplateUse
 from supervisor.errors import (
     CloneFailed,
+    HostError,
     LaunchError,
     PortsTaken,
     SupervisorError,
@@ -96,6 +97,9 @@ class VmTask:
         #: What the record says of what the VM is made of, once QEMU runs.
         self._fingerprint = vm.record.fingerprint
         self._template: str | None = vm.record.template
+        self._base = vm.record.base
+        #: Why the last launch failed, if it did and another one follows.
+        self._relaunch_failure: SupervisorError | None = None
 
     async def run(self, left: Left | None = None) -> None:
         """Start or adopt the VM, and follow it to its end.
@@ -112,8 +116,11 @@ class VmTask:
                         await self._prepare_cold_boot(verdict)
                     elif not await restart.wait(vm, self._relay, verdict):
                         break
+                    boot = self._boot if step is Next.COLD_BOOT else self._boot_again
                     verdict = None  # of this boot
-                    verdict = await self._boot()
+                    verdict = await boot()
+                if step is Next.END and self._relaunch_failure:
+                    raise self._relaunch_failure
         except Exception as error:
             cause = single(error)
             if not isinstance(cause, SupervisorError):
@@ -129,6 +136,20 @@ class VmTask:
                 log.error("bug at a VM's end", vm=vm.id, exc_info=error)
             finally:
                 vm.close()
+
+    async def _boot_again(self) -> Status:
+        """Boot a VM that crashed. A launch that fails is a crash like others: what the host lacks
+        now, it may have later.
+        """
+        # The QEMU before has nothing to say of this boot, not even its exit code.
+        self._vm.session, self._relaunch_failure = None, None
+        try:
+            return await self._boot()
+        except (LaunchError, HostError) as error:
+            self._relaunch_failure = error
+            log.warning("launch failed", vm=self._vm.id, problem=str(error))
+            code = error.exit_code if isinstance(error, LaunchError) else None
+            return decisions.launch_failed(code)
 
     def _after_boot(self, verdict: Status) -> Next:
         return decisions.after_boot(
@@ -152,7 +173,7 @@ class VmTask:
             self._template = template.name
             return await self._clone(template)
         ram_bytes = config.memory_bytes if becomes_template else None
-        await vm.dir.prepare(config.disk, config.firmware, ram_bytes)
+        self._base = await vm.dir.prepare(config.disk, config.firmware, ram_bytes)
         vm.reached(Phase.OVERLAY)
         return await self._boot()
 
@@ -160,7 +181,8 @@ class VmTask:
         """Start a VM from a template. If that fails, ``relay.clone_failure`` says why."""
         vm = self._vm
         try:
-            await trio.to_thread.run_sync(template.clone_into, vm.dir, limiter=preparers)
+            clone_into = template.clone_into
+            self._base = await trio.to_thread.run_sync(clone_into, vm.dir, limiter=preparers)
             vm.reached(Phase.OVERLAY)
             return await self._boot(template)
         except PortsTaken:
@@ -200,7 +222,7 @@ class VmTask:
         self._fingerprint, self._template = await self._templates.present(), None
         vm.forget_phases(*_STEPS_OF_A_BOOT)
         config = vm.config.qemu
-        await vm.dir.prepare(config.disk, config.firmware)
+        self._base = await vm.dir.prepare(config.disk, config.firmware)
         self._templates.release(vm.id)
         vm.reached(Phase.OVERLAY)
 
@@ -226,6 +248,7 @@ class VmTask:
         machine = await self._machine(forwards, template)
         command = cmdline.command(config, machine)
         log.info(cmdline.shell_line(command), vm=vm.id)
+        await vm.dir.check_base(self._base)
         async with AsyncExitStack() as stack:
             with vm.dir.listen_qmp() as listener:
                 argv = cmdline.argv(config, machine)
@@ -238,6 +261,7 @@ class VmTask:
                 {"pid": qemu.pid, "template": self._template},
                 fingerprint=self._fingerprint,
                 template=self._template,
+                base=self._base,
                 process=qemu.identity,
                 forwards=tuple(forwards),
                 command=tuple(command),

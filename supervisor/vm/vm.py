@@ -270,6 +270,16 @@ class Vm:
             data = {"state": status.state, "reason": status.reason}
             await self.commit(EventKind.STATE, data, status=status, **changes)
 
+    async def set_status_untold(self, status: Status) -> None:
+        """Change the state without an event. The next commit writes it.
+
+        For states that another supervisor could find out by itself: they may be lost in a crash.
+        """
+        with trio.CancelScope(shield=True):
+            async with self._writing:  # else a commit under way would undo it
+                self.record = attrs.evolve(self.record, status=status)
+        self.notify()
+
     def reached(self, phase: Phase) -> bool:
         """Note when a step was first reached; the next commit writes it. Whether it was now."""
         first = phase not in self._phases

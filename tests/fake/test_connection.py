@@ -118,6 +118,42 @@ async def test_storm_of_disk_errors_is_one_event(world: World) -> None:
         assert vm.status.state is VmState.RUNNING
 
 
+async def test_guest_that_suspends_itself_without_end_causes_few_events(world: World) -> None:
+    world.hasten(guest_events=10, guest_event_interval_s=600.0)
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        for _ in range(50):
+            await guest.emit("SUSPEND")
+            await guest.emit("WAKEUP")
+        await guest.emit("SUSPEND")
+        await guest.until("Run")
+        await guest.order("power-off")
+        await vm.wait_ended()
+        told = [json.loads(line) for line in vm.dir.events.read_text().splitlines()]
+        caused = [one for one in told if one.get("state") in ("paused", "running")]
+        (dropped,) = [one["count"] for one in told if one["event"] == "dropped"]
+        assert len(caused) == 1 + 10  # the first is that the guest runs
+        assert dropped == 101 - 10
+        assert vm.status == Status(VmState.SHUTOFF, "guest-shutdown")
+
+
+async def test_state_that_was_not_told_is_told_at_the_heartbeat(world: World) -> None:
+    world.hasten(guest_events=1, guest_event_interval_s=600.0)
+    async with world.serve(MANAGER_HEARTBEAT="10ms") as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        with supervisor.running.service.journal.events.subscribe() as news:
+            for _ in range(3):
+                await guest.emit("SUSPEND")
+                await guest.emit("WAKEUP")
+            while (event := await news.receive()).kind is not EventKind.DROPPED:
+                pass
+            assert event.data["count"] > 0
+            assert (await news.receive()).kind is EventKind.STATE
+        assert vm.status.state in (VmState.RUNNING, VmState.PAUSED)
+
+
 async def test_guest_that_floods_its_monitor_is_ended(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

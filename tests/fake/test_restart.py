@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -143,8 +144,8 @@ async def test_each_boot_has_its_own_process_and_socket(world: World) -> None:
         assert (ended["state"], ended["exit_code"], ended["error"]) == ("shutoff", 0, None)
 
 
-async def test_boot_that_fails_ends_it(world: World) -> None:
-    async with world.serve(**AT_ONCE) as supervisor:
+async def test_launches_that_fail_count_as_crashes(world: World) -> None:
+    async with world.serve(**AT_ONCE, MANAGER_RESTART_LIMIT="3") as supervisor:
         vm = await begin(supervisor)
         guest = await world.guest()
         await guest.until("Run")
@@ -152,10 +153,51 @@ async def test_boot_that_fails_ends_it(world: World) -> None:
         world.scenario(exits=1, says="no such machine")
         await guest.exit(-9)
         await vm.wait_ended()
-        assert vm.status.state is VmState.CRASHED
+        assert vm.status == Status(VmState.CRASHED, "exit:1")
         assert vm.record.exit_code == 1
         assert "no such machine" in (vm.record.error or "")
+        assert [one["number"] for one in events(vm, "restarting")] == [1, 2, 3]
         assert not (vm.dir.path / "overlay.qcow2").exists()
+
+
+async def test_launch_that_fails_is_followed_by_one_that_does_not(world: World) -> None:
+    async with world.serve(**AT_ONCE, MANAGER_RESTART_LIMIT="1000000") as supervisor:
+        vm = await begin(supervisor)
+        guest = await world.guest()
+        await guest.until("Run")
+        await vm.wait_answered()
+        world.scenario(exits=1, says="Cannot allocate memory")
+        await guest.exit(-9)
+        await supervisor.wait_record(vm.id, lambda record: record.restarts >= 2)
+        world.scenario()
+        again = await world.guest()
+        await again.until("Run")
+        ended = (await supervisor.http.post(f"/vms/{vm.id}/shutdown")).json()
+        assert (ended["state"], ended["exit_code"], ended["error"]) == ("shutoff", 0, None)
+
+
+@pytest.mark.parametrize("how", ["replaced", "rewritten", "gone"])
+async def test_disk_is_not_booted_on_another_image(world: World, how: str) -> None:
+    """The two together would be a mixture of file systems."""
+    async with world.serve(**AT_ONCE, MANAGER_RESTART_LIMIT="1") as supervisor:
+        vm = await begin(supervisor)
+        guest = await world.guest()
+        await guest.until("Run")
+        await vm.wait_answered()
+        other = world.image.with_name("other.qcow2")
+        shutil.copyfile(world.image, other)
+        if how == "replaced":
+            other.rename(world.image)
+        elif how == "rewritten":
+            world.image.write_bytes(other.read_bytes())
+        else:
+            world.image.unlink()
+        await guest.exit(-9)
+        await vm.wait_ended()
+        assert vm.status == Status(VmState.CRASHED, "exit:none")
+        assert str(world.image) in (vm.record.error or "")
+        assert "was made on" in (vm.record.error or "")
+        assert len(events(vm, "launched")) == 1
 
 
 async def test_interrupted_computation_is_sent_to_the_guest_booted_again(world: World) -> None:

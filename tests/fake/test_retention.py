@@ -31,7 +31,7 @@ async def deleted(supervisor: Supervisor, *vm_ids: str) -> None:
     """Return once these have been deleted."""
     left = set(vm_ids)
     async with supervisor.running.service.follow(0, None) as (old, news):
-        for event in old:
+        async for event in old:
             if event.kind == "deleted":
                 left.discard(event.vm_id or "")
         while left:

@@ -52,6 +52,7 @@ NEVER = attrs.evolve(PLAIN, options=RunOptions())
         (attrs.evolve(PLAIN, first_ran_s=None), CRASHED, {}, Next.END),
         (attrs.evolve(PLAIN, ending=EndMode.GRACEFUL), CRASHED, {}, Next.END),
         (attrs.evolve(PLAIN, restarts=5), CRASHED, {}, Next.END),
+        (attrs.evolve(PLAIN, first_ran_s=None, restarts=1), CRASHED, {}, Next.RESTART),
         (PLAIN, REBOOTED, {}, Next.RESTART),
         (RENEWED, CRASHED, {}, Next.RESTART),
         (CLONE, CRASHED, {}, Next.COLD_BOOT),
@@ -78,6 +79,10 @@ def test_what_follows_a_boot(
 )
 def test_restarts_in_a_row(now_s: float, number: int) -> None:
     assert restart_number(attrs.evolve(PLAIN, restarts=3), now_s) == number
+
+
+def test_boot_that_did_not_come_to_its_guest_is_one_more_in_a_row() -> None:
+    assert restart_number(attrs.evolve(PLAIN, restarts=3, running_since_s=None), 10_000.0) == 4
 
 
 @pytest.mark.parametrize(

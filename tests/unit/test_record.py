@@ -15,6 +15,7 @@ from supervisor.qemu.cmdline import Forward
 from supervisor.qemu.process import ProcessId
 from supervisor.state import record
 from supervisor.state.record import (
+    BaseImage,
     Damaged,
     EndMode,
     Event,
@@ -28,6 +29,7 @@ from supervisor.state.status import Status, VmState
 VM_ID = "7f0c5f3e-0000-4000-8000-000000000001"
 AT = datetime(2026, 11, 23, 9, 0, 0, 123456, tzinfo=UTC)
 
+BASE = BaseImage("/images/base.qcow2", 4711, 2**40, 1_790_000_000_123_456_789)
 LEAST = Record(
     id=VM_ID, created_at=AT, options=RunOptions(), memory_bytes=2**31, vcpus=4, sequence=17
 )
@@ -79,6 +81,7 @@ def parsed(value: object) -> tuple[Record, list[Event]]:
 @pytest.mark.parametrize("given", [LEAST, FULL], ids=["least", "full"])
 def test_record_is_read_as_it_was_written(given: Record) -> None:
     events = [attrs.evolve(STATE, sequence=16), STATE]
+    given = attrs.evolve(given, base=BASE)
     again, its_events = record.parse(record.dump(given, events))
     assert again == given
     assert [event.sequence for event in its_events] == [16, 17]

@@ -105,7 +105,7 @@ def test_full_disk_leaves_no_half_of_a_line(tmp_path: Path, fits: int) -> None:
         made.note(attrs.evolve(news(2, None), data={"why": "x" * 200}))
     assert file.read_bytes() == before
     made.note(news(3, None))
-    assert [event.sequence for event in made.events_after(0, [])] == [1, 2, 3]
+    assert [event.sequence for event in made.events_after(0, [], 1000)] == [1, 2, 3]
 
 
 def test_many_at_a_time(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_many_at_a_time(tmp_path: Path) -> None:
     made = Store(tmp_path)
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda number: made.note(news(number, None)), range(1, 201)))
-    assert [event.sequence for event in made.events_after(0, [])] == list(range(1, 201))
+    assert [event.sequence for event in made.events_after(0, [], 1000)] == list(range(1, 201))
 
 
 # --- removing -------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_removed_vm_is_an_event(tmp_path: Path) -> None:
     made = created(tmp_path)
     made.remove(ONE, news(2, kind=EventKind.DELETED))
     assert listing(tmp_path) == {"events.jsonl"}
-    assert [event.kind for event in made.events_after(0, [])] == ["deleted"]
+    assert [event.kind for event in made.events_after(0, [], 1000)] == ["deleted"]
     found = Store(tmp_path).load()
     assert (found.records, found.gone, found.sequence) == ([], [], 2)
 
@@ -134,7 +134,7 @@ def test_removal_frees_its_room_where_nothing_can_be_written(tmp_path: Path) -> 
         made.remove(ONE, news(2, kind=EventKind.DELETED))
     assert listing(tmp_path) <= {"events.jsonl"}
     made.note(news(3, None))
-    assert [event.sequence for event in made.events_after(0, [])] == [2, 3]
+    assert [event.sequence for event in made.events_after(0, [], 1000)] == [2, 3]
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -162,8 +162,39 @@ def test_events_are_in_their_order_whosever_they_are(tmp_path: Path) -> None:
     made.note(news(4, None))
     write(made, 5)
     ask = [(0, [ONE, OTHER]), (0, [OTHER]), (3, [ONE, OTHER]), (5, [ONE]), (0, ["no-such"])]
-    told = [[event.sequence for event in made.events_after(*one)] for one in ask]
+    told = [[event.sequence for event in made.events_after(*one, 1000)] for one in ask]
     assert told == [[1, 2, 3, 4, 5], [2, 4], [4, 5], [], [4]]
+
+
+def test_old_events_make_room_and_are_counted(tmp_path: Path) -> None:
+    created(tmp_path)
+    made = Store(tmp_path, events_bytes=10_000)
+    for number in range(2, 1001):
+        write(made, number)
+    assert (tmp_path / ONE / "events.jsonl").stat().st_size < 10_000
+    kept = made.events_after(0, [ONE], 10_000)
+    numbers = [event.sequence for event in kept]
+    assert numbers == sorted(set(numbers))
+    assert numbers[:32] == list(range(1, 33))
+    (gap,) = [event for event in kept if event.kind is EventKind.DROPPED]
+    assert numbers[33:] == list(range(gap.sequence + 1, 1001))
+    assert gap.data == {"count": gap.sequence - 32}
+    assert made.events_of(ONE) == kept
+    assert Store(tmp_path).load().sequence == 1000
+
+
+def test_reader_has_as_many_events_as_it_asks_for(tmp_path: Path) -> None:
+    """However many there are, and in however many files."""
+    made = created(tmp_path)
+    created(tmp_path, OTHER, 2)
+    for number in range(3, 100, 2):
+        write(made, number)
+        made.note(news(number + 1, None))
+    seen: list[int] = []
+    while page := made.events_after(seen[-1] if seen else 0, [ONE, OTHER], 7):
+        assert len(page) <= 7
+        seen += [event.sequence for event in page]
+    assert seen == list(range(1, 101))
 
 
 def test_numbers_that_were_reserved_are_not_given_again(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_unreadable_line_is_passed_over(tmp_path: Path) -> None:
     with (tmp_path / ONE / "events.jsonl").open("ab") as file:
         file.write(b"\x00garbage\n")
     write(made, 2)
-    assert [event.sequence for event in made.events_after(0, [ONE])] == [1, 2]
+    assert [event.sequence for event in made.events_after(0, [ONE], 1000)] == [1, 2]
     assert Store(tmp_path).load().sequence == 2
 
 
@@ -103,5 +103,5 @@ def test_only_the_last_events_of_the_supervisor_are_kept(tmp_path: Path) -> None
     (tmp_path / "events.jsonl").write_bytes(b"".join(lines))
     again = Store(tmp_path)
     assert again.load().sequence == 1500
-    left = [event.sequence for event in again.events_after(0, [])]
+    left = [event.sequence for event in again.events_after(0, [], 1000)]
     assert left == list(range(1501 - store._KEPT_EVENTS, 1501))

@@ -17,7 +17,7 @@ from supervisor.errors import TemplateError
 from supervisor.image.manifest import File, Manifest
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.host import Clock, Host
-from supervisor.state.vm_dir import VmDir
+from supervisor.state.vm_dir import VmDir, base_image
 from supervisor.templates import template
 from supervisor.templates.template import Template
 
@@ -222,7 +222,7 @@ def test_poured_into_the_directory_of_another(place: Place) -> None:
     made = kept(place)
     vm_dir = VmDir(place.config.tmp / "clone")
     vm_dir.path.mkdir()
-    made.clone_into(vm_dir)
+    assert made.clone_into(vm_dir) == base_image(place.config.disk.file)
     assert vm_dir.firmware_vars.read_bytes() == b"variables"
     info = ["qemu-img", "info", "--output=json", str(vm_dir.overlay)]
     told = json.loads(subprocess.run(info, check=True, capture_output=True).stdout)

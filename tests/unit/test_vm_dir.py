@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,20 @@ async def test_directory_that_is_gone(short_tmp: Path) -> None:
     with pytest.raises(LaunchError, match="No such file or directory") as caught:
         await VmDir(short_tmp / "vm").prepare(base_image(short_tmp), firmware(short_tmp))
     assert str(short_tmp / "vm") in str(caught.value)
+
+
+async def test_memory_of_a_template_has_no_holes_on_a_tmpfs(short_tmp: Path) -> None:
+    """/dev/shm is one on every Linux."""
+    disk, config, size = base_image(short_tmp), firmware(short_tmp), 4 << 20
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as on_tmpfs:
+        vm_dir = directory(Path(on_tmpfs))
+        await vm_dir.prepare(disk, config, size)
+        shown = vm_dir.ram.stat()
+        assert (shown.st_size, shown.st_blocks * 512) == (size, size)
+        file_system = os.statvfs(on_tmpfs)
+        too_much = 2 * file_system.f_blocks * file_system.f_frsize
+        with pytest.raises(LaunchError, match=f"{vm_dir.ram}"):
+            await vm_dir.prepare(disk, config, too_much)
 
 
 @pytest.mark.parametrize("disks", [True, False])

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from supervisor.waiting import Backoff, Signal, move_on_when
+from supervisor.waiting import Backoff, Budget, Signal, move_on_when
 
 
 async def never() -> None:
@@ -118,3 +118,12 @@ def test_backoff_doubles_up_to_the_longest() -> None:
     backoff = Backoff(0.5, 3.0)
     assert [backoff.wait_s(failures) for failures in (1, 2, 3, 4, 5)] == [0.5, 1, 2, 3, 3]
     assert backoff.wait_s(10**9) == 3
+
+
+async def test_budget_comes_back_one_at_a_time(autojump_clock: trio.abc.Clock) -> None:
+    budget = Budget(3, 10.0)
+    assert [budget.spend() for _ in range(5)] == [True] * 3 + [False] * 2
+    await trio.sleep(10)
+    assert [budget.spend() for _ in range(2)] == [True, False]
+    await trio.sleep(1000)
+    assert [budget.spend() for _ in range(4)] == [True] * 3 + [False]

@@ -194,6 +194,33 @@ def test_reset_guest_boots_again(first: Supervisor, fleet: dict[str, dict[str, A
     assert start(vm, AVERAGE, b"1 2 6").result().file == b"3.0"
 
 
+#: Holds 64 MiB of memory that no guest has used before.
+FILL_MEMORY = b"""
+import socket, sys
+held = bytearray(64 << 20)
+held[::4096] = bytes([1]) * (len(held) // 4096)
+with socket.socket(socket.AF_UNIX) as result:
+    result.connect(sys.argv[2])
+    result.sendall(str(len(held)).encode())
+"""
+
+
+def test_clone_on_a_full_tmpfs_has_all_its_memory() -> None:
+    """Where reading a hole in a file takes a page."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: a full disk takes root, to mount a small file system")
+    with (
+        workplace() as tmp,
+        small_disk(tmp, 600),
+        started(tmp, MANAGER_TEMPLATES="auto") as running,
+    ):
+        vm = running.run(computation("full"), template="require")
+        fill = ["dd", "if=/dev/zero", f"of={tmp / 'fills'}", "bs=64k"]
+        assert subprocess.run(fill, capture_output=True, check=False).returncode == 1
+        assert start(vm, FILL_MEMORY).result().file == b"%d" % (64 << 20)
+        assert running.show(vm["id"])["state"] == "running"
+
+
 # --- the second, after the first was killed -------------------------------------------------
 
 

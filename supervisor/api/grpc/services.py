@@ -114,7 +114,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
             if wanted.after is None:
                 for message in [messages.present_state(vm) for vm in vms]:
                     await write(message)
-            for event in old:
+            async for event in old:
                 if wanted.concerns(event):
                     await write(messages.event(event))
             async for event in news:

@@ -52,7 +52,7 @@ async def _lines(service: Service, wanted: EventsRequest) -> AsyncIterator[bytes
     async with service.follow(wanted.after, wanted.vm_id) as (old, news):
         # The head of the answer goes out with its first bytes.
         yield b": events\n\n"
-        for event in old:
+        async for event in old:
             if wanted.concerns(event):
                 yield _message(event)
         while True:
