@@ -35,8 +35,14 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from supervisor.guest_text import clean
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+
+#: How much of an agent's words an error has.
+_AGENT_BYTES = 2000
 
 
 class SupervisorError(Exception):
@@ -239,10 +245,11 @@ class AgentError(SupervisorError):
     """The agent answered with an error.
 
     :param code: gRPC's name of the status, such as ``INTERNAL``
-    :param text: the agent's own words
+    :param text: the agent's own words; the error has what is fit to be shown of them
     """
 
     def __init__(self, vm_id: str, code: str, text: str, *, advice: str = "") -> None:
+        text = clean(text, _AGENT_BYTES)
         super().__init__(f"the agent of VM {vm_id} answered {code}: {text}", advice=advice)
         self.vm_id = vm_id
         self.code = code

@@ -93,6 +93,14 @@ class Status:
     def __str__(self) -> str:
         return f"{self.state} ({self.reason})"
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the host keeps the guest from running. Such a guest cannot be late.
+
+        A guest that has suspended itself, or has let its watchdog run out, is not held.
+        """
+        return self.state is VmState.PAUSED and self.reason in _HELD
+
 
 class IllegalTransition(Exception):
     """A trigger that cannot follow the present state: a bug of the supervisor or of QEMU."""
@@ -206,6 +214,15 @@ _STATE_OF_RUNSTATE: dict[str, VmState] = {
 def status_of_runstate(runstate: str) -> Status:
     """The status for a RunState from ``query-status``. An unknown RunState is PAUSED."""
     return Status(_STATE_OF_RUNSTATE.get(runstate, VmState.PAUSED), runstate)
+
+
+#: PRELAUNCH is the RunState of a guest that was reset while it was paused. IO_ERROR: the host's disk
+#: is full.
+_HELD = (
+    *(RunState.PAUSED, RunState.DEBUG, RunState.IO_ERROR, RunState.SAVE_VM, RunState.RESTORE_VM),
+    *(RunState.FINISH_MIGRATE, RunState.POSTMIGRATE, RunState.COLO),
+    *(RunState.PRELAUNCH, RunState.INMIGRATE),
+)
 
 
 def is_known_runstate(runstate: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +15,7 @@ import attrs
 import trio
 
 from supervisor.errors import HostError, ImageError, LaunchError
+from supervisor.guest_text import last_lines
 from supervisor.qemu.firmware import check_pair, read_descriptors
 from supervisor.state.record import BaseImage
 
@@ -37,11 +37,9 @@ _QMP_BACKLOG = 4
 #: How much of a log's end is read for its last lines.
 _TAIL_BYTES = 4096
 
-#: How much of a guest's last line an error shows.
-_LINE_CHARACTERS = 200
-
-#: A terminal's control sequences: ECMA-48, 5.4.
-_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+#: How many of a guest's last lines an error shows, and how much of each.
+_CONSOLE_LINES = 5
+_LINE_BYTES = 200
 
 #: qemu-img reads a header and writes 200 kB, which takes some milliseconds.
 _QEMU_IMG_S = 60.0
@@ -210,27 +208,22 @@ class VmDir:
 
     def log_tail(self, lines: int = 10) -> str:
         """The last lines that QEMU printed; empty if there are none."""
-        return "\n".join(_last_lines(self.qemu_log)[-lines:])
+        return "\n".join(last_lines(_end_of(self.qemu_log), lines, _TAIL_BYTES))
 
     def what_was_printed(self) -> str:
-        """The path of the guest's console log and its last line, for errors of a silent guest.
-
-        Control sequences are removed: a guest could use them to attack the reader's terminal.
-        """
-        lines = [_ESCAPES.sub("", line) for line in _last_lines(self.serial_log)]
-        printed = ["".join(filter(str.isprintable, line)).strip() for line in lines]
-        last = next((line for line in reversed(printed) if line), "")
-        quote = f", last {last[:_LINE_CHARACTERS]!r}" if last else ", nothing so far"
+        """The path of the guest's console log and its last lines, for errors of a silent guest."""
+        lines = last_lines(_end_of(self.serial_log), _CONSOLE_LINES, _LINE_BYTES)
+        quote = ", last:\n" + "\n".join(lines) if lines else ", nothing so far"
         return f"what the guest printed is in {self.serial_log}{quote}"
 
 
-def _last_lines(file: Path) -> list[str]:
+def _end_of(file: Path) -> str:
     try:
         with file.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            return log.read().decode(errors="replace").strip().splitlines()
+            return log.read().decode(errors="replace")
     except OSError:
-        return []
+        return ""
 
 
 def _write_synced(file: Path, content: bytes) -> None:

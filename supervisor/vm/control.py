@@ -14,6 +14,7 @@ from supervisor.vm.qmp_events import ACTIONS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from supervisor.qemu.qmp import Monitor
     from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm
 
@@ -38,11 +39,19 @@ async def resume(vm: Vm) -> None:
     """
     _require(vm, "resumed", VmState.RUNNING, VmState.PAUSED)
     if vm.status.state is VmState.PAUSED:
-        if vm.status.reason == RunState.SUSPENDED:
-            await vm.monitor().wake_up()
-        else:
-            await vm.monitor().cont()
+        await let_run(vm, vm.monitor())
         await _follows(vm, "resume", lambda: vm.status.state is not VmState.PAUSED)
+
+
+async def let_run(vm: Vm, monitor: Monitor) -> None:
+    """Wake a guest that has suspended itself, which ``cont`` does not; else let it run on.
+
+    :raises MonitorError: if QEMU does not answer
+    """
+    if vm.status.reason == RunState.SUSPENDED:
+        await monitor.wake_up()
+    else:
+        await monitor.cont()
 
 
 async def reset(vm: Vm) -> None:

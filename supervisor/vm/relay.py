@@ -59,11 +59,8 @@ class Relay:
         try:
             while True:
                 self._reset = trio.Event()
-                # A paused guest's agent cannot answer, and QEMU's user network forgets none of the
-                # connections that are tried meanwhile.
-                await vm.until(lambda: vm.status.state is VmState.RUNNING)
                 try:
-                    async with move_on_when(self._wait_cut_off) as meeting:
+                    async with move_on_when(self._reset.wait) as meeting:
                         await self._meet(session)
                 except CloneFailed as error:
                     log.warning("clone failed", vm=vm.id, problem=str(error))
@@ -73,22 +70,12 @@ class Relay:
                     await self._fail(error)
                 else:
                     if meeting.cancelled_caught:
-                        if self._reset.is_set():
-                            await self.interrupt()  # it may have been sent just then
-                            await vm.write_deferred()  # that it is no clone any more
+                        await self.interrupt()  # it may have been sent just then
+                        await vm.write_deferred()  # that it is no clone any more
                         continue
                 await self._reset.wait()
         finally:
             vm.agent_ready = False
-
-    async def _wait_cut_off(self) -> None:
-        """Return after a reset, or at a pause before the agent is ready: then `run` starts over."""
-        vm = self._vm
-        await vm.until(
-            lambda: (
-                self._reset.is_set() or (vm.status.state is VmState.PAUSED and not vm.agent_ready)
-            )
-        )
 
     async def interrupt(self) -> None:
         """Give up on a computation that the agent has, if its answer can no longer arrive.
@@ -153,9 +140,9 @@ class Relay:
         """Give a clone its own identity and entropy, before any other request."""
         vm, timeout_s = self._vm, self._vm.config.start.clone_timeout_s
         try:
-            async with self._while_running(timeout_s) as patience:
+            async with self._in_time(timeout_s) as patience:
                 # A clone listens at once. If many start together, it only answers slowly.
-                await agent.wait_ready(timeout_s / 3)
+                await self._reach(agent, timeout_s / 3)
                 await agent.renew(os.urandom(_ENTROPY_BYTES))
         except AgentError as error:
             await self._let_the_end_decide(session)
@@ -171,9 +158,9 @@ class Relay:
     async def _wait_ready(self, agent: Agent) -> None:
         vm, timeout_s = self._vm, self._vm.config.agent.boot_timeout_s
         if vm.record.relay not in (RelayState.WAITING, RelayState.IDLE):
-            return await agent.wait_ready()  # nobody waits for an answer
-        async with self._while_running(timeout_s) as patience:
-            await agent.wait_ready()
+            return await self._reach(agent)  # nobody waits for an answer
+        async with self._in_time(timeout_s) as patience:
+            await self._reach(agent)
         if patience.cancelled_caught:
             raise AgentTimeout(
                 vm.id,
@@ -181,6 +168,20 @@ class Relay:
                 advice=f"see MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}",
             )
         return None
+
+    async def _reach(self, agent: Agent, attempt_s: float | None = None) -> None:
+        """Return when the agent is ready. A guest that is paused meanwhile is left alone.
+
+        It could not answer, and QEMU's user network forgets none of the connections that are tried.
+        """
+        vm = self._vm
+        while True:
+            await vm.until(lambda: vm.status.state is VmState.RUNNING)
+            async with move_on_when(lambda: vm.until(lambda: _is_paused(vm))) as attempts:
+                await agent.wait_ready(attempt_s)
+            if not attempts.cancelled_caught:
+                return
+            await agent.close()
 
     async def _serve(self, agent: Agent, session: Session) -> None:
         """Send the computation, once there is one."""
@@ -216,7 +217,7 @@ class Relay:
     async def _call(self, agent: Agent, session: Session, computation: bytes) -> str:
         vm, timeout_s = self._vm, self._vm.config.agent.timeout_s
         try:
-            async with self._while_running(timeout_s):
+            async with self._in_time(timeout_s):
                 return await agent.run(computation)
         except AgentError as error:
             if error.code != "UNAVAILABLE":
@@ -231,17 +232,20 @@ class Relay:
         )
 
     @asynccontextmanager
-    async def _while_running(self, allowed_s: float) -> AsyncIterator[trio.CancelScope]:
-        """Cancel the body when the guest has run for so long: a paused guest cannot hurry."""
+    async def _in_time(self, allowed_s: float) -> AsyncIterator[trio.CancelScope]:
+        """Cancel the body when so much time is over. What the host holds the guest for is no time.
+
+        A guest cannot hold itself, so it cannot escape its limits.
+        """
         vm = self._vm
 
         async def time_is_up() -> None:
             left_s = allowed_s
             while True:
-                await vm.until(lambda: vm.status.state is not VmState.PAUSED)
+                await vm.until(lambda: not vm.status.is_held)
                 began = trio.current_time()
                 with trio.move_on_after(left_s) as patience:
-                    await vm.until(lambda: vm.status.state is VmState.PAUSED)
+                    await vm.until(lambda: vm.status.is_held)
                     left_s -= trio.current_time() - began
                 if patience.cancelled_caught:
                     return
@@ -279,3 +283,7 @@ class Relay:
 
     async def _commit(self, state: RelayState, **changes: object) -> None:
         await self._vm.commit(EventKind.RELAY, {"state": state}, relay=state, **changes)
+
+
+def _is_paused(vm: Vm) -> bool:
+    return vm.status.state is VmState.PAUSED

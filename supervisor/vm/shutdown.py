@@ -12,6 +12,7 @@ from supervisor.errors import MonitorError
 from supervisor.qemu.process import EXIT_LAG_S
 from supervisor.state.record import EventKind
 from supervisor.state.status import VmState
+from supervisor.vm.control import let_run
 from supervisor.vm.decisions import Step, shutdown_steps
 from supervisor.waiting import move_on_when
 
@@ -94,7 +95,7 @@ async def _press_power_button(vm: Vm, session: Session) -> None:
             if vm.status.state is VmState.PAUSED:
                 # A paused guest does not hear it; it may be paused since the last press.
                 with contextlib.suppress(MonitorError):
-                    await monitor.cont()
+                    await let_run(vm, monitor)
             await monitor.powerdown()
             failed = False
         except MonitorError:

@@ -58,6 +58,50 @@ async def test_guest_that_is_held_does_not_boot_too_slowly(world: World) -> None
         assert vm.record.relay == "waiting"
 
 
+@pytest.mark.parametrize("how", ["suspended", "watchdog"])
+async def test_guest_cannot_stop_the_clock_of_its_answer(world: World, how: str) -> None:
+    world.scenario(agent="silent")
+    async with world.serve(MANAGER_AGENT_GRPC_TIMEOUT="500ms") as supervisor:
+        vm = supervisor.vm(await supervisor.begin())
+        guest = await world.guest()
+        await guest.until("Run")
+        await pause_itself(guest, how)
+        await supervisor.wait_record(vm.id, lambda record: record.relay == "failed")
+        assert "MANAGER_AGENT_GRPC_TIMEOUT" in (vm.record.error or "")
+
+
+async def test_guest_cannot_stop_the_clock_of_its_boot(world: World) -> None:
+    """Nor begin it anew: it wakes, and sleeps again."""
+    world.scenario(agent="none")
+    async with world.serve(MANAGER_BOOT_TIMEOUT="500ms") as supervisor:
+        vm = supervisor.vm(await supervisor.begin())
+        guest = await world.guest()
+        await supervisor.wait_state(vm.id, "running")
+        while vm.record.relay == "waiting":
+            await guest.order("suspend")
+            await vm.until(lambda: vm.status.state is not VmState.RUNNING)
+            await guest.order("wake")
+            await vm.until(lambda: vm.status.state is not VmState.PAUSED)
+        assert "MANAGER_BOOT_TIMEOUT" in (vm.record.error or "")
+
+
+async def test_guest_that_has_suspended_itself_is_woken_to_power_off(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        await guest.order("suspend")
+        await supervisor.wait_state(vm.id, "paused")
+        await act(supervisor, vm.id, "shutdown")
+        assert vm.status == Status(VmState.SHUTOFF, "guest-shutdown")
+
+
+async def pause_itself(guest: Guest, how: str) -> None:
+    if how == "suspended":
+        await guest.order("suspend")
+    else:
+        await guest.order("hold", status=how)
+
+
 async def test_reset_of_a_held_guest(world: World) -> None:
     async with world.serve() as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])

@@ -312,15 +312,15 @@ class FakeQemu:
     def act(self, command: str, arguments: "dict[str, Any]") -> None:
         """What the command does once it is answered."""
         match command:
-            case "cont" if self.status not in ("running", "inmigrate"):
+            # A guest that has suspended itself sleeps on.
+            case "cont" if self.status not in ("running", "inmigrate", "suspended"):
                 self.run_guest()
             case "stop":
                 self.hold("paused")
             case "set-action":
                 self.actions |= arguments
             case "system_wakeup":
-                self.status = "running"
-                self.emit("WAKEUP")
+                self.wake()
             case "system_reset" if self.actions["reboot"] == "shutdown":
                 self.shut_down("host-qmp-system-reset")
             case "system_powerdown":
@@ -347,6 +347,14 @@ class FakeQemu:
         if self.status == "running":
             self.status = status
             self.emit("STOP")
+
+    def suspend(self) -> None:
+        self.status = "suspended"
+        self.emit("SUSPEND")
+
+    def wake(self) -> None:
+        self.status = "running"
+        self.emit("WAKEUP")
 
     def reset(self) -> None:
         self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})

@@ -114,6 +114,8 @@ class ScriptedQemu(FakeQemu):
             "reboot": lambda: self.shut_down("guest-reset"),
             "panic": self.panic,
             "hold": self.hold,
+            "suspend": self.suspend,
+            "wake": self.wake,
             "start-agent": self.start_agent_of,
             "raw": self.send_raw,
             "exit": self.exit,

@@ -213,3 +213,10 @@ def test_config_error_has_a_line_a_problem() -> None:
 )
 def test_nearest(word: str, words: list[str], said: str) -> None:
     assert errors.nearest(word, words) == said
+
+
+def test_an_agents_words_are_only_words() -> None:
+    error = AgentError("v", "INTERNAL", "\x1b]0;root\x07no\r\nroom" + "é" * 5000)
+    assert error.text.startswith("no room")
+    assert len(error.text.encode()) <= 2000
+    assert "\x1b" not in str(error)

@@ -246,11 +246,12 @@ def test_last_lines_of_the_log(short_tmp: Path, log: bytes, tail: str) -> None:
     [
         (b"", ", nothing so far"),
         (b"\x1b[2J\x1b[01;01H\r\n", ", nothing so far"),
-        (b"one\r\n[guest 1.5] init\r\n\r\n", ", last '[guest 1.5] init'"),
-        (b"\x1b[1;31mred\x07\x1b[0m\x9b", ", last 'red\N{REPLACEMENT CHARACTER}'"),
-        (b"\n" + b"x" * 9000, f", last '{'x' * 200}'"),
+        (b"one\r\n[guest 1.5] init\r\n\r\n", ", last:\none\n[guest 1.5] init"),
+        (b"1\n2\n3\n4\n5\n6\n", ", last:\n2\n3\n4\n5\n6"),
+        (b"\x1b[1;31mred\x07\x1b[0m\x9b", ", last:\nred\N{REPLACEMENT CHARACTER}"),
+        (b"\n" + b"x" * 9000, f", last:\n{'x' * 197}…"),
     ],
-    ids=["nothing", "cleared", "lines", "escapes", "long"],
+    ids=["nothing", "cleared", "lines", "many", "escapes", "long"],
 )
 def test_what_was_printed(short_tmp: Path, printed: bytes, words: str) -> None:
     vm_dir = VmDir(short_tmp)
