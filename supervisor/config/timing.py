@@ -15,6 +15,8 @@ class Timing:
     :param agent_attempt_share: a later attempt may take this share of all the time before it
     :param agent_warm_up_s: the longest time for the first answer of an agent in the pool
     :param disk_error_interval_s: the shortest time between two events of a failing disk
+    :param http_idle_s: after this, a connection without a request is closed
+    :param http_unread_s: after this, a connection is closed if its client reads nothing
     :param housekeeping_retry_s: the wait before housekeeping is started again after an error
     :param pool_look_s: how often the ages and fingerprints of the pool's VMs are checked
     :param pool_retry: the wait after a VM of the pool has ended by itself
@@ -34,6 +36,8 @@ class Timing:
     agent_attempt_share: float = 1 / 20
     agent_warm_up_s: float = 3.0
     disk_error_interval_s: float = 10.0
+    http_idle_s: float = 75.0
+    http_unread_s: float = 30.0
     housekeeping_retry_s: float = 10.0
     pool_look_s: float = 5.0
     pool_retry: Backoff = attrs.field(default=Backoff(5.0, 300.0))
