@@ -52,7 +52,7 @@ async def test_run_takes_one_and_the_pool_is_filled_again(
             shown = await show(supervisor.http, vm_id)
             assert (shown["purpose"], shown["state"]) == ("pool", "running")
             assert is_clone(shown) is (not settings)
-            assert shown["relay"]["computation"] is None
+            assert (await supervisor.http.get(f"/vms/{vm_id}/reply")).status_code == 409
         answer = await post(supervisor.http, b"mine")
         assert answer.status_code == 200
         assert world.received(answer.json()["computation"]) == b"mine"
