@@ -64,6 +64,15 @@ async def test_metrics(world: World) -> None:
         assert after["process_open_fds"] > 0
 
 
+async def test_refused_runs_are_counted_by_reason(world: World) -> None:
+    async with world.serve(MANAGER_MAX_VMS="1", MANAGER_QUEUE="0") as supervisor:
+        await supervisor.run()
+        assert (await supervisor.post(b"1")).status_code == 429
+        after = await metrics(supervisor)
+        assert after['qmp_supervisor_runs_refused_total{reason="queue-full"}'] == 1
+        assert after['qmp_supervisor_runs_refused_total{reason="timeout"}'] == 0
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "advice"),
     [
