@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import ssl
 import sys
 import uuid
@@ -22,10 +23,10 @@ import attrs
 import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio import serve as hypercorn_serve
 
 from supervisor.api.grpc.server import open_server
 from supervisor.api.http.app import create_app
+from supervisor.api.http.connections import serve as hypercorn_serve
 from supervisor.api.sockets import bind_tcp, check_pem
 from supervisor.bridge import open_loop
 from supervisor.config import OnStop
@@ -37,9 +38,7 @@ from supervisor.state.store import Store, locked
 from supervisor.state.vm_dir import check_image, check_tmp
 
 if TYPE_CHECKING:
-    import socket
-
-    from supervisor.config import Config, HttpConfig
+    from supervisor.config import Config
     from supervisor.runs.service import Service
 
 log = structlog.stdlib.get_logger()
@@ -119,7 +118,7 @@ async def serve(
     """
     config = await trio.to_thread.run_sync(on_this_host, config)
     host = await trio.to_thread.run_sync(examine, config, clock or Clock())
-    hypercorn = _hypercorn(config.http)
+    hypercorn = _hypercorn(config)
     if config.jaeger_url:
         log.warning("MANAGER_JAEGER_URL is set, but there is no tracing yet")
     async with open_loop() as loop:
@@ -133,6 +132,10 @@ async def serve(
             ):
                 http = config.http
                 with bind_tcp("HTTP", http.host, http.port, "MANAGER_HTTP") as listener:
+                    # Connections inherit it. Hypercorn waits for a client to read for ever, even
+                    # when it stops.
+                    unread_ms = int(config.timing.http_unread_s * 1000)
+                    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
                     port = listener.getsockname()[1]
                     running = Running(service, port, grpc_port, trio.Event(), trio.Event())
                     await _serve_http(config, hypercorn, listener, running, task_status)
@@ -169,19 +172,21 @@ async def _serve_http(
         over.set()
 
 
-def _hypercorn(config: HttpConfig) -> HypercornConfig:
+def _hypercorn(config: Config) -> HypercornConfig:
     """Hypercorn's settings, except the socket."""
+    http = config.http
     hypercorn = HypercornConfig()
     hypercorn.include_server_header = False
     hypercorn.graceful_timeout = 1
+    hypercorn.keep_alive_timeout = config.timing.http_idle_s
     hypercorn.keep_alive_max_requests = 2**31  # pollers keep their connection open
     hypercorn.loglevel = "WARNING"
     hypercorn.errorlog = logging.getLogger("hypercorn.error")  # so that our formatter writes it
-    if config.server_cert:
-        hypercorn.certfile = str(config.server_cert)
-        hypercorn.keyfile = str(config.server_key)
-    if config.client_ca_certs:
-        hypercorn.ca_certs = str(config.client_ca_certs)
+    if http.server_cert:
+        hypercorn.certfile = str(http.server_cert)
+        hypercorn.keyfile = str(http.server_key)
+    if http.client_ca_certs:
+        hypercorn.ca_certs = str(http.client_ca_certs)
         hypercorn.verify_mode = ssl.CERT_REQUIRED
     return hypercorn
 

@@ -36,6 +36,10 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
     # A reply may be longer than its computation: the agent writes the computation again.
     ("grpc.max_receive_message_length", 2 * MAX_MESSAGE),
+    # An error's text comes percent-encoded in a header. With grpc's 16 KiB, a longer text of an
+    # agent would be replaced with an error of grpc's own.
+    ("grpc.max_metadata_size", 64 * 1024),
+    ("grpc.absolute_max_metadata_size", 64 * 1024),
     # A guest that is booting refuses connections for a while.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),

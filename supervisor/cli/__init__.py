@@ -18,6 +18,7 @@ for _command in (
     run.run,
     vms.list_vms,
     vms.show,
+    vms.reply,
     vms.shutdown,
     vms.remove,
     vms.pause,

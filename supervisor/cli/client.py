@@ -48,15 +48,18 @@ class Client:
         self._http = http
 
     def get(self, path: str) -> Any:
-        return self._ask("GET", path)
+        return self._json(self._ask("GET", path))
+
+    def text(self, path: str) -> str:
+        return self._ask("GET", path).text
 
     def post(self, path: str, body: object) -> Any:
-        return self._ask("POST", path, json=body)
+        return self._json(self._ask("POST", path, json=body))
 
     def run(self, body: object) -> Any:
         """A VM, on record. Waits for room, and for a template if the run requires one."""
         wish = {"Prefer": "respond-async"}
-        return self._ask("POST", "/run", json=body, headers=wish, timeout=None)
+        return self._json(self._ask("POST", "/run", json=body, headers=wish, timeout=None))
 
     def delete(self, path: str) -> None:
         self._ask("DELETE", path, timeout=None)  # waits for a forced end
@@ -66,7 +69,8 @@ class Client:
 
         :param mode: ``graceful`` or ``force``
         """
-        return self._ask("POST", f"/vms/{vm_id}/shutdown", json={"mode": mode}, timeout=None)
+        body = {"mode": mode}
+        return self._json(self._ask("POST", f"/vms/{vm_id}/shutdown", json=body, timeout=None))
 
     def events(self, path: str, after: int | None) -> Iterator[dict[str, Any]]:
         """Server-sent events. Goes on with the same supervisor after a restart of it."""
@@ -101,7 +105,7 @@ class Client:
             raise CommandFailed(f"{prefix} is ambiguous: it begins {', '.join(found)}")
         return str(found[0])
 
-    def _ask(self, method: str, path: str, **options: Any) -> Any:
+    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
         except httpx.ConnectError as error:
@@ -114,8 +118,9 @@ class Client:
             raise CommandFailed(f"{self.url}: {_words(error)}{hint}") from error
         if response.is_error:
             raise CommandFailed(_problem(response))
-        if not response.content:
-            return None
+        return response
+
+    def _json(self, response: httpx.Response) -> Any:
         try:
             return response.json()
         except ValueError as error:

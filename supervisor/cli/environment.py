@@ -11,6 +11,7 @@ import dotenv
 import dotenv.parser
 
 from supervisor import config
+from supervisor.cli.output import echo
 from supervisor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,4 +54,4 @@ def _read(file: str) -> dict[str, str | None]:
 
 
 def fail(problem: object) -> None:
-    click.echo(f"qmp-supervisor: {problem}", err=True)
+    echo(f"qmp-supervisor: {problem}", err=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import Any
 
 import click
 from rich.console import Console
+
+from supervisor.guest_text import clean
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -32,9 +35,35 @@ def _console(*, stderr: bool) -> Console:
     return Console(stderr=stderr, width=width, markup=False, highlight=False)
 
 
+def shown(text: str, *, err: bool = False) -> str:
+    """The text as standard output, or standard error, may have it.
+
+    A guest may have written parts of it. A terminal must not get them as they are: control
+    sequences would act on it. A pipe gets every byte.
+    """
+    stream = sys.stderr if err else sys.stdout
+    return clean(text, sys.maxsize, lines=True) if stream.isatty() else text
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a text of which a guest may have written parts."""
+    click.echo(shown(text, err=err), err=err, color=True)  # else click takes from a pipe's bytes
+
+
 def print_json(value: Any) -> None:
     """One document on standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_reply(reply: str) -> None:
+    """An agent's answer, byte for byte. On a terminal, JSON gets indentation and colours."""
+    console = stdout()
+    if console.is_terminal:
+        with contextlib.suppress(ValueError):
+            # Parsed first: what is escaped in JSON is not when rich has printed it.
+            console.print_json(shown(json.dumps(json.loads(reply), ensure_ascii=False)))
+            return
+    echo(reply)
 
 
 def duration(seconds: float | None) -> str:

@@ -15,7 +15,7 @@ import click
 
 from supervisor.cli.client import uses_supervisor
 from supervisor.cli.environment import CommandFailed, fail
-from supervisor.cli.output import as_json, forward, print_json, stderr, stdout
+from supervisor.cli.output import as_json, forward, print_json, print_reply, stderr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,10 +72,11 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options:
         with stderr().status("waiting for a VM"):
             vm = client.run(body)
         vm = _follow(client, vm["id"], signals)
+    reply = client.text(f"/vms/{vm['id']}/reply")
     if as_json:
-        print_json(_answer(vm))
+        print_json(_answer(vm, reply))
         return
-    _print_reply(vm["relay"]["computation"])
+    print_reply(reply)
     console = stderr()
     console.print(f"VM {vm['id']} is {vm['state']}")
     for one in vm["forwards"]:
@@ -134,24 +135,14 @@ def _abandon(client: Client, vm_id: str, number: int) -> None:
     sys.exit(128 + number)
 
 
-def _answer(vm: dict[str, Any]) -> dict[str, Any]:
+def _answer(vm: dict[str, Any], reply: str) -> dict[str, Any]:
     """The members of ``POST /run``'s answer."""
     return {
         "id": vm["id"],
-        "computation": vm["relay"]["computation"],
+        "computation": reply,
         "state": vm["state"],
         "forwards": vm["forwards"],
     }
-
-
-def _print_reply(reply: str) -> None:
-    """The answer byte for byte; on a terminal, JSON gets indentation and colours."""
-    console = stdout()
-    if console.is_terminal:
-        with contextlib.suppress(ValueError):
-            console.print_json(reply)
-            return
-    click.echo(reply)
 
 
 @contextmanager

@@ -9,7 +9,16 @@ import click
 from rich.table import Table
 
 from supervisor.cli.client import uses_supervisor
-from supervisor.cli.output import as_json, duration, forward, print_json, stdout
+from supervisor.cli.output import (
+    as_json,
+    duration,
+    echo,
+    forward,
+    print_json,
+    print_reply,
+    shown,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from supervisor.cli.client import Client
@@ -61,7 +70,7 @@ def show(client: Client, vm_id: str, as_json: bool) -> None:
         return
     console = stdout()
     for name, text in _rows(vm):
-        first, *more = text.splitlines()
+        first, *more = shown(text).splitlines()
         console.print(f"{name:9}", style="bold", end=" ")
         # The terminal wraps the line, so that a command line can be copied as one line.
         console.print(first, soft_wrap=True)
@@ -86,7 +95,6 @@ def _rows(vm: dict[str, Any]) -> list[tuple[str, str]]:
         "agent": f"{agent} at {address}" if address else agent,
         "forwards": "\n".join(map(forward, vm["forwards"])),
         "relay": vm["relay"]["state"],
-        "reply": vm["relay"]["computation"],
         "ttl": duration(vm["ttl_s"]) if vm["ttl_s"] is not None else None,
         "restarts": _restarts(vm["restart"]),
         "phases": "  ".join(f"{name} {at:.3f} s" for name, at in vm["phases_s"].items()),
@@ -111,6 +119,14 @@ def _sev(facts: dict[str, Any] | None) -> str | None:
     if not facts["enabled"]:
         return "off"
     return ", ".join(f"{name} {value}" for name, value in facts.items() if name != "enabled")
+
+
+@click.command()
+@_vm_id
+@uses_supervisor
+def reply(client: Client, vm_id: str) -> None:
+    """Print the agent's answer. A pipe gets it byte for byte."""
+    print_reply(client.text(f"/vms/{client.find(vm_id)}/reply"))
 
 
 @click.command()
@@ -162,7 +178,7 @@ def events(client: Client, vm_id: str | None, after: int | None, as_json: bool) 
     """
     path = f"/vms/{client.find(vm_id)}/events" if vm_id else "/events"
     for event in client.events(path, after):
-        click.echo(json.dumps(event) if as_json else event_line(event))
+        echo(json.dumps(event) if as_json else event_line(event))
 
 
 def event_line(event: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ class Timing:
     :param disk_error_interval_s: the shortest time between two events of a failing disk
     :param guest_events: how many events of one QEMU the guest may cause at once. After that it
         causes one in each ``guest_event_interval_s``; the others are counted.
+    :param http_idle_s: after this, a connection without a request is closed
+    :param http_unread_s: after this, a connection is closed if its client reads nothing
     :param housekeeping_retry_s: the wait before housekeeping is started again after an error
     :param pool_look_s: how often the ages and fingerprints of the pool's VMs are checked
     :param pool_retry: the wait after a VM of the pool has ended by itself
@@ -38,6 +40,8 @@ class Timing:
     disk_error_interval_s: float = 10.0
     guest_events: int = 100
     guest_event_interval_s: float = 10.0
+    http_idle_s: float = 75.0
+    http_unread_s: float = 30.0
     housekeeping_retry_s: float = 10.0
     pool_look_s: float = 5.0
     pool_retry: Backoff = attrs.field(default=Backoff(5.0, 300.0))

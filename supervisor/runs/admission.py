@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 import os
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 import attrs
@@ -33,6 +33,17 @@ class Limit(enum.Enum):
     VMS = "MANAGER_MAX_VMS"
     MEMORY = "MANAGER_MEMORY_OVERCOMMIT"
     VCPUS = "MANAGER_VCPU_OVERCOMMIT"
+
+
+class Refusal(enum.StrEnum):
+    """Why a run is turned away."""
+
+    #: Too many runs wait already.
+    QUEUE_FULL = "queue-full"
+    #: No room came free for as long as a run may wait.
+    TIMEOUT = "timeout"
+    #: Its VM would not fit on an empty host.
+    NEVER = "never"
 
 
 @attrs.frozen
@@ -80,6 +91,9 @@ class Resources:
         if self.vcpus > budget.vcpus:
             return Limit.VCPUS
         return None
+
+
+NONE = Resources()
 
 
 def host_resources() -> Resources:
@@ -148,11 +162,13 @@ class Admission:
 
     :ivar budget: the most that may be taken
     :ivar taken: what is taken; more than the budget if VMs were adopted beyond it
+    :ivar refused: runs that were turned away so far
     """
 
     def __init__(self, limits: LimitsConfig, host: Resources) -> None:
         self.budget = budget(limits, host)
         self.taken = Resources()
+        self.refused: Counter[Refusal] = Counter()
         self._limits = limits
         self._queue: deque[_Waiter] = deque()
         self._closed = False
@@ -161,45 +177,55 @@ class Admission:
     def waiting(self) -> int:
         return len(self._queue)
 
-    async def enter(self, need: Resources) -> None:
+    async def enter(self, need: Resources, coming: Resources = NONE) -> None:
         """Take room for one VM, as soon as there is some and nobody waits for it longer.
 
         Cancelled, it has taken nothing.
 
+        :param coming: what others are about to give back for this run
         :raises AtCapacity: at once if too many wait already or it would never fit; else when it
             has waited too long
         :raises Stopping: if `close` was or is called
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._closed:
-            raise Stopping
-        if error := never(self.budget, need):
-            raise error
+        self.check(need, coming)
         # No checkpoint lies between a call and its place in the queue, so the places are in
         # the order of the calls.
         waiter = _Waiter(need, trio.current_time() + self._limits.queue_timeout_s)
         self._queue.append(waiter)
         self._call()
         try:
-            if not waiter.admitted and len(self._queue) > self._limits.queue:
-                raise self._queue_full()
             with trio.CancelScope(deadline=waiter.deadline):
                 await waiter.answered.wait()
             if self._closed:
                 raise Stopping
             if not waiter.admitted:
-                raise self._waited_too_long()
+                raise self._waited_too_long(need)
         except BaseException:
             self._withdraw(waiter)
             raise
 
+    def check(self, need: Resources, coming: Resources = NONE) -> None:
+        """Refuse at once whoever would not even wait.
+
+        :param coming: what others are about to give back for this run
+        :raises AtCapacity: if too many wait already or it would never fit
+        :raises Stopping: if `close` was called
+        """
+        if self._closed:
+            raise Stopping
+        if error := never(self.budget, need):
+            self.refused[Refusal.NEVER] += 1
+            raise error
+        if not self._is_room(need, coming) and len(self._queue) >= self._limits.queue:
+            raise self._queue_full(need)
+
     def try_enter(self, need: Resources) -> bool:
         """The same for somebody who would rather not start than keep others waiting."""
-        free = not self._closed and not self._queue
-        if free and (self.taken + need).over(self.budget) is None:
+        free = not self._closed and self._is_room(need)
+        if free:
             self.take(need)
-            return True
-        return False
+        return free
 
     def take(self, need: Resources) -> None:
         """Count a VM that runs already, whether there is room for it or not."""
@@ -222,7 +248,7 @@ class Admission:
 
     def _call(self) -> None:
         """Admit from the head of the queue as many as there is room for."""
-        while self._queue and self._held_up_by(self._queue[0]) is None:
+        while self._queue and self._held_up_by(self._queue[0].need) is None:
             waiter = self._queue.popleft()
             self.take(waiter.need)
             waiter.admitted = True
@@ -237,57 +263,55 @@ class Admission:
             # It may have been what the others waited for.
             self._call()
 
-    def _held_up_by(self, waiter: _Waiter) -> Limit | None:
-        return (self.taken + waiter.need).over(self.budget)
+    def _is_room(self, need: Resources, coming: Resources = NONE) -> bool:
+        return not self._queue and (self.taken + need - coming).over(self.budget) is None
 
-    # --- words, of a waiter that is in the queue and is not admitted -----------------------
+    def _held_up_by(self, need: Resources) -> Limit | None:
+        return (self.taken + need).over(self.budget)
 
-    def _queue_full(self) -> AtCapacity:
-        waiting = self.waiting - 1
-        retry_s = self._retry_after_s()
+    # --- words ------------------------------------------------------------------------------
+
+    def _queue_full(self, need: Resources) -> AtCapacity:
+        waiting = self.waiting
         queue = f"{waiting} of {self._limits.queue} runs wait" if waiting else "no run may wait"
-        return AtCapacity(
-            f"{self._reached()}, and {queue} for room (MANAGER_QUEUE)",
-            advice=f"end a VM, raise the limits, or try again in {retry_s} s",
-            retry_after_s=retry_s,
-        )
+        why = f"{self._reached(need)}, and {queue} for room (MANAGER_QUEUE)"
+        return self._refuse(Refusal.QUEUE_FULL, why)
 
-    def _waited_too_long(self) -> AtCapacity:
-        retry_s = self._retry_after_s()
-        return AtCapacity(
+    def _waited_too_long(self, need: Resources) -> AtCapacity:
+        return self._refuse(
+            Refusal.TIMEOUT,
             f"no room came free within {go_duration(self._limits.queue_timeout_s)}"
-            f" (MANAGER_QUEUE_TIMEOUT): {self._reached()}, with {self.waiting - 1} more waiting",
+            f" (MANAGER_QUEUE_TIMEOUT): {self._reached(need)}, with {self.waiting - 1} more"
+            " waiting",
+        )
+
+    def _refuse(self, why: Refusal, detail: str) -> AtCapacity:
+        """Nobody knows when a VM ends. What counts as a long wait here serves as the estimate."""
+        self.refused[why] += 1
+        retry_s = max(1, math.ceil(self._limits.queue_timeout_s))
+        return AtCapacity(
+            detail,
             advice=f"end a VM, raise the limits, or try again in {retry_s} s",
             retry_after_s=retry_s,
         )
 
-    def _reached(self) -> str:
-        """What holds up the head of the queue, and with it all."""
-        head = self._queue[0]
-        match self._held_up_by(head):
+    def _reached(self, need: Resources) -> str:
+        """What holds up the head of the queue, and with it all. ``need``: if nobody waits."""
+        need = self._queue[0].need if self._queue else need
+        match self._held_up_by(need):
             case Limit.MEMORY:
                 return (
                     f"the VMs have {_mib(self.taken.memory_bytes)} of"
                     f" {_mib(self.budget.memory_bytes)} of memory and the next one needs"
-                    f" {_mib(head.need.memory_bytes)} (MANAGER_MEMORY_OVERCOMMIT)"
+                    f" {_mib(need.memory_bytes)} (MANAGER_MEMORY_OVERCOMMIT)"
                 )
             case Limit.VCPUS:
                 return (
                     f"the VMs have {self.taken.vcpus} of {self.budget.vcpus} virtual CPUs and the"
-                    f" next one needs {head.need.vcpus} (MANAGER_VCPU_OVERCOMMIT)"
+                    f" next one needs {need.vcpus} (MANAGER_VCPU_OVERCOMMIT)"
                 )
             case _:
                 return f"{self.taken.vms} of {self.budget.vms} VMs run (MANAGER_MAX_VMS)"
-
-    def _retry_after_s(self) -> int:
-        """When a place in the queue comes free at the latest: who waits longest waits no longer.
-
-        Where nobody else waits there is no such time; then what counts as a long wait here.
-        """
-        head = self._queue[0]
-        if len(self._queue) == 1:
-            return math.ceil(self._limits.queue_timeout_s)
-        return max(1, math.ceil(head.deadline - trio.current_time()))
 
 
 def _times(amount: int, ratio: float) -> int:

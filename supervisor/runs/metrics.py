@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from supervisor.runs.admission import Refusal
 from supervisor.state.status import VmState
 from supervisor.templates.registry import TemplateState
 
@@ -34,6 +35,7 @@ class Gauges:
     """What can be counted at any moment.
 
     :param waiting: runs in the queue for room
+    :param refused: runs that were turned away so far, by reason
     :param lost: VMs whose QEMU does not answer
     :param templates: by state
     :param pool: its VMs, by whether they are ``ready`` or ``coming``
@@ -42,6 +44,7 @@ class Gauges:
 
     by_state: Mapping[str, int]
     waiting: int
+    refused: Mapping[Refusal, int]
     lost: int
     templates: Mapping[str, int]
     pool: Mapping[str, int]
@@ -89,6 +92,12 @@ class _Now(Collector):
         yield _by("state", "qmp_supervisor_templates", help_, TemplateState, now.templates)
         help_ = "VMs that are kept ready for runs to come."
         yield _by("state", "qmp_supervisor_pool", help_, ("ready", "coming"), now.pool)
+        refused = CounterMetricFamily(
+            "qmp_supervisor_runs_refused", "Runs that found no room.", labels=["reason"]
+        )
+        for reason in Refusal:
+            refused.add_metric([reason], now.refused.get(reason, 0))
+        yield refused
         clones = CounterMetricFamily(
             "qmp_supervisor_clones",
             "VMs started from a template: those that came up, and those that did not.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from supervisor.state.status import VmState
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Iterator
 
     from supervisor.runs.vms import Vms
     from supervisor.vm.vm import Vm
@@ -70,9 +70,9 @@ class Pool:
                 return vm
         return None
 
-    @asynccontextmanager
-    async def giving_way(self) -> AsyncIterator[None]:
-        """End a VM of the pool for a run that needs another kind of VM.
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Begin to end a VM of the pool for a run that needs another kind of VM.
 
         The pool does not grow while that run waits for room.
         """
@@ -80,7 +80,7 @@ class Pool:
         try:
             for vm in self.vms[-1:]:
                 log.info("pool: giving up", vm=vm.id, why="a run needs its room")
-                await self._vms.discard(vm).wait()
+                self._vms.discard(vm)
             yield
         finally:
             self._giving_way -= 1

@@ -11,7 +11,7 @@ import trio
 from supervisor.config import TemplateUse
 from supervisor.errors import AtCapacity, Stopping, SupervisorError
 from supervisor.qemu.connection import MonitorState
-from supervisor.runs.admission import Resources
+from supervisor.runs.admission import NONE, Resources
 from supervisor.runs.idempotency import IdempotencyKeys
 from supervisor.runs.metrics import Gauges, Metrics, Outcome
 from supervisor.state.record import EndCause, EndMode
@@ -94,12 +94,16 @@ class Service:
 
     async def _enter(self, room: Resources) -> None:
         """Take room when there is some; a VM of the pool that does not fit the run gives way."""
-        async with self.pool.giving_way():
-            try:
-                await self.vms.admission.enter(room)
-            except AtCapacity as error:
-                log.warning("run refused", problem=str(error))
-                raise
+        admission, pool = self.vms.admission, self.pool
+        coming = Resources.on_record(pool.vms[-1].record) if pool.vms else NONE
+        try:
+            # A run that is turned away costs no VM of the pool.
+            admission.check(room, coming)
+            with pool.giving_way():
+                await admission.enter(room, coming)
+        except AtCapacity as error:
+            log.warning("run refused", problem=str(error))
+            raise
 
     async def _take(
         self, vm: Vm, computation: bytes, options: RunOptions, requested_s: float
@@ -150,6 +154,7 @@ class Service:
         return Gauges(
             by_state=Counter(vm.status.state.value for vm in self.vms),
             waiting=self.vms.admission.waiting,
+            refused=self.vms.admission.refused,
             lost=sum(vm.monitor_state is MonitorState.LOST for vm in self.vms),
             templates=Counter(one.state.value for one in templates.entries.values()),
             pool=Counter("ready" if vm.agent_ready else "coming" for vm in self.pool.vms),

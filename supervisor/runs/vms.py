@@ -139,7 +139,6 @@ class Vms:
         alive = []
         for record in recovered.records:
             vm = self._add(record)
-            vm.reply = recovered.replies.get(vm.id)
             if record.purpose is Purpose.TEMPLATE:
                 self.discard(vm)  # its making was cut short
             if not record.ended:

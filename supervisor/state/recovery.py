@@ -33,7 +33,6 @@ class Recovered:
     """What `recover` found.
 
     :param processes: the process of each VM that still runs, with a pidfd, by VM id
-    :param replies: the agents' answers, by VM id
     :param sequence: the greatest event number that may have been published
     :param rebuilt: ids of VMs whose record was rebuilt, with the path to which the damaged record
         was moved; None if there was no record
@@ -42,7 +41,6 @@ class Recovered:
 
     records: list[Record]
     processes: dict[str, tuple[ProcessId, int]]
-    replies: dict[str, str]
     sequence: int
     rebuilt: dict[str, Path | None]
     gone: list[str]
@@ -82,20 +80,16 @@ def _recover(config: Config, clock: Clock, store: Store) -> Recovered:
     records.sort(key=lambda record: record.created_at)
     sequence = max([loaded.sequence, *(record.sequence for record in records)])
     moved = {record.id: loaded.damaged.get(record.id) for record in rebuilt}
-    replies = {
-        record.id: reply
-        for record in records
-        if record.answered
-        and (reply := VmDir(config.qemu.tmp / record.id).read_reply()) is not None
-    }
     records = [
         # Its answer is lost; a guest that was booted again may still give another one.
         attrs.evolve(record, answered=False)
-        if record.answered and record.id not in replies and not record.ended
+        if record.answered
+        and not record.ended
+        and not VmDir(config.qemu.tmp / record.id).reply.exists()
         else record
         for record in records
     ]
-    return Recovered(records, processes, replies, sequence, moved, loaded.gone)
+    return Recovered(records, processes, sequence, moved, loaded.gone)
 
 
 def _is_ours(pids: list[int]) -> bool:

@@ -157,13 +157,6 @@ class VmDir:
                 f"{self.reply}: {error.strerror}; the agent's answer could not be saved"
             ) from error
 
-    def read_reply(self) -> str | None:
-        """The agent's answer; None if there is none or it cannot be read. Blocking."""
-        try:
-            return self.reply.read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return None
-
     def clear(self, *, disks: bool) -> None:
         """Remove the files that an ended VM does not need any more. Ignores errors. Blocking.
 

@@ -211,7 +211,6 @@ class Relay:
         # A reset that comes now is too late.
         with trio.CancelScope(shield=True):
             await vm.dir.keep_reply(reply)
-            vm.reply = reply
             await self._commit(RelayState.ANSWERED, answered=True)
 
     async def _call(self, agent: Agent, session: Session, computation: bytes) -> str:

@@ -12,7 +12,7 @@ import attrs
 import structlog
 import trio
 
-from supervisor.errors import Busy, RunFailed, Stopping
+from supervisor.errors import Busy, RunFailed, Stopping, SupervisorError
 from supervisor.qemu.connection import MonitorState
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.status import Status, VmState
@@ -21,9 +21,9 @@ from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from supervisor.config import Config
-    from supervisor.errors import SupervisorError
     from supervisor.qemu.host import Clock
     from supervisor.qemu.qmp import Facts, Monitor
     from supervisor.state.journal import Journal, News
@@ -51,7 +51,6 @@ class Vm:
     :ivar session: the present QEMU, or the last one; None before the first
     :ivar agent_ready: whether the present guest's agent answers
     :ivar prepared: whether the guest is ready to become a template, and nobody is connected
-    :ivar reply: the agent's answer, once ``record.answered``
     :ivar failure: why its run or its task failed, if the VM's own end does not say it
     :ivar end_request: what was asked for; it may become more urgent, never less
     :ivar claimed: whether a run is about to have this VM of the pool
@@ -74,7 +73,6 @@ class Vm:
         self.session: Session | None = None
         self.agent_ready = False
         self.prepared = False
-        self.reply: str | None = None
         self.failure: SupervisorError | None = None
         self.end_request: EndRequest | None = None
         self.claimed = False
@@ -141,6 +139,36 @@ class Vm:
         since = self.record.running_since_s
         return None if self.ended or since is None else self.clock.boottime_s() - since
 
+    @property
+    def reply_file(self) -> Path:
+        """The file with the agent's answer.
+
+        :raises Busy: if there is no answer
+        """
+        if not self.record.answered:
+            why = f": {self.record.error}" if self.record.error else ""
+            raise Busy(f"VM {self.id} has no answer, its computation is {self.record.relay}{why}")
+        return self.dir.reply
+
+    async def read_reply(self) -> str:
+        """The agent's answer.
+
+        :raises Busy: if there is no answer
+        :raises SupervisorError: if it cannot be read
+        """
+        file = self.reply_file
+        try:
+            # Up to 33 MB, so nobody keeps it.
+            return (await trio.to_thread.run_sync(file.read_bytes)).decode(errors="replace")
+        except OSError as error:
+            raise self.unreadable(error) from error
+
+    def unreadable(self, error: OSError) -> SupervisorError:
+        """What to tell if the answer's file cannot be read."""
+        return SupervisorError(
+            f"the answer of VM {self.id} cannot be read: {self.dir.reply}: {error.strerror}"
+        )
+
     # --- what others may wait for -----------------------------------------------------------
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -160,14 +188,14 @@ class Vm:
         if not await self.wait_over():
             raise Stopping(f"the supervisor stops; VM {self.id} runs on, for the next one to adopt")
 
-    async def wait_answered(self) -> str:
-        """The agent's answer to the computation.
+    async def wait_answered(self) -> None:
+        """Return when the agent has answered the computation.
 
         :raises SupervisorError: if there is none and never will be; the VM has ended then
         """
         await self.until(lambda: self.record.settled or self._over.is_set())
-        if self.record.answered and self.reply is not None:
-            return self.reply
+        if self.record.answered:
+            return
         if self.leaving or self.record.relay is not RelayState.INTERRUPTED:
             await self.wait_ended()
         raise self.failure or RunFailed(self.id, self.record.error or self.record.relay)

@@ -53,7 +53,7 @@ class Supervisor:
     ended: bool = False
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """Status and JSON."""
+        """Status and body, parsed if it is JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -64,7 +64,10 @@ class Supervisor:
             text = answer.read()
         finally:
             connection.close()
-        return answer.status, json.loads(text) if text else None
+        if not text:
+            return answer.status, None
+        is_json = "json" in answer.headers["Content-Type"]
+        return answer.status, json.loads(text) if is_json else text.decode()
 
 
 class Case:
@@ -221,8 +224,8 @@ class Case:
             self.until(vm_id, lambda vm: vm["relay"]["state"] == "sent")
             self.wait(lambda: self.place.agents.calls[name] > 0, "the agent's call")
         elif wait:
-            vm = self.until(vm_id, lambda vm: vm["relay"]["state"] == "answered")
-            self.replies[vm_id] = vm["relay"]["computation"]
+            self.until(vm_id, lambda vm: vm["relay"]["state"] == "answered")
+            self.replies[vm_id] = self.ask("GET", f"/vms/{vm_id}/reply")[1]
         return vm_id
 
     def show(self, vm_id: str) -> dict[str, Any]:

@@ -92,7 +92,7 @@ async def test_run_json_has_the_members_of_post_run(world: World, tmp_path: Path
         assert answer.keys() == posted.keys()
         assert answer["computation"] == DIGEST
         assert answer["state"] == "running"
-        assert supervisor.vm(answer["id"]).reply == DIGEST
+        assert await supervisor.vm(answer["id"]).read_reply() == DIGEST
 
 
 async def test_run_names_a_wrong_member(world: World) -> None:
@@ -234,3 +234,49 @@ async def test_the_explained_preparation_is_what_prepare_does(world: World) -> N
     assert (directory / "overlay.qcow2").exists()
     variables = (world.directory / "VARS.fd").read_bytes()
     assert (directory / "firmware_vars.fd").read_bytes() == variables
+
+
+async def on_a_terminal(supervisor: Supervisor, *words: str) -> str:
+    """What a terminal gets of a command: all that it writes, to either stream."""
+    master, slave = os.openpty()
+    try:
+        with trio.fail_after(PATIENCE_S):
+            await trio.run_process(
+                **cli(supervisor).command(*words), stdin=slave, stdout=slave, stderr=slave
+            )
+        os.set_blocking(master, False)
+        return os.read(master, 2**16).decode()
+    finally:
+        os.close(slave)
+        os.close(master)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["\x1b]0;root@host\x07", '{"a": "\x9b2J"}', "\x1b[2J", '{"a": "\\u001b]0;x\\u0007"}'],
+)
+async def test_a_terminal_gets_no_control_sequence_of_a_guest(world: World, hostile: str) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        vm = supervisor.vm(vm_id)
+        vm.dir.reply.write_text(f"before{hostile}after")
+        shown = await on_a_terminal(supervisor, "reply", vm_id)
+        assert "before" in shown
+        vm.record = attrs.evolve(vm.record, error=f"before{hostile}after")
+        shown += await on_a_terminal(supervisor, "show", vm_id)
+        shown += await on_a_terminal(supervisor, "show", vm_id, "--json")
+        assert shown.count("before") == 3
+        for sequence in ("\x1b]", "\x07", "\x9b", "\x1b[2J"):
+            assert sequence not in shown
+        piped = await cli(supervisor)("reply", vm_id)
+        assert piped.stdout.decode() == f"before{hostile}after\n"
+
+
+async def test_json_reply_on_a_terminal_is_clean_after_it_was_parsed(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        supervisor.vm(vm_id).dir.reply.write_text('{"a": "\\u009b2J\\u001b]0;x\\u0007"}')
+        shown = await on_a_terminal(supervisor, "reply", vm_id)
+        assert '"a"' in shown
+        for sequence in ("\x1b]", "\x07", "\x9b"):
+            assert sequence not in shown

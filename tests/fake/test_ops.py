@@ -64,18 +64,35 @@ async def test_metrics(world: World) -> None:
         assert after["process_open_fds"] > 0
 
 
+async def test_refused_runs_are_counted_by_reason(world: World) -> None:
+    async with world.serve(MANAGER_MAX_VMS="1", MANAGER_QUEUE="0") as supervisor:
+        await supervisor.run()
+        assert (await supervisor.post(b"1")).status_code == 429
+        after = await metrics(supervisor)
+        assert after['qmp_supervisor_runs_refused_total{reason="queue-full"}'] == 1
+        assert after['qmp_supervisor_runs_refused_total{reason="timeout"}'] == 0
+
+
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("GET", "/nowhere", 404), ("GET", "/run", 405), ("POST", "/vms", 405)],
+    ("method", "path", "status", "advice"),
+    [
+        ("GET", "/nowhere", 404, "/vms/<vm_id>/status"),
+        ("GET", "/run", 405, "POST"),
+        ("POST", "/vms", 405, "GET"),
+    ],
 )
-async def test_problem_that_is_not_ours(world: World, method: str, path: str, status: int) -> None:
+async def test_wrong_path_and_wrong_method_are_told_what_there_is(
+    world: World, method: str, path: str, status: int, advice: str
+) -> None:
     async with world.serve() as supervisor:
         answer = await supervisor.http.request(method, path)
         assert answer.status_code == status
         assert answer.headers["Content-Type"] == "application/problem+json"
         problem = answer.json()
-        assert problem.keys() == {"type", "title", "status", "detail", "instance"}
+        assert problem.keys() == {"type", "title", "status", "detail", "instance", "advice"}
         assert problem["instance"] == path
+        assert path in problem["detail"]
+        assert advice in problem["advice"]
         assert problem["type"].startswith("urn:qmp-supervisor:problem:")
         if status == 405:
             assert "Allow" in answer.headers

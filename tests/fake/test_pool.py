@@ -6,9 +6,12 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 import trio
+import trio.testing
 
+from supervisor.runs.admission import Resources
 from supervisor.state.record import EventKind
 from tests.support.clones import (
     COLD,
@@ -52,7 +55,7 @@ async def test_run_takes_one_and_the_pool_is_filled_again(
             shown = await show(supervisor.http, vm_id)
             assert (shown["purpose"], shown["state"]) == ("pool", "running")
             assert is_clone(shown) is (not settings)
-            assert shown["relay"]["computation"] is None
+            assert (await supervisor.http.get(f"/vms/{vm_id}/reply")).status_code == 409
         answer = await post(supervisor.http, b"mine")
         assert answer.status_code == 200
         assert world.received(answer.json()["computation"]) == b"mine"
@@ -223,14 +226,28 @@ async def test_run_that_wants_another_kind_has_a_pooled_one_make_room(
         await ready(supervisor.http)
         (waiting,) = await pool(supervisor.http, 1)
         answer = await post(supervisor.http, template="off")
-        if queue == "0":
-            assert answer.status_code in (200, 429)
-        else:
-            assert answer.status_code == 200, answer.text
-        if answer.status_code == 200:
-            shown = await show(supervisor.http, answer.json()["id"])
-            assert (shown["template"], is_clone(shown)) == (None, False)
-            assert shown["id"] != waiting
+        assert answer.status_code == 200, answer.text
+        shown = await show(supervisor.http, answer.json()["id"])
+        assert (shown["template"], is_clone(shown)) == (None, False)
+        assert shown["id"] != waiting
+
+
+async def test_run_that_is_turned_away_costs_the_pool_nothing(world: World) -> None:
+    """Another run waits already for all room that may come free, and no more may wait."""
+    settings = {"MANAGER_POOL_SIZE": "1", "MANAGER_MAX_VMS": "2", "MANAGER_QUEUE": "1"}
+    async with world.serve(**settings) as supervisor:
+        await ready(supervisor.http)
+        (waiting,) = await pool(supervisor.http, 1)
+        admission = supervisor.running.service.vms.admission
+        big = attrs.evolve(Resources.of_new_vm(supervisor.running.service.config.qemu), vms=2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(admission.enter, big)
+            await trio.testing.wait_all_tasks_blocked()
+            answer = await post(supervisor.http, template="off")
+            assert answer.status_code == 429, answer.text
+            (still,) = await pool(supervisor.http, 1)
+            assert still == waiting
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("wish", ["off", "require"])

@@ -155,7 +155,7 @@ async def test_supervisor_that_is_killed(world: World) -> None:
         vm = supervisor.vm(answer["id"])
         await vm.until(lambda: vm.agent_ready)
         assert vm.pid == guest.pid
-        assert vm.reply == answer["computation"]
+        assert await vm.read_reply() == answer["computation"]
         ended = await supervisor.http.post(f"/vms/{vm.id}/shutdown")
         assert ended.json()["reason"] == "guest-shutdown"
 

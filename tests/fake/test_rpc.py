@@ -116,11 +116,26 @@ async def test_agent_that_never_comes_up(world: World) -> None:
         assert "MANAGER_BOOT_TIMEOUT" in text
 
 
-@pytest.mark.parametrize("code", [Code.INTERNAL, Code.FAILED_PRECONDITION])
-async def test_agents_error_keeps_its_code(world: World, code: Code) -> None:
+@pytest.mark.parametrize("code", [Code.INTERNAL, Code.NOT_FOUND, Code.RESOURCE_EXHAUSTED])
+async def test_no_agent_chooses_the_status_of_a_call(world: World, code: Code) -> None:
     world.scenario(agent="status", status=[code.name, "the disk is full"])
     async with world.serve() as supervisor:
-        assert "the disk is full" in await refused(code, run, supervisor)
+        with pytest.raises(grpc.RpcError) as caught:
+            await run(supervisor)
+        error: Any = caught.value
+        assert error.code() is Code.UNAVAILABLE
+        assert f"answered {code.name}: the disk is full" in error.details()
+        assert dict(error.trailing_metadata())["agent-code"] == code.name
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "漢", "%"])
+async def test_long_words_of_an_agent_do_not_become_another_status(
+    world: World, letter: str
+) -> None:
+    world.scenario(agent="status", status=["INTERNAL", letter * 2500])
+    async with world.serve() as supervisor:
+        text = await refused(Code.UNAVAILABLE, run, supervisor)
+        assert f"INTERNAL: {letter * 500}" in text
 
 
 async def test_launch_that_fails(world: World) -> None:

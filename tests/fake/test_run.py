@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 from typing import TYPE_CHECKING
@@ -128,6 +129,18 @@ async def test_refused_body_starts_no_vm(
         assert answer.json().get("member") == member
         assert answer.json()["instance"] == "/run"
         assert not supervisor.running.service.vms
+
+
+async def test_encoded_body_is_refused_and_not_read(world: World) -> None:
+    async with world.serve() as supervisor:
+        answer = await supervisor.http.post(
+            "/run",
+            content=gzip.compress(b'{"computation": [1]}'),
+            headers=JSON | {"Content-Encoding": "gzip"},
+        )
+        assert answer.status_code == 415
+        assert "gzip" in answer.json()["detail"]
+        assert "without Content-Encoding" in answer.json()["advice"]
 
 
 async def test_content_type_may_have_parameters(world: World) -> None:

@@ -56,7 +56,7 @@ class _Agent(agent_pb2_grpc.AgentServiceServicer):
             threading.Event().wait()
         if self._kind == "status":
             self._fail(context)
-        return agent_pb2.RunResponse(Computation=digest)
+        return agent_pb2.RunResponse(Computation=digest.ljust(self._plan.reply_bytes, "="))
 
     def _fail(self, context: Any) -> NoReturn:
         code, text = self._plan.status

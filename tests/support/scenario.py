@@ -42,6 +42,8 @@ class Scenario:
     #: its digest; ``status``: answers with an error; ``silent``: never answers; ``deaf``: its
     #: port takes connections, and no word comes back; ``none``.
     agent: str = "recorder"
+    #: Of the recorder's answer, in bytes; 0: as many as the digest has.
+    reply_bytes: int = 0
     #: For ``status``: gRPC's name of the code, and the text.
     status: tuple[str, str] = ("INTERNAL", "")
     #: Directory with ``key.pem``, ``cert.pem`` and ``ca.pem``; empty: no TLS.

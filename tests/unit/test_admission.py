@@ -11,7 +11,7 @@ from supervisor.config import LimitsConfig
 from supervisor.config.settings import Ratio
 from supervisor.errors import AtCapacity
 from supervisor.runs import admission
-from supervisor.runs.admission import Limit, Resources
+from supervisor.runs.admission import Limit, Refusal, Resources
 from tests.support.crowd import BIG, GIB, SMALL, Crowd, crowd, make_admission
 
 # --- pure -----------------------------------------------------------------------------------
@@ -239,20 +239,26 @@ async def test_who_waited_too_long_holds_nobody_up(
     assert people.order == "abd"
 
 
-async def test_when_a_place_in_the_queue_is_free_for_sure(
+async def test_whoever_is_turned_away_gets_the_same_estimate_and_is_counted(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     people = crowd(nursery, max_vms=1, queue=1, queue_timeout_s=60.0)
     await people.all_arrive("ab")
     await trio.sleep(39.5)
     await people.arrives("c")
-    refused = people.failed["c"]
-    assert isinstance(refused, AtCapacity)
-    assert refused.retry_after_s == 21
-    assert "try again in 21 s" in str(refused)
-    await trio.sleep(21)
-    await people.arrives("d")
-    assert "d" not in people.failed
+    await trio.sleep(60)
+    for name in "bc":
+        refused = people.failed[name]
+        assert isinstance(refused, AtCapacity)
+        assert refused.retry_after_s == 60
+        assert "try again in 60 s" in str(refused)
+    with pytest.raises(AtCapacity):
+        people.admission.check(Resources(2, GIB, 1))
+    assert people.admission.refused == {
+        Refusal.QUEUE_FULL: 1,
+        Refusal.TIMEOUT: 1,
+        Refusal.NEVER: 1,
+    }
 
 
 async def test_room_at_the_last_moment_counts(

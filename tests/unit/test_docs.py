@@ -142,7 +142,15 @@ def test_errors() -> None:
 
 
 def test_metrics() -> None:
-    gauges = Gauges(by_state={}, waiting=0, lost=0, templates={}, pool={}, clones={"restored": 0})
+    gauges = Gauges(
+        by_state={},
+        waiting=0,
+        refused={},
+        lost=0,
+        templates={},
+        pool={},
+        clones={"restored": 0},
+    )
     known = {
         # Counters are called so where they are read.
         f"{metric.name}_total" if metric.type == "counter" else metric.name

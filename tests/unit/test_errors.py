@@ -68,7 +68,7 @@ TABLE: list[tuple[SupervisorError, int, grpc.StatusCode]] = [
     (SocketGone("x"), 503, Code.UNAVAILABLE),
     (MonitorFlooded("x"), 503, Code.UNAVAILABLE),
     (AgentTimeout("id", "x"), 504, Code.DEADLINE_EXCEEDED),
-    (AgentError("v", "INTERNAL", "t"), 502, Code.INTERNAL),
+    (AgentError("v", "INTERNAL", "t"), 502, Code.UNAVAILABLE),
     (AgentError("v", "no-such-code", "t"), 502, Code.UNAVAILABLE),
 ]
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
+#: Bytes of a message as it is encoded. All trailing metadata together may have 8 KiB.
+_LONGEST_MESSAGE = 6000
+
 #: The first class that fits decides; the root at the end fits all.
 _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
     errors.TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -37,17 +40,33 @@ _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
 
 
 def code_of(error: errors.SupervisorError) -> grpc.StatusCode:
-    """The status of an error; an agent's own error keeps the agent's code."""
-    if isinstance(error, errors.AgentError) and error.code in grpc.StatusCode.__members__:
-        return grpc.StatusCode[error.code]
+    """The status of an error. No guest chooses it: a client may act on it."""
     return next(code for kind, code in _CODE.items() if isinstance(error, kind))
 
 
 def metadata_of(error: errors.SupervisorError) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata: ``retry-after``, in seconds, as HTTP's header of that name."""
+    """Trailing metadata: ``retry-after``, in seconds, as HTTP's header; ``agent-code``, a word."""
+    if isinstance(error, errors.AgentError):
+        return (("agent-code", error.code),)
     if isinstance(error, errors.AtCapacity) and error.retry_after_s is not None:
         return (("retry-after", str(error.retry_after_s)),)
     return ()
+
+
+def message_of(error: errors.SupervisorError) -> str:
+    """The error's text, cut so that grpc can send it.
+
+    grpc writes it into a header, percent-encoded, and makes ``RESOURCE_EXHAUSTED`` of one that is
+    too long.
+    """
+    text = str(error).encode(errors="replace").decode()
+    room = _LONGEST_MESSAGE
+    for index, character in enumerate(text):
+        plain = " " <= character <= "~" and character != "%"
+        room -= 1 if plain else 3 * len(character.encode())
+        if room < 0:
+            return f"{text[:index]}…"
+    return text
 
 
 def answers_errors(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +77,7 @@ def answers_errors(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return await method(self, request, context)
         except errors.SupervisorError as error:
-            await context.abort(code_of(error), str(error), metadata_of(error))
+            await context.abort(code_of(error), message_of(error), metadata_of(error))
         except grpc.aio.BaseError:
             raise  # grpc's own: ``abort`` ends with one, and so does a call whose caller has gone
         except Exception as error:

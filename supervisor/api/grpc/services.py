@@ -41,7 +41,8 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
         key = messages.metadata(context, "idempotency-key")
         options = wanted.options(self._service.config, key)
         vm = await trio_as_aio(self._service.run)(wanted.computation, options)
-        return manager_pb2.RunResponse(ID=vm.id, computation=vm.reply)
+        reply = await trio_as_aio(vm.read_reply)()
+        return manager_pb2.RunResponse(ID=vm.id, computation=reply)
 
 
 class VmServicer(vm_pb2_grpc.VmServiceServicer):

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 from quart_trio import QuartTrio
 
 from supervisor.api.http import events, ops, problems, runs, templates, vms
+from supervisor.api.http.connections import Exchange
 from supervisor.config import MAX_COMPUTATION
 
 if TYPE_CHECKING:
     from supervisor.runs.service import Service
 
 #: A computation as an array of numbers, up to "255, " each, and the other members.
-_MAX_BODY = 5 * MAX_COMPUTATION + 64 * 1024
+MAX_BODY = 5 * MAX_COMPUTATION + 64 * 1024
 
 
 def create_app(service: Service, instance_id: str) -> QuartTrio:
-    app = QuartTrio("supervisor")
-    app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY
+    app = QuartTrio("supervisor", static_folder=None)
+    app.asgi_http_class = Exchange
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     # An answer takes as long as its guest; deadlines elsewhere bound the wait.
     app.config["RESPONSE_TIMEOUT"] = None
     app.url_map.merge_slashes = False  # else /vms//status would be another path

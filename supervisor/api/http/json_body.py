@@ -42,6 +42,10 @@ async def read(cls: type[T]) -> T:
     if request.mimetype != "application/json":
         given = request.content_type or "none"
         raise UnsupportedMedia(f"the content type must be application/json, it is {given}")
+    if encoding := request.content_encoding:
+        raise UnsupportedMedia(
+            f"the body is encoded as {encoding}", advice="send it without Content-Encoding"
+        )
     body: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]
     # Megabytes of numbers take long to parse, and the loop has VMs to listen to.
     return await trio.to_thread.run_sync(partial(_parse, cls, body), limiter=_parsers)

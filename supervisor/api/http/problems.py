@@ -11,12 +11,26 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from quart import Response, request
-from werkzeug.exceptions import HTTPException
+from quart import (
+    Response,
+    current_app,
+    has_request_context,
+    has_websocket_context,
+    request,
+    websocket,
+)
+from werkzeug.exceptions import (
+    HTTPException,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    RequestTimeout,
+)
 
 from supervisor import errors
 
 if TYPE_CHECKING:
+    from quart import Request, Websocket
     from quart_trio import QuartTrio
 
 log = structlog.stdlib.get_logger()
@@ -51,7 +65,7 @@ def register(app: QuartTrio) -> None:
     app.register_error_handler(Exception, _bug)
 
 
-def problem(status: int, kind: str, detail: str, **members: Any) -> Response:
+def document(status: int, kind: str, detail: str, **members: Any) -> bytes:
     """A problem document. ``kind`` is the class's name; its words make type and title."""
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", kind)
     body = {
@@ -59,10 +73,19 @@ def problem(status: int, kind: str, detail: str, **members: Any) -> Response:
         "title": words.capitalize(),
         "status": status,
         "detail": detail,
-        "instance": request.path,
         **members,
     }
-    return Response(json.dumps(body) + "\n", status, content_type="application/problem+json")
+    return json.dumps(body).encode() + b"\n"
+
+
+def problem(status: int, kind: str, detail: str, **members: Any) -> Response:
+    """The answer to the present request."""
+    body = document(status, kind, detail, instance=_asked().path, **members)
+    return Response(body, status, content_type="application/problem+json")
+
+
+def _asked() -> Request | Websocket:
+    return request if has_request_context() else websocket
 
 
 async def _ours(error: errors.SupervisorError) -> Response:
@@ -81,17 +104,38 @@ async def _ours(error: errors.SupervisorError) -> Response:
 
 
 async def _https(error: HTTPException) -> Response:
+    """An error of the framework, in our words."""
     status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
-    kind = type(error).__name__
-    answer = problem(status, kind, error.description or kind)
-    for name, value in error.get_headers():
-        if name.lower() == "allow":
-            answer.headers[name] = value
+    allowed = dict(error.get_headers()).get("Allow")
+    members = {}
+    match error:
+        case NotFound():
+            paths = ", ".join(sorted({str(rule) for rule in current_app.url_map.iter_rules()}))
+            detail, advice = f"there is no path {_asked().path}", f"the paths are {paths}"
+        case MethodNotAllowed():
+            detail = f"{_asked().path} has no method {request.method}"
+            advice = f"its methods are {allowed}"
+        case RequestEntityTooLarge():
+            detail = "the body is over the limit"
+            advice = f"send at most {current_app.config['MAX_CONTENT_LENGTH']} bytes"
+        case RequestTimeout():
+            detail = "the body did not arrive in time"
+            advice = f"send it within {current_app.config['BODY_TIMEOUT']} s"
+        case _ if has_websocket_context():
+            detail, advice = "there are no websockets here", "send the request without Upgrade"
+        case _:
+            detail, advice = error.description or type(error).__name__, ""
+    if advice:
+        members["advice"] = advice
+        detail = f"{detail}; {advice}"
+    answer = problem(status, type(error).__name__, detail, **members)
+    if allowed:
+        answer.headers["Allow"] = allowed
     return answer
 
 
 async def _bug(error: Exception) -> Response:
-    log.error("bug in a request handler", path=request.path, exc_info=error)
+    log.error("bug in a request handler", path=_asked().path, exc_info=error)
     return problem(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "InternalError",

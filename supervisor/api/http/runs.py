@@ -1,10 +1,11 @@
-"""``POST /run``."""
+"""``POST /run``, and what came of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quart import Blueprint, request
+from quart import Blueprint, Response, request
+from quart_trio.wrappers.response import TrioFileBody
 
 from supervisor.api.http import json_body, views
 from supervisor.api.requests import RunRequest
@@ -28,7 +29,25 @@ def blueprint(service: Service) -> Blueprint:
             }
             return views.summary(vm), 202, headers
         vm = await service.run(wanted.computation, options)
-        return views.answer(vm), 200, {"Server-Timing": views.server_timing(vm)}
+        reply = await vm.read_reply()
+        return views.answer(vm, reply), 200, {"Server-Timing": views.server_timing(vm)}
+
+    @routes.get("/vms/<vm_id>/reply")
+    async def reply(vm_id: str) -> Any:
+        vm = service.vms.get(vm_id)
+        try:
+            body = TrioFileBody(vm.reply_file, buffer_size=2**18)
+        except OSError as error:
+            raise vm.unreadable(error) from error
+        return Response(
+            body,
+            content_type="text/plain; charset=utf-8",
+            headers={
+                "Content-Length": str(body.size),
+                # Else a browser might run what a guest wrote.
+                "X-Content-Type-Options": "nosniff",
+            },
+        )
 
     return routes
 

@@ -33,11 +33,11 @@ def summary(vm: Vm) -> dict[str, Any]:
     }
 
 
-def answer(vm: Vm) -> dict[str, Any]:
+def answer(vm: Vm, reply: str) -> dict[str, Any]:
     """The answer of ``POST /run`` after the agent's answer."""
     return {
         "id": vm.id,
-        "computation": vm.reply,
+        "computation": reply,
         "state": vm.status.state,
         "forwards": [_forward(one) for one in vm.record.forwards],
     }
@@ -75,7 +75,7 @@ def everything(vm: Vm) -> dict[str, Any]:
         "forwards": [attrs.asdict(forward) for forward in record.forwards],
         "argv": list(record.command),
         "command": shell_line(record.command),
-        "relay": {"state": record.relay, "computation": vm.reply},
+        "relay": {"state": record.relay},
         "ttl_s": options.ttl_s,
         "restart": {"policy": options.restart, "count": record.restarts},
         "keep_disk": options.keep_disk,
