@@ -216,8 +216,8 @@ def status_of_runstate(runstate: str) -> Status:
     return Status(_STATE_OF_RUNSTATE.get(runstate, VmState.PAUSED), runstate)
 
 
-#: PRELAUNCH is the RunState of a guest that was reset while it was paused. IO_ERROR: the disk of the
-#: host is full.
+#: PRELAUNCH is the RunState of a guest that was reset while it was paused. IO_ERROR: the host has
+#: no room left.
 _HELD = (
     *(RunState.PAUSED, RunState.DEBUG, RunState.IO_ERROR, RunState.SAVE_VM, RunState.RESTORE_VM),
     *(RunState.FINISH_MIGRATE, RunState.POSTMIGRATE, RunState.COLO),
