@@ -24,10 +24,10 @@ import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
 
-from supervisor.api.grpc.server import open_server
+from supervisor.api.grpc.server import bind as bind_grpc
 from supervisor.api.http.app import create_app
 from supervisor.api.http.connections import serve as hypercorn_serve
-from supervisor.api.sockets import bind_tcp, check_pem
+from supervisor.api.sockets import bind_tcp, check_pem, open_to_all
 from supervisor.bridge import open_loop
 from supervisor.config import OnStop
 from supervisor.errors import HostError, LaunchError
@@ -101,7 +101,7 @@ def examine(config: Config, clock: Clock) -> Host:
         # No error: the missing file can be added while the supervisor runs. Until then each run
         # fails with this error.
         warnings.append(str(error))
-    for warning in warnings:
+    for warning in [*warnings, *open_to_all(config)]:
         log.warning(warning)
     return Host(qemu, config.qemu.use_sudo, decided, clock)
 
@@ -125,20 +125,21 @@ async def serve(
         # With the loop's own handler one stray callback of a library would end the supervisor.
         loop.set_exception_handler(_log_stray)
         tmp = config.qemu.tmp
-        with locked(tmp):
+        http = config.http
+        # The ports first: a supervisor that cannot serve starts no template and takes up no VM.
+        with locked(tmp), bind_tcp("HTTP", http.host, http.port, "MANAGER_HTTP") as listener:
+            # Connections inherit it. Hypercorn waits for a client to read for ever, even when it
+            # stops.
+            unread_ms = int(config.timing.http_unread_s * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
+            port = listener.getsockname()[1]
             async with (
+                bind_grpc(config.grpc) as bound,
                 open_service(config, host, Store(tmp)) as service,
-                open_server(service, config.grpc) as grpc_port,
+                bound.serve(service),
             ):
-                http = config.http
-                with bind_tcp("HTTP", http.host, http.port, "MANAGER_HTTP") as listener:
-                    # Connections inherit it. Hypercorn waits for a client to read for ever, even
-                    # when it stops.
-                    unread_ms = int(config.timing.http_unread_s * 1000)
-                    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
-                    port = listener.getsockname()[1]
-                    running = Running(service, port, grpc_port, trio.Event(), trio.Event())
-                    await _serve_http(config, hypercorn, listener, running, task_status)
+                running = Running(service, port, bound.port, trio.Event(), trio.Event())
+                await _serve_http(config, hypercorn, listener, running, task_status)
 
 
 def _log_stray(_: object, context: dict[str, Any]) -> None:

@@ -220,7 +220,10 @@ def check_image(config: QemuConfig) -> Check:
         built = Path("img") / DISK
         make = "" if built.exists() else "build one with 'qmp-supervisor image build' and "
         advice = f"{make}set MANAGER_QEMU_DISK_IMG_FILE={built}"
-        return Check(name, Verdict.FAIL, f"{disk.file} is missing", advice)
+        return Check(name, Verdict.FAIL, f"{disk.file.absolute()} is missing", advice)
+    if not disk.file.stat().st_size:
+        advice = "build one with 'qmp-supervisor image build'"
+        return Check(name, Verdict.FAIL, f"{disk.file.absolute()} is empty", advice)
     # A VM may have the file open; -U reads it all the same.
     code, output = _ask("qemu-img", "info", "-U", "--output=json", str(disk.file))
     if code is None:

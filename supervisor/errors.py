@@ -10,6 +10,7 @@
     │   └── TooLarge           … it is over the limit
     ├── VmNotFound             no VM has this id
     ├── Busy                   the request conflicts with the present state of a VM or a run
+    │   └── KeyReused          … its idempotency key belongs to another request
     ├── AtCapacity             no room for one more VM; names the limit and when to try again
     ├── Stopping               the supervisor is stopping
     ├── LaunchError            QEMU did not start; has argv, exit code, last log lines
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 
 #: How much of an agent's words an error has.
 _AGENT_BYTES = 2000
+
+
+#: How much alike two words must be for one to be meant by the other.
+_ALIKE = 0.5
 
 
 class SupervisorError(Exception):
@@ -100,6 +105,10 @@ class VmNotFound(SupervisorError):
 
 class Busy(SupervisorError):
     """The request conflicts with the present state of a VM or a run; the message says which."""
+
+
+class KeyReused(Busy):
+    """Another request had the idempotency key before."""
 
 
 class AtCapacity(SupervisorError):
@@ -265,5 +274,13 @@ def single(error: Exception) -> Exception:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the known word most like ``word``, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    likeness, best = max(((_likeness(word, one), one) for one in known), default=(0.0, ""))
+    return f"; did you mean {best!r}?" if likeness >= _ALIKE else ""
+
+
+def _likeness(one: str, other: str) -> float:
+    """From 0 to 1. What both begin with, such as ``MANAGER_``, makes them no more alike."""
+    ones, others = one.split("_"), other.split("_")
+    while len(ones) > 1 and len(others) > 1 and ones[0] == others[0]:
+        del ones[0], others[0]
+    return difflib.SequenceMatcher(None, "_".join(ones), "_".join(others)).ratio()

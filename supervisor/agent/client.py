@@ -209,4 +209,4 @@ def read_pem(file: Path | None) -> bytes | None:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise HostError(f"{file} cannot be read: {error.strerror}") from error
+        raise HostError(f"{file.absolute()} cannot be read: {error.strerror}") from error

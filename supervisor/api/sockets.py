@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from supervisor.errors import HostError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from supervisor.config import Config
 
 
 def owner(port: int) -> str:
@@ -43,7 +46,9 @@ def check_pem(what: str, cert: Path | None, key: Path | None, cas: Path | None) 
         try:
             file.read_bytes()
         except OSError as error:
-            raise HostError(f"{what}: {file} cannot be read: {error.strerror}") from error
+            raise HostError(
+                f"{what}: {file.absolute()} cannot be read: {error.strerror}"
+            ) from error
     try:
         if cas:
             context.load_verify_locations(cas)
@@ -52,6 +57,24 @@ def check_pem(what: str, cert: Path | None, key: Path | None, cas: Path | None) 
     except ssl.SSLError as error:
         files = ", ".join(str(file) for file in (cert, key, cas) if file)
         raise HostError(f"{what}: {files} is not what it should be: {error}") from error
+
+
+def open_to_all(config: Config) -> list[str]:
+    """A warning for each server that strangers can reach and that asks nobody who calls."""
+    return [
+        f"{name} listens on {server.host or 'every interface'} and asks nobody who calls: whoever"
+        f" reaches the port can start, read and end VMs; set MANAGER_{name.upper()}_HOST to"
+        f" 127.0.0.1, or MANAGER_{name.upper()}_SERVER_CERT, _SERVER_KEY and _CLIENT_CA_CERTS"
+        for name, server in (("HTTP", config.http), ("gRPC", config.grpc))
+        if not server.client_ca_certs and not _is_loopback(server.host)
+    ]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def bind_tcp(what: str, host: str, port: int, setting: str) -> socket.socket:

@@ -114,7 +114,8 @@ class Client:
             # A server that wants a certificate hangs up after a handshake that the client finds
             # good.
             hint = "; if the supervisor asks for a certificate, see --cert and --key"
-            hint = hint if self.url.startswith("https:") else ""
+            if self.url.startswith("http:"):
+                hint = "; if the supervisor has TLS, its URL begins with https://"
             raise CommandFailed(f"{self.url}: {_words(error)}{hint}") from error
         if response.is_error:
             raise CommandFailed(_problem(response))
@@ -129,6 +130,8 @@ class Client:
             ) from error
 
     def _nobody(self, error: httpx.ConnectError) -> str:
+        if "WRONG_VERSION_NUMBER" in str(error):
+            return f"{self.url} has no TLS: its URL begins with http://"
         if isinstance(error.__context__, ssl.SSLError) or "SSL" in str(error):
             return f"no TLS with {self.url}: {error}; see --cacert, --cert and --key"
         return (

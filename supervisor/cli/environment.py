@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 env_file = click.option(
     "--env-file",
     type=click.Path(exists=True, dir_okay=False),
-    help="File of NAME=value lines. The environment wins over the file.",
+    help="File of NAME=value lines. A variable that is not empty wins over the file.",
 )
 
 
@@ -34,7 +34,9 @@ class CommandFailed(click.ClickException):
 def load_config(file: str | None) -> Config:
     """The settings of the file and the environment. If any is wrong, show all and exit with 2."""
     from_file = _read(file) if file else {}
-    settings = {name: value or "" for name, value in from_file.items()} | os.environ
+    # An empty variable is one that is not set, as everywhere: it hides nothing.
+    given = {name: value for name, value in os.environ.items() if value}
+    settings = os.environ | {name: value or "" for name, value in from_file.items()} | given
     try:
         return config.load(settings)
     except ConfigError as error:

@@ -126,7 +126,7 @@ def _show_progress(status: Status, phases: dict[str, float], shown_s: float) -> 
 
 def _failure(vm: dict[str, Any]) -> str:
     problem = vm["error"] or f"it ended before its agent answered: {vm['state']} ({vm['reason']})"
-    return f"VM {vm['id']}: {problem}"
+    return problem if vm["id"] in problem else f"VM {vm['id']}: {problem}"
 
 
 def _abandon(client: Client, vm_id: str, number: int) -> None:

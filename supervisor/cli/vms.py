@@ -38,7 +38,8 @@ def list_vms(client: Client, everything: bool, as_json: bool) -> None:
         print_json(vms)
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("ID", "FOR", "STATE", "REASON", "MONITOR", "AGENT", "UP", "FORWARDS"):
+    times = ("CREATED", "ENDED") if everything else ()
+    for heading in ("ID", "FOR", "STATE", "REASON", "MONITOR", "AGENT", "UP", *times, "FORWARDS"):
         table.add_column(heading, no_wrap=heading != "FORWARDS")
     for vm in vms["vms"]:
         table.add_row(
@@ -49,6 +50,7 @@ def list_vms(client: Client, everything: bool, as_json: bool) -> None:
             vm["monitor"] if not vm["ended"] else "-",
             "ready" if vm["agent_ready"] else "-",
             duration(vm["uptime_s"]),
+            *((vm["created_at"], vm["ended_at"] or "-") if everything else ()),
             "" if vm["ended"] else _ports(vm["forwards"]),
         )
     stdout().print(table)

@@ -164,7 +164,7 @@ def check_pair(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> N
             file.open("rb").close()
         except OSError as error:
             raise FirmwareError(
-                f"firmware {file}: {error.strerror}",
+                f"firmware {file.absolute()}: {error.strerror}",
                 advice=f"install the package ovmf, or set MANAGER_QEMU_OVMF_{name}_FILE",
             ) from error
     if problem := mismatch(firmware, descriptors):

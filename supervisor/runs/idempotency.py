@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from supervisor.errors import Busy
+from supervisor.errors import KeyReused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ class IdempotencyKeys:
 
         Other requests with the key wait for the end of the body.
 
-        :raises Busy: if the run with this key is another one
+        :raises KeyReused: if the run with this key is another one
         """
         key = options.idempotency_key
         if key is None:
@@ -40,7 +40,9 @@ class IdempotencyKeys:
             await self._arriving[key].wait()
         if vm := self._of(key):
             if vm.record.options.request_hash != options.request_hash:
-                raise Busy(f"the idempotency key {key!r} belongs to another run, of VM {vm.id}")
+                raise KeyReused(
+                    f"the idempotency key {key!r} belongs to another run, of VM {vm.id}"
+                )
             yield vm
             return
         self._arriving[key] = trio.Event()

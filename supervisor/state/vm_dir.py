@@ -309,15 +309,15 @@ def _is_on_tmpfs(descriptor: int) -> bool:
 
 
 def check_image(disk: DiskConfig) -> None:
-    """Check that the base image exists. Blocking.
+    """Check that the base image exists and has content. Blocking.
 
     :raises ImageError: if it does not
     """
+    advice = "build one with 'qmp-supervisor image build', or set MANAGER_QEMU_DISK_IMG_FILE"
     if not disk.file.exists():
-        raise ImageError(
-            f"base image {disk.file} is missing",
-            advice="build one with 'qmp-supervisor image build', or set MANAGER_QEMU_DISK_IMG_FILE",
-        )
+        raise ImageError(f"base image {disk.file.absolute()} is missing", advice=advice)
+    if not disk.file.stat().st_size:
+        raise ImageError(f"base image {disk.file.absolute()} is empty", advice=advice)
 
 
 def make_overlay(disk: DiskConfig, overlay: Path) -> None:

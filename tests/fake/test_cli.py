@@ -111,6 +111,7 @@ async def test_run_says_why_an_agent_failed(world: World) -> None:
         assert done.returncode == 1
         assert done.stdout == b""
         assert b"answered RESOURCE_EXHAUSTED: no room" in done.stderr
+        assert done.stderr.decode().splitlines()[-1].count("VM") == 1
 
 
 async def test_run_says_why_qemu_did_not_start(world: World) -> None:
@@ -159,11 +160,17 @@ async def test_ls_show_shutdown_rm(world: World) -> None:
         assert shown.endswith(f"{shlex.join(supervisor.vm(first).record.command)}\n")
         assert (await run.json("show", first))["id"] == first
 
+        rows = (await run("ls", "-a")).stdout.decode().splitlines()
+        assert rows[0].split() == [*headings[:-1], "CREATED", "ENDED", "FORWARDS"]
+
         ended = (await run("shutdown", first)).stdout.decode()
         assert ended == f"{first} shutoff (guest-shutdown)\n"
         assert (await run.json("shutdown", second, "--force"))["reason"] == "host-qmp-quit"
         assert (await run("rm", first)).stdout.decode() == f"{first}\n"
         assert [vm.id for vm in supervisor.running.service.vms] == [second]
+        row = (await run("ls", "-a")).stdout.decode().splitlines()[1]
+        listed = await run.json("ls", "-a")
+        assert listed["vms"][0]["ended_at"] in row
 
 
 async def test_https(world: World, tmp_path: Path) -> None:
@@ -196,6 +203,16 @@ async def test_https(world: World, tmp_path: Path) -> None:
         unknown = await run("ls", *trusting, check=False)
         assert unknown.returncode == 1
         assert b"--cert" in unknown.stderr
+        plain = Cli({"QMP_SUPERVISOR_URL": f"http://localhost:{supervisor.running.http_port}"})
+        told = await plain("ls", check=False)
+        assert b"its URL begins with https://" in told.stderr
+
+
+async def test_https_to_a_supervisor_without_tls(world: World) -> None:
+    async with world.serve() as supervisor:
+        run = Cli({"QMP_SUPERVISOR_URL": f"https://localhost:{supervisor.running.http_port}"})
+        told = await run("ls", check=False)
+        assert b"its URL begins with http://" in told.stderr
 
 
 async def test_doctor_finds_a_supervisor_at_its_port(world: World) -> None:

@@ -75,6 +75,7 @@ async def test_same_key_with_another_body(world: World, members: dict[str, Any])
         vm_id = (await post(supervisor, "k")).json()["id"]
         refused = await post(supervisor, "k", **members)
         assert refused.status_code == 409
+        assert refused.json()["title"] == "Key reused"
         assert vm_id in refused.json()["detail"]
 
 

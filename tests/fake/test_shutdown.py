@@ -179,6 +179,7 @@ async def test_delete_leaves_nothing(world: World, ended: bool) -> None:
             assert directory.is_dir()
         answer = await supervisor.http.delete(f"/vms/{vm_id}")
         assert (answer.status_code, answer.content) == (204, b"")
+        assert "Content-Type" not in answer.headers
         assert not directory.exists()
         assert (await supervisor.http.get(f"/vms/{vm_id}")).status_code == 404
         assert (await supervisor.http.delete(f"/vms/{vm_id}")).status_code == 404

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from supervisor import config
+from supervisor.api.sockets import open_to_all
 from supervisor.errors import HostError
 from tests.support.world import refusal, taken
 
@@ -28,6 +30,34 @@ async def test_port_of_an_api_that_belongs_to_somebody(world: World, name: str) 
     assert f"127.0.0.1:{port}" in str(error)
     assert f"(pid {os.getpid()})" in str(error)
     assert f"MANAGER_{name}_PORT" in str(error)
+
+
+@pytest.mark.parametrize("name", ["HTTP", "GRPC"])
+async def test_without_its_ports_a_supervisor_looks_at_nothing_else(
+    world: World, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Else the log would first blame a template, for want of something that nobody asked for."""
+    port = world.ports[0]
+    with taken(port):
+        await refusal(world.serve(**{f"MANAGER_{name}_PORT": str(port)}))
+    assert "template" not in capsys.readouterr().out
+    async with world.serve() as supervisor:
+        assert (await supervisor.http.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({"MANAGER_HTTP_HOST": "0.0.0.0"}, ["HTTP"]),
+        ({"MANAGER_GRPC_HOST": "::"}, ["gRPC"]),
+        ({"MANAGER_HTTP_HOST": "localhost", "MANAGER_GRPC_HOST": "::1"}, []),
+        ({}, []),
+    ],
+)
+def test_server_that_strangers_can_reach_is_warned_of(
+    settings: dict[str, str], warned: list[str]
+) -> None:
+    assert [line.split()[0] for line in open_to_all(config.load(settings))] == warned
 
 
 async def test_host_that_is_not_ours(world: World) -> None:

@@ -85,6 +85,9 @@ async def test_life_shorter_than_its_warning(world: World) -> None:
         await vm.until(lambda: "expiring" in vm.record.phases)
         (warning,) = (one for one in events(world, vm.id) if one["event"] == "expiring")
         assert 0 < warning["in_s"] <= 60
+        # It came before the agent's answer, and yet it is no step on the way there.
+        answer = await supervisor.http.get(f"/vms/{vm.id}")
+        assert "expiring" not in answer.json()["phases_s"]
         assert vm.status.state is VmState.RUNNING
 
 

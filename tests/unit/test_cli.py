@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from supervisor import config
 from supervisor.cli import main
 from supervisor.cli.client import Client, default_url
-from supervisor.cli.environment import CommandFailed
+from supervisor.cli.environment import CommandFailed, load_config
 from supervisor.cli.output import duration
 from supervisor.cli.run import request_body
 from supervisor.cli.vms import event_line
@@ -71,6 +71,24 @@ def test_unknown_settings_get_a_suggestion() -> None:
     result = invoke("doctor", env={"MANAGER_QEMU_SMP_CONT": "2"})
     assert result.exit_code == 2
     assert "did you mean 'MANAGER_QEMU_SMP_COUNT'?" in result.stderr
+
+
+def test_settings_get_no_suggestion_that_is_far_from_them() -> None:
+    result = invoke("doctor", env={"MANAGER_FOO": "2"})
+    assert result.exit_code == 2
+    assert "MANAGER_FOO is not a setting" in result.stderr
+    assert "did you mean" not in result.stderr
+
+
+def test_an_empty_variable_hides_nothing_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "supervisor.env"
+    file.write_text("MANAGER_MAX_VMS=7\nMANAGER_QUEUE=3\n")
+    monkeypatch.setenv("MANAGER_MAX_VMS", "")
+    monkeypatch.setenv("MANAGER_QUEUE", "4")
+    limits = load_config(str(file)).limits
+    assert (limits.max_vms, limits.queue) == (7, 4)
 
 
 @pytest.mark.parametrize("command", [["ls"], ["show", "x"], ["shutdown", "x"], ["rm", "x"]])

@@ -23,6 +23,7 @@ from supervisor.errors import (
     HostError,
     ImageError,
     InvalidRequest,
+    KeyReused,
     LaunchError,
     MonitorError,
     MonitorFlooded,
@@ -54,6 +55,7 @@ TABLE: list[tuple[SupervisorError, int, grpc.StatusCode]] = [
     (TooLarge("x"), 413, Code.RESOURCE_EXHAUSTED),
     (VmNotFound("v"), 404, Code.NOT_FOUND),
     (Busy("x"), 409, Code.FAILED_PRECONDITION),
+    (KeyReused("x"), 409, Code.FAILED_PRECONDITION),
     (AtCapacity("x", retry_after_s=3), 429, Code.RESOURCE_EXHAUSTED),
     (Stopping(), 503, Code.UNAVAILABLE),
     (LaunchError("x"), 500, Code.FAILED_PRECONDITION),
@@ -208,6 +210,9 @@ def test_config_error_has_a_line_a_problem() -> None:
     [
         ("computatoin", ["computation"], "; did you mean 'computation'?"),
         ("zzz", ["computation"], ""),
+        ("MANAGER_FOO", ["MANAGER_TTL", "MANAGER_MAX_VMS"], ""),
+        ("MANAGER_QEMU_FOO", ["MANAGER_QEMU_CPU", "MANAGER_POOL_SIZE"], ""),
+        ("MANAGER_TLL", ["MANAGER_TTL"], "; did you mean 'MANAGER_TTL'?"),
         ("b", [], ""),
     ],
 )

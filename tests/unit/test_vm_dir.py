@@ -114,7 +114,24 @@ def test_missing_image(short_tmp: Path) -> None:
     assert str(short_tmp / "none.img") in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a disk" * 100, b"QFI\xfb" + b"\xff" * 600])
+def test_empty_image_is_called_empty(short_tmp: Path) -> None:
+    image = short_tmp / "base.img"
+    image.touch()
+    with pytest.raises(ImageError, match="is empty; build one") as caught:
+        make_overlay(DiskConfig(file=image), short_tmp / "overlay")
+    assert str(image) in str(caught.value)
+
+
+def test_relative_path_of_an_image_is_told_in_full(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(short_tmp)
+    with pytest.raises(ImageError) as caught:
+        make_overlay(DiskConfig(file=Path("img/none.img")), short_tmp / "overlay")
+    assert str(short_tmp / "img/none.img") in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"not a disk" * 100, b"QFI\xfb" + b"\xff" * 600])
 def test_image_that_is_not_what_its_format_says(short_tmp: Path, content: bytes) -> None:
     image = short_tmp / "base.img"
     image.write_bytes(content)

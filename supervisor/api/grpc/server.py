@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import grpc
 import trio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,21 +27,39 @@ if TYPE_CHECKING:
 _STOP_GRACE_S = 3.0
 
 
+@attrs.frozen
+class BoundServer:
+    """A gRPC server that has its port and answers nobody yet."""
+
+    server: grpc.aio.Server
+    port: int
+
+    @asynccontextmanager
+    async def serve(self, service: Service) -> AsyncIterator[None]:
+        """Answer calls. Stopped on leaving."""
+        await aio_as_trio(_start)(self.server, service)
+        try:
+            yield
+        finally:
+            with trio.move_on_after(2 * _STOP_GRACE_S, shield=True):
+                await aio_as_trio(self.server.stop)(_STOP_GRACE_S)
+
+
 @asynccontextmanager
-async def open_server(service: Service, config: GrpcConfig) -> AsyncIterator[int]:
-    """A gRPC server, and the port it listens on. Stopped on leaving.
+async def bind(config: GrpcConfig) -> AsyncIterator[BoundServer]:
+    """A gRPC server, to be served once there is a service. Its port is free again on leaving.
 
     :raises HostError: if the port is taken or a certificate cannot be read
     """
-    server, port = await aio_as_trio(_start)(service, config)
+    bound = await aio_as_trio(_bind)(config)
     try:
-        yield port
+        yield bound
     finally:
-        with trio.move_on_after(2 * _STOP_GRACE_S, shield=True):
-            await aio_as_trio(server.stop)(_STOP_GRACE_S)
+        with trio.move_on_after(_STOP_GRACE_S, shield=True):
+            await aio_as_trio(bound.server.stop)(None)
 
 
-async def _start(service: Service, config: GrpcConfig) -> tuple[grpc.aio.Server, int]:
+async def _bind(config: GrpcConfig) -> BoundServer:
     """asyncio-flavoured."""
     server = grpc.aio.server(
         options=(
@@ -51,13 +70,10 @@ async def _start(service: Service, config: GrpcConfig) -> tuple[grpc.aio.Server,
             ("grpc.so_reuseport", 0),
         )
     )
-    await _add_services(server, service)
-    port = _listen(server, config)
-    await server.start()
-    return server, port
+    return BoundServer(server, _listen(server, config))
 
 
-async def _add_services(server: grpc.aio.Server, service: Service) -> None:
+async def _start(server: grpc.aio.Server, service: Service) -> None:
     """asyncio-flavoured."""
     manager_pb2_grpc.add_ManagerServiceServicer_to_server(ManagerServicer(service), server)
     vm_pb2_grpc.add_VmServiceServicer_to_server(VmServicer(service), server)
@@ -71,6 +87,7 @@ async def _add_services(server: grpc.aio.Server, service: Service) -> None:
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
     served = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(served), server)
+    await server.start()
 
 
 class _Reflection(_async.ReflectionServicer):

@@ -28,6 +28,7 @@ def summary(vm: Vm) -> dict[str, Any]:
         "agent_ready": vm.agent_ready,
         "monitor": vm.monitor_state,
         "created_at": moment(vm.record.created_at),
+        "ended_at": moment(vm.record.ended_at) if vm.record.ended_at else None,
         "uptime_s": seconds(vm.uptime_s),
         "forwards": [_forward(one) for one in vm.record.forwards],
     }
@@ -82,21 +83,26 @@ def everything(vm: Vm) -> dict[str, Any]:
         "purpose": record.purpose,
         "template": record.template,
         "sequence": record.sequence,
-        "phases_s": {name: seconds(at) for name, at in record.phases.items()},
+        "phases_s": {name: seconds(at) for name, at in _steps(vm)},
     }
 
 
 def server_timing(vm: Vm) -> str:
     """The header's value: the milliseconds from each phase to the next, and their sum."""
     spans, before = [], 0.0
-    steps = sorted(vm.record.phases.items(), key=lambda step: step[1])
+    steps = sorted(_steps(vm), key=lambda step: step[1])
     answered = vm.record.phases.get("relay", 0.0)
     for name, at in steps:
-        if name == Phase.EXPIRING or at > answered:
+        if at > answered:
             continue  # of a time after the answer, perhaps in a later supervisor
         spans.append(f"{name};dur={(at - before) * 1000:.1f}")
         before = at
     return ", ".join([*spans, f"total;dur={before * 1000:.1f}"])
+
+
+def _steps(vm: Vm) -> list[tuple[str, float]]:
+    """The steps of the VM's start. The warning of its ttl is none, and may come before the last."""
+    return [(name, at) for name, at in vm.record.phases.items() if name != Phase.EXPIRING]
 
 
 def template(entry: Entry) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quart import Blueprint, request
+from quart import Blueprint, Response, request
 
 from supervisor.api.http import json_body, views
 from supervisor.api.requests import ShutdownRequest
@@ -62,6 +62,8 @@ def blueprint(service: Service) -> Blueprint:
     @routes.delete("/<vm_id>")
     async def delete(vm_id: str) -> Any:
         await service.vms.delete(service.vms.get(vm_id))
-        return "", 204
+        answer = Response("", 204)
+        del answer.headers["Content-Type"]  # of nothing
+        return answer
 
     return routes
