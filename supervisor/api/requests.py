@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=enum.StrEnum)
 
 _LONGEST_KEY = 255
+#: The most events of a page.
+MAX_PAGE = 1000
 #: Digits of an event's number.
 _LONGEST_NUMBER = 18
 
@@ -116,6 +118,13 @@ def ttl(given: object) -> float:
         return parse_seconds(given if isinstance(given, str) else "")
     except ValueError as error:
         raise InvalidRequest(f"ttl {error}", member="ttl") from None
+
+
+def page_size(given: str) -> int:
+    """:raises InvalidRequest:"""
+    if not given.isdecimal() or not 1 <= int(given[:_LONGEST_NUMBER]) <= MAX_PAGE:
+        raise InvalidRequest(f"limit must be a number from 1 to {MAX_PAGE}", member="limit")
+    return int(given)
 
 
 def event_number(given: str | int) -> int:

@@ -24,6 +24,7 @@ class Timing:
     :param pool_retry: the wait after a VM of the pool has ended by itself
     :param qmp_flood_events: more events than this within ``qmp_flood_s`` count as an attack
     :param reader_buffer: events that a reader may lag behind before its stream ends
+    :param readers: so many may follow events at a time; each holds a connection and a buffer
     :param retention_look_s: how often the ages of ended VMs are checked
     :param sse_keep_alive_s: how often an idle stream gets a comment, so that no proxy closes it
     :param template_look_s: how often the present fingerprint is checked
@@ -48,6 +49,7 @@ class Timing:
     qmp_flood_events: int = 5_000
     qmp_flood_s: float = 10.0
     reader_buffer: int = 1024
+    readers: int = 256
     retention_look_s: float = 60.0
     sse_keep_alive_s: float = 15.0
     template_look_s: float = 10.0

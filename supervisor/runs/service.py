@@ -14,6 +14,7 @@ from supervisor.qemu.connection import MonitorState
 from supervisor.runs.admission import NONE, Resources
 from supervisor.runs.idempotency import IdempotencyKeys
 from supervisor.runs.metrics import Gauges, Metrics, Outcome
+from supervisor.state.journal import EventsOnRecord
 from supervisor.state.record import EndCause, EndMode
 
 if TYPE_CHECKING:
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 
     from supervisor.runs.pool import Pool
     from supervisor.runs.vms import Vms
-    from supervisor.state.journal import EventsOnRecord
     from supervisor.state.record import Event, RunOptions
     from supervisor.vm.vm import Vm
 
+    Following = AbstractAsyncContextManager[tuple[EventsOnRecord, trio.MemoryReceiveChannel[Event]]]
+
 log = structlog.stdlib.get_logger()
+
+_READER_RETRY_S = 10
 
 
 class Service:
@@ -143,11 +147,26 @@ class Service:
         vm.request_end(mode, EndCause.API, "it was asked for")
         await vm.wait_ended()
 
-    def follow(
-        self, after: int | None, vm_id: str | None
-    ) -> AbstractAsyncContextManager[tuple[EventsOnRecord, trio.MemoryReceiveChannel[Event]]]:
-        """Events as `Journal.follow` gives them; those on record of one VM alone, if named."""
-        return self.journal.follow(after, [vm_id] if vm_id else [vm.id for vm in self.vms])
+    def follow(self, after: int | None, vm_id: str | None) -> Following:
+        """Events as `Journal.follow` gives them; those on record of one VM alone, if named.
+
+        :raises AtCapacity: at once, if too many follow events already
+        """
+        readers = self.journal.events.subscribers
+        if readers >= self.config.timing.readers:
+            raise AtCapacity(
+                f"{readers} readers follow events already",
+                advice="end one, or read pages of events with ?limit=",
+                retry_after_s=_READER_RETRY_S,
+            )
+        return self.journal.follow(after, self._whose(vm_id))
+
+    def on_record(self, after: int, vm_id: str | None) -> EventsOnRecord:
+        """The events on record with a greater number; of one VM and the supervisor, if named."""
+        return EventsOnRecord(self.journal, after, self.journal.sequence, self._whose(vm_id))
+
+    def _whose(self, vm_id: str | None) -> tuple[str, ...]:
+        return (vm_id,) if vm_id else tuple(vm.id for vm in self.vms)
 
     def _gauges(self) -> Gauges:
         templates = self.vms.templates

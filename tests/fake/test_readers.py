@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+import trio
 
 from supervisor.config import OnStop
 from supervisor.pb import vm_pb2
@@ -15,7 +16,7 @@ from tests.support.event_reader import Reader, numbers, reading
 from tests.support.world import in_thread
 
 if TYPE_CHECKING:
-    from tests.support.world import World
+    from tests.support.world import Supervisor, World
 
 
 async def test_reader_over_http_that_does_not_read(
@@ -96,3 +97,61 @@ async def test_watch_tells_kinds_and_data(world: World) -> None:
         assert by_kind["adopted"].id == ""
         assert by_kind["launched"].data["pid"] == guest.pid
         assert not by_kind["state"].data
+
+
+async def test_events_on_record_come_in_pages(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        await supervisor.run()
+        for path in ("/events", f"/vms/{vm_id}/events"):
+            got, page = [], f"{path}?limit=2"
+            while page:
+                answer = (await supervisor.http.get(page)).json()
+                assert len(answer["events"]) == 2 or answer["next"] is None
+                got += answer["events"]
+                page = answer["next"]
+            whole = (await supervisor.http.get(f"{path}?limit=1000")).json()
+            assert whole == {"events": got, "next": None}
+            assert {one["vm"] for one in got} == (
+                {vm_id} if vm_id in path else set(vms(supervisor))
+            )
+        last = got[-1]["sequence"]
+        assert (await supervisor.http.get(f"{path}?after={last - 1}&limit=9")).json() == {
+            "events": got[-1:],
+            "next": None,
+        }
+
+
+def vms(supervisor: Supervisor) -> list[str]:
+    return [vm.id for vm in supervisor.running.service.vms]
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "", "9" * 99])
+async def test_what_is_no_size_of_a_page(world: World, limit: str) -> None:
+    async with world.serve() as supervisor:
+        answer = await supervisor.http.get(f"/events?limit={limit}")
+        assert (answer.status_code, answer.json()["member"]) == (400, "limit")
+
+
+async def test_no_more_readers_than_are_allowed(world: World) -> None:
+    world.hasten(readers=1)
+    async with world.serve() as supervisor:
+        async with reading(supervisor):
+            refused = await supervisor.http.get("/events")
+            assert refused.status_code == 429
+            assert int(refused.headers["Retry-After"]) > 0
+            with pytest.raises(grpc.RpcError) as caught:
+                await supervisor.call(
+                    lambda request, timeout: next(
+                        supervisor.vm_service.Watch(request, timeout=timeout)
+                    ),
+                    vm_pb2.WatchRequest(),
+                )
+            error: Any = caught.value
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            # A page needs no place.
+            assert (await supervisor.http.get("/events?limit=1")).status_code == 200
+        while supervisor.running.service.journal.events.subscribers:
+            await trio.lowlevel.checkpoint()
+        async with reading(supervisor):
+            pass

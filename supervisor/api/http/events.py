@@ -1,4 +1,4 @@
-"""``GET /events`` and ``GET /vms/<id>/events``: server-sent events.
+"""``GET /events`` and ``GET /vms/<id>/events``: server-sent events, or a page of those on record.
 
 Source: the WHATWG's HTML standard, "Server-sent events".
 """
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 from quart import Blueprint, Response, request
 
-from supervisor.api.requests import EventsRequest, event_number
+from supervisor.api.requests import EventsRequest, event_number, page_size
+from supervisor.state.record import Event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from supervisor.runs.service import Service
-    from supervisor.state.record import Event
+    from supervisor.runs.service import Following, Service
 
 
 def blueprint(service: Service) -> Blueprint:
@@ -25,11 +25,11 @@ def blueprint(service: Service) -> Blueprint:
 
     @routes.get("/events")
     async def events() -> Any:
-        return _stream(service, EventsRequest(after=_after()))
+        return await _answer(service, EventsRequest(after=_after()))
 
     @routes.get("/vms/<vm_id>/events")
     async def events_of_one(vm_id: str) -> Any:
-        return _stream(service, EventsRequest(service.vms.get(vm_id).id, _after()))
+        return await _answer(service, EventsRequest(service.vms.get(vm_id).id, _after()))
 
     return routes
 
@@ -40,16 +40,36 @@ def _after() -> int | None:
     return None if given is None else event_number(given)
 
 
+async def _answer(service: Service, wanted: EventsRequest) -> Any:
+    limit = request.args.get("limit")
+    return _stream(service, wanted) if limit is None else await _page(service, wanted, limit)
+
+
+async def _page(service: Service, wanted: EventsRequest, limit: str) -> dict[str, Any]:
+    """At most ``limit`` events on record, and where the next ones are, if there are more."""
+    size, found, more = page_size(limit), list[Event](), False
+    async for event in service.on_record(wanted.after or 0, wanted.vm_id):
+        if wanted.concerns(event):
+            if more := len(found) == size:
+                break
+            found.append(event)
+    following = f"{request.path}?after={found[-1].sequence}&limit={size}" if more else None
+    return {"events": [event.to_dict() for event in found], "next": following}
+
+
 def _stream(service: Service, wanted: EventsRequest) -> Response:
+    following = service.follow(wanted.after, wanted.vm_id)
     return Response(
-        _lines(service, wanted),
+        _lines(following, wanted, service.config.timing.sse_keep_alive_s),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _lines(service: Service, wanted: EventsRequest) -> AsyncIterator[bytes]:
-    async with service.follow(wanted.after, wanted.vm_id) as (old, news):
+async def _lines(
+    following: Following, wanted: EventsRequest, keep_alive_s: float
+) -> AsyncIterator[bytes]:
+    async with following as (old, news):
         # The head of the answer goes out with its first bytes.
         yield b": events\n\n"
         async for event in old:
@@ -57,7 +77,7 @@ async def _lines(service: Service, wanted: EventsRequest) -> AsyncIterator[bytes
                 yield _message(event)
         while True:
             text = b": keep-alive\n\n"
-            with trio.move_on_after(service.config.timing.sse_keep_alive_s):
+            with trio.move_on_after(keep_alive_s):
                 try:
                     event = await news.receive()
                 except trio.EndOfChannel:
