@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
-import psutil
 
 from supervisor.api import sockets
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, PortsTaken
 from supervisor.image.image import DISK
-from supervisor.qemu import accel, firmware, ports
+from supervisor.qemu import accel, cgroup, firmware, ports
 from supervisor.runs import admission
 from supervisor.state.vm_dir import check_tmp
 from supervisor.tee import sev
@@ -72,7 +71,7 @@ def examine(config: Config) -> Iterator[Check]:
     yield check_ovmf(qemu)
     yield check_image(qemu)
     room = admission.host_resources()
-    available = psutil.virtual_memory().available
+    available = cgroup.available_bytes()
     yield check_memory(qemu, total=room.memory_bytes, available=available)
     yield check_cpus(qemu, room.vcpus)
     yield check_limits(config, room)
