@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
-import psutil
 
 from supervisor.api import sockets
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, LaunchError, PortsTaken
 from supervisor.image.image import DISK
-from supervisor.qemu import accel, cmdline, firmware, ports, trial
+from supervisor.qemu import accel, cgroup, cmdline, firmware, ports, trial
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.version import Version
 from supervisor.runs import admission
@@ -74,7 +73,7 @@ def examine(config: Config) -> Iterator[Check]:
     yield check_ovmf(qemu)
     yield check_image(qemu)
     room = admission.host_resources()
-    available = psutil.virtual_memory().available
+    available = cgroup.available_bytes()
     yield check_memory(qemu, total=room.memory_bytes, available=available)
     yield check_cpus(qemu, room.vcpus)
     yield check_limits(config, room)

@@ -169,14 +169,15 @@ class Connection:
         return True
 
     async def _send_heartbeats(self, monitor: Monitor, handler: Handler) -> None:
-        """Query the status at each interval; without a pause while QEMU does not answer."""
+        """Query the status at each interval; while QEMU does not answer, again and again."""
         # VMs that were adopted together must not all be queried together.
         pause_s = random.uniform(0, self._life.heartbeat_s)
+        failures = 0
         while True:
             if self.state is MonitorState.OK:
                 await trio.sleep_until(_shared_moment(trio.current_time() + pause_s, pause_s))
                 pause_s = self._life.heartbeat_s
-            events_seen = self._events_seen
+            events_seen, began = self._events_seen, trio.current_time()
             try:
                 answer = await monitor.query_status()
             except MonitorError as error:
@@ -186,7 +187,11 @@ class Connection:
                 if self.state is MonitorState.OK:
                     log.warning("QEMU does not answer", vm=self._vm_id, problem=str(error))
                 await self._enter(MonitorState.LOST, handler)
+                # A QEMU that answers at once, with something else, must not keep us busy.
+                failures += 1
+                await trio.sleep_until(began + _RETRY.wait_s(failures))
             else:
+                failures = 0
                 await self._enter(MonitorState.OK, handler)
                 async with self._order:
                     # An event that came meanwhile is newer than the answer.

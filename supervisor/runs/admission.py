@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import enum
 import math
-import os
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 import attrs
-import psutil
 import trio
 
 from supervisor.config.settings import go_duration
 from supervisor.errors import AtCapacity, Stopping
+from supervisor.qemu import cgroup
 from supervisor.state.record import Purpose
 
 if TYPE_CHECKING:
@@ -97,14 +96,14 @@ NONE = Resources()
 
 
 def host_resources() -> Resources:
-    """All memory of the host, and the CPUs that this process may run on.
+    """All memory that this host and our control groups allow, and the CPUs that we may use.
 
     Memory is the total and not what is free: free memory falls as VMs come to use what they were
     promised, so each would count twice. What the host needs for itself is what
     ``MANAGER_MEMORY_OVERCOMMIT`` below 1 is for. CPUs are those of this process's affinity, for
     QEMU inherits it: other CPUs (``taskset``, ``CPUAffinity=``, a cpuset) never run a guest.
     """
-    return Resources(0, psutil.virtual_memory().total, len(os.sched_getaffinity(0)))
+    return Resources(0, cgroup.memory_bytes(), cgroup.cpus())
 
 
 def budget(limits: LimitsConfig, host: Resources) -> Resources:

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import psutil
 import structlog
 import trio
 
 from supervisor.config import TemplateUse
+from supervisor.qemu import cgroup
 from supervisor.qemu.connection import MonitorState
 from supervisor.state.record import Purpose
 from supervisor.state.status import VmState
@@ -142,8 +142,7 @@ class Pool:
         if templates.is_building or not templates.looked:
             return False  # VMs from the template that is being built are better
         # The host must have the memory that one more VM may come to use.
-        need = self._vms.config.qemu.memory_bytes
-        return bool(psutil.virtual_memory().available >= need)
+        return cgroup.available_bytes() >= self._vms.config.qemu.memory_bytes
 
 
 def _is_unusable(vm: Vm) -> bool:

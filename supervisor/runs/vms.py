@@ -13,6 +13,7 @@ import trio
 from supervisor.errors import Busy, LaunchError, Stopping, SupervisorError, VmNotFound
 from supervisor.qemu.ports import PortPool
 from supervisor.runs.admission import Admission, Resources, host_resources
+from supervisor.state import file_errors
 from supervisor.state.record import (
     EndCause,
     EndMode,
@@ -149,10 +150,8 @@ class Vms:
 
     def unrecorded(self, vm_id: str, error: OSError) -> LaunchError:
         """What to tell if a VM cannot be put on record."""
-        return LaunchError(
-            f"the record of VM {vm_id} cannot be written ({error.strerror}), so it is not started",
-            advice=f"see to {self.config.qemu.tmp}",
-        )
+        consequence = f"VM {vm_id} cannot be put on record, so it is not started"
+        return file_errors.launch_error(error, self.config.qemu.tmp / vm_id, consequence)
 
     def _check_agent(self) -> None:
         if not self.config.agent.is_fixed:

@@ -17,6 +17,7 @@ import attrs
 import structlog
 import trio
 
+from supervisor.state import file_errors
 from supervisor.state.broadcast import Broadcast
 from supervisor.state.record import Event, EventKind, Record
 
@@ -83,7 +84,7 @@ class Journal:
         try:
             await _in_thread(self._store.write, record, events)
         except (OSError, RuntimeError) as error:  # no room, no descriptor, no thread
-            log.error("record cannot be written", vm=record.id, problem=str(error))
+            log.error("record cannot be written", vm=record.id, problem=self._problem(error))
         finally:
             for event in events:
                 self._publish(event.sequence, event)
@@ -129,9 +130,14 @@ class Journal:
         try:
             await _in_thread(write, *args)
         except (OSError, RuntimeError) as error:
-            log.error("event cannot be written", vm=event.vm_id, problem=str(error))
+            log.error("event cannot be written", vm=event.vm_id, problem=self._problem(error))
         finally:
             self._publish(event.sequence, event)
+
+    def _problem(self, error: OSError | RuntimeError) -> str:
+        if isinstance(error, OSError):
+            return file_errors.describe(error, self._store.tmp)[0]
+        return str(error)
 
     def _number(self, kind: EventKind, vm_id: str | None, data: Mapping[str, Any]) -> Event:
         if self._issued >= self._reserved:

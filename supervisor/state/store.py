@@ -93,7 +93,7 @@ class Store:
 
     def __init__(self, tmp: Path, events_bytes: int = 4 << 20) -> None:
         self._events_bytes = events_bytes
-        self._tmp = tmp
+        self.tmp = tmp
         self._own_events = tmp / "events.jsonl"
         self._ceiling = tmp / "sequence"
         #: Lines that are not written yet, by file. A failed write leaves its lines here.
@@ -106,7 +106,7 @@ class Store:
 
         :raises OSError: if it cannot be written; nothing of it is left then
         """
-        path = self._tmp / new.id
+        path = self.tmp / new.id
         draft = VmDir(path.with_name(new.id + _NEW))
         try:
             draft.path.mkdir(mode=0o700)
@@ -115,7 +115,7 @@ class Store:
             if computation is not None:
                 draft.computation.write_bytes(computation)
             draft.path.rename(path)
-            _sync_directory(self._tmp)
+            _sync_directory(self.tmp)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
             raise
@@ -125,7 +125,7 @@ class Store:
 
         :raises OSError: if that fails; the next call writes these events, too
         """
-        vm_dir = VmDir(self._tmp / changed.id)
+        vm_dir = VmDir(self.tmp / changed.id)
         owed = self._owe(vm_dir.events, events)
         _replace(vm_dir.record, record.dump(changed, events))
         size = _append(vm_dir.events, owed)
@@ -177,7 +177,7 @@ class Store:
 
         :raises OSError: if the directory cannot be renamed, or the event cannot be written
         """
-        path = self._tmp / vm_id
+        path = self.tmp / vm_id
         gone = path.with_name(vm_id + _GONE)
         path.rename(gone)
         self._owed.pop(VmDir(path).events, None)
@@ -195,7 +195,7 @@ class Store:
 
         :param limit: the most events that are returned
         """
-        files = [self._own_events, *(VmDir(self._tmp / vm_id).events for vm_id in vm_ids)]
+        files = [self._own_events, *(VmDir(self.tmp / vm_id).events for vm_id in vm_ids)]
         later = (event for file in files for event in self._all_events(file)
                  if event.sequence > sequence)  # fmt: skip
         return heapq.nsmallest(limit, later, key=lambda event: event.sequence)
@@ -208,7 +208,7 @@ class Store:
 
     def events_of(self, vm_id: str) -> list[Event]:
         """All events in a VM's file."""
-        return list(_events(VmDir(self._tmp / vm_id).events))
+        return list(_events(VmDir(self.tmp / vm_id).events))
 
     def load(self) -> Found:
         """Read everything in tmp/, and repair what a crash left unfinished."""
@@ -221,7 +221,7 @@ class Store:
             sequence = max(sequence, event.sequence)
             if event.kind is EventKind.DELETED:
                 deleted.add(event.vm_id)
-        for path in sorted(self._tmp.iterdir()):
+        for path in sorted(self.tmp.iterdir()):
             vm_id, ending = path.stem, path.suffix
             ours = _ID.fullmatch(vm_id) and ending in ("", _NEW, _GONE)
             if not ours or not path.is_dir():
@@ -242,7 +242,7 @@ class Store:
 
     def finish_removal(self, vm_id: str) -> None:
         """Complete a removal that `load` found in ``gone``."""
-        shutil.rmtree(self._tmp / (vm_id + _GONE), ignore_errors=True)
+        shutil.rmtree(self.tmp / (vm_id + _GONE), ignore_errors=True)
 
     def _load_one(self, vm_dir: VmDir, found: Found) -> int:
         vm_id = vm_dir.path.name

@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
+import structlog
 import trio
 
 from supervisor.errors import HostError, ImageError, LaunchError
 from supervisor.guest_text import last_lines
 from supervisor.qemu.firmware import check_pair, read_descriptors
+from supervisor.state import file_errors
 from supervisor.state.record import BaseImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from supervisor.config import DiskConfig, FirmwareConfig
+
+log = structlog.stdlib.get_logger()
 
 #: The longest path of a unix socket in bytes: a ``char[108]`` with its final NUL, unix(7).
 MAX_SOCKET_PATH = 107
@@ -145,6 +149,13 @@ class VmDir:
         """:raises OSError: if the file is missing or cannot be read"""
         return await trio.to_thread.run_sync(self.computation.read_bytes)
 
+    async def drop_computation(self) -> None:
+        """Remove the computation, in a worker thread. A failure is logged: nobody needs it."""
+        try:
+            await trio.to_thread.run_sync(partial(self.computation.unlink, missing_ok=True))
+        except OSError as error:
+            log.warning("file cannot be removed", problem=file_errors.describe(error, self.path)[0])
+
     async def keep_reply(self, reply: str) -> None:
         """Write the agent's answer, synced, so that it survives a crash.
 
@@ -153,9 +164,8 @@ class VmDir:
         try:
             await trio.to_thread.run_sync(_write_synced, self.reply, reply.encode())
         except OSError as error:
-            raise LaunchError(
-                f"{self.reply}: {error.strerror}; the agent's answer could not be saved"
-            ) from error
+            consequence = "the agent's answer could not be saved"
+            raise file_errors.launch_error(error, self.reply, consequence) from error
 
     def clear(self, *, disks: bool) -> None:
         """Remove the files that an ended VM does not need any more. Ignores errors. Blocking.
@@ -178,7 +188,11 @@ class VmDir:
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             self.qmp_socket.unlink(missing_ok=True)  # an earlier attempt may have left it
-            listener.bind(str(self.qmp_socket))
+            try:
+                listener.bind(str(self.qmp_socket))
+            except OSError as error:
+                error.filename = str(self.qmp_socket)
+                raise
             listener.listen(_QMP_BACKLOG)
             yield listener
 
@@ -272,10 +286,8 @@ def _prepare(
             _make_ram(vm_dir.ram, ram_bytes)
         vm_dir.serial_log.touch()  # so that it is ours even if QEMU runs as root
     except OSError as error:
-        raise LaunchError(
-            f"{error.filename or vm_dir.path}: {error.strerror}; the files of VM"
-            f" {vm_dir.path.name} could not be made"
-        ) from error
+        consequence = f"the files of VM {vm_dir.path.name} could not be made"
+        raise file_errors.launch_error(error, vm_dir.path, consequence) from error
     return base
 
 
@@ -325,6 +337,7 @@ def make_overlay(disk: DiskConfig, overlay: Path) -> None:
 
     :raises ImageError: if the image is missing, or does not have the format of the setting
     :raises LaunchError: if qemu-img is missing
+    :raises OSError: if the overlay cannot be written
     """
     check_image(disk)
     command = [
@@ -345,6 +358,8 @@ def make_overlay(disk: DiskConfig, overlay: Path) -> None:
         raise LaunchError(
             "qemu-img is not on the PATH", advice="install the package qemu-utils"
         ) from error
+    if done.returncode and (number := file_errors.in_words(done.stderr)) is not None:
+        raise OSError(number, os.strerror(number), str(overlay))
     if done.returncode:
         raise ImageError(
             f"base image {disk.file} cannot be used as {disk.format}",

@@ -204,7 +204,7 @@ class Relay:
             raise SupervisorError(f"the computation of VM {vm.id} is lost: {error}") from error
         await self._commit(RelayState.SENT)
         if vm.record.options.restart is RestartPolicy.NEVER:
-            vm.dir.computation.unlink(missing_ok=True)
+            await vm.dir.drop_computation()
         reply = await self._call(agent, session, computation)
         vm.reached(Phase.RELAY)
         self._has_answer = True

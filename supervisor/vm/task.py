@@ -27,6 +27,7 @@ from supervisor.errors import (
 from supervisor.qemu import cmdline, process
 from supervisor.qemu.connection import Connection
 from supervisor.qemu.host import boot_id
+from supervisor.state import file_errors
 from supervisor.state.record import EndCause, EventKind, Phase, Purpose
 from supervisor.state.status import (
     Reason,
@@ -123,7 +124,9 @@ class VmTask:
                     raise self._relaunch_failure
         except Exception as error:
             cause = single(error)
-            if not isinstance(cause, SupervisorError):
+            if isinstance(cause, OSError) and cause.errno in file_errors.OF_THE_HOST:
+                cause = file_errors.launch_error(cause, vm.dir.path, f"VM {vm.id} failed")
+            elif not isinstance(cause, SupervisorError):
                 log.error("bug in a VM's task", vm=vm.id, exc_info=error)
                 cause = SupervisorError(f"VM {vm.id} failed: {cause!r}")
             log.warning("VM failed", vm=vm.id, problem=str(cause))
@@ -192,7 +195,8 @@ class VmTask:
         except (LaunchError, OSError) as error:
             # If QEMU was never started, the template is not to blame.
             ran = isinstance(error, LaunchError) and error.exit_code is not None
-            self._relay.clone_failure = CloneFailed(vm.id, str(error), blames_template=ran)
+            what = file_errors.describe(error, vm.dir.path)[0] if isinstance(error, OSError) else ""
+            self._relay.clone_failure = CloneFailed(vm.id, what or str(error), blames_template=ran)
         return vm.status
 
     async def _prepare_cold_boot(self, verdict: Status) -> None:

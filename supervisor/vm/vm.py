@@ -232,7 +232,7 @@ class Vm:
         """
         await trio.to_thread.run_sync(self.dir.computation.write_bytes, computation)
         if self.ending or self.ended:
-            self.dir.computation.unlink(missing_ok=True)
+            await self.dir.drop_computation()
             return False
         self._requested_s, self._phases = requested_s, {}
         self.reached(Phase.POOL)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,9 @@ import trio
 from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
     import httpx
 
     from tests.support.world import Supervisor, World
@@ -211,3 +216,67 @@ async def test_directory_that_cannot_be_made(world: World) -> None:
         assert "Not a directory" in document["detail"]
         assert not supervisor.running.service.vms
         world.tmp.unlink()
+
+
+# --- a full host ----------------------------------------------------------------------------
+
+
+@contextmanager
+def small_file_system(place: Path, **limits: str) -> Iterator[None]:
+    """A tmpfs with limits as in tmpfs(5)."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: a full file system takes root, to mount a small one")
+    options = ",".join(f"{name}={value}" for name, value in limits.items())
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def fill_all_but(place: Path, inodes: int) -> None:
+    """Leave so many inodes."""
+    for number in range(os.statvfs(place).f_favail - inodes):
+        (place / f"filler-{number}").touch()
+
+
+def fill_all_but_pages(place: Path, pages: int) -> None:
+    stat = os.statvfs(place)
+    (place / "filler").write_bytes(bytes((stat.f_bavail - pages) * stat.f_frsize))
+
+
+@pytest.mark.parametrize(
+    ("limits", "fill", "lefts", "words"),
+    [
+        ({"nr_inodes": "60"}, fill_all_but, range(10), "no inodes are left"),
+        ({"size": "4m"}, fill_all_but_pages, range(0, 60, 7), "the file system is full"),
+    ],
+    ids=["inodes", "room"],
+)
+async def test_full_file_system_is_named(
+    world: World,
+    limits: dict[str, str],
+    fill: Callable[[Path, int], None],
+    lefts: range,
+    words: str,
+) -> None:
+    """At whatever file a VM comes to meet it."""
+    refused = 0
+    with small_file_system(world.tmp, **limits):
+        async with world.serve(MANAGER_KEEP_ENDED="0") as supervisor:
+            for left in lefts:
+                fill(world.tmp, left)
+                answer = await supervisor.post(b"x")
+                for file in world.tmp.glob("filler*"):
+                    file.unlink()
+                for vm in supervisor.running.service.vms:
+                    await supervisor.http.delete(f"/vms/{vm.id}")
+                if answer.status_code != 200:
+                    refused += 1
+                    document = problem(answer, 500)
+                    assert words in document["detail"]
+                    assert str(world.tmp) in document["detail"]
+                    assert "MANAGER_QEMU_TMP_FILE_LOC" in document["detail"]
+                    assert "base image" not in document["detail"]
+    assert refused > 3
