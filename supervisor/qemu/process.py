@@ -159,7 +159,8 @@ async def start(
     """
     # QEMU appends, so that the file may be cut while QEMU writes to it.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    with os.fdopen(os.open(log_file, flags, 0o600), "wb") as output:
+    opened = await trio.to_thread.run_sync(os.open, log_file, flags, 0o600)
+    with os.fdopen(opened, "wb") as output:
         try:
             child = await trio.lowlevel.open_process(
                 list(argv), stdin=listener, stdout=output, stderr=output, start_new_session=True

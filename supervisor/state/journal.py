@@ -52,6 +52,7 @@ class Journal:
         self._store = store
         self._issued = sequence
         self._reserved = sequence
+        self._reserving = trio.Lock()
         self._written: dict[int, Event | None] = {}
 
     async def create(self, record: Record, computation: bytes | None) -> Record:
@@ -60,6 +61,7 @@ class Journal:
         :returns: the record, with the number of its first event
         :raises OSError: if the directory cannot be written; nothing of it is left then
         """
+        await self._reserve(1)
         event = self._number(EventKind.STATE, record.id, _rebuildable(record))
         record = attrs.evolve(record, sequence=event.sequence)
         written = False
@@ -79,6 +81,7 @@ class Journal:
         :param news: one event or more
         :returns: the record, with the number of its last event
         """
+        await self._reserve(len(news))
         events = [self._number(kind, record.id, data) for kind, data in news]
         record = attrs.evolve(record, sequence=events[-1].sequence)
         try:
@@ -92,6 +95,7 @@ class Journal:
 
     async def note(self, kind: EventKind, vm_id: str | None, **data: Any) -> None:
         """Write and publish an event that changes no record."""
+        await self._reserve(1)
         event = self._number(kind, vm_id, data)
         await self._keep(event, self._store.note, event)
 
@@ -102,6 +106,7 @@ class Journal:
 
     async def remove(self, vm_id: str) -> None:
         """Remove a VM's directory, then publish its removal."""
+        await self._reserve(1)
         event = self._number(EventKind.DELETED, vm_id, {})
         await self._keep(event, self._store.remove, vm_id, event)
 
@@ -139,12 +144,25 @@ class Journal:
             return file_errors.describe(error, self._store.tmp)[0]
         return str(error)
 
+    async def _reserve(self, count: int) -> None:
+        """Reserve numbers on disk if fewer than ``count`` are left.
+
+        Number the events before anything else is awaited: then nobody else has taken them.
+        """
+        if self._issued + count <= self._reserved:
+            return
+        with trio.CancelScope(shield=True):
+            async with self._reserving:
+                if self._issued + count <= self._reserved:
+                    return
+                try:
+                    last = self._issued + count
+                    self._reserved = await _in_thread(self._store.reserve, last)
+                except (OSError, RuntimeError) as error:
+                    problem = self._problem(error)
+                    log.error("event numbers cannot be reserved", problem=problem)
+
     def _number(self, kind: EventKind, vm_id: str | None, data: Mapping[str, Any]) -> Event:
-        if self._issued >= self._reserved:
-            try:
-                self._reserved = self._store.reserve(self._issued)
-            except OSError as error:
-                log.error("event numbers cannot be reserved", problem=str(error))
         self._issued += 1
         return Event(self._issued, datetime.now(UTC), vm_id, kind, data)
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,6 @@ from supervisor.state import file_errors
 from supervisor.state.record import BaseImage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from supervisor.config import DiskConfig, FirmwareConfig
 
 log = structlog.stdlib.get_logger()
@@ -179,25 +177,30 @@ class VmDir:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
 
-    @contextmanager
-    def listen_qmp(self) -> Iterator[socket.socket]:
-        """Yields a listening socket, which QEMU gets for QMP. Closing it leaves QEMU's copy open.
+    def listen_qmp(self) -> socket.socket:
+        """A listening socket, which QEMU gets for QMP. Blocking.
+
+        The caller closes it; QEMU's copy stays open.
 
         A connection that is made before QEMU is up waits in the backlog for the greeting. So
         nobody has to poll for the socket's path.
+
+        :raises OSError: if the socket's path cannot be made
         """
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
             self.qmp_socket.unlink(missing_ok=True)  # an earlier attempt may have left it
-            try:
-                listener.bind(str(self.qmp_socket))
-            except OSError as error:
-                error.filename = str(self.qmp_socket)
-                raise
+            listener.bind(str(self.qmp_socket))
             listener.listen(_QMP_BACKLOG)
-            yield listener
+        except BaseException as error:
+            listener.close()
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(self.qmp_socket)
+            raise
+        return listener
 
     def cut_logs(self, limit: int) -> None:
-        """Keep the logs of the guest and of QEMU from filling the host's disk.
+        """Keep the logs of the guest and of QEMU from filling the host's disk. Blocking.
 
         The end of a log over the limit is copied to ``<name>.1``, which replaces the earlier
         copy, and the log is emptied. What is written between the two steps is lost.
@@ -214,7 +217,7 @@ class VmDir:
                     os.truncate(log, 0)
 
     def log_tail(self, lines: int = 10) -> str:
-        """The last lines that QEMU printed; empty if there are none."""
+        """The last lines that QEMU printed; empty if there are none. Blocking."""
         return "\n".join(last_lines(_end_of(self.qemu_log), lines, _TAIL_BYTES))
 
     def what_was_printed(self) -> str:

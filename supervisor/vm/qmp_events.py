@@ -248,7 +248,8 @@ class QmpEvents:
         """See to the logs, and take in the answer, if it is still of any interest."""
         vm = self._vm
         try:
-            vm.dir.cut_logs(size_in_bytes(vm.config.life.log_size))
+            limit = size_in_bytes(vm.config.life.log_size)
+            await trio.to_thread.run_sync(vm.dir.cut_logs, limit)
         except OSError as error:
             log.warning("logs cannot be cut", vm=vm.id, problem=str(error))
         if answer is not None:

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from supervisor.qemu.host import Host
     from supervisor.qemu.ports import PortPool
     from supervisor.qemu.process import ProcessId, Qemu
-    from supervisor.state.vm_dir import VmDir
     from supervisor.templates.registry import Templates
     from supervisor.templates.template import Template
     from supervisor.vm.vm import Vm
@@ -254,7 +253,7 @@ class VmTask:
         log.info(cmdline.shell_line(command), vm=vm.id)
         await vm.dir.check_base(self._base)
         async with AsyncExitStack() as stack:
-            with vm.dir.listen_qmp() as listener:
+            with await trio.to_thread.run_sync(vm.dir.listen_qmp) as listener:
                 argv = cmdline.argv(config, machine)
                 starting = process.start(argv, listener, vm.dir.qemu_log, leave=self._is_left)
                 qemu = await stack.enter_async_context(starting)
@@ -276,7 +275,7 @@ class VmTask:
             state = template.state if template else None
             verdict = await self._follow(session, new=True, template_state=state)
             if verdict.state is VmState.PRELAUNCH:
-                raise self._never_ran(session, command)
+                raise await self._never_ran(session, command)
             return verdict
 
     async def _machine(
@@ -299,11 +298,12 @@ class VmTask:
             ram=ram,
         )
 
-    def _never_ran(self, session: Session, command: Sequence[str]) -> SupervisorError:
+    async def _never_ran(self, session: Session, command: Sequence[str]) -> SupervisorError:
         vm = self._vm
         if vm.end_request:
             return VmEnded(vm.id, VmState.PRELAUNCH, vm.end_request.why)
-        return _launch_error(vm.id, session, vm.dir, command)
+        log_tail = await trio.to_thread.run_sync(vm.dir.log_tail)
+        return _launch_error(vm, session, command, log_tail)
 
     # --- a VM that another supervisor began -------------------------------------------------
 
@@ -394,16 +394,16 @@ class VmTask:
         if vm.leaving:
             await self._relay.interrupt()
             return
-        keep = vm.record.options.keep_disk
+        keep, log_tail = vm.record.options.keep_disk, ""
         with trio.move_on_after(_CLEAR_S, shield=True):
             await trio.to_thread.run_sync(partial(vm.dir.clear, disks=not keep))
+            log_tail = await trio.to_thread.run_sync(vm.dir.log_tail)
         if not keep:
             self._templates.release(vm.id)
         qemu = vm.session.qemu if vm.session else None
         exit_code = qemu.exit_code if qemu else vm.record.exit_code
         exited = qemu is not None and qemu.gone
         status = decisions.final_status(vm.record, verdict, exit_code, exited=exited)
-        log_tail = vm.dir.log_tail()
         if vm.failure is None and vm.record.awaits_answer:
             ended = "the guest has ended" if vm.status.state is VmState.SHUTDOWN else log_tail
             why = vm.end_request.why if vm.end_request else ended
@@ -417,13 +417,11 @@ class VmTask:
         )
 
 
-def _launch_error(
-    vm_id: str, session: Session, vm_dir: VmDir, command: Sequence[str]
-) -> LaunchError:
+def _launch_error(vm: Vm, session: Session, command: Sequence[str], log_tail: str) -> LaunchError:
     """Why a guest never ran: PortsTaken if another attempt may help."""
-    log_tail, exit_code = vm_dir.log_tail(), session.qemu.exit_code
+    exit_code = session.qemu.exit_code
     how = f"failed ({session.refusal})" if session.refusal else f"ended with exit code {exit_code}"
-    detail = f"QEMU of VM {vm_id} {how} before its guest ran; its log is {vm_dir.qemu_log}"
+    detail = f"QEMU of VM {vm.id} {how} before its guest ran; its log is {vm.dir.qemu_log}"
     ports = {int(port) for port in _PORT_TAKEN.findall(log_tail)}
     if ports:
         return PortsTaken(detail, ports=ports, argv=command, exit_code=exit_code, log_tail=log_tail)

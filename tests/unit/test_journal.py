@@ -77,7 +77,34 @@ class SlowStore(Store):
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
+class SlowDisk(Store):
+    """Reserves numbers only once others could go on."""
+
+    def __init__(self, tmp: Path) -> None:
+        super().__init__(tmp)
+        self.asked = 0
+        self.others_went_on = threading.Event()
+
+    def reserve(self, sequence: int) -> int:
+        self.asked += 1
+        assert self.others_went_on.wait(PATIENCE_S)
+        return super().reserve(sequence)
+
+
 # --- numbers --------------------------------------------------------------------------------
+
+
+async def test_nobody_waits_for_the_disk_but_those_who_need_numbers(tmp_path: Path) -> None:
+    disk = SlowDisk(tmp_path)
+    told = Journal(disk, 0, 1024)
+    with told.events.subscribe() as news:
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(told.create, new(number), b"x")
+            await trio.testing.wait_all_tasks_blocked()
+            disk.others_went_on.set()
+        assert numbers(await take(news, 3)) == [1, 2, 3]
+    assert disk.asked == 1
 
 
 async def test_numbers_and_records(tmp_path: Path) -> None:

@@ -222,6 +222,13 @@ async def test_what_an_ended_vm_needs_no_more(short_tmp: Path, disks: bool) -> N
     assert set(vm_dir.path.iterdir()) == left
 
 
+async def test_computation_that_cannot_be_removed_harms_nobody(short_tmp: Path) -> None:
+    vm_dir = directory(short_tmp)
+    vm_dir.computation.mkdir()
+    await vm_dir.drop_computation()
+    assert vm_dir.computation.exists()
+
+
 async def test_whoever_connects_before_qemu_waits_for_its_greeting(short_tmp: Path) -> None:
     vm_dir = VmDir(short_tmp)
     with vm_dir.listen_qmp() as listener:
