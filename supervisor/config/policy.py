@@ -142,3 +142,8 @@ class RetentionConfig:
         False,
         "keep the disks of ended VMs, unless their run says otherwise",
     )
+    most_disks: int = setting(
+        "MANAGER_MAX_KEPT_DISKS",
+        100,
+        "ended VMs whose disk is kept; beyond this the oldest are removed, with their records",
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -120,14 +119,14 @@ class Pool:
     async def _replace(self) -> None:
         """End VMs that are too many, too old, of no use, or differ from a VM started now."""
         fingerprint = await self._vms.templates.present()
-        oldest = datetime.now(UTC).timestamp() - self._config.pool_max_age_s
+        oldest_s = self._vms.host.clock.boottime_s() - self._config.pool_max_age_s
         for number, vm in enumerate(self.vms):
             why = ""
             if number >= self._config.pool_size:
                 why = "the pool is smaller now"
             elif _is_unusable(vm):
                 why = f"it is {vm.status}, its monitor {vm.monitor_state}"
-            elif vm.record.created_at.timestamp() < oldest:
+            elif (vm.record.first_ran_s or math.inf) < oldest_s:
                 why = "it has waited for long enough"
             elif fingerprint and vm.record.fingerprint != fingerprint and vm.record.first_ran_s:
                 why = "VMs are made of something else now"

@@ -2,44 +2,78 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import attrs
 import structlog
 import trio
+
+from supervisor.qemu.host import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from supervisor.config import RetentionConfig
     from supervisor.runs.vms import Vms
+    from supervisor.state.record import Record
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
+
+#: An earlier date is that of a clock that nobody has set.
+_FIRST_DATE = datetime(2023, 1, 1, tzinfo=UTC)
 
 
 async def keep_within_limits(vms: Vms) -> None:
     """Forget ended VMs, oldest first, beyond what is to be kept."""
     while True:
         ended = vms.ended.next()
-        for vm in surplus(vms.staying, vms.config.retention, datetime.now(UTC)):
+        now = Now(datetime.now(UTC), vms.host.clock.boottime_s(), boot_id())
+        for vm in surplus(vms.staying, vms.config.retention, now):
             log.info("forgetting an ended VM", vm=vm.id)
             await vms.forget(vm)
         with trio.move_on_after(vms.config.timing.retention_look_s):
             await ended.wait()
 
 
-def surplus(vms: Iterable[Vm], limits: RetentionConfig, now: datetime) -> list[Vm]:
+@attrs.frozen
+class Now:
+    """This moment on the two clocks.
+
+    :param boottime_s: CLOCK_BOOTTIME, in this boot of the host
+    """
+
+    date: datetime
+    boottime_s: float
+    boot_id: str
+
+    def since_end_s(self, record: Record) -> float:
+        """Seconds since a VM has ended.
+
+        In the same boot of the host nobody can set the clock that counts. Of an end in an earlier
+        boot there is only the date. It is not believed if a clock was plainly wrong; then the time
+        since the host's boot counts, which is less.
+        """
+        if record.ended_boot == self.boot_id:
+            return self.boottime_s - record.ended_s
+        if record.ended_at is None or record.ended_at < _FIRST_DATE:
+            return self.boottime_s
+        since_s = (self.date - record.ended_at).total_seconds()
+        return since_s if since_s >= 0 else self.boottime_s
+
+
+def surplus(vms: Iterable[Vm], limits: RetentionConfig, now: Now) -> list[Vm]:
     """Those ended VMs that are too many or too old, oldest end first. Pure.
 
-    One whose disk is to be kept is kept.
+    A VM whose disk is kept does not become too old, and is counted apart.
     """
-    ended = [
-        (vm.record.ended_at, vm)
-        for vm in vms
-        if vm.record.ended_at and not vm.record.options.keep_disk
+    ages = [(now.since_end_s(vm.record), vm) for vm in vms if vm.ended]
+    ages.sort(key=lambda pair: pair[0], reverse=True)
+    with_disk = [vm for _, vm in ages if vm.record.options.keep_disk]
+    others = [(age_s, vm) for age_s, vm in ages if not vm.record.options.keep_disk]
+    too_many = max(0, len(others) - limits.count)
+    old = [
+        vm for index, (age_s, vm) in enumerate(others) if index < too_many or age_s > limits.age_s
     ]
-    ended.sort(key=lambda pair: pair[0])
-    too_many = max(0, len(ended) - limits.count)
-    oldest = now - timedelta(seconds=limits.age_s)
-    return [vm for index, (at, vm) in enumerate(ended) if index < too_many or at < oldest]
+    return old + with_disk[: max(0, len(with_disk) - limits.most_disks)]

@@ -201,6 +201,8 @@ class Record:
         was not a child of this supervisor
     :param phases: when each step was done, in seconds after the run was requested
     :param ended_at: set once no process of the VM is left and none will follow
+    :param ended_s: the same moment on CLOCK_BOOTTIME
+    :param ended_boot: the id of the host's boot that ``ended_s`` belongs to; empty if unknown
     """
 
     id: str
@@ -230,6 +232,8 @@ class Record:
     exit_code: int | None = None
     error: str | None = None
     ended_at: datetime | None = None
+    ended_s: float = 0.0
+    ended_boot: str = ""
 
     @property
     def ended(self) -> bool:

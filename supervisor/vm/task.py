@@ -414,6 +414,8 @@ class VmTask:
             error=decisions.final_error(vm.record, status, vm.failure, log_tail),
             relay=decisions.final_relay(vm.record),
             ended_at=datetime.now(UTC),
+            ended_s=vm.clock.boottime_s(),
+            ended_boot=boot_id(),
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -108,8 +107,9 @@ async def test_those_that_are_too_old_are_replaced(world: World) -> None:
     async with world.serve(**COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
         for vm in map(supervisor.vm, waiting):
-            then = vm.record.created_at - timedelta(hours=2)
-            vm.record = attrs.evolve(vm.record, created_at=then)
+            assert vm.record.first_ran_s is not None
+            then_s = vm.record.first_ran_s - 2 * 3600
+            vm.record = attrs.evolve(vm.record, first_ran_s=then_s)
         new = await pool(supervisor.http, 2, *waiting)
         assert not set(new) & set(waiting)
         for guest in await guests_of(world, waiting):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.state.status import VmState
+from tests.support.world import SetClock
 
 if TYPE_CHECKING:
     from tests.support.world import Supervisor, World
@@ -130,7 +131,7 @@ async def test_age(world: World) -> None:
         old, young = await ended(supervisor), await ended(supervisor)
     file = world.tmp / old / "vm.json"
     content = json.loads(file.read_text())
-    content["vm"]["ended_at"] = "2020-02-29T00:00:00+00:00"
+    content["vm"]["ended_s"] -= 25 * 3600
     file.write_text(json.dumps(content))
     async with world.serve(MANAGER_KEEP_ENDED_FOR="24h") as supervisor:
         await deleted(supervisor, old)
@@ -159,3 +160,28 @@ async def test_many_that_are_deleted_at_once(world: World) -> None:
         lines = (world.tmp / "events.jsonl").read_text().splitlines()
         told = [json.loads(line) for line in lines]
         assert sorted(one["vm"] for one in told if one["event"] == "deleted") == sorted(ids)
+
+
+async def test_clock_that_is_set_right_makes_nothing_old(world: World) -> None:
+    async with world.serve() as supervisor:
+        here, before = await ended(supervisor), await ended(supervisor)
+    for vm_id, boot in ((here, {}), (before, {"ended_boot": "an earlier one"})):
+        file = world.tmp / vm_id / "vm.json"
+        content = json.loads(file.read_text())
+        content["vm"] |= {"ended_at": "1970-01-01T00:01:00+00:00", **boot}
+        file.write_text(json.dumps(content))
+    # The time since the host's boot counts, which tells nothing of a host that runs for long.
+    world.clock = SetClock(world.clock.boottime_s() + 60)
+    limit = f"{world.clock.boottime_s() + 60:.0f}s"
+    async with world.serve(MANAGER_KEEP_ENDED_FOR=limit) as supervisor:
+        last = await ended(supervisor)
+        assert {vm.id for vm in supervisor.running.service.vms} == {here, before, last}
+
+
+async def test_oldest_of_too_many_kept_disks_goes(world: World) -> None:
+    async with world.serve(MANAGER_MAX_KEPT_DISKS="2", MANAGER_KEEP_ENDED="1") as supervisor:
+        plain = await ended(supervisor)
+        kept = [await ended(supervisor, keep_disk=True) for _ in range(3)]
+        await deleted(supervisor, kept[0])
+        assert {vm.id for vm in supervisor.running.service.vms} == {plain, *kept[1:]}
+        assert files(world, kept[1]) >= DISK
