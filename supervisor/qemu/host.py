@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
+import trio
 
 from supervisor.qemu import trial
 
 if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Accel
     from supervisor.qemu.version import Binary
+
+
+#: systemd answers in some milliseconds.
+_ANSWER_S = 5.0
 
 
 class Clock:
@@ -44,6 +51,20 @@ class Host:
         :raises LaunchError: if the binary is gone, or does not run
         """
         return trial.look_at(self.qemu, sudo=self.sudo)
+
+
+async def is_shutting_down() -> bool:
+    """Whether systemd is shutting the host down. False if there is no systemd, or no answer.
+
+    Source: systemctl(1), ``is-system-running``.
+    """
+    ask = ["systemctl", "is-system-running"]
+    with trio.move_on_after(_ANSWER_S), contextlib.suppress(OSError):
+        answer = await trio.run_process(
+            ask, capture_stdout=True, stderr=subprocess.DEVNULL, check=False
+        )
+        return answer.stdout.strip() == b"stopping"
+    return False
 
 
 @functools.cache

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from supervisor.config import RestartPolicy
 from supervisor.errors import Busy, LaunchError, Stopping, SupervisorError, VmNotFound
+from supervisor.qemu.host import is_shutting_down
 from supervisor.qemu.ports import PortPool
 from supervisor.runs.admission import Admission, Resources, host_resources
 from supervisor.state import file_errors
@@ -29,7 +31,7 @@ from supervisor.vm.vm import Vm
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from supervisor.config import Config
     from supervisor.qemu.host import Host
@@ -238,27 +240,40 @@ class Vms:
         self.close()
         running = [vm for vm in self if not vm.ended]
         log.info("ending all VMs", vms=[vm.id for vm in running])
-        for vm in running:
-            # What has no computation has nothing that it could lose.
-            idle = vm.record.purpose is not Purpose.RUN
-            mode = EndMode.FORCE if idle else EndMode.GRACEFUL
-            vm.request_end(mode, EndCause.STOPPING, "the supervisor stops")
+        self._end(running)
         for vm in running:
             await vm.wait_over()
 
     async def leave_all(self) -> None:
         """Start no VM any more, and let all go that run. Those still being started are ended.
 
+        If the host is shutting down, systemd would soon kill QEMU: then those are ended that
+        nobody would boot again, and only VMs that are booted again at the next start are let go.
         After `end_all`, or called again, it finds nothing to do.
         """
         if self.closing:
             return
         self.close()
-        left = [vm for vm in self if vm.leave()]
+        staying_down = []
+        if await is_shutting_down():
+            never = RestartPolicy.NEVER
+            staying_down = [
+                vm for vm in self if not vm.ended and vm.record.options.restart is never
+            ]
+            log.info("the host shuts down: ending VMs", vms=[vm.id for vm in staying_down])
+            self._end(staying_down)
+        left = [vm for vm in self if vm not in staying_down and vm.leave()]
         if left:
             log.info("leaving VMs to the next supervisor", vms=[vm.id for vm in left])
-        unborn = [vm for vm in self if not vm.ended and vm not in left]
+        unborn = [vm for vm in self if not vm.ended and vm not in left and vm not in staying_down]
         for vm in unborn:
             vm.request_end(EndMode.FORCE, EndCause.STOPPING, "the supervisor stops")
-        for vm in [*left, *unborn]:
+        for vm in [*left, *unborn, *staying_down]:
             await vm.wait_over()
+
+    def _end(self, vms: Iterable[Vm]) -> None:
+        for vm in vms:
+            # What has no computation has nothing that it could lose.
+            idle = vm.record.purpose is not Purpose.RUN
+            mode = EndMode.FORCE if idle else EndMode.GRACEFUL
+            vm.request_end(mode, EndCause.STOPPING, "the supervisor stops")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
 from supervisor.config import OnStop
@@ -11,6 +13,8 @@ from supervisor.state.status import Status, VmState
 from tests.support.scenario import ALWAYS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.world import World
 
 
@@ -58,3 +62,35 @@ async def test_caller_that_waits_is_told_of_its_vms_end(world: World) -> None:
         supervisor.running.stop(OnStop.END)
         await vm.wait_ended()
         assert vm.record.exit_code == 0
+
+
+@pytest.fixture
+def host_shuts_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what systemd says of it."""
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text("#!/bin/sh\necho stopping\nexit 1\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("host_shuts_down")
+async def test_guests_power_off_before_the_host_does(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        supervisor.running.stop(OnStop.LEAVE)
+        await guest.until("system_powerdown")
+        await vm.wait_ended()
+        assert vm.status == Status(VmState.SHUTOFF, "guest-shutdown")
+        assert world.free_again()
+
+
+@pytest.mark.usefixtures("host_shuts_down")
+async def test_guest_that_is_booted_again_stays_on_record(world: World) -> None:
+    async with world.serve(MANAGER_RESTART="on-failure") as supervisor:
+        await supervisor.run()
+        guest = await world.guest()
+        await supervisor.leave(guest)
+    async with world.serve() as supervisor:
+        ended = (await supervisor.http.post(f"/vms/{guest.vm_id}/shutdown")).json()
+        assert ended["state"] == "shutoff"
