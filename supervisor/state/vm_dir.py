@@ -143,6 +143,14 @@ class VmDir:
         if now != base:
             raise ImageError(f"{whose}, and another file is there now ({now})", advice=advice)
 
+    async def check_firmware(self, firmware: FirmwareConfig) -> None:
+        """Check that the VM's variables still belong to the firmware, which may be another by now.
+
+        :raises FirmwareError: if they do not, or the firmware is gone
+        """
+        mine = attrs.evolve(firmware, vars_file=self.firmware_vars)
+        await trio.to_thread.run_sync(lambda: check_pair(mine, read_descriptors()))
+
     async def read_computation(self) -> bytes:
         """:raises OSError: if the file is missing or cannot be read"""
         return await trio.to_thread.run_sync(self.computation.read_bytes)
@@ -259,8 +267,9 @@ def check_tmp(tmp: Path) -> None:
         tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
+        what, _ = file_errors.describe(error, tmp)
         raise HostError(
-            f"{tmp} cannot be written to ({error.strerror})",
+            f"{tmp} cannot be written to ({what})",
             advice="make it writable, or set MANAGER_QEMU_TMP_FILE_LOC to another directory",
         ) from error
 

@@ -23,6 +23,7 @@ from supervisor.image.manifest import NAME, File, Manifest
 from supervisor.qemu import cmdline
 from supervisor.qemu.host import boot_id
 from supervisor.qemu.version import Binary, Version
+from supervisor.state import file_errors
 from supervisor.state.record import BaseImage
 from supervisor.state.vm_dir import make_overlay
 
@@ -119,10 +120,9 @@ class Template:
         try:
             self._create_from(vm_dir, fingerprint)
         except OSError as error:
+            what, advice = file_errors.describe(error, self.path)
             self.remove()
-            raise TemplateError(
-                f"{error.filename or self.path}: {error.strerror}; the template is not kept"
-            ) from error
+            raise TemplateError(f"{what}; the template is not kept", advice=advice) from error
         except BaseException:
             self.remove()
             raise

@@ -146,6 +146,7 @@ class VmTask:
         # The QEMU before has nothing to say of this boot, not even its exit code.
         self._vm.session, self._relaunch_failure = None, None
         try:
+            await self._vm.dir.check_firmware(self._vm.config.qemu.firmware)
             return await self._boot()
         except (LaunchError, HostError) as error:
             self._relaunch_failure = error

@@ -176,6 +176,21 @@ async def test_launch_that_fails_is_followed_by_one_that_does_not(world: World) 
         assert (ended["state"], ended["exit_code"], ended["error"]) == ("shutoff", 0, None)
 
 
+async def test_firmware_that_is_gone_is_named(world: World) -> None:
+    """The variables of each VM belong to it, so that it is looked at before each boot."""
+    async with world.serve(**AT_ONCE, MANAGER_RESTART_LIMIT="1") as supervisor:
+        vm = await begin(supervisor)
+        guest = await world.guest()
+        await guest.until("Run")
+        await vm.wait_answered()
+        code = world.image.with_name("CODE.fd")
+        code.unlink()
+        await guest.exit(-9)
+        await vm.wait_ended()
+        assert vm.status == Status(VmState.CRASHED, "exit:none")
+        assert str(code) in (vm.record.error or "")
+
+
 @pytest.mark.parametrize("how", ["replaced", "rewritten", "gone"])
 async def test_disk_is_not_booted_on_another_image(world: World, how: str) -> None:
     """The two together would be a mixture of file systems."""
