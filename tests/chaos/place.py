@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from supervisor.image.manifest import File, Manifest
 from tests.chaos.agents import Agents
 from tests.support import small_host
+from tests.support.trusting_guest import trusting_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +112,7 @@ class Place:
         """A real machine with the real guest, whose agent is its own."""
         return self.environ(tmp) | {
             "MANAGER_QEMU_BIN_PATH": "qemu-system-x86_64",
-            "MANAGER_QEMU_DISK_IMG_FILE": str(IMAGE),
+            "MANAGER_QEMU_DISK_IMG_FILE": str(trusting_image()),
             "MANAGER_QEMU_OVMF_CODE_FILE": "",
             "MANAGER_QEMU_OVMF_VARS_FILE": "",
             "MANAGER_QEMU_HOST_FWD_ADDR": "127.0.0.3",

@@ -23,6 +23,7 @@ from supervisor.pb import (
     vm_pb2,
     vm_pb2_grpc,
 )
+from tests.support.trusting_guest import trusting_image
 from tests.vm.conftest import PATIENCE_S, Supervisor, started
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ FLEET = {
 
 @pytest.fixture(scope="module")
 def supervisor() -> Iterator[Supervisor]:
-    with started(MANAGER_TEMPLATES="auto") as running:
+    image = str(trusting_image())
+    with started(MANAGER_TEMPLATES="auto", MANAGER_QEMU_DISK_IMG_FILE=image) as running:
         yield running
 
 

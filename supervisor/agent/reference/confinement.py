@@ -13,8 +13,12 @@ the agent. Its user may write nowhere else and gains no rights by any program it
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
+import stat
+import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -23,36 +27,26 @@ from .process import SH, Process, kill_first, start_gated
 from .refusal import Refusal, StatusCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 1 << 17, 1 << 27, 1 << 29, 1 << 30
 NAMESPACES = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
 PR_SET_NO_NEW_PRIVS = 38
 NOBODY = 65534
-# The namespaces' first process. $1 is the algorithm's directory. A process that ignores SIGCHLD
-# need not wait for its children, and all orphans become this one's.
+# The namespaces' first process, the only one that can mount their /proc. A process that ignores
+# SIGCHLD need not wait for its children, and all orphans become this one's. With a user namespace,
+# the algorithm could try much more of the kernel.
 FIRST_PROCESS = """
-set -e
-mount -t proc -o nosuid,nodev,noexec proc /proc
-umount -l /sys
-mount -t tmpfs -o nosuid,noexec,mode=755 tmpfs /dev
-mknod -m 666 /dev/null c 1 3
-mknod -m 666 /dev/zero c 1 5
-mknod -m 666 /dev/full c 1 7
-mknod -m 666 /dev/random c 1 8
-mknod -m 666 /dev/urandom c 1 9
-ln -s /proc/self/fd /dev/fd
-mkdir /dev/shm
-mount -o remount,ro /dev
-mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /dev/shm
-mount --bind "$1" /run
-mount -o remount,bind,ro,nosuid,nodev /run
-mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /tmp
-ip link set lo up
+mount -t proc -o nosuid,nodev,noexec proc /proc || exit
+echo 0 >/proc/sys/user/max_user_namespaces
 trap '' CHLD
 echo ready
 read -r _
 """
+DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}  # minor numbers; major 1
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND = 1, 2, 4, 8, 1 << 5, 1 << 12
+UMOUNT_DETACH = 2
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 ENVIRONMENT = {"PATH": "/usr/bin:/usr/sbin", "HOME": "/tmp"}
 CGROUPS = "/sys/fs/cgroup"
 MAX_PROCESSES = 1024
@@ -147,18 +141,68 @@ class Confinement:
         return process
 
 
+class Libc:
+    """Functions of the C library. They raise OSError if they return anything but 0."""
+
+    def __init__(self) -> None:
+        # Imported here because it takes long and the agent should answer before.
+        import ctypes
+
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._errno = ctypes.get_errno
+        self.unshare = self._checked("unshare")
+        self.prctl = self._checked("prctl")
+        self.umount2 = self._checked("umount2")
+        self._mount = self._checked("mount")
+
+    def mount(self, source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+        self._mount(*(text.encode() for text in (source, target, kind)), flags, data.encode())
+
+    def _checked(self, name: str) -> Callable[..., None]:
+        function = self._libc[name]
+
+        def call(*arguments: bytes | int) -> None:
+            if function(*arguments):
+                number = self._errno()
+                raise OSError(number, f"{name}: {os.strerror(number)}")
+
+        return call
+
+
+def _arrange(libc: Libc, directory: str) -> None:
+    """Arranges the files that the algorithm sees, in this thread's mount namespace."""
+    libc.umount2(b"/sys", UMOUNT_DETACH)
+    libc.mount("tmpfs", "/dev", "tmpfs", NOSUID | NOEXEC, "mode=755")
+    for name, minor in DEVICES.items():
+        os.mknod(f"/dev/{name}", stat.S_IFCHR, os.makedev(1, minor))
+        os.chmod(f"/dev/{name}", 0o666)
+    os.symlink("/proc/self/fd", "/dev/fd")
+    os.mkdir("/dev/shm")
+    libc.mount("", "/dev", "", REMOUNT | RDONLY | NOSUID | NOEXEC, "mode=755")
+    libc.mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, "mode=1777")
+    libc.mount(directory, "/run", "", BIND)
+    libc.mount("", "/run", "", REMOUNT | BIND | RDONLY | NOSUID | NODEV)
+    libc.mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, "mode=1777")
+
+
+def _bring_up_loopback() -> None:
+    """Brings up ``lo`` in this thread's network namespace."""
+    with socket.socket() as any_socket:
+        request = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16sH14x", b"lo", 0))
+        (flags,) = struct.unpack_from("H", request, 16)
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
+
+
 def _spawn(
     directory: str, command: Sequence[str | bytes], environment: Mapping[str, str]
 ) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
     """The algorithm's process and the namespaces' first, of a thread that ends then."""
-    # Imported here because it takes long and the agent should answer before.
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(NAMESPACES):
-        raise OSError(ctypes.get_errno(), "no namespaces for the algorithm")
+    libc = Libc()
+    libc.unshare(NAMESPACES)
+    _arrange(libc, directory)
+    _bring_up_loopback()
     first = subprocess.Popen(
-        [SH, "-c", FIRST_PROCESS, "sh", directory],
+        [SH, "-c", FIRST_PROCESS],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -169,8 +213,7 @@ def _spawn(
         if said != b"ready\n":
             why = f"the algorithm cannot be confined: {said.decode(errors='replace').strip()}"
             raise Refusal(StatusCode.INTERNAL, why)
-        if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "the algorithm might gain rights")
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         ids = {"user": NOBODY, "group": NOBODY, "extra_groups": ()}
         return start_gated(command, environment, cwd="/tmp", **ids), first
     except BaseException:
