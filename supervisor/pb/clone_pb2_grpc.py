@@ -52,7 +52,7 @@ class CloneServiceServicer:
     def Prepare(self, request, context):
         """Called once, in the guest that will be frozen. Returns when the guest has no work left that
         every copy would repeat. From then on until Renew, the agent refuses each call with
-        FAILED_PRECONDITION.
+        FAILED_PRECONDITION, but for its health and guest.GuestService/Status.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import gc
 import http.client
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from supervisor.agent.reference import clone, service
+from supervisor.agent.reference import clone, guest_service, service
 from supervisor.agent.reference.clone import Clones
 from supervisor.agent.reference.guest import Guest
 from supervisor.agent.reference.http import serve_http
 from supervisor.agent.reference.refusal import Refusal
 from supervisor.agent.reference.rpc import Server
 from supervisor.agent.reference.service import Agent
-from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
+from supervisor.pb import (
+    agent_pb2,
+    agent_pb2_grpc,
+    clone_pb2,
+    clone_pb2_grpc,
+    guest_pb2,
+    guest_pb2_grpc,
+)
+from supervisor.pb.guest_pb2 import StatusResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+HARDWARE_CLOCK_S = 1_700_000_000
 
 
 class StandIn(Guest):
@@ -38,7 +50,14 @@ class StandIn(Guest):
 
     def wait_no_more(self) -> None: ...
 
-    def set_clock(self, _: int) -> None: ...
+    def hardware_clock_s(self) -> int:
+        return HARDWARE_CLOCK_S
+
+    def last_end(self) -> str:
+        return "signal 9"
+
+    def set_clock(self, unix_time_ns: int) -> None:
+        assert abs(unix_time_ns - HARDWARE_CLOCK_S * 10**9) <= 5 * 10**9
 
     def add_entropy(self, _: bytes) -> None: ...
 
@@ -64,7 +83,7 @@ class Cloned(NamedTuple):
                 "vm_id": "7f0c5f3e-0000-4000-8000-0123456789ab",
                 "hostname": "vm-7f0c5f3e",
                 "entropy": bytes(32),
-                "unix_time_ns": 1_700_000_000_000_000_000,
+                "unix_time_ns": HARDWARE_CLOCK_S * 10**9,
                 **members,
             }
             return stub.Renew(clone_pb2.RenewRequest(**every), timeout=30)
@@ -83,8 +102,13 @@ class Cloned(NamedTuple):
 @pytest.fixture
 def cloned() -> Iterator[Cloned]:
     agent = Agent(algorithm_timeout_s=60)
-    clones = Clones(agent, StandIn())
-    methods = service.methods(agent) | clone.methods(clones)
+    guest = StandIn()
+    clones = Clones(agent, guest)
+    methods = {
+        **service.methods(agent),
+        **clone.methods(clones),
+        **guest_service.methods(agent, guest),
+    }
     server = Server(methods, "127.0.0.1", 0)
     web = serve_http(agent, "127.0.0.1", 0)
     clones.agent_is_up.set()
@@ -122,6 +146,55 @@ def test_health(cloned: Cloned) -> None:
     assert check("") == not_serving
     cloned.ask("Renew")
     assert check("") == serving
+
+
+def test_status_is_told_while_the_guest_waits_for_its_renewal(cloned: Cloned) -> None:
+    stub = guest_pb2_grpc.GuestServiceStub(cloned.channel)
+
+    def state() -> tuple[int, str]:
+        answer = stub.Status(guest_pb2.StatusRequest(), timeout=30)
+        return answer.state, answer.last_end
+
+    assert state() == (StatusResponse.STATE_IDLE, "signal 9")
+    cloned.ask("Prepare")
+    assert state() == (StatusResponse.STATE_HELD, "signal 9")
+    cloned.ask("Renew")
+    assert state() == (StatusResponse.STATE_IDLE, "signal 9")
+
+
+@pytest.mark.parametrize(
+    ("off_ns", "code"),
+    [
+        (0, None),
+        (5 * 10**9, None),
+        (-5 * 10**9, None),
+        (5 * 10**9 + 1, grpc.StatusCode.INVALID_ARGUMENT),
+        (-5 * 10**9 - 1, grpc.StatusCode.INVALID_ARGUMENT),
+        (-2 * HARDWARE_CLOCK_S * 10**9, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_clock_is_set_to_the_hardware_clocks_time_only(
+    cloned: Cloned, off_ns: int, code: grpc.StatusCode | None
+) -> None:
+    stub = guest_pb2_grpc.GuestServiceStub(cloned.channel)
+    request = guest_pb2.SetClockRequest(unix_time_ns=HARDWARE_CLOCK_S * 10**9 + off_ns)
+    if code is None:
+        answer = stub.SetClock(request, timeout=30)
+        ago_ns = time.time_ns() - request.unix_time_ns + answer.moved_ns
+        assert 0 <= ago_ns < 30 * 10**9
+    else:
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.SetClock(request, timeout=30)
+        assert caught.value.code() is code
+
+
+def test_clock_of_a_guest_that_waits_for_its_renewal_is_not_set(cloned: Cloned) -> None:
+    cloned.ask("Prepare")
+    stub = guest_pb2_grpc.GuestServiceStub(cloned.channel)
+    request = guest_pb2.SetClockRequest(unix_time_ns=HARDWARE_CLOCK_S * 10**9)
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.SetClock(request, timeout=30)
+    assert caught.value.code() is REFUSED
 
 
 def test_a_guest_is_renewed_as_one_only(cloned: Cloned) -> None:

@@ -12,6 +12,7 @@ import pytest
 from h2.events import ConnectionTerminated
 from h2.settings import SettingCodes
 
+from supervisor.agent.reference.call import MAX_DETAIL_BYTES, MAX_STREAMED_BYTES
 from supervisor.agent.reference.refusal import StatusCode
 from supervisor.agent.reference.rpc import MAX_SLOW_CALLS, Connection
 from supervisor.agent.reference.wire import MAX_MESSAGE_BYTES
@@ -128,10 +129,47 @@ def test_stop_ends_what_is_under_way(world: World, client: Client) -> None:
         ("/s/Echo", prefixed(b"long")[:-1], StatusCode.INTERNAL),
         ("/s/Echo", prefixed(b"one") + prefixed(b"two"), StatusCode.INTERNAL),
         ("/s/\xff", prefixed(b""), StatusCode.UNIMPLEMENTED),
+        ("/s/Join", prefixed(b"x", compressed=1), StatusCode.UNIMPLEMENTED),
+        ("/s/Join", prefixed(b"one") + prefixed(b"long")[:-1], StatusCode.INTERNAL),
+        ("/s/Join", prefixed(b"one") + prefixed(b"no") + prefixed(b"two"), StatusCode.ABORTED),
+        ("/s/Join", b"\0" + (2 << 20).to_bytes(4, "big"), StatusCode.RESOURCE_EXHAUSTED),
     ],
 )
 def test_what_is_no_call(world: World, method: str, body: bytes, status: StatusCode) -> None:
     assert status_of(world, method, body) == str(status.value)
+
+
+@pytest.mark.parametrize("piece", [1, 4, 5, 7, 1000])
+def test_messages_of_a_stream_may_come_in_any_pieces(world: World, piece: int) -> None:
+    body = prefixed(b"one") + prefixed(b"") + prefixed(b"three")
+    raw = Raw(world)
+    stream_id = raw.request("/s/Join", b"", end=False)
+    for at in range(0, len(body), piece):
+        raw.h2.send_data(stream_id, body[at : at + piece])
+    raw.h2.end_stream(stream_id)
+    raw.send()
+    fields, answer = raw.answer(stream_id)
+    assert (fields["grpc-status"], answer) == ("0", prefixed(b"one  three"))
+    raw.socket.close()
+
+
+def test_longest_message_of_a_stream_is_followed_by_others(world: World) -> None:
+    longest = bytes(MAX_STREAMED_BYTES)
+    with Client(world).channel as channel:
+        join = channel.stream_unary("/s/Join", bytes, bytes)
+        words = [longest, b"x", longest]
+        assert join(iter(words), timeout=PATIENCE_S) == b" ".join(words)
+
+
+@pytest.mark.parametrize("words", [b"", b"x", b"several"])
+def test_answer_may_be_a_stream(client: Client, words: bytes) -> None:
+    split = client.channel.unary_stream("/s/Split", bytes, bytes)
+    assert b"".join(split(words, timeout=PATIENCE_S)) == words
+
+
+def test_long_detail_is_cut_between_characters(client: Client) -> None:
+    code, detail = client.failure("Refuse", b"x" + "é".encode() * 5000)
+    assert (code, detail) == (grpc.StatusCode.ABORTED, "x" + "é" * ((MAX_DETAIL_BYTES - 1) // 2))
 
 
 def test_what_is_no_grpc(world: World) -> None:

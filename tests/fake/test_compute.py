@@ -244,6 +244,11 @@ def test_algorithm_has_so_much_time(world: World, program: bytes) -> None:
     assert outcome.error == "the algorithm did not finish within 1 s"
 
 
+def test_algorithm_may_have_all_the_time_there_is(world: World) -> None:
+    world.have(WRITE % b"b'x'")
+    assert world.run(time_limit_s=2**32 - 1)[1] == b"x"
+
+
 def test_memory_is_limited_without_a_guest_too(world: World) -> None:
     world.have(WRITE % b"bytes(200 << 20)")
     outcome, _ = world.run(memory_limit_mib=128)

@@ -12,7 +12,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, ResponseReceived, StreamEnded, TrailersReceived
 from h2.settings import SettingCodes
 
-from supervisor.agent.reference.call import Method
+from supervisor.agent.reference.call import Method, StreamMethod
 from supervisor.agent.reference.refusal import Refusal, StatusCode
 from supervisor.agent.reference.rpc import Server
 
@@ -20,6 +20,21 @@ if TYPE_CHECKING:
     from supervisor.agent.reference.algorithm import OnEnd
 
 PATIENCE_S = 60
+
+
+class Joined:
+    """Takes words, and refuses ``no``."""
+
+    def __init__(self) -> None:
+        self._words: list[bytes] = []
+
+    def take(self, message: bytes) -> None:
+        if message == b"no":
+            raise Refusal(StatusCode.ABORTED, "not this word")
+        self._words.append(message)
+
+    def finish(self) -> bytes:
+        return b" ".join(self._words)
 
 
 class World:
@@ -37,6 +52,10 @@ class World:
                 "/s/Wait": Method(self.wait, slow=True),
                 "/s/Refuse": Method(self.refuse),
                 "/s/Fail": Method(self.fail),
+                "/s/Split": Method(
+                    lambda message, _: (message[i : i + 1] for i in range(len(message)))
+                ),
+                "/s/Join": StreamMethod(lambda _: Joined()),
             },
             "127.0.0.1",
             0,

@@ -103,7 +103,7 @@ FORBIDDEN = {
     "open('/dev/ttyS0')": "FileNotFoundError",
     "open('/usr/mine', 'w')": "PermissionError",
     "open('/mine', 'w')": "PermissionError",
-    "open('/run/dataset', 'ab')": "OSError",
+    "open('/run/dataset', 'ab')": "PermissionError",
     "os.remove('/run/dataset')": "OSError",
     "os.mknod('/tmp/mem', 0o20666, os.makedev(1, 1))": "PermissionError",
     "os.setuid(0)": "PermissionError",

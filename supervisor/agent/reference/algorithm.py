@@ -30,6 +30,8 @@ MAX_ARGUMENT_BYTES = 32 * 4096 - 1
 READ_BYTES = 1 << 16
 # More than pipes and sockets hold. Without isolation, a process that has left the group writes on.
 MAX_READS_AFTER_END = 32
+# epoll takes no longer one than three weeks.
+LONGEST_WAIT_S = 3600.0
 SOCKET = "result.sock"
 
 
@@ -191,7 +193,7 @@ class _Reader:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return False
-            self._read(left_s)
+            self._read(min(left_s, LONGEST_WAIT_S))
         return True
 
     def read_what_is_left(self) -> None:

@@ -90,9 +90,13 @@ class Cgroup:
         self._path = f"{CGROUPS}/algorithm-{os.getpid()}"
         _write(f"{CGROUPS}/cgroup.subtree_control", "+cpu +memory +pids")
         os.mkdir(self._path)
-        _write(f"{self._path}/memory.max", str(memory_mib << 20))
-        _write(f"{self._path}/memory.oom.group", "1")
-        _write(f"{self._path}/pids.max", str(MAX_PROCESSES))
+        try:
+            _write(f"{self._path}/memory.max", str(memory_mib << 20))
+            _write(f"{self._path}/memory.oom.group", "1")
+            _write(f"{self._path}/pids.max", str(MAX_PROCESSES))
+        except OSError:
+            self.remove()
+            raise
 
     def add(self, pid: int) -> None:
         _write(f"{self._path}/cgroup.procs", str(pid))

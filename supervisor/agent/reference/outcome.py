@@ -75,7 +75,9 @@ class Outcome(NamedTuple):
     def refusal(self) -> Refusal:
         """Of a failure: its error and the last that the algorithm printed."""
         stderr, stdout = self.stderr.told(TOLD_OF_STDERR), self.stdout.told(TOLD_OF_STDOUT)
-        told = f": {stderr}" if stderr else ", and wrote nothing to stderr"
+        told = f": {stderr}" if stderr else ""
+        if not stderr and self.state is State.FAILED:
+            told = ", and wrote nothing to stderr"
         if stdout:
             told += f"; the last of its stdout: {stdout}"
         return Refusal(CODES[self.state], self.error + told)

@@ -62,10 +62,13 @@ class Process:
         self._gate.close()
 
     def kill(self) -> None:
-        """Kills them all. May be called from any thread, also when they have ended."""
-        with self._lock:
-            if self._popen.returncode is None:
-                self._kill()
+        """Kills them all and does not wait. For any thread, also when they have ended."""
+        if self._lock.acquire(blocking=False):  # else they are being killed, or are gone
+            try:
+                if self._popen.returncode is None:
+                    self._kill()
+            finally:
+                self._lock.release()
 
     def end(self) -> int:
         """Kills what still runs and returns when it is gone; the status, -N for signal N."""
