@@ -55,7 +55,11 @@ def status(vm: Vm) -> dict[str, Any]:
         "query_status": _run_status(facts.run_status) if facts else None,
         "query_sev": _sev(facts.sev) if facts else None,
         "asked_at": moment(facts.at) if facts else None,
-        "agent": {"ready": vm.agent_ready, "address": vm.record.agent_address},
+        "agent": {
+            "ready": vm.agent_ready,
+            "address": vm.record.agent_address,
+            "reason": vm.agent_problem or None,
+        },
         "uptime_s": seconds(vm.uptime_s),
     }
 
