@@ -14,6 +14,7 @@ from supervisor.guest_text import clean
 #: What the `/init` of the guest built here writes: docs/reference/guest.md.
 _SAID = re.compile(r"^\[guest +[0-9.]+\] (.+)$", re.MULTILINE)
 _PROBLEM = "problem: "
+_LISTENS = "listens on "
 _ENDED = "problem: the agent ended: "
 
 #: How often an agent must end before nobody waits for it any more.
@@ -59,11 +60,22 @@ def diagnose(console: str, guest_port: int, *, refused: bool) -> Finding | None:
         return Finding(f"the guest says: {problems[-1]}", certain=True)
     if len(ends) >= _MOST_ENDS:
         return Finding("the agent ends again and again; see the guest's console", certain=True)
+    elsewhere = _ports(said)
+    if refused and elsewhere and str(guest_port) not in elsewhere:
+        shown = ", ".join(elsewhere)
+        why = f"the guest listens on port {shown}, and not on the agent's port {guest_port}"
+        return Finding(why, certain=True)
     if refused:
         return Finding(f"the guest's network is up, and nothing listens on its port {guest_port}")
     if "up" in said or _IS_UP.search(clean(console, CONSOLE_BYTES, lines=True)):
         return Finding(f"the guest is up, and does not answer on its port {guest_port}")
     return None
+
+
+def _ports(said: list[str]) -> list[str]:
+    """Where the guest listens, if it has said that; else empty."""
+    last = next((one for one in reversed(said) if one.startswith(_LISTENS)), "")
+    return [word for word in last.removeprefix(_LISTENS).split() if word.isdecimal()]
 
 
 def how_agent_ended(console: str) -> str:

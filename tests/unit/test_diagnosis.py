@@ -13,6 +13,7 @@ TARGET = "[  OK  ] Reached target \x1b[0;1;39mMulti-User System\x1b[0m.\r\n"
 NO_DEVICE = "[guest 9.70] problem: no network device\r\n"
 NO_ADDRESS = "[guest 24.00] problem: no address from DHCP within 20 s\r\n"
 NO_AGENT = "[guest 4.70] problem: the agent cannot be started: no such file\r\n"
+LISTENS = "[guest 24.60] listens on %s\r\n"
 ENDED = "[guest 6.10] problem: the agent ended: signal 9, for want of memory\r\n"
 
 
@@ -23,6 +24,14 @@ ENDED = "[guest 6.10] problem: the agent ended: signal 9, for want of memory\r\n
         (INIT + NO_ADDRESS, False, True, "the guest says: no address from DHCP within 20 s"),
         (UP + NO_AGENT, True, True, "the guest says: the agent cannot be started: no such file"),
         (UP + ENDED * 3, True, True, "the agent ends again and again"),
+        (
+            *(UP + LISTENS % "7003 8080", True, True),
+            "listens on port 7003, 8080, and not on the agent's port 7002",
+        ),
+        (UP + LISTENS % "7002", True, False, "nothing listens"),
+        (UP + LISTENS % "no port", True, False, "nothing listens"),
+        # It has opened the port since.
+        (UP + LISTENS % "7003", False, False, "does not answer"),
         (UP + ENDED, True, False, "nothing listens on its port 7002"),
         (UP, True, False, "nothing listens on its port 7002"),
         (UP, False, False, "does not answer on its port 7002"),

@@ -116,6 +116,7 @@ def template(entry: Entry) -> dict[str, Any]:
         "state": entry.state,
         "vm": entry.vm_id,
         "problem": entry.problem,
+        "error": entry.error,
         "since": moment(entry.since),
         "built_in_s": seconds(entry.built_in_s),
         "size_bytes": entry.size_bytes,
