@@ -41,16 +41,17 @@ _CLOSE_S = 2.0
 #: How much longer than an attempt its connection may last.
 _CLOSE_LAG_S = 0.2
 
-#: How much of a guest's words on its agent's end is kept.
-_END_BYTES = 200
+#: How much is kept of each of an agent's words on itself.
+_WORD_BYTES = 200
+
+#: The largest answer to a question that is asked again and again: a guest must not make work.
+CHECK_BYTES = 64 * 1024
 
 #: The largest message on any of our channels: a computation and the field around it.
 MAX_MESSAGE = MAX_COMPUTATION + 64 * 1024
 
 _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
-    # A reply may be longer than its computation: the agent writes the computation again.
-    ("grpc.max_receive_message_length", 2 * MAX_MESSAGE),
     # An error's text comes percent-encoded in a header. With grpc's 16 KiB, a longer text of an
     # agent would be replaced with an error of grpc's own.
     ("grpc.max_metadata_size", 64 * 1024),
@@ -84,6 +85,8 @@ class Agent:
     busy host would never finish its part of one; so the longer the wait, the longer an attempt.
 
     :param address: ``host:port``
+    :param reply_bytes: the largest answer that is taken. A reply may be longer than its
+        computation: the agent writes the computation again
     :ivar refused: whether the last attempt of `wait_ready` was turned down: the guest's network is
         up, and nothing listens there
     """
@@ -93,9 +96,17 @@ class Agent:
     #: Of grpc.aio; None before `wait_ready`.
     _channel: Any = None
 
-    def __init__(self, vm_id: str, address: str, config: AgentConfig, timing: Timing) -> None:
+    def __init__(
+        self,
+        vm_id: str,
+        address: str,
+        config: AgentConfig,
+        timing: Timing,
+        reply_bytes: int = 2 * MAX_MESSAGE,
+    ) -> None:
         self._vm_id = vm_id
         self.address = address
+        self._reply_bytes = reply_bytes
         self._config = config
         self._timing = timing
 
@@ -126,7 +137,8 @@ class Agent:
         # Closing a channel does not end a connection that is still being made; this option does.
         # Not before we give it up: then what has failed by then was refused.
         longest = ("grpc.min_reconnect_backoff_ms", int((attempt_s + _CLOSE_LAG_S) * 1000))
-        options = [*_CHANNEL_OPTIONS, longest]
+        replies = ("grpc.max_receive_message_length", self._reply_bytes)
+        options = [*_CHANNEL_OPTIONS, longest, replies]
         if not self._config.client_tls:
             return grpc.aio.insecure_channel(self.address, options=options)
         # The address is a forwarded port of the host, and no certificate has the host's name.
@@ -181,10 +193,11 @@ class Agent:
     async def check(self, timeout_s: float) -> Life:
         """Whether the agent answers, and which one. Makes a connection if there is none.
 
-        An agent that knows nothing of the call, as the original one, answers by saying so.
+        An agent that refuses the call lives as well: the original one does not know it.
 
         :raises AgentError: ``UNAVAILABLE`` if nothing listens there, ``DEADLINE_EXCEEDED`` if there
             is no answer in time; then the connection is closed
+        :raises HostError: if a certificate cannot be read
         """
         try:
             with trio.move_on_after(timeout_s):
@@ -201,16 +214,16 @@ class Agent:
         try:
             status = await self._ask(method, guest_pb2.StatusRequest())
         except AgentError as error:
-            if error.code != "UNIMPLEMENTED":
+            if error.code == "UNAVAILABLE":
                 raise
             return Life()
-        return Life(status.instance_id, clean(status.last_end, _END_BYTES))
+        return Life(status.instance_id[:_WORD_BYTES], clean(status.last_end, _WORD_BYTES))
 
     async def set_clock(self) -> float | None:
-        """Have the guest set its clock, which stood still while it was paused.
+        """Have the guest set its clock, which stood still while it was paused. After `check`.
 
         :return: by how many seconds the clock was moved; None if the agent cannot do it
-        :raises AgentError: if the agent refuses or does not answer
+        :raises AgentError: if the agent refuses
         """
         method = guest_pb2_grpc.GuestServiceStub(self._channel).SetClock
         try:
@@ -260,13 +273,17 @@ def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
 
 @asynccontextmanager
 async def connect(
-    vm_id: str, target: str, config: AgentConfig, timing: Timing
+    vm_id: str,
+    target: str,
+    config: AgentConfig,
+    timing: Timing,
+    reply_bytes: int = 2 * MAX_MESSAGE,
 ) -> AsyncIterator[Agent]:
     """An `Agent`, which may not be there yet. Its channel is closed at the end of the block.
 
     :param target: ``host:port``
     """
-    guest_agent = Agent(vm_id, target, config, timing)
+    guest_agent = Agent(vm_id, target, config, timing, reply_bytes)
     try:
         yield guest_agent
     finally:

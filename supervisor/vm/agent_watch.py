@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from supervisor.agent import client
-from supervisor.errors import AgentError
+from supervisor.errors import AgentError, HostError
 from supervisor.state.record import EventKind
 from supervisor.state.status import VmState
 from supervisor.waiting import move_on_when, sleep_in_step
@@ -51,7 +51,10 @@ class AgentWatch:
         vm, config = self._vm, self._vm.config
         # VMs that were adopted together must not all be asked together, but for the first time.
         pause_s = 0.0 if self._clock_is_late else random.uniform(0, config.life.heartbeat_s)
-        async with client.connect(vm.id, self._target, config.agent, config.timing) as agent:
+        connecting = client.connect(
+            vm.id, self._target, config.agent, config.timing, client.CHECK_BYTES
+        )
+        async with connecting as agent:
             while True:
                 async with move_on_when(lambda: vm.until(lambda: vm.resumes != self._resumes)):
                     await sleep_in_step(pause_s)
@@ -73,10 +76,13 @@ class AgentWatch:
             else:
                 await self._tell_lost("refused", "nothing listens on the agent's port any more")
             return
+        except HostError as error:
+            log.warning("agent cannot be asked", vm=vm.id, problem=str(error))
+            return
         if self._is_another(life):
             end = f"; the one before ended: {life.last_end}" if life.last_end else ""
             await self._tell_lost("restarted", f"the agent was started again{end}")
-        self._instance, self._has_no_past = life.instance, False
+        self._instance, self._has_no_past = life.instance or self._instance, False
         was_lost = vm.agent_lost
         vm.note_agent(problem="")
         if was_lost:
@@ -100,7 +106,8 @@ class AgentWatch:
         if self._vm.agent_lost:
             return False
         unseen = self._has_no_past and bool(life.last_end)
-        return unseen or (bool(self._instance) and life.instance != self._instance)
+        before = self._instance or life.instance
+        return unseen or (bool(life.instance) and life.instance != before)
 
     async def _tell_lost(self, reason: str, why: str) -> None:
         vm, was_lost = self._vm, self._vm.agent_lost
@@ -115,13 +122,16 @@ class AgentWatch:
 
     async def _set_clock(self, agent: Agent) -> None:
         self._clock_is_late = False
-        try:
-            moved_s = await agent.set_clock()
-        except AgentError as error:
-            log.warning("the guest's clock is not set", vm=self._vm.id, problem=str(error))
-            return
-        if moved_s is not None:
-            log.info("the guest's clock is set", vm=self._vm.id, moved_s=round(moved_s, 3))
+        with trio.move_on_after(self._vm.config.life.answer_s) as patience:
+            try:
+                moved_s = await agent.set_clock()
+            except AgentError as error:
+                log.warning("the guest's clock is not set", vm=self._vm.id, problem=str(error))
+                return
+            if moved_s is not None:
+                log.info("the guest's clock is set", vm=self._vm.id, moved_s=round(moved_s, 3))
+        if patience.cancelled_caught:
+            log.warning("the guest's clock is not set", vm=self._vm.id, problem="no answer")
 
 
 def _runs(vm: Vm) -> bool:

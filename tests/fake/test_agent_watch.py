@@ -140,6 +140,16 @@ async def test_agent_of_the_original_knows_nothing_of_this(world: World) -> None
         assert agent_events(world, vm.id) == [("agent", "")]
 
 
+@pytest.mark.parametrize("life", ["refuse", "huge"])
+async def test_agent_that_gives_no_proper_answer_lives(world: World, life: str) -> None:
+    world.scenario(life=life)
+    async with world.serve(**BEAT) as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        await asked_again(await world.guest())
+        assert vm.agent_ready
+        assert agent_events(world, vm.id) == [("agent", "")]
+
+
 @pytest.mark.parametrize("how", ["paused", "suspended"])
 async def test_clock_is_set_after_a_pause(world: World, how: str) -> None:
     async with world.serve(MANAGER_HEARTBEAT="1h") as supervisor:

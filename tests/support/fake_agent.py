@@ -121,7 +121,8 @@ class _Clones(clone_pb2_grpc.CloneServiceServicer):
 class _Guest(guest_pb2_grpc.GuestServiceServicer):
     """Status and SetClock; the test is told of each call."""
 
-    def __init__(self, tell: Callable[..., None], guest: Twin) -> None:
+    def __init__(self, plan: Scenario, tell: Callable[..., None], guest: Twin) -> None:
+        self._plan = plan
         self._tell = tell
         self._guest = guest
 
@@ -129,9 +130,10 @@ class _Guest(guest_pb2_grpc.GuestServiceServicer):
         self, request: guest_pb2.StatusRequest, context: Any
     ) -> guest_pb2.StatusResponse:
         self._tell("Status")
-        return guest_pb2.StatusResponse(
-            instance_id=self._guest.instance, last_end=self._guest.last_end
-        )
+        if self._plan.life == "refuse":
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "who asks?")
+        instance = self._guest.instance * (100_000 if self._plan.life == "huge" else 1)
+        return guest_pb2.StatusResponse(instance_id=instance, last_end=self._guest.last_end)
 
     def SetClock(  # noqa: N802
         self, request: guest_pb2.SetClockRequest, context: Any
@@ -197,7 +199,7 @@ def start(
     clone_pb2_grpc.add_CloneServiceServicer_to_server(_Clones(plan, tell, guest), server)
     health_pb2_grpc.add_HealthServicer_to_server(_Health(plan, tell), server)
     if kind != "original":
-        guest_pb2_grpc.add_GuestServiceServicer_to_server(_Guest(tell, guest), server)
+        guest_pb2_grpc.add_GuestServiceServicer_to_server(_Guest(plan, tell, guest), server)
     address = f"127.0.0.1:{port}"
     if plan.agent_tls:
         server.add_secure_port(address, _credentials(Path(plan.agent_tls), plan.agent_mutual))

@@ -59,6 +59,8 @@ class Scenario:
     renew: str = "good"
     #: Its answer when it is asked for its health: ``good``, ``silence``.
     health: str = "good"
+    #: Its answer when it is asked for its status: ``good``, ``refuse``, ``huge``.
+    life: str = "good"
     #: What becomes of ``migrate``: ``good``, ``fails``, ``hangs``.
     migration: str = "good"
     #: And of ``migrate-incoming``: ``good``, ``fails``, ``hangs``, ``dies``.

@@ -163,7 +163,8 @@ def test_guest_that_sleeps_is_woken_to_power_off(
 ) -> None:
     vm = fleet["suspended"]
     with supervisor.events(vm["id"]) as events:
-        start(vm, SUSPEND)
+        answer = start(vm, SUSPEND)
         wait_for(events, "state", state="paused", reason="suspended")
+    assert not answer.done()
     ended = supervisor.post(vm["id"], "shutdown")
     assert (ended["state"], ended["reason"]) == ("shutoff", "guest-shutdown")
