@@ -12,13 +12,16 @@ from supervisor.agent import client
 from supervisor.errors import AgentError, HostError
 from supervisor.state.record import EventKind
 from supervisor.state.status import VmState
-from supervisor.waiting import move_on_when, sleep_in_step
+from supervisor.waiting import Budget, move_on_when, sleep_in_step
 
 if TYPE_CHECKING:
     from supervisor.agent.client import Agent, Life
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
+
+#: How often in a row an agent is asked before its heartbeat, after a pause.
+_MOST_EARLY = 4
 
 
 class AgentWatch:
@@ -36,6 +39,8 @@ class AgentWatch:
         self._instance = ""
         self._resumes = vm.resumes
         self._clock_is_late = vm.resumes > 0
+        #: A guest may suspend itself and wake without end.
+        self._early = Budget(_MOST_EARLY, vm.config.life.heartbeat_s)
         self._died = trio.Event()
         self.death = ""
 
@@ -56,15 +61,22 @@ class AgentWatch:
         )
         async with connecting as agent:
             while True:
-                async with move_on_when(lambda: vm.until(lambda: vm.resumes != self._resumes)):
+                async with move_on_when(self._wait_resumed):
                     await sleep_in_step(pause_s)
                 pause_s = config.life.heartbeat_s
                 # A paused guest cannot answer, and is not lost.
                 await vm.until(lambda: vm.status.state is VmState.RUNNING)
-                self._clock_is_late |= vm.resumes != self._resumes
-                self._resumes = vm.resumes
                 async with move_on_when(lambda: vm.until(lambda: not _runs(vm))):
                     await self._look(agent)
+
+    async def _wait_resumed(self) -> None:
+        """Return after a pause, unless there are so many that the next heartbeat will do."""
+        vm = self._vm
+        while True:
+            await vm.until(lambda: vm.resumes != self._resumes)
+            self._resumes, self._clock_is_late = vm.resumes, True
+            if self._early.spend():
+                return
 
     async def _look(self, agent: Agent) -> None:
         vm = self._vm

@@ -140,6 +140,20 @@ async def test_agent_of_the_original_knows_nothing_of_this(world: World) -> None
         assert agent_events(world, vm.id) == [("agent", "")]
 
 
+async def test_guest_that_sleeps_and_wakes_without_end_is_not_asked_each_time(world: World) -> None:
+    async with world.serve(MANAGER_HEARTBEAT="1h") as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        for _ in range(30):
+            await guest.order("suspend")
+            await supervisor.wait_state(vm.id, "paused")
+            await guest.order("wake")
+            await supervisor.wait_state(vm.id, "running")
+        await act(supervisor, vm.id, "shutdown")
+        await guest.until("end")
+        assert guest.count("Status") <= 4
+
+
 @pytest.mark.parametrize("life", ["refuse", "huge"])
 async def test_agent_that_gives_no_proper_answer_lives(world: World, life: str) -> None:
     world.scenario(life=life)
