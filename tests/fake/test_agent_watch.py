@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from supervisor.pb import vm_pb2
 from supervisor.state.status import VmState
 from tests.fake.test_control import act, events_of
 
@@ -45,6 +46,9 @@ async def test_agent_that_ends_is_missed_until_it_is_back(world: World) -> None:
             False,
             "nothing listens on the agent's port any more",
         )
+        request = vm_pb2.GetRequest(id=vm.id)
+        by_grpc = await supervisor.call(supervisor.vm_service.Get, request)
+        assert (by_grpc.agent_ready, by_grpc.agent_problem) == (False, shown["reason"])
         await guest.order("start-agent", kind="recorder")
         await vm.until(lambda: vm.agent_ready)
         assert (await agent_shown(supervisor, vm.id))["reason"] is None
