@@ -71,6 +71,15 @@ class Budget:
         return True
 
 
+async def sleep_in_step(pause_s: float) -> None:
+    """Sleep until a full second after the pause, if it is a second or more.
+
+    Then tasks that wake again and again, one for each VM, share their wake-ups.
+    """
+    wake_at = trio.current_time() + pause_s
+    await trio.sleep_until(math.ceil(wake_at) if pause_s >= 1 else wake_at)
+
+
 @asynccontextmanager
 async def move_on_when(
     condition: Callable[[], Awaitable[object]],

@@ -11,6 +11,7 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import grpc
 import trio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,7 +19,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from supervisor.bridge import aio_as_trio
 from supervisor.config import MAX_COMPUTATION, Timing
 from supervisor.errors import AgentError, HostError
-from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
+from supervisor.guest_text import clean
+from supervisor.pb import (
+    agent_pb2,
+    agent_pb2_grpc,
+    clone_pb2,
+    clone_pb2_grpc,
+    guest_pb2,
+    guest_pb2_grpc,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -29,13 +38,20 @@ if TYPE_CHECKING:
 
 _CLOSE_S = 2.0
 
+#: How much longer than an attempt its connection may last.
+_CLOSE_LAG_S = 0.2
+
+#: How much is kept of each of an agent's words on itself.
+_WORD_BYTES = 200
+
+#: The largest answer to a question that is asked again and again: a guest must not make work.
+CHECK_BYTES = 64 * 1024
+
 #: The largest message on any of our channels: a computation and the field around it.
 MAX_MESSAGE = MAX_COMPUTATION + 64 * 1024
 
 _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
-    # A reply may be longer than its computation: the agent writes the computation again.
-    ("grpc.max_receive_message_length", 2 * MAX_MESSAGE),
     # An error's text comes percent-encoded in a header. With grpc's 16 KiB, a longer text of an
     # agent would be replaced with an error of grpc's own.
     ("grpc.max_metadata_size", 64 * 1024),
@@ -49,6 +65,18 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 
+@attrs.frozen
+class Life:
+    """An agent's sign of life.
+
+    :ivar instance: drawn at each start of the agent; empty if the agent does not tell
+    :ivar last_end: how the agent before this one ended; empty if there was none
+    """
+
+    instance: str = ""
+    last_end: str = ""
+
+
 class Agent:
     """The agent of one VM, at one address. Call `wait_ready` first; `connect` closes it.
 
@@ -57,14 +85,28 @@ class Agent:
     busy host would never finish its part of one; so the longer the wait, the longer an attempt.
 
     :param address: ``host:port``
+    :param reply_bytes: the largest answer that is taken. A reply may be longer than its
+        computation: the agent writes the computation again
+    :ivar refused: whether the last attempt of `wait_ready` was turned down: the guest's network is
+        up, and nothing listens there
     """
+
+    refused = False
 
     #: Of grpc.aio; None before `wait_ready`.
     _channel: Any = None
 
-    def __init__(self, vm_id: str, address: str, config: AgentConfig, timing: Timing) -> None:
+    def __init__(
+        self,
+        vm_id: str,
+        address: str,
+        config: AgentConfig,
+        timing: Timing,
+        reply_bytes: int = 2 * MAX_MESSAGE,
+    ) -> None:
         self._vm_id = vm_id
         self.address = address
+        self._reply_bytes = reply_bytes
         self._config = config
         self._timing = timing
 
@@ -75,6 +117,7 @@ class Agent:
         :raises HostError: if a certificate cannot be read
         """
         shortest_s = self._timing.agent_attempt_s if attempt_s is None else attempt_s
+        self.refused = False
         began = trio.current_time()
         while True:
             waited_s = trio.current_time() - began
@@ -84,6 +127,7 @@ class Agent:
             with trio.move_on_after(this_s):
                 await aio_as_trio(self._channel.channel_ready)()
                 return
+            self.refused = self._channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
     async def _open(self, attempt_s: float) -> grpc.aio.Channel:
         """A new channel. Asyncio-flavoured: grpc.aio asks for the running loop.
@@ -91,8 +135,10 @@ class Agent:
         :raises HostError: if a certificate cannot be read
         """
         # Closing a channel does not end a connection that is still being made; this option does.
-        longest = ("grpc.min_reconnect_backoff_ms", int(attempt_s * 1000))
-        options = [*_CHANNEL_OPTIONS, longest]
+        # Not before we give it up: then what has failed by then was refused.
+        longest = ("grpc.min_reconnect_backoff_ms", int((attempt_s + _CLOSE_LAG_S) * 1000))
+        replies = ("grpc.max_receive_message_length", self._reply_bytes)
+        options = [*_CHANNEL_OPTIONS, longest, replies]
         if not self._config.client_tls:
             return grpc.aio.insecure_channel(self.address, options=options)
         # The address is a forwarded port of the host, and no certificate has the host's name.
@@ -144,6 +190,51 @@ class Agent:
         )
         await self._ask(clone_pb2_grpc.CloneServiceStub(self._channel).Renew, request)
 
+    async def check(self, timeout_s: float) -> Life:
+        """Whether the agent answers, and which one. Makes a connection if there is none.
+
+        An agent that refuses the call lives as well: the original one does not know it.
+
+        :raises AgentError: ``UNAVAILABLE`` if nothing listens there, ``DEADLINE_EXCEEDED`` if there
+            is no answer in time; then the connection is closed
+        :raises HostError: if a certificate cannot be read
+        """
+        try:
+            with trio.move_on_after(timeout_s):
+                return await self._life(timeout_s)
+            raise AgentError(self._vm_id, "DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s")
+        except AgentError:
+            await self.close()
+            raise
+
+    async def _life(self, attempt_s: float) -> Life:
+        if self._channel is None:
+            self._channel = await aio_as_trio(self._open)(attempt_s)
+        method = guest_pb2_grpc.GuestServiceStub(self._channel).Status
+        try:
+            status = await self._ask(method, guest_pb2.StatusRequest())
+        except AgentError as error:
+            if error.code == "UNAVAILABLE":
+                raise
+            return Life()
+        return Life(status.instance_id[:_WORD_BYTES], clean(status.last_end, _WORD_BYTES))
+
+    async def set_clock(self) -> float | None:
+        """Have the guest set its clock, which stood still while it was paused. After `check`.
+
+        :return: by how many seconds the clock was moved; None if the agent cannot do it
+        :raises AgentError: if the agent refuses
+        """
+        method = guest_pb2_grpc.GuestServiceStub(self._channel).SetClock
+        try:
+            now = guest_pb2.SetClockRequest(unix_time_ns=time.time_ns())
+            response = await self._ask(method, now)
+        except AgentError as error:
+            if error.code != "UNIMPLEMENTED":
+                raise
+            return None
+        return float(response.moved_ns / 1e9)
+
     async def _ask(self, method: Callable[[Any], Awaitable[Any]], request: object) -> Any:
         async def ask() -> Any:  # asyncio-flavoured
             return await method(request)
@@ -161,6 +252,11 @@ class Agent:
         return response
 
 
+def forward_to_agent(config: AgentConfig, forwards: Sequence[Forward]) -> Forward:
+    """The forward to the URL's port; if none leads there, the last one: it is declared for that."""
+    return next((one for one in forwards if one.guest_port == config.url.port), forwards[-1])
+
+
 def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
     """The address of the agent of a VM with these forwards, as ``host:port``.
 
@@ -168,8 +264,7 @@ def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
     address, with the host port in place of ``{port}``.
     """
     url = config.url
-    # If the URL names no port of theirs: the forwards are declared with the agent's last.
-    forward = next((one for one in forwards if one.guest_port == url.port), forwards[-1])
+    forward = forward_to_agent(config, forwards)
     if url.is_loopback:
         host = "127.0.0.1" if forward.host_address == "0.0.0.0" else forward.host_address
         return f"{host}:{forward.host_port}"
@@ -178,13 +273,17 @@ def address(config: AgentConfig, forwards: Sequence[Forward]) -> str:
 
 @asynccontextmanager
 async def connect(
-    vm_id: str, target: str, config: AgentConfig, timing: Timing
+    vm_id: str,
+    target: str,
+    config: AgentConfig,
+    timing: Timing,
+    reply_bytes: int = 2 * MAX_MESSAGE,
 ) -> AsyncIterator[Agent]:
     """An `Agent`, which may not be there yet. Its channel is closed at the end of the block.
 
     :param target: ``host:port``
     """
-    guest_agent = Agent(vm_id, target, config, timing)
+    guest_agent = Agent(vm_id, target, config, timing, reply_bytes)
     try:
         yield guest_agent
     finally:

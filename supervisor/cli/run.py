@@ -99,7 +99,7 @@ def _follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
     """The VM once its agent has answered."""
     path = f"/vms/{vm_id}"
     console = stderr()
-    shown_s = -1.0
+    shown_s, shown_reason = -1.0, None
     with console.status("") as status:
         console.print(f"VM {vm_id}")
         while True:
@@ -107,6 +107,10 @@ def _follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
                 _abandon(client, vm_id, signals[0])
             vm: dict[str, Any] = client.get(path)
             shown_s = _show_progress(status, vm["phases_s"], shown_s)
+            # An older supervisor knows no reason.
+            if (reason := vm["agent"].get("reason")) not in (None, shown_reason):
+                shown_reason = reason
+                console.print(f"waiting for the agent: {reason}")
             if vm["relay"]["state"] == "answered":
                 return vm
             if vm["relay"]["state"] in ("failed", "interrupted") or vm["ended"]:

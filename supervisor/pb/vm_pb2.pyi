@@ -40,7 +40,7 @@ class Forward(_message.Message):
     def __init__(self, guest_port: _Optional[int] = ..., host_address: _Optional[str] = ..., host_port: _Optional[int] = ...) -> None: ...
 
 class Vm(_message.Message):
-    __slots__ = ("id", "state", "reason", "forwards", "command", "agent_ready", "created_at", "ended_at", "exit_code", "error")
+    __slots__ = ("id", "state", "reason", "forwards", "command", "agent_ready", "created_at", "ended_at", "exit_code", "error", "agent_problem")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class Vm(_message.Message):
     ENDED_AT_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    AGENT_PROBLEM_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: VmState
     reason: str
@@ -61,7 +62,8 @@ class Vm(_message.Message):
     ended_at: _timestamp_pb2.Timestamp
     exit_code: int
     error: str
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[VmState, str]] = ..., reason: _Optional[str] = ..., forwards: _Optional[_Iterable[_Union[Forward, _Mapping]]] = ..., command: _Optional[str] = ..., agent_ready: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+    agent_problem: str
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[VmState, str]] = ..., reason: _Optional[str] = ..., forwards: _Optional[_Iterable[_Union[Forward, _Mapping]]] = ..., command: _Optional[str] = ..., agent_ready: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ..., agent_problem: _Optional[str] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 import random
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +13,7 @@ import trio
 from supervisor.errors import MonitorError, MonitorFlooded, SocketGone
 from supervisor.qemu import qmp
 from supervisor.qemu.process import EXIT_LAG_S
-from supervisor.waiting import Backoff, move_on_when
+from supervisor.waiting import Backoff, move_on_when, sleep_in_step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,7 +174,7 @@ class Connection:
         failures = 0
         while True:
             if self.state is MonitorState.OK:
-                await trio.sleep_until(_shared_moment(trio.current_time() + pause_s, pause_s))
+                await sleep_in_step(pause_s)
                 pause_s = self._life.heartbeat_s
             events_seen, began = self._events_seen, trio.current_time()
             try:
@@ -204,8 +203,3 @@ class Connection:
             # The first answer of a new VM's monitor is expected, and no event.
             if before is not MonitorState.NONE or state is MonitorState.LOST:
                 await handler.on_state(state)
-
-
-def _shared_moment(time: float, pause_s: float) -> float:
-    """The next full second, for pauses of a second or more. Then many VMs share one wake-up."""
-    return float(math.ceil(time)) if pause_s >= 1 else time

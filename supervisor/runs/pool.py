@@ -145,9 +145,9 @@ class Pool:
 
 
 def _is_unusable(vm: Vm) -> bool:
-    """Whether no run can use the VM now: it is paused, goes down, or QEMU does not answer."""
+    """Whether no run can use the VM now: it is paused, goes down, or does not answer any more."""
     going = vm.status.state in (VmState.PRELAUNCH, VmState.RUNNING)
-    return not going or vm.monitor_state is MonitorState.LOST
+    return not going or vm.agent_lost or vm.monitor_state is MonitorState.LOST
 
 
 def _kind(vm: Vm) -> TemplateUse | None:

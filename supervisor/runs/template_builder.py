@@ -104,6 +104,7 @@ class TemplateBuilder:
             why = "no template could be made of it"
             vm.request_end(EndMode.FORCE, EndCause.TEMPLATE_FAILED, why)
         entry.enter(TemplateState.FAILED, str(error))
+        entry.error = type(error).__name__
         self._retry_at = trio.current_time() + wait_s
 
     async def _make(self, entry: Entry, vm: Vm, fingerprint: Fingerprint) -> None:

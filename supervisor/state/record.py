@@ -110,6 +110,8 @@ class EventKind(enum.StrEnum):
     STATE = "state"
     LAUNCHED = "launched"
     AGENT = "agent"
+    AGENT_LATE = "agent-late"
+    AGENT_LOST = "agent-lost"
     RELAY = "relay"
     RENEWED = "renewed"
     FALLBACK = "fallback"

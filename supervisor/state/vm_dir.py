@@ -228,17 +228,21 @@ class VmDir:
         """The last lines that QEMU printed; empty if there are none. Blocking."""
         return "\n".join(last_lines(_end_of(self.qemu_log), lines, _TAIL_BYTES))
 
+    def console(self, size: int = _TAIL_BYTES) -> str:
+        """The end of what the guest printed, as it came. Blocking."""
+        return _end_of(self.serial_log, size)
+
     def what_was_printed(self) -> str:
         """The path of the guest's console log and its last lines, for errors of a silent guest."""
-        lines = last_lines(_end_of(self.serial_log), _CONSOLE_LINES, _LINE_BYTES)
+        lines = last_lines(self.console(), _CONSOLE_LINES, _LINE_BYTES)
         quote = ", last:\n" + "\n".join(lines) if lines else ", nothing so far"
         return f"what the guest printed is in {self.serial_log}{quote}"
 
 
-def _end_of(file: Path) -> str:
+def _end_of(file: Path, size: int = _TAIL_BYTES) -> str:
     try:
         with file.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            log.seek(max(0, log.seek(0, os.SEEK_END) - size))
             return log.read().decode(errors="replace")
     except OSError:
         return ""

@@ -52,6 +52,7 @@ class Entry:
 
     :ivar vm_id: the VM that becomes the template, while it is built
     :ivar problem: why the template is failed or stale
+    :ivar error: the name of the error that kept it from being built
     :ivar since: when it entered its state
     :ivar built_in_s: how many seconds the build took; None if an earlier supervisor built it
     :ivar size_bytes: its size on disk; None until it is built
@@ -64,6 +65,7 @@ class Entry:
     state: TemplateState
     vm_id: str | None = None
     problem: str | None = None
+    error: str | None = None
     since: datetime = attrs.field(factory=lambda: datetime.now(UTC))
     built_in_s: float | None = None
     size_bytes: int | None = None

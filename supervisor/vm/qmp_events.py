@@ -184,6 +184,8 @@ class QmpEvents:
 
     async def _enter(self, status: Status) -> None:
         vm = self._vm
+        if status.state is VmState.RUNNING and vm.status.state is VmState.PAUSED:
+            vm.resumes += 1
         if status.state is VmState.RUNNING and vm.record.running_since_s is None:
             vm.reached(Phase.RUNNING)
             now_s = vm.clock.boottime_s()

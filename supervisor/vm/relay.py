@@ -18,6 +18,8 @@ from supervisor.errors import AgentError, AgentTimeout, CloneFailed, SupervisorE
 from supervisor.qemu.process import EXIT_LAG_S
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.status import VmState
+from supervisor.vm.agent_watch import AgentWatch
+from supervisor.vm.diagnosis import CONSOLE_BYTES, diagnose, how_agent_ended
 from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ log = structlog.stdlib.get_logger()
 #: What each clone of a guest gets of the host's entropy: twice what its kernel's key holds.
 _ENTROPY_BYTES = 64
 
+#: The agent has not got the computation yet, if there is one.
+_BEFORE_SENDING = (RelayState.IDLE, RelayState.WAITING)
+
 
 class Relay:
     """One VM's. Its task makes it, and has it `run` beside each QEMU.
@@ -46,6 +51,8 @@ class Relay:
         self._templates = templates
         self._reset = trio.Event()
         self._interrupting = trio.Lock()
+        #: Why the agent will never be there.
+        self._hopeless = ""
         #: Whether the answer is here, and at most on its way to the disk.
         self._has_answer = False
 
@@ -75,7 +82,7 @@ class Relay:
                         continue
                 await self._reset.wait()
         finally:
-            vm.agent_ready = False
+            vm.forget_agent()
 
     async def interrupt(self) -> None:
         """Give up on a computation that the agent has, if its answer can no longer arrive.
@@ -95,7 +102,7 @@ class Relay:
         vm.prepared = False
         if vm.record.template and not vm.record.renewed:
             vm.defer(EventKind.RENEWED, {}, renewed=True)
-        vm.agent_ready = False
+        vm.forget_agent()
         # Before any write: a slow disk must not let the broken call count as a failed run.
         self._reset.set()
         vm.notify()
@@ -109,8 +116,12 @@ class Relay:
             await self._commit(RelayState.WAITING, error=None)
 
     async def _meet(self, session: Session) -> None:
+        """All there is to do with one guest's agent. Returns only if the VM becomes a template."""
         vm, record = self._vm, self._vm.record
         target = record.agent_address or client.address(vm.config.agent, record.forwards)
+        if vm.was_reached(Phase.AGENT) and record.relay not in _BEFORE_SENDING:
+            # It was ready when the VM was adopted, and nobody waits for it.
+            await AgentWatch(vm, target).run()
         async with client.connect(vm.id, target, vm.config.agent, vm.config.timing) as agent:
             if record.template and not record.renewed:
                 await self._renew(agent, session)
@@ -119,7 +130,8 @@ class Relay:
             if vm.ending:
                 await trio.sleep_forever()  # too late for a computation; QEMU's exit cancels this
             # After an adoption the phase is on record already, and the event was sent.
-            if vm.reached(Phase.AGENT):
+            is_new = vm.reached(Phase.AGENT)
+            if is_new:
                 vm.defer(EventKind.AGENT, {"address": target})
                 log.info("agent ready", vm=vm.id, agent=target)
             if vm.record.purpose is Purpose.POOL:
@@ -127,13 +139,16 @@ class Relay:
                 with trio.move_on_after(vm.config.timing.agent_warm_up_s):
                     async with move_on_when(self._wait_assigned):
                         await agent.warm_up()
-            vm.agent_ready = True
-            vm.notify()
-            if vm.record.purpose is Purpose.TEMPLATE:
-                await agent.prepare()
-            else:
-                await self._serve(agent, session)
-        vm.prepared = vm.record.purpose is Purpose.TEMPLATE
+            vm.note_agent(problem="")
+            if vm.record.purpose is not Purpose.TEMPLATE:
+                # Copies inherit what became of their template's agents.
+                watch = AgentWatch(vm, target, has_no_past=is_new and record.template is None)
+                async with move_on_when(watch.run):
+                    await self._serve(agent, session, watch)
+                    await agent.close()
+                    await trio.sleep_forever()
+            await agent.prepare()
+        vm.prepared = True
         vm.notify()
 
     async def _renew(self, agent: Agent, session: Session) -> None:
@@ -157,17 +172,50 @@ class Relay:
 
     async def _wait_ready(self, agent: Agent) -> None:
         vm, timeout_s = self._vm, self._vm.config.agent.boot_timeout_s
-        if vm.record.relay not in (RelayState.WAITING, RelayState.IDLE):
+        if vm.record.relay not in _BEFORE_SENDING:
             return await self._reach(agent)  # nobody waits for an answer
-        async with self._in_time(timeout_s) as patience:
+        self._hopeless = ""
+        looking = move_on_when(lambda: self._look_for_cause(agent))
+        async with self._in_time(timeout_s) as patience, looking:
             await self._reach(agent)
-        if patience.cancelled_caught:
+        if self._hopeless:
             raise AgentTimeout(
                 vm.id,
-                f"the agent of VM {vm.id} was not ready {timeout_s:g} s after the guest's start",
+                f"the agent of VM {vm.id} is not there: {self._hopeless}",
+                advice=vm.dir.what_was_printed(),
+            )
+        if patience.cancelled_caught:
+            late = f"was not ready {timeout_s:g} s after the guest's start"
+            sign = f"; {vm.agent_problem}" if vm.agent_problem else ""
+            raise AgentTimeout(
+                vm.id,
+                f"the agent of VM {vm.id} {late}{sign}",
                 advice=f"see MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}",
             )
         return None
+
+    async def _look_for_cause(self, agent: Agent) -> None:
+        """Return when it is certain that the agent will not be there; tell of other signs of that.
+
+        A guest may still be about to start its agent, or its network. So a sign must last.
+        """
+        vm, timing = self._vm, self._vm.config.timing
+        guest_port = client.forward_to_agent(vm.config.agent, vm.record.forwards).guest_port
+        before, since = None, trio.current_time()
+        while True:
+            await trio.sleep(timing.agent_look_s)
+            console = await trio.to_thread.run_sync(vm.dir.console, CONSOLE_BYTES)
+            found = diagnose(console, guest_port, refused=agent.refused)
+            if found != before or vm.status.state is not VmState.RUNNING:
+                before, since = found, trio.current_time()
+            lasted_s = trio.current_time() - since
+            if found and found.certain and lasted_s >= timing.agent_verdict_s:
+                self._hopeless = found.why
+                return
+            if found and lasted_s >= timing.agent_doubt_s and vm.agent_problem != found.why:
+                log.warning("agent late", vm=vm.id, why=found.why)
+                vm.agent_problem = found.why
+                await vm.commit(EventKind.AGENT_LATE, {"why": found.why})
 
     async def _reach(self, agent: Agent, attempt_s: float | None = None) -> None:
         """Return when the agent is ready. A guest that is paused meanwhile is left alone.
@@ -183,7 +231,7 @@ class Relay:
                 return
             await agent.close()
 
-    async def _serve(self, agent: Agent, session: Session) -> None:
+    async def _serve(self, agent: Agent, session: Session, watch: AgentWatch) -> None:
         """Send the computation, once there is one."""
         vm = self._vm
         if vm.record.relay is not RelayState.WAITING:
@@ -191,12 +239,12 @@ class Relay:
         if vm.record.relay is RelayState.IDLE:
             await self._wait_assigned()
         if vm.record.relay is RelayState.WAITING:
-            await self._send(agent, session)
+            await self._send(agent, session, watch)
 
     async def _wait_assigned(self) -> None:
         await self._vm.until(lambda: self._vm.record.relay is not RelayState.IDLE)
 
-    async def _send(self, agent: Agent, session: Session) -> None:
+    async def _send(self, agent: Agent, session: Session, watch: AgentWatch) -> None:
         vm = self._vm
         try:
             computation = await vm.dir.read_computation()
@@ -205,7 +253,7 @@ class Relay:
         await self._commit(RelayState.SENT)
         if vm.record.options.restart is RestartPolicy.NEVER:
             await vm.dir.drop_computation()
-        reply = await self._call(agent, session, computation)
+        reply = await self._call(agent, session, watch, computation)
         vm.reached(Phase.RELAY)
         self._has_answer = True
         # A reset that comes now is too late.
@@ -213,17 +261,24 @@ class Relay:
             await vm.dir.keep_reply(reply)
             await self._commit(RelayState.ANSWERED, answered=True)
 
-    async def _call(self, agent: Agent, session: Session, computation: bytes) -> str:
+    async def _call(
+        self, agent: Agent, session: Session, watch: AgentWatch, computation: bytes
+    ) -> str:
         vm, timeout_s = self._vm, self._vm.config.agent.timeout_s
         try:
             async with self._in_time(timeout_s):
-                return await agent.run(computation)
+                # The connection of an agent that has died may hang, as may that of a guest.
+                async with move_on_when(watch.wait_death):
+                    return await agent.run(computation)
+                raise AgentError(vm.id, "UNAVAILABLE", watch.death)
         except AgentError as error:
             if error.code != "UNAVAILABLE":
                 raise
             await self._let_the_end_decide(session)
+            ended = how_agent_ended(vm.dir.console(CONSOLE_BYTES))
+            text = f"the agent ended: {ended}" if ended else error.text
             hint = vm.dir.what_was_printed()
-            raise AgentError(vm.id, error.code, error.text, advice=hint) from error
+            raise AgentError(vm.id, error.code, text, advice=hint) from error
         raise AgentTimeout(
             vm.id,
             f"the agent of VM {vm.id} at {agent.address} did not answer Run within {timeout_s:g} s",

@@ -323,6 +323,7 @@ class VmTask:
             async with process.adopt(identity, pidfd, leave=self._is_left) as qemu:
                 if vm.status.state.ended:
                     return vm.status  # of what is on record as crashed, the rest
+                vm.resumes += 1  # nobody knows whether it was paused before
                 await self._relay.interrupt()
                 if identity != record.process:
                     data = {"pid": identity.pid, "template": record.template}

@@ -50,6 +50,9 @@ class Vm:
 
     :ivar session: the present QEMU, or the last one; None before the first
     :ivar agent_ready: whether the present guest's agent answers
+    :ivar agent_lost: whether it was ready, and does not answer any more
+    :ivar agent_problem: what is wrong with an agent that is not ready, if that is known
+    :ivar resumes: how often the guest has run on after a pause; 1 more if it was adopted
     :ivar prepared: whether the guest is ready to become a template, and nobody is connected
     :ivar failure: why its run or its task failed, if the VM's own end does not say it
     :ivar end_request: what was asked for; it may become more urgent, never less
@@ -72,6 +75,9 @@ class Vm:
         self.dir = VmDir(config.qemu.tmp / record.id)
         self.session: Session | None = None
         self.agent_ready = False
+        self.agent_lost = False
+        self.agent_problem = ""
+        self.resumes = 0
         self.prepared = False
         self.failure: SupervisorError | None = None
         self.end_request: EndRequest | None = None
@@ -319,6 +325,19 @@ class Vm:
         """Have these steps be noted again."""
         for phase in phases:
             self._phases.pop(phase, None)
+
+    def was_reached(self, phase: Phase) -> bool:
+        """Whether `reached` was called for it, perhaps by an earlier supervisor."""
+        return phase in self._phases
+
+    def note_agent(self, *, problem: str) -> None:
+        """The agent answers; or it was ready, and has this problem now."""
+        self.agent_ready, self.agent_lost, self.agent_problem = not problem, bool(problem), problem
+        self.notify()
+
+    def forget_agent(self) -> None:
+        """There is no agent: the guest was reset, or has ended."""
+        self.agent_ready, self.agent_lost, self.agent_problem = False, False, ""
 
     def notify(self) -> None:
         """Have every ``until`` evaluate its condition again."""

@@ -83,6 +83,25 @@ async def test_run_prints_the_reply_and_nothing_else(world: World) -> None:
         assert lines[-1] == f"end it with: qmp-supervisor shutdown {vm.id[:8]}"
 
 
+async def test_run_says_why_it_waits_for_the_agent(world: World) -> None:
+    world.scenario(agent="none")
+    world.hasten(agent_look_s=0.01, agent_doubt_s=0.05)
+    async with world.serve() as supervisor, trio.open_nursery() as nursery:
+        command = cli(supervisor).command("run", "-")
+        process: trio.Process = await nursery.start(
+            partial(trio.run_process, **command, stdin=COMPUTATION, stderr=-1)
+        )
+        guest = await world.guest()
+        assert process.stderr
+        said = b""
+        while b"waiting for the agent: the guest's network is up" not in said:
+            said += await process.stderr.receive_some()
+        await guest.order("start-agent", kind="recorder")
+        async for data in process.stderr:
+            said += data
+    assert said.count(b"waiting for the agent") == 1
+
+
 async def test_run_json_has_the_members_of_post_run(world: World, tmp_path: Path) -> None:
     request = tmp_path / "request.json"
     request.write_text(json.dumps({"computation": list(COMPUTATION)}))

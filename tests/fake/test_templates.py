@@ -42,10 +42,11 @@ async def test_template_is_built_at_start_and_listed(world: World) -> None:
     async with world.serve() as supervisor:
         one = await ready(supervisor.http)
         assert one.keys() == {
-            *("digest", "state", "vm", "problem", "since"),
+            *("digest", "state", "vm", "problem", "error", "since"),
             *("built_in_s", "size_bytes", "clones", "failures"),
         }
         assert (one["vm"], one["problem"], one["clones"], one["failures"]) == (None, None, 0, 0)
+        assert one["error"] is None
         assert one["built_in_s"] > 0
         assert one["size_bytes"] > 0
         all_of_it = await templates(supervisor.http)
@@ -277,6 +278,17 @@ async def test_builder_that_dies(
         world.scenario()
         assert not is_clone(await run(supervisor.http))
         assert not directories(world)
+
+
+async def test_template_is_not_waited_for_if_its_guest_says_that_it_has_no_network(
+    world: World,
+) -> None:
+    world.scenario(agent="none", console="[guest 9.70] problem: no network device\n")
+    world.hasten(agent_look_s=0.01, agent_verdict_s=0.05)
+    async with world.serve(MANAGER_BOOT_TIMEOUT="1h") as supervisor:
+        one = await failed(supervisor.http)
+        assert one["error"] == "AgentTimeout"
+        assert "is not there: the guest says: no network device" in one["problem"]
 
 
 async def test_migration_that_hangs_is_not_waited_for_for_ever(world: World) -> None:

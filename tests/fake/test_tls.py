@@ -114,6 +114,28 @@ async def test_agent(world: World, tls: Tls, mutual: bool, name: str) -> None:
         assert await supervisor.run()
 
 
+async def test_vm_outlives_the_certificate_that_its_agent_was_asked_by(
+    world: World, tls: Tls
+) -> None:
+    settings = {
+        "MANAGER_AGENT_GRPC_CLIENT_TLS": "true",
+        "MANAGER_AGENT_GRPC_CA_CERTS": str(tls.ca),
+        "MANAGER_HEARTBEAT": "1h",
+    }
+    world.scenario(agent_tls=str(world.directory))
+    async with world.serve(**settings) as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        tls.ca.rename(tls.ca.with_suffix(".gone"))
+        for _ in range(2):  # after each resume the agent is asked
+            await supervisor.http.post(f"/vms/{vm.id}/pause")
+            await supervisor.http.post(f"/vms/{vm.id}/resume")
+        await supervisor.http.post(f"/vms/{vm.id}/shutdown")
+        await guest.until("end")
+        assert vm.record.error is None
+        assert vm.status.reason == "guest-shutdown"
+
+
 async def test_agent_with_a_name_that_is_not_expected(world: World, tls: Tls) -> None:
     settings = {
         "MANAGER_AGENT_GRPC_CLIENT_TLS": "true",

@@ -13,7 +13,14 @@ from uuid import UUID
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from supervisor.pb import agent_pb2, agent_pb2_grpc, clone_pb2, clone_pb2_grpc
+from supervisor.pb import (
+    agent_pb2,
+    agent_pb2_grpc,
+    clone_pb2,
+    clone_pb2_grpc,
+    guest_pb2,
+    guest_pb2_grpc,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +33,14 @@ _LIMIT = 40 * 1024 * 1024
 class Twin(Protocol):
     """A guest that may be copied; ``prepared`` from Prepare on until Renew, also in a copy.
 
-    ``renewed_as`` is the id of the VM that it was renewed for.
+    ``renewed_as`` is the id of the VM that it was renewed for. ``instance`` is of its agent, and
+    ``last_end`` says how the agent before that ended.
     """
 
     prepared: bool
     renewed_as: str
+    instance: str
+    last_end: str
 
 
 class _Agent(agent_pb2_grpc.AgentServiceServicer):
@@ -108,6 +118,30 @@ class _Clones(clone_pb2_grpc.CloneServiceServicer):
             context.abort(grpc.StatusCode.INTERNAL, "it cannot be done")
 
 
+class _Guest(guest_pb2_grpc.GuestServiceServicer):
+    """Status and SetClock; the test is told of each call."""
+
+    def __init__(self, plan: Scenario, tell: Callable[..., None], guest: Twin) -> None:
+        self._plan = plan
+        self._tell = tell
+        self._guest = guest
+
+    def Status(  # noqa: N802
+        self, request: guest_pb2.StatusRequest, context: Any
+    ) -> guest_pb2.StatusResponse:
+        self._tell("Status")
+        if self._plan.life == "refuse":
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "who asks?")
+        instance = self._guest.instance * (100_000 if self._plan.life == "huge" else 1)
+        return guest_pb2.StatusResponse(instance_id=instance, last_end=self._guest.last_end)
+
+    def SetClock(  # noqa: N802
+        self, request: guest_pb2.SetClockRequest, context: Any
+    ) -> guest_pb2.SetClockResponse:
+        self._tell("SetClock", unix_time_ns=request.unix_time_ns)
+        return guest_pb2.SetClockResponse(moved_ns=1)
+
+
 class _Health(health_pb2_grpc.HealthServicer):
     """Tells the test of the call, and answers it unless the plan says otherwise."""
 
@@ -148,7 +182,7 @@ class _Deaf:
 def start(
     kind: str, plan: Scenario, port: int, directory: Path, tell: Callable[..., None], guest: Twin
 ) -> Any:
-    """An agent of this kind on this port of the loopback, for as long as the process lives."""
+    """An agent of this kind on this port of the loopback, until it is stopped."""
     if kind == "deaf":
         return _Deaf(port)
     if kind == "reference":
@@ -164,6 +198,8 @@ def start(
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
     clone_pb2_grpc.add_CloneServiceServicer_to_server(_Clones(plan, tell, guest), server)
     health_pb2_grpc.add_HealthServicer_to_server(_Health(plan, tell), server)
+    if kind != "original":
+        guest_pb2_grpc.add_GuestServiceServicer_to_server(_Guest(plan, tell, guest), server)
     address = f"127.0.0.1:{port}"
     if plan.agent_tls:
         server.add_secure_port(address, _credentials(Path(plan.agent_tls), plan.agent_mutual))

@@ -40,12 +40,15 @@ class Scenario:
 
     #: ``reference``: the guest's own agent; ``recorder``: keeps what it gets and answers with
     #: its digest; ``status``: answers with an error; ``silent``: never answers; ``deaf``: its
-    #: port takes connections, and no word comes back; ``none``.
+    #: port takes connections, and no word comes back; ``original``: as ``recorder``, and knows
+    #: nothing of guest.GuestService; ``none``.
     agent: str = "recorder"
     #: Of the recorder's answer, in bytes; 0: as many as the digest has.
     reply_bytes: int = 0
     #: For ``status``: gRPC's name of the code, and the text.
     status: tuple[str, str] = ("INTERNAL", "")
+    #: What the guest's console has in it from the start.
+    console: str = ""
     #: Directory with ``key.pem``, ``cert.pem`` and ``ca.pem``; empty: no TLS.
     agent_tls: str = ""
     agent_mutual: bool = False
@@ -56,6 +59,8 @@ class Scenario:
     renew: str = "good"
     #: Its answer when it is asked for its health: ``good``, ``silence``.
     health: str = "good"
+    #: Its answer when it is asked for its status: ``good``, ``refuse``, ``huge``.
+    life: str = "good"
     #: What becomes of ``migrate``: ``good``, ``fails``, ``hangs``.
     migration: str = "good"
     #: And of ``migrate-incoming``: ``good``, ``fails``, ``hangs``, ``dies``.

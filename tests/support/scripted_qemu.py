@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from tests.support import migration, scenario
@@ -86,6 +87,9 @@ class ScriptedQemu(FakeQemu):
         self.renewed_as = ""
         #: Which agent it has.
         self.kind = self.plan.agent
+        #: How its agent before this one ended.
+        self.last_end = ""
+        self.instance = ""
 
     def run(self) -> None:
         control = socket.socket(socket.AF_UNIX)
@@ -117,6 +121,9 @@ class ScriptedQemu(FakeQemu):
             "suspend": self.suspend,
             "wake": self.wake,
             "start-agent": self.start_agent_of,
+            "end-agent": self.end_agent,
+            "abandon-agent": self.abandon_agent,
+            "print": self.print_to_console,
             "raw": self.send_raw,
             "exit": self.exit,
             "hang-up": self.hang_up,
@@ -237,6 +244,8 @@ class ScriptedQemu(FakeQemu):
     def run_guest(self) -> None:
         if self.status == "prelaunch" and self.ram:
             self.ram.boot()
+        if self.plan.console:
+            self.print_to_console(self.plan.console)
         super().run_guest()
 
     def start_agent(self) -> None:
@@ -248,12 +257,29 @@ class ScriptedQemu(FakeQemu):
         self.agent = fake_agent.start(
             self.kind, self.plan, self.host_port(7002), self.directory, self.tell_from_thread, self
         )
+        self.instance = f"{os.getpid()}-{time.monotonic_ns()}"
 
     def stop_agent(self) -> None:
+        self.end_agent("")
+        self.prepared, self.renewed_as, self.kind = False, "", self.plan.agent
+
+    def end_agent(self, how: str, again: bool = False) -> None:
+        """Have the agent end, and perhaps be started again at once."""
         if self.agent:
             self.agent.stop(None).wait()
             self.agent = None
-        self.prepared, self.renewed_as, self.kind = False, "", self.plan.agent
+        self.last_end = how
+        if again:
+            self.start_agent()
+
+    def abandon_agent(self) -> None:
+        """Have another agent in the place of the one that has calls, which it leaves unanswered."""
+        self.instance += " again"
+
+    def print_to_console(self, text: str) -> None:
+        serial = next(word for word in self.argv if word.startswith("file,id=serial,"))
+        with open(serial.partition("path=")[2].partition(",")[0], "a") as console:
+            console.write(text)
 
     def press_power_button(self) -> None:
         self.presses += 1

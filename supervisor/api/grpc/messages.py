@@ -67,6 +67,7 @@ def vm(one: Vm) -> vm_pb2.Vm:
         reason=one.status.reason,
         command=shell_line(one.record.command),
         agent_ready=one.agent_ready,
+        agent_problem=one.agent_problem,
         exit_code=one.record.exit_code,
         error=one.record.error or "",
         forwards=[

@@ -55,7 +55,11 @@ def status(vm: Vm) -> dict[str, Any]:
         "query_status": _run_status(facts.run_status) if facts else None,
         "query_sev": _sev(facts.sev) if facts else None,
         "asked_at": moment(facts.at) if facts else None,
-        "agent": {"ready": vm.agent_ready, "address": vm.record.agent_address},
+        "agent": {
+            "ready": vm.agent_ready,
+            "address": vm.record.agent_address,
+            "reason": vm.agent_problem or None,
+        },
         "uptime_s": seconds(vm.uptime_s),
     }
 
@@ -112,6 +116,7 @@ def template(entry: Entry) -> dict[str, Any]:
         "state": entry.state,
         "vm": entry.vm_id,
         "problem": entry.problem,
+        "error": entry.error,
         "since": moment(entry.since),
         "built_in_s": seconds(entry.built_in_s),
         "size_bytes": entry.size_bytes,

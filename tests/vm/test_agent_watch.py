@@ -1,0 +1,170 @@
+"""Guests whose agent does not come, ends, or sleeps: on real QEMU, with real images."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from tests.vm.conftest import PATIENCE_S, Supervisor, started
+from tests.vm.test_faults import start, wait_for
+from tests.vm.test_run import computation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import httpx
+
+#: By the number of its CPUs: listens elsewhere, has no network, has no agent.
+ODD_AGENT = """#!/usr/bin/busybox sh
+case $(nproc) in
+1) exec nc -ll -p 7003 -e /bin/cat ;;
+2) while ! rmmod virtio_net; do sleep 0.01; done 2>/dev/null ;;
+3) rm /usr/lib/guest/agent; exit ;;
+esac
+exec sleep 1000000
+"""
+
+#: What the algorithm sends back after what it has done.
+TELL = b"""
+with socket.socket(socket.AF_UNIX) as result:
+    result.connect(sys.argv[2])
+    result.sendall(str(told).encode())
+"""
+TIME = b"import socket, sys, time; told = time.time()\n" + TELL
+KILL_AGENT = b"import os; os.kill(os.getppid(), 9)"
+SUSPEND = b"open('/sys/power/state', 'w').write('mem')"
+
+
+def build(directory: Path, *options: str) -> Path:
+    tool = Path(sys.prefix, "bin", "qmp-supervisor")
+    subprocess.run([tool, "image", "build", "--output", directory, *options], check=True)
+    return directory / "guest.qcow2"
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("odd")
+    agent = directory / "agent"
+    agent.write_text(ODD_AGENT)
+    return build(directory / "img", "--agent", str(agent))
+
+
+@pytest.fixture(scope="module")
+def refusals(odd: Path) -> list[dict[str, Any]]:
+    """The problem documents of runs in guests with one, two and three CPUs."""
+
+    def run(cpus: int) -> dict[str, Any]:
+        with started(
+            MANAGER_QEMU_DISK_IMG_FILE=str(odd), MANAGER_QEMU_SMP_COUNT=str(cpus)
+        ) as supervisor:
+            answer: httpx.Response = supervisor.http.post("/run", json={"computation": [1]})
+            assert answer.status_code == 504, answer.text
+            return dict(answer.json())
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(run, (1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "words"),
+    [
+        (1, "the guest listens on port 7003, and not on the agent's port 7002"),
+        (2, "the guest says: no "),
+        (3, "the guest says: the agent cannot be started"),
+    ],
+    ids=["elsewhere", "no network", "no agent"],
+)
+def test_run_says_why_there_is_no_agent(
+    refusals: list[dict[str, Any]], cpus: int, words: str
+) -> None:
+    """At once, and with the console's last lines; the boot timeout is minutes away."""
+    document = refusals[cpus - 1]
+    assert words in document["detail"]
+    assert "MANAGER_BOOT_TIMEOUT" not in document["detail"]
+    assert "\n[guest " in document["advice"]
+
+
+@pytest.fixture(scope="module")
+def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
+    """Of guests whose algorithms may do anything."""
+    directory = tmp_path_factory.mktemp("trusting")
+    image = build(directory / "img", "--agent-arguments", "--trust-algorithms")
+    with started(MANAGER_QEMU_DISK_IMG_FILE=str(image), MANAGER_HEARTBEAT="1s") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def fleet(supervisor: Supervisor) -> dict[str, dict[str, Any]]:
+    names = ("killed", "paused", "suspended")
+    with ThreadPoolExecutor() as pool:
+        answers = pool.map(lambda name: supervisor.run(computation(name)), names)
+        return dict(zip(names, answers, strict=True))
+
+
+def test_agent_that_is_killed_is_missed_and_comes_back(
+    supervisor: Supervisor, fleet: dict[str, dict[str, Any]]
+) -> None:
+    vm = fleet["killed"]
+    with supervisor.events(vm["id"]) as events:
+        answer = start(vm, KILL_AGENT)
+        lost = wait_for(events, "agent-lost")
+        assert lost["reason"] in ("refused", "restarted")
+        wait_for(events, "agent")
+    with pytest.raises(grpc.RpcError):
+        answer.result()
+    assert supervisor.show(vm["id"])["agent"] == {
+        "ready": True,
+        "address": vm_address(vm),
+        "reason": None,
+    }
+
+
+def vm_address(vm: dict[str, Any]) -> str:
+    return next(
+        f"{one['host_address']}:{one['host_port']}"
+        for one in vm["forwards"]
+        if one["guest_port"] == 7002
+    )
+
+
+def test_clock_is_right_after_a_pause(
+    supervisor: Supervisor, fleet: dict[str, dict[str, Any]]
+) -> None:
+    vm = fleet["paused"]
+    supervisor.post(vm["id"], "pause")
+    time.sleep(20)  # it is this long that the guest's clock stands still
+    supervisor.post(vm["id"], "resume")
+    set_at = next(one for one in _log(supervisor) if one["message"] == "the guest's clock is set")
+    assert set_at["vm"] == vm["id"]
+    assert set_at["moved_s"] > 15
+    before = time.time()
+    told = float(start(vm, TIME).result().file)
+    assert before - 2 < told < time.time() + 2
+
+
+def _log(supervisor: Supervisor) -> Iterator[dict[str, Any]]:
+    deadline, seen = time.monotonic() + PATIENCE_S, 0
+    while time.monotonic() < deadline:
+        while seen < len(supervisor.log):
+            yield supervisor.log[seen]
+            seen += 1
+        time.sleep(0.05)
+
+
+def test_guest_that_sleeps_is_woken_to_power_off(
+    supervisor: Supervisor, fleet: dict[str, dict[str, Any]]
+) -> None:
+    vm = fleet["suspended"]
+    with supervisor.events(vm["id"]) as events:
+        answer = start(vm, SUSPEND)
+        wait_for(events, "state", state="paused", reason="suspended")
+    assert not answer.done()
+    ended = supervisor.post(vm["id"], "shutdown")
+    assert (ended["state"], ended["reason"]) == ("shutoff", "guest-shutdown")
