@@ -16,6 +16,7 @@ import shutil
 import threading
 import time
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import attrs
@@ -36,6 +37,9 @@ _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 #: Suffixes of a directory that is being made, and of a directory that is being removed.
 _NEW, _GONE = ".new", ".gone"
+
+#: The beginning of a line of events.jsonl.
+_NUMBER = re.compile(rb'\{"sequence": (\d{1,18}),')
 
 #: How many event numbers are reserved at a time.
 _RESERVED = 10_000
@@ -195,16 +199,17 @@ class Store:
 
         :param limit: the most events that are returned
         """
-        files = [self._own_events, *(VmDir(self.tmp / vm_id).events for vm_id in vm_ids)]
-        later = (event for file in files for event in self._all_events(file)
-                 if event.sequence > sequence)  # fmt: skip
-        return heapq.nsmallest(limit, later, key=lambda event: event.sequence)
+        own = self._later_events(self._own_events, sequence)
+        # A VM's events are written one at a time, so that its file is in their order.
+        files = [VmDir(self.tmp / vm_id).events for vm_id in vm_ids]
+        of_vms = [islice(self._later_events(file, sequence), limit) for file in files]
+        return heapq.nsmallest(limit, chain(own, *of_vms), key=lambda event: event.sequence)
 
-    def _all_events(self, file: Path) -> Iterator[Event]:
+    def _later_events(self, file: Path, after: int) -> Iterator[Event]:
         owed = [record.parse_event(line) for line in tuple(self._owed.get(file, ()))]
         numbers = {event.sequence for event in owed}  # they may be in the file by now
-        yield from (event for event in _events(file) if event.sequence not in numbers)
-        yield from owed
+        yield from (event for event in _events(file, after) if event.sequence not in numbers)
+        yield from (event for event in owed if event.sequence > after)
 
     def events_of(self, vm_id: str) -> list[Event]:
         """All events in a VM's file."""
@@ -305,12 +310,21 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _events(file: Path) -> Iterator[Event]:
-    """The events of a file. Skips lines that are damaged; a missing file has no events."""
+def _events(file: Path, after: int = 0) -> Iterator[Event]:
+    """The events of a file with a greater number.
+
+    Skips lines that are damaged; a missing file has no events.
+    """
     with contextlib.suppress(OSError), file.open("rb") as lines:
         for line in lines:
+            # Most lines of a long file are passed over, and to parse them would take long.
+            number = _NUMBER.match(line)
+            if number and int(number[1]) <= after:
+                continue
             with contextlib.suppress(Damaged):
-                yield record.parse_event(line)
+                event = record.parse_event(line)
+                if event.sequence > after:
+                    yield event
 
 
 def _drop_events(file: Path, kept_bytes: int) -> None:
