@@ -321,7 +321,8 @@ async def test_time_to_live_of_the_settings_is_no_matter_to_the_pool(
 ) -> None:
     world.clock = clock = SetClock(1000.0)
     world.hasten(ttl_sleep_s=0.01)
-    async with world.serve(MANAGER_TTL="1h", **COLD) as supervisor:
+    settings = {"MANAGER_TTL": "1h", "MANAGER_POOL_MAX_AGE": "24h", **COLD}
+    async with world.serve(**settings) as supervisor:
         waiting = await pool(supervisor.http, 2)
         clock.now_s += 7200
         shown = await run(supervisor.http)
