@@ -114,7 +114,7 @@ class _Passing:
         )
         self._around(Journal, "_publish", lambda *_: "publish", after=False)
         self._around_async(Monitor, "execute", lambda _, command, *__: f"QMP {command}")
-        self._around_async(Monitor, "migrate", lambda _, command, *__: f"{command} to its end")
+        self._around_async(Monitor, "_migrate", lambda _, command, *__: f"{command} to its end")
         self._around_async(Agent, "prepare", lambda *_: "agent Prepare")
         self._around_async(Agent, "renew", lambda *_: "agent Renew")
         self._around_async(Agent, "run", lambda *_: "agent Run")
