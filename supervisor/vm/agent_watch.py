@@ -114,15 +114,15 @@ class AgentWatch:
         return await agent.check(timeout_s)
 
     def _is_another(self, life: Life) -> bool:
-        """Whether an agent was started again that was not seen to be gone."""
-        if self._vm.agent_lost:
-            return False
+        """Whether the agent was started again since it last answered."""
         unseen = self._has_no_past and bool(life.last_end)
         before = self._instance or life.instance
         return unseen or (bool(life.instance) and life.instance != before)
 
     async def _tell_lost(self, reason: str, why: str) -> None:
         vm, was_lost = self._vm, self._vm.agent_lost
+        if vm.ending:
+            return  # its agent ends before the guest does
         vm.note_agent(problem=why)
         if reason != "silent":
             self.death = why

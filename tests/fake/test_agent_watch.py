@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.pb import vm_pb2
+from supervisor.state.record import EndCause, EndMode
 from supervisor.state.status import VmState
 from tests.fake.test_control import act, events_of
 
@@ -141,6 +142,18 @@ async def test_agent_of_the_original_knows_nothing_of_this(world: World) -> None
         while guest.count("query-status") < seen + 30:
             await guest.until("query-status")
         assert vm.agent_ready
+        assert agent_events(world, vm.id) == [("agent", "")]
+
+
+async def test_agent_of_a_vm_on_its_way_to_its_end_is_not_missed(world: World) -> None:
+    world.scenario(deaf_to_powerdown=2)
+    async with world.serve(**BEAT, MANAGER_POWERDOWN_INTERVAL="500ms") as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        vm.request_end(EndMode.GRACEFUL, EndCause.API, "the test wants it")
+        await guest.until("system_powerdown")
+        await guest.order("end-agent", how="")
+        await vm.wait_ended()
         assert agent_events(world, vm.id) == [("agent", "")]
 
 
