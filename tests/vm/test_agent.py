@@ -53,6 +53,19 @@ class Guest(NamedTuple):
         """What is on its console."""
         return self.console.read_bytes().decode(errors="replace").replace("\r", "")
 
+    def status_of_the_next(self) -> StatusResponse:
+        """Of the agent that /init starts when this one has ended."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                answer: StatusResponse
+                answer = self.guest.Status(StatusRequest(), timeout=PATIENCE_S, wait_for_ready=True)
+            except grpc.RpcError as error:  # asked while the connection was being closed
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+                assert time.monotonic() < deadline
+            else:
+                return answer
+
     def status(self) -> StatusResponse:
         answer: StatusResponse = self.guest.Status(StatusRequest(), timeout=PATIENCE_S)
         return answer
@@ -256,8 +269,7 @@ def test_end_of_an_agent_is_told_by_the_next(
     with pytest.raises(grpc.RpcError) as caught:
         trusting.agent.Result(agent_pb2.ResultRequest(), timeout=PATIENCE_S)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    request = StatusRequest()
-    after = trusting.guest.Status(request, timeout=PATIENCE_S, wait_for_ready=True)
+    after = trusting.status_of_the_next()
     assert after.last_end == reason
     assert after.instance_id != before
     assert f"] problem: the agent ended: {reason}\n" in trusting.told()
