@@ -2,8 +2,8 @@
 
 It needs nothing but Python 3.11 and h2, because it also runs inside the guest, alone. gRPC
 (``agent.AgentService``, ``compute.ComputeService``, ``guest.GuestService``) listens on 7002, HTTP
-on 9031. Once both serve, one line ``{"grpc_port": N, "http_port": N}`` goes to stdout; port 0 lets the kernel choose. SIGTERM ends
-the agent, and any algorithm it runs, with status 0.
+on 9031. Once both serve, one line ``{"grpc_port": N, "http_port": N}`` goes to stdout; port 0 lets
+the kernel choose. SIGTERM ends the agent, and any algorithm it runs, with status 0.
 
 A request that cannot be answered raises :class:`~.refusal.Refusal`: a status code and a sentence
 for the caller.
