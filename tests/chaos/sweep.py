@@ -64,7 +64,9 @@ def points_of(scenario: Scenario, place: Place, zygote: Zygote) -> list[str]:
     trace.unlink(missing_ok=True)
     if verdict.problems:
         raise Broken(f"{scenario.name}, unharmed: {verdict.problems}")
-    last = next((n for n, point in enumerate(passed, 1) if scenario.until in point), len(passed))
+    last = next((n for n, point in enumerate(passed, 1) if scenario.until in point), 0)
+    if not last:
+        raise Broken(f"{scenario.name}, unharmed: no step is {scenario.until or 'seen'}")
     return passed[:last] if scenario.until else passed
 
 
