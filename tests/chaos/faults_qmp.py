@@ -181,11 +181,13 @@ def _answering(path: Path, words: bytes) -> Iterator[None]:
 
 def _launched_with(words: bytes) -> Callable[[Case], None]:
     def harm(case: Case) -> None:
-        """What is started as QEMU says this and nothing else."""
+        """What is started as a VM's QEMU says this and nothing else."""
         liar = case.tmp.with_name(f"{case.tmp.name}-liar")
         liar.write_text(
             f"#!{sys.executable} -ISE\n"
-            "import socket, time\n"
+            "import os, socket, sys\n"
+            "if '-qmp' in sys.argv:\n"  # the supervisor asks its QEMU what that can do
+            f"    os.execv({str(case.place.qemu)!r}, sys.argv)\n"
             "listener = socket.socket(fileno=0)\n"
             "kept = []\n"
             "while True:\n"

@@ -42,9 +42,11 @@ class Place:
         self.agents = Agents(range(self.base + 2 * _PORTS_EACH, self.base + 3 * _PORTS_EACH))
         self.qemu = directory / "qemu"
         small_host.write_machineless(self.qemu)
-        #: The same, but stopped before it is QEMU, until somebody sends it a SIGCONT.
+        #: The same, but stopped before it is a VM's QEMU, until somebody sends it a SIGCONT.
         self.stopped_qemu = directory / "stopped-qemu"
-        self.stopped_qemu.write_text(f'#!/bin/sh\nkill -STOP $$\nexec {self.qemu} "$@"\n')
+        self.stopped_qemu.write_text(
+            f'#!/bin/sh\n[ "${{*#*-qmp stdio}}" != "$*" ] || kill -STOP $$\nexec {self.qemu} "$@"\n'
+        )
         self.stopped_qemu.chmod(0o755)
         small_host.write_files(directory)
         self._disk = directory / small_host.DISK
