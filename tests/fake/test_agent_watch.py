@@ -36,6 +36,7 @@ async def asked_again(guest: Guest) -> None:
 
 
 async def test_agent_that_ends_is_missed_until_it_is_back(world: World) -> None:
+    world.scenario(tells_life=True)
     async with world.serve(**BEAT) as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
@@ -62,6 +63,7 @@ async def test_agent_that_ends_is_missed_until_it_is_back(world: World) -> None:
 
 
 async def test_agent_that_is_started_again_between_two_questions(world: World) -> None:
+    world.scenario(tells_life=True)
     async with world.serve(MANAGER_HEARTBEAT="20ms") as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
@@ -76,6 +78,7 @@ async def test_agent_that_is_started_again_between_two_questions(world: World) -
 
 
 async def test_agent_that_ended_before_it_was_first_asked(world: World) -> None:
+    world.scenario(tells_life=True)
     async with world.serve(MANAGER_HEARTBEAT="1h") as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
@@ -87,6 +90,7 @@ async def test_agent_that_ended_before_it_was_first_asked(world: World) -> None:
 
 
 async def test_agent_that_hangs(world: World) -> None:
+    world.scenario(tells_life=True)
     async with world.serve(**BEAT, MANAGER_QMP_TIMEOUT="200ms") as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
@@ -98,6 +102,7 @@ async def test_agent_that_hangs(world: World) -> None:
 
 
 async def test_paused_guest_is_not_lost(world: World) -> None:
+    world.scenario(tells_life=True)
     async with world.serve(**BEAT, MANAGER_QMP_TIMEOUT="200ms") as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
@@ -118,7 +123,7 @@ async def test_paused_guest_is_not_lost(world: World) -> None:
 
 async def test_computation_does_not_wait_for_an_agent_that_has_died(world: World) -> None:
     """Its connection hangs, for the guest has no word for it any more."""
-    world.scenario(agent="silent")
+    world.scenario(tells_life=True, agent="silent")
     async with world.serve(**BEAT, MANAGER_AGENT_GRPC_TIMEOUT="1h") as supervisor:
         vm = supervisor.vm(await supervisor.begin())
         guest = await world.guest()
@@ -132,7 +137,7 @@ async def test_computation_does_not_wait_for_an_agent_that_has_died(world: World
 
 
 async def test_agent_of_the_original_knows_nothing_of_this(world: World) -> None:
-    world.scenario(agent="original")
+    world.scenario(tells_life=True, agent="original")
     async with world.serve(**BEAT) as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
@@ -146,7 +151,7 @@ async def test_agent_of_the_original_knows_nothing_of_this(world: World) -> None
 
 
 async def test_agent_of_a_vm_on_its_way_to_its_end_is_not_missed(world: World) -> None:
-    world.scenario(deaf_to_powerdown=2)
+    world.scenario(tells_life=True, deaf_to_powerdown=2)
     async with world.serve(**BEAT, MANAGER_POWERDOWN_INTERVAL="500ms") as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
@@ -158,6 +163,7 @@ async def test_agent_of_a_vm_on_its_way_to_its_end_is_not_missed(world: World) -
 
 
 async def test_guest_that_sleeps_and_wakes_without_end_is_not_asked_each_time(world: World) -> None:
+    world.scenario(tells_life=True)
     async with world.serve(MANAGER_HEARTBEAT="1h") as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
@@ -173,7 +179,7 @@ async def test_guest_that_sleeps_and_wakes_without_end_is_not_asked_each_time(wo
 
 @pytest.mark.parametrize("life", ["refuse", "huge"])
 async def test_agent_that_gives_no_proper_answer_lives(world: World, life: str) -> None:
-    world.scenario(life=life)
+    world.scenario(tells_life=True, life=life)
     async with world.serve(**BEAT) as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         await asked_again(await world.guest())
@@ -183,6 +189,7 @@ async def test_agent_that_gives_no_proper_answer_lives(world: World, life: str) 
 
 @pytest.mark.parametrize("how", ["paused", "suspended"])
 async def test_clock_is_set_after_a_pause(world: World, how: str) -> None:
+    world.scenario(tells_life=True)
     async with world.serve(MANAGER_HEARTBEAT="1h") as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         guest = await world.guest()
@@ -198,6 +205,7 @@ async def test_clock_is_set_after_a_pause(world: World, how: str) -> None:
 
 
 async def test_adopted_guest_may_have_been_paused_and_its_agent_may_be_gone(world: World) -> None:
+    world.scenario(tells_life=True)
     async with world.serve() as supervisor:
         vm_id = (await supervisor.run())["id"]
         guest = await world.guest()
@@ -214,6 +222,7 @@ async def test_adopted_guest_may_have_been_paused_and_its_agent_may_be_gone(worl
 
 
 async def test_pool_replaces_a_vm_whose_agent_is_lost(world: World, soon: None) -> None:
+    world.scenario(tells_life=True)
     async with world.serve(**BEAT, MANAGER_POOL_SIZE="1", MANAGER_TEMPLATES="off") as supervisor:
         first = await world.guest()
         vm = supervisor.vm(first.vm_id)

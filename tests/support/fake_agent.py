@@ -129,7 +129,8 @@ class _Guest(guest_pb2_grpc.GuestServiceServicer):
     def Status(  # noqa: N802
         self, request: guest_pb2.StatusRequest, context: Any
     ) -> guest_pb2.StatusResponse:
-        self._tell("Status")
+        if self._plan.tells_life:
+            self._tell("Status")
         if self._plan.life == "refuse":
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "who asks?")
         instance = self._guest.instance * (100_000 if self._plan.life == "huge" else 1)

@@ -61,6 +61,8 @@ class Scenario:
     health: str = "good"
     #: Its answer when it is asked for its status: ``good``, ``refuse``, ``huge``.
     life: str = "good"
+    #: Whether the test is told each time, and so has to listen.
+    tells_life: bool = False
     #: What becomes of ``migrate``: ``good``, ``fails``, ``hangs``.
     migration: str = "good"
     #: And of ``migrate-incoming``: ``good``, ``fails``, ``hangs``, ``dies``.
