@@ -33,7 +33,10 @@ async def test_pause_and_resume(world: World) -> None:
         for _ in range(2):  # what is held stays held
             assert (await act(supervisor, vm_id, "pause"))["state"] == "paused"
         for _ in range(2):
-            assert (await act(supervisor, vm_id, "resume"))["state"] == "running"
+            resumed = await act(supervisor, vm_id, "resume")
+            assert resumed["state"] == "running"
+        status = (await supervisor.http.get(f"/vms/{vm_id}/status")).json()
+        assert resumed.keys() == status.keys()
         guest = await world.guest()
         await act(supervisor, vm_id, "shutdown")
         await guest.until("end")

@@ -68,11 +68,14 @@ class Supervisor:
         return shown
 
     def post(self, vm_id: str, action: str) -> dict[str, Any]:
-        """What ``GET /vms/<id>`` says after the action: pause, resume, reset, shutdown."""
+        """The action's answer and all else that ``GET /vms/<id>`` says after it.
+
+        :param action: pause, resume, reset, shutdown
+        """
         answer = self.http.post(f"/vms/{vm_id}/{action}")
         assert answer.status_code == 200, answer.text
-        shown: dict[str, Any] = answer.json()
-        return shown
+        changed: dict[str, Any] = answer.json()
+        return self.show(vm_id) | changed
 
     @contextmanager
     def events(self, vm_id: str, after: int | None = None) -> Iterator[Iterator[dict[str, Any]]]:

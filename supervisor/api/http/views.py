@@ -61,6 +61,7 @@ def status(vm: Vm) -> dict[str, Any]:
             "reason": vm.agent_problem or None,
         },
         "uptime_s": seconds(vm.uptime_s),
+        "sequence": vm.record.sequence,
     }
 
 
@@ -86,7 +87,6 @@ def everything(vm: Vm) -> dict[str, Any]:
         "keep_disk": options.keep_disk,
         "purpose": record.purpose,
         "template": record.template,
-        "sequence": record.sequence,
         "phases_s": {name: seconds(at) for name, at in _steps(vm)},
     }
 

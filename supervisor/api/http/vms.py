@@ -57,7 +57,7 @@ def blueprint(service: Service) -> Blueprint:
     async def _control(act: Callable[[Vm], Awaitable[None]], vm_id: str) -> Any:
         vm = service.vms.get(vm_id)
         await act(vm)
-        return views.everything(vm)
+        return views.status(vm)  # the rest is as it was
 
     @routes.delete("/<vm_id>")
     async def delete(vm_id: str) -> Any:
