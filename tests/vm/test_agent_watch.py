@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from supervisor.image import image
+from tests.support.trusting_guest import trusting_image
 from tests.vm.conftest import PATIENCE_S, Supervisor, started
 from tests.vm.test_faults import start, wait_for
 from tests.vm.test_run import computation
@@ -42,18 +42,13 @@ KILL_AGENT = b"import os; os.kill(os.getppid(), 9)"
 SUSPEND = b"open('/sys/power/state', 'w').write('mem')"
 
 
-def build(directory: Path, *options: str) -> Path:
-    tool = Path(sys.prefix, "bin", "qmp-supervisor")
-    subprocess.run([tool, "image", "build", "--output", directory, *options], check=True)
-    return directory / "guest.qcow2"
-
-
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("odd")
     agent = directory / "agent"
     agent.write_text(ODD_AGENT)
-    return build(directory / "img", "--agent", str(agent))
+    image.build(directory / "img", agent=agent)
+    return directory / "img" / image.DISK
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +87,10 @@ def test_run_says_why_there_is_no_agent(
 
 
 @pytest.fixture(scope="module")
-def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
+def supervisor() -> Iterator[Supervisor]:
     """Of guests whose algorithms may do anything."""
-    directory = tmp_path_factory.mktemp("trusting")
-    image = build(directory / "img", "--agent-arguments", "--trust-algorithms")
-    with started(MANAGER_QEMU_DISK_IMG_FILE=str(image), MANAGER_HEARTBEAT="1s") as running:
+    disk = str(trusting_image())
+    with started(MANAGER_QEMU_DISK_IMG_FILE=disk, MANAGER_HEARTBEAT="1s") as running:
         yield running
 
 
