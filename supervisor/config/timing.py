@@ -16,6 +16,7 @@ class Timing:
     :param agent_doubt_s: how long a sign that an agent may not come must last to be told of
     :param agent_look_s: how often such signs are looked for
     :param agent_verdict_s: how long a sign that an agent cannot come must last to end its run
+    :param agent_first_look_s: when an agent that has become ready is first asked whether it lives
     :param agent_warm_up_s: the longest time for the first answer of an agent in the pool
     :param disk_error_interval_s: the shortest time between two events of a failing disk
     :param guest_events: how many events of one QEMU the guest may cause at once. After that it
@@ -43,6 +44,7 @@ class Timing:
     agent_doubt_s: float = 20.0
     agent_look_s: float = 2.0
     agent_verdict_s: float = 5.0
+    agent_first_look_s: float = 1.0
     agent_warm_up_s: float = 3.0
     disk_error_interval_s: float = 10.0
     guest_events: int = 100

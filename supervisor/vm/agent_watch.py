@@ -30,10 +30,16 @@ class AgentWatch:
     :ivar death: how the agent was last found to be gone, or to be another one than before
     """
 
-    def __init__(self, vm: Vm, target: str, *, has_no_past: bool = False) -> None:
-        """:param has_no_past: whether there can have been no agent before this one"""
+    def __init__(
+        self, vm: Vm, target: str, *, is_new: bool = False, has_no_past: bool = False
+    ) -> None:
+        """
+        :param is_new: whether the agent was not ready before, for another supervisor either
+        :param has_no_past: whether there can have been no agent before this one
+        """
         self._vm = vm
         self._target = target
+        self._is_new = is_new
         self._has_no_past = has_no_past
         #: Of the last agent that answered.
         self._instance = ""
@@ -54,8 +60,7 @@ class AgentWatch:
     async def run(self) -> None:
         """Ask the agent at each heartbeat, and after each pause. Does not return."""
         vm, config = self._vm, self._vm.config
-        # VMs that were adopted together must not all be asked together, but for the first time.
-        pause_s = 0.0 if self._clock_is_late else random.uniform(0, config.life.heartbeat_s)
+        pause_s = 0.0 if self._clock_is_late else self._first_pause_s()
         connecting = client.connect(
             vm.id, self._target, config.agent, config.timing, client.CHECK_BYTES
         )
@@ -68,6 +73,14 @@ class AgentWatch:
                 await vm.until(lambda: vm.status.state is VmState.RUNNING)
                 async with move_on_when(lambda: vm.until(lambda: not _runs(vm))):
                     await self._look(agent)
+
+    def _first_pause_s(self) -> float:
+        heartbeat_s = self._vm.config.life.heartbeat_s
+        if self._is_new:
+            # Soon, for a later agent is known by its other instance; not while a run is served.
+            return min(self._vm.config.timing.agent_first_look_s, heartbeat_s)
+        # VMs that were adopted together must not all be asked together.
+        return random.uniform(0, heartbeat_s)
 
     async def _wait_resumed(self) -> None:
         """Return after a pause, unless there are so many that the next heartbeat will do."""

@@ -142,7 +142,8 @@ class Relay:
             vm.note_agent(problem="")
             if vm.record.purpose is not Purpose.TEMPLATE:
                 # Copies inherit what became of their template's agents.
-                watch = AgentWatch(vm, target, has_no_past=is_new and record.template is None)
+                has_no_past = is_new and record.template is None
+                watch = AgentWatch(vm, target, is_new=is_new, has_no_past=has_no_past)
                 async with move_on_when(watch.run):
                     await self._serve(agent, session, watch)
                     await agent.close()

@@ -52,6 +52,7 @@ class Vm:
     :ivar agent_ready: whether the present guest's agent answers
     :ivar agent_lost: whether it was ready, and does not answer any more
     :ivar agent_problem: what is wrong with an agent that is not ready, if that is known
+    :ivar agent_last_lost: the problem of the last time that it was lost, if this supervisor saw one
     :ivar resumes: how often the guest has run on after a pause; 1 more if it was adopted
     :ivar prepared: whether the guest is ready to become a template, and nobody is connected
     :ivar failure: why its run or its task failed, if the VM's own end does not say it
@@ -77,6 +78,7 @@ class Vm:
         self.agent_ready = False
         self.agent_lost = False
         self.agent_problem = ""
+        self.agent_last_lost = ""
         self.resumes = 0
         self.prepared = False
         self.failure: SupervisorError | None = None
@@ -333,6 +335,7 @@ class Vm:
     def note_agent(self, *, problem: str) -> None:
         """The agent answers; or it was ready, and has this problem now."""
         self.agent_ready, self.agent_lost, self.agent_problem = not problem, bool(problem), problem
+        self.agent_last_lost = problem or self.agent_last_lost
         self.notify()
 
     def forget_agent(self) -> None:

@@ -11,6 +11,7 @@ from supervisor.pb import vm_pb2
 from supervisor.state.record import EndCause, EndMode
 from supervisor.state.status import VmState
 from tests.fake.test_control import act, events_of
+from tests.support.clones import clonable, guest_of, ready, run
 
 if TYPE_CHECKING:
     from tests.support.guest import Guest
@@ -53,7 +54,9 @@ async def test_agent_that_ends_is_missed_until_it_is_back(world: World) -> None:
         assert (by_grpc.agent_ready, by_grpc.agent_problem) == (False, shown["reason"])
         await guest.order("start-agent", kind="recorder")
         await vm.until(lambda: vm.agent_ready)
-        assert (await agent_shown(supervisor, vm.id))["reason"] is None
+        shown = await agent_shown(supervisor, vm.id)
+        assert shown["reason"] is None
+        assert shown["last_lost"]  # it has gone, and is another one now
         await vm.write_deferred()
         assert agent_events(world, vm.id) == [
             ("agent", ""),
@@ -87,6 +90,25 @@ async def test_agent_that_ended_before_it_was_first_asked(world: World) -> None:
         await act(supervisor, vm.id, "resume")  # after which it is asked at once
         await supervisor.wait_record(vm.id, lambda _: len(agent_events(world, vm.id)) == 3)
         assert agent_events(world, vm.id)[1] == ("agent-lost", "restarted")
+
+
+async def test_a_copys_agent_is_asked_soon_so_that_a_later_one_is_known(world: World) -> None:
+    """A copy has the past of its template's agent, which tells nothing of the copy's own."""
+    clonable(world)
+    world.hasten(agent_first_look_s=0.0)
+    world.scenario(tells_life=True)
+    async with world.serve(MANAGER_HEARTBEAT="1h") as supervisor:
+        await ready(supervisor.http)
+        clone = await run(supervisor.http)
+        guest = await guest_of(world, clone["id"])
+        await guest.until("Status")
+        await act(supervisor, clone["id"], "pause")
+        await guest.order("end-agent", how="signal 9", again=True)
+        await act(supervisor, clone["id"], "resume")
+        vm = supervisor.vm(clone["id"])
+        await vm.until(lambda: bool(vm.agent_last_lost))
+        shown = await agent_shown(supervisor, vm.id)
+        assert shown["last_lost"].endswith("the one before ended: signal 9")
 
 
 async def test_agent_that_hangs(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import h2.connection
 import pytest
 import trio
 
+from supervisor.api.http import connections
 from supervisor.api.http.app import MAX_BODY
 from tests.support.world import PATIENCE_S, in_thread
 
@@ -47,11 +49,43 @@ async def test_connection_is_closed_after_the_answer(world: World, request_: byt
         assert json.loads(body)
 
 
-async def test_connection_without_a_request_is_closed_in_the_end(world: World) -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /hea",
+        b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n",
+        # HTTP/2 by prior knowledge, with an empty SETTINGS.
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0",
+        b"GET /vms HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 99\r\n\r\n",
+    ],
+    ids=["nothing", "half", "answered", "http2", "websocket"],
+)
+async def test_connection_without_a_request_is_closed_in_the_end(world: World, sent: bytes) -> None:
     world.hasten(http_idle_s=0.01)
     async with world.serve() as supervisor:
-        _, body = await ask(supervisor, b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert json.loads(body)
+        await ask(supervisor, sent)  # which reads to the end
+
+
+async def test_there_are_only_so_many_connections(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_most_connections", lambda: 2)
+    async with world.serve() as supervisor:
+        port = supervisor.running.http_port
+        async with AsyncExitStack() as stack:
+            for _ in range(2):
+                stream = await stack.enter_async_context(
+                    await trio.open_tcp_stream("127.0.0.1", port)
+                )
+                await stream.send_all(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+                assert await stream.receive_some()
+            head, _ = await ask(supervisor, b"")
+            assert head == b""
+        # Those who have gone make room.
+        while not (await ask(supervisor, b"GET /health HTTP/1.0\r\n\r\n"))[0]:
+            pass
 
 
 async def test_answer_reaches_a_client_that_is_still_sending(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Hypercorn's server, with four things that it lacks.
+"""Hypercorn's server, with what it lacks.
 
 - The end of an answer is not cut off. Quart-trio cancels a request as soon as its answer is
   complete. Hypercorn may not yet have closed the connection, or begun to wait for the next request.
@@ -6,15 +6,18 @@
   connection that is closed with bytes unread is reset, and what it holds for the client is lost.
 - A malformed request gets an answer with a body.
 - An error in one connection ends that connection, and not the server.
+- Every connection without a request is closed in the end, and there are only so many. Hypercorn's
+  own clock stops at the first bytes of some connections, and nothing starts it again.
 
 Sources: RFC 9112, sections 9.3 and 9.6; hypercorn's ``protocol/h11.py`` and ``trio/tcp_server.py``.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 import h11
@@ -23,6 +26,7 @@ import hypercorn.trio.run
 import structlog
 import trio
 from hypercorn.events import Closed
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio import serve
 from hypercorn.trio.tcp_server import TCPServer
@@ -112,16 +116,39 @@ class Http1(H11Protocol):
 class Connection(TCPServer):
     """One connection."""
 
+    #: How many there are.
+    _count: ClassVar[int] = 0
+
     async def run(self) -> None:
+        if Connection._count >= _most_connections():
+            await trio.aclose_forcefully(self.stream)
+            return
+        Connection._count += 1
         try:
             await super().run()
         except Exception as error:
             log.warning("HTTP connection failed", problem=repr(single(error)))
+        finally:
+            Connection._count -= 1
 
     async def _read_data(self) -> None:
-        await super()._read_data()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_when_idle)
+            await super()._read_data()
+            nursery.cancel_scope.cancel()
         # Else the task of a connection that is closed would wait for the next request.
         await self.idle_task.stop()
+
+    async def _close_when_idle(self) -> None:
+        """Close the connection if it has had no request for one to two idle times."""
+        idle_before = False
+        while True:
+            await trio.sleep(self.config.keep_alive_timeout)
+            idle = _is_idle(self.protocol.protocol)
+            if idle and idle_before:
+                await trio.aclose_forcefully(self.stream)
+                return
+            idle_before = idle
 
     async def _close(self) -> None:
         # The rest of a malformed request. If another task reads already, `Exchange` has waited.
@@ -131,6 +158,19 @@ class Connection(TCPServer):
             while await self.stream.receive_some():
                 pass
         await super()._close()
+
+
+def _is_idle(protocol: H11Protocol | H2Protocol) -> bool:
+    if isinstance(protocol, H2Protocol):
+        return bool(protocol.idle)
+    # An answer is over before its stream if the client asked for another protocol.
+    return protocol.stream is None or protocol.connection.our_state is h11.DONE
+
+
+def _most_connections() -> int:
+    """Half of our descriptors: VMs, agents and files need the rest."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft // 2
 
 
 # Hypercorn has no setting for its classes.

@@ -59,6 +59,7 @@ def status(vm: Vm) -> dict[str, Any]:
             "ready": vm.agent_ready,
             "address": vm.record.agent_address,
             "reason": vm.agent_problem or None,
+            "last_lost": vm.agent_last_lost or None,
         },
         "uptime_s": seconds(vm.uptime_s),
         "sequence": vm.record.sequence,
