@@ -7,6 +7,7 @@ grpc.aio belongs to asyncio. The functions here are trio-flavoured and need
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -197,13 +198,15 @@ class Agent:
 
         :raises AgentError: ``UNAVAILABLE`` if nothing listens there, ``DEADLINE_EXCEEDED`` if there
             is no answer in time; then the connection is closed
-        :raises HostError: if a certificate cannot be read
+        :raises HostError: if a certificate cannot be read, or this process has no descriptor left
         """
         try:
             with trio.move_on_after(timeout_s):
                 return await self._life(timeout_s)
             raise AgentError(self._vm_id, "DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s")
-        except AgentError:
+        except AgentError as error:
+            if error.code == "UNAVAILABLE":
+                _check_own_descriptors()
             await self.close()
             raise
 
@@ -296,6 +299,20 @@ def _credentials(config: AgentConfig) -> grpc.ChannelCredentials:
         private_key=read_pem(config.client_key),
         certificate_chain=read_pem(config.client_cert),
     )
+
+
+def _check_own_descriptors() -> None:
+    """Tell our own want of descriptors from a peer that is gone: grpc calls both UNAVAILABLE.
+
+    :raises HostError: if this process cannot open a socket
+    """
+    try:
+        socket.socket().close()
+    except OSError as error:
+        raise HostError(
+            f"no connection to an agent can be made: {error.strerror}",
+            advice="raise the supervisor's limit of open files",
+        ) from error
 
 
 def read_pem(file: Path | None) -> bytes | None:

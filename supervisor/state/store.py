@@ -57,7 +57,7 @@ def locked(tmp: Path) -> Iterator[None]:
 
     :raises HostError: if another supervisor has the lock; names its pid
     """
-    descriptor = os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,9 +119,13 @@ class Store:
             if computation is not None:
                 draft.computation.write_bytes(computation)
             draft.path.rename(path)
-            _sync_directory(self.tmp)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
+            raise
+        try:
+            _sync_directory(self.tmp)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
             raise
 
     def write(self, changed: Record, events: Sequence[Event]) -> None:

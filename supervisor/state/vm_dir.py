@@ -269,13 +269,32 @@ def check_tmp(tmp: Path) -> None:
         )
     try:
         tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT, 0o600))
+        _check_owner(tmp)
+        os.close(os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
     except OSError as error:
         what, _ = file_errors.describe(error, tmp)
         raise HostError(
             f"{tmp} cannot be written to ({what})",
             advice="make it writable, or set MANAGER_QEMU_TMP_FILE_LOC to another directory",
         ) from error
+
+
+def _check_owner(tmp: Path) -> None:
+    """Refuse a directory in which another user could put links and records for us to follow.
+
+    :raises HostError: if it belongs to somebody else, or everybody may write to it
+    """
+    stat = tmp.stat()
+    if stat.st_uid not in (os.getuid(), 0):
+        raise HostError(
+            f"{tmp} belongs to the user {stat.st_uid}, who could change what VMs are made of",
+            advice="set MANAGER_QEMU_TMP_FILE_LOC to a directory of the supervisor's user",
+        )
+    if stat.st_mode & 0o002:
+        raise HostError(
+            f"everybody may write to {tmp}",
+            advice="set MANAGER_QEMU_TMP_FILE_LOC to a directory below it",
+        )
 
 
 def base_image(file: Path) -> BaseImage:

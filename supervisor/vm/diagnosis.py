@@ -21,7 +21,8 @@ _ENDED = "problem: the agent ended: "
 _MOST_ENDS = 3
 
 #: A foreign guest that has come up: a prompt of getty, or systemd's words.
-_IS_UP = re.compile(r"^.*\blogin: *$|Reached target .*(Multi-User|Graphical)", re.MULTILINE)
+#: Bounded within a line, for a guest may repeat the words.
+_IS_UP = re.compile(r"\blogin: *$|Reached target [^\n]{0,100}?(Multi-User|Graphical)", re.MULTILINE)
 
 #: How much of a console is looked at, and how much of a guest's words is told.
 CONSOLE_BYTES = 16 * 1024

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 
 from supervisor.agent import client
 from supervisor.config import AgentConfig
 from supervisor.config.settings import AgentUrl
+from supervisor.errors import HostError
 from supervisor.qemu.cmdline import Forward
 
 
@@ -40,3 +43,14 @@ def test_forwards_on_every_interface_are_reached_by_the_loopback() -> None:
 def test_forwards_on_one_interface_are_reached_there() -> None:
     config = AgentConfig(url=AgentUrl("localhost", 7002))
     assert client.address(config, forwards("10.0.0.1")) == "10.0.0.1:7020"
+
+
+def test_our_own_want_of_descriptors_is_not_the_agents_end() -> None:
+    client._check_own_descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(HostError, match="Too many open files"):
+            client._check_own_descriptors()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
@@ -223,3 +224,15 @@ def test_one_supervisor_at_a_time(tmp_path: Path) -> None:
         store.locked(tmp_path).__enter__()
     with store.locked(tmp_path):
         pass
+
+
+def test_a_vm_whose_directory_cannot_be_synced_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(store, "_sync_directory", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        created(tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -289,3 +289,30 @@ def test_end_of_a_very_long_log(short_tmp: Path) -> None:
     vm_dir.qemu_log.write_bytes(b"x" * 10_000_000 + b"\nthe end\n")
     assert vm_dir.log_tail().endswith("\nthe end")
     assert len(vm_dir.log_tail()) < 10_000
+
+
+def test_a_tmp_that_everybody_may_write_to_is_refused(short_tmp: Path) -> None:
+    tmp = short_tmp / "t"
+    tmp.mkdir()
+    tmp.chmod(0o1777)
+    with pytest.raises(HostError, match="everybody may write"):
+        check_tmp(tmp)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+def test_a_tmp_of_another_user_is_refused(short_tmp: Path) -> None:
+    """Its owner could put a link where the supervisor writes."""
+    tmp = short_tmp / "t"
+    tmp.mkdir()
+    (tmp / "lock").symlink_to("../victim")
+    os.chown(tmp, 65534, 65534)
+    with pytest.raises(HostError, match="belongs to the user 65534"):
+        check_tmp(tmp)
+    assert not (short_tmp / "victim").exists()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(short_tmp: Path) -> None:
+    (short_tmp / "lock").symlink_to("victim")
+    with pytest.raises(HostError, match="cannot be written to"):
+        check_tmp(short_tmp)
+    assert not (short_tmp / "victim").exists()

@@ -163,8 +163,8 @@ class Connection(TCPServer):
 def _is_idle(protocol: H11Protocol | H2Protocol) -> bool:
     if isinstance(protocol, H2Protocol):
         return bool(protocol.idle)
-    # An answer is over before its stream if the client asked for another protocol.
-    return protocol.stream is None or protocol.connection.our_state is h11.DONE
+    # The stream of a websocket that was turned down stays.
+    return protocol.stream is None or bool(protocol.stream.closed)
 
 
 def _most_connections() -> int:
