@@ -139,6 +139,7 @@ async def test_link_that_breaks_again_and_again(world: World) -> None:
             await guest.order("hang-up")
             await vm.until(lambda: vm.monitor_state == "lost")
             await vm.until(lambda: vm.monitor_state == "ok")
+        await vm.write_deferred()  # after the event that is being written
         told = [json.loads(line) for line in vm.dir.events.read_text().splitlines()]
         turns = [event["monitor"] for event in told if event["event"] == "monitor"]
         assert turns == ["lost", "ok"] * 3
