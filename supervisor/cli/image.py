@@ -54,7 +54,7 @@ def _words(_: click.Context, __: click.Parameter, text: str) -> list[str]:
 def build_image(output: Path, agent: Path | None, agent_arguments: list[str]) -> None:
     """Build a guest image: guest.qcow2 for MANAGER_QEMU_DISK_IMG_FILE, kernel and initramfs.
 
-    The build takes half a minute and does not need root.
+    The build takes half a minute to two and does not need root.
     """
     console = stderr()
     began = time.monotonic()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
@@ -189,6 +190,28 @@ def test_upload_grows_to_a_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(Refusal, match="exceeds 10 bytes") as caught:
         store.put(DATASET, b"0123456789a")
     assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
+    store.close()
+
+
+def test_upload_that_does_not_fit_is_refused_at_once_with_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    store = Store()
+    store.put(DATASET, b"0123456789")
+    room = SimpleNamespace(f_bavail=2, f_frsize=4)
+    monkeypatch.setattr("supervisor.agent.reference.store.os.statvfs", lambda _: room)
+    store.put(DATASET, b"01234567")
+    with pytest.raises(Refusal) as caught:
+        store.begin(DATASET, 9)
+    assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.detail == (
+        "the dataset does not fit: the agent's machine has no more room for files:"
+        " 9 bytes were announced, 8 bytes were free for it;"
+        " 8 bytes are the dataset before, kept until the next is whole;"
+        " raise MANAGER_QEMU_MEMORY_SIZE"
+    )
+    assert store.arriving == []
     store.close()
 
 

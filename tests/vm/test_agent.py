@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -195,13 +196,41 @@ def test_algorithm_that_is_out_of_memory_is_told_so(guest: Guest, algorithm: byt
     assert outcome.error == "the algorithm was killed for want of memory: limit 64 MiB"
 
 
+#: More than any guest of the tests has.
+ENOUGH_MIB = 4096
+
+
+def test_want_of_memory_in_all_of_the_guest_is_told_as_such(guest: Guest) -> None:
+    outcome, _ = guest.run(EAT, memory_limit_mib=ENOUGH_MIB)
+    assert outcome.state == Outcome.STATE_OUT_OF_MEMORY, outcome
+    assert outcome.error == (
+        f"the guest ran out of memory and killed the algorithm (limit {ENOUGH_MIB} MiB);"
+        " raise MANAGER_QEMU_MEMORY_SIZE"
+    )
+
+
+def test_want_of_memory_is_told_of_an_algorithm_that_is_trusted(trusting: Guest) -> None:
+    outcome, _ = trusting.run(EAT)
+    assert outcome.state == Outcome.STATE_OUT_OF_MEMORY, outcome
+    assert outcome.error == (
+        "the guest ran out of memory and killed the algorithm (no limit);"
+        " raise MANAGER_QEMU_MEMORY_SIZE"
+    )
+    killed, _ = trusting.run(b"import os; os.kill(os.getpid(), 9)")
+    assert (killed.state, killed.error) == (
+        Outcome.STATE_FAILED,
+        "the algorithm was ended by signal 9",
+    )
+
+
 def test_agent_outlives_an_algorithm_that_takes_all_memory(guest: Guest) -> None:
     before = guest.status().instance_id
     guest.have(EAT)
     with pytest.raises(grpc.RpcError) as caught:
         guest.agent.Result(agent_pb2.ResultRequest(), timeout=PATIENCE_S)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "killed for want of memory" in (caught.value.details() or "")
+    told = r"killed for want of memory: limit \d+ MiB, the default: all the guest can give"
+    assert re.search(told, caught.value.details() or "")
     after = guest.status()
     assert (after.instance_id, after.last_end) == (before, "")
 
@@ -220,15 +249,21 @@ def test_agent_answers_while_an_algorithm_misbehaves(guest: Guest, algorithm: by
     assert guest.status().state == StatusResponse.STATE_IDLE
 
 
-def test_upload_that_the_guest_has_no_room_for_is_refused(guest: Guest) -> None:
+@pytest.mark.parametrize("announced", [0, 256 * MIB], ids=["no size", "size"])
+def test_upload_that_the_guest_has_no_room_for_is_refused(guest: Guest, announced: int) -> None:
     """The tests' guests have 512 MiB, half of which is for files."""
-    chunk = bytes(MIB)
-    first = UploadRequest(kind=UploadRequest.KIND_DATASET)
-    requests = iter([first, *[UploadRequest(chunk=chunk)] * 256])
+    guest.have(b"-", b"ten bytes.")
+    first = UploadRequest(kind=UploadRequest.KIND_DATASET, size=announced)
+    rest = [] if announced else [UploadRequest(chunk=bytes(MIB))] * 256
     with pytest.raises(grpc.RpcError) as caught:
-        guest.compute.Upload(requests, timeout=PATIENCE_S)
+        guest.compute.Upload(iter([first, *rest]), timeout=PATIENCE_S)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "no more room for files" in (caught.value.details() or "")
+    told = caught.value.details() or ""
+    (free,) = re.findall(r"(\d+) bytes were free for it", told)
+    assert 150 * MIB < int(free) < 256 * MIB
+    assert "; 10 bytes are the dataset before, kept until the next is whole;" in told
+    assert (f"{announced} bytes were announced" in told) == bool(announced)
+    assert told.endswith("; raise MANAGER_QEMU_MEMORY_SIZE")
     assert guest.tell(b"'still there'") == "'still there'"
 
 

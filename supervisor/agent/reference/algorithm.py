@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
 
 from .outcome import Outcome, State, Tail
+from .process import Shortage
 from .store import ALGORITHM, DATASET
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Limits(NamedTuple):
     time_s: float
     memory_mib: int
     result_bytes: int
+    is_memory_default: bool
 
 
 def run_algorithm(
@@ -139,15 +141,24 @@ def _judge(
         return State.RESULT_TOO_LARGE, reader.too_large
     if not in_time:
         return State.TIMED_OUT, f"the algorithm did not finish within {limits.time_s:g} s"
-    if process.was_short_of_memory:
-        limit = f"limit {process.memory_mib} MiB"
-        return State.OUT_OF_MEMORY, f"the algorithm was killed for want of memory: {limit}"
+    if process.shortage:
+        return State.OUT_OF_MEMORY, _want_of_memory(process, limits)
     if status:
         how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
         return State.FAILED, f"the algorithm {how}"
     if not reader.is_connected:
         return State.FAILED, "the algorithm ended without connecting to its socket"
     return State.SUCCEEDED, ""
+
+
+def _want_of_memory(process: Process, limits: Limits) -> str:
+    limit = f"limit {process.memory_mib} MiB" if process.memory_mib else "no limit"
+    if process.memory_mib and limits.is_memory_default:
+        limit += ", the default" if limits.memory_mib else ", the default: all the guest can give"
+    if process.shortage is Shortage.LIMIT:
+        return f"the algorithm was killed for want of memory: {limit}"
+    why = f"the guest ran out of memory and killed the algorithm ({limit})"
+    return f"{why}; raise MANAGER_QEMU_MEMORY_SIZE"
 
 
 class _Reader:

@@ -23,7 +23,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from .process import SH, Process, kill_first, start_gated
+from .process import SH, Process, Shortage, kill_first, start_gated
 from .refusal import Refusal, StatusCode
 
 if TYPE_CHECKING:
@@ -64,11 +64,6 @@ class ConfinedProcess(Process):
         super().__init__(popen, cgroup.memory_mib)
         self._first = first
         self._cgroup = cgroup
-        self._was_short_of_memory = False
-
-    @property
-    def was_short_of_memory(self) -> bool:
-        return self._was_short_of_memory
 
     def _kill(self) -> None:
         self._first.kill()
@@ -78,7 +73,7 @@ class ConfinedProcess(Process):
         if self._popen.returncode is None:
             killed = self._popen.wait() == -signal.SIGKILL
             end_first(self._first)
-            self._was_short_of_memory = killed and self._cgroup.has_killed
+            self.shortage = self._cgroup.shortage if killed else None
             self._cgroup.remove()
 
 
@@ -102,11 +97,14 @@ class Cgroup:
         _write(f"{self._path}/cgroup.procs", str(pid))
 
     @property
-    def has_killed(self) -> bool:
-        """Whether the kernel has killed a process of it for want of memory."""
+    def shortage(self) -> Shortage | None:
+        """Why the kernel has killed a process of it, if it has."""
         with open(f"{self._path}/memory.events", encoding="ascii") as file:
             events = dict(line.split() for line in file)
-        return events["oom_kill"] != "0"
+        if events["oom_kill"] == "0":
+            return None
+        # The kernel counts as oom only what this cgroup's own limit has refused.
+        return Shortage.GUEST if events["oom"] == "0" else Shortage.LIMIT
 
     def remove(self) -> None:
         """No process may be left in it."""

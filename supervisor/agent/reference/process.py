@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import signal
 import subprocess
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 # The program begins when a line comes: by then its limits are set.
 GATE = 'read -r _ && exec "$@" </dev/null'
 SH = "/bin/sh"
+VMSTAT = "/proc/vmstat"
+
+
+class Shortage(enum.Enum):
+    """What was used up when the kernel killed an algorithm for want of memory."""
+
+    LIMIT = enum.auto()
+    GUEST = enum.auto()
 
 
 class Isolation(Protocol):
@@ -33,11 +42,17 @@ class Isolation(Protocol):
 
 
 class Process:
-    """A process and those it has started, which end with the block."""
+    """A process and those it has started, which end with the block.
+
+    :ivar memory_mib: its limit; 0 if it has none
+    :ivar shortage: of a process that has ended, if the kernel killed it for want of memory
+    """
 
     def __init__(self, popen: subprocess.Popen[bytes], memory_mib: int) -> None:
         self.memory_mib = memory_mib
+        self.shortage: Shortage | None = None
         self._popen = popen
+        self._kills_before = kernels_kills()
         self._lock = threading.Lock()
         self.pidfd = os.pidfd_open(popen.pid)
         assert popen.stdin
@@ -77,17 +92,15 @@ class Process:
             self._reap()
             return self._popen.wait()
 
-    @property
-    def was_short_of_memory(self) -> bool:
-        """Of a process that has ended: whether the kernel killed it for want of memory."""
-        return False
-
     def _kill(self) -> None:
         # Until the leader is reaped, its number cannot mean another group.
         os.killpg(self._popen.pid, signal.SIGKILL)
 
     def _reap(self) -> None:
-        self._popen.wait()
+        killed = self._popen.wait() == -signal.SIGKILL
+        # No cgroup says whom the kernel has killed: this process was to be the first.
+        if killed and kernels_kills() > self._kills_before:
+            self.shortage = Shortage.GUEST
 
 
 class NoIsolation:
@@ -115,6 +128,12 @@ class NoIsolation:
             process.__exit__()
             raise
         return process
+
+
+def kernels_kills() -> int:
+    """How many processes the kernel has killed for want of memory. See proc(5), /proc/vmstat."""
+    with open(VMSTAT, encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
 
 
 def kill_first(pid: int) -> None:

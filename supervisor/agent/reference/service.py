@@ -115,6 +115,7 @@ class Agent:
             time_s or self._algorithm_timeout_s,
             memory_mib or self._algorithm_memory_mib,
             result_bytes,
+            is_memory_default=not memory_mib,
         )
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ class Store:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._directory = ""
         self._stored: dict[str, Stored] = {}
         self._numbers = 0
@@ -55,8 +55,13 @@ class Store:
             arriving.abort()
 
     def begin(self, kind: str, size: int) -> Arriving:
-        """A file to be written, then finished or aborted. *size*: 0 if nobody knows."""
+        """A file to be written, then finished or aborted. *size*: 0 if nobody knows.
+
+        Refusal: there is no room for *size* bytes.
+        """
         with self._lock:
+            if size > self._free():
+                raise self.no_room(kind, size)
             self._numbers += 1
             path = f"{self._opened()}/arriving-{self._numbers}"
             arriving = Arriving(self, kind, size, path)
@@ -88,11 +93,31 @@ class Store:
             os.unlink(arriving.path)
             self._arriving.remove(arriving)
 
+    def no_room(self, kind: str, size: int, received: int = 0) -> Refusal:
+        """Of a file that does not fit: how much room there was, and what else takes room."""
+        with self._lock:
+            asked = f"{size} bytes were announced, " if size else ""
+            held = "".join(
+                f"; {stored.size} bytes are the {held_kind} before, kept until the next is whole"
+                for held_kind, stored in self._stored.items()
+            )
+            why = (
+                f"the {kind} does not fit: the agent's machine has no more room for files:"
+                f" {asked}{self._free() + received} bytes were free for it{held};"
+                " raise MANAGER_QEMU_MEMORY_SIZE"
+            )
+        return Refusal(StatusCode.RESOURCE_EXHAUSTED, why)
+
     def close(self) -> None:
         import shutil
 
         if self._directory:
             shutil.rmtree(self._directory)
+
+    def _free(self) -> int:
+        """How many bytes of files there is room for."""
+        space = os.statvfs(self._opened())
+        return space.f_bavail * space.f_frsize
 
     def _opened(self) -> str:
         # Imported here because it takes long and the agent should answer before.
@@ -120,15 +145,14 @@ class Arriving:
         if self.received + len(content) > MAX_BYTES:
             why = f"the {self.kind} exceeds {MAX_BYTES} bytes"
             raise Refusal(StatusCode.RESOURCE_EXHAUSTED, why)
+        written = 0
         try:
-            written = 0
             while written < len(content):
                 written += os.write(self._file, content[written:])
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            why = f"the {self.kind} does not fit: the agent's machine has no more room for files"
-            raise Refusal(StatusCode.RESOURCE_EXHAUSTED, why) from error
+            raise self._store.no_room(self.kind, self.size, self.received + written) from error
         self._hash.update(content)
         self.received += len(content)
 
