@@ -125,6 +125,8 @@ FORBIDDEN = {
     "check(libc.ptrace(16, 1, 0, 0))": "OSError",
     "check(libc.unshare(0x10000000))": "OSError",  # a user namespace
     "check(libc.umount2(b'/run', 2))": "OSError",
+    "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)": "OSError",
+    "os.close(libc.syscall(425, 1, ctypes.create_string_buffer(120)))": "OSError",  # io_uring
 }
 TRY = b"""
 import ctypes, os, socket, sys
@@ -176,6 +178,39 @@ def test_nothing_of_an_algorithm_is_left(guest: Guest) -> None:
     guest.agent.Algo(agent_pb2.AlgoRequest(algorithm=LOOK), timeout=PATIENCE_S)
     (part,) = guest.compute.Compute(ComputeRequest(), timeout=PATIENCE_S)
     assert part.outcome.stdout.tail == b"[] []\n", part.outcome
+
+
+KEYS = b"""
+import ctypes
+libc = ctypes.CDLL(None)
+SESSIONS_OF_USER = -5
+"""
+ADD_KEY = KEYS + b"libc.syscall(248, b'user', b'mine', b'secret', 6, SESSIONS_OF_USER)"
+FIND_KEY = KEYS + b"print(libc.syscall(250, 10, SESSIONS_OF_USER, b'user', b'mine', 0))"
+
+
+def test_no_key_is_left_to_the_next_algorithm(guest: Guest) -> None:
+    guest.run(ADD_KEY)
+    outcome, _ = guest.run(FIND_KEY)
+    assert outcome.stdout.tail == b"-1\n", outcome
+
+
+#: Has a child that is its parent's, the agent's: nobody else can reap that.
+GIVE_A_CHILD = b"""
+import ctypes, os, signal
+CLONE_PARENT = 0x8000
+libc = ctypes.CDLL(None, use_errno=True)
+child = libc.syscall(56, CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
+if child == 0:
+    signal.pause()
+print(child, os.strerror(ctypes.get_errno()))
+"""
+
+
+def test_algorithm_gives_the_agent_no_child(guest: Guest) -> None:
+    outcome, _ = guest.run(GIVE_A_CHILD)
+    assert outcome.stdout.tail == b"-1 Operation not permitted\n", outcome
+    assert guest.tell(b"'still there'") == "'still there'"
 
 
 EAT = b"kept = []\nwhile True: kept.append(b'x' * (1 << 20))"

@@ -8,7 +8,8 @@ its exit status is the kernel's word.
 
 Of the guest, the algorithm sees the program files, a /proc with its own processes, a /dev with five
 devices, /run with what it was given, and an empty /tmp. It has no network: no call of it reaches
-the agent. Its user may write nowhere else and gains no rights by any program it runs.
+the agent. Its user may write nowhere else and gains no rights by any program it runs. A filter of
+system calls refuses what namespaces and cgroups do not cover.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ import stat
 import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from .process import SH, Process, Shortage, kill_first, start_gated
 from .refusal import Refusal, StatusCode
+from .syscall_filter import filter_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 1 << 17, 1 << 27, 1 << 29, 1 << 30
 NAMESPACES = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
-PR_SET_NO_NEW_PRIVS = 38
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 NOBODY = 65534
 # The namespaces' first process, the only one that can mount their /proc. A process that ignores
 # SIGCHLD need not wait for its children, and all orphans become this one's. With a user namespace,
@@ -127,15 +130,16 @@ class Confinement:
         cgroup = Cgroup(memory_mib or _available_mib())
         try:
             with ThreadPoolExecutor(1) as thread:
-                spawned = thread.submit(_spawn, directory, command, {**ENVIRONMENT, **environment})
-                popen, first = spawned.result()
+                spawned = thread.submit(
+                    _spawn, directory, command, {**ENVIRONMENT, **environment}, cgroup
+                )
+                process = spawned.result()
         except BaseException:
             cgroup.remove()
             raise
-        process = ConfinedProcess(popen, first, cgroup)
         try:
-            cgroup.add(popen.pid)
-            kill_first(popen.pid)
+            cgroup.add(process.pid)
+            kill_first(process.pid)
             process.let_go()
         except BaseException:
             process.__exit__()
@@ -152,6 +156,7 @@ class Libc:
 
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._errno = ctypes.get_errno
+        self._buffer, self._address = ctypes.create_string_buffer, ctypes.addressof
         self.unshare = self._checked("unshare")
         self.prctl = self._checked("prctl")
         self.umount2 = self._checked("umount2")
@@ -159,6 +164,12 @@ class Libc:
 
     def mount(self, source: str, target: str, kind: str, flags: int, data: str = "") -> None:
         self._mount(*(text.encode() for text in (source, target, kind)), flags, data.encode())
+
+    def filter_system_calls(self, program: bytes) -> None:
+        """Of this thread and all that it starts. It must have no way to new privileges."""
+        instructions = self._buffer(program)
+        filter_ = struct.pack("HP", len(program) // 8, self._address(instructions))
+        self.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter_, 0, 0)
 
     def _checked(self, name: str) -> Callable[..., None]:
         function = self._libc[name]
@@ -196,40 +207,49 @@ def _bring_up_loopback() -> None:
 
 
 def _spawn(
-    directory: str, command: Sequence[str | bytes], environment: Mapping[str, str]
-) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
-    """The algorithm's process and the namespaces' first, of a thread that ends then."""
+    directory: str, command: Sequence[str | bytes], environment: Mapping[str, str], cgroup: Cgroup
+) -> ConfinedProcess:
+    """The algorithm's process, not yet in *cgroup*, of a thread that ends then."""
     libc = Libc()
     libc.unshare(NAMESPACES)
     _arrange(libc, directory)
     _bring_up_loopback()
-    first = subprocess.Popen(
-        [SH, "-c", FIRST_PROCESS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    try:
+    with ExitStack() as undo:
+        first = subprocess.Popen(
+            [SH, "-c", FIRST_PROCESS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        undo.callback(end_first, first)
         assert first.stdout
         said = first.stdout.readline()
         if said != b"ready\n":
             why = f"the algorithm cannot be confined: {said.decode(errors='replace').strip()}"
             raise Refusal(StatusCode.INTERNAL, why)
         libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        libc.filter_system_calls(filter_program())
         ids = {"user": NOBODY, "group": NOBODY, "extra_groups": ()}
-        return start_gated(command, environment, cwd="/tmp", **ids), first
-    except BaseException:
-        first.kill()
-        end_first(first)
-        raise
+        # On leaving, a process ends that was not let go: its input does.
+        popen = undo.enter_context(start_gated(command, environment, cwd="/tmp", **ids))
+        process = ConfinedProcess(popen, first, cgroup)
+        undo.pop_all()
+        return process
 
 
 def end_first(first: subprocess.Popen[bytes]) -> None:
-    """Returns when it has ended. It was killed, or ends because its input does."""
+    """Returns when it has ended. It was killed, or ends because its input does.
+
+    It ends after all others in its namespace are reaped. Any further child of the agent's is one
+    of these, and nobody else would reap that.
+    """
     for stream in (first.stdin, first.stdout):
         assert stream
         stream.close()
-    first.wait()
+    while first.poll() is None:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        if ended and ended.si_pid != first.pid:
+            os.waitpid(ended.si_pid, 0)
 
 
 def _available_mib() -> int:
