@@ -203,7 +203,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 child = libc.syscall(56, CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
 if child == 0:
     signal.pause()
-print(child, os.strerror(ctypes.get_errno()))
+print(child, os.strerror(ctypes.get_errno()), flush=True)
 """
 
 
@@ -211,6 +211,41 @@ def test_algorithm_gives_the_agent_no_child(guest: Guest) -> None:
     outcome, _ = guest.run(GIVE_A_CHILD)
     assert outcome.stdout.tail == b"-1 Operation not permitted\n", outcome
     assert guest.tell(b"'still there'") == "'still there'"
+
+
+#: Confines a program as the agent does, where the kernel refuses to watch it, and then without
+#: the filter of system calls.
+CONFINE = b"""
+import os, sys, tempfile
+sys.path.append('/usr/lib/python3/dist-packages')
+from agent import confinement, syscall_filter
+allow_all = syscall_filter.instruction(syscall_filter.RETURN, syscall_filter.ALLOW)
+confinement.filter_program = lambda: allow_all
+command = ['/usr/bin/python3', '-c', sys.argv[1]]
+def start():
+    return confinement.Confinement().start(tempfile.mkdtemp(), command, {}, 64)
+def left():
+    try:
+        return os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return [name for name in os.listdir('/sys/fs/cgroup') if name.startswith('algorithm')]
+pidfd_open = os.pidfd_open
+os.pidfd_open = lambda pid: open('/no/more')
+try:
+    start()
+except FileNotFoundError:
+    print(left())
+os.pidfd_open = pidfd_open
+with start() as process:
+    child = int(process.stdout.readline().split()[0])
+print(child > 1, left())
+"""
+
+
+def test_confinement_leaves_nothing(trusting: Guest) -> None:
+    trusting.have(CONFINE, GIVE_A_CHILD)
+    (part,) = trusting.compute.Compute(ComputeRequest(time_limit_s=60), timeout=PATIENCE_S)
+    assert part.outcome.stdout.tail == b"[]\nTrue []\n", part.outcome
 
 
 EAT = b"kept = []\nwhile True: kept.append(b'x' * (1 << 20))"
