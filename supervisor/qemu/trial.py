@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import tempfile
-import threading
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
@@ -102,8 +101,9 @@ def _ask(path: str, words: Sequence[str], questions: Sequence[str], *, sudo: boo
     :raises LaunchError: if it ends before the last answer
     """
     command = [
-        # We must not signal root's process, so timeout(1) runs as root, too.
-        *(["sudo", "-n", "timeout", f"{_TIMEOUT_S:g}"] if sudo else []),
+        *(["sudo", "-n"] if sudo else []),
+        # Ends QEMU in any case: root's process, and that of a supervisor that was killed meanwhile.
+        *("timeout", f"{_TIMEOUT_S:g}"),
         *(path, *words, "-S", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-qmp", "stdio"),
     ]
@@ -134,13 +134,8 @@ def _converse(
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
     )
-    timer = threading.Timer(_TIMEOUT_S, process.kill)
-    timer.start()
-    try:
-        with suppress(BrokenPipeError), process:  # at a QEMU that ends at once
-            _ask_all(process, questions, answers)
-    finally:
-        timer.cancel()
+    with suppress(BrokenPipeError), process:  # at a QEMU that ends at once
+        _ask_all(process, questions, answers)
     return answers, process.returncode
 
 
@@ -160,5 +155,5 @@ def _ask_all(process: subprocess.Popen[str], questions: Sequence[str], answers: 
         process.stdin.close()
         process.stdout.read()
     except BaseException:
-        process.kill()  # or leaving the process's context would wait for its end
+        process.terminate()  # timeout(1) passes it on; leaving the process's context waits
         raise

@@ -293,7 +293,8 @@ def _check_owner(tmp: Path) -> None:
     if stat.st_mode & 0o002:
         raise HostError(
             f"everybody may write to {tmp}",
-            advice="set MANAGER_QEMU_TMP_FILE_LOC to a directory below it",
+            advice="set MANAGER_QEMU_TMP_FILE_LOC to a directory below it; mount a tmpfs with"
+            " mode=0700",
         )
 
 

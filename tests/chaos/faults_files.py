@@ -44,7 +44,7 @@ def fill(case: Case) -> Path:
 
 def small(case: Case) -> None:
     """A tmp/ that a few VMs fill."""
-    _mounted(case, "-t", "tmpfs", "-o", f"size={_SMALL}", "chaos")
+    _mounted(case, "-t", "tmpfs", "-o", f"size={_SMALL},mode=0700", "chaos")
 
 
 @kind("tmp/ full: states change meanwhile", times=3)

@@ -226,7 +226,7 @@ def small_file_system(place: Path, **limits: str) -> Iterator[None]:
     """A tmpfs with limits as in tmpfs(5)."""
     if os.geteuid() != 0:
         pytest.skip("NOT TESTED: a full file system takes root, to mount a small one")
-    options = ",".join(f"{name}={value}" for name, value in limits.items())
+    options = ",".join(f"{name}={value}" for name, value in (limits | {"mode": "0700"}).items())
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", place], check=True)
     try:

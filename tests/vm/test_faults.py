@@ -98,7 +98,9 @@ def first(place: Path) -> Iterator[Supervisor]:
 
 @contextmanager
 def small_disk(tmp: Path, megabytes: int) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "small", tmp], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "small", tmp], check=True
+    )
     try:
         yield
     finally:
