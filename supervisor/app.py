@@ -91,6 +91,7 @@ def examine(config: Config, clock: Clock) -> Host:
     qemu = accel.find_qemu(config.qemu)
     decided, warnings = accel.decide(config.qemu, qemu)
     trial.check(config.qemu, qemu, decided)
+    trial.look_at(qemu, sudo=config.qemu.use_sudo)  # now, and not while the first run waits
     descriptors = firmware.read_descriptors()
     if problem := firmware.mismatch(config.qemu.firmware, descriptors):
         raise HostError(problem.detail, advice=problem.advice)
