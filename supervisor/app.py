@@ -35,7 +35,8 @@ from supervisor.qemu import accel, firmware, trial
 from supervisor.qemu.host import Clock, Host
 from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked
-from supervisor.state.vm_dir import check_image, check_tmp
+from supervisor.state.tmp_dir import check_tmp
+from supervisor.state.vm_dir import check_image
 
 if TYPE_CHECKING:
     from supervisor.config import Config

@@ -25,7 +25,7 @@ from supervisor.qemu import accel, cgroup, cmdline, firmware, ports, trial
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.version import Version
 from supervisor.runs import admission
-from supervisor.state.vm_dir import check_tmp
+from supervisor.state.tmp_dir import check_tmp
 from supervisor.tee import sev
 
 if TYPE_CHECKING:

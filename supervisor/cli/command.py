@@ -14,7 +14,8 @@ from supervisor.cli.environment import CommandFailed, env_file, load_config
 from supervisor.errors import SupervisorError
 from supervisor.qemu import accel, cmdline, trial
 from supervisor.qemu.ports import PortPool
-from supervisor.state.vm_dir import VmDir, check_tmp
+from supervisor.state.tmp_dir import check_tmp
+from supervisor.state.vm_dir import VmDir
 
 if TYPE_CHECKING:
     from supervisor.config import QemuConfig

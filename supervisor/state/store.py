@@ -25,7 +25,8 @@ import structlog
 from supervisor.errors import HostError
 from supervisor.state import record
 from supervisor.state.record import Damaged, Event, EventKind, Record, event_line
-from supervisor.state.vm_dir import LOCK, VmDir
+from supervisor.state.tmp_dir import LOCK
+from supervisor.state.vm_dir import VmDir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -15,7 +15,7 @@ import attrs
 import structlog
 import trio
 
-from supervisor.errors import HostError, ImageError, LaunchError
+from supervisor.errors import ImageError, LaunchError
 from supervisor.guest_text import last_lines
 from supervisor.qemu.firmware import check_pair, read_descriptors
 from supervisor.state import file_errors
@@ -28,9 +28,6 @@ log = structlog.stdlib.get_logger()
 
 #: The longest path of a unix socket in bytes: a ``char[108]`` with its final NUL, unix(7).
 MAX_SOCKET_PATH = 107
-
-#: The file in tmp/ that a supervisor locks.
-LOCK = "lock"
 
 #: Connections that may wait for QMP. QEMU serves one at a time, and a killed supervisor may have
 #: left another.
@@ -253,49 +250,6 @@ def _write_synced(file: Path, content: bytes) -> None:
         opened.write(content)
         opened.flush()
         os.fsync(opened.fileno())
-
-
-def check_tmp(tmp: Path) -> None:
-    """Make tmp/ if it is missing, and check that VMs can use it. Blocking.
-
-    :raises HostError: if it cannot be written to, or a VM's socket would have too long a path
-    """
-    longest = VmDir(tmp / ("f" * 36)).qmp_socket
-    if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
-        raise HostError(
-            f"the path {tmp} is too long: a VM's QMP socket, {longest}, must fit into"
-            f" {MAX_SOCKET_PATH} bytes",
-            advice="set MANAGER_QEMU_TMP_FILE_LOC to a shorter path",
-        )
-    try:
-        tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(tmp)
-        os.close(os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
-    except OSError as error:
-        what, _ = file_errors.describe(error, tmp)
-        raise HostError(
-            f"{tmp} cannot be written to ({what})",
-            advice="make it writable, or set MANAGER_QEMU_TMP_FILE_LOC to another directory",
-        ) from error
-
-
-def _check_owner(tmp: Path) -> None:
-    """Refuse a directory in which another user could put links and records for us to follow.
-
-    :raises HostError: if it belongs to somebody else, or everybody may write to it
-    """
-    stat = tmp.stat()
-    if stat.st_uid not in (os.getuid(), 0):
-        raise HostError(
-            f"{tmp} belongs to the user {stat.st_uid}, who could change what VMs are made of",
-            advice="set MANAGER_QEMU_TMP_FILE_LOC to a directory of the supervisor's user",
-        )
-    if stat.st_mode & 0o002:
-        raise HostError(
-            f"everybody may write to {tmp}",
-            advice="set MANAGER_QEMU_TMP_FILE_LOC to a directory below it; mount a tmpfs with"
-            " mode=0700",
-        )
 
 
 def base_image(file: Path) -> BaseImage:

@@ -13,7 +13,8 @@ import trio
 
 from supervisor.config import DiskConfig, FirmwareConfig
 from supervisor.errors import HostError, ImageError, LaunchError
-from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir, check_tmp, make_overlay
+from supervisor.state.tmp_dir import check_tmp
+from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir, make_overlay
 
 
 def firmware(tmp: Path) -> FirmwareConfig:
