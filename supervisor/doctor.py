@@ -67,8 +67,15 @@ def examine(config: Config) -> Iterator[Check]:
     tmp = check_tmp_dir(qemu.tmp)
     yield tmp
     kvm = _probe(qemu, keep=tmp.verdict is not Verdict.FAIL)
-    yield check_kvm(qemu.enable_kvm, kvm)
-    yield check_machine(qemu, kvm=kvm is not None and kvm.works)
+    machine = check_machine(qemu, kvm=kvm is not None and kvm.works)
+    yield machine
+    if machine.verdict is Verdict.FAIL and qemu.enable_kvm is not Switch.FALSE:
+        # A machine that QEMU refuses is refused to the probe as well.
+        yield Check(
+            "KVM", Verdict.WARN, "not known: QEMU starts no machine to try it", "see machine"
+        )
+    else:
+        yield check_kvm(qemu.enable_kvm, kvm)
     yield check_sev(qemu.enable_sev, kvm=kvm is not None and kvm.works)
     yield check_ovmf(qemu)
     yield check_image(qemu)

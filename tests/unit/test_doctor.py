@@ -231,6 +231,14 @@ def test_only_failures_keep_vms_from_starting() -> None:
     assert doctor.keeps_vms_from_starting([*warned, Check("c", FAIL, "")])
 
 
+@pytest.mark.parametrize("setting", ["MANAGER_QEMU_MACHINE", "MANAGER_QEMU_CPU"])
+def test_kvm_is_not_blamed_for_a_machine_that_qemu_refuses(short_tmp: Path, setting: str) -> None:
+    settings = {"MANAGER_QEMU_TMP_FILE_LOC": str(short_tmp), setting: "nonsense"}
+    checks = {check.name: check for check in doctor.examine(config.load(settings))}
+    assert checks["machine"].verdict is FAIL
+    assert (checks["KVM"].verdict, checks["KVM"].advice) == (WARN, "see machine")
+
+
 def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
     """No check raises, and with everything free what is in the way is only what is missing."""
     settings = {
@@ -241,7 +249,7 @@ def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
     }
     checks = {check.name: check for check in doctor.examine(config.load(settings))}
     assert list(checks) == [
-        *("QEMU", "qemu-img", "tmp", "KVM", "machine", "SEV", "OVMF", "base image", "memory"),
+        *("QEMU", "qemu-img", "tmp", "machine", "KVM", "SEV", "OVMF", "base image", "memory"),
         *("CPUs", "limits", "HTTP port", "GRPC port", "forwards"),
     ]
     assert checks["base image"].verdict is FAIL

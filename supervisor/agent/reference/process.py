@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
@@ -118,7 +119,11 @@ class NoIsolation:
     ) -> Process:
         import resource
 
-        process = Process(start_gated(command, {**os.environ, **environment}), memory_mib)
+        with ExitStack() as undo:
+            # On leaving, a process ends that was not let go: its input does.
+            popen = undo.enter_context(start_gated(command, {**os.environ, **environment}))
+            process = Process(popen, memory_mib)
+            undo.pop_all()
         try:
             kill_first(process.pid)
             if memory_mib:
