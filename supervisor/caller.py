@@ -1,0 +1,79 @@
+"""Who asks, and what that caller may do. Pure.
+
+Roles are ordered by what they are for, not by rank: a table says what each may do, and nothing
+else decides.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+
+class Role(enum.StrEnum):
+    """What a caller is for. docs/reference/roles.md has the table for people."""
+
+    #: A scraper: ``/metrics`` and ``/health``.
+    METRICS = "metrics"
+    #: A dashboard: sees every VM and its events, changes nothing, reads no reply.
+    READ = "read"
+    #: A party: its own VMs only, and all that can be done with them.
+    RUN = "run"
+    #: An operator: every VM.
+    OPERATE = "operate"
+    #: An operator who may also say who else may.
+    ADMIN = "admin"
+
+
+class Right(enum.StrEnum):
+    """What a request needs."""
+
+    METRICS = "metrics"
+    #: To see VMs and their events.
+    SEE = "see"
+    #: To start a run.
+    RUN = "run"
+    #: To read replies, and to end, pause, resume or reset VMs.
+    USE = "use"
+    #: To make and remove templates.
+    TEMPLATES = "templates"
+
+
+class KnownBy(enum.StrEnum):
+    """How the supervisor knows who asks."""
+
+    #: ``MANAGER_AUTH=off``: nobody is asked.
+    NOTHING = "nothing"
+    SOCKET = "socket"
+    TOKEN = "token"
+    CERTIFICATE = "certificate"
+
+
+_RIGHTS = {
+    Role.METRICS: {Right.METRICS},
+    Role.READ: {Right.METRICS, Right.SEE},
+    Role.RUN: {Right.SEE, Right.RUN, Right.USE},
+    Role.OPERATE: set(Right),
+    Role.ADMIN: set(Right),
+}
+
+
+@attrs.frozen
+class Caller:
+    """:param name: what a run's record has as its owner; the same name is the same owner"""
+
+    name: str
+    role: Role
+    known_by: KnownBy
+
+    def may(self, right: Right) -> bool:
+        return right in _RIGHTS[self.role]
+
+    def sees(self, owner: str) -> bool:
+        """Whether a VM of *owner* exists for this caller."""
+        return self.role is not Role.RUN or owner == self.name
+
+
+#: Everybody, if nobody is asked.
+ANYBODY = Caller("", Role.ADMIN, KnownBy.NOTHING)
