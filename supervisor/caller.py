@@ -71,8 +71,15 @@ class Caller:
         return right in _RIGHTS[self.role]
 
     def sees(self, owner: str) -> bool:
-        """Whether a VM of *owner* exists for this caller."""
-        return self.role is not Role.RUN or owner == self.name
+        """Whether a VM of *owner* exists for this caller. No party has what belongs to nobody.
+
+        :param owner: empty for VMs of the pool and of templates
+        """
+        return self.role is not Role.RUN or (bool(owner) and owner == self.name)
+
+
+def roles_with(right: Right) -> list[Role]:
+    return [role for role in Role if right in _RIGHTS[role]]
 
 
 #: Everybody, if nobody is asked.

@@ -8,7 +8,8 @@
     ├── InvalidRequest         the caller's input is malformed; names the member
     │   ├── UnsupportedMedia   … it is not JSON
     │   └── TooLarge           … it is over the limit
-    ├── VmNotFound             no VM has this id
+    ├── Forbidden              the caller's role lacks a right
+    ├── VmNotFound             no VM has this id, or the VM is another party's
     ├── Busy                   the request conflicts with the present state of a VM or a run
     │   └── KeyReused          … its idempotency key belongs to another request
     ├── AtCapacity             no room for one more VM; names the limit and when to try again
@@ -95,6 +96,21 @@ class UnsupportedMedia(InvalidRequest):
 
 class TooLarge(InvalidRequest):
     """The computation, or the body that holds it, is over the limit."""
+
+
+class Forbidden(SupervisorError):
+    """The caller's role lacks a right.
+
+    :param having: the roles that have it
+    """
+
+    def __init__(self, role: str, right: str, having: Iterable[str]) -> None:
+        super().__init__(
+            f"the role {role!r} lacks the right {right!r}",
+            advice=f"call with one of the roles {', '.join(having)}",
+        )
+        self.role = role
+        self.right = right
 
 
 class VmNotFound(SupervisorError):

@@ -9,9 +9,12 @@ import grpc
 import structlog
 
 from supervisor import errors
+from supervisor.api.callers import check, needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from supervisor.caller import Right
 
 log = structlog.stdlib.get_logger()
 
@@ -22,6 +25,7 @@ _LONGEST_MESSAGE = 6000
 _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
     errors.TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.VmNotFound: grpc.StatusCode.NOT_FOUND,
     errors.Busy: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AtCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -69,12 +73,18 @@ def message_of(error: errors.SupervisorError) -> str:
     return text
 
 
-def answers_errors(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A servicer's method whose errors become statuses. asyncio-flavoured, as the method is."""
+def answers(right: Right) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A servicer's method for callers with this right. Its errors become statuses."""
+    return lambda method: needs(right)(_answers_errors(right, method))
+
+
+def _answers_errors(right: Right, method: Callable[..., Any]) -> Callable[..., Any]:
+    """asyncio-flavoured, as the method is."""
 
     @wraps(method)
     async def answer(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
+            check(right)
             return await method(self, request, context)
         except errors.SupervisorError as error:
             await context.abort(code_of(error), message_of(error), metadata_of(error))

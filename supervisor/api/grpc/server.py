@@ -12,6 +12,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 
 from supervisor.agent.client import MAX_MESSAGE, read_pem
+from supervisor.api.callers import right_of
+from supervisor.api.grpc.callers import Callers
 from supervisor.api.grpc.services import ManagerServicer, VmServicer
 from supervisor.api.sockets import bind_tcp
 from supervisor.bridge import aio_as_trio
@@ -62,25 +64,31 @@ async def bind(config: GrpcConfig) -> AsyncIterator[BoundServer]:
 async def _bind(config: GrpcConfig) -> BoundServer:
     """asyncio-flavoured."""
     server = grpc.aio.server(
+        interceptors=(Callers(),),
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             # An agent's reply, and the VM's id beside it.
             ("grpc.max_send_message_length", 2 * MAX_MESSAGE + 1024),
             # Else a second supervisor would quietly share the port.
             ("grpc.so_reuseport", 0),
-        )
+        ),
     )
     return BoundServer(server, _listen(server, config))
 
 
 async def _start(server: grpc.aio.Server, service: Service) -> None:
     """asyncio-flavoured."""
-    manager_pb2_grpc.add_ManagerServiceServicer_to_server(ManagerServicer(service), server)
-    vm_pb2_grpc.add_VmServiceServicer_to_server(VmServicer(service), server)
-    names = [
-        manager_pb2.DESCRIPTOR.services_by_name["ManagerService"].full_name,
-        vm_pb2.DESCRIPTOR.services_by_name["VmService"].full_name,
-    ]
+    manager, vms = ManagerServicer(service), VmServicer(service)
+    manager_pb2_grpc.add_ManagerServiceServicer_to_server(manager, server)
+    vm_pb2_grpc.add_VmServiceServicer_to_server(vms, server)
+    ours = {
+        manager_pb2.DESCRIPTOR.services_by_name["ManagerService"]: manager,
+        vm_pb2.DESCRIPTOR.services_by_name["VmService"]: vms,
+    }
+    for described, servicer in ours.items():
+        for method in described.methods:
+            right_of(getattr(servicer, method.name))
+    names = [described.full_name for described in ours]
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     for name in ("", *names):

@@ -12,8 +12,9 @@ import grpc
 from google.protobuf import empty_pb2
 
 from supervisor.api.grpc import messages
-from supervisor.api.grpc.errors import answers_errors
+from supervisor.api.grpc.errors import answers
 from supervisor.bridge import aio_as_trio, trio_as_aio
+from supervisor.caller import Right
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 from supervisor.vm import control
 
@@ -33,7 +34,7 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    @answers_errors
+    @answers(Right.RUN)
     async def Run(  # noqa: N802
         self, request: manager_pb2.RunRequest, context: Context
     ) -> manager_pb2.RunResponse:
@@ -51,15 +52,15 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    @answers_errors
+    @answers(Right.SEE)
     async def List(self, request: object, context: object) -> vm_pb2.ListResponse:  # noqa: N802
         return vm_pb2.ListResponse(vms=[messages.vm(vm) for vm in self._service.vms])
 
-    @answers_errors
+    @answers(Right.SEE)
     async def Get(self, request: vm_pb2.GetRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
         return messages.vm(self._service.vms.get(request.id))
 
-    @answers_errors
+    @answers(Right.USE)
     async def Shutdown(  # noqa: N802
         self, request: vm_pb2.ShutdownRequest, context: object
     ) -> vm_pb2.Vm:
@@ -68,22 +69,22 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         await trio_as_aio(self._service.end)(vm, wanted.mode)
         return messages.vm(vm)
 
-    @answers_errors
+    @answers(Right.USE)
     async def Delete(  # noqa: N802
         self, request: vm_pb2.DeleteRequest, context: object
     ) -> empty_pb2.Empty:
         await trio_as_aio(self._service.vms.delete)(self._service.vms.get(request.id))
         return empty_pb2.Empty()
 
-    @answers_errors
+    @answers(Right.USE)
     async def Pause(self, request: vm_pb2.PauseRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
         return await self._control(control.pause, request.id)
 
-    @answers_errors
+    @answers(Right.USE)
     async def Resume(self, request: vm_pb2.ResumeRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
         return await self._control(control.resume, request.id)
 
-    @answers_errors
+    @answers(Right.USE)
     async def Reset(self, request: vm_pb2.ResetRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
         return await self._control(control.reset, request.id)
 
@@ -92,7 +93,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         await trio_as_aio(act)(vm)
         return messages.vm(vm)
 
-    @answers_errors
+    @answers(Right.SEE)
     async def Watch(self, request: vm_pb2.WatchRequest, context: Context) -> None:  # noqa: N802
         wanted = messages.events_request(request)
         await trio_as_aio(self._tell)(wanted, aio_as_trio(context.write))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quart import request
 from quart_trio import QuartTrio
 
+from supervisor.api.callers import check, right_of
 from supervisor.api.http import events, ops, problems, runs, templates, vms
 from supervisor.api.http.connections import Exchange
 from supervisor.config import MAX_COMPUTATION
@@ -31,4 +33,11 @@ def create_app(service: Service, instance_id: str) -> QuartTrio:
     app.register_blueprint(templates.blueprint(service))
     app.register_blueprint(ops.blueprint(service, instance_id))
     problems.register(app)
+    rights = {name: right_of(view) for name, view in app.view_functions.items()}
+
+    @app.before_request
+    async def check_right() -> None:
+        if request.url_rule:  # else there is no such path
+            check(rights[request.url_rule.endpoint])
+
     return app

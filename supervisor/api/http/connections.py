@@ -32,7 +32,9 @@ from hypercorn.trio import serve
 from hypercorn.trio.tcp_server import TCPServer
 from quart_trio.asgi import TrioASGIHTTPConnection
 
+from supervisor.api.callers import serving
 from supervisor.api.http.problems import document
+from supervisor.caller import ANYBODY
 from supervisor.errors import single
 
 __all__ = ["Exchange", "serve"]
@@ -81,7 +83,8 @@ class Exchange(TrioASGIHTTPConnection):
             with trio.move_on_after(_END_S, shield=True):
                 await send(message)
 
-        await super().__call__(receive_and_note, send_to_the_end)
+        with serving(ANYBODY):
+            await super().__call__(receive_and_note, send_to_the_end)
 
 
 class Http1(H11Protocol):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 from quart import Blueprint, Response, request
 
+from supervisor.api.callers import needs
 from supervisor.api.requests import EventsRequest, event_number, page_size
+from supervisor.caller import Right
 from supervisor.state.record import Event
 
 if TYPE_CHECKING:
@@ -24,10 +26,12 @@ def blueprint(service: Service) -> Blueprint:
     routes = Blueprint("events", __name__)
 
     @routes.get("/events")
+    @needs(Right.SEE)
     async def events() -> Any:
         return await _answer(service, EventsRequest(after=_after()))
 
     @routes.get("/vms/<vm_id>/events")
+    @needs(Right.SEE)
     async def events_of_one(vm_id: str) -> Any:
         return await _answer(service, EventsRequest(service.vms.get(vm_id).id, _after()))
 

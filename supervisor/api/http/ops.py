@@ -8,7 +8,9 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from quart import Blueprint, Response
 
+from supervisor.api.callers import needs
 from supervisor.api.http.build import build_info
+from supervisor.caller import Right
 
 if TYPE_CHECKING:
     from supervisor.runs.service import Service
@@ -19,6 +21,7 @@ def blueprint(service: Service, instance_id: str) -> Blueprint:
     build = build_info()
 
     @routes.get("/health")
+    @needs(None)
     async def health() -> Any:
         return {
             "status": "pass",
@@ -30,6 +33,7 @@ def blueprint(service: Service, instance_id: str) -> Blueprint:
         }
 
     @routes.get("/metrics")
+    @needs(Right.METRICS)
     async def metrics() -> Any:
         return Response(generate_latest(service.metrics.registry), content_type=CONTENT_TYPE_LATEST)
 

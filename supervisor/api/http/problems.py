@@ -40,6 +40,7 @@ _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
     errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.VmNotFound: HTTPStatus.NOT_FOUND,
     errors.Busy: HTTPStatus.CONFLICT,
     errors.AtCapacity: HTTPStatus.TOO_MANY_REQUESTS,
@@ -56,7 +57,14 @@ _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
 }
 
 #: From fields of errors to members for programs, which should not have to read the text.
-_MEMBERS = {"member": "member", "code": "agent_code", "text": "agent_message", "vm_id": "vm"}
+_MEMBERS = {
+    "member": "member",
+    "code": "agent_code",
+    "text": "agent_message",
+    "vm_id": "vm",
+    "role": "role",
+    "right": "right",
+}
 
 
 def register(app: QuartTrio) -> None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from quart import Blueprint, Response, request
 from quart_trio.wrappers.response import TrioFileBody
 
+from supervisor.api.callers import needs
 from supervisor.api.http import json_body, views
 from supervisor.api.requests import RunRequest
+from supervisor.caller import Right
 
 if TYPE_CHECKING:
     from supervisor.runs.service import Service
@@ -18,6 +20,7 @@ def blueprint(service: Service) -> Blueprint:
     routes = Blueprint("runs", __name__)
 
     @routes.post("/run")
+    @needs(Right.RUN)
     async def run() -> Any:
         wanted = await json_body.read(RunRequest)
         options = wanted.options(service.config, _idempotency_key())
@@ -33,6 +36,7 @@ def blueprint(service: Service) -> Blueprint:
         return views.answer(vm, reply), 200, {"Server-Timing": views.server_timing(vm)}
 
     @routes.get("/vms/<vm_id>/reply")
+    @needs(Right.USE)
     async def reply(vm_id: str) -> Any:
         vm = service.vms.get(vm_id)
         try:

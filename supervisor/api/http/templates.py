@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint
 
+from supervisor.api.callers import needs
 from supervisor.api.http import views
+from supervisor.caller import Right
 
 if TYPE_CHECKING:
     from supervisor.runs.service import Service
@@ -16,6 +18,7 @@ def blueprint(service: Service) -> Blueprint:
     routes = Blueprint("templates", __name__, url_prefix="/templates")
 
     @routes.get("")
+    @needs(Right.TEMPLATES)
     async def list_templates() -> Any:
         templates = service.vms.templates
         return {

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint, Response, request
 
+from supervisor.api.callers import needs
 from supervisor.api.http import json_body, views
 from supervisor.api.requests import ShutdownRequest
+from supervisor.caller import Right
 from supervisor.vm import control
 
 if TYPE_CHECKING:
@@ -21,14 +23,17 @@ def blueprint(service: Service) -> Blueprint:
     routes = Blueprint("vms", __name__, url_prefix="/vms")
 
     @routes.get("")
+    @needs(Right.SEE)
     async def list_vms() -> Any:
         return {"vms": [views.summary(vm) for vm in service.vms]}
 
     @routes.get("/<vm_id>")
+    @needs(Right.SEE)
     async def show(vm_id: str) -> Any:
         return views.everything(service.vms.get(vm_id))
 
     @routes.get("/<vm_id>/status")
+    @needs(Right.SEE)
     async def status(vm_id: str) -> Any:
         vm = service.vms.get(vm_id)
         if request.args.get("live") == "1":
@@ -36,6 +41,7 @@ def blueprint(service: Service) -> Blueprint:
         return views.status(vm)
 
     @routes.post("/<vm_id>/shutdown")
+    @needs(Right.USE)
     async def shutdown(vm_id: str) -> Any:
         vm = service.vms.get(vm_id)
         wanted = await json_body.read_optional(ShutdownRequest)
@@ -43,14 +49,17 @@ def blueprint(service: Service) -> Blueprint:
         return views.everything(vm)
 
     @routes.post("/<vm_id>/pause")
+    @needs(Right.USE)
     async def pause(vm_id: str) -> Any:
         return await _control(control.pause, vm_id)
 
     @routes.post("/<vm_id>/resume")
+    @needs(Right.USE)
     async def resume(vm_id: str) -> Any:
         return await _control(control.resume, vm_id)
 
     @routes.post("/<vm_id>/reset")
+    @needs(Right.USE)
     async def reset(vm_id: str) -> Any:
         return await _control(control.reset, vm_id)
 
@@ -60,6 +69,7 @@ def blueprint(service: Service) -> Blueprint:
         return views.status(vm)  # the rest is as it was
 
     @routes.delete("/<vm_id>")
+    @needs(Right.USE)
     async def delete(vm_id: str) -> Any:
         await service.vms.delete(service.vms.get(vm_id))
         answer = Response("", 204)
