@@ -73,6 +73,7 @@ def environ(tmp: Path, **more: str) -> dict[str, str]:
     """A supervisor's environment: nothing of ours that is meant for another one."""
     others = {name: value for name, value in os.environ.items() if "MANAGER" not in name}
     own = {
+        "MANAGER_AUTH": "off",
         "MANAGER_HTTP_PORT": "0",
         "MANAGER_GRPC_PORT": "0",
         "MANAGER_QEMU_TMP_FILE_LOC": str(tmp),

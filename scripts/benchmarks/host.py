@@ -58,6 +58,7 @@ class Host:
         others = {name: value for name, value in os.environ.items() if "MANAGER" not in name}
         return others | {
             **small_host.settings(self.directory, self.peer, self.tmp),
+            "MANAGER_AUTH": "off",
             "MANAGER_HTTP_PORT": "0",
             "MANAGER_GRPC_PORT": "0",
             "MANAGER_QEMU_HOST_FWD_RANGE": ports,

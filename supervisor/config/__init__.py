@@ -15,6 +15,7 @@ import attrs
 
 from supervisor.config import settings
 from supervisor.config.policy import (
+    Auth,
     LifeConfig,
     LimitsConfig,
     OnStop,
@@ -44,6 +45,7 @@ __all__ = [
     "LONGEST_BACKOFF_S",
     "MAX_COMPUTATION",
     "AgentConfig",
+    "Auth",
     "Config",
     "DiskConfig",
     "FirmwareConfig",
@@ -85,6 +87,11 @@ class Config:
     )
     jaeger_url: str | None = setting(
         "MANAGER_JAEGER_URL", None, "reserved for tracing, which does not exist yet"
+    )
+    auth: Auth = setting(
+        "MANAGER_AUTH",
+        Auth.ON,
+        "on: callers are asked who they are, and agents for their run's credential; off: nobody is",
     )
     http: HttpConfig = attrs.field(factory=HttpConfig)
     grpc: GrpcConfig = attrs.field(factory=GrpcConfig)

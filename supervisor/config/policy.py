@@ -18,6 +18,14 @@ class OnStop(enum.StrEnum):
 
 
 @choice
+class Auth(enum.StrEnum):
+    """Whether callers are asked who they are."""
+
+    ON = "on"
+    OFF = "off"
+
+
+@choice
 class RestartPolicy(enum.StrEnum):
     """Whether a VM that crashed is booted again."""
 

@@ -177,6 +177,7 @@ class World:
     def environ(self, **settings: str) -> dict[str, str]:
         first, last = self.ports
         return {
+            "MANAGER_AUTH": "off",
             "MANAGER_HTTP_PORT": "0",
             "MANAGER_GRPC_PORT": "0",
             **small_host.settings(self.directory, self.qemu, self.tmp),

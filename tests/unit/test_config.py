@@ -9,7 +9,15 @@ import attrs
 import pytest
 
 from supervisor import config
-from supervisor.config import Config, OnStop, RestartPolicy, TemplateUse, WatchdogAction, settings
+from supervisor.config import (
+    Auth,
+    Config,
+    OnStop,
+    RestartPolicy,
+    TemplateUse,
+    WatchdogAction,
+    settings,
+)
 from supervisor.config.settings import AgentUrl, PortRange, Switch
 from supervisor.errors import ConfigError
 
@@ -49,6 +57,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_KEEP_DISKS", "retention.disks", False, "true", True),
     ("MANAGER_MAX_KEPT_DISKS", "retention.most_disks", 100, "3", 3),
     ("MANAGER_JAEGER_URL", "jaeger_url", None, "http://h:4318", "http://h:4318"),
+    ("MANAGER_AUTH", "auth", Auth.ON, "off", Auth.OFF),
     ("MANAGER_HTTP_HOST", "http.host", "127.0.0.1", "::1", "::1"),
     ("MANAGER_HTTP_PORT", "http.port", 9021, "0", 0),
     ("MANAGER_GRPC_HOST", "grpc.host", "127.0.0.1", "0.0.0.0", "0.0.0.0"),
