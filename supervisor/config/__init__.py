@@ -27,6 +27,7 @@ from supervisor.config.policy import (
 from supervisor.config.qemu import (
     DiskConfig,
     FirmwareConfig,
+    GuestNetwork,
     NetConfig,
     QemuConfig,
     SevConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "DiskConfig",
     "FirmwareConfig",
     "GrpcConfig",
+    "GuestNetwork",
     "HttpConfig",
     "LifeConfig",
     "LimitsConfig",
