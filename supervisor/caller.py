@@ -70,12 +70,17 @@ class Caller:
     def may(self, right: Right) -> bool:
         return right in _RIGHTS[self.role]
 
+    @property
+    def is_party(self) -> bool:
+        """Whether there is nothing for this caller but its own: no VM, event, number or name."""
+        return self.role is Role.RUN
+
     def sees(self, owner: str) -> bool:
         """Whether a VM of *owner* exists for this caller. No party has what belongs to nobody.
 
         :param owner: empty for VMs of the pool and of templates
         """
-        return self.role is not Role.RUN or (bool(owner) and owner == self.name)
+        return not self.is_party or (bool(owner) and owner == self.name)
 
 
 def roles_with(right: Right) -> list[Role]:

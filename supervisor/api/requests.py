@@ -18,7 +18,6 @@ from supervisor.state.record import EndMode, RunOptions, request_hash
 
 if TYPE_CHECKING:
     from supervisor.config import Config
-    from supervisor.state.record import Event
 
 E = TypeVar("E", bound=enum.StrEnum)
 
@@ -93,9 +92,6 @@ class EventsRequest:
 
     vm_id: str | None = None
     after: int | None = None
-
-    def concerns(self, event: Event) -> bool:
-        return self.vm_id in (None, event.vm_id)
 
 
 # --- from a wire's word to a value ----------------------------------------------------------

@@ -38,6 +38,17 @@ class LimitsConfig:
     """How many VMs may run at once, and how many runs may wait."""
 
     max_vms: int = setting("MANAGER_MAX_VMS", 10, "VMs that may run at once")
+    max_vms_per_owner: int | None = setting(
+        "MANAGER_MAX_VMS_PER_OWNER",
+        None,
+        "VMs that one caller with the role run may have at once, and runs that wait; unset: no"
+        " limit",
+    )
+    max_memory_per_owner: Size | None = setting(
+        "MANAGER_MAX_MEMORY_PER_OWNER",
+        None,
+        "memory that the VMs of one caller with the role run may have together; unset: no limit",
+    )
     memory_overcommit: Ratio = setting(
         "MANAGER_MEMORY_OVERCOMMIT",
         1.0,

@@ -326,6 +326,7 @@ _PARSERS: dict[Any, Callable[[str], object]] = {
     Switch: _switch,
     OnOff: _on_off,
     Size: _size,
+    Size | None: _size,
     IPv4: _ipv4,
     Seconds: _seconds,
     Seconds | None: _seconds,

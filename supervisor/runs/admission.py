@@ -1,14 +1,15 @@
 """Room for VMs: who may start now, who waits, and who is turned away.
 
-First come, first served: whoever waits is served before whoever comes later, though the later
-one might fit already. Else a big VM could wait for ever behind small ones.
+Owners take turns, and the runs of one owner are served in their order. Whoever is next is served
+before the others, though another one might fit already. Else a big VM could wait for ever behind
+small ones.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import attrs
@@ -17,6 +18,7 @@ import trio
 from supervisor.config.settings import go_duration
 from supervisor.errors import AtCapacity, Stopping
 from supervisor.qemu import cgroup
+from supervisor.runs.fair_queue import FairQueue
 from supervisor.state.record import Purpose
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class Refusal(enum.StrEnum):
     TIMEOUT = "timeout"
     #: Its VM would not fit on an empty host.
     NEVER = "never"
+    #: Its owner has its quota already.
+    QUOTA = "quota"
 
 
 @attrs.frozen
@@ -133,8 +137,8 @@ def never(most: Resources, need: Resources) -> AtCapacity | None:
             detail, advice = "MANAGER_MAX_VMS=0 allows no VM at all", "raise it"
         case Limit.MEMORY:
             detail = (
-                f"a VM needs {_mib(need.memory_bytes)} of memory, and all VMs together may have"
-                f" {_mib(most.memory_bytes)} on this host"
+                f"a VM needs {in_mib(need.memory_bytes)} of memory, and all VMs together may have"
+                f" {in_mib(most.memory_bytes)} on this host"
             )
             advice = "lower MANAGER_QEMU_MEMORY_SIZE or raise MANAGER_MEMORY_OVERCOMMIT"
         case Limit.VCPUS:
@@ -148,12 +152,14 @@ def never(most: Resources, need: Resources) -> AtCapacity | None:
 
 @attrs.define(eq=False)
 class _Waiter:
-    """``answered`` is set when its turn has come, or when there are no turns any more."""
+    """``answered`` is set when its turn has come, or when it never will."""
 
     need: Resources
+    owner: str
     deadline: float
     answered: trio.Event = attrs.field(factory=trio.Event)
     admitted: bool = False
+    displaced: bool = False
 
 
 class Admission:
@@ -169,42 +175,49 @@ class Admission:
         self.taken = Resources()
         self.refused: Counter[Refusal] = Counter()
         self._limits = limits
-        self._queue: deque[_Waiter] = deque()
+        self._queue: FairQueue[_Waiter] = FairQueue()
         self._closed = False
 
     @property
     def waiting(self) -> int:
         return len(self._queue)
 
-    async def enter(self, need: Resources, coming: Resources = NONE) -> None:
-        """Take room for one VM, as soon as there is some and nobody waits for it longer.
+    async def enter(self, need: Resources, owner: str = "", coming: Resources = NONE) -> None:
+        """Take room for one VM, as soon as there is some and it is the owner's turn.
 
-        Cancelled, it has taken nothing.
+        Cancelled, it has taken nothing. In a full queue it takes the place of the newest run of an
+        owner who has more runs waiting: else one owner alone could keep all others out.
 
         :param coming: what others are about to give back for this run
         :raises AtCapacity: at once if too many wait already or it would never fit; else when it
-            has waited too long
+            has waited too long, or loses its place to another owner
         :raises Stopping: if `close` was or is called
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        self.check(need, coming)
+        self.check(need, owner, coming)
+        if self._is_full(need, coming):
+            loser = self._queue.drop_from_most()
+            loser.displaced = True
+            loser.answered.set()
         # No checkpoint lies between a call and its place in the queue, so the places are in
         # the order of the calls.
-        waiter = _Waiter(need, trio.current_time() + self._limits.queue_timeout_s)
-        self._queue.append(waiter)
+        waiter = _Waiter(need, owner, trio.current_time() + self._limits.queue_timeout_s)
+        self._queue.append(owner, waiter)
         self._call()
         try:
             with trio.CancelScope(deadline=waiter.deadline):
                 await waiter.answered.wait()
             if self._closed:
                 raise Stopping
+            if waiter.displaced:
+                raise self._queue_full(need)
             if not waiter.admitted:
                 raise self._waited_too_long(need)
         except BaseException:
             self._withdraw(waiter)
             raise
 
-    def check(self, need: Resources, coming: Resources = NONE) -> None:
+    def check(self, need: Resources, owner: str = "", coming: Resources = NONE) -> None:
         """Refuse at once whoever would not even wait.
 
         :param coming: what others are about to give back for this run
@@ -216,7 +229,7 @@ class Admission:
         if error := never(self.budget, need):
             self.refused[Refusal.NEVER] += 1
             raise error
-        if not self._is_room(need, coming) and len(self._queue) >= self._limits.queue:
+        if self._is_full(need, coming) and not self._queue.is_crowded_by_another(owner):
             raise self._queue_full(need)
 
     def try_enter(self, need: Resources) -> bool:
@@ -247,8 +260,8 @@ class Admission:
 
     def _call(self) -> None:
         """Admit from the head of the queue as many as there is room for."""
-        while self._queue and self._held_up_by(self._queue[0].need) is None:
-            waiter = self._queue.popleft()
+        while self._queue and self._held_up_by(self._queue.head.need) is None:
+            waiter = self._queue.pop()
             self.take(waiter.need)
             waiter.admitted = True
             waiter.answered.set()
@@ -257,10 +270,13 @@ class Admission:
         if waiter.admitted:
             # Its turn came after it was cancelled and before it could know.
             self.leave(waiter.need)
-        elif waiter in self._queue:
-            self._queue.remove(waiter)
+        elif self._queue.remove(waiter.owner, waiter):
             # It may have been what the others waited for.
             self._call()
+
+    def _is_full(self, need: Resources, coming: Resources) -> bool:
+        """Whether it would have to wait, and nobody more may wait."""
+        return not self._is_room(need, coming) and self.waiting >= self._limits.queue
 
     def _is_room(self, need: Resources, coming: Resources = NONE) -> bool:
         return not self._queue and (self.taken + need - coming).over(self.budget) is None
@@ -296,13 +312,13 @@ class Admission:
 
     def _reached(self, need: Resources) -> str:
         """What holds up the head of the queue, and with it all. ``need``: if nobody waits."""
-        need = self._queue[0].need if self._queue else need
+        need = self._queue.head.need if self._queue else need
         match self._held_up_by(need):
             case Limit.MEMORY:
                 return (
-                    f"the VMs have {_mib(self.taken.memory_bytes)} of"
-                    f" {_mib(self.budget.memory_bytes)} of memory and the next one needs"
-                    f" {_mib(need.memory_bytes)} (MANAGER_MEMORY_OVERCOMMIT)"
+                    f"the VMs have {in_mib(self.taken.memory_bytes)} of"
+                    f" {in_mib(self.budget.memory_bytes)} of memory and the next one needs"
+                    f" {in_mib(need.memory_bytes)} (MANAGER_MEMORY_OVERCOMMIT)"
                 )
             case Limit.VCPUS:
                 return (
@@ -318,5 +334,5 @@ def _times(amount: int, ratio: float) -> int:
     return math.floor(round(amount * ratio, 6))
 
 
-def _mib(size: int) -> str:
+def in_mib(size: int) -> str:
     return f"{size // _MIB} MiB"

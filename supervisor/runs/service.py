@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from supervisor.caller import Right
 from supervisor.config import TemplateUse
-from supervisor.errors import AtCapacity, Stopping, SupervisorError
+from supervisor.errors import AtCapacity, Stopping, SupervisorError, TemplateError
 from supervisor.qemu.connection import MonitorState
 from supervisor.runs.admission import NONE, Resources
 from supervisor.runs.idempotency import IdempotencyKeys
 from supervisor.runs.metrics import Gauges, Metrics, Outcome
+from supervisor.runs.quotas import Quotas
 from supervisor.state.journal import EventsOnRecord
 from supervisor.state.record import EndCause, EndMode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
+    from supervisor.caller import Caller
     from supervisor.runs.pool import Pool
     from supervisor.runs.vms import Vms
     from supervisor.state.record import Event, RunOptions
@@ -42,10 +46,11 @@ class Service:
         self.journal = vms.journal
         self.metrics = Metrics(self._gauges)
         self._keys = IdempotencyKeys(vms)
+        self._quotas = Quotas(vms.config.limits, vms)
 
     # --- runs -------------------------------------------------------------------------------
 
-    async def run(self, computation: bytes, options: RunOptions) -> Vm:
+    async def run(self, computation: bytes, options: RunOptions, caller: Caller) -> Vm:
         """A VM whose agent has answered the computation.
 
         If it fails, or is cancelled without an idempotency key to come back with, the VM is ended;
@@ -53,7 +58,7 @@ class Service:
 
         :raises SupervisorError:
         """
-        vm = await self.submit(computation, options)
+        vm = await self.submit(computation, options, caller)
         try:
             await vm.wait_answered()
         except trio.Cancelled:
@@ -62,59 +67,92 @@ class Service:
             raise
         return vm
 
-    async def submit(self, computation: bytes, options: RunOptions) -> Vm:
-        """A VM for the computation, on record; the VM tells how far it has come.
+    async def submit(self, computation: bytes, options: RunOptions, caller: Caller) -> Vm:
+        """A VM for the computation, on record and the caller's; it tells how far it has come.
 
-        With a key that was used before, it is the VM of that time.
+        With a key that this caller used before, it is the VM of that time.
 
         :raises SupervisorError: if it is not admitted
         """
-        async with self._keys.claim(options) as known:
-            return known or await self._admit(computation, options)
+        async with self._keys.claim(options, caller.name) as known:
+            return known or await self._admit(computation, options, caller)
 
-    async def _admit(self, computation: bytes, options: RunOptions) -> Vm:
-        """A VM of the pool that is ready, else a new one, else one of the pool that comes up."""
-        vms, pool = self.vms, self.pool
-        if vms.closing:
+    async def _admit(self, computation: bytes, options: RunOptions, caller: Caller) -> Vm:
+        """A VM within the caller's quota, once there is room for it.
+
+        :raises AtCapacity: as the log says why; a party is not told what others have
+        """
+        if self.vms.closing:
             raise Stopping
-        requested_s = vms.host.clock.boottime_s()
-        if options.template is TemplateUse.REQUIRE:
-            await vms.templates.ready()
-        fingerprint = await vms.templates.present() if pool.vms else ""
+        requested_s = self.vms.host.clock.boottime_s()
         room = Resources.of_new_vm(self.config.qemu)
+        try:
+            with self._quotas.claim(caller, room):
+                if options.template is TemplateUse.REQUIRE:
+                    await self._wait_template(caller)
+                vm = await self._start(computation, options, requested_s, room, caller)
+        except AtCapacity as error:
+            log.warning("run refused", problem=str(error.__cause__ or error), owner=caller.name)
+            raise
+        self.vms.spawn(self.measure, vm)
+        return vm
+
+    async def _wait_template(self, caller: Caller) -> None:
+        try:
+            await self.vms.templates.ready()
+        except TemplateError as error:
+            if caller.may(Right.TEMPLATES):
+                raise
+            # The error may name the VM that should have become the template, and files.
+            log.warning("no template for a run", problem=str(error), owner=caller.name)
+            raise TemplateError(
+                "no template is ready", advice='send the run with "template": "auto"'
+            ) from error
+
+    async def _start(
+        self,
+        computation: bytes,
+        options: RunOptions,
+        requested_s: float,
+        room: Resources,
+        caller: Caller,
+    ) -> Vm:
+        """A VM of the pool that is ready, else a new one, else one of the pool that comes up."""
+        vms, pool, owner = self.vms, self.pool, caller.name
+        fingerprint = await vms.templates.present() if pool.vms else ""
         vm = None
         while vm is None:
             if picked := pool.pick(options.template, fingerprint, ready=True):
-                vm = await self._take(picked, computation, options, requested_s)
+                vm = await self._take(picked, computation, options, requested_s, owner)
             elif vms.admission.try_enter(room):
-                vm = await vms.start(room, options, computation, requested_s)
+                vm = await vms.start(room, options, computation, requested_s, owner=owner)
             elif picked := pool.pick(options.template, fingerprint, ready=False):
-                vm = await self._take(picked, computation, options, requested_s)
+                vm = await self._take(picked, computation, options, requested_s, owner)
             else:
-                await self._enter(room)
-                vm = await vms.start(room, options, computation, requested_s)
-        vms.spawn(self.measure, vm)
+                await self._enter(room, caller)
+                vm = await vms.start(room, options, computation, requested_s, owner=owner)
         return vm
 
-    async def _enter(self, room: Resources) -> None:
+    async def _enter(self, room: Resources, caller: Caller) -> None:
         """Take room when there is some; a VM of the pool that does not fit the run gives way."""
-        admission, pool = self.vms.admission, self.pool
+        admission, pool, owner = self.vms.admission, self.pool, caller.name
         coming = Resources.on_record(pool.vms[-1].record) if pool.vms else NONE
         try:
             # A run that is turned away costs no VM of the pool.
-            admission.check(room, coming)
+            admission.check(room, owner, coming)
             with pool.giving_way():
-                await admission.enter(room, coming)
+                await admission.enter(room, owner, coming)
         except AtCapacity as error:
-            log.warning("run refused", problem=str(error))
-            raise
+            if not caller.is_party:
+                raise
+            raise _without_others(error) from error
 
     async def _take(
-        self, vm: Vm, computation: bytes, options: RunOptions, requested_s: float
+        self, vm: Vm, computation: bytes, options: RunOptions, requested_s: float, owner: str
     ) -> Vm | None:
         """Give a run a VM of the pool; None if that VM ends just now."""
         try:
-            assigned = await vm.assign(computation, options, requested_s)
+            assigned = await vm.assign(computation, options, requested_s, owner)
         except OSError as error:
             why = "its run could not be put on record"
             vm.request_end(EndMode.FORCE, EndCause.UNRECORDED, why)
@@ -147,26 +185,29 @@ class Service:
         vm.request_end(mode, EndCause.API, "it was asked for")
         await vm.wait_ended()
 
-    def follow(self, after: int | None, vm_id: str | None) -> Following:
-        """Events as `Journal.follow` gives them; those on record of one VM alone, if named.
+    def follow(self, caller: Caller, after: int | None, vm_id: str | None = None) -> Following:
+        """Events as `Journal.follow` gives them: the caller's, and of one VM alone if it is named.
 
         :raises AtCapacity: at once, if too many follow events already
         """
         readers = self.journal.events.subscribers
         if readers >= self.config.timing.readers:
             raise AtCapacity(
-                f"{readers} readers follow events already",
+                f"{self.config.timing.readers} readers follow events already",
                 advice="end one, or read pages of events with ?limit=",
                 retry_after_s=_READER_RETRY_S,
             )
-        return self.journal.follow(after, self._whose(vm_id))
+        return self.journal.follow(after, self._whose(caller, vm_id), _wanted(caller, vm_id))
 
-    def on_record(self, after: int, vm_id: str | None) -> EventsOnRecord:
-        """The events on record with a greater number; of one VM and the supervisor, if named."""
-        return EventsOnRecord(self.journal, after, self.journal.sequence, self._whose(vm_id))
+    def on_record(self, caller: Caller, after: int, vm_id: str | None) -> EventsOnRecord:
+        """The caller's events on record with a greater number; of one VM alone if it is named."""
+        whose, wants = self._whose(caller, vm_id), _wanted(caller, vm_id)
+        return EventsOnRecord(self.journal, after, self.journal.sequence, whose, wants)
 
-    def _whose(self, vm_id: str | None) -> tuple[str, ...]:
-        return (vm_id,) if vm_id else tuple(vm.id for vm in self.vms)
+    def _whose(self, caller: Caller, vm_id: str | None) -> tuple[str, ...]:
+        """:raises VmNotFound:"""
+        named = [self.vms.get(vm_id, caller)] if vm_id else self.vms.seen_by(caller)
+        return tuple(vm.id for vm in named)
 
     def _gauges(self) -> Gauges:
         templates = self.vms.templates
@@ -179,3 +220,19 @@ class Service:
             pool=Counter("ready" if vm.agent_ready else "coming" for vm in self.pool.vms),
             clones={"restored": templates.restored, "fallback": templates.fallen_back},
         )
+
+
+def _wanted(caller: Caller, vm_id: str | None) -> Callable[[Event], bool]:
+    """Which events a caller is told: those of its VMs, and all if it sees all."""
+    return lambda event: vm_id in (None, event.vm_id) and caller.sees(event.owner)
+
+
+def _without_others(error: AtCapacity) -> AtCapacity:
+    """The same without what others have and how many of them wait."""
+    if error.retry_after_s is None:
+        return error  # it says what this host can never do
+    return AtCapacity(
+        "there is no room for one more VM now",
+        advice=f"end one of your VMs, or try again in {error.retry_after_s} s",
+        retry_after_s=error.retry_after_s,
+    )

@@ -33,6 +33,7 @@ from supervisor.waiting import Signal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
+    from supervisor.caller import Caller
     from supervisor.config import Config
     from supervisor.qemu.host import Host
     from supervisor.state.journal import Journal
@@ -70,12 +71,19 @@ class Vms:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def get(self, vm_id: str) -> Vm:
-        """:raises VmNotFound:"""
-        try:
-            return self._by_id[vm_id]
-        except KeyError:
-            raise VmNotFound(vm_id) from None
+    def get(self, vm_id: str, caller: Caller) -> Vm:
+        """The one way from an id to a VM.
+
+        :raises VmNotFound: for an id that nobody has and for a VM that the caller does not see,
+            alike
+        """
+        vm = self._by_id.get(vm_id)
+        if vm is None or not caller.sees(vm.record.owner):
+            raise VmNotFound(vm_id)
+        return vm
+
+    def seen_by(self, caller: Caller) -> list[Vm]:
+        return [vm for vm in self if caller.sees(vm.record.owner)]
 
     # --- starting ---------------------------------------------------------------------------
 
@@ -86,6 +94,7 @@ class Vms:
         computation: bytes | None,
         requested_s: float,
         purpose: Purpose = Purpose.RUN,
+        owner: str = "",
     ) -> Vm:
         """A VM on record, and its task.
 
@@ -100,6 +109,7 @@ class Vms:
             id=str(uuid.uuid4()),
             created_at=datetime.now(UTC),
             options=options,
+            owner=owner,
             purpose=purpose,
             relay=RelayState.IDLE if computation is None else RelayState.WAITING,
             memory_bytes=room.memory_bytes,
@@ -109,7 +119,7 @@ class Vms:
         try:
             if self.closing:
                 raise Stopping
-            self._check_agent()
+            self._check_agent(owner)
             record = await self.journal.create(record, computation)
         except OSError as error:
             self.admission.leave(room)
@@ -155,10 +165,15 @@ class Vms:
         consequence = f"VM {vm_id} cannot be put on record, so it is not started"
         return file_errors.launch_error(error, self.config.qemu.tmp / vm_id, consequence)
 
-    def _check_agent(self) -> None:
+    def _check_agent(self, owner: str) -> None:
         if not self.config.agent.is_fixed:
             return
-        holders = [f"VM {vm.id}" for vm in self if not vm.ended]
+        holders = [
+            # Another's VM has no id for this caller.
+            f"VM {vm.id}" if vm.record.owner == owner else "another VM"
+            for vm in self
+            if not vm.ended
+        ]
         if self._starting > 1:
             holders.append("another VM that is being started")
         if holders:
@@ -219,7 +234,7 @@ class Vms:
         """Remove an ended VM's directory and all trace of it."""
         self._deleting.discard(vm.id)
         if self._by_id.pop(vm.id, None):
-            await self.journal.remove(vm.id)
+            await self.journal.remove(vm.id, vm.record.owner)
             self.templates.release(vm.id)
 
     # --- the supervisor's own stop ----------------------------------------------------------

@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
 
-class Broadcast(Generic[T]):
-    """Every subscriber gets every value sent after it subscribed.
+def everything(_: object) -> bool:
+    """What a reader wants who wants all."""
+    return True
 
-    A subscriber that falls ``buffer`` values behind is cut off: its channel ends early.
+
+class Broadcast(Generic[T]):
+    """Every subscriber gets every value that it wants of those sent after it subscribed.
+
+    A subscriber that falls ``buffer`` such values behind is cut off: its channel ends early.
     """
 
     def __init__(self, buffer: int) -> None:
         self._buffer = buffer
-        self._channels: set[trio.MemorySendChannel[T]] = set()
+        self._channels: dict[trio.MemorySendChannel[T], Callable[[T], bool]] = {}
 
     @property
     def subscribers(self) -> int:
@@ -29,11 +34,12 @@ class Broadcast(Generic[T]):
         return len(self._channels)
 
     def send(self, value: T) -> None:
-        for channel in tuple(self._channels):
+        for channel, wants in tuple(self._channels.items()):
             try:
-                channel.send_nowait(value)
+                if wants(value):
+                    channel.send_nowait(value)
             except trio.WouldBlock:
-                self._channels.discard(channel)
+                del self._channels[channel]
                 channel.close()
 
     def close(self) -> None:
@@ -43,12 +49,18 @@ class Broadcast(Generic[T]):
         self._channels.clear()
 
     @contextmanager
-    def subscribe(self) -> Iterator[trio.MemoryReceiveChannel[T]]:
-        """Subscribe until the context ends. Yields the channel to read from."""
+    def subscribe(
+        self, wants: Callable[[T], bool] = everything
+    ) -> Iterator[trio.MemoryReceiveChannel[T]]:
+        """Subscribe until the context ends. Yields the channel to read from.
+
+        What a subscriber does not want neither wakes it nor brings it nearer to being cut off:
+        it cannot notice that there was something.
+        """
         send, receive = trio.open_memory_channel[T](self._buffer)
-        self._channels.add(send)
+        self._channels[send] = wants
         try:
             with send, receive:
                 yield receive
         finally:
-            self._channels.discard(send)
+            self._channels.pop(send, None)

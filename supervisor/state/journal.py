@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from supervisor.state import file_errors
-from supervisor.state.broadcast import Broadcast
+from supervisor.state.broadcast import Broadcast, everything
 from supervisor.state.record import Event, EventKind, Record
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class Journal:
         :raises OSError: if the directory cannot be written; nothing of it is left then
         """
         await self._reserve(1)
-        event = self._number(EventKind.STATE, record.id, _rebuildable(record))
+        data = _rebuildable(record)
+        event = self._number(EventKind.STATE, record.id, record.owner, data)
         record = attrs.evolve(record, sequence=event.sequence)
         written = False
         try:
@@ -82,7 +83,7 @@ class Journal:
         :returns: the record, with the number of its last event
         """
         await self._reserve(len(news))
-        events = [self._number(kind, record.id, data) for kind, data in news]
+        events = [self._number(kind, record.id, record.owner, data) for kind, data in news]
         record = attrs.evolve(record, sequence=events[-1].sequence)
         try:
             await _in_thread(self._store.write, record, events)
@@ -93,26 +94,31 @@ class Journal:
                 self._publish(event.sequence, event)
         return record
 
-    async def note(self, kind: EventKind, vm_id: str | None, **data: Any) -> None:
+    async def note(
+        self, kind: EventKind, vm_id: str | None, *, owner: str = "", **data: Any
+    ) -> None:
         """Write and publish an event that changes no record."""
         await self._reserve(1)
-        event = self._number(kind, vm_id, data)
+        event = self._number(kind, vm_id, owner, data)
         await self._keep(event, self._store.note, event)
 
-    async def finish_removal(self, vm_id: str) -> None:
+    async def finish_removal(self, vm_id: str, owner: str) -> None:
         """Publish and complete the removal of a VM that an earlier supervisor began."""
-        await self.note(EventKind.DELETED, vm_id)
+        await self.note(EventKind.DELETED, vm_id, owner=owner)
         await _in_thread(self._store.finish_removal, vm_id)
 
-    async def remove(self, vm_id: str) -> None:
+    async def remove(self, vm_id: str, owner: str) -> None:
         """Remove a VM's directory, then publish its removal."""
         await self._reserve(1)
-        event = self._number(EventKind.DELETED, vm_id, {})
+        event = self._number(EventKind.DELETED, vm_id, owner, {})
         await self._keep(event, self._store.remove, vm_id, event)
 
     @asynccontextmanager
     async def follow(
-        self, after: int | None, vm_ids: Iterable[str]
+        self,
+        after: int | None,
+        vm_ids: Iterable[str],
+        wants: Callable[[Event], bool] = everything,
     ) -> AsyncIterator[tuple[EventsOnRecord, trio.MemoryReceiveChannel[Event]]]:
         """The events on record with a number over ``after``, and a channel of later events.
 
@@ -120,11 +126,12 @@ class Journal:
 
         :param after: None for no events on record
         :param vm_ids: the VMs whose events on record are read; the channel has events of all VMs
+        :param wants: which of all these events the reader is told
         """
-        with self.events.subscribe() as channel:
+        with self.events.subscribe(wants) as channel:
             last = self.sequence
             begin = last if after is None else after
-            yield EventsOnRecord(self, begin, last, tuple(vm_ids)), channel
+            yield EventsOnRecord(self, begin, last, tuple(vm_ids), wants), channel
 
     async def page(self, after: int, vm_ids: Iterable[str], limit: int) -> list[Event]:
         """The next events on record with a number over ``after``: ``limit`` of them at most."""
@@ -162,9 +169,11 @@ class Journal:
                     problem = self._problem(error)
                     log.error("event numbers cannot be reserved", problem=problem)
 
-    def _number(self, kind: EventKind, vm_id: str | None, data: Mapping[str, Any]) -> Event:
+    def _number(
+        self, kind: EventKind, vm_id: str | None, owner: str, data: Mapping[str, Any]
+    ) -> Event:
         self._issued += 1
-        return Event(self._issued, datetime.now(UTC), vm_id, kind, data)
+        return Event(self._issued, datetime.now(UTC), vm_id, kind, data, owner)
 
     def _publish(self, sequence: int, event: Event | None) -> None:
         self._written[sequence] = event
@@ -180,19 +189,34 @@ class EventsOnRecord:
 
     :param after: the number before the first event
     :param last: the greatest number that an event may have
+    :param vm_ids: of these VMs and of the supervisor
+    :param wants: which of these events are yielded
     """
 
-    def __init__(self, journal: Journal, after: int, last: int, vm_ids: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        after: int,
+        last: int,
+        vm_ids: tuple[str, ...],
+        wants: Callable[[Event], bool],
+    ) -> None:
         self._journal = journal
         self._after = after
         self._last = last
         self._vm_ids = vm_ids
+        self._wants = wants
         self._page: deque[Event] = deque()
 
     def __aiter__(self) -> EventsOnRecord:
         return self
 
     async def __anext__(self) -> Event:
+        while not self._wants(event := await self._next()):
+            pass
+        return event
+
+    async def _next(self) -> Event:
         if not self._page and self._after < self._last:
             self._page.extend(await self._journal.page(self._after, self._vm_ids, _PAGE))
         if not self._page or self._page[0].sequence > self._last:

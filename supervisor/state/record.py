@@ -187,6 +187,8 @@ class BaseImage:
 class Record:
     """One VM.
 
+    :param owner: the name of the caller who posted its run; empty if nobody did, as for a VM of
+        the pool, or if nobody was asked for a name
     :param sequence: the number of the VM's last event
     :param fingerprint: the digest of what its QEMU was started with: see `supervisor.templates`
     :param template: the name of the template that it was started from; None for a cold boot
@@ -212,6 +214,7 @@ class Record:
     options: RunOptions
     memory_bytes: int
     vcpus: int
+    owner: str = ""
     sequence: int = 0
     status: Status = PRELAUNCH
     purpose: Purpose = Purpose.RUN
@@ -264,6 +267,8 @@ class Event:
     :param sequence: greater than the number of every earlier event of this tmp/, across restarts
         of the supervisor
     :param data: depends on the kind; an event ``state`` has ``state`` and ``reason``
+    :param owner: the owner that the VM had then. It is on disk, and decides who is told; no reader
+        is told of it
     """
 
     sequence: int
@@ -271,9 +276,10 @@ class Event:
     vm_id: str | None
     kind: EventKind
     data: Mapping[str, Any]
+    owner: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The event as a JSON object, for events.jsonl and for both APIs."""
+        """The event as a JSON object, for both APIs."""
         return {
             "sequence": self.sequence,
             "at": moment(self.at),
@@ -300,7 +306,11 @@ def moment(at: datetime) -> str:
 
 def event_line(event: Event) -> bytes:
     """One line of events.jsonl, with its newline."""
-    return json.dumps(event.to_dict()).encode() + b"\n"
+    return json.dumps(_on_disk(event)).encode() + b"\n"
+
+
+def _on_disk(event: Event) -> dict[str, Any]:
+    return event.to_dict() | ({"owner": event.owner} if event.owner else {})
 
 
 def parse_event(line: bytes) -> Event:
@@ -312,8 +322,9 @@ def parse_event(line: bytes) -> Event:
         data = json.loads(line)
         at = _moment(data.pop("at"))
         kind = EventKind(data.pop("event"))
-        event = Event(int(data.pop("sequence")), at, data.pop("vm"), kind, data)
-        texts: list[object] = [event.vm_id or ""]
+        vm_id, owner = data.pop("vm"), data.pop("owner", "")
+        event = Event(int(data.pop("sequence")), at, vm_id, kind, data, owner)
+        texts: list[object] = [event.vm_id or "", owner]
         if kind is EventKind.STATE:
             texts += [VmState(data["state"]), data["reason"]]
         if not all(isinstance(text, str) for text in texts):
@@ -337,7 +348,7 @@ def dump(record: Record, events: Iterable[Event]) -> bytes:
     content = {
         "version": VERSION,
         "vm": _converter.unstructure(record),
-        "events": [event.to_dict() for event in events],
+        "events": [_on_disk(event) for event in events],
     }
     return json.dumps(content).encode() + b"\n"
 

@@ -36,14 +36,14 @@ class Recovered:
     :param sequence: the greatest event number that may have been published
     :param rebuilt: ids of VMs whose record was rebuilt, with the path to which the damaged record
         was moved; None if there was no record
-    :param gone: ids of VMs whose removal was interrupted
+    :param gone: ids of VMs whose removal was interrupted, with their owners
     """
 
     records: list[Record]
     processes: dict[str, tuple[ProcessId, int]]
     sequence: int
     rebuilt: dict[str, Path | None]
-    gone: list[str]
+    gone: dict[str, str]
 
 
 async def recover(config: Config, clock: Clock, store: Store) -> Recovered:
@@ -111,6 +111,7 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, clock: Clock, store: S
         options=_options(events, config),
         memory_bytes=config.qemu.memory_bytes,
         vcpus=config.qemu.smp_count,
+        owner=events[-1].owner if events else "",
         sequence=events[-1].sequence if events else 0,
         relay=relay,
         answered=relay is RelayState.ANSWERED,
@@ -207,8 +208,8 @@ def _clear_again(record: Record, vm_dir: VmDir) -> None:
 
 async def announce(recovered: Recovered, journal: Journal) -> None:
     """Write to the journal and to the log what `recover` found."""
-    for vm_id in recovered.gone:
-        await journal.finish_removal(vm_id)
+    for vm_id, owner in recovered.gone.items():
+        await journal.finish_removal(vm_id, owner)
     for index, record in enumerate(recovered.records):
         if record.id in recovered.rebuilt:
             moved = recovered.rebuilt[record.id]

@@ -81,13 +81,14 @@ class Found:
 
     :param sequence: no event was ever published with a greater number
     :param damaged: ids of VMs whose record is damaged, with the path to which it was moved
-    :param gone: ids of VMs whose removal was interrupted; `finish_removal` completes it
+    :param gone: ids of VMs whose removal was interrupted, with their owners; `finish_removal`
+        completes it
     """
 
     records: list[Record]
     sequence: int
     damaged: dict[str, Path]
-    gone: list[str]
+    gone: dict[str, str]
 
 
 class Store:
@@ -222,7 +223,7 @@ class Store:
 
     def load(self) -> Found:
         """Read everything in tmp/, and repair what a crash left unfinished."""
-        found = Found([], 0, {}, [])
+        found = Found([], 0, {}, {})
         sequence = self._reserved()
         _mend(self._own_events)
         _shorten(self._own_events)
@@ -241,11 +242,13 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
                 continue
             _mend(vm_dir.events)
-            sequence = max([sequence, *(event.sequence for event in _events(vm_dir.events))])
+            owner = ""
+            for event in _events(vm_dir.events):
+                sequence, owner = max(sequence, event.sequence), event.owner
             if ending == _GONE and vm_id in deleted:
                 shutil.rmtree(path, ignore_errors=True)
             elif ending == _GONE:
-                found.gone.append(vm_id)
+                found.gone[vm_id] = owner
             else:
                 sequence = max(sequence, self._load_one(vm_dir, found))
         return attrs.evolve(found, sequence=sequence)

@@ -230,7 +230,9 @@ class Vm:
         self.scope.cancel()
         return True
 
-    async def assign(self, computation: bytes, options: RunOptions, requested_s: float) -> bool:
+    async def assign(
+        self, computation: bytes, options: RunOptions, requested_s: float, owner: str
+    ) -> bool:
         """Give a VM of the pool a run's computation; from now on it is that run's VM.
 
         False if it has begun to end meanwhile; then nothing has changed.
@@ -247,8 +249,15 @@ class Vm:
         data = {"ttl_s": options.ttl_s, "restart": options.restart, "keep_disk": options.keep_disk}
         # What a run asks for is counted from now on; if its guest has not run yet, from then.
         clock = {"first_ran_s": requested_s} if self.record.first_ran_s else {}
-        changes = {"purpose": Purpose.RUN, "options": options, "relay": RelayState.WAITING}
-        await self.commit(EventKind.TAKEN, data, **changes, **clock)
+        await self.commit(
+            EventKind.TAKEN,
+            data,
+            owner=owner,
+            purpose=Purpose.RUN,
+            options=options,
+            relay=RelayState.WAITING,
+            **clock,
+        )
         return True
 
     def monitor(self) -> Monitor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from supervisor.caller import ANYBODY
 from supervisor.state.status import VmState
 from tests.support.world import SetClock
 
@@ -31,7 +32,7 @@ async def ended(supervisor: Supervisor, key: str = "", **members: Any) -> str:
 async def deleted(supervisor: Supervisor, *vm_ids: str) -> None:
     """Return once these have been deleted."""
     left = set(vm_ids)
-    async with supervisor.running.service.follow(0, None) as (old, news):
+    async with supervisor.running.service.follow(ANYBODY, 0) as (old, news):
         async for event in old:
             if event.kind == "deleted":
                 left.discard(event.vm_id or "")

@@ -19,6 +19,7 @@ import httpx
 import trio
 
 from supervisor import app, config
+from supervisor.caller import ANYBODY
 from supervisor.config import OnStop, Timing
 from supervisor.errors import SupervisorError
 from supervisor.pb import manager_pb2_grpc, vm_pb2, vm_pb2_grpc
@@ -72,7 +73,7 @@ class Supervisor:
         return vm_pb2_grpc.VmServiceStub(self.channel)
 
     def vm(self, vm_id: str) -> Vm:
-        return self.running.service.vms.get(vm_id)
+        return self.running.service.vms.get(vm_id, ANYBODY)
 
     def only_vm(self) -> Vm:
         (vm,) = self.running.service.vms
@@ -111,8 +112,8 @@ class Supervisor:
         vms = self.running.service.vms
         self.running.stop(OnStop.LEAVE)
         for guest in guests:
-            await vms.get(guest.vm_id).wait_over()
-            assert not vms.get(guest.vm_id).ended
+            await vms.get(guest.vm_id, ANYBODY).wait_over()
+            assert not vms.get(guest.vm_id, ANYBODY).ended
 
     async def call(self, method: Callable[..., Any], request: object) -> Any:
         """A gRPC call in a thread, so that the supervisor can answer it."""

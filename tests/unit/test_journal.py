@@ -141,7 +141,7 @@ async def test_no_number_is_given_again_by_the_next_supervisor(tmp_path: Path, w
     record = await before.create(new(), b"x")
     await before.commit(record, (EventKind.RESET, {}))
     if what == "delete":
-        await before.remove(record.id)
+        await before.remove(record.id, record.owner)
     elif what == "lose":
         for file in (tmp_path / record.id).iterdir():
             file.unlink()

@@ -126,7 +126,7 @@ def test_removed_vm_is_an_event(tmp_path: Path) -> None:
     assert listing(tmp_path) == {"events.jsonl"}
     assert [event.kind for event in made.events_after(0, [], 1000)] == ["deleted"]
     found = Store(tmp_path).load()
-    assert (found.records, found.gone, found.sequence) == ([], [], 2)
+    assert (found.records, found.gone, found.sequence) == ([], {}, 2)
 
 
 def test_removal_frees_its_room_where_nothing_can_be_written(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_removal_that_was_cut_short(tmp_path: Path, told: bool) -> None:
         made.note(news(2, kind=EventKind.DELETED))
     again = Store(tmp_path)
     found = again.load()
-    assert (found.records, found.gone) == ([], [] if told else [ONE])
+    assert (found.records, found.gone) == ([], {} if told else {ONE: ""})
     assert found.sequence >= 1 + told
     for vm_id in found.gone:
         again.finish_removal(vm_id)

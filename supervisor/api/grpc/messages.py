@@ -70,6 +70,7 @@ def vm(one: Vm) -> vm_pb2.Vm:
         agent_problem=one.agent_problem,
         exit_code=one.record.exit_code,
         error=one.record.error or "",
+        owner=one.record.owner,
         forwards=[
             vm_pb2.Forward(
                 guest_port=forward.guest_port,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf import empty_pb2
 
+from supervisor.api.callers import current
 from supervisor.api.grpc import messages
 from supervisor.api.grpc.errors import answers
 from supervisor.bridge import aio_as_trio, trio_as_aio
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from supervisor.api.requests import EventsRequest
+    from supervisor.caller import Caller
     from supervisor.runs.service import Service
     from supervisor.vm.vm import Vm
 
@@ -41,7 +43,7 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
         wanted = messages.run_request(request, context)
         key = messages.metadata(context, "idempotency-key")
         options = wanted.options(self._service.config, key)
-        vm = await trio_as_aio(self._service.run)(wanted.computation, options)
+        vm = await trio_as_aio(self._service.run)(wanted.computation, options, current())
         reply = await trio_as_aio(vm.read_reply)()
         return manager_pb2.RunResponse(ID=vm.id, computation=reply)
 
@@ -54,17 +56,18 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
 
     @answers(Right.SEE)
     async def List(self, request: object, context: object) -> vm_pb2.ListResponse:  # noqa: N802
-        return vm_pb2.ListResponse(vms=[messages.vm(vm) for vm in self._service.vms])
+        seen = self._service.vms.seen_by(current())
+        return vm_pb2.ListResponse(vms=[messages.vm(vm) for vm in seen])
 
     @answers(Right.SEE)
     async def Get(self, request: vm_pb2.GetRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
-        return messages.vm(self._service.vms.get(request.id))
+        return messages.vm(self._service.vms.get(request.id, current()))
 
     @answers(Right.USE)
     async def Shutdown(  # noqa: N802
         self, request: vm_pb2.ShutdownRequest, context: object
     ) -> vm_pb2.Vm:
-        vm = self._service.vms.get(request.id)
+        vm = self._service.vms.get(request.id, current())
         wanted = messages.shutdown_request(request)
         await trio_as_aio(self._service.end)(vm, wanted.mode)
         return messages.vm(vm)
@@ -73,7 +76,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
     async def Delete(  # noqa: N802
         self, request: vm_pb2.DeleteRequest, context: object
     ) -> empty_pb2.Empty:
-        await trio_as_aio(self._service.vms.delete)(self._service.vms.get(request.id))
+        await trio_as_aio(self._service.vms.delete)(self._service.vms.get(request.id, current()))
         return empty_pb2.Empty()
 
     @answers(Right.USE)
@@ -89,21 +92,24 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         return await self._control(control.reset, request.id)
 
     async def _control(self, act: Callable[[Vm], Awaitable[None]], vm_id: str) -> vm_pb2.Vm:
-        vm = self._service.vms.get(vm_id)
+        vm = self._service.vms.get(vm_id, current())
         await trio_as_aio(act)(vm)
         return messages.vm(vm)
 
     @answers(Right.SEE)
     async def Watch(self, request: vm_pb2.WatchRequest, context: Context) -> None:  # noqa: N802
         wanted = messages.events_request(request)
-        await trio_as_aio(self._tell)(wanted, aio_as_trio(context.write))
+        await trio_as_aio(self._tell)(wanted, current(), aio_as_trio(context.write))
         await context.abort(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "the reader fell behind, or the supervisor stops; go on after the last sequence",
         )
 
     async def _tell(
-        self, wanted: EventsRequest, write: Callable[[vm_pb2.Event], Awaitable[None]]
+        self,
+        wanted: EventsRequest,
+        caller: Caller,
+        write: Callable[[vm_pb2.Event], Awaitable[None]],
     ) -> None:
         """Tell a reader of events until there are no more. trio-flavoured.
 
@@ -111,14 +117,13 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         reader who leaves at the wrong moment would cancel the step out, and ``follow`` would stay
         open.
         """
-        vms = [self._service.vms.get(wanted.vm_id)] if wanted.vm_id else self._service.vms
-        async with self._service.follow(wanted.after, wanted.vm_id) as (old, news):
+        vms = self._service.vms
+        seen = [vms.get(wanted.vm_id, caller)] if wanted.vm_id else vms.seen_by(caller)
+        async with self._service.follow(caller, wanted.after, wanted.vm_id) as (old, news):
             if wanted.after is None:
-                for message in [messages.present_state(vm) for vm in vms]:
+                for message in [messages.present_state(vm) for vm in seen]:
                     await write(message)
             async for event in old:
-                if wanted.concerns(event):
-                    await write(messages.event(event))
+                await write(messages.event(event))
             async for event in news:
-                if wanted.concerns(event):
-                    await write(messages.event(event))
+                await write(messages.event(event))

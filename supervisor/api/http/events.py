@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from quart import Blueprint, Response, request
 
-from supervisor.api.callers import needs
+from supervisor.api.callers import current, needs
 from supervisor.api.requests import EventsRequest, event_number, page_size
 from supervisor.caller import Right
 from supervisor.state.record import Event
@@ -33,7 +33,7 @@ def blueprint(service: Service) -> Blueprint:
     @routes.get("/vms/<vm_id>/events")
     @needs(Right.SEE)
     async def events_of_one(vm_id: str) -> Any:
-        return await _answer(service, EventsRequest(service.vms.get(vm_id).id, _after()))
+        return await _answer(service, EventsRequest(vm_id, _after()))
 
     return routes
 
@@ -52,43 +52,37 @@ async def _answer(service: Service, wanted: EventsRequest) -> Any:
 async def _page(service: Service, wanted: EventsRequest, limit: str) -> dict[str, Any]:
     """At most ``limit`` events on record, and where the next ones are, if there are more."""
     size, found, more = page_size(limit), list[Event](), False
-    async for event in service.on_record(wanted.after or 0, wanted.vm_id):
-        if wanted.concerns(event):
-            if more := len(found) == size:
-                break
-            found.append(event)
+    async for event in service.on_record(current(), wanted.after or 0, wanted.vm_id):
+        if more := len(found) == size:
+            break
+        found.append(event)
     following = f"{request.path}?after={found[-1].sequence}&limit={size}" if more else None
     return {"events": [event.to_dict() for event in found], "next": following}
 
 
 def _stream(service: Service, wanted: EventsRequest) -> Response:
-    following = service.follow(wanted.after, wanted.vm_id)
+    following = service.follow(current(), wanted.after, wanted.vm_id)
     return Response(
-        _lines(following, wanted, service.config.timing.sse_keep_alive_s),
+        _lines(following, service.config.timing.sse_keep_alive_s),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _lines(
-    following: Following, wanted: EventsRequest, keep_alive_s: float
-) -> AsyncIterator[bytes]:
+async def _lines(following: Following, keep_alive_s: float) -> AsyncIterator[bytes]:
     async with following as (old, news):
         # The head of the answer goes out with its first bytes.
         yield b": events\n\n"
         async for event in old:
-            if wanted.concerns(event):
-                yield _message(event)
+            yield _message(event)
         while True:
             text = b": keep-alive\n\n"
             with trio.move_on_after(keep_alive_s):
                 try:
-                    event = await news.receive()
+                    text = _message(await news.receive())
                 except trio.EndOfChannel:
                     return
-                text = _message(event) if wanted.concerns(event) else b""
-            if text:
-                yield text
+            yield text
 
 
 def _message(event: Event) -> bytes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from quart import Blueprint, Response, request
 from quart_trio.wrappers.response import TrioFileBody
 
-from supervisor.api.callers import needs
+from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body, views
 from supervisor.api.requests import RunRequest
 from supervisor.caller import Right
@@ -25,20 +25,20 @@ def blueprint(service: Service) -> Blueprint:
         wanted = await json_body.read(RunRequest)
         options = wanted.options(service.config, _idempotency_key())
         if _prefers_async():
-            vm = await service.submit(wanted.computation, options)
+            vm = await service.submit(wanted.computation, options, current())
             headers = {
                 "Location": f"/vms/{vm.id}",
                 "Preference-Applied": "respond-async",
             }
             return views.summary(vm), 202, headers
-        vm = await service.run(wanted.computation, options)
+        vm = await service.run(wanted.computation, options, current())
         reply = await vm.read_reply()
         return views.answer(vm, reply), 200, {"Server-Timing": views.server_timing(vm)}
 
     @routes.get("/vms/<vm_id>/reply")
     @needs(Right.USE)
     async def reply(vm_id: str) -> Any:
-        vm = service.vms.get(vm_id)
+        vm = service.vms.get(vm_id, current())
         try:
             body = TrioFileBody(vm.reply_file, buffer_size=2**18)
         except OSError as error:

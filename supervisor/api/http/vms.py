@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint, Response, request
 
-from supervisor.api.callers import needs
+from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body, views
 from supervisor.api.requests import ShutdownRequest
 from supervisor.caller import Right
@@ -25,17 +25,17 @@ def blueprint(service: Service) -> Blueprint:
     @routes.get("")
     @needs(Right.SEE)
     async def list_vms() -> Any:
-        return {"vms": [views.summary(vm) for vm in service.vms]}
+        return {"vms": [views.summary(vm) for vm in service.vms.seen_by(current())]}
 
     @routes.get("/<vm_id>")
     @needs(Right.SEE)
     async def show(vm_id: str) -> Any:
-        return views.everything(service.vms.get(vm_id))
+        return views.everything(service.vms.get(vm_id, current()))
 
     @routes.get("/<vm_id>/status")
     @needs(Right.SEE)
     async def status(vm_id: str) -> Any:
-        vm = service.vms.get(vm_id)
+        vm = service.vms.get(vm_id, current())
         if request.args.get("live") == "1":
             await vm.query_now()
         return views.status(vm)
@@ -43,7 +43,7 @@ def blueprint(service: Service) -> Blueprint:
     @routes.post("/<vm_id>/shutdown")
     @needs(Right.USE)
     async def shutdown(vm_id: str) -> Any:
-        vm = service.vms.get(vm_id)
+        vm = service.vms.get(vm_id, current())
         wanted = await json_body.read_optional(ShutdownRequest)
         await service.end(vm, wanted.mode)
         return views.everything(vm)
@@ -64,14 +64,14 @@ def blueprint(service: Service) -> Blueprint:
         return await _control(control.reset, vm_id)
 
     async def _control(act: Callable[[Vm], Awaitable[None]], vm_id: str) -> Any:
-        vm = service.vms.get(vm_id)
+        vm = service.vms.get(vm_id, current())
         await act(vm)
         return views.status(vm)  # the rest is as it was
 
     @routes.delete("/<vm_id>")
     @needs(Right.USE)
     async def delete(vm_id: str) -> Any:
-        await service.vms.delete(service.vms.get(vm_id))
+        await service.vms.delete(service.vms.get(vm_id, current()))
         answer = Response("", 204)
         del answer.headers["Content-Type"]  # of nothing
         return answer
