@@ -106,7 +106,7 @@ class Forbidden(SupervisorError):
 
     def __init__(self, role: str, right: str, having: Iterable[str]) -> None:
         super().__init__(
-            f"the role {role!r} lacks the right {right!r}",
+            f"the role '{role}' lacks the right '{right}'",
             advice=f"call with one of the roles {', '.join(having)}",
         )
         self.role = role

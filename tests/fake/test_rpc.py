@@ -15,8 +15,10 @@ from google.protobuf import empty_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from supervisor.api.callers import serving
 from supervisor.api.grpc.services import VmServicer
 from supervisor.bridge import aio_as_trio, open_loop, trio_as_aio
+from supervisor.caller import ANYBODY
 from supervisor.config import MAX_COMPUTATION
 from supervisor.pb import manager_pb2, vm_pb2
 from supervisor.state.record import EventKind
@@ -314,7 +316,8 @@ async def test_each_change_is_told_as_it_was(world: World) -> None:
     ):
         reader = SlowReader(until=9)
         watch = aio_as_trio(VmServicer(supervisor.running.service).Watch)
-        nursery.start_soon(watch, vm_pb2.WatchRequest(), reader)
+        with serving(ANYBODY):
+            nursery.start_soon(watch, vm_pb2.WatchRequest(), reader)
         vm_id = (await supervisor.run())["id"]
         await reader.first.wait()
         await supervisor.http.post(f"/vms/{vm_id}/shutdown")
@@ -346,7 +349,8 @@ async def test_reader_who_leaves_at_any_moment_leaves_nothing_open(
         async def watch_and_leave() -> None:
             """asyncio-flavoured"""
             watch = VmServicer(service).Watch(vm_pb2.WatchRequest(after=0), reader)
-            watching = asyncio.ensure_future(watch)
+            with serving(ANYBODY):
+                watching = asyncio.ensure_future(watch)
             if ended:
                 await trio_as_aio(reader.first.wait)()
                 told.close()
