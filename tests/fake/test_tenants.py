@@ -89,8 +89,8 @@ async def test_anothers_id_is_an_unknown_id(world: World, asking: Asking) -> Non
                 make = getattr(vm_pb2, message.name)
                 code, words, trailing = await failure(supervisor, name, make(id=mine))
                 assert code is grpc.StatusCode.NOT_FOUND, name
-                gone = await failure(supervisor, name, make(id=UNKNOWN))
-                assert (code, words.replace(mine, UNKNOWN), trailing) == gone
+                unknown = await failure(supervisor, name, make(id=UNKNOWN))
+                assert (code, words.replace(mine, UNKNOWN), trailing) == unknown
         with asking(ALICE):
             after = (await supervisor.http.get(f"/vms/{mine}")).json()
         assert after["sequence"] == everything["sequence"], "something was done to it"

@@ -35,14 +35,14 @@ class Crowd:
     failed: dict[str, Exception] = attrs.field(factory=dict)
     scopes: dict[str, trio.CancelScope] = attrs.field(factory=dict)
 
-    async def arrives(self, name: str, need: Resources = SMALL) -> None:
+    async def arrives(self, name: str, need: Resources = SMALL, owner: str = "") -> None:
         """Return once it is in, waits or was turned away."""
         scope = self.scopes[name] = trio.CancelScope()
 
         async def enter() -> None:
             with scope:
                 try:
-                    await self.admission.enter(need)
+                    await self.admission.enter(need, owner)
                 except Exception as error:
                     self.failed[name] = error
                 else:
@@ -51,9 +51,9 @@ class Crowd:
         self.nursery.start_soon(enter)
         await wait_all_tasks_blocked()
 
-    async def all_arrive(self, names: str, need: Resources = SMALL) -> None:
+    async def all_arrive(self, names: str, need: Resources = SMALL, owner: str = "") -> None:
         for name in names:
-            await self.arrives(name, need)
+            await self.arrives(name, need, owner)
 
     async def leaves(self, need: Resources = SMALL) -> None:
         self.admission.leave(need)

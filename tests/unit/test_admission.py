@@ -124,6 +124,49 @@ async def test_one_that_leaves_can_make_room_for_several(nursery: trio.Nursery) 
     assert people.admission.waiting == 1
 
 
+# --- owners ---------------------------------------------------------------------------------
+
+
+async def test_owners_take_turns(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, max_vms=1)
+    await people.all_arrive("abcd", owner="alice")
+    await people.all_arrive("xy", owner="bob")
+    for _ in range(5):
+        await people.leaves()
+    assert people.order == "abxcyd"
+    assert people.admission.waiting == 0
+
+
+async def test_a_big_ones_turn_is_not_overtaken_by_another_owner(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, memory_gib=5)
+    await people.all_arrive("ab", owner="alice")
+    await people.arrives("C", BIG, owner="alice")
+    await people.arrives("x", owner="bob")
+    await people.leaves()
+    assert people.order == "abC"
+    await people.leaves()
+    assert people.order == "abCx"
+
+
+async def test_one_owner_alone_does_not_fill_the_queue(nursery: trio.Nursery) -> None:
+    people = crowd(nursery, max_vms=1, queue=4)
+    await people.all_arrive("abcde", owner="alice")
+    await people.all_arrive("xyz", owner="bob")
+    # Two places for each. The newest of hers made room, and his third is one too many.
+    assert list(people.failed) == ["e", "d", "z"]
+    assert all("(MANAGER_QUEUE)" in str(error) for error in people.failed.values())
+    assert people.admission.refused == {Refusal.QUEUE_FULL: 3}
+    # A third owner gets a place of an owner who has two; a fifth of four who have one gets none.
+    await people.arrives("i", owner="ivo")
+    await people.arrives("k", owner="kim")
+    await people.arrives("l", owner="lee")
+    assert list(people.failed) == ["e", "d", "z", "c", "y", "l"]
+    for _ in range(4):
+        await people.leaves()
+    assert people.order == "abxik"
+    assert people.admission.waiting == 0
+
+
 # --- turned away ----------------------------------------------------------------------------
 
 

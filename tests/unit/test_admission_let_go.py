@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -12,6 +13,9 @@ from supervisor.config import LimitsConfig
 from supervisor.errors import AtCapacity, Stopping
 from supervisor.runs.admission import Admission, Resources
 from tests.support.crowd import BIG, GIB, SMALL, crowd, make_admission
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # --- cancelled ------------------------------------------------------------------------------
 
@@ -113,6 +117,26 @@ async def test_closed_between_its_turn_and_its_knowing(nursery: trio.Nursery) ->
     assert people.admission.taken == Resources()
 
 
+@pytest.mark.parametrize("first", ["cancelled", "displaced", "admitted"])
+async def test_cancelled_while_its_place_goes_to_another(nursery: trio.Nursery, first: str) -> None:
+    people = crowd(nursery, max_vms=1, queue=2)
+    await people.all_arrive("abc", owner="alice")
+    steps: dict[str, Callable[[], object]] = {
+        "cancelled": people.scopes["c"].cancel,
+        "displaced": lambda: nursery.start_soon(people.arrives, "x", SMALL, "bob"),
+        "admitted": lambda: people.admission.leave(SMALL),
+    }
+    steps.pop(first)()
+    for step in steps.values():
+        step()
+    await wait_all_tasks_blocked()
+    assert "c" not in people.order
+    while people.admission.taken.vms:
+        await people.leaves()
+    assert people.order == "abx"
+    assert (people.admission.taken, people.admission.waiting) == (Resources(), 0)
+
+
 async def test_cancelled_and_closed_at_once(nursery: trio.Nursery) -> None:
     people = crowd(nursery, max_vms=1)
     await people.all_arrive("ab")
@@ -133,13 +157,13 @@ async def test_nothing_is_lost_whatever_happens(seed: int, autojump_clock: MockC
     some = make_admission(max_vms=4, memory_gib=8, queue=6, queue_timeout_s=3.0)
     within = Resources()
 
-    async def visit() -> None:
+    async def visit(owner: str) -> None:
         nonlocal within
         need = Resources(1, chance.randint(1, 5) * GIB, 1)
         await trio.sleep(chance.randint(0, 30))
         with trio.move_on_after(chance.randint(0, 9)):
             try:
-                await some.enter(need)
+                await some.enter(need, owner)
             except AtCapacity:
                 return
             within = within + need
@@ -152,5 +176,5 @@ async def test_nothing_is_lost_whatever_happens(seed: int, autojump_clock: MockC
 
     async with trio.open_nursery() as nursery:
         for _ in range(60):
-            nursery.start_soon(visit)
+            nursery.start_soon(visit, chance.choice(["alice", "bob", "carol"]))
     assert (some.taken, some.waiting) == (Resources(), 0)

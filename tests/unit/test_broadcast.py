@@ -49,3 +49,13 @@ async def test_reader_that_left_is_forgotten() -> None:
 
 async def test_nobody_reads() -> None:
     Broadcast[int](1).send(1)
+
+
+async def test_what_a_reader_does_not_want_does_not_touch_it() -> None:
+    changes: Broadcast[int] = Broadcast(2)
+    with changes.subscribe(lambda value: value > 10) as reader:
+        for value in (1, 2, 3, 4, 11):
+            changes.send(value)
+        assert changes.subscribers == 1
+        assert reader.statistics().current_buffer_used == 1
+        assert await reader.receive() == 11

@@ -28,6 +28,11 @@ def test_a_party_sees_its_own_vms_only(role: Role) -> None:
     assert caller.sees("alice")
     assert caller.sees("bob") is (role is not Role.RUN)
     assert caller.sees("") is (role is not Role.RUN)
+    assert caller.is_party is (role is Role.RUN)
+
+
+def test_a_party_without_a_name_has_not_what_nobody_has() -> None:
+    assert not Caller("", Role.RUN, KnownBy.TOKEN).sees("")
 
 
 def test_if_nobody_is_asked_everybody_may_all() -> None:

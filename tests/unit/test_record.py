@@ -235,7 +235,7 @@ def test_line_of_an_event() -> None:
     [
         STATE,
         Event(2**60, AT, None, EventKind.ADOPTED, {"running": [VM_ID], "ended_meanwhile": []}),
-        Event(1, AT, VM_ID, EventKind.DELETED, {}),
+        Event(1, AT, VM_ID, EventKind.DELETED, {}, "alice"),
         Event(1, AT, VM_ID, EventKind.ENDING, {"mode": "force", "why": "two\nlines \u2028\r"}),
     ],
     ids=lambda event: event.kind,
@@ -245,6 +245,8 @@ def test_event_is_read_as_it_was_written(event: Event) -> None:
     assert len(line.splitlines()) == 1
     again = record.parse_event(line)
     assert again.to_dict() == event.to_dict()
+    assert again.owner == event.owner
+    assert "owner" not in event.to_dict(), "no reader is told"
     assert again.at.tzinfo is not None
 
 
@@ -264,6 +266,7 @@ def test_event_is_read_as_it_was_written(event: Event) -> None:
         record.event_line(STATE).replace(b"17", b"Infinity"),
         record.event_line(STATE).replace(b"17", b"NaN"),
         record.event_line(STATE).replace(b'"vm": "', b'"vm": 3, "x": "'),
+        record.event_line(STATE).replace(b'"vm": "', b'"owner": 3, "vm": "'),
         record.event_line(STATE).replace(b'"event": "state"', b'"event": null'),
         record.event_line(STATE).replace(b"running", b"runnjng"),
         record.event_line(STATE).replace(b'"reason": "running"', b'"reason": 3'),
