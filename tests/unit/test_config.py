@@ -27,6 +27,8 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_LOG_LEVEL", "log_level", "info", "debug", "debug"),
     ("MANAGER_INSTANCE_ID", "instance_id", None, "one", "one"),
     ("MANAGER_MAX_VMS", "limits.max_vms", 10, "3", 3),
+    ("MANAGER_MAX_VMS_PER_OWNER", "limits.max_vms_per_owner", None, "3", 3),
+    ("MANAGER_MAX_MEMORY_PER_OWNER", "limits.max_memory_per_owner", None, "3G", "3G"),
     ("MANAGER_MEMORY_OVERCOMMIT", "limits.memory_overcommit", 1.0, "1.5", 1.5),
     ("MANAGER_VCPU_OVERCOMMIT", "limits.vcpu_overcommit", 16.0, "2", 2.0),
     ("MANAGER_QUEUE", "limits.queue", 16, "0", 0),
