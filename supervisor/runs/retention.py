@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ class Now:
 
 
 def surplus(vms: Iterable[Vm], limits: RetentionConfig, now: Now) -> list[Vm]:
-    """Those ended VMs that are too many or too old, oldest end first. Pure.
+    """Those ended VMs that are too many or too old. Pure.
 
     A VM whose disk is kept does not become too old, and is counted apart.
     """
@@ -72,8 +73,17 @@ def surplus(vms: Iterable[Vm], limits: RetentionConfig, now: Now) -> list[Vm]:
     ages.sort(key=lambda pair: pair[0], reverse=True)
     with_disk = [vm for _, vm in ages if vm.record.options.keep_disk]
     others = [(age_s, vm) for age_s, vm in ages if not vm.record.options.keep_disk]
-    too_many = max(0, len(others) - limits.count)
-    old = [
-        vm for index, (age_s, vm) in enumerate(others) if index < too_many or age_s > limits.age_s
-    ]
-    return old + with_disk[: max(0, len(with_disk) - limits.most_disks)]
+    old = [vm for age_s, vm in others if age_s > limits.age_s]
+    young = [vm for age_s, vm in others if age_s <= limits.age_s]
+    return [*old, *_beyond(limits.count, young), *_beyond(limits.most_disks, with_disk)]
+
+
+def _beyond(most: int, vms: list[Vm]) -> list[Vm]:
+    """The VMs that are too many: again and again the first of the owner who has the most.
+
+    Else an owner of many short runs would have others' answers removed.
+    """
+    of: dict[str, deque[Vm]] = {}
+    for vm in vms:
+        of.setdefault(vm.record.owner, deque()).append(vm)
+    return [max(of.values(), key=len).popleft() for _ in range(len(vms) - most)]

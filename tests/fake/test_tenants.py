@@ -408,3 +408,22 @@ async def test_owner_outlives_the_supervisor(world: World, asking: Asking, damag
             told = (await page(supervisor))["events"]
             assert {event["vm"] for event in told} == {guest.vm_id}
             await supervisor.http.post(f"/vms/{guest.vm_id}/shutdown")
+
+
+async def test_many_ended_runs_of_one_do_not_remove_anothers(world: World, asking: Asking) -> None:
+    async with world.serve(MANAGER_KEEP_ENDED="2") as supervisor:
+
+        async def run_and_end(caller: Caller) -> str:
+            with asking(caller):
+                vm_id = str((await supervisor.run())["id"])
+                await supervisor.http.post(f"/vms/{vm_id}/shutdown")
+                return vm_id
+
+        hers = await run_and_end(ALICE)
+        his = [await run_and_end(BOB) for _ in range(4)]
+        vms = supervisor.running.service.vms
+        while len(vms) > 2:
+            await trio.lowlevel.checkpoint()
+        assert [vm.id for vm in vms] == [hers, his[-1]]
+        with asking(ALICE):
+            assert (await supervisor.http.get(f"/vms/{hers}/reply")).status_code == 200
