@@ -24,12 +24,20 @@ import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
 
-from supervisor.api.grpc.server import bind as bind_grpc
+from supervisor.api.auth.door import Door
+from supervisor.api.grpc import server as grpc_server
 from supervisor.api.http.app import create_app
+from supervisor.api.http.connections import Settings as HypercornSettings
 from supervisor.api.http.connections import serve as hypercorn_serve
-from supervisor.api.sockets import bind_tcp, check_pem, open_to_all
+from supervisor.api.sockets import (
+    bind_tcp,
+    bind_unix,
+    check_exposure,
+    check_pem,
+    watched_tls,
+)
 from supervisor.bridge import open_loop
-from supervisor.config import OnStop
+from supervisor.config import Auth, OnStop
 from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import accel, confine, firmware, network, trial
 from supervisor.qemu.host import Clock, Host
@@ -39,7 +47,10 @@ from supervisor.state.tmp_dir import check_tmp
 from supervisor.state.vm_dir import check_image
 
 if TYPE_CHECKING:
-    from supervisor.config import Config
+    from collections.abc import Sequence
+
+    from supervisor.api.auth.files import Watched
+    from supervisor.config import AccessPaths, Config, HttpConfig
     from supervisor.runs.service import Service
 
 log = structlog.stdlib.get_logger()
@@ -49,11 +60,14 @@ log = structlog.stdlib.get_logger()
 class Running:
     """A supervisor whose servers answer.
 
+    :param watched: files that are read again on SIGHUP
     :param stopping: set by `stop`
     :param leaving: set by `stop` if the VMs are left running
     """
 
     service: Service
+    door: Door
+    watched: Sequence[Watched[Any]]
     http_port: int
     grpc_port: int
     stopping: trio.Event
@@ -64,6 +78,11 @@ class Running:
         if what is OnStop.LEAVE:
             self.leaving.set()
         self.stopping.set()
+
+    def reload(self) -> None:
+        """Read certificates, tokens and names again. What changed was read again anyhow."""
+        for files in self.watched:
+            files.reload()
 
     def hurry(self) -> None:
         """Do not wait for the guests any more, once `stop` was called."""
@@ -79,6 +98,12 @@ def on_this_host(config: Config) -> Config:
     return attrs.evolve(config, qemu=qemu)
 
 
+def access_paths(config: Config) -> AccessPaths:
+    """Where sockets and tokens are. Source of the variable: systemd.exec(5), RuntimeDirectory=."""
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return config.access.paths(Path(runtime) if runtime else None, config.qemu.tmp)
+
+
 def examine(config: Config, clock: Clock) -> Host:
     """Check this host against the settings. Blocking. Logs a warning for each thing VMs will lack.
 
@@ -87,8 +112,6 @@ def examine(config: Config, clock: Clock) -> Host:
     check_tmp(config.qemu.tmp)
     agent = config.agent
     check_pem("TLS to agents", agent.client_cert, agent.client_key, agent.ca_certs)
-    for name, server in (("HTTP", config.http), ("gRPC", config.grpc)):
-        check_pem(name, server.server_cert, server.server_key, server.client_ca_certs)
     qemu = accel.find_qemu(config.qemu)
     decided, warnings = accel.decide(config.qemu, qemu)
     trial.check(config.qemu, qemu, decided)
@@ -105,7 +128,12 @@ def examine(config: Config, clock: Clock) -> Host:
         warnings.append(str(error))
     if danger := network.danger(config.qemu.net):
         warnings.append(str(danger))
-    for warning in [*warnings, *open_to_all(config)]:
+    if config.auth is Auth.OFF:
+        warnings.append(
+            "MANAGER_AUTH=off: every user and every program on this host can start, read and end"
+            " VMs; set MANAGER_AUTH to on, see docs/how-to/say-who-may.md"
+        )
+    for warning in warnings:
         log.warning(warning)
     return Host(qemu, config.qemu.use_sudo, decided, clock)
 
@@ -122,6 +150,21 @@ async def serve(
     """
     config = await trio.to_thread.run_sync(on_this_host, config)
     host = await trio.to_thread.run_sync(examine, config, clock or Clock())
+    await serve_on(host, config, task_status=task_status)
+
+
+async def serve_on(
+    host: Host,
+    config: Config,
+    *,
+    task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run until stopped, on a host that was examined.
+
+    :param config: as `on_this_host` answers it
+    :raises HostError: if nobody could know who calls, or a port, socket or certificate is not fit
+    """
+    door = await trio.to_thread.run_sync(open_door, config)
     hypercorn = _hypercorn(config)
     if config.jaeger_url:
         log.warning("MANAGER_JAEGER_URL is set, but there is no tracing yet")
@@ -129,21 +172,32 @@ async def serve(
         # With the loop's own handler one stray callback of a library would end the supervisor.
         loop.set_exception_handler(_log_stray)
         tmp = config.qemu.tmp
-        http = config.http
+        http, paths, group = config.http, access_paths(config), config.access.socket_group
+        tls = watched_tls("gRPC", config.grpc, partial(grpc_server.certificates, config.grpc))
+        inner = tmp / "grpc-inner.sock"
         # The ports first: a supervisor that cannot serve starts no template and takes up no VM.
-        with locked(tmp), bind_tcp("HTTP", http.host, http.port, "MANAGER_HTTP") as listener:
+        with (
+            locked(tmp),
+            bind_tcp("HTTP", http.host, http.port, "MANAGER_HTTP") as listener,
+            bind_unix(paths.socket, group, "MANAGER_SOCKET") as local,
+            bind_unix(paths.grpc_socket, group, "MANAGER_GRPC_SOCKET") as local_grpc,
+        ):
             # Connections inherit it. Hypercorn waits for a client to read for ever, even when it
             # stops.
             unread_ms = int(config.timing.http_unread_s * 1000)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
             port = listener.getsockname()[1]
             async with (
-                bind_grpc(config.grpc) as bound,
+                grpc_server.bind(config.grpc, door, tls, inner) as bound,
                 open_service(config, host, Store(tmp)) as service,
-                bound.serve(service),
+                bound.serve(service, local_grpc),
             ):
-                running = Running(service, port, bound.port, trio.Event(), trio.Event())
-                await _serve_http(config, hypercorn, listener, running, task_status)
+                watched = [*door.watched, *(one for one in (hypercorn.tls, tls) if one)]
+                running = Running(
+                    service, door, watched, port, bound.port, trio.Event(), trio.Event()
+                )
+                hypercorn.bind = [f"fd://{one.detach()}" for one in (listener, local)]
+                await _serve_http(config, hypercorn, running, task_status)
 
 
 def _log_stray(_: object, context: dict[str, Any]) -> None:
@@ -152,14 +206,12 @@ def _log_stray(_: object, context: dict[str, Any]) -> None:
 
 async def _serve_http(
     config: Config,
-    hypercorn: HypercornConfig,
-    listener: socket.socket,
+    hypercorn: HypercornSettings,
     running: Running,
     task_status: trio.TaskStatus[Running],
 ) -> None:
-    app = create_app(running.service, config.instance_id or str(uuid.uuid4()))
+    app = create_app(running.service, config.instance_id or str(uuid.uuid4()), running.door)
     async with trio.open_nursery() as nursery:
-        hypercorn.bind = [f"fd://{listener.detach()}"]
         over = trio.Event()
         served = partial(hypercorn_serve, app, hypercorn, shutdown_trigger=over.wait)
         await nursery.start(served)
@@ -177,23 +229,40 @@ async def _serve_http(
         over.set()
 
 
-def _hypercorn(config: Config) -> HypercornConfig:
-    """Hypercorn's settings, except the socket."""
-    http = config.http
-    hypercorn = HypercornConfig()
+def _hypercorn(config: Config) -> HypercornSettings:
+    """Hypercorn's settings, except the sockets."""
+    hypercorn = HypercornSettings()
     hypercorn.include_server_header = False
     hypercorn.graceful_timeout = 1
     hypercorn.keep_alive_timeout = config.timing.http_idle_s
     hypercorn.keep_alive_max_requests = 2**31  # pollers keep their connection open
     hypercorn.loglevel = "WARNING"
     hypercorn.errorlog = logging.getLogger("hypercorn.error")  # so that our formatter writes it
-    if http.server_cert:
-        hypercorn.certfile = str(http.server_cert)
-        hypercorn.keyfile = str(http.server_key)
-    if http.client_ca_certs:
-        hypercorn.ca_certs = str(http.client_ca_certs)
-        hypercorn.verify_mode = ssl.CERT_REQUIRED
+    hypercorn.unread_s = config.timing.http_unread_s
+    hypercorn.tls = watched_tls("HTTP", config.http, partial(_ssl_context, config.http))
     return hypercorn
+
+
+def _ssl_context(http: HttpConfig) -> ssl.SSLContext:
+    """As Hypercorn makes it, for what it speaks."""
+    files = HypercornConfig()
+    files.certfile, files.keyfile = str(http.server_cert), str(http.server_key)
+    if http.client_ca_certs:
+        files.ca_certs = str(http.client_ca_certs)
+        files.verify_mode = ssl.CERT_REQUIRED
+    context = files.create_ssl_context()
+    assert context
+    return context
+
+
+def open_door(config: Config) -> Door:
+    """What knows who calls. Blocking.
+
+    :raises HostError: if a server would serve strangers, or a file is not what it should be
+    """
+    door = Door(config.auth, config.access, access_paths(config).tokens)
+    check_exposure(config, knows_tokens=door.knows_tokens)
+    return door
 
 
 def _tune_process() -> None:
@@ -214,18 +283,24 @@ def _tune_process() -> None:
 
 
 async def main(config: Config) -> None:
-    """Serve until SIGINT or SIGTERM. After a second signal, do not wait for the guests."""
+    """Serve until SIGINT or SIGTERM. After a second signal, do not wait for the guests.
+
+    SIGHUP has files that say who may call read again.
+    """
     _tune_process()
+    signals_taken = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
     actions: dict[int, OnStop] = {
         signal.SIGINT: config.stop.on_sigint,
         signal.SIGTERM: config.stop.on_sigterm,
     }
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*signals_taken) as signals:
         async with trio.open_nursery() as nursery:
             running: Running = await nursery.start(_serve_then_cancel, config, nursery)
             async for number in signals:
                 name = signal.Signals(number).name
-                if running.stopping.is_set():
+                if number == signal.SIGHUP:
+                    running.reload()
+                elif running.stopping.is_set():
                     log.warning("stopping at once", signal=name)
                     running.hurry()
                 else:

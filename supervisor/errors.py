@@ -8,6 +8,8 @@
     ├── InvalidRequest         the caller's input is malformed; names the member
     │   ├── UnsupportedMedia   … it is not JSON
     │   └── TooLarge           … it is over the limit
+    ├── Unauthenticated        nobody knows who calls
+    ├── UnknownCertificate     the client's certificate is of nobody on file
     ├── Forbidden              the caller's role lacks a right
     ├── VmNotFound             no VM has this id, or the VM is another party's
     ├── Busy                   the request conflicts with the present state of a VM or a run
@@ -96,6 +98,30 @@ class UnsupportedMedia(InvalidRequest):
 
 class TooLarge(InvalidRequest):
     """The computation, or the body that holds it, is over the limit."""
+
+
+class Unauthenticated(SupervisorError):
+    """Nobody knows who calls."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            detail,
+            advice="send 'Authorization: Bearer' with a token of 'qmp-supervisor token create',"
+            " or call over the unix socket (MANAGER_SOCKET)",
+        )
+
+
+class UnknownCertificate(SupervisorError):
+    """The client's certificate is of nobody on file.
+
+    :param names: the names in the certificate
+    """
+
+    def __init__(self, names: str) -> None:
+        super().__init__(
+            f"nobody is known to have a certificate with {names}",
+            advice="add an entry to the file MANAGER_TLS_CALLERS, or send a token",
+        )
 
 
 class Forbidden(SupervisorError):

@@ -18,19 +18,25 @@ if TYPE_CHECKING:
 
 Handler = TypeVar("Handler", bound="Callable[..., object]")
 
-_caller: ContextVar[Caller] = ContextVar("caller")
+#: An error if nobody is known to call.
+_caller: ContextVar[Caller | SupervisorError] = ContextVar("caller")
 
 
 def current() -> Caller:
-    """:raises SupervisorError: outside of a request: nothing may run in the name of nobody"""
+    """:raises SupervisorError: if nobody is known to call; also outside of a request, because
+    nothing may run in the name of nobody
+    """
     caller = _caller.get(None)
     if caller is None:
         raise SupervisorError("bug: a request is served without a caller")
+    if isinstance(caller, SupervisorError):
+        raise caller
     return caller
 
 
 @contextmanager
-def serving(caller: Caller) -> Iterator[None]:
+def serving(caller: Caller | SupervisorError) -> Iterator[None]:
+    """:param caller: or why nobody is known to call, which `current` then raises"""
     token = _caller.set(caller)
     try:
         yield
@@ -62,7 +68,13 @@ def right_of(handler: Callable[..., object]) -> Right | None:
 
 
 def check(right: Right | None) -> None:
-    """:raises Forbidden: if the present caller's role lacks the right"""
+    """Nobody needs to be known for None.
+
+    :raises Unauthenticated: if nobody is known to call
+    :raises Forbidden: if the present caller's role lacks the right
+    """
+    if right is None:
+        return
     caller = current()
-    if right is not None and not caller.may(right):
+    if not caller.may(right):
         raise Forbidden(caller.role, right, roles_with(right))

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import errno
+import grp
 import ipaddress
+import os
 import socket
 import ssl
-from typing import TYPE_CHECKING
+import stat
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
+from supervisor.api.auth.files import Watched, changing
+from supervisor.config import Auth
 from supervisor.errors import HostError
+from supervisor.state.vm_dir import MAX_SOCKET_PATH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from supervisor.config import Config
+    from supervisor.config import Config, GrpcConfig, HttpConfig
+
+
+T = TypeVar("T")
 
 
 def owner(port: int) -> str:
@@ -59,18 +70,59 @@ def check_pem(what: str, cert: Path | None, key: Path | None, cas: Path | None) 
         raise HostError(f"{what}: {files} is not what it should be: {error}") from error
 
 
-def open_to_all(config: Config) -> list[str]:
-    """A warning for each server that strangers can reach and that asks nobody who calls."""
-    return [
-        f"{name} listens on {server.host or 'every interface'} and asks nobody who calls: whoever"
-        f" reaches the port can start, read and end VMs; set MANAGER_{name.upper()}_HOST to"
-        f" 127.0.0.1, or MANAGER_{name.upper()}_SERVER_CERT, _SERVER_KEY and _CLIENT_CA_CERTS"
-        for name, server in (("HTTP", config.http), ("gRPC", config.grpc))
-        if not server.client_ca_certs and not _is_loopback(server.host)
-    ]
+def watched_tls(
+    what: str, server: HttpConfig | GrpcConfig, make: Callable[[], T]
+) -> Watched[T] | None:
+    """What a server's certificates make, made again when a file changes; None without TLS.
+
+    :param what: the server, for errors
+    :raises HostError: if its files cannot be used
+    """
+    if not server.server_cert:
+        return None
+    files = server.server_cert, server.server_key, server.client_ca_certs
+
+    def read() -> T:
+        check_pem(what, *files)
+        return make()
+
+    return Watched([file for file in files if file], read)
 
 
-def _is_loopback(host: str) -> bool:
+def check_exposure(config: Config, *, knows_tokens: bool) -> None:
+    """Refuse to listen for strangers without knowing who they are.
+
+    :param knows_tokens: whether there is a token on file
+    :raises HostError: if a server would; says how to mend it
+    """
+    for name, server in (("HTTP", config.http), ("gRPC", config.grpc)):
+        if is_loopback(server.host):
+            continue
+        setting = f"MANAGER_{name.upper()}"
+        if config.auth is Auth.OFF:
+            why = "MANAGER_AUTH=off asks nobody who calls"
+            advice = f"set {setting}_HOST to 127.0.0.1, or MANAGER_AUTH to on"
+        elif not server.server_cert:
+            why = "without TLS everybody on the way could read tokens and replies"
+            advice = (
+                f"set {setting}_HOST to 127.0.0.1, or {setting}_SERVER_CERT and _SERVER_KEY, and"
+                " create tokens or set _CLIENT_CA_CERTS"
+            )
+        elif not (server.client_ca_certs or knows_tokens):
+            why = "there is neither a token nor an authority for clients' certificates"
+            advice = (
+                "create a token with 'qmp-supervisor token create NAME --role run', or set"
+                f" {setting}_CLIENT_CA_CERTS"
+            )
+        else:
+            continue
+        raise HostError(
+            f"{name} must not listen on {server.host or 'every interface'}: {why}", advice=advice
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this host can reach the address, or send to it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -103,3 +155,77 @@ def bind_tcp(what: str, host: str, port: int, setting: str) -> socket.socket:
         by = f", it belongs to {holder}" if (holder := owner(port)) else ""
         raise HostError(f"{why}{by}", advice=f"set {setting}_PORT to another") from error
     return listener
+
+
+@contextmanager
+def bind_unix(path: Path, group: str | None, setting: str) -> Iterator[socket.socket]:
+    """A listening unix socket, whose file is removed on leaving. Blocking.
+
+    The socket of a killed supervisor is replaced. Nobody can connect before the file has its group
+    and mode: 0660 with a group, else 0600.
+
+    :param setting: the setting of the path, for errors
+    :raises HostError: if it cannot be made, or somebody listens there
+    """
+    advice = f"see {setting} and MANAGER_SOCKET_GROUP"
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise HostError(
+            f"the path of the socket {path} has more than {MAX_SOCKET_PATH} bytes", advice=advice
+        )
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            with changing(path.parent):
+                _check_directory(path.parent)
+                _remove_stale(path)
+                os.fchmod(listener.fileno(), 0o600)  # the file's mode, from its first moment
+                listener.bind(str(path))
+                inode = path.stat().st_ino
+                if group is not None:
+                    os.chown(path, -1, grp.getgrnam(group).gr_gid)
+                    path.chmod(0o660)
+                listener.listen(100)
+        except KeyError:
+            path.unlink()
+            raise HostError(f"there is no group {group}", advice=advice) from None
+        except OSError as error:
+            raise HostError(
+                f"cannot listen on {path}: {error.strerror or error}", advice=advice
+            ) from error
+        listener.setblocking(False)
+        try:
+            yield listener
+        finally:
+            with suppress(OSError), changing(path.parent):
+                if path.stat().st_ino == inode:  # else a next supervisor's
+                    path.unlink()
+
+
+def _check_directory(directory: Path) -> None:
+    """:raises HostError: if another user could put a socket in the place of ours"""
+    found = directory.stat()
+    safe = found.st_uid in (0, os.geteuid()) and (
+        not found.st_mode & stat.S_IWOTH or found.st_mode & stat.S_ISVTX
+    )
+    if not safe:
+        raise HostError(
+            f"other users may replace files in {directory}, a socket too",
+            advice="put the socket into a directory of root or of the supervisor's user",
+        )
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of a supervisor that was killed.
+
+    :raises HostError: if somebody listens there, or it is no socket
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise HostError(f"{path} is in the way: it is not a socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
+            raise HostError(f"somebody listens on {path}: another supervisor, perhaps")
+    path.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from supervisor.cli import command, doctor, image, run, serve, templates, vms
+from supervisor.cli import command, doctor, image, run, serve, templates, token, vms
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,6 +26,7 @@ for _command in (
     vms.reset,
     vms.events,
     templates.templates,
+    token.token,
     image.image,
     doctor.doctor,
     command.command,

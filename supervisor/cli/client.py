@@ -7,12 +7,14 @@ import json
 import os
 import ssl
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import attrs
 import click
 import httpx
 
+from supervisor.api.sockets import is_loopback
 from supervisor.cli.environment import CommandFailed
 from supervisor.errors import nearest
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: Where a supervisor of systemd's has it: docs/how-to/run-under-systemd.md.
+_SYSTEM_SOCKET = "/run/qmp-supervisor/api.sock"
 
 _EVERY_INTERFACE = ("", "0.0.0.0", "::")
 
@@ -154,12 +159,42 @@ def _problem(response: httpx.Response) -> str:
 
 
 def default_url(environ: Mapping[str, str]) -> str:
-    """Where a supervisor with these environment variables would listen."""
+    """Where a supervisor with these environment variables listens: its unix socket, if it is there.
+
+    A socket below the working directory counts if it is the user's own or root's, because anybody
+    could have put another one there.
+    """
+    tmp = environ.get("MANAGER_QEMU_TMP_FILE_LOC") or "tmp"
+    named = environ.get("MANAGER_SOCKET")
+    for path in (named,) if named else (f"{tmp}/api.sock", _SYSTEM_SOCKET):
+        trusted = path in (named, _SYSTEM_SOCKET) or _is_ours(path)
+        if trusted and os.access(path, os.W_OK):
+            return f"unix:{path}"
     host = environ.get("MANAGER_HTTP_HOST", "")
     host = "localhost" if host in (*_EVERY_INTERFACE, "127.0.0.1", "::1") else host
     port = environ.get("MANAGER_HTTP_PORT", "")
     scheme = "https" if environ.get("MANAGER_HTTP_SERVER_CERT") else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port or 9021}"
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        return os.stat(path).st_uid in (0, os.geteuid())
+    except OSError:
+        return False
+
+
+def _token(file: str | None, url: httpx.URL) -> dict[str, str]:
+    """The header with the token, if there is one.
+
+    :raises CommandFailed: if the token would go over the network in the clear
+    """
+    token = Path(file).read_text().strip() if file else os.environ.get("QMP_SUPERVISOR_TOKEN")
+    if not token:
+        return {}
+    if url.scheme == "http" and not is_loopback(url.host):
+        raise CommandFailed(f"a token must not go to {url.host} without TLS: use an https:// URL")
+    return {"Authorization": f"Bearer {token}"}
 
 
 def _context(tls: Tls) -> ssl.SSLContext:
@@ -172,7 +207,7 @@ def _context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-_PEM = click.Path(exists=True, dir_okay=False)
+_FILE = click.Path(exists=True, dir_okay=False)
 
 
 def uses_supervisor(fn: Callable[Concatenate[Client, P], R]) -> Callable[..., R]:
@@ -185,28 +220,38 @@ def uses_supervisor(fn: Callable[Concatenate[Client, P], R]) -> Callable[..., R]
         "--url",
         envvar="QMP_SUPERVISOR_URL",
         show_envvar=True,
-        help="URL of the supervisor. Default: from MANAGER_HTTP_HOST and MANAGER_HTTP_PORT if they"
-        " are set, else http://localhost:9021.",
+        help="URL of the supervisor, or unix: and the path of its socket. Default: the socket, if"
+        " it is there; else from MANAGER_HTTP_HOST and MANAGER_HTTP_PORT, else"
+        " http://localhost:9021.",
     )
-    @click.option("--cacert", type=_PEM, help="PEM file of CAs to trust, for https.")
-    @click.option("--cert", type=_PEM, help="PEM certificate to show to the supervisor.")
-    @click.option("--key", type=_PEM, help="PEM key of that certificate.")
+    @click.option(
+        "--token-file", type=_FILE, help="File of the token to show. Also QMP_SUPERVISOR_TOKEN."
+    )
+    @click.option("--cacert", type=_FILE, help="PEM file of CAs to trust, for https.")
+    @click.option("--cert", type=_FILE, help="PEM certificate to show to the supervisor.")
+    @click.option("--key", type=_FILE, help="PEM key of that certificate.")
     @functools.wraps(fn)
     def with_client(
         url: str | None,
+        token_file: str | None,
         cacert: str | None,
         cert: str | None,
         key: str | None,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        base = (url or default_url(os.environ)).rstrip("/")
-        if not base.startswith(("http://", "https://")):
-            base = f"http://{base}"
-        verify = _context(Tls(cacert, cert, key)) if base.startswith("https:") else True
+        shown = (url or default_url(os.environ)).rstrip("/")
+        if not shown.startswith(("http://", "https://", "unix:")):
+            shown = f"http://{shown}"
+        _, is_unix, socket = shown.rpartition("unix:")
+        base = httpx.URL("http://localhost" if is_unix else shown)
+        verify = _context(Tls(cacert, cert, key)) if base.scheme == "https" else True
+        transport = httpx.HTTPTransport(verify=verify, uds=socket if is_unix else None)
+        headers = _token(token_file, base)
         # A supervisor is reached directly, never through the proxy of the environment.
-        http = httpx.Client(base_url=base, verify=verify, timeout=_TIMEOUT, trust_env=False)
-        with http:
-            return fn(Client(base, http), *args, **kwargs)
+        with httpx.Client(
+            base_url=base, transport=transport, headers=headers, timeout=_TIMEOUT, trust_env=False
+        ) as http:
+            return fn(Client(shown, http), *args, **kwargs)
 
     return with_client

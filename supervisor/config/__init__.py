@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from supervisor.config import settings
+from supervisor.config.access import AccessConfig, AccessPaths
 from supervisor.config.policy import (
     Auth,
     LifeConfig,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LONGEST_BACKOFF_S",
     "MAX_COMPUTATION",
+    "AccessConfig",
+    "AccessPaths",
     "AgentConfig",
     "Auth",
     "Config",
@@ -95,6 +98,7 @@ class Config:
         Auth.ON,
         "on: callers are asked who they are, and agents for their run's credential; off: nobody is",
     )
+    access: AccessConfig = attrs.field(factory=AccessConfig)
     http: HttpConfig = attrs.field(factory=HttpConfig)
     grpc: GrpcConfig = attrs.field(factory=GrpcConfig)
     agent: AgentConfig = attrs.field(factory=AgentConfig)

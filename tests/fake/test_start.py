@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor import config
-from supervisor.api.sockets import open_to_all
 from supervisor.errors import HostError
 from tests.support.world import refusal, taken
 
@@ -43,21 +41,6 @@ async def test_without_its_ports_a_supervisor_looks_at_nothing_else(
     assert "template" not in capsys.readouterr().out
     async with world.serve() as supervisor:
         assert (await supervisor.http.get("/health")).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("settings", "warned"),
-    [
-        ({"MANAGER_HTTP_HOST": "0.0.0.0"}, ["HTTP"]),
-        ({"MANAGER_GRPC_HOST": "::"}, ["gRPC"]),
-        ({"MANAGER_HTTP_HOST": "localhost", "MANAGER_GRPC_HOST": "::1"}, []),
-        ({}, []),
-    ],
-)
-def test_server_that_strangers_can_reach_is_warned_of(
-    settings: dict[str, str], warned: list[str]
-) -> None:
-    assert [line.split()[0] for line in open_to_all(config.load(settings))] == warned
 
 
 @pytest.mark.parametrize("network", ["none", "open"])

@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from supervisor import config
+from supervisor.caller import Role
 from supervisor.config import (
     Auth,
     Config,
@@ -61,6 +62,12 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_MAX_KEPT_DISKS", "retention.most_disks", 100, "3", 3),
     ("MANAGER_JAEGER_URL", "jaeger_url", None, "http://h:4318", "http://h:4318"),
     ("MANAGER_AUTH", "auth", Auth.ON, "off", Auth.OFF),
+    ("MANAGER_SOCKET", "access.socket", None, "/run/a.sock", Path("/run/a.sock")),
+    ("MANAGER_GRPC_SOCKET", "access.grpc_socket", None, "/run/g.sock", Path("/run/g.sock")),
+    ("MANAGER_SOCKET_GROUP", "access.socket_group", None, "parties", "parties"),
+    ("MANAGER_SOCKET_ROLE", "access.socket_role", Role.RUN, "read", Role.READ),
+    ("MANAGER_TOKENS", "access.tokens", None, "/etc/t.json", Path("/etc/t.json")),
+    ("MANAGER_TLS_CALLERS", "access.certificates", None, "/etc/c.toml", Path("/etc/c.toml")),
     ("MANAGER_HTTP_HOST", "http.host", "127.0.0.1", "::1", "::1"),
     ("MANAGER_HTTP_PORT", "http.port", 9021, "0", 0),
     ("MANAGER_GRPC_HOST", "grpc.host", "127.0.0.1", "0.0.0.0", "0.0.0.0"),

@@ -161,7 +161,7 @@ def test_metrics() -> None:
 
 
 def test_routes() -> None:
-    app = create_app(cast("Any", None), "")
+    app = create_app(cast("Any", None), "", cast("Any", None))
     known = {
         f"{method} {rule.rule.replace('vm_id', 'id')}"
         for rule in app.url_map.iter_rules()

@@ -1,4 +1,4 @@
-"""Who calls, for every method of the server, the standard services' included."""
+"""Who calls, for every method of the server except health."""
 
 from __future__ import annotations
 
@@ -6,39 +6,82 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from supervisor.api.auth.certificates import Names
+from supervisor.api.auth.door import STRANGER, Peer
 from supervisor.api.callers import serving
-from supervisor.caller import ANYBODY
+from supervisor.api.grpc.errors import code_of, message_of
+from supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
-    Behaviour = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+    from supervisor.api.auth.door import Door
 
-_KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Behaviour = Callable[[Any, Context], Awaitable[Any]]
+
+_HEALTH = "/grpc.health.v1.Health/"
+
+_KINDS = {
+    (False, False): "unary_unary",
+    (False, True): "unary_stream",
+    (True, False): "stream_unary",
+    (True, True): "stream_stream",
 }
 
 
 class Callers(grpc.aio.ServerInterceptor):
-    """Serves each call in the name of its caller. asyncio-flavoured."""
+    """Serves each call in the name of its caller. asyncio-flavoured.
+
+    :param local: the users of connections over the unix socket, by what grpc calls the peer
+    """
+
+    def __init__(self, door: Door, local: Mapping[str, int]) -> None:
+        self._door = door
+        self._local = local
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
-        if handler is None:
-            return None  # grpc answers UNIMPLEMENTED
-        name, make = _KINDS[handler.request_streaming, handler.response_streaming]
-        behaviour = _in_the_callers_name(getattr(handler, name))
+        if handler is None or details.method.startswith(_HEALTH):
+            return handler  # grpc answers UNIMPLEMENTED if there is none
+        # All requests are streams here, and alike on the wire: grpc would read one of 16 MiB
+        # before it asked who calls.
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        behaviour = self._in_the_callers_name(handler)
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
+    def _in_the_callers_name(self, handler: Any) -> Behaviour:
+        """Here, and not in the interceptor: only a call's context knows the peer."""
+        behaviour = getattr(handler, _KINDS[handler.request_streaming, handler.response_streaming])
 
-def _in_the_callers_name(behaviour: Behaviour) -> Behaviour:
-    """Here, and not in the interceptor: only a call's context knows the peer."""
+        async def behave(requests: Any, context: Context) -> Any:
+            try:
+                caller = self._door.caller(self._peer(context), _authorization(context))
+            except SupervisorError as error:
+                await context.abort(code_of(error), message_of(error))
+            with serving(caller):
+                if handler.request_streaming:
+                    return await behaviour(requests, context)
+                request = await context.read()
+                if request is grpc.aio.EOF:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no message")
+                return await behaviour(request, context)
 
-    async def behave(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        with serving(ANYBODY):
-            return await behaviour(request, context)
+        return behave
 
-    return behave
+    def _peer(self, context: Context) -> Peer:
+        uid = self._local.get(context.peer())
+        if uid is not None:
+            return Peer(uid=uid)
+        shown = context.auth_context()
+        # Only of a client that was asked for a certificate.
+        return Peer(names=Names.of_grpc(shown)) if "x509_subject" in shown else STRANGER
+
+
+def _authorization(context: Context) -> list[str]:
+    metadata = context.invocation_metadata() or ()
+    return [str(value) for key, value in metadata if key == "authorization"]

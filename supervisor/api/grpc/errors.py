@@ -25,6 +25,8 @@ _LONGEST_MESSAGE = 6000
 _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
     errors.TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.UnknownCertificate: grpc.StatusCode.PERMISSION_DENIED,
     errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.VmNotFound: grpc.StatusCode.NOT_FOUND,
     errors.Busy: grpc.StatusCode.FAILED_PRECONDITION,

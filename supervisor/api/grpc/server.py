@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 from supervisor.agent.client import MAX_MESSAGE, read_pem
 from supervisor.api.callers import right_of
 from supervisor.api.grpc.callers import Callers
+from supervisor.api.grpc.local import LocalConnections
 from supervisor.api.grpc.services import ManagerServicer, VmServicer
 from supervisor.api.sockets import bind_tcp
 from supervisor.bridge import aio_as_trio
@@ -21,10 +22,16 @@ from supervisor.errors import HostError
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
+    from supervisor.api.auth.door import Door
+    from supervisor.api.auth.files import Watched
     from supervisor.config import GrpcConfig
     from supervisor.runs.service import Service
+
+    Tls = Watched[grpc.ServerCertificateConfiguration]
 
 _STOP_GRACE_S = 3.0
 
@@ -35,25 +42,36 @@ class BoundServer:
 
     server: grpc.aio.Server
     port: int
+    local: LocalConnections
 
     @asynccontextmanager
-    async def serve(self, service: Service) -> AsyncIterator[None]:
-        """Answer calls. Stopped on leaving."""
+    async def serve(self, service: Service, listener: socket.socket) -> AsyncIterator[None]:
+        """Answer calls. Stopped on leaving.
+
+        :param listener: the unix socket
+        """
         await aio_as_trio(_start)(self.server, service)
-        try:
-            yield
-        finally:
-            with trio.move_on_after(2 * _STOP_GRACE_S, shield=True):
-                await aio_as_trio(self.server.stop)(_STOP_GRACE_S)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.local.serve, listener)
+            try:
+                yield
+            finally:
+                with trio.move_on_after(2 * _STOP_GRACE_S, shield=True):
+                    await aio_as_trio(self.server.stop)(_STOP_GRACE_S)
+                nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def bind(config: GrpcConfig) -> AsyncIterator[BoundServer]:
+async def bind(
+    config: GrpcConfig, door: Door, tls: Tls | None, inner: Path
+) -> AsyncIterator[BoundServer]:
     """A gRPC server, to be served once there is a service. Its port is free again on leaving.
 
+    :param tls: None: no TLS
+    :param inner: a path for the socket behind the unix socket
     :raises HostError: if the port is taken or a certificate cannot be read
     """
-    bound = await aio_as_trio(_bind)(config)
+    bound = await aio_as_trio(_bind)(config, door, tls, inner)
     try:
         yield bound
     finally:
@@ -61,10 +79,11 @@ async def bind(config: GrpcConfig) -> AsyncIterator[BoundServer]:
             await aio_as_trio(bound.server.stop)(None)
 
 
-async def _bind(config: GrpcConfig) -> BoundServer:
+async def _bind(config: GrpcConfig, door: Door, tls: Tls | None, inner: Path) -> BoundServer:
     """asyncio-flavoured."""
+    local = LocalConnections(inner)
     server = grpc.aio.server(
-        interceptors=(Callers(),),
+        interceptors=(Callers(door, local.users),),
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             # An agent's reply, and the VM's id beside it.
@@ -73,7 +92,8 @@ async def _bind(config: GrpcConfig) -> BoundServer:
             ("grpc.so_reuseport", 0),
         ),
     )
-    return BoundServer(server, _listen(server, config))
+    server.add_insecure_port(f"unix:{inner}")
+    return BoundServer(server, _listen(server, config, tls), local)
 
 
 async def _start(server: grpc.aio.Server, service: Service) -> None:
@@ -116,7 +136,7 @@ class _Reflection(_async.ReflectionServicer):
             await context.write(response)
 
 
-def _listen(server: grpc.aio.Server, config: GrpcConfig) -> int:
+def _listen(server: grpc.aio.Server, config: GrpcConfig, tls: Tls | None) -> int:
     """The port.
 
     :raises HostError: if it cannot be bound, or a certificate cannot be read
@@ -126,18 +146,35 @@ def _listen(server: grpc.aio.Server, config: GrpcConfig) -> int:
     # grpc does not say why it cannot bind; the kernel does.
     bind_tcp("gRPC", config.host, config.port, "MANAGER_GRPC").close()
     try:
-        if config.server_cert is None:
+        if tls is None:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, _credentials(config))
+        return server.add_secure_port(address, _credentials(config, tls))
     except RuntimeError as error:
         raise HostError(f"gRPC cannot listen on {address}: {error}") from error
 
 
-def _credentials(config: GrpcConfig) -> grpc.ServerCredentials:
+def _credentials(config: GrpcConfig, tls: Tls) -> grpc.ServerCredentials:
+    """Each connection has the certificates of its time."""
+    known = tls.get()
+
+    def present() -> Any:
+        """Called at each handshake, by a thread of grpc's. None: as before."""
+        nonlocal known
+        before, known = known, tls.get()
+        return None if known is before else known
+
+    asks = config.client_ca_certs is not None
+    return grpc.dynamic_ssl_server_credentials(known, present, require_client_authentication=asks)
+
+
+def certificates(config: GrpcConfig) -> grpc.ServerCertificateConfiguration:
+    """What a connection of now has. Blocking.
+
+    :raises HostError: if a file cannot be read
+    """
     key, cert = read_pem(config.server_key), read_pem(config.server_cert)
-    if key is None or cert is None:
-        raise HostError("gRPC needs both MANAGER_GRPC_SERVER_CERT and MANAGER_GRPC_SERVER_KEY")
-    roots = read_pem(config.client_ca_certs)
-    return grpc.ssl_server_credentials(
-        [(key, cert)], root_certificates=roots, require_client_auth=roots is not None
+    assert key is not None
+    assert cert is not None  # the settings go together
+    return grpc.ssl_server_certificate_configuration(
+        [(key, cert)], root_certificates=read_pem(config.client_ca_certs)
     )

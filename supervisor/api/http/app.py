@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from quart import request
@@ -13,15 +14,16 @@ from supervisor.api.http.connections import Exchange
 from supervisor.config import MAX_COMPUTATION
 
 if TYPE_CHECKING:
+    from supervisor.api.auth.door import Door
     from supervisor.runs.service import Service
 
 #: A computation as an array of numbers, up to "255, " each, and the other members.
 MAX_BODY = 5 * MAX_COMPUTATION + 64 * 1024
 
 
-def create_app(service: Service, instance_id: str) -> QuartTrio:
+def create_app(service: Service, instance_id: str, door: Door) -> QuartTrio:
     app = QuartTrio("supervisor", static_folder=None)
-    app.asgi_http_class = Exchange
+    app.asgi_http_class = partial(Exchange, door)  # type: ignore[assignment]
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     # An answer takes as long as its guest; deadlines elsewhere bound the wait.
     app.config["RESPONSE_TIMEOUT"] = None

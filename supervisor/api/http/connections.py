@@ -15,6 +15,7 @@ Sources: RFC 9112, sections 9.3 and 9.6; hypercorn's ``protocol/h11.py`` and ``t
 from __future__ import annotations
 
 import resource
+import socket
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,22 +26,33 @@ import hypercorn.protocol
 import hypercorn.trio.run
 import structlog
 import trio
+from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio import serve
 from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.typing import LifespanState
 from quart_trio.asgi import TrioASGIHTTPConnection
 
+from supervisor.api.auth.certificates import Names
+from supervisor.api.auth.door import STRANGER, Peer, uid_of
 from supervisor.api.callers import serving
 from supervisor.api.http.problems import document
-from supervisor.caller import ANYBODY
-from supervisor.errors import single
+from supervisor.errors import SupervisorError, single
 
-__all__ = ["Exchange", "serve"]
+__all__ = ["Exchange", "Settings", "serve"]
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
+
+    from hypercorn.typing import HTTPScope
+    from quart_trio import QuartTrio
+
+    from supervisor.api.auth.door import Door
+    from supervisor.api.auth.files import Watched
+    from supervisor.caller import Caller
 
 log = structlog.stdlib.get_logger()
 
@@ -48,6 +60,9 @@ log = structlog.stdlib.get_logger()
 _LINGER_S = 2.0
 #: The longest time that the end of an answer is protected from being cancelled.
 _END_S = 5.0
+
+#: How much a client must read within the time that it has for reading anything.
+_PART = 65536
 
 _GONE = trio.BrokenResourceError, trio.ClosedResourceError
 
@@ -60,6 +75,19 @@ _MALFORMED = {
 
 class Exchange(TrioASGIHTTPConnection):
     """One request and its answer, over HTTP/1 or HTTP/2."""
+
+    def __init__(self, door: Door, app: QuartTrio, scope: HTTPScope) -> None:
+        super().__init__(app, scope)
+        self._door = door
+
+    def _caller(self) -> Caller | SupervisorError:
+        """Who asks; an error if nobody is known to."""
+        headers = self.scope["headers"]
+        shown = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
+        try:
+            return self._door.caller(_peer(self.scope["state"]["stream"]), shown)
+        except SupervisorError as error:
+            return error
 
     async def __call__(
         self,
@@ -83,7 +111,7 @@ class Exchange(TrioASGIHTTPConnection):
             with trio.move_on_after(_END_S, shield=True):
                 await send(message)
 
-        with serving(ANYBODY):
+        with serving(self._caller()):
             await super().__call__(receive_and_note, send_to_the_end)
 
 
@@ -116,8 +144,55 @@ class Http1(H11Protocol):
         await self._send_h11_event(h11.EndOfMessage())
 
 
+class LocalStream(trio.abc.HalfCloseableStream):
+    """A connection over a unix socket, which ends if its client reads nothing.
+
+    TCP has TCP_USER_TIMEOUT for that. Hypercorn itself waits for ever, even when it stops.
+    """
+
+    def __init__(self, stream: trio.SocketStream, unread_s: float) -> None:
+        self._stream = stream
+        self._unread_s = unread_s
+        self.socket = stream.socket
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        for begin in range(0, len(data), _PART):
+            with trio.move_on_after(self._unread_s) as patience:
+                await self._stream.send_all(data[begin : begin + _PART])
+            if patience.cancelled_caught:
+                raise trio.BrokenResourceError("the client reads nothing")
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Settings(HypercornConfig):
+    """Hypercorn's settings, and ours.
+
+    :ivar unread_s: after this, a client of the unix socket that reads nothing is cut off
+    """
+
+    unread_s: float
+
+    #: None: no TLS.
+    tls: Watched[ssl.SSLContext] | None = None
+
+
 class Connection(TCPServer):
     """One connection."""
+
+    config: Settings
+    #: Whether it has TLS decides which.
+    stream: Any
 
     #: How many there are.
     _count: ClassVar[int] = 0
@@ -127,12 +202,25 @@ class Connection(TCPServer):
             await trio.aclose_forcefully(self.stream)
             return
         Connection._count += 1
+        self._choose_stream()
+        # What becomes ``scope["state"]`` of each request.
+        self.state = LifespanState({**self.state, "stream": self.stream})
         try:
             await super().run()
         except Exception as error:
             log.warning("HTTP connection failed", problem=repr(single(error)))
         finally:
             Connection._count -= 1
+
+    def _choose_stream(self) -> None:
+        """Here, and not in Hypercorn's listener: each connection has the certificates of now."""
+        tls = self.config.tls
+        if self.stream.socket.family == socket.AF_UNIX:
+            self.stream = LocalStream(self.stream, self.config.unread_s)
+        elif tls:
+            self.stream = trio.SSLStream(
+                self.stream, tls.get(), server_side=True, https_compatible=True
+            )
 
     async def _read_data(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -161,6 +249,16 @@ class Connection(TCPServer):
             while await self.stream.receive_some():
                 pass
         await super()._close()
+
+
+def _peer(stream: Any) -> Peer:
+    """:param stream: the connection's, after the handshake if there is TLS"""
+    if isinstance(stream, trio.SSLStream):
+        shown = stream.getpeercert()  # empty if the client was not asked for a certificate
+        return Peer(names=Names.of_ssl(shown)) if shown else STRANGER
+    if stream.socket.family == socket.AF_UNIX:
+        return Peer(uid=uid_of(stream.socket))
+    return STRANGER
 
 
 def _is_idle(protocol: H11Protocol | H2Protocol) -> bool:

@@ -40,6 +40,8 @@ _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
     errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    errors.UnknownCertificate: HTTPStatus.FORBIDDEN,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.VmNotFound: HTTPStatus.NOT_FOUND,
     errors.Busy: HTTPStatus.CONFLICT,
@@ -106,6 +108,8 @@ async def _ours(error: errors.SupervisorError) -> Response:
     if error.advice:
         members["advice"] = error.advice
     answer = problem(status, type(error).__name__, str(error), **members)
+    if isinstance(error, errors.Unauthenticated):
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="qmp-supervisor"'
     if isinstance(error, errors.AtCapacity) and error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(error.retry_after_s)
     return answer
