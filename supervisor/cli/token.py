@@ -49,7 +49,12 @@ def _name(_: object, __: object, text: str) -> str:
 
 @token.command()
 @click.argument("name", callback=_name)
-@click.option("--role", type=click.Choice(list(Role)), required=True, help="What its owner may.")
+@click.option(
+    "--role",
+    type=click.Choice([one.value for one in Role]),
+    required=True,
+    help="What its owner may.",
+)
 @click.option("--expires", callback=_lifetime, help="How long it is valid, such as 30d or 12h.")
 @env_file
 def create(name: str, role: str, expires: float | None, env_file: str | None) -> None:

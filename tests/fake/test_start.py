@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,9 +54,21 @@ async def test_open_network_of_guests_is_warned_of(
     assert warned == (network == "open")
 
 
-async def test_host_that_is_not_ours(world: World) -> None:
-    error = await refusal(world.serve(MANAGER_HTTP_HOST="192.0.2.1"))
-    assert "192.0.2.1" in str(error)
+@pytest.mark.parametrize("auth", ["on", "off"])
+async def test_supervisor_that_asks_nobody_warns(
+    world: World, capsys: pytest.CaptureFixture[str], auth: str
+) -> None:
+    async with world.serve(MANAGER_AUTH=auth):
+        pass
+    assert ("MANAGER_AUTH=off: every user" in capsys.readouterr().out) == (auth == "off")
+
+
+async def test_signal_to_read_files_again(world: World) -> None:
+    async with world.serve_apart() as apart:
+        for number in (signal.SIGHUP, signal.SIGINT):
+            apart.process.send_signal(number)
+        assert await apart.process.wait() == 0
+    assert apart.said("files read again")
 
 
 async def test_no_qemu(world: World) -> None:

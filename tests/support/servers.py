@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import trio
 
 from supervisor import app, config
-from supervisor.config import OnStop, Timing
+from supervisor.config import OnStop
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.host import Clock, Host
 
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def serving(
-    directory: Path, timing: Timing | None = None, **settings: str
-) -> AsyncIterator[app.Running]:
+async def serving(directory: Path, **settings: str) -> AsyncIterator[app.Running]:
     """Servers that ask, on free ports, with a tmp/ in this directory. No VM can be started."""
     environ = {
         "MANAGER_HTTP_PORT": "0",
@@ -33,11 +30,10 @@ async def serving(
         "MANAGER_QEMU_TMP_FILE_LOC": str(directory),
         **settings,
     }
-    loaded = attrs.evolve(config.load(environ), timing=timing or Timing())
     host = Host("/nonexistent/qemu", False, Accel(kvm=False, sev=False), Clock())
     tasks = trio.lowlevel.current_statistics().tasks_living
     async with trio.open_nursery() as nursery:
-        serve: Any = partial(app.serve_on, host, loaded)
+        serve: Any = partial(app.serve_on, host, config.load(environ))
         running: app.Running = await nursery.start(serve)
         try:
             yield running

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -273,6 +274,9 @@ class World:
                     yield apart
             finally:
                 process.kill()
+        if process.returncode == -signal.SIGKILL:
+            for left in self.tmp.glob("*.sock"):  # the next supervisor's to replace
+                left.unlink()
 
     def free_again(self) -> bool:
         """Whether every port a VM may have had can be bound."""

@@ -1,0 +1,443 @@
+"""Who may: Hypercorn and grpc as they are, and callers of every kind. No VM is needed."""
+
+from __future__ import annotations
+
+import grp
+import os
+import socket
+import ssl
+import subprocess
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import httpx
+import pytest
+import trio
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from supervisor.agent.client import MAX_MESSAGE
+from supervisor.api.auth import tokens
+from supervisor.caller import Role
+from supervisor.errors import HostError
+from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
+from tests.support.servers import serving
+from tests.support.world import PATIENCE_S, leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from supervisor.app import Running
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can run a program as another user"
+)
+
+#: A user who is neither root nor anybody of this host.
+OTHER = 12345
+
+
+def create(directory: Path, role: Role = Role.RUN, lifetime_s: float | None = None) -> str:
+    began = datetime.now(UTC) - timedelta(hours=1)
+    _, secret = tokens.create(directory / "tokens.json", "alice", role, lifetime_s, began)
+    return secret
+
+
+def http(running: Running, **options: Any) -> httpx.AsyncClient:
+    scheme = "https" if "verify" in options else "http"
+    url = f"{scheme}://localhost:{running.http_port}"
+    # A connection stays for as long as the server lets it.
+    limits = httpx.Limits(keepalive_expiry=None)
+    return httpx.AsyncClient(
+        base_url=url, trust_env=False, timeout=PATIENCE_S, limits=limits, **options
+    )
+
+
+def local(socket_path: Path) -> httpx.AsyncClient:
+    transport = httpx.AsyncHTTPTransport(uds=str(socket_path))
+    return httpx.AsyncClient(base_url="http://localhost", transport=transport, timeout=PATIENCE_S)
+
+
+def ask(channel: grpc.Channel, *metadata: tuple[str, str]) -> tuple[grpc.StatusCode, str]:
+    """Of a call that needs a caller: its status and text."""
+    stub = vm_pb2_grpc.VmServiceStub(channel)
+    return status_of(partial(stub.List, vm_pb2.ListRequest()), *metadata)
+
+
+def status_of(call: Callable[..., Any], *metadata: tuple[str, str]) -> tuple[grpc.StatusCode, str]:
+    try:
+        call(timeout=PATIENCE_S, metadata=metadata)
+    except grpc.RpcError as error:
+        failed: Any = error
+        return failed.code(), failed.details()
+    return grpc.StatusCode.OK, ""
+
+
+def over_grpc(running: Running, *metadata: tuple[str, str]) -> Any:
+    return trio.to_thread.run_sync(_over_grpc, f"localhost:{running.grpc_port}", metadata)
+
+
+def _over_grpc(target: str, metadata: Sequence[tuple[str, str]]) -> tuple[grpc.StatusCode, str]:
+    with grpc.insecure_channel(target) as channel:
+        return ask(channel, *metadata)
+
+
+# --- tokens -----------------------------------------------------------------------------------
+
+
+async def test_tokens(short_tmp: Path) -> None:
+    good, expired = create(short_tmp), create(short_tmp, lifetime_s=60)
+    revoked = create(short_tmp, Role.OPERATE)
+    known = {one.role: one for one in tokens.read(short_tmp / "tokens.json")}
+    tokens.revoke(short_tmp / "tokens.json", known[Role.OPERATE].id, tokens.now())
+    shown: list[tuple[list[str], int, str]] = [
+        ([], 401, "does not say who calls"),
+        ([f"Bearer {good}"], 200, ""),
+        ([f"bearer {good}"], 200, ""),
+        ([f"Bearer   {good}"], 200, ""),
+        ([f"Bearer {good[:-1]}"], 401, "not known"),
+        ([f"Bearer {good.swapcase()}"], 401, "not known"),
+        ([f"Bearer {expired}"], 401, "expired"),
+        ([f"Bearer {revoked}"], 401, "revoked"),
+        ([good], 401, "not 'Bearer'"),
+        ([f"Basic {good}"], 401, "not 'Bearer'"),
+        ([f"Bearer\t{good}"], 401, "not 'Bearer'"),
+        ([f"Bearer {good} {good}"], 401, "not 'Bearer'"),
+        ([f"Bearer {good}", f"Bearer {good}"], 401, "more than one"),
+        ([f"Bearer {good}", "Bearer x"], 401, "more than one"),
+    ]
+    async with serving(short_tmp) as running, http(running) as client:
+        for values, status, why in shown:
+            headers = [("Authorization", value) for value in values]
+            answer = await client.get("/vms", headers=headers)
+            assert answer.status_code == status, values
+            if status == 401:
+                assert answer.headers["www-authenticate"].startswith("Bearer")
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert why in answer.json()["detail"], values
+                assert "token create" in answer.json()["advice"]
+            if any("\t" in value for value in values):
+                continue  # grpc's client does not send it
+            metadata = [("authorization", value) for value in values]
+            code, text = await over_grpc(running, *metadata)
+            wanted = grpc.StatusCode.OK if status == 200 else grpc.StatusCode.UNAUTHENTICATED
+            assert code is wanted, values
+            assert why in text
+
+
+async def test_token_of_now(short_tmp: Path) -> None:
+    """On a connection that stays."""
+    async with serving(short_tmp) as running, http(running) as client:
+        headers = {"Authorization": f"Bearer {create(short_tmp)}"}
+        assert (await client.get("/vms", headers=headers)).status_code == 200
+        tokens.revoke(short_tmp / "tokens.json", "alice", tokens.now())
+        assert (await client.get("/vms", headers=headers)).status_code == 401
+
+
+async def test_health_answers_everybody_and_nothing_else_does(short_tmp: Path) -> None:
+    async with serving(short_tmp) as running, http(running) as client:
+        for headers in ({}, {"Authorization": "Bearer x"}):
+            assert (await client.get("/health", headers=headers)).status_code == 200
+        for path in ("/vms", "/metrics", "/templates", "/events", "/vms/x", "/vms/x/reply"):
+            assert (await client.get(path)).status_code == 401, path
+        for path in ("/vms/x/pause", "/vms/x/resume", "/vms/x/reset", "/vms/x/shutdown"):
+            assert (await client.post(path)).status_code == 401, path
+        assert (await client.delete("/vms/x")).status_code == 401
+        healthy = await trio.to_thread.run_sync(_health_and_reflection, running.grpc_port)
+        assert healthy == (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
+
+
+def _health_and_reflection(port: int) -> tuple[grpc.StatusCode, grpc.StatusCode]:
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        health, _ = status_of(partial(stub.Check, health_pb2.HealthCheckRequest()))
+        reflecting: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+
+        def reflect(**options: Any) -> Any:
+            return next(reflecting.ServerReflectionInfo(iter([request]), **options))
+
+        return health, status_of(reflect)[0]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/health/../vms",
+        "/health/%2e%2e/vms",
+        "//vms",
+        "/vms/",
+        "/%76ms",
+        "/vms%2f",
+        "/VMS",
+        "/vms?/health",
+        "/vms;/health",
+        "http://localhost/vms",
+    ],
+)
+async def test_paths_that_look_like_another(short_tmp: Path, target: str) -> None:
+    request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    async with serving(short_tmp) as running:
+        stream = await trio.open_tcp_stream("127.0.0.1", running.http_port)
+        async with stream:
+            await stream.send_all(request)
+            answer = b"".join([part async for part in stream])
+    assert answer.split()[1] in (b"401", b"404"), answer
+    assert b'"vms":' not in answer
+
+
+async def test_stranger_is_turned_away_before_the_body_is_read(short_tmp: Path) -> None:
+    head = (
+        b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 60000000\r\n\r\n"
+    )
+    async with serving(short_tmp) as running:
+        async with await trio.open_tcp_stream("127.0.0.1", running.http_port) as stream:
+            await stream.send_all(head)
+            assert b" 401 " in await stream.receive_some(1000)
+        # More than grpc takes: the status would be another one if it had read the message.
+        code = await trio.to_thread.run_sync(_too_much, running.grpc_port)
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+
+
+def _too_much(port: int) -> grpc.StatusCode:
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        request = manager_pb2.RunRequest(computation=bytes(2 * MAX_MESSAGE))
+        run = manager_pb2_grpc.ManagerServiceStub(channel).Run
+        return status_of(partial(run, request))[0]
+
+
+# --- the unix socket --------------------------------------------------------------------------
+
+
+async def test_own_user_is_admin_over_the_sockets(short_tmp: Path) -> None:
+    async with serving(short_tmp) as running, local(short_tmp / "api.sock") as client:
+        for path in ("/vms", "/metrics", "/templates"):
+            assert (await client.get(path)).status_code == 200, path
+        bad = {"Authorization": "Bearer x"}
+        assert (await client.get("/vms", headers=bad)).status_code == 401
+        for name, code in (
+            ("grpc.sock", grpc.StatusCode.OK),
+            # Who comes by the way behind is not known there.
+            ("grpc-inner.sock", grpc.StatusCode.UNAUTHENTICATED),
+        ):
+            target = f"unix:{short_tmp / name}"
+            assert (await trio.to_thread.run_sync(_over_grpc, target, ()))[0] is code
+        async with http(running) as stranger:
+            assert (await stranger.get("/vms")).status_code == 401
+
+
+def curl_as(uid: int, gid: int, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["curl", "-sS", "--max-time", str(PATIENCE_S), *arguments],
+        user=uid,
+        group=gid,
+        extra_groups=[],
+        capture_output=True,
+        check=False,
+        input=bytes(5),  # of gRPC: a message without a byte
+    )
+
+
+@pytest.fixture
+def open_directory(short_tmp: Path) -> Path:
+    """A directory that other users may enter."""
+    short_tmp.chmod(0o711)
+    (short_tmp / "t").mkdir(mode=0o700)
+    path = short_tmp / "open"
+    path.mkdir()
+    path.chmod(0o755)
+    return path
+
+
+@needs_root
+async def test_other_user_of_the_host(short_tmp: Path, open_directory: Path) -> None:
+    group = next(one for one in grp.getgrall() if one.gr_gid != 0)
+    settings = {
+        "MANAGER_SOCKET": str(open_directory / "api.sock"),
+        "MANAGER_GRPC_SOCKET": str(open_directory / "grpc.sock"),
+        "MANAGER_SOCKET_GROUP": group.gr_name,
+        "MANAGER_SOCKET_ROLE": "metrics",
+    }
+    over_http = ("--unix-socket", settings["MANAGER_SOCKET"], "-w", "%{http_code}", "-o", "-")
+    over_grpc = (
+        *("--unix-socket", settings["MANAGER_GRPC_SOCKET"], "--http2-prior-knowledge", "-D", "-"),
+        *("-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "@-"),
+        "http://localhost/supervisor.v1.VmService/List",
+    )
+    async with serving(short_tmp / "t", **settings):
+        for uid, vms, code in ((OTHER, b"403", b"grpc-status: 7"), (0, b"200", b"grpc-status: 0")):
+            curl = partial(curl_as, uid, group.gr_gid)
+            ask_http = partial(curl, *over_http, "http://localhost/vms")
+            assert (await trio.to_thread.run_sync(ask_http)).stdout.endswith(vms)
+            metrics = partial(curl, *over_http, "http://localhost/metrics")
+            assert (await trio.to_thread.run_sync(metrics)).stdout.endswith(b"200")
+            assert code in (await trio.to_thread.run_sync(partial(curl, *over_grpc))).stdout
+        # Neither of the group nor root.
+        for arguments in ((*over_http, "http://localhost/health"), over_grpc):
+            refused = partial(curl_as, OTHER, OTHER, *arguments)
+            assert (await trio.to_thread.run_sync(refused)).returncode == 7
+
+
+# --- certificates -----------------------------------------------------------------------------
+
+
+class Parties:
+    """An authority, its server and its clients, as files and as settings."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.authority = trustme.CA()
+        self.ca = directory / "ca.pem"
+        self.authority.cert_pem.write_to_path(str(self.ca))
+        self.new_server()
+        self.clients = directory / "clients.toml"
+        self.clients.write_text(
+            '[[certificate]]\nemail = "alice@example.org"\nname = "alice"\nrole = "run"\n'
+        )
+
+    def new_server(self) -> None:
+        made = self.authority.issue_cert("localhost")
+        made.private_key_pem.write_to_path(str(self.directory / "key.pem"))
+        made.cert_chain_pems[0].write_to_path(str(self.directory / "cert.pem"))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        files = {"SERVER_CERT": "cert.pem", "SERVER_KEY": "key.pem", "CLIENT_CA_CERTS": "ca.pem"}
+        return {
+            f"MANAGER_{wire}_{name}": str(self.directory / file)
+            for wire in ("HTTP", "GRPC")
+            for name, file in files.items()
+        }
+
+    def client(
+        self, name: str = "alice@example.org", ca: trustme.CA | None = None, **more: Any
+    ) -> Shown:
+        return Shown(self.authority, (ca or self.authority).issue_cert(name, **more))
+
+
+class Shown:
+    """A client's certificate, as both wires' clients take it."""
+
+    def __init__(self, authority: trustme.CA, cert: trustme.LeafCert) -> None:
+        self.context = ssl.create_default_context()
+        authority.configure_trust(self.context)
+        cert.configure_cert(self.context)
+        self._credentials = grpc.ssl_channel_credentials(
+            authority.cert_pem.bytes(),
+            cert.private_key_pem.bytes(),
+            cert.cert_chain_pems[0].bytes(),
+        )
+
+    async def http(self, running: Running, path: str = "/vms") -> int:
+        """The status; 0 without TLS."""
+        async with http(running, verify=self.context) as client:
+            try:
+                return (await client.get(path)).status_code
+            except httpx.TransportError:
+                return 0
+
+    def channel(self, running: Running) -> grpc.Channel:
+        return grpc.secure_channel(f"localhost:{running.grpc_port}", self._credentials)
+
+    async def grpc(self, running: Running) -> grpc.StatusCode:
+        def call() -> grpc.StatusCode:
+            with self.channel(running) as channel:
+                return ask(channel)[0]
+
+        return await trio.to_thread.run_sync(call)
+
+
+async def test_clients_certificates(short_tmp: Path) -> None:
+    parties = Parties(short_tmp)
+    past = datetime(2020, 1, 1, tzinfo=UTC)
+    settings = parties.settings | {"MANAGER_TLS_CALLERS": str(parties.clients)}
+    cases = [
+        (parties.client(), 200, 403, grpc.StatusCode.OK),
+        (parties.client("bob@example.org"), 403, 403, grpc.StatusCode.PERMISSION_DENIED),
+        (parties.client(ca=trustme.CA()), 0, 0, grpc.StatusCode.UNAVAILABLE),
+        (parties.client(not_after=past), 0, 0, grpc.StatusCode.UNAVAILABLE),
+    ]
+    async with serving(short_tmp, **settings) as running:
+        for client, vms, templates, code in cases:
+            assert await client.http(running) == vms
+            assert await client.http(running, "/templates") == templates
+            assert await client.grpc(running) is code
+
+
+async def test_without_a_file_clients_are_operators(short_tmp: Path) -> None:
+    parties = Parties(short_tmp)
+    async with serving(short_tmp, **parties.settings) as running:
+        client = parties.client("bob@example.org")
+        assert await client.http(running, "/templates") == 200
+        assert await client.grpc(running) is grpc.StatusCode.OK
+
+
+async def test_new_certificates_without_dropping_a_connection(short_tmp: Path) -> None:
+    parties = Parties(short_tmp)
+    old = parties.client()
+    async with serving(short_tmp, **parties.settings) as running:
+        async with http(running, verify=old.context) as kept:
+            with old.channel(running) as kept_grpc:
+                assert (await kept.get("/vms")).status_code == 200
+                assert (await trio.to_thread.run_sync(ask, kept_grpc))[0] is grpc.StatusCode.OK
+
+                parties.authority = trustme.CA()
+                parties.authority.cert_pem.write_to_path(str(parties.ca))
+                parties.new_server()
+                new = parties.client()
+                # New connections: the new authority's clients, and no others.
+                assert await new.http(running) == 200
+                assert await new.grpc(running) is grpc.StatusCode.OK
+                assert await old.http(running) == 0
+                # Another channel would share the connection of the first.
+                stranger = Shown(parties.authority, trustme.CA().issue_cert("x@example.org"))
+                assert await stranger.grpc(running) is grpc.StatusCode.UNAVAILABLE
+
+                assert (await kept.get("/vms")).status_code == 200
+                assert (await trio.to_thread.run_sync(ask, kept_grpc))[0] is grpc.StatusCode.OK
+        # Half of a change: the last good pair stays.
+        (short_tmp / "key.pem").write_text("x")
+        assert await new.http(running) == 200
+        assert await new.grpc(running) is grpc.StatusCode.OK
+        running.reload()
+        assert await new.http(running) == 200
+
+
+# --- the start --------------------------------------------------------------------------------
+
+
+async def refusal(directory: Path, **settings: str) -> HostError:
+    try:
+        async with serving(directory, **settings):
+            raise AssertionError("it started")
+    except* HostError as group:
+        (error,) = leaves(group)
+    assert isinstance(error, HostError)
+    return error
+
+
+async def test_nothing_listens_before_it_is_known_who_may(short_tmp: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"MANAGER_HTTP_HOST": "0.0.0.0", "MANAGER_HTTP_PORT": str(port)}
+    assert "without TLS" in str(await refusal(short_tmp, **settings))
+    (short_tmp / "tokens.json").write_text("{")
+    assert "tokens" in str(await refusal(short_tmp, MANAGER_HTTP_PORT=str(port)))
+    assert os.listdir(short_tmp) == ["tokens.json"]
+
+
+async def test_socket_of_another_supervisor(short_tmp: Path) -> None:
+    (short_tmp / "t").mkdir()
+    path = short_tmp / "t" / "api.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        assert "somebody listens" in str(await refusal(short_tmp / "t"))
+    async with serving(short_tmp / "t"), local(path) as client:  # nobody listens there any more
+        assert (await client.get("/vms")).status_code == 200
