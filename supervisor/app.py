@@ -39,11 +39,11 @@ from supervisor.api.sockets import (
 from supervisor.bridge import open_loop
 from supervisor.config import Auth, OnStop
 from supervisor.errors import HostError, LaunchError
-from supervisor.qemu import accel, confine, firmware, network, trial
+from supervisor.qemu import accel, confine, firmware, groups, network, trial, users
 from supervisor.qemu.host import Clock, Host
 from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked
-from supervisor.state.tmp_dir import check_tmp
+from supervisor.state.tmp_dir import check_tmp, close_tmp
 from supervisor.state.vm_dir import check_image
 
 if TYPE_CHECKING:
@@ -112,10 +112,15 @@ def examine(config: Config, clock: Clock) -> Host:
     check_tmp(config.qemu.tmp)
     agent = config.agent
     check_pem("TLS to agents", agent.client_cert, agent.client_key, agent.ca_certs)
+    as_users = users.choose(config.qemu)
+    close_tmp(config.qemu.tmp, as_users.gid)
     qemu = accel.find_qemu(config.qemu)
-    decided, warnings = accel.decide(config.qemu, qemu)
-    trial.check(config.qemu, qemu, decided)
-    trial.look_at(qemu, sudo=config.qemu.use_sudo)  # now, and not while the first run waits
+    decided, warnings = accel.decide(config.qemu, qemu, as_users.shared)
+    users.check_access(config.qemu, as_users, decided)
+    trial.check(config.qemu, qemu, decided, as_users.shared)
+    in_groups = groups.Groups(groups.delegated(), groups.bounds(config.qemu, decided))
+    host = Host(qemu, config.qemu.use_sudo, decided, as_users, in_groups, clock)
+    host.look_at_qemu()  # now, and not while the first run waits
     descriptors = firmware.read_descriptors()
     if problem := firmware.mismatch(config.qemu.firmware, descriptors):
         raise HostError(problem.detail, advice=problem.advice)
@@ -128,6 +133,8 @@ def examine(config: Config, clock: Clock) -> Host:
         warnings.append(str(error))
     if danger := network.danger(config.qemu.net):
         warnings.append(str(danger))
+    if root := users.warning(config.qemu):
+        warnings.append(root)
     if config.auth is Auth.OFF:
         warnings.append(
             "MANAGER_AUTH=off: every user and every program on this host can start, read and end"
@@ -135,7 +142,7 @@ def examine(config: Config, clock: Clock) -> Host:
         )
     for warning in warnings:
         log.warning(warning)
-    return Host(qemu, config.qemu.use_sudo, decided, clock)
+    return host
 
 
 async def serve(
@@ -268,7 +275,7 @@ def open_door(config: Config) -> Door:
 def _tune_process() -> None:
     """Fit this process for a thousand VMs, and for what they entrust to it."""
     confine.forbid_core_files()
-    # Computations, replies and disks: every file that is made here is the supervisor's user's alone.
+    # Computations, replies, disks: every file that is made here is for nobody else.
     os.umask(0o077)
     # Each VM takes three descriptors, and the soft limit is often 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

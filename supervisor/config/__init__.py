@@ -36,7 +36,7 @@ from supervisor.config.qemu import (
     size_in_bytes,
 )
 from supervisor.config.servers import AgentConfig, GrpcConfig, HttpConfig
-from supervisor.config.settings import setting
+from supervisor.config.settings import UidRange, setting
 from supervisor.config.start import StartConfig, TemplateUse
 from supervisor.config.timing import Timing
 
@@ -161,10 +161,26 @@ def _contradictions(config: Config) -> list[str]:
         found.append("MANAGER_QEMU_MEMORY_SIZE must not exceed MANAGER_QEMU_MAX_MEMORY")
     if config.qemu.smp_count < 1 or config.qemu.smp_count > config.qemu.smp_maxcpus:
         found.append("MANAGER_QEMU_SMP_COUNT must be 1 to MANAGER_QEMU_SMP_MAXCPUS")
+    found += _contradictions_of_users(config.qemu, config.limits)
     found += _contradictions_of_start(config.start, config.limits)
     if config.start.pool_size and agent.is_fixed:
         found.append(f"MANAGER_POOL_SIZE needs an agent for each VM, not {agent.url} alone")
     return [*found, *_contradictions_of_life(config.life, config.retention)]
+
+
+def _contradictions_of_users(qemu: QemuConfig, limits: LimitsConfig) -> list[str]:
+    found = []
+    if qemu.run_as is not None and qemu.use_sudo:
+        found.append("MANAGER_QEMU_RUN_AS and MANAGER_QEMU_USE_SUDO exclude each other")
+    if isinstance(qemu.run_as, UidRange):
+        # The first is the group of all.
+        ids = qemu.run_as.last - qemu.run_as.first
+        if ids < limits.max_vms:
+            found.append(
+                f"MANAGER_QEMU_RUN_AS={qemu.run_as} must have one id more than MANAGER_MAX_VMS,"
+                f" so {limits.max_vms + 1} at least"
+            )
+    return found
 
 
 def _contradictions_of_start(start: StartConfig, limits: LimitsConfig) -> list[str]:

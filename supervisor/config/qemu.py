@@ -7,7 +7,18 @@ from pathlib import Path
 
 import attrs
 
-from supervisor.config.settings import IPv4, OnOff, Port, PortRange, Size, Switch, choice, setting
+from supervisor.config.settings import (
+    IPv4,
+    OnOff,
+    Port,
+    PortRange,
+    Size,
+    Switch,
+    UidRange,
+    UserName,
+    choice,
+    setting,
+)
 
 
 @choice
@@ -147,6 +158,12 @@ class QemuConfig:
         "directory of all records, logs, disks and templates",
     )
     use_sudo: bool = setting("MANAGER_QEMU_USE_SUDO", False, "start QEMU through sudo")
+    run_as: UidRange | UserName | None = setting(
+        "MANAGER_QEMU_RUN_AS",
+        None,
+        "if the supervisor is root: the user that QEMU runs as; or a range of ids such as"
+        " 200000-200999, of which each VM gets one",
+    )
     enable_kvm: Switch = setting(
         "MANAGER_QEMU_ENABLE_KVM",
         Switch.AUTO,

@@ -32,6 +32,7 @@ Port = NewType("Port", int)
 OnOff = NewType("OnOff", str)
 Size = NewType("Size", str)
 IPv4 = NewType("IPv4", str)
+UserName = NewType("UserName", str)
 
 
 class Switch(enum.StrEnum):
@@ -51,6 +52,20 @@ class PortRange:
 
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
+
+
+@attrs.frozen
+class UidRange:
+    """Ids of users and of groups, first and last included, written ``200000-200999``."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    def __contains__(self, number: int) -> bool:
+        return self.first <= number <= self.last
 
 
 @attrs.frozen
@@ -302,6 +317,18 @@ def _range(text: str) -> PortRange:
     return PortRange(first, last)
 
 
+def _run_as(text: str) -> UidRange | UserName:
+    match = re.fullmatch(r"([0-9]+)-([0-9]+)", text)
+    if not match:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", text):
+            raise ValueError("must be the name of a user, or a range of ids such as 200000-200999")
+        return UserName(text)
+    first, last = (_whole(part, 1, 2**31 - 1, "ids") for part in match.groups())
+    if first >= last:
+        raise ValueError("must begin with the lower id, and have two at least")
+    return UidRange(first, last)
+
+
 def _agent_url(text: str) -> AgentUrl:
     host, _, port = text.rpartition(":")
     if not host or "/" in text:
@@ -337,6 +364,7 @@ _PARSERS: dict[Any, Callable[[str], object]] = {
     Path | None: Path,
     str | None: _unchanged,
     PortRange | None: _range,
+    UidRange | UserName | None: _run_as,
 }
 for _type, _parse in _PARSERS.items():
     _converter.register_structure_hook(_type, _hook(_parse))

@@ -22,13 +22,14 @@ import cattrs
 
 from supervisor.config.settings import Switch
 from supervisor.errors import HostError
-from supervisor.qemu import confine
+from supervisor.qemu import confine, users
 from supervisor.qemu.cmdline import Accel, cpu_model
 from supervisor.qemu.host import boot_id
 from supervisor.tee import sev
 
 if TYPE_CHECKING:
     from supervisor.config import QemuConfig
+    from supervisor.qemu.users import User
 
 _PROBE = bytes.fromhex(
     "fa2e660f0116d0000f20c00c010f22c066ea18000f00080066b810008ed88ec08ed0bf001000000f22df31c0"
@@ -63,6 +64,7 @@ class _Cached:
     binary_mtime_ns: int
     machine: str
     cpu: str
+    uid: int
     probe: Probe
 
 
@@ -80,15 +82,16 @@ def find_qemu(config: QemuConfig) -> str:
     return os.path.abspath(path)
 
 
-def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:
+def decide(config: QemuConfig, qemu: str, user: User | None = None) -> tuple[Accel, list[str]]:
     """Whether VMs use KVM and SEV, and a warning for each that they do without. Blocking.
 
+    :param user: that QEMU runs as; None for the supervisor's own
     :raises HostError: if the settings require KVM or SEV and the host does not offer it
     """
     warnings = []
     kvm = False
     if config.enable_kvm is not Switch.FALSE:
-        probe = probe_kvm(config, qemu)
+        probe = probe_kvm(config, qemu, user)
         kvm = probe.works
         if not kvm and config.enable_kvm is Switch.TRUE:
             raise HostError(
@@ -109,7 +112,7 @@ def decide(config: QemuConfig, qemu: str) -> tuple[Accel, list[str]]:
     return Accel(kvm=kvm, sev=wants_sev and missing is None), warnings
 
 
-def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
+def probe_kvm(config: QemuConfig, qemu: str, user: User | None = None) -> Probe:
     """Whether a guest runs under KVM with this QEMU, machine and CPU. Blocking.
 
     The result comes from the cache in tmp/ if that is still valid, else from a probe guest.
@@ -122,6 +125,7 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
         binary_mtime_ns=Path(qemu).stat().st_mtime_ns,
         machine=config.machine,
         cpu=cpu,
+        uid=user.uid if user else os.geteuid(),
         probe=Probe(works=False, detail=""),
     )
     try:
@@ -136,7 +140,7 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
     except OSError as error:
         # Not cached: the user may join a group, or a module may be loaded.
         return Probe(works=False, detail=f"/dev/kvm cannot be opened: {error.strerror}")
-    probe, certain = _probe_now(qemu, config.machine, cpu, sudo=config.use_sudo)
+    probe, certain = _probe_now(qemu, config.machine, cpu, sudo=config.use_sudo, user=user)
     if not certain:
         return probe
     with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as new:
@@ -145,13 +149,16 @@ def probe_kvm(config: QemuConfig, qemu: str) -> Probe:
     return probe
 
 
-def _probe_now(qemu: str, machine: str, cpu: str, *, sudo: bool) -> tuple[Probe, bool]:
+def _probe_now(
+    qemu: str, machine: str, cpu: str, *, sudo: bool, user: User | None
+) -> tuple[Probe, bool]:
     """The result, and whether it is certain: whether a later probe would have the same result.
 
     A probe guest that ran, or that failed with a KVM error, is certain. Any other failure may come
     from the host's load: a timeout, too little memory, a kill.
     """
-    code, output = run_probe(qemu, "-enable-kvm", "-machine", machine, "-cpu", cpu, sudo=sudo)
+    words = ("-enable-kvm", "-machine", machine, "-cpu", cpu)
+    code, output = run_probe(qemu, *words, sudo=sudo, user=user)
     tried = f"a probe guest under KVM (-machine {machine} -cpu {cpu})"
     if code == _SUCCESS:
         return Probe(works=True, detail=f"{tried} ran"), True
@@ -164,7 +171,9 @@ def _probe_now(qemu: str, machine: str, cpu: str, *, sudo: bool) -> tuple[Probe,
     return Probe(works=False, detail=f"{tried} {result}{reason}"), certain
 
 
-def run_probe(qemu: str, *args: str, sudo: bool = False) -> tuple[int | None, str]:
+def run_probe(
+    qemu: str, *args: str, sudo: bool = False, user: User | None = None
+) -> tuple[int | None, str]:
     """Run QEMU with the probe as its firmware. Blocking.
 
     QEMU is stopped after 10 s, and when KVM reports an internal error, because QEMU then keeps the
@@ -175,10 +184,12 @@ def run_probe(qemu: str, *args: str, sudo: bool = False) -> tuple[int | None, st
     with tempfile.NamedTemporaryFile(prefix="kvm-probe-") as rom:
         rom.write(rom_image())
         rom.flush()
+        os.fchmod(rom.fileno(), 0o644)  # QEMU may run as another user
         process = subprocess.Popen(
             [
                 # We must not signal root's process, so timeout(1) runs as root, too.
                 *(["sudo", "-n", "timeout", f"{_TIMEOUT_S:g}"] if sudo else []),
+                *users.run_as(user),
                 *(qemu, *args, "-nodefaults", "-no-user-config", "-display", "none", "-m", "16M"),
                 *("-bios", rom.name, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
             ],

@@ -43,8 +43,16 @@ def cpus() -> int:
     return max(1, int(min([len(os.sched_getaffinity(0)), *shares])))
 
 
+def unified() -> Path | None:
+    """The directory of this process's group of version 2; None if there is none."""
+    return next(_groups(""), None)
+
+
 def _groups(controller: str) -> Iterator[Path]:
-    """The directories of our group and its ancestors, of version 2 and of version 1."""
+    """The directories of our group and its ancestors, of version 2 and of version 1.
+
+    :param controller: of version 1; empty for groups of version 2 alone
+    """
     for line in _OF_THIS_PROCESS.read_text(errors="replace").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:

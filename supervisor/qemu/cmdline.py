@@ -250,6 +250,8 @@ def memory_args(config: QemuConfig, machine: Machine) -> list[str]:
     if machine.ram is None:
         return ["-device", "virtio-balloon-pci,free-page-reporting=on"]
     share = "on" if machine.ram.shared else "off"
+    if not machine.ram.shared and machine.qemu.maps_read_only:
+        share += ",readonly=on,rom=off"  # a clone cannot write to the template
     return [
         "-object",
         f"memory-backend-file,id=ram,size={config.memory_bytes},"

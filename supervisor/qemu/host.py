@@ -16,6 +16,8 @@ from supervisor.qemu import trial
 
 if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Accel
+    from supervisor.qemu.groups import Groups
+    from supervisor.qemu.users import Users
     from supervisor.qemu.version import Binary
 
 
@@ -38,11 +40,15 @@ class Host:
     :param qemu: path of QEMU's binary
     :param sudo: whether QEMU runs as root, by sudo
     :param accel: whether VMs use KVM and SEV
+    :param users: the users that QEMUs run as
+    :param groups: the control groups that QEMUs run in
     """
 
     qemu: str
     sudo: bool
     accel: Accel
+    users: Users
+    groups: Groups
     clock: Clock
 
     def look_at_qemu(self) -> Binary:
@@ -50,7 +56,7 @@ class Host:
 
         :raises LaunchError: if the binary is gone, or does not run
         """
-        return trial.look_at(self.qemu, sudo=self.sudo)
+        return trial.look_at(self.qemu, sudo=self.sudo, user=self.users.shared)
 
 
 async def is_shutting_down() -> bool:

@@ -21,13 +21,15 @@ import structlog
 import trio
 
 from supervisor.errors import LaunchError
-from supervisor.qemu import confine
+from supervisor.qemu import confine, groups, users
 from supervisor.qemu.cmdline import escape
 from supervisor.qemu.host import boot_id
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Callable, Sequence
+
+    from supervisor.qemu.users import User
 
 log = structlog.stdlib.get_logger()
 
@@ -148,6 +150,8 @@ async def start(
     log_file: Path,
     *,
     leave: Callable[[], bool],
+    user: User | None = None,
+    group: Path | None = None,
 ) -> AsyncIterator[Qemu]:
     """Start QEMU in a session of its own, so that no signal meant for us reaches it.
 
@@ -156,7 +160,9 @@ async def start(
     :param listener: the listening QMP socket, which QEMU gets as descriptor 0
     :param log_file: takes what QEMU prints; the output of an earlier attempt is removed
     :param leave: whether QEMU should run on when the context is left
-    :raises LaunchError: if the binary cannot be run
+    :param user: that QEMU runs as; None for the supervisor's own
+    :param group: the control group that QEMU is put into; None to leave it in the supervisor's
+    :raises LaunchError: if the binary cannot be run, or not in the group
     """
     # QEMU appends, so that the file may be cut while QEMU writes to it.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -164,7 +170,7 @@ async def start(
     with os.fdopen(opened, "wb") as output:
         try:
             child = await trio.lowlevel.open_process(
-                list(argv),
+                [*users.run_as(user), *argv],
                 stdin=listener,
                 stdout=output,
                 stderr=output,
@@ -190,7 +196,22 @@ async def start(
             argv=argv,
         ) from error
     async with _killed_at_exit(Qemu(identity, pidfd, child), pidfd, leave) as qemu:
+        if group:
+            await _enter(group, child.pid, argv)
         yield qemu
+
+
+async def _enter(group: Path, pid: int, argv: Sequence[str]) -> None:
+    try:
+        await trio.to_thread.run_sync(groups.enter, group, pid)
+    except ProcessLookupError:
+        pass  # it has ended already
+    except OSError as error:
+        raise LaunchError(
+            f"QEMU cannot be put into the control group {group}: {error.strerror}",
+            advice="see that the supervisor's control group is delegated to it",
+            argv=argv,
+        ) from error
 
 
 @asynccontextmanager
@@ -217,19 +238,23 @@ async def _killed_at_exit(qemu: Qemu, pidfd: int, leave: Callable[[], bool]) -> 
         os.close(pidfd)
 
 
-def find(vm_id: str, recorded: ProcessId | None, running: Running) -> tuple[ProcessId, int] | None:
+def find(
+    directory: Path, recorded: ProcessId | None, running: Running
+) -> tuple[ProcessId, int] | None:
     """A VM's process and a pidfd of it, which the caller must close; None if the process is gone.
 
     The process on record comes first, if the host has not rebooted since and the pid still means
     that process. Then comes any process that has the VM's uuid on its command line: the
     supervisor may have been killed before it recorded the pid.
 
+    :param directory: the VM's, named by its id
     :param recorded: the process on record, if any
     :param running: from `running_below`
     :raises OSError: if no file descriptor is left; the process may be running
     """
     if recorded and recorded.boot_id != boot_id():
         recorded = None  # the pid belonged to a process of another boot
+    vm_id = directory.name
     pids = [*([recorded.pid] if recorded else []), *running.get(vm_id, [])]
     for pid in pids:
         try:
@@ -242,7 +267,7 @@ def find(vm_id: str, recorded: ProcessId | None, running: Running) -> tuple[Proc
         started = _start_ticks(pid)
         words = command_line(pid)
         same = recorded is None or recorded.pid != pid or recorded.start_ticks == started
-        if started is not None and vm_id in words and same and _is_trusted(pid):
+        if started is not None and vm_id in words and same and _is_trusted(pid, directory):
             return ProcessId(pid, started, boot_id(), _is_sudo(words)), pidfd
         os.close(pidfd)
     return None
@@ -259,10 +284,11 @@ def running_below(tmp: Path) -> Running:
     directory = re.compile(re.escape(escape(tmp)) + r"/([0-9a-f-]{36})/")
     for pid in psutil.pids():
         words = command_line(pid)
-        if "-uuid" not in words[:-1] or not _is_trusted(pid):
+        if "-uuid" not in words[:-1]:
             continue
         vm_id = words[words.index("-uuid") + 1]
-        if any(vm_id in directory.findall(word) for word in words):
+        named = any(vm_id in directory.findall(word) for word in words)
+        if named and _is_trusted(pid, tmp / vm_id):
             running.setdefault(vm_id, []).append(pid)
     for pids in running.values():
         pids.sort(key=lambda pid: not _is_sudo(command_line(pid)))
@@ -281,8 +307,12 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
-def _is_trusted(pid: int) -> bool:
-    """Whether our user or root runs the process. Any user can give a process any arguments."""
+def _is_trusted(pid: int, directory: Path) -> bool:
+    """Whether our user, root or the VM's own user runs the process.
+
+    Any user can give a process any arguments. The VM's own user has some of the files in the VM's
+    directory, and cannot make any.
+    """
     # Not by psutil: it takes a process that names itself "Uid:\t0\t0\t0" for root's.
     try:
         status = Path(f"/proc/{pid}/status").read_bytes()
@@ -291,7 +321,11 @@ def _is_trusted(pid: int) -> bool:
     # The kernel escapes newlines in the name. The first id is the real user: that of the caller,
     # if the program is set-uid.
     real = int(status.partition(b"\nUid:")[2].split(maxsplit=1)[0])
-    return real in (0, os.geteuid())
+    if real in (0, os.geteuid()):
+        return True
+    with contextlib.suppress(OSError):
+        return any(file.lstat().st_uid == real for file in directory.iterdir())
+    return False
 
 
 def _start_ticks(pid: int) -> int | None:

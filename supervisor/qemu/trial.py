@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from supervisor.errors import HostError, LaunchError
-from supervisor.qemu import cmdline, confine
+from supervisor.qemu import cmdline, confine, users
 from supervisor.qemu.version import Binary, Version
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from supervisor.config import QemuConfig
     from supervisor.qemu.cmdline import Accel
+    from supervisor.qemu.users import User
 
 _QUESTIONS = ("query-version", "query-qmp-schema")
 _NAMES = ("query-machines", "query-cpu-definitions")
@@ -35,21 +36,22 @@ _ADVICE = "install the package qemu-system-x86, or set MANAGER_QEMU_BIN_PATH"
 _NO_MACHINE = ("-machine", "none")
 
 
-def look_at(path: str, *, sudo: bool = False) -> Binary:
+def look_at(path: str, *, sudo: bool = False, user: User | None = None) -> Binary:
     """What the binary can do. Blocking. A binary is asked once, and again when its file changes.
 
+    :param user: that the trial runs as; None for the supervisor's own
     :raises LaunchError: if the binary is missing, does not run or does not answer
     """
     try:
         stat = os.stat(path)
     except OSError as error:
         raise LaunchError(f"{path} cannot be run: {error.strerror}", advice=_ADVICE) from error
-    return _look_at(path, sudo, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return _look_at(path, sudo, user, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
 
 @functools.lru_cache
-def _look_at(path: str, sudo: bool, _identity: tuple[int, ...]) -> Binary:
-    version, schema = _ask(path, _NO_MACHINE, _QUESTIONS, sudo=sudo)
+def _look_at(path: str, sudo: bool, user: User | None, _identity: tuple[int, ...]) -> Binary:
+    version, schema = _ask(path, _NO_MACHINE, _QUESTIONS, sudo=sudo, user=user)
     try:
         return Binary(path, Version.of(version), _objects(schema))
     except (LookupError, TypeError, ValueError) as error:
@@ -58,20 +60,21 @@ def _look_at(path: str, sudo: bool, _identity: tuple[int, ...]) -> Binary:
         ) from error
 
 
-def check(config: QemuConfig, path: str, accel: Accel) -> None:
+def check(config: QemuConfig, path: str, accel: Accel, user: User | None = None) -> None:
     """Have QEMU try the settings that need no file. Blocking.
 
+    :param user: that the trial runs as; None for the supervisor's own
     :raises HostError: if QEMU refuses them; names what is nearest, where a name is unknown
     """
     words = cmdline.trial_args(config, accel)
     try:
-        _ask(path, words, (), sudo=config.use_sudo)
+        _ask(path, words, (), sudo=config.use_sudo, user=user)
     except LaunchError as error:
-        raise HostError(error.detail, advice=_advice(config, path, accel)) from error
+        raise HostError(error.detail, advice=_advice(config, path, accel, user)) from error
 
 
-def _advice(config: QemuConfig, path: str, accel: Accel) -> str:
-    machines, cpus = _ask(path, _NO_MACHINE, _NAMES, sudo=config.use_sudo)
+def _advice(config: QemuConfig, path: str, accel: Accel, user: User | None) -> str:
+    machines, cpus = _ask(path, _NO_MACHINE, _NAMES, sudo=config.use_sudo, user=user)
     names = [*machines, *({"name": one["alias"]} for one in machines if "alias" in one)]
     for setting, value, known in (
         ("MANAGER_QEMU_MACHINE", config.machine, names),
@@ -95,13 +98,16 @@ def _objects(schema: Sequence[dict[str, Any]]) -> frozenset[str]:
     return frozenset(by_name[kind]["values"])
 
 
-def _ask(path: str, words: Sequence[str], questions: Sequence[str], *, sudo: bool) -> list[Any]:
+def _ask(
+    path: str, words: Sequence[str], questions: Sequence[str], *, sudo: bool, user: User | None
+) -> list[Any]:
     """QEMU's answers, after it was started with *words*.
 
     :raises LaunchError: if it ends before the last answer
     """
     command = [
         *(["sudo", "-n"] if sudo else []),
+        *users.run_as(user),
         # Ends QEMU in any case: root's process, and that of a supervisor that was killed meanwhile.
         *("timeout", f"{_TIMEOUT_S:g}"),
         *(path, *words, "-S", "-nodefaults", "-no-user-config", "-display", "none"),

@@ -79,3 +79,8 @@ class Binary:
     def monitor_is_object(self) -> bool:
         """Whether ``-object monitor-qmp`` takes the place of ``-mon``, as from 11.0 on."""
         return "monitor-qmp" in self.objects
+
+    @property
+    def maps_read_only(self) -> bool:
+        """Whether a memory file can be opened for reading alone, and yet be RAM: ``rom=off``."""
+        return self.version >= Version(8, 2)

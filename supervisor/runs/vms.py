@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from supervisor.caller import Caller
     from supervisor.config import Config
     from supervisor.qemu.host import Host
+    from supervisor.qemu.users import User
     from supervisor.state.journal import Journal
     from supervisor.state.recovery import Recovered
 
@@ -131,7 +132,7 @@ class Vms:
             self._starting -= 1
         vm = self._add(record, requested_s)
         vm.reached(Phase.DIRECTORY)
-        self.spawn(self._supervise, vm, None)
+        self.spawn(self._supervise, vm, None, self.host.users.take())
         return vm
 
     async def start_spare(self, purpose: Purpose) -> Vm | None:
@@ -156,7 +157,8 @@ class Vms:
                 self.discard(vm)  # its making was cut short
             if not record.ended:
                 self.admission.take(Resources.on_record(record))
-                self.spawn(self._supervise, vm, Left(recovered.processes.get(record.id)))
+                user = self.host.users.take(vm.dir.given_to())
+                self.spawn(self._supervise, vm, Left(recovered.processes.get(record.id)), user)
                 alive.append(vm)
         return alive
 
@@ -188,10 +190,11 @@ class Vms:
         self._by_id[vm.id] = vm
         return vm
 
-    async def _supervise(self, vm: Vm, left: Left | None) -> None:
+    async def _supervise(self, vm: Vm, left: Left | None, user: User | None) -> None:
         try:
-            await VmTask(vm, self.host, self._ports, self.templates).run(left)
+            await VmTask(vm, self.host, user, self._ports, self.templates).run(left)
         finally:
+            self.host.users.give_back(user)
             self.admission.leave(Resources.on_record(vm.record))
             self.ended.notify()
 

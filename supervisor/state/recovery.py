@@ -67,7 +67,7 @@ def _recover(config: Config, clock: Clock, store: Store) -> Recovered:
     processes = {}
     for index, record in enumerate(records):
         if not record.ended:
-            alive = process.find(record.id, record.process, running)
+            alive = process.find(config.qemu.tmp / record.id, record.process, running)
             if alive:
                 processes[record.id] = alive
                 if alive[0] != record.process:

@@ -81,6 +81,8 @@ class Reason(enum.StrEnum):
     HOST_SIGNAL = "host-signal"
     #: The guest's watchdog ended the VM.
     WATCHDOG = "watchdog"
+    #: The kernel killed QEMU, which took more memory than a VM may.
+    OUT_OF_MEMORY = "out-of-memory"
 
 
 @attrs.frozen

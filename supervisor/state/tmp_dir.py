@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.errors import HostError
 from supervisor.state import file_errors
-from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir
+from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir, open_to_group
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,7 @@ LOCK = "lock"
 
 
 def check_tmp(tmp: Path) -> None:
-    """Make tmp/ if it is missing, close it to others, and check that VMs can use it. Blocking.
+    """Make tmp/ if it is missing, and check that VMs can use it. Blocking.
 
     :raises HostError: if it cannot be written to, or a VM's socket would have too long a path
     """
@@ -31,14 +31,28 @@ def check_tmp(tmp: Path) -> None:
     try:
         tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_owner(tmp)
-        if tmp.stat().st_uid == os.geteuid():
-            tmp.chmod(0o700)
         os.close(os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
     except OSError as error:
         what, _ = file_errors.describe(error, tmp)
         raise HostError(
             f"{tmp} cannot be written to ({what})",
             advice="make it writable, or set MANAGER_QEMU_TMP_FILE_LOC to another directory",
+        ) from error
+
+
+def close_tmp(tmp: Path, gid: int | None) -> None:
+    """Let nobody but the supervisor's user into tmp/. Blocking.
+
+    :param gid: of the group of QEMU's users, who may pass through it; None if there are none
+    :raises HostError: if the modes cannot be changed
+    """
+    try:
+        if tmp.stat().st_uid == os.geteuid():
+            open_to_group(tmp, gid)
+    except OSError as error:
+        raise HostError(
+            f"{tmp} cannot be closed to others ({error.strerror})",
+            advice="set MANAGER_QEMU_TMP_FILE_LOC to a directory on another file system",
         ) from error
 
 

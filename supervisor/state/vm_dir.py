@@ -24,6 +24,7 @@ from supervisor.state.record import BaseImage
 
 if TYPE_CHECKING:
     from supervisor.config import DiskConfig, FirmwareConfig
+    from supervisor.qemu.users import User
 
 log = structlog.stdlib.get_logger()
 
@@ -122,6 +123,36 @@ class VmDir:
         prepare = partial(_prepare, self, disk, firmware, ram_bytes)
         return await trio.to_thread.run_sync(prepare, limiter=preparers)
 
+    def give_to(self, user: User | None) -> None:
+        """Let a user pass through the directory and have the files that QEMU opens. Blocking.
+
+        The directory stays the supervisor's: QEMU cannot put a link there.
+
+        :param user: None if QEMU runs as the supervisor's user, and needs nothing
+        :raises OSError: if the owner of a file cannot be changed
+        """
+        if user is None:
+            return
+        open_to_group(self.path, user.gid)
+        for file in (self.overlay, self.firmware_vars, self.serial_log, self.ram):
+            with suppress(FileNotFoundError):
+                os.chown(file, user.uid, user.gid, follow_symlinks=False)
+
+    def take_back(self) -> None:
+        """Undo `give_to`, whoever had the files. The user may be another VM's soon. Blocking."""
+        if os.geteuid() != 0:
+            return  # then nobody was given anything
+        with suppress(OSError):
+            open_to_group(self.path, None)
+            for file in self.path.iterdir():
+                os.chown(file, 0, 0, follow_symlinks=False)
+
+    def given_to(self) -> int | None:
+        """The id of the user who has the VM's disk; None if there is no disk. Blocking."""
+        with suppress(OSError):
+            return self.overlay.lstat().st_uid
+        return None
+
     async def check_base(self, base: BaseImage | None) -> None:
         """Check that the image that the disk lies on is still the one that it was made on.
 
@@ -182,6 +213,7 @@ class VmDir:
         for file in files:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
+        self.take_back()
 
     def listen_qmp(self) -> socket.socket:
         """A listening socket, which QEMU gets for QMP. Blocking.
@@ -235,6 +267,16 @@ class VmDir:
         lines = last_lines(self.console(), _CONSOLE_LINES, _LINE_BYTES)
         quote = ", last:\n" + "\n".join(lines) if lines else ", nothing so far"
         return f"what the guest printed is in {self.serial_log}{quote}"
+
+
+def open_to_group(directory: Path, gid: int | None) -> None:
+    """Let a group pass through a directory, without seeing what is there; or nobody. Blocking.
+
+    :param gid: None for nobody but the owner
+    :raises OSError: if that cannot be changed
+    """
+    os.chown(directory, -1, os.getegid() if gid is None else gid)
+    directory.chmod(0o700 if gid is None else 0o710)
 
 
 def _end_of(file: Path, size: int = _TAIL_BYTES) -> str:

@@ -25,7 +25,7 @@ from supervisor.qemu.host import boot_id
 from supervisor.qemu.version import Binary, Version
 from supervisor.state import file_errors
 from supervisor.state.record import BaseImage
-from supervisor.state.vm_dir import make_overlay
+from supervisor.state.vm_dir import make_overlay, open_to_group
 
 if TYPE_CHECKING:
     from supervisor.config import QemuConfig
@@ -134,6 +134,8 @@ class Template:
         vm_dir.state.rename(self.state)
         vm_dir.overlay.rename(self.overlay)
         vm_dir.firmware_vars.rename(self.firmware_vars)
+        # Its VM's user had them, who may be another VM's next.
+        self._open_to(None)
         make_overlay(DiskConfig(file=self.overlay, format="qcow2"), self.clone)
         content = {
             "fingerprint": fingerprint.parts,
@@ -148,19 +150,31 @@ class Template:
         draft.write_text(json.dumps(content, indent=2) + "\n")
         draft.rename(self.manifest)
 
-    def clone_into(self, vm_dir: VmDir) -> BaseImage:
+    def clone_into(self, vm_dir: VmDir, gid: int | None) -> BaseImage:
         """Copy the disk and the firmware variables into the directory of a new clone.
 
+        :param gid: the group of QEMU's users, who then may read memory and disk; None if QEMU
+            runs as the supervisor's user
         :returns: the image below the template's disk
         :raises TemplateError: if the template is damaged
         :raises OSError: if a file cannot be written
         """
         self._check_sizes()
+        self._open_to(gid)
         shutil.copyfile(self.clone, vm_dir.overlay)
         shutil.copyfile(self.firmware_vars, vm_dir.firmware_vars)
         vm_dir.serial_log.touch()  # so that it is ours even if QEMU runs as root
         path, _device, *rest = json.loads(self.manifest.read_bytes())["fingerprint"]["image"]
         return BaseImage(path, *rest)
+
+    def _open_to(self, gid: int | None) -> None:
+        if os.geteuid() != 0:
+            return  # no other user has part in it
+        for directory in (self.path.parent, self.path):
+            open_to_group(directory, gid)
+        for file in (self.ram, self.overlay):
+            os.chown(file, 0, os.getegid() if gid is None else gid)
+            file.chmod(0o600 if gid is None else 0o640)
 
     def remove(self) -> None:
         # The manifest first: if this is interrupted, the rest counts as incomplete.
@@ -234,7 +248,12 @@ def obstacle(config: QemuConfig, host: Host) -> str | None:
     """Why no template of such VMs can be built; None if one can. Reads the whole image."""
     if host.accel.sev:
         return "the memory of encrypted guests cannot be copied"
-    disk = config.disk
+    if host.users.shared and not host.look_at_qemu().maps_read_only:
+        return "before version 8.2 QEMU writes to a template's memory, which its user must not"
+    return _obstacle_of_image(config.disk)
+
+
+def _obstacle_of_image(disk: DiskConfig) -> str | None:
     try:
         manifest = Manifest.read(disk.file.parent)
         described = manifest.files.get(disk.file.name)

@@ -78,17 +78,25 @@ def restart_number(record: Record, now_s: float) -> int:
 
 
 def session_verdict(
-    record: Record, exit_code: int | None, *, watchdog_fired: bool, killed: bool
+    record: Record,
+    exit_code: int | None,
+    *,
+    watchdog_fired: bool,
+    out_of_memory: bool,
+    killed: bool,
 ) -> Status:
     """What a VM has come to whose QEMU has exited and whose events are all handled.
 
     A guest that never ran is still in PRELAUNCH.
 
     :param exit_code: None if QEMU was not our child
+    :param out_of_memory: whether the kernel killed it for taking more than a VM may
     :param killed: whether we sent SIGKILL
     """
     if record.status.state in (VmState.PRELAUNCH, VmState.CRASHED):
         return record.status
+    if out_of_memory:
+        return Status(VmState.CRASHED, Reason.OUT_OF_MEMORY)
     if watchdog_fired:
         return Status(VmState.CRASHED, Reason.WATCHDOG)
     asked = record.ending is not None and not killed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from supervisor.qemu.host import Host
     from supervisor.qemu.ports import PortPool
     from supervisor.qemu.process import Qemu
+    from supervisor.qemu.users import User
     from supervisor.templates.registry import Templates
     from supervisor.templates.template import Template
     from supervisor.vm.vm import Vm
@@ -50,13 +52,17 @@ _STEPS_OF_A_BOOT = (
 class Launcher:
     """Starts one VM's QEMU, as often as the VM is booted.
 
+    :param user: that QEMU runs as; None for the supervisor's own
     :ivar template: what the guest of the next QEMU is restored from; None to boot from cold
     """
 
-    def __init__(self, vm: Vm, host: Host, ports: PortPool, templates: Templates) -> None:
+    def __init__(
+        self, vm: Vm, host: Host, user: User | None, ports: PortPool, templates: Templates
+    ) -> None:
         self.template: Template | None = None
         self._vm = vm
         self._host = host
+        self._user = user
         self._ports = ports
         self._templates = templates
         #: What the record says of what the VM is made of, once QEMU runs.
@@ -75,9 +81,9 @@ class Launcher:
         self._fingerprint, self.template = await self._templates.choose(vm.id, use)
         if self.template:
             self._template_name = self.template.name
-            clone_into = self.template.clone_into
+            clone_into = partial(self.template.clone_into, vm.dir, self._host.users.gid)
             with self._clone_failures():
-                self._base = await trio.to_thread.run_sync(clone_into, vm.dir, limiter=preparers)
+                self._base = await trio.to_thread.run_sync(clone_into, limiter=preparers)
         else:
             ram_bytes = config.memory_bytes if becomes_template else None
             self._base = await vm.dir.prepare(config.disk, config.firmware, ram_bytes)
@@ -155,10 +161,19 @@ class Launcher:
     @asynccontextmanager
     async def _process(self, argv: Sequence[str]) -> AsyncIterator[Qemu]:
         vm = self._vm
+        await trio.to_thread.run_sync(vm.dir.give_to, self._user)
+        group = await trio.to_thread.run_sync(self._host.groups.make, vm.id)
         async with AsyncExitStack() as stack:
             # QEMU has a copy of the listening socket; ours would keep it open after QEMU's end.
             with await trio.to_thread.run_sync(vm.dir.listen_qmp) as listener:
-                starting = process.start(argv, listener, vm.dir.qemu_log, leave=lambda: vm.leaving)
+                starting = process.start(
+                    argv,
+                    listener,
+                    vm.dir.qemu_log,
+                    leave=lambda: vm.leaving,
+                    user=self._user,
+                    group=group,
+                )
                 qemu = await stack.enter_async_context(starting)
             yield qemu
 

@@ -23,7 +23,7 @@ from supervisor.qemu import process
 from supervisor.qemu.host import boot_id
 from supervisor.state import file_errors
 from supervisor.state.record import EndCause, EventKind
-from supervisor.state.status import Status, VmState, status_after_missed_end
+from supervisor.state.status import Reason, Status, VmState, status_after_missed_end
 from supervisor.vm import decisions, restart, shutdown, ttl
 from supervisor.vm.decisions import Next
 from supervisor.vm.launch import Launcher, new_session
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from supervisor.qemu.host import Host
     from supervisor.qemu.ports import PortPool
     from supervisor.qemu.process import ProcessId
+    from supervisor.qemu.users import User
     from supervisor.templates.registry import Templates
     from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm
@@ -60,11 +61,14 @@ class Left:
 class VmTask:
     """The task of one VM, and the owner of all that happens to it. `run` is called once."""
 
-    def __init__(self, vm: Vm, host: Host, ports: PortPool, templates: Templates) -> None:
+    def __init__(
+        self, vm: Vm, host: Host, user: User | None, ports: PortPool, templates: Templates
+    ) -> None:
         self._vm = vm
+        self._groups = host.groups
         self._ports = ports
         self._templates = templates
-        self._launcher = Launcher(vm, host, ports, templates)
+        self._launcher = Launcher(vm, host, user, ports, templates)
         self._relay = Relay(vm, templates)
         #: Why the last launch failed, if it did and another one follows.
         self._relaunch_failure: SupervisorError | None = None
@@ -170,6 +174,8 @@ class VmTask:
         """What the VM has come to, once its QEMU has exited."""
         vm, record = self._vm, self._vm.record
         if left.process is None:
+            if await trio.to_thread.run_sync(self._groups.ran_out_of_memory, vm.id):
+                return Status(VmState.CRASHED, Reason.OUT_OF_MEMORY)
             same_boot = not record.process or record.process.boot_id == boot_id()
             asked = record.ending is not None
             return status_after_missed_end(vm.status, same_boot=same_boot, asked=asked)
@@ -211,8 +217,16 @@ class VmTask:
             nursery.start_soon(self._run_in_time, session, template is not None)
         if qemu.identity.sudo:
             await self._end_what_sudo_left()
+        out_of_memory = await trio.to_thread.run_sync(self._groups.ran_out_of_memory, vm.id)
+        if out_of_memory:
+            session.refusal = "the kernel killed it: it took more memory than a VM may"
+            log.warning("QEMU took more memory than a VM may", vm=vm.id)
         return decisions.session_verdict(
-            vm.record, qemu.exit_code, watchdog_fired=session.watchdog_fired, killed=qemu.killed
+            vm.record,
+            qemu.exit_code,
+            watchdog_fired=session.watchdog_fired,
+            out_of_memory=out_of_memory,
+            killed=qemu.killed,
         )
 
     async def _run_in_time(self, session: Session, from_template: bool) -> None:
@@ -232,7 +246,7 @@ class VmTask:
         """End a QEMU whose sudo was killed: it would run on without a parent."""
         vm, tmp = self._vm, self._vm.config.qemu.tmp
         running = await trio.to_thread.run_sync(process.running_below, tmp)
-        found = process.find(vm.id, None, running)
+        found = process.find(vm.dir.path, None, running)
         if found:
             log.warning("sudo has gone without its QEMU", vm=vm.id, pid=found[0].pid)
             async with process.adopt(*found, leave=lambda: vm.leaving):
@@ -250,6 +264,7 @@ class VmTask:
         with trio.move_on_after(_CLEAR_S, shield=True):
             await trio.to_thread.run_sync(partial(vm.dir.clear, disks=not keep))
             log_tail = await trio.to_thread.run_sync(vm.dir.log_tail)
+            await trio.to_thread.run_sync(self._groups.remove, vm.id)
         if not keep:
             self._templates.release(vm.id)
         qemu = vm.session.qemu if vm.session else None

@@ -93,20 +93,27 @@ def test_boot_that_did_not_come_to_its_guest_is_one_more_in_a_row() -> None:
         (RUNNING, -9, {}, CRASHED),
         (GOING_DOWN, 0, {}, SHUTOFF),
         (GOING_DOWN, 0, {"watchdog_fired": True}, Status(VmState.CRASHED, "watchdog")),
+        (RUNNING, -9, {"out_of_memory": True}, Status(VmState.CRASHED, "out-of-memory")),
+        (RUNNING, None, {"out_of_memory": True}, Status(VmState.CRASHED, "out-of-memory")),
+        (PRELAUNCH, -9, {"out_of_memory": True}, PRELAUNCH),
     ],
 )
 def test_what_a_session_came_to(
     status: Status, exit_code: int, given: dict[str, bool], wanted: Status
 ) -> None:
-    seen: dict[str, Any] = {"watchdog_fired": False, "killed": False} | given
+    nothing = {"watchdog_fired": False, "out_of_memory": False, "killed": False}
+    seen: dict[str, Any] = nothing | given
     assert session_verdict(attrs.evolve(PLAIN, status=status), exit_code, **seen) == wanted
 
 
 def test_sigterm_that_was_asked_for_is_no_crash_but_sigkill_is() -> None:
     asked = attrs.evolve(PLAIN, ending=EndMode.GRACEFUL)
-    heeded = session_verdict(asked, 0, watchdog_fired=False, killed=False)
+    heeded = session_verdict(asked, 0, watchdog_fired=False, out_of_memory=False, killed=False)
     assert heeded == Status(VmState.SHUTOFF, Reason.HOST_SIGNAL)
-    assert session_verdict(asked, 0, watchdog_fired=False, killed=True).state is VmState.CRASHED
+    assert (
+        session_verdict(asked, 0, watchdog_fired=False, out_of_memory=False, killed=True).state
+        is VmState.CRASHED
+    )
 
 
 @pytest.mark.parametrize(

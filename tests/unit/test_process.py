@@ -62,7 +62,7 @@ def qemu_words(vm_id: str, tmp: Path = TMP) -> list[str]:
 
 
 def is_found(vm_id: str, recorded: ProcessId | None, tmp: Path = TMP) -> bool:
-    found = find(vm_id, recorded, running_below(tmp))
+    found = find(tmp / vm_id, recorded, running_below(tmp))
     if found:
         os.close(found[1])
     return found is not None
@@ -75,11 +75,11 @@ def vm_id() -> str:
 
 def test_process_on_record_is_found(vm_id: str) -> None:
     with running("-uuid", vm_id) as recorded:
-        found = find(vm_id, recorded, {})
+        found = find(TMP / vm_id, recorded, {})
         assert found
         os.close(found[1])
         assert found[0] == recorded
-    assert find(vm_id, recorded, {}) is None
+    assert find(TMP / vm_id, recorded, {}) is None
 
 
 @pytest.mark.parametrize("name", ["tmp", "c,o m", ",,", "a.b+"])
@@ -93,15 +93,15 @@ def test_process_that_is_not_on_record_is_found_by_its_command_line(vm_id: str, 
 
 def test_pid_of_another_process_is_not_taken_for_the_vm(vm_id: str) -> None:
     with running("-uuid", str(uuid.uuid4())) as other:
-        assert find(vm_id, other, {}) is None
+        assert find(TMP / vm_id, other, {}) is None
     with running("-uuid", vm_id) as later:
         earlier = attrs.evolve(later, start_ticks=later.start_ticks - 1)
-        assert find(vm_id, earlier, {}) is None
+        assert find(TMP / vm_id, earlier, {}) is None
 
 
 def test_pid_from_before_the_last_boot_is_not_looked_for(vm_id: str) -> None:
     with running("-uuid", vm_id) as recorded:
-        assert find(vm_id, attrs.evolve(recorded, boot_id="another"), {}) is None
+        assert find(TMP / vm_id, attrs.evolve(recorded, boot_id="another"), {}) is None
 
 
 @pytest.mark.parametrize("boot", [None, "another"], ids=["this-boot", "another-boot"])
@@ -112,7 +112,7 @@ def test_recorded_pid_that_is_now_the_id_of_a_thread(vm_id: str, boot: str | Non
     assert thread.native_id is not None
     try:
         recorded = ProcessId(thread.native_id, 1, boot or boot_id(), sudo=False)
-        assert find(vm_id, recorded, {}) is None
+        assert find(TMP / vm_id, recorded, {}) is None
     finally:
         over.set()
         thread.join()
@@ -125,7 +125,7 @@ def test_without_a_descriptor_nothing_is_said_about_the_process(vm_id: str) -> N
         resource.setrlimit(resource.RLIMIT_NOFILE, (held + 1, limits[1]))
         try:
             with pytest.raises(OSError, match="Too many open files"):
-                find(vm_id, recorded, {})
+                find(TMP / vm_id, recorded, {})
         finally:
             os.close(held)
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -146,7 +146,25 @@ def test_process_of_another_user_is_never_a_vm(vm_id: str, name: bytes) -> None:
         assert not is_found(vm_id, intruder)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may start another user's process")
+def test_process_of_the_user_who_has_a_vms_files_is_that_vm_alone(
+    short_tmp: Path, vm_id: str
+) -> None:
+    """Else a QEMU that its guest has taken over could pass itself off as another VM's."""
+    other_id = str(uuid.uuid4())
+    for name, owner in ((vm_id, 7_700_001), (other_id, 7_700_002)):
+        (short_tmp / name).mkdir()
+        (short_tmp / name / "overlay.qcow2").touch()
+        os.chown(short_tmp / name / "overlay.qcow2", owner, owner)
+    with running(*qemu_words(vm_id, short_tmp), user=7_700_001) as own:
+        assert running_below(short_tmp) == {vm_id: [own.pid]}
+        assert is_found(vm_id, own, short_tmp)
+    with running(*qemu_words(other_id, short_tmp), user=7_700_001) as intruder:
+        assert running_below(short_tmp) == {}
+        assert not is_found(other_id, intruder, short_tmp)
+
+
 def test_zombie_is_gone(vm_id: str) -> None:
     with subprocess.Popen([sys.executable, "-c", "", "-uuid", vm_id]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert find(vm_id, _identity(process.pid), {}) is None
+        assert find(TMP / vm_id, _identity(process.pid), {}) is None

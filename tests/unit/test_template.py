@@ -16,7 +16,9 @@ from supervisor.config.settings import Size
 from supervisor.errors import TemplateError
 from supervisor.image.manifest import File, Manifest
 from supervisor.qemu.cmdline import Accel
+from supervisor.qemu.groups import Bounds, Groups
 from supervisor.qemu.host import Clock, Host
+from supervisor.qemu.users import Users
 from supervisor.state.vm_dir import VmDir, base_image
 from supervisor.templates import template
 from supervisor.templates.template import Template
@@ -65,7 +67,14 @@ def place(tmp_path: Path) -> Place:
     return Place(
         tmp_path,
         config,
-        Host(str(tmp_path / "qemu"), sudo=False, accel=Accel(kvm=False, sev=False), clock=Clock()),
+        Host(
+            str(tmp_path / "qemu"),
+            sudo=False,
+            accel=Accel(kvm=False, sev=False),
+            users=Users(),
+            groups=Groups(None, Bounds(1, 1, 1)),
+            clock=Clock(),
+        ),
     )
 
 
@@ -222,7 +231,7 @@ def test_poured_into_the_directory_of_another(place: Place) -> None:
     made = kept(place)
     vm_dir = VmDir(place.config.tmp / "clone")
     vm_dir.path.mkdir()
-    assert made.clone_into(vm_dir) == base_image(place.config.disk.file)
+    assert made.clone_into(vm_dir, None) == base_image(place.config.disk.file)
     assert vm_dir.firmware_vars.read_bytes() == b"variables"
     info = ["qemu-img", "info", "--output=json", str(vm_dir.overlay)]
     told = json.loads(subprocess.run(info, check=True, capture_output=True).stdout)
@@ -266,7 +275,7 @@ def test_nothing_is_started_on_memory_that_is_gone(place: Place) -> None:
     vm_dir = VmDir(place.config.tmp / "clone")
     vm_dir.path.mkdir()
     with pytest.raises(TemplateError, match="is damaged"):
-        made.clone_into(vm_dir)
+        made.clone_into(vm_dir, None)
 
 
 def test_removed(place: Place) -> None:

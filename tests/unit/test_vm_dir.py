@@ -13,7 +13,7 @@ import trio
 
 from supervisor.config import DiskConfig, FirmwareConfig
 from supervisor.errors import HostError, ImageError, LaunchError
-from supervisor.state.tmp_dir import check_tmp
+from supervisor.state.tmp_dir import check_tmp, close_tmp
 from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir, make_overlay
 
 
@@ -304,7 +304,7 @@ def test_a_tmp_that_others_may_look_into_is_closed(short_tmp: Path) -> None:
     tmp = short_tmp / "t"
     tmp.mkdir()
     tmp.chmod(0o755)
-    check_tmp(tmp)
+    close_tmp(tmp, None)
     assert tmp.stat().st_mode & 0o777 == 0o700
 
 

@@ -1,0 +1,223 @@
+"""The users that QEMUs run as, if the supervisor is root and is not to run them as root.
+
+QEMU gets its user before its first instruction, not by ``-run-with user=``: that opens every file
+as root first, a disk that a guest has written and that may name any other file below it too; and
+with it the sandbox could not forbid a change of user.
+
+setpriv changes the user, not ``subprocess``: that would have to fork, with handlers of gRPC's that
+meddle with its threads.
+
+The supervisor keeps the directories. A VM's user may pass through ``tmp/`` and the VM's directory,
+and has the files that QEMU opens there. So QEMU cannot put a link where the supervisor writes.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from supervisor.config.settings import UidRange
+from supervisor.errors import HostError
+from supervisor.qemu import confine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from supervisor.config import QemuConfig
+    from supervisor.qemu.cmdline import Accel
+
+_SETTING = "MANAGER_QEMU_RUN_AS"
+_SEV = "/dev/sev"
+_DEVICES = ("/dev/kvm", _SEV)
+#: Ids that processes in user namespaces may have: subuid(5).
+_SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
+
+
+@attrs.frozen
+class User:
+    """A user of QEMU's, and its groups.
+
+    :param groups: beside ``gid``
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def run_as(user: User | None) -> list[str]:
+    """The words before a command that has to run as this user, for ever: setpriv(1).
+
+    :param user: None for the supervisor's own
+    """
+    if user is None:
+        return []
+    groups = ",".join(map(str, user.groups))
+    return [
+        *("setpriv", f"--reuid={user.uid}", f"--regid={user.gid}"),
+        f"--groups={groups}" if groups else "--clear-groups",
+        *("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--"),
+    ]
+
+
+class Users:
+    """The users of one supervisor's QEMUs.
+
+    :ivar shared: runs trials, and every VM that has no user of its own; its group may pass
+        through tmp/ and read templates. None: QEMUs run as the supervisor's user
+    """
+
+    def __init__(self, shared: User | None = None, uids: Iterable[int] = ()) -> None:
+        self.shared = shared
+        self._free = set(uids)
+        self._one_each = bool(self._free)
+
+    @property
+    def gid(self) -> int | None:
+        """The group of all QEMUs; None if they run as the supervisor's user."""
+        return self.shared.gid if self.shared else None
+
+    def take(self, uid: int | None = None) -> User | None:
+        """The user of one VM, until `give_back`. There is one for each VM that may run.
+
+        :param uid: the user that the VM had under an earlier supervisor; taken if it is free
+        """
+        if self.shared is None or not self._one_each:
+            return self.shared
+        chosen = uid if uid in self._free else min(self._free)
+        self._free.remove(chosen)
+        return User(chosen, chosen, (self.shared.gid, *self.shared.groups))
+
+    def give_back(self, user: User | None) -> None:
+        if user and self._one_each:
+            self._free.add(user.uid)
+
+
+def choose(config: QemuConfig) -> Users:
+    """The users that the settings name. Blocking.
+
+    :raises HostError: if there is no such user, or the ids may be another's
+    """
+    wanted = config.run_as
+    if wanted is None:
+        return Users()
+    if os.geteuid() != 0:
+        raise HostError(
+            f"{_SETTING}={wanted} needs a supervisor that runs as root",
+            advice=f"unset {_SETTING}: this supervisor's QEMUs run as its own user",
+        )
+    if shutil.which("setpriv") is None:
+        raise HostError(
+            f"{_SETTING}={wanted} needs setpriv, which is not on the PATH",
+            advice="install the package util-linux",
+        )
+    devices = tuple(_device_groups())
+    if not isinstance(wanted, UidRange):
+        return Users(_named(wanted, devices))
+    if taken := _holder(wanted):
+        raise HostError(
+            f"{_SETTING}={wanted}: {taken}", advice="choose ids that nobody else can have"
+        )
+    return Users(
+        User(wanted.first, wanted.first, devices), range(wanted.first + 1, wanted.last + 1)
+    )
+
+
+def warning(config: QemuConfig) -> str | None:
+    """Why a guest that takes over QEMU would be root; None if it would not."""
+    if config.use_sudo:
+        return "QEMU runs as root: a guest that takes over QEMU has this host"
+    if os.geteuid() == 0 and config.run_as is None:
+        return (
+            f"QEMU runs as root, as the supervisor does: set {_SETTING}, else a guest that takes"
+            " over QEMU has this host"
+        )
+    return None
+
+
+def check_access(config: QemuConfig, users: Users, accel: Accel) -> None:
+    """Check that QEMU's user may open what all VMs share, and pass to tmp/. Blocking.
+
+    :raises HostError: if it may not
+    """
+    if users.shared is None:
+        return
+    tests = [
+        ("-x", config.tmp.parent),
+        *(("-r", file) for file in (config.disk.file, config.firmware.code_file) if file.exists()),
+        *([("-w", Path(_SEV))] if accel.sev else []),
+    ]
+    for flag, path in tests:
+        # Asked of a process of that user: modes, ACLs and all directories above count.
+        command = [*run_as(users.shared), "test", flag, str(path.absolute())]
+        if subprocess.run(command, check=False, env=confine.environment()).returncode:
+            what = "pass through" if flag == "-x" else "open"
+            raise HostError(
+                f"the user {users.shared.uid} of {_SETTING}={config.run_as} may not {what}"
+                f" {path.absolute()}",
+                advice="open the file and the directories above it to that user, or move it",
+            )
+
+
+def _named(name: str, devices: tuple[int, ...]) -> User:
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise HostError(
+            f"{_SETTING}={name}: there is no such user",
+            advice="make one with 'useradd --system', or name a range of ids such as 200000-200999",
+        ) from None
+    if entry.pw_uid == 0:
+        raise HostError(f"{_SETTING}={name} is root", advice="name another user")
+    groups = {*os.getgrouplist(name, entry.pw_gid), *devices} - {entry.pw_gid}
+    return User(entry.pw_uid, entry.pw_gid, tuple(sorted(groups)))
+
+
+def _device_groups() -> Iterable[int]:
+    """The groups that may use the devices of KVM and SEV. Not root's: that has other files, too."""
+    for path in _DEVICES:
+        try:
+            found = os.stat(path)
+        except OSError:
+            continue
+        for_group = stat.S_IRGRP | stat.S_IWGRP
+        if found.st_gid and found.st_mode & for_group == for_group:
+            yield found.st_gid
+
+
+def _holder(ids: UidRange) -> str | None:
+    """Who else may have one of these ids; None if nobody does."""
+    for entry in pwd.getpwall():
+        if entry.pw_uid in ids:
+            return f"{entry.pw_uid} is the user {entry.pw_name}"
+    for group in grp.getgrall():
+        if group.gr_gid in ids:
+            return f"{group.gr_gid} is the group {group.gr_name}"
+    for file in _SUBORDINATE:
+        try:
+            lines = file.read_text(errors="replace").splitlines()
+        except OSError:
+            continue
+        if name := subordinate(lines, ids):
+            return f"{name} may have ids of these in user namespaces, by {file}"
+    return None
+
+
+def subordinate(lines: Sequence[str], ids: UidRange) -> str | None:
+    """Whose subordinate ids overlap with these, by the lines of subuid(5). Pure."""
+    for line in lines:
+        name, _, rest = line.partition(":")
+        first, _, count = rest.partition(":")
+        if first.isdecimal() and count.isdecimal():
+            begin, end = int(first), int(first) + int(count)
+            if begin <= ids.last and ids.first < end:
+                return name
+    return None
