@@ -131,10 +131,8 @@ def examine(config: Config, clock: Clock) -> Host:
         # No error: the missing file can be added while the supervisor runs. Until then each run
         # fails with this error.
         warnings.append(str(error))
-    if danger := network.danger(config.qemu.net):
-        warnings.append(str(danger))
-    if root := users.warning(config.qemu):
-        warnings.append(root)
+    dangers = (network.danger(config.qemu.net), users.danger(config.qemu))
+    warnings += [str(danger) for danger in dangers if danger]
     if config.auth is Auth.OFF:
         warnings.append(
             "MANAGER_AUTH=off: every user and every program on this host can start, read and end"

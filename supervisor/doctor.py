@@ -21,7 +21,7 @@ from supervisor.api import sockets
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, LaunchError, PortsTaken
 from supervisor.image.image import DISK
-from supervisor.qemu import accel, cgroup, cmdline, firmware, network, ports, trial
+from supervisor.qemu import accel, cgroup, cmdline, firmware, network, ports, trial, users
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.version import Version
 from supervisor.runs import admission
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from supervisor.config import Config, GrpcConfig, HttpConfig, QemuConfig
     from supervisor.errors import SupervisorError
+    from supervisor.qemu.users import User
 
 #: The oldest QEMU this project has been run with.
 _TRIED_QEMU = Version(7, 2)
@@ -64,10 +65,12 @@ def examine(config: Config) -> Iterator[Check]:
     yield check_qemu_img()
     if qemu.use_sudo:
         yield check_sudo(qemu)
+    chosen, user = check_user(qemu)
+    yield user
     tmp = check_tmp_dir(qemu.tmp)
     yield tmp
-    kvm = _probe(qemu, keep=tmp.verdict is not Verdict.FAIL)
-    machine = check_machine(qemu, kvm=kvm is not None and kvm.works)
+    kvm = _probe(qemu, chosen, keep=tmp.verdict is not Verdict.FAIL)
+    machine = check_machine(qemu, chosen, kvm=kvm is not None and kvm.works)
     yield machine
     if machine.verdict is Verdict.FAIL and qemu.enable_kvm is not Switch.FALSE:
         # A machine that QEMU refuses is refused to the probe as well.
@@ -114,11 +117,27 @@ def check_qemu(config: QemuConfig) -> Check:
     return Check("QEMU", Verdict.OK, detail)
 
 
-def check_machine(config: QemuConfig, *, kvm: bool) -> Check:
+def check_user(config: QemuConfig) -> tuple[User | None, Check]:
+    """The user that trials of QEMU run as, None for this one; and whether VMs can run as theirs."""
+    name = "user"
+    try:
+        chosen = users.choose(config)
+        here = attrs.evolve(config, tmp=config.tmp.absolute())
+        users.check_access(here, chosen, Accel(kvm=False, sev=False))
+    except HostError as error:
+        return None, _of_error(name, error)
+    if danger := users.danger(config):
+        return None, Check(name, Verdict.WARN, danger.detail, danger.advice)
+    if chosen.shared is None:
+        return None, Check(name, Verdict.OK, "QEMU runs as the supervisor's user, who is not root")
+    return chosen.shared, Check(name, Verdict.OK, f"QEMU runs as {config.run_as}")
+
+
+def check_machine(config: QemuConfig, user: User | None = None, *, kvm: bool) -> Check:
     """Whether QEMU takes the machine, CPU, memory and numbers of CPUs in the settings."""
     decided = Accel(kvm=kvm, sev=False)
     try:
-        trial.check(config, accel.find_qemu(config), decided)
+        trial.check(config, accel.find_qemu(config), decided, user)
     except HostError as error:
         return _of_error("machine", error)
     return Check("machine", Verdict.OK, f"{config.machine}, {cmdline.cpu_model(config, decided)}")
@@ -153,7 +172,7 @@ def check_sudo(config: QemuConfig) -> Check:
 # --- the processor --------------------------------------------------------------------------
 
 
-def _probe(config: QemuConfig, *, keep: bool) -> accel.Probe | None:
+def _probe(config: QemuConfig, user: User | None, *, keep: bool) -> accel.Probe | None:
     """The result of a probe guest; None if KVM is switched off or there is no QEMU.
 
     :param keep: whether the result may be kept in tmp/
@@ -165,9 +184,9 @@ def _probe(config: QemuConfig, *, keep: bool) -> accel.Probe | None:
     except HostError:
         return None
     if keep:
-        return accel.probe_kvm(config, qemu)
+        return accel.probe_kvm(config, qemu, user)
     with tempfile.TemporaryDirectory() as scratch:
-        return accel.probe_kvm(attrs.evolve(config, tmp=Path(scratch)), qemu)
+        return accel.probe_kvm(attrs.evolve(config, tmp=Path(scratch)), qemu, user)
 
 
 def check_kvm(wanted: Switch, probe: accel.Probe | None) -> Check:

@@ -131,16 +131,14 @@ def choose(config: QemuConfig) -> Users:
     )
 
 
-def warning(config: QemuConfig) -> str | None:
-    """Why a guest that takes over QEMU would be root; None if it would not."""
-    if config.use_sudo:
-        return "QEMU runs as root: a guest that takes over QEMU has this host"
-    if os.geteuid() == 0 and config.run_as is None:
-        return (
-            f"QEMU runs as root, as the supervisor does: set {_SETTING}, else a guest that takes"
-            " over QEMU has this host"
-        )
-    return None
+def danger(config: QemuConfig) -> HostError | None:
+    """That QEMU runs as root; None if it does not. It stops no VM."""
+    if config.run_as is not None or not (config.use_sudo or os.geteuid() == 0):
+        return None
+    return HostError(
+        "QEMU runs as root: a guest that takes over QEMU has this host",
+        advice=f"start the supervisor as another user, or as root with {_SETTING}",
+    )
 
 
 def check_access(config: QemuConfig, users: Users, accel: Accel) -> None:

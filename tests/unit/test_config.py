@@ -20,7 +20,7 @@ from supervisor.config import (
     WatchdogAction,
     settings,
 )
-from supervisor.config.settings import AgentUrl, PortRange, Switch
+from supervisor.config.settings import AgentUrl, PortRange, Switch, UidRange
 from supervisor.errors import ConfigError
 
 #: Name, where it is kept, its default, another value as written and as read.
@@ -89,6 +89,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_QEMU_BIN_PATH", "qemu.bin_path", "qemu-system-x86_64", "/q", "/q"),
     ("MANAGER_QEMU_TMP_FILE_LOC", "qemu.tmp", Path("tmp"), "/t", Path("/t")),
     ("MANAGER_QEMU_USE_SUDO", "qemu.use_sudo", False, "1", True),
+    ("MANAGER_QEMU_RUN_AS", "qemu.run_as", None, "200000-200099", UidRange(200000, 200099)),
     ("MANAGER_QEMU_ENABLE_KVM", "qemu.enable_kvm", Switch.AUTO, "true", Switch.TRUE),
     ("MANAGER_QEMU_ENABLE_SEV", "qemu.enable_sev", Switch.AUTO, "false", Switch.FALSE),
     ("MANAGER_QEMU_MACHINE", "qemu.machine", "q35", "pc", "pc"),

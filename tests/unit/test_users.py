@@ -132,7 +132,7 @@ def test_a_qemu_that_is_root_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, uid: int, settings: QemuConfig, warned: bool
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
-    assert (users.warning(settings) is not None) is warned
+    assert (users.danger(settings) is not None) is warned
 
 
 # --- what each may ---------------------------------------------------------------------------

@@ -108,8 +108,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (root / "first").chmod(0o755)
     initramfs = place / "initrd.img"
     with initramfs.open("wb") as archive:
-        archive.write((IMAGE.parent / "initrd.img").read_bytes())
+        # The kernel takes several archives, one after another; the compressed one must be last.
         write_cpio(root, archive, 0)
+        archive.write((IMAGE.parent / "initrd.img").read_bytes())
     done = subprocess.run(
         [
             *("qemu-system-x86_64", "-cpu", "max", "-m", "768M", "-display", "none"),

@@ -179,11 +179,11 @@ def test_a_supervisor_after_it_takes_them_up_and_takes_their_files_back(
 ) -> None:
     one, kept = two
     assert supervisor.end(signal.SIGTERM) == 0
-    with served(tmp, MANAGER_TEMPLATES="off", MANAGER_QEMU_BIN_PATH=str(QEMU)) as after:
+    with served(tmp, MANAGER_TEMPLATES="auto", MANAGER_QEMU_BIN_PATH=str(QEMU)) as after:
         shown = after.until(f"/vms/{one.id}", lambda answer: answer["agent"]["ready"])
         assert shown["pid"] == one.pid
-        cold = ran(after, "cold")
-        assert cold.uid not in (one.uid, kept.uid)
+        third = ran(after, "three", template="require")
+        assert third.uid not in (one.uid, kept.uid)
         after.post(kept.id, "shutdown")
         files = [kept.directory, *kept.directory.iterdir()]
         assert kept.directory / "overlay.qcow2" in files
