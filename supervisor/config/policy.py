@@ -156,6 +156,11 @@ class RetentionConfig:
     age_s: Seconds = setting(
         "MANAGER_KEEP_ENDED_FOR", 7 * 24 * 3600.0, "longest time that they are kept"
     )
+    replies_s: Seconds | None = setting(
+        "MANAGER_KEEP_REPLIES",
+        None,
+        "how long a reply is kept after its VM's end; unset: as long as the VM's record",
+    )
     disks: bool = setting(
         "MANAGER_KEEP_DISKS",
         False,

@@ -27,10 +27,12 @@ _FIRST_DATE = datetime(2023, 1, 1, tzinfo=UTC)
 
 
 async def keep_within_limits(vms: Vms) -> None:
-    """Forget ended VMs, oldest first, beyond what is to be kept."""
+    """Forget ended VMs, oldest first, and their replies, beyond what is to be kept."""
     while True:
         ended = vms.ended.next()
         now = Now(datetime.now(UTC), vms.host.clock.boottime_s(), boot_id())
+        for vm in old_replies(vms.staying, vms.config.retention, now):
+            await vm.dir.drop_reply()
         for vm in surplus(vms.staying, vms.config.retention, now):
             log.info("forgetting an ended VM", vm=vm.id)
             await vms.forget(vm)
@@ -62,6 +64,14 @@ class Now:
             return self.boottime_s
         since_s = (self.date - record.ended_at).total_seconds()
         return since_s if since_s >= 0 else self.boottime_s
+
+
+def old_replies(vms: Iterable[Vm], limits: RetentionConfig, now: Now) -> list[Vm]:
+    """Those ended VMs whose reply is not kept any longer. Pure."""
+    longest_s = limits.replies_s
+    if longest_s is None:
+        return []
+    return [vm for vm in vms if vm.ended and now.since_end_s(vm.record) > longest_s]
 
 
 def surplus(vms: Iterable[Vm], limits: RetentionConfig, now: Now) -> list[Vm]:

@@ -186,8 +186,15 @@ class VmDir:
 
     async def drop_computation(self) -> None:
         """Remove the computation, in a worker thread. A failure is logged: nobody needs it."""
+        await self._drop(self.computation)
+
+    async def drop_reply(self) -> None:
+        """Remove the agent's answer, if it is there, in a worker thread. A failure is logged."""
+        await self._drop(self.reply)
+
+    async def _drop(self, file: Path) -> None:
         try:
-            await trio.to_thread.run_sync(partial(self.computation.unlink, missing_ok=True))
+            await trio.to_thread.run_sync(partial(file.unlink, missing_ok=True))
         except OSError as error:
             log.warning("file cannot be removed", problem=file_errors.describe(error, self.path)[0])
 

@@ -173,6 +173,11 @@ class Vm:
 
     def unreadable(self, error: OSError) -> SupervisorError:
         """What to tell if the answer's file cannot be read."""
+        if isinstance(error, FileNotFoundError) and self.ended:
+            return Busy(
+                f"VM {self.id} has ended, and its answer is not kept any longer",
+                advice="MANAGER_KEEP_REPLIES says for how long answers are kept",
+            )
         return SupervisorError(
             f"the answer of VM {self.id} cannot be read: {self.dir.reply}: {error.strerror}"
         )

@@ -186,3 +186,18 @@ async def test_oldest_of_too_many_kept_disks_goes(world: World) -> None:
         await deleted(supervisor, kept[0])
         assert {vm.id for vm in supervisor.running.service.vms} == {plain, *kept[1:]}
         assert files(world, kept[1]) >= DISK
+
+
+async def test_replies_go_before_their_records(world: World) -> None:
+    clock = world.clock = SetClock(1000.0)
+    settings = {"MANAGER_KEEP_ENDED": "2", "MANAGER_KEEP_REPLIES": "1m"}
+    async with world.serve(**settings) as supervisor:
+        first, second = await ended(supervisor), await ended(supervisor, "key")
+        clock.now_s += 120
+        third = await ended(supervisor)
+        await deleted(supervisor, first)
+        assert "reply" not in files(world, second)
+        assert "reply" in files(world, third)
+        gone = await supervisor.http.get(f"/vms/{second}/reply")
+        assert gone.status_code == 409
+        assert "MANAGER_KEEP_REPLIES" in gone.json()["advice"]

@@ -58,6 +58,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_ON_SIGTERM", "stop.on_sigterm", OnStop.LEAVE, "END", OnStop.END),
     ("MANAGER_KEEP_ENDED", "retention.count", 100, "0", 0),
     ("MANAGER_KEEP_ENDED_FOR", "retention.age_s", 604800.0, "P1DT2H", 93600.0),
+    ("MANAGER_KEEP_REPLIES", "retention.replies_s", None, "10m", 600.0),
     ("MANAGER_KEEP_DISKS", "retention.disks", False, "true", True),
     ("MANAGER_MAX_KEPT_DISKS", "retention.most_disks", 100, "3", 3),
     ("MANAGER_JAEGER_URL", "jaeger_url", None, "http://h:4318", "http://h:4318"),

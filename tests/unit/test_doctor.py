@@ -257,8 +257,8 @@ def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
     }
     checks = {check.name: check for check in doctor.examine(config.load(settings))}
     assert list(checks) == [
-        *("QEMU", "qemu-img", "user", "tmp", "machine", "KVM", "SEV", "OVMF", "base image", "memory"),
-        *("CPUs", "limits", "HTTP port", "GRPC port", "forwards", "guest network"),
+        *("QEMU", "qemu-img", "user", "tmp", "machine", "KVM", "SEV", "OVMF", "base image"),
+        *("memory", "CPUs", "limits", "HTTP port", "GRPC port", "forwards", "guest network"),
     ]
     assert checks["base image"].verdict is FAIL
     for name in ("QEMU", "qemu-img", "tmp", "machine", "HTTP port", "GRPC port", "forwards"):
