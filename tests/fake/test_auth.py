@@ -16,9 +16,11 @@ import httpx
 import pytest
 import trio
 import trustme
+from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from supervisor import cli
 from supervisor.agent.client import MAX_MESSAGE
 from supervisor.api.auth import tokens
 from supervisor.caller import Role
@@ -406,6 +408,31 @@ async def test_new_certificates_without_dropping_a_connection(short_tmp: Path) -
         assert await new.grpc(running) is grpc.StatusCode.OK
         running.reload()
         assert await new.http(running) == 200
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+async def test_command_says_who_calls(short_tmp: Path) -> None:
+    file = short_tmp / "alice.token"
+    file.write_text(create(short_tmp) + "\n")
+    async with serving(short_tmp) as running:
+        tcp = f"http://127.0.0.1:{running.http_port}"
+        there = {"MANAGER_QEMU_TMP_FILE_LOC": str(short_tmp)}
+        for arguments, environ, code in (
+            ([], there, 0),
+            ([], {"MANAGER_SOCKET": str(short_tmp / "api.sock")}, 0),
+            (["--url", f"unix:{short_tmp}/api.sock"], {}, 0),
+            (["--url", tcp], there, 1),
+            (["--url", tcp, "--token-file", str(file)], {}, 0),
+            (["--url", tcp], {"QMP_SUPERVISOR_TOKEN": file.read_text().strip()}, 0),
+            (["--url", tcp], {"QMP_SUPERVISOR_TOKEN": "x"}, 1),
+            ([], there | {"QMP_SUPERVISOR_TOKEN": "x"}, 1),
+        ):
+            ls = partial(CliRunner().invoke, cli.main, ["ls", "--json", *arguments], env=environ)
+            done = await trio.to_thread.run_sync(ls)
+            assert done.exit_code == code, (arguments, environ, done.output)
+            assert ('"vms": []' in done.output) == (code == 0)
 
 
 # --- the start --------------------------------------------------------------------------------

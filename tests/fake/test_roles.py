@@ -78,7 +78,7 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> Asking:
 
 
 def test_the_tables_have_every_route_and_every_method() -> None:
-    app = create_app(cast("Any", None), "")
+    app = create_app(cast("Any", None), "", cast("Any", None))
     routes = {
         f"{method} {rule.rule}"
         for rule in app.url_map.iter_rules()

@@ -28,7 +28,7 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 BY_ID = [
     (method, rule.rule)
-    for rule in create_app(cast("Any", None), "").url_map.iter_rules()
+    for rule in create_app(cast("Any", None), "", cast("Any", None)).url_map.iter_rules()
     for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
     if "vm_id" in rule.arguments
 ]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from supervisor.errors import SupervisorError
+
 
 def party(name: str, role: Role = Role.RUN) -> Caller:
     return Caller(name, role, KnownBy.TOKEN)
@@ -28,11 +30,11 @@ class Asking:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._as: Caller | None = None
-        self._variable: ContextVar[Caller] = callers._caller
+        self._variable: ContextVar[Caller | SupervisorError] = callers._caller
         self.get, self.reset = self._variable.get, self._variable.reset
         monkeypatch.setattr(callers, "_caller", self)
 
-    def set(self, found: Caller) -> Token[Caller]:
+    def set(self, found: Caller | SupervisorError) -> Token[Caller | SupervisorError]:
         return self._variable.set(self._as or found)
 
     @contextmanager

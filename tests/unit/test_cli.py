@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from supervisor import config
+from supervisor.api.sockets import bind_unix
 from supervisor.cli import main
 from supervisor.cli.client import Client, default_url
 from supervisor.cli.environment import CommandFailed, load_config
@@ -131,6 +132,32 @@ def free_port() -> Iterator[int]:
 )
 def test_default_url(environ: dict[str, str], url: str) -> None:
     assert default_url(environ) == url
+
+
+def test_unix_socket_by_default_if_it_is_there(short_tmp: Path) -> None:
+    path = short_tmp / "api.sock"
+    environ = {"MANAGER_QEMU_TMP_FILE_LOC": str(short_tmp), "MANAGER_HTTP_PORT": "9000"}
+    assert default_url(environ) == "http://localhost:9000"
+    with bind_unix(path, None, "MANAGER_SOCKET"):
+        assert default_url(environ) == f"unix:{path}"
+        assert default_url({"MANAGER_SOCKET": str(path)}) == f"unix:{path}"
+        assert default_url(environ | {"MANAGER_SOCKET": "/none"}) == "http://localhost:9000"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_socket_that_another_user_put_there(short_tmp: Path) -> None:
+    path = short_tmp / "api.sock"
+    environ = {"MANAGER_QEMU_TMP_FILE_LOC": str(short_tmp)}
+    with bind_unix(path, None, "MANAGER_SOCKET"):
+        os.chown(path, 12345, 12345)
+        assert default_url(environ) == "http://localhost:9021"
+
+
+def test_token_does_not_go_over_the_network_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMP_SUPERVISOR_TOKEN", "qms_x")
+    done = CliRunner().invoke(main, ["ls", "--url", "http://192.0.2.1"])
+    assert done.exit_code == 1
+    assert "without TLS" in done.output
 
 
 def test_ids_by_prefix() -> None:
