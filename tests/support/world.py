@@ -283,7 +283,7 @@ class World:
         return all(is_free(port) for port in range(*self.ports))
 
     def sockets(self) -> list[Path]:
-        return list(self.tmp.rglob("*.sock"))
+        return list(self.tmp.glob("*/*.sock"))
 
 
 @asynccontextmanager
