@@ -459,6 +459,15 @@ async def test_nothing_listens_before_it_is_known_who_may(short_tmp: Path) -> No
     assert os.listdir(short_tmp) == ["tokens.json"]
 
 
+async def test_start_that_fails_leaves_no_socket(short_tmp: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert port in str(await refusal(short_tmp, MANAGER_GRPC_PORT=port))
+    assert os.listdir(short_tmp) == ["lock"]
+
+
 async def test_socket_of_another_supervisor(short_tmp: Path) -> None:
     (short_tmp / "t").mkdir()
     path = short_tmp / "t" / "api.sock"

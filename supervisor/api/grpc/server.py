@@ -92,8 +92,9 @@ async def _bind(config: GrpcConfig, door: Door, tls: Tls | None, inner: Path) ->
             ("grpc.so_reuseport", 0),
         ),
     )
+    port = _listen(server, config, tls)  # first: it says why it fails
     server.add_insecure_port(f"unix:{inner}")
-    return BoundServer(server, _listen(server, config, tls), local)
+    return BoundServer(server, port, local)
 
 
 async def _start(server: grpc.aio.Server, service: Service) -> None:
