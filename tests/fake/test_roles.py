@@ -150,7 +150,7 @@ def test_a_handler_without_a_right_keeps_the_server_from_starting() -> None:
 
 def test_nothing_is_served_in_the_name_of_nobody() -> None:
     with pytest.raises(errors.SupervisorError, match="without a caller"):
-        callers.check(None)
+        callers.current()
 
 
 def test_the_table_for_people_is_this_one() -> None:
