@@ -32,6 +32,7 @@ def mount(kind, where):
 
 mount(b"proc", "/proc")
 mount(b"sysfs", "/sys")
+mount(b"devtmpfs", "/dev")
 mount(b"cgroup2", "/sys/fs/cgroup")
 found = {}
 try:

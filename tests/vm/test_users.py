@@ -191,13 +191,18 @@ def test_a_supervisor_after_it_takes_them_up_and_takes_their_files_back(
         assert kept.directory.stat().st_mode & 0o777 == 0o700
 
 
-def test_all_may_run_as_one_user(tmp: Path) -> None:
+def test_all_may_run_as_one_user() -> None:
     with started(MANAGER_QEMU_RUN_AS="nobody") as supervisor:
-        vm = ran(supervisor, "any")
-        assert vm.uid == psutil.Process(vm.pid).uids().real == 65534
-        assert "0" not in _groups(vm.pid)
-        (capabilities,) = [line for line in _status(vm.pid) if line.startswith("CapEff:")]
+        headers = {"Prefer": "respond-async"}
+        body = {"computation": list(computation("any"))}
+        vm_id = supervisor.http.post("/run", json=body, headers=headers).json()["id"]
+        # With this machine's own QEMU, which may be older: its guest runs, so the files are open.
+        pid = supervisor.until(f"/vms/{vm_id}", lambda one: one["state"] == "running")["pid"]
+        assert psutil.Process(pid).uids().real == 65534
+        assert "0" not in _groups(pid)
+        (capabilities,) = [line for line in _status(pid) if line.startswith("CapEff:")]
         assert int(capabilities.split()[1], 16) == 0
+        assert supervisor.http.delete(f"/vms/{vm_id}").status_code == 204
 
 
 def _groups(pid: int) -> list[str]:
