@@ -77,8 +77,8 @@ class Users:
 
     def __init__(self, shared: User | None = None, uids: Iterable[int] = ()) -> None:
         self.shared = shared
-        self._free = set(uids)
-        self._one_each = bool(self._free)
+        self._all = frozenset(uids)
+        self._free = set(self._all)
 
     @property
     def gid(self) -> int | None:
@@ -88,16 +88,17 @@ class Users:
     def take(self, uid: int | None = None) -> User | None:
         """The user of one VM, until `give_back`. There is one for each VM that may run.
 
-        :param uid: the user that the VM had under an earlier supervisor; taken if it is free
+        :param uid: of the user that the VM had under an earlier supervisor, with whatever
+            setting; the VM keeps it, unless that is root
         """
-        if self.shared is None or not self._one_each:
+        if self.shared is None or not self._all:
             return self.shared
-        chosen = uid if uid in self._free else min(self._free)
-        self._free.remove(chosen)
+        chosen = uid or min(self._free)
+        self._free.discard(chosen)
         return User(chosen, chosen, (self.shared.gid, *self.shared.groups))
 
     def give_back(self, user: User | None) -> None:
-        if user and self._one_each:
+        if user and user.uid in self._all:
             self._free.add(user.uid)
 
 

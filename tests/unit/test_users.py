@@ -107,9 +107,22 @@ def test_one_each() -> None:
     assert IDS.first == chosen.gid
     assert IDS.first in one.groups
     chosen.give_back(one)
-    assert chosen.take(two.uid) == one
+    assert chosen.take(0) == one
     chosen.give_back(two)
     assert chosen.take(two.uid) == two
+
+
+@as_root
+def test_a_vm_keeps_the_user_that_it_had_under_another_setting() -> None:
+    chosen = users.choose(asking(IDS))
+    for _ in range(10):  # more than there are ids
+        earlier = chosen.take(65534)
+        assert earlier
+        assert earlier.uid == 65534
+    chosen.give_back(earlier)
+    new = chosen.take()
+    assert new
+    assert new.uid in IDS
 
 
 def test_one_for_all() -> None:
