@@ -2,6 +2,7 @@
 
 `cmdline` turns a configuration into arguments and is pure. `process` starts and finds the process
 and signals it; when, ``vm.shutdown`` decides. `qmp` is one QMP connection; `connection` keeps a
-connection open while the process lives. `accel`, `firmware`, `ports` and `host` find out what this
-host offers. A QEMU expert can review this room alone.
+connection open while the process lives. `confine`, `users` and `groups` say what QEMU may
+have of the host. `accel`, `firmware`, `ports` and `host` find out what this host offers. A QEMU
+expert can review this room alone.
 """

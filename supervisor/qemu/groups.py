@@ -33,8 +33,8 @@ _SUPERVISOR = "supervisor"
 _VM = "vm-"
 _PERIOD_US = 100_000
 
-#: What QEMU takes beside the guest's memory: 28 MB were measured before the guest runs (7.2). The rest is
-#: for buffers, page tables and cached files.
+#: What QEMU takes beside the guest's memory: 28 MB were measured before the guest runs (7.2). The
+#: rest is for buffers, page tables and cached files.
 _QEMU_BYTES = 256 << 20
 #: QEMU translates a guest's code into a buffer of up to so many bytes, if it emulates.
 _TRANSLATED_BYTES = 1 << 30
