@@ -25,10 +25,13 @@ import trio
 from hypercorn.config import Config as HypercornConfig
 
 from supervisor.api.auth.door import Door
+from supervisor.api.gate import Gate
 from supervisor.api.grpc import server as grpc_server
 from supervisor.api.http.app import create_app
 from supervisor.api.http.connections import Settings as HypercornSettings
 from supervisor.api.http.connections import serve as hypercorn_serve
+from supervisor.api.http.web_pages import Hosts, names_of
+from supervisor.api.rates import AtOnce
 from supervisor.api.sockets import (
     bind_tcp,
     bind_unix,
@@ -68,6 +71,7 @@ class Running:
     service: Service
     door: Door
     watched: Sequence[Watched[Any]]
+    gate: Gate
     http_port: int
     grpc_port: int
     stopping: trio.Event
@@ -181,8 +185,10 @@ async def serve_on(
         tls = watched_tls("gRPC", config.grpc, partial(grpc_server.certificates, config.grpc))
         inner = tmp / "grpc-inner.sock"
         # The ports first: a supervisor that cannot serve starts no template and takes up no VM.
+        gate = Gate(config.callers, tmp)
         with (
             locked(tmp),
+            gate.open(),
             bind_tcp("HTTP", http.host, http.port, "MANAGER_HTTP") as listener,
             bind_unix(paths.socket, group, "MANAGER_SOCKET") as local,
             bind_unix(paths.grpc_socket, group, "MANAGER_GRPC_SOCKET") as local_grpc,
@@ -193,13 +199,13 @@ async def serve_on(
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
             port = listener.getsockname()[1]
             async with (
-                grpc_server.bind(config.grpc, door, tls, inner) as bound,
+                grpc_server.bind(config.grpc, door, gate, tls, inner) as bound,
                 open_service(config, host, Store(tmp)) as service,
-                bound.serve(service, local_grpc),
+                bound.serve(service, gate, local_grpc),
             ):
                 watched = [*door.watched, *(one for one in (hypercorn.tls, tls) if one)]
                 running = Running(
-                    service, door, watched, port, bound.port, trio.Event(), trio.Event()
+                    service, door, watched, gate, port, bound.port, trio.Event(), trio.Event()
                 )
                 hypercorn.bind = [f"fd://{one.detach()}" for one in (listener, local)]
                 await _serve_http(config, hypercorn, running, task_status)
@@ -215,7 +221,9 @@ async def _serve_http(
     running: Running,
     task_status: trio.TaskStatus[Running],
 ) -> None:
-    app = create_app(running.service, config.instance_id or str(uuid.uuid4()), running.door)
+    hosts = Hosts([*config.http.names, *await trio.to_thread.run_sync(_certified, config)])
+    instance_id = config.instance_id or str(uuid.uuid4())
+    app = create_app(running.service, instance_id, running.door, running.gate, hosts)
     async with trio.open_nursery() as nursery:
         over = trio.Event()
         served = partial(hypercorn_serve, app, hypercorn, shutdown_trigger=over.wait)
@@ -234,11 +242,21 @@ async def _serve_http(
         over.set()
 
 
+def _certified(config: Config) -> list[str]:
+    """The host names in the certificate of the HTTP API. Blocking."""
+    return names_of(config.http.server_cert) if config.http.server_cert else []
+
+
 def _hypercorn(config: Config) -> HypercornSettings:
     """Hypercorn's settings, except the sockets."""
     hypercorn = HypercornSettings()
     hypercorn.include_server_header = False
     hypercorn.graceful_timeout = 1
+    hypercorn.ssl_handshake_timeout = config.callers.header_timeout_s
+    hypercorn.header_timeout_s = config.callers.header_timeout_s
+    hypercorn.per_address = AtOnce(
+        config.callers.connections, "connections", "MANAGER_HTTP_CONNECTIONS"
+    )
     hypercorn.keep_alive_timeout = config.timing.http_idle_s
     hypercorn.keep_alive_max_requests = 2**31  # pollers keep their connection open
     hypercorn.loglevel = "WARNING"

@@ -7,14 +7,19 @@
     ├── HostError              this host cannot do what was configured (KVM, SEV, a port, tmp/)
     ├── InvalidRequest         the caller's input is malformed; names the member
     │   ├── UnsupportedMedia   … it is not JSON
-    │   └── TooLarge           … it is over the limit
+    │   ├── TooLarge           … it is over the limit
+    │   └── TooSlow            … it did not arrive in time
     ├── Unauthenticated        nobody knows who calls
     ├── UnknownCertificate     the client's certificate is of nobody on file
     ├── Forbidden              the caller's role lacks a right
+    ├── Misdirected            the request is for another host
+    ├── CrossSite              a web page of another site sent the request
     ├── VmNotFound             no VM has this id, or the VM is another party's
     ├── Busy                   the request conflicts with the present state of a VM or a run
     │   └── KeyReused          … its idempotency key belongs to another request
     ├── AtCapacity             no room for one more VM; names the limit and when to try again
+    │   ├── Overloaded         … for one more body; the supervisor receives too many
+    │   └── TooOften           … for one more request of this caller
     ├── Stopping               the supervisor is stopping
     ├── LaunchError            QEMU did not start; has argv, exit code, last log lines
     │   ├── ImageError         … the base image is missing or unreadable
@@ -100,6 +105,10 @@ class TooLarge(InvalidRequest):
     """The computation, or the body that holds it, is over the limit."""
 
 
+class TooSlow(InvalidRequest):
+    """The request's body, or its message, did not arrive in time."""
+
+
 class Unauthenticated(SupervisorError):
     """Nobody knows who calls."""
 
@@ -163,6 +172,22 @@ class AtCapacity(SupervisorError):
     def __init__(self, detail: str, *, retry_after_s: int | None, advice: str = "") -> None:
         super().__init__(detail, advice=advice)
         self.retry_after_s = retry_after_s
+
+
+class Overloaded(AtCapacity):
+    """There is no room for one more request's body."""
+
+
+class TooOften(AtCapacity):
+    """The caller asks more often, or for more at once, than one caller may."""
+
+
+class Misdirected(SupervisorError):
+    """The request is for a host that this is not."""
+
+
+class CrossSite(SupervisorError):
+    """A web page of another site made a browser send the request."""
 
 
 class Stopping(SupervisorError):

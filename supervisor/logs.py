@@ -17,6 +17,7 @@ def configure(level: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
         structlog.processors.EventRenamer("message"),
+        structlog.contextvars.merge_contextvars,  # the request's id
     ]
     structlog.configure(
         processors=[

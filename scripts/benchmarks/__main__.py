@@ -2,13 +2,14 @@
 
 scripts/bench start [--rounds 10] [--cold-rounds 10] [--results DIR]
 scripts/bench scale [--vms 1000] [--real 50] [--seconds 60] [--json FILE]
+scripts/bench bodies [--posts 8] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 
-from scripts.benchmarks import scale, start
+from scripts.benchmarks import bodies, scale, start
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     commands = parser.add_subparsers(required=True)
-    for name, module in (("start", start), ("scale", scale)):
+    for name, module in (("start", start), ("scale", scale), ("bodies", bodies)):
         command = commands.add_parser(
             name,
             help=str(module.__doc__).partition("\n")[0],

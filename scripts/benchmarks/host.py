@@ -59,6 +59,7 @@ class Host:
         return others | {
             **small_host.settings(self.directory, self.peer, self.tmp),
             "MANAGER_AUTH": "off",
+            "MANAGER_CALLER_RATE": "0",
             "MANAGER_HTTP_PORT": "0",
             "MANAGER_GRPC_PORT": "0",
             "MANAGER_QEMU_HOST_FWD_RANGE": ports,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
+from supervisor.api import trace
 from supervisor.caller import Caller, Right, roles_with
 from supervisor.errors import Forbidden, SupervisorError
 
@@ -42,6 +43,15 @@ def serving(caller: Caller | SupervisorError) -> Iterator[None]:
         yield
     finally:
         _caller.reset(token)
+
+
+def who() -> str:
+    """Whose share of the limits the present request takes: its caller's, else its address's."""
+    try:
+        name = current().name
+    except SupervisorError:
+        name = ""
+    return name or trace.present().peer
 
 
 def needs(right: Right | None) -> Callable[[Handler], Handler]:

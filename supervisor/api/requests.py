@@ -52,7 +52,9 @@ class RunRequest:
     keep_disk: bool | None = None
     template: TemplateUse | None = None
 
-    def options(self, config: Config, idempotency_key: str | None) -> RunOptions:
+    def options(
+        self, config: Config, idempotency_key: str | None, request_id: str = ""
+    ) -> RunOptions:
         """What is asked for, with the supervisor's defaults for the rest.
 
         :raises InvalidRequest: if the key is empty or too long
@@ -66,6 +68,7 @@ class RunRequest:
             keep_disk=config.retention.disks if keep is None else keep,
             template=self.template or config.start.templates,
             idempotency_key=key,
+            request_id=request_id,
             # Megabytes to hash, for nobody but a repetition.
             request_hash=""
             if key is None
@@ -80,6 +83,11 @@ class ShutdownRequest:
     """How to end a VM."""
 
     mode: EndMode = EndMode.GRACEFUL
+
+
+@attrs.frozen
+class NoMembers:
+    """A request about which there is nothing to say."""
 
 
 @attrs.frozen

@@ -15,6 +15,7 @@ import attrs
 
 from supervisor.config import settings
 from supervisor.config.access import AccessConfig, AccessPaths
+from supervisor.config.callers import CallersConfig
 from supervisor.config.policy import (
     Auth,
     LifeConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "AccessPaths",
     "AgentConfig",
     "Auth",
+    "CallersConfig",
     "Config",
     "DiskConfig",
     "FirmwareConfig",
@@ -101,6 +103,7 @@ class Config:
     access: AccessConfig = attrs.field(factory=AccessConfig)
     http: HttpConfig = attrs.field(factory=HttpConfig)
     grpc: GrpcConfig = attrs.field(factory=GrpcConfig)
+    callers: CallersConfig = attrs.field(factory=CallersConfig)
     agent: AgentConfig = attrs.field(factory=AgentConfig)
     limits: LimitsConfig = attrs.field(factory=LimitsConfig)
     life: LifeConfig = attrs.field(factory=LifeConfig)
@@ -134,11 +137,7 @@ def _contradictions(config: Config) -> list[str]:
     found = []
     if config.log_level not in _LOG_LEVELS:
         found.append(f"MANAGER_LOG_LEVEL must be one of {', '.join(_LOG_LEVELS)}")
-    for name, server in (("HTTP", config.http), ("GRPC", config.grpc)):
-        if (server.server_cert is None) != (server.server_key is None):
-            found.append(f"MANAGER_{name}_SERVER_CERT and MANAGER_{name}_SERVER_KEY go together")
-        elif server.client_ca_certs and not server.server_cert:
-            found.append(f"MANAGER_{name}_CLIENT_CA_CERTS needs MANAGER_{name}_SERVER_CERT")
+    found += _contradictions_of_servers(config)
     agent = config.agent
     if (agent.client_cert is None) != (agent.client_key is None):
         found.append("MANAGER_AGENT_GRPC_CLIENT_CERT and MANAGER_AGENT_GRPC_CLIENT_KEY go together")
@@ -180,6 +179,18 @@ def _contradictions_of_users(qemu: QemuConfig, limits: LimitsConfig) -> list[str
                 f"MANAGER_QEMU_RUN_AS={qemu.run_as} must have one id more than MANAGER_MAX_VMS,"
                 f" so {limits.max_vms + 1} at least"
             )
+    return found
+
+
+def _contradictions_of_servers(config: Config) -> list[str]:
+    found = []
+    for name, server in (("HTTP", config.http), ("GRPC", config.grpc)):
+        if (server.server_cert is None) != (server.server_key is None):
+            found.append(f"MANAGER_{name}_SERVER_CERT and MANAGER_{name}_SERVER_KEY go together")
+        elif server.client_ca_certs and not server.server_cert:
+            found.append(f"MANAGER_{name}_CLIENT_CA_CERTS needs MANAGER_{name}_SERVER_CERT")
+    if config.callers.body_bytes < 4 * MAX_COMPUTATION:
+        found.append(f"MANAGER_BODY_BUDGET must be at least {4 * MAX_COMPUTATION >> 20}M")
     return found
 
 

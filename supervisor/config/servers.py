@@ -6,7 +6,7 @@ from pathlib import Path  # noqa: TC003 - settings are read by their resolved ty
 
 import attrs
 
-from supervisor.config.settings import AgentUrl, Port, Seconds, setting
+from supervisor.config.settings import AgentUrl, Names, Port, Seconds, setting
 
 
 @attrs.frozen(kw_only=True)
@@ -16,6 +16,12 @@ class HttpConfig:
     host: str = setting("MANAGER_HTTP_HOST", "127.0.0.1", "address the HTTP API listens on")
     port: Port = setting(
         "MANAGER_HTTP_PORT", 9021, "port of the HTTP API; 0 lets the system choose"
+    )
+    names: Names = setting(
+        "MANAGER_HTTP_NAMES",
+        Names(()),
+        "host names that the HTTP API is asked by, besides localhost, its address and the names in"
+        " its certificate; commas between them",
     )
     server_cert: Path | None = setting(
         "MANAGER_HTTP_SERVER_CERT", None, "PEM certificate chain; with its key, the API is HTTPS"

@@ -32,6 +32,7 @@ Port = NewType("Port", int)
 OnOff = NewType("OnOff", str)
 Size = NewType("Size", str)
 IPv4 = NewType("IPv4", str)
+Names = NewType("Names", tuple[str, ...])
 UserName = NewType("UserName", str)
 
 
@@ -117,7 +118,7 @@ class Setting:
     def default_text(self) -> str:
         if self.shown is not None:
             return self.shown
-        if self.default is None:
+        if self.default in (None, ()):
             return ""
         if isinstance(self.default, bool):
             return str(self.default).lower()
@@ -225,6 +226,13 @@ def _ipv4(text: str) -> str:
         return str(ipaddress.IPv4Address(text))
     except ValueError:
         raise ValueError("must be an IPv4 address: QEMU's user network forwards IPv4") from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in text.split(","))
+    if not all(re.fullmatch(r"[a-z0-9.-]+", name) for name in names):
+        raise ValueError("must be host names without a port, such as vms.example.org,vms")
+    return names
 
 
 def _on_off(text: str) -> str:
@@ -355,6 +363,7 @@ _PARSERS: dict[Any, Callable[[str], object]] = {
     Size: _size,
     Size | None: _size,
     IPv4: _ipv4,
+    Names: _names,
     Seconds: _seconds,
     Seconds | None: _seconds,
     Ratio: _ratio,

@@ -50,23 +50,6 @@ class Service:
 
     # --- runs -------------------------------------------------------------------------------
 
-    async def run(self, computation: bytes, options: RunOptions, caller: Caller) -> Vm:
-        """A VM whose agent has answered the computation.
-
-        If it fails, or is cancelled without an idempotency key to come back with, the VM is ended;
-        what is known of the VM stays until it is deleted.
-
-        :raises SupervisorError:
-        """
-        vm = await self.submit(computation, options, caller)
-        try:
-            await vm.wait_answered()
-        except trio.Cancelled:
-            if not options.idempotency_key:
-                self._abandon(vm)
-            raise
-        return vm
-
     async def submit(self, computation: bytes, options: RunOptions, caller: Caller) -> Vm:
         """A VM for the computation, on record and the caller's; it tells how far it has come.
 
@@ -76,6 +59,22 @@ class Service:
         """
         async with self._keys.claim(options, caller.name) as known:
             return known or await self._admit(computation, options, caller)
+
+    async def wait_answered(self, vm: Vm, options: RunOptions) -> None:
+        """Return when the agent has answered the computation.
+
+        If it fails, or is cancelled without an idempotency key to come back with, the VM is ended;
+        what is known of the VM stays until it is deleted.
+
+        :param options: what `submit` got
+        :raises SupervisorError:
+        """
+        try:
+            await vm.wait_answered()
+        except trio.Cancelled:
+            if not options.idempotency_key:
+                self._abandon(vm)
+            raise
 
     async def _admit(self, computation: bytes, options: RunOptions, caller: Caller) -> Vm:
         """A VM within the caller's quota, once there is room for it.

@@ -153,6 +153,7 @@ class RunOptions:
 
     :param ttl_s: seconds from the guest's first instruction to the VM's shutdown
     :param request_hash: the hash of the request that had the key, from `request_hash`
+    :param request_id: the id of the request that asked for it; empty if it had none
     """
 
     ttl_s: float | None = None
@@ -161,6 +162,7 @@ class RunOptions:
     template: TemplateUse = TemplateUse.AUTO
     idempotency_key: str | None = None
     request_hash: str = ""
+    request_id: str = ""
 
 
 @attrs.frozen

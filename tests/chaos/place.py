@@ -67,6 +67,7 @@ class Place:
         return _clean_environ() | bases | small_host.settings(self.directory, self.qemu, tmp) | {
             # Not ones that the system gives out: a reader that comes back meets nobody else.
             "MANAGER_AUTH": "off",
+            "MANAGER_CALLER_RATE": "0",
             "MANAGER_HTTP_PORT": str(self.base + 3 * _PORTS_EACH),
             "MANAGER_GRPC_PORT": str(self.base + 3 * _PORTS_EACH + 1),
             "MANAGER_QEMU_HOST_FWD_ADDR": FORWARDS,

@@ -39,7 +39,7 @@ async def ask(supervisor: Supervisor, request: bytes) -> tuple[bytes, bytes]:
     [
         b"GET /health HTTP/1.0\r\n\r\n",
         b"GET /nowhere HTTP/1.0\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         b"POST /run HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n{",
     ],
 )
@@ -54,10 +54,10 @@ async def test_connection_is_closed_after_the_answer(world: World, request_: byt
     [
         b"",
         b"GET /hea",
-        b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
         # HTTP/2 by prior knowledge, with an empty SETTINGS.
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0",
-        b"GET /vms HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"GET /vms HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 99\r\n\r\n",
     ],
     ids=["nothing", "half", "answered", "http2", "websocket"],
@@ -79,7 +79,7 @@ async def test_there_are_only_so_many_connections(
                 stream = await stack.enter_async_context(
                     await trio.open_tcp_stream("127.0.0.1", port)
                 )
-                await stream.send_all(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+                await stream.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert await stream.receive_some()
             head, _ = await ask(supervisor, b"")
             assert head == b""
@@ -104,8 +104,16 @@ async def test_answer_reaches_a_client_that_is_still_sending(world: World) -> No
         (b"nonsense\r\n\r\n", 400, "request line"),
         (b"GET /health HTTP/1.1\r\n\r\n", 400, "Host"),
         (b"GET http://[/health HTTP/1.0\r\n\r\n", 400, "URL"),
-        (b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", 431, "16384 bytes"),
-        (b"POST /run HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "chunked"),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+            431,
+            "16384 bytes",
+        ),
+        (
+            b"POST /run HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+            501,
+            "chunked",
+        ),
     ],
     ids=["garbled", "without Host", "address", "long", "encoding"],
 )
@@ -126,7 +134,8 @@ async def test_websocket_is_refused_with_a_problem(world: World) -> None:
     async with world.serve() as supervisor:
         head, body = await ask(
             supervisor,
-            b"GET /events HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"GET /events HTTP/1.1\r\nHost: localhost\r\n"
+            b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
         )
         assert head.startswith(b"HTTP/1.1 400 ")
@@ -144,7 +153,7 @@ async def test_error_in_one_connection_is_no_end_of_the_server(world: World) -> 
         (":method", "GET"),
         (":path", b"/\xff"),
         (":scheme", "http"),
-        (":authority", "h"),
+        (":authority", "localhost"),
     ]
     client.send_headers(1, head, end_stream=True)
     async with world.serve() as supervisor:

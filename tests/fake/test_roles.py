@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -9,8 +10,11 @@ import pytest
 
 from supervisor import errors
 from supervisor.api import callers
+from supervisor.api.gate import Gate
 from supervisor.api.http.app import create_app
+from supervisor.api.http.web_pages import Hosts
 from supervisor.caller import Role
+from supervisor.config import CallersConfig
 from supervisor.pb import manager_pb2, vm_pb2
 from tests.support import pages
 from tests.support.tenants import Asking, first_of, party
@@ -78,7 +82,9 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> Asking:
 
 
 def test_the_tables_have_every_route_and_every_method() -> None:
-    app = create_app(cast("Any", None), "", cast("Any", None))
+    app = create_app(
+        cast("Any", None), "", cast("Any", None), Gate(CallersConfig(), Path()), Hosts(())
+    )
     routes = {
         f"{method} {rule.rule}"
         for rule in app.url_map.iter_rules()

@@ -180,6 +180,7 @@ class World:
         first, last = self.ports
         return {
             "MANAGER_AUTH": "off",
+            "MANAGER_CALLER_RATE": "0",
             "MANAGER_HTTP_PORT": "0",
             "MANAGER_GRPC_PORT": "0",
             **small_host.settings(self.directory, self.qemu, self.tmp),

@@ -13,10 +13,12 @@ import pytest
 
 from supervisor import cli, config, errors
 from supervisor.agent.reference.__main__ import make_parser
+from supervisor.api.gate import Gate
 from supervisor.api.grpc import errors as grpc_errors
 from supervisor.api.http import problems
 from supervisor.api.http.app import create_app
-from supervisor.config import RestartPolicy, TemplateUse
+from supervisor.api.http.web_pages import Hosts
+from supervisor.config import CallersConfig, RestartPolicy, TemplateUse
 from supervisor.pb import agent_pb2, clone_pb2, compute_pb2, guest_pb2, manager_pb2, vm_pb2
 from supervisor.qemu.connection import MonitorState
 from supervisor.runs.metrics import Gauges, Metrics
@@ -161,7 +163,9 @@ def test_metrics() -> None:
 
 
 def test_routes() -> None:
-    app = create_app(cast("Any", None), "", cast("Any", None))
+    app = create_app(
+        cast("Any", None), "", cast("Any", None), Gate(CallersConfig(), Path()), Hosts(())
+    )
     known = {
         f"{method} {rule.rule.replace('vm_id', 'id')}"
         for rule in app.url_map.iter_rules()

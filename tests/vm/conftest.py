@@ -145,6 +145,7 @@ def _process(tmp: Path, settings: Mapping[str, str]) -> Iterator[Supervisor]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MANAGER_")}
     environ = clean | {
         "MANAGER_AUTH": "off",
+        "MANAGER_CALLER_RATE": "0",
         "MANAGER_HTTP_PORT": "0",
         "MANAGER_GRPC_PORT": "0",
         "MANAGER_QEMU_TMP_FILE_LOC": str(tmp),

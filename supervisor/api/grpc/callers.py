@@ -1,32 +1,49 @@
-"""Who calls, for every method of the server except health."""
+"""Who calls, for every method of the server, the standard services' included.
+
+Every method is a stream for the server: no message is read before there is room for it. A message
+of any method may be as large as a computation.
+"""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import trio
 
+from supervisor.api import trace
+from supervisor.api.audit import Outcome
 from supervisor.api.auth.certificates import Names
 from supervisor.api.auth.door import STRANGER, Peer
-from supervisor.api.callers import serving
-from supervisor.api.grpc.errors import code_of, message_of
-from supervisor.errors import SupervisorError
+from supervisor.api.budget import LARGEST, Budget
+from supervisor.api.callers import current, serving, who
+from supervisor.api.grpc.errors import answer_error
+from supervisor.bridge import aio_as_trio, trio_as_aio
+from supervisor.errors import InvalidRequest, SupervisorError, TooSlow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from supervisor.api.auth.door import Door
+    from supervisor.api.gate import Gate
+    from supervisor.caller import Caller
 
     Context = grpc.aio.ServicerContext[Any, Any]
     Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
+#: Messages of methods other than Run that are read at once; one caller has half of them.
+_SMALL_MESSAGES = 8
+_PARENT = "traceparent"
 _HEALTH = "/grpc.health.v1.Health/"
-
-_KINDS = {
-    (False, False): "unary_unary",
-    (False, True): "unary_stream",
-    (True, False): "stream_unary",
-    (True, True): "stream_stream",
+_CHANGES_NOTHING = {"List", "Get", "Watch", "Check", "ServerReflectionInfo"}
+_REFUSED = {
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAUTHENTICATED,
 }
 
 
@@ -36,42 +53,84 @@ class Callers(grpc.aio.ServerInterceptor):
     :param local: the users of connections over the unix socket, by what grpc calls the peer
     """
 
-    def __init__(self, door: Door, local: Mapping[str, int]) -> None:
+    def __init__(self, door: Door, local: Mapping[str, int], gate: Gate) -> None:
         self._door = door
         self._local = local
+        self._gate = gate
+        limits = gate.limits
+        self._timeout_s = limits.body_timeout_s
+        self._budget = Budget(_SMALL_MESSAGES * LARGEST, limits.body_wait_s)
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
-        if handler is None or details.method.startswith(_HEALTH):
-            return handler  # grpc answers UNIMPLEMENTED if there is none
-        # All requests are streams here, and alike on the wire: grpc would read one of 16 MiB
-        # before it asked who calls.
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.response_streaming
-            else grpc.stream_unary_rpc_method_handler
+        if handler is None:
+            return None  # grpc answers UNIMPLEMENTED
+        way = "stream" if handler.request_streaming else "unary"
+        back = "stream" if handler.response_streaming else "unary"
+        behaviour = getattr(handler, f"{way}_{back}")
+        make = getattr(grpc, f"stream_{back}_rpc_method_handler")
+        if not handler.request_streaming:
+            behaviour = self._once_read(behaviour)
+        if not details.method.startswith(_HEALTH):
+            behaviour = self._limited(_known(behaviour))
+        return make(
+            self._watched(behaviour, details.method),
+            handler.request_deserializer,
+            handler.response_serializer,
         )
-        behaviour = self._in_the_callers_name(handler)
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
-    def _in_the_callers_name(self, handler: Any) -> Behaviour:
-        """Here, and not in the interceptor: only a call's context knows the peer."""
-        behaviour = getattr(handler, _KINDS[handler.request_streaming, handler.response_streaming])
+    def _once_read(self, behaviour: Behaviour) -> Behaviour:
+        async def read(context: Context) -> Any:
+            async with self._budget.reserve(who(), None):
+                return await read_message(context, self._timeout_s)
 
-        async def behave(requests: Any, context: Context) -> Any:
+        async def behave(_: object, context: Context) -> Any:
             try:
-                caller = self._door.caller(self._peer(context), _authorization(context))
+                message = await trio_as_aio(read)(context)
             except SupervisorError as error:
-                await context.abort(code_of(error), message_of(error))
-            with serving(caller):
-                if handler.request_streaming:
-                    return await behaviour(requests, context)
-                request = await context.read()
-                if request is grpc.aio.EOF:
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no message")
+                await answer_error(error, context)
+            trace.present().vm_id = getattr(message, "id", None)
+            return await behaviour(message, context)
+
+        return behave
+
+    def _limited(self, behaviour: Behaviour) -> Behaviour:
+        async def behave(request: Any, context: Context) -> Any:
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(self._gate.one_more())
+                except SupervisorError as error:
+                    await answer_error(error, context)
                 return await behaviour(request, context)
 
         return behave
+
+    def _watched(self, behaviour: Behaviour, method: str) -> Behaviour:
+        """Here, and not in the interceptor: only a call's context knows the peer."""
+
+        async def behave(request: Any, context: Context) -> Any:
+            id_ = trace.request_id(_metadata(context, "x-request-id"), _metadata(context, _PARENT))
+            present = trace.Trace(id_, "grpc", _address(context.peer()))
+            outcome = Outcome(method, method.rpartition("/")[2] not in _CHANGES_NOTHING)
+            with serving(self._caller(context)), self._gate.watching(present, outcome):
+                await context.send_initial_metadata((("x-request-id", id_),))
+                try:
+                    answer = await behaviour(request, context)
+                except grpc.aio.AbortError:
+                    outcome.status = context.code().name
+                    outcome.refused = context.code() in _REFUSED
+                    raise
+                outcome.status = grpc.StatusCode.OK.name
+                return answer
+
+        return behave
+
+    def _caller(self, context: Context) -> Caller | SupervisorError:
+        """Who calls; an error if nobody is known to."""
+        try:
+            return self._door.caller(self._peer(context), _metadata(context, "authorization"))
+        except SupervisorError as error:
+            return error
 
     def _peer(self, context: Context) -> Peer:
         uid = self._local.get(context.peer())
@@ -82,6 +141,37 @@ class Callers(grpc.aio.ServerInterceptor):
         return Peer(names=Names.of_grpc(shown)) if "x509_subject" in shown else STRANGER
 
 
-def _authorization(context: Context) -> list[str]:
-    metadata = context.invocation_metadata() or ()
-    return [str(value) for key, value in metadata if key == "authorization"]
+def _known(behaviour: Behaviour) -> Behaviour:
+    """For callers that are known, also if the method declares no right."""
+
+    async def behave(request: Any, context: Context) -> Any:
+        try:
+            current()
+        except SupervisorError as error:
+            await answer_error(error, context)
+        return await behaviour(request, context)
+
+    return behave
+
+
+async def read_message(context: Context, timeout_s: float) -> Any:
+    """The only message of a call. trio-flavoured.
+
+    :raises TooSlow: if it does not arrive in time
+    """
+    with trio.move_on_after(timeout_s):
+        message = await aio_as_trio(context.read)()
+        if message is grpc.aio.EOF:
+            raise InvalidRequest("the call has no message")
+        return message
+    raise TooSlow(f"the message did not arrive within {timeout_s:g} s")
+
+
+def _address(peer: str) -> str:
+    """Without the port: grpc writes ``ipv4:127.0.0.1:5000``, ``ipv6:%5B::1%5D:5000``, ``unix:``."""
+    kind, _, rest = peer.partition(":")
+    return rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else kind
+
+
+def _metadata(context: Context, name: str) -> list[str]:
+    return [str(value) for key, value in context.invocation_metadata() or () if key == name]

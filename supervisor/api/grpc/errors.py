@@ -9,6 +9,7 @@ import grpc
 import structlog
 
 from supervisor import errors
+from supervisor.api import trace
 from supervisor.api.callers import check, needs
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _LONGEST_MESSAGE = 6000
 #: The first class that fits decides; the root at the end fits all.
 _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
     errors.TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.UnknownCertificate: grpc.StatusCode.PERMISSION_DENIED,
@@ -75,6 +77,14 @@ def message_of(error: errors.SupervisorError) -> str:
     return text
 
 
+async def answer_error(
+    error: errors.SupervisorError, context: grpc.aio.ServicerContext[Any, Any]
+) -> None:
+    """asyncio-flavoured. :raises grpc.aio.AbortError:"""
+    trace.present().error = type(error).__name__
+    await context.abort(code_of(error), message_of(error), metadata_of(error))
+
+
 def answers(right: Right) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A servicer's method for callers with this right. Its errors become statuses."""
     return lambda method: needs(right)(_answers_errors(right, method))
@@ -89,7 +99,7 @@ def _answers_errors(right: Right, method: Callable[..., Any]) -> Callable[..., A
             check(right)
             return await method(self, request, context)
         except errors.SupervisorError as error:
-            await context.abort(code_of(error), message_of(error), metadata_of(error))
+            await answer_error(error, context)
         except grpc.aio.BaseError:
             raise  # grpc's own: ``abort`` ends with one, and so does a call whose caller has gone
         except Exception as error:

@@ -19,7 +19,7 @@ from supervisor.api.grpc.services import ManagerServicer, VmServicer
 from supervisor.api.sockets import bind_tcp
 from supervisor.bridge import aio_as_trio
 from supervisor.errors import HostError
-from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
+from supervisor.pb import manager_pb2, vm_pb2, vm_pb2_grpc
 
 if TYPE_CHECKING:
     import socket
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
     from supervisor.api.auth.door import Door
     from supervisor.api.auth.files import Watched
+    from supervisor.api.gate import Gate
     from supervisor.config import GrpcConfig
     from supervisor.runs.service import Service
 
     Tls = Watched[grpc.ServerCertificateConfiguration]
 
 _STOP_GRACE_S = 3.0
+#: Calls at once. Each may follow events; the messages of the others are bounded by a budget.
+_MOST_CALLS = 512
 
 
 @attrs.frozen
@@ -45,12 +48,14 @@ class BoundServer:
     local: LocalConnections
 
     @asynccontextmanager
-    async def serve(self, service: Service, listener: socket.socket) -> AsyncIterator[None]:
+    async def serve(
+        self, service: Service, gate: Gate, listener: socket.socket
+    ) -> AsyncIterator[None]:
         """Answer calls. Stopped on leaving.
 
         :param listener: the unix socket
         """
-        await aio_as_trio(_start)(self.server, service)
+        await aio_as_trio(_start)(self.server, service, gate)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.local.serve, listener)
             try:
@@ -63,7 +68,7 @@ class BoundServer:
 
 @asynccontextmanager
 async def bind(
-    config: GrpcConfig, door: Door, tls: Tls | None, inner: Path
+    config: GrpcConfig, door: Door, gate: Gate, tls: Tls | None, inner: Path
 ) -> AsyncIterator[BoundServer]:
     """A gRPC server, to be served once there is a service. Its port is free again on leaving.
 
@@ -71,7 +76,7 @@ async def bind(
     :param inner: a path for the socket behind the unix socket
     :raises HostError: if the port is taken or a certificate cannot be read
     """
-    bound = await aio_as_trio(_bind)(config, door, tls, inner)
+    bound = await aio_as_trio(_bind)(config, door, gate, tls, inner)
     try:
         yield bound
     finally:
@@ -79,11 +84,14 @@ async def bind(
             await aio_as_trio(bound.server.stop)(None)
 
 
-async def _bind(config: GrpcConfig, door: Door, tls: Tls | None, inner: Path) -> BoundServer:
+async def _bind(
+    config: GrpcConfig, door: Door, gate: Gate, tls: Tls | None, inner: Path
+) -> BoundServer:
     """asyncio-flavoured."""
     local = LocalConnections(inner)
     server = grpc.aio.server(
-        interceptors=(Callers(door, local.users),),
+        interceptors=(Callers(door, local.users, gate),),
+        maximum_concurrent_rpcs=_MOST_CALLS,
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             # An agent's reply, and the VM's id beside it.
@@ -97,10 +105,10 @@ async def _bind(config: GrpcConfig, door: Door, tls: Tls | None, inner: Path) ->
     return BoundServer(server, port, local)
 
 
-async def _start(server: grpc.aio.Server, service: Service) -> None:
+async def _start(server: grpc.aio.Server, service: Service, gate: Gate) -> None:
     """asyncio-flavoured."""
-    manager, vms = ManagerServicer(service), VmServicer(service)
-    manager_pb2_grpc.add_ManagerServiceServicer_to_server(manager, server)
+    manager, vms = ManagerServicer(service, gate.budget), VmServicer(service, gate.readers)
+    _add_manager(manager, server)
     vm_pb2_grpc.add_VmServiceServicer_to_server(vms, server)
     ours = {
         manager_pb2.DESCRIPTOR.services_by_name["ManagerService"]: manager,
@@ -117,6 +125,17 @@ async def _start(server: grpc.aio.Server, service: Service) -> None:
     served = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(served), server)
     await server.start()
+
+
+def _add_manager(manager: ManagerServicer, server: grpc.aio.Server) -> None:
+    """On the wire a unary call is a stream of one message."""
+    run = grpc.stream_unary_rpc_method_handler(
+        manager.Run,
+        request_deserializer=manager_pb2.RunRequest.FromString,
+        response_serializer=manager_pb2.RunResponse.SerializeToString,
+    )
+    name = manager_pb2.DESCRIPTOR.services_by_name["ManagerService"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Run": run}),))
 
 
 class _Reflection(_async.ReflectionServicer):

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf import empty_pb2
 
-from supervisor.api.callers import current
+from supervisor.api import trace
+from supervisor.api.callers import current, who
 from supervisor.api.grpc import messages
+from supervisor.api.grpc.callers import read_message
 from supervisor.api.grpc.errors import answers
 from supervisor.bridge import aio_as_trio, trio_as_aio
 from supervisor.caller import Right
@@ -22,9 +24,12 @@ from supervisor.vm import control
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from supervisor.api.budget import Budget
+    from supervisor.api.rates import AtOnce
     from supervisor.api.requests import EventsRequest
     from supervisor.caller import Caller
     from supervisor.runs.service import Service
+    from supervisor.state.record import RunOptions
     from supervisor.vm.vm import Vm
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -33,26 +38,40 @@ if TYPE_CHECKING:
 class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
     """The original manager's service."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, budget: Budget) -> None:
         self._service = service
+        self._budget = budget
 
     @answers(Right.RUN)
-    async def Run(  # noqa: N802
-        self, request: manager_pb2.RunRequest, context: Context
-    ) -> manager_pb2.RunResponse:
-        wanted = messages.run_request(request, context)
-        key = messages.metadata(context, "idempotency-key")
-        options = wanted.options(self._service.config, key)
-        vm = await trio_as_aio(self._service.run)(wanted.computation, options, current())
-        reply = await trio_as_aio(vm.read_reply)()
-        return manager_pb2.RunResponse(ID=vm.id, computation=reply)
+    async def Run(self, _: object, context: Context) -> manager_pb2.RunResponse:  # noqa: N802
+        """A stream for the server, so that the message is read once there is room for it."""
+        vm_id, reply = await trio_as_aio(self._run)(context)
+        return manager_pb2.RunResponse(ID=vm_id, computation=reply)
+
+    async def _run(self, context: Context) -> tuple[str, str]:
+        """The VM's id and the agent's reply. trio-flavoured."""
+        vm, options = await self._submit(context)
+        await self._service.wait_answered(vm, options)
+        return vm.id, await vm.read_reply()
+
+    async def _submit(self, context: Context) -> tuple[Vm, RunOptions]:
+        """Nothing of the computation stays in memory: its VM has it on disk."""
+        async with self._budget.reserve(who(), None):
+            message = await read_message(context, self._service.config.callers.body_timeout_s)
+            wanted = messages.run_request(message, context)
+            key = messages.metadata(context, "idempotency-key")
+            options = wanted.options(self._service.config, key, trace.present().id)
+            vm = await self._service.submit(wanted.computation, options, current())
+            trace.present().vm_id = vm.id
+            return vm, options
 
 
 class VmServicer(vm_pb2_grpc.VmServiceServicer):
     """The same as HTTP's ``/vms`` and its events."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, readers: AtOnce) -> None:
         self._service = service
+        self._readers = readers
 
     @answers(Right.SEE)
     async def List(self, request: object, context: object) -> vm_pb2.ListResponse:  # noqa: N802
@@ -99,7 +118,8 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
     @answers(Right.SEE)
     async def Watch(self, request: vm_pb2.WatchRequest, context: Context) -> None:  # noqa: N802
         wanted = messages.events_request(request)
-        await trio_as_aio(self._tell)(wanted, current(), aio_as_trio(context.write))
+        with self._readers.one_more(who()):
+            await trio_as_aio(self._tell)(wanted, current(), aio_as_trio(context.write))
         await context.abort(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "the reader fell behind, or the supervisor stops; go on after the last sequence",

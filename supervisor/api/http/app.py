@@ -3,39 +3,114 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from quart import request
+from quart import request, websocket
 from quart_trio import QuartTrio
 
+from supervisor.api.audit import Outcome
 from supervisor.api.callers import check, right_of
-from supervisor.api.http import events, ops, problems, runs, templates, vms
+from supervisor.api.http import events, json_body, ops, problems, runs, templates, vms
 from supervisor.api.http.connections import Exchange
+from supervisor.api.http.web_pages import Sent, check_origin
+from supervisor.api.trace import Trace, request_id
 from supervisor.config import MAX_COMPUTATION
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from quart import Request, Websocket
+    from quart.wrappers.base import BaseRequestWebsocket
+
     from supervisor.api.auth.door import Door
+    from supervisor.api.gate import Gate
+    from supervisor.api.http.web_pages import Hosts
     from supervisor.runs.service import Service
 
 #: A computation as an array of numbers, up to "255, " each, and the other members.
 MAX_BODY = 5 * MAX_COMPUTATION + 64 * 1024
 
+_CHANGES_NOTHING = {"GET", "HEAD", "OPTIONS"}
+#: For browsers: no other site's page shows or embeds an answer, and none runs what a guest wrote.
+_FOR_BROWSERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
 
-def create_app(service: Service, instance_id: str, door: Door) -> QuartTrio:
-    app = QuartTrio("supervisor", static_folder=None)
+
+class App(QuartTrio):
+    """Quart, with the gate before it."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__("supervisor", static_folder=None)
+        self._gate = gate
+
+    async def handle_request(self, request: Request) -> Any:
+        return await self._watched(request, super().handle_request)
+
+    async def handle_websocket(self, websocket: Websocket) -> Any:
+        return await self._watched(websocket, super().handle_websocket)
+
+    async def _watched(
+        self, asked: BaseRequestWebsocket, handle: Callable[[Any], Awaitable[Any]]
+    ) -> Any:
+        headers = asked.headers
+        peer = (asked.scope.get("client") or ("unix",))[0]
+        given, parents = headers.getlist("X-Request-Id"), headers.getlist("traceparent")
+        trace = Trace(request_id(given, parents), "http", peer)
+        outcome = Outcome(asked.method, asked.method not in _CHANGES_NOTHING)
+        with self._gate.watching(trace, outcome):
+            try:
+                answer = await handle(asked)
+            finally:
+                outcome.what = f"{asked.method} {asked.url_rule or 'of no path'}"
+                trace.vm_id = trace.vm_id or (asked.view_args or {}).get("vm_id")
+            outcome.status = answer.status_code
+            outcome.refused = 400 <= answer.status_code < 500 or answer.status_code == 503
+        answer.headers["X-Request-Id"] = trace.id
+        answer.headers.update(_FOR_BROWSERS)
+        return answer
+
+    async def dispatch_request(self, request_context: Any = None) -> Any:
+        if _is_health():
+            return await super().dispatch_request(request_context)
+        with self._gate.one_more():
+            return await super().dispatch_request(request_context)
+
+
+def create_app(
+    service: Service, instance_id: str, door: Door, gate: Gate, hosts: Hosts
+) -> QuartTrio:
+    app = App(gate)
     app.asgi_http_class = partial(Exchange, door)  # type: ignore[assignment]
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.config["CALLERS"] = gate.limits
     # An answer takes as long as its guest; deadlines elsewhere bound the wait.
     app.config["RESPONSE_TIMEOUT"] = None
     app.url_map.merge_slashes = False  # else /vms//status would be another path
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.register_blueprint(runs.blueprint(service))
+    app.register_blueprint(runs.blueprint(service, gate.budget))
     app.register_blueprint(vms.blueprint(service))
-    app.register_blueprint(events.blueprint(service))
+    app.register_blueprint(events.blueprint(service, gate.readers))
     app.register_blueprint(templates.blueprint(service))
     app.register_blueprint(ops.blueprint(service, instance_id))
     problems.register(app)
     rights = {name: right_of(view) for name, view in app.view_functions.items()}
+
+    @app.before_request
+    async def check_sender() -> None:
+        sent = Sent.of(request.scope)
+        hosts.check_host(sent)
+        if not _is_health():
+            check_origin(sent)
+            await json_body.check_type()
+
+    @app.before_websocket
+    async def check_sender_of_websocket() -> None:
+        sent = Sent.of(websocket.scope)
+        hosts.check_host(sent)
+        check_origin(sent)
 
     @app.before_request
     async def check_right() -> None:
@@ -43,3 +118,8 @@ def create_app(service: Service, instance_id: str, door: Door) -> QuartTrio:
             check(rights[request.url_rule.endpoint])
 
     return app
+
+
+def _is_health() -> bool:
+    """Tells nothing that a stranger may not know, and is asked by who has no other right."""
+    return request.path == "/health"

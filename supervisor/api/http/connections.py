@@ -14,6 +14,7 @@ Sources: RFC 9112, sections 9.3 and 9.6; hypercorn's ``protocol/h11.py`` and ``t
 
 from __future__ import annotations
 
+import math
 import resource
 import socket
 import sys
@@ -27,7 +28,7 @@ import hypercorn.trio.run
 import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Closed
+from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio import serve
@@ -38,8 +39,9 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from supervisor.api.auth.certificates import Names
 from supervisor.api.auth.door import STRANGER, Peer, uid_of
 from supervisor.api.callers import serving
+from supervisor.api.http.bodies import Incoming
 from supervisor.api.http.problems import document
-from supervisor.errors import SupervisorError, single
+from supervisor.errors import SupervisorError, TooOften, single
 
 __all__ = ["Exchange", "Settings", "serve"]
 
@@ -48,10 +50,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from hypercorn.typing import HTTPScope
+    from quart import Request
     from quart_trio import QuartTrio
 
     from supervisor.api.auth.door import Door
     from supervisor.api.auth.files import Watched
+    from supervisor.api.rates import AtOnce
     from supervisor.caller import Caller
 
 log = structlog.stdlib.get_logger()
@@ -63,6 +67,8 @@ _END_S = 5.0
 
 #: How much a client must read within the time that it has for reading anything.
 _PART = 65536
+#: Bytes that are read at a time.
+_MOST_BYTES = 2**16
 
 _GONE = trio.BrokenResourceError, trio.ClosedResourceError
 
@@ -90,29 +96,41 @@ class Exchange(TrioASGIHTTPConnection):
             return error
 
     async def __call__(
-        self,
-        receive: Callable[[], Awaitable[Any]],
-        send: Callable[[Any], Awaitable[None]],
+        self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> None:
-        read = trio.Event()
+        with serving(self._caller()):
+            await super().__call__(receive, send)
 
-        async def receive_and_note() -> Any:
-            message = await receive()
-            if not message.get("more_body"):
-                read.set()
-            return message
+    def _create_request_from_scope(self, send: Any) -> Request:
+        request = super()._create_request_from_scope(send)
+        limits, most = self.app.config["CALLERS"], self.app.config["MAX_CONTENT_LENGTH"]
+        request.body = Incoming(request.content_length, most, limits)  # type: ignore[assignment]
+        return request
+
+    async def handle_messages(  # type: ignore[override]
+        self, nursery: trio.Nursery, request: Request, receive: Callable[[], Awaitable[Any]]
+    ) -> None:
+        body: Incoming = request.body  # type: ignore[assignment]
+        while (message := await receive())["type"] != "http.disconnect":
+            await body.arrived(message.get("body", b""), more=message.get("more_body", False))
+        nursery.cancel_scope.cancel()
+
+    async def handle_request(  # type: ignore[override]
+        self, nursery: trio.Nursery, request: Request, send: Callable[[Any], Awaitable[None]]
+    ) -> None:
+        body: Incoming = request.body  # type: ignore[assignment]
 
         async def send_to_the_end(message: Any) -> None:
+            body.discard()
             if message["type"] != "http.response.body" or message.get("more_body"):
                 await send(message)
                 return
             with trio.move_on_after(_LINGER_S):
-                await read.wait()
+                await body.complete.wait()
             with trio.move_on_after(_END_S, shield=True):
                 await send(message)
 
-        with serving(self._caller()):
-            await super().__call__(receive_and_note, send_to_the_end)
+        await super().handle_request(nursery, request, send_to_the_end)
 
 
 class Http1(H11Protocol):
@@ -178,10 +196,13 @@ class LocalStream(trio.abc.HalfCloseableStream):
 class Settings(HypercornConfig):
     """Hypercorn's settings, and ours.
 
+    :ivar per_address: connections that one address has
     :ivar unread_s: after this, a client of the unix socket that reads nothing is cut off
     """
 
     unread_s: float
+    header_timeout_s: float
+    per_address: AtOnce
 
     #: None: no TLS.
     tls: Watched[ssl.SSLContext] | None = None
@@ -206,7 +227,11 @@ class Connection(TCPServer):
         # What becomes ``scope["state"]`` of each request.
         self.state = LifespanState({**self.state, "stream": self.stream})
         try:
-            await super().run()
+            with self.config.per_address.one_more(_address(self.stream)):
+                await super().run()
+        except TooOften as error:
+            log.warning("HTTP connection refused", problem=str(error))
+            await trio.aclose_forcefully(self.stream)
         except Exception as error:
             log.warning("HTTP connection failed", problem=repr(single(error)))
         finally:
@@ -225,10 +250,27 @@ class Connection(TCPServer):
     async def _read_data(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._close_when_idle)
-            await super()._read_data()
+            await self._read_in_time()
             nursery.cancel_scope.cancel()
         # Else the task of a connection that is closed would wait for the next request.
         await self.idle_task.stop()
+
+    async def _read_in_time(self) -> None:
+        """Read until the end, or until a request's headers have taken too long."""
+        due = math.inf
+        data: bytes | None = None
+        while data != b"":
+            data = b""
+            with suppress(*_GONE), trio.move_on_at(due):
+                data = bytes(await self.stream.receive_some(_MOST_BYTES))
+            if data:
+                await self.protocol.handle(RawData(data))
+            if not _has_part_of_head(self.protocol.protocol):
+                due = math.inf
+            elif due == math.inf:
+                due = trio.current_time() + self.config.header_timeout_s
+        await self.protocol.handle(RawData(b""))
+        await self.protocol.handle(Closed())
 
     async def _close_when_idle(self) -> None:
         """Close the connection if it has had no request for one to two idle times."""
@@ -266,6 +308,22 @@ def _is_idle(protocol: H11Protocol | H2Protocol) -> bool:
         return bool(protocol.idle)
     # The stream of a websocket that was turned down stays.
     return protocol.stream is None or bool(protocol.stream.closed)
+
+
+def _has_part_of_head(protocol: H11Protocol | H2Protocol) -> bool:
+    """Whether a request has begun to arrive. HTTP/2's are left to the idle time."""
+    return (
+        isinstance(protocol, H11Protocol)
+        and protocol.stream is None
+        and bool(protocol.connection.trailing_data[0])
+    )
+
+
+def _address(stream: Any) -> str:
+    """The address that a connection comes from, without its port; ``unix`` for a local socket."""
+    plain = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    address = plain.socket.getpeername()
+    return str(address[0]) if isinstance(address, tuple) else "unix"
 
 
 def _most_connections() -> int:

@@ -11,29 +11,31 @@ from typing import TYPE_CHECKING, Any
 import trio
 from quart import Blueprint, Response, request
 
-from supervisor.api.callers import current, needs
+from supervisor.api.callers import current, needs, who
 from supervisor.api.requests import EventsRequest, event_number, page_size
 from supervisor.caller import Right
 from supervisor.state.record import Event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractContextManager
 
+    from supervisor.api.rates import AtOnce
     from supervisor.runs.service import Following, Service
 
 
-def blueprint(service: Service) -> Blueprint:
+def blueprint(service: Service, readers: AtOnce) -> Blueprint:
     routes = Blueprint("events", __name__)
 
     @routes.get("/events")
     @needs(Right.SEE)
     async def events() -> Any:
-        return await _answer(service, EventsRequest(after=_after()))
+        return await _answer(service, EventsRequest(after=_after()), readers)
 
     @routes.get("/vms/<vm_id>/events")
     @needs(Right.SEE)
     async def events_of_one(vm_id: str) -> Any:
-        return await _answer(service, EventsRequest(vm_id, _after()))
+        return await _answer(service, EventsRequest(vm_id, _after()), readers)
 
     return routes
 
@@ -44,9 +46,11 @@ def _after() -> int | None:
     return None if given is None else event_number(given)
 
 
-async def _answer(service: Service, wanted: EventsRequest) -> Any:
+async def _answer(service: Service, wanted: EventsRequest, readers: AtOnce) -> Any:
     limit = request.args.get("limit")
-    return _stream(service, wanted) if limit is None else await _page(service, wanted, limit)
+    if limit is not None:
+        return await _page(service, wanted, limit)
+    return _stream(service, wanted, readers)
 
 
 async def _page(service: Service, wanted: EventsRequest, limit: str) -> dict[str, Any]:
@@ -60,29 +64,33 @@ async def _page(service: Service, wanted: EventsRequest, limit: str) -> dict[str
     return {"events": [event.to_dict() for event in found], "next": following}
 
 
-def _stream(service: Service, wanted: EventsRequest) -> Response:
+def _stream(service: Service, wanted: EventsRequest, readers: AtOnce) -> Response:
+    readers.check(who())  # while there is still another answer than a stream
     following = service.follow(current(), wanted.after, wanted.vm_id)
     return Response(
-        _lines(following, service.config.timing.sse_keep_alive_s),
+        _lines(following, readers.one_more(who()), service.config.timing.sse_keep_alive_s),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _lines(following: Following, keep_alive_s: float) -> AsyncIterator[bytes]:
-    async with following as (old, news):
-        # The head of the answer goes out with its first bytes.
-        yield b": events\n\n"
-        async for event in old:
-            yield _message(event)
-        while True:
-            text = b": keep-alive\n\n"
-            with trio.move_on_after(keep_alive_s):
-                try:
-                    text = _message(await news.receive())
-                except trio.EndOfChannel:
-                    return
-            yield text
+async def _lines(
+    following: Following, one_reader: AbstractContextManager[None], keep_alive_s: float
+) -> AsyncIterator[bytes]:
+    with one_reader:
+        async with following as (old, news):
+            # The head of the answer goes out with its first bytes.
+            yield b": events\n\n"
+            async for event in old:
+                yield _message(event)
+            while True:
+                text = b": keep-alive\n\n"
+                with trio.move_on_after(keep_alive_s):
+                    try:
+                        text = _message(await news.receive())
+                    except trio.EndOfChannel:
+                        return
+                yield text
 
 
 def _message(event: Event) -> bytes:

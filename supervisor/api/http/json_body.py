@@ -5,11 +5,6 @@ An unknown member is an error. The bytes of a computation are an array of number
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import re
-from functools import partial
 from typing import Any, TypeVar
 
 import attrs
@@ -18,6 +13,8 @@ import trio
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 from quart import request
 
+from supervisor.api.http import streamed_json
+from supervisor.api.http.bodies import Incoming  # noqa: TC001
 from supervisor.api.requests import one_of, ttl
 from supervisor.config import RestartPolicy, TemplateUse
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
@@ -27,11 +24,8 @@ T = TypeVar("T")
 
 #: Characters of an unknown member's name that an error shows.
 _LONGEST_NAME = 64
-
-#: Arrays and objects in a body. A request needs one array; millions take gigabytes.
-_MAX_CONTAINERS = 64
-#: The largest bodies take memory by the hundred megabytes and hold the interpreter's lock.
-_parsers = trio.CapacityLimiter(2)
+#: Bodies are decoded one piece at a time, in turn, so that the loop has time for its VMs.
+_turn = trio.Lock()
 
 
 async def read(cls: type[T]) -> T:
@@ -39,34 +33,48 @@ async def read(cls: type[T]) -> T:
 
     :raises InvalidRequest: names the wrong member; UnsupportedMedia if the body is not JSON
     """
-    if request.mimetype != "application/json":
-        given = request.content_type or "none"
-        raise UnsupportedMedia(f"the content type must be application/json, it is {given}")
+    _check_type()
     if encoding := request.content_encoding:
         raise UnsupportedMedia(
             f"the body is encoded as {encoding}", advice="send it without Content-Encoding"
         )
-    body: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]
-    # Megabytes of numbers take long to parse, and the loop has VMs to listen to.
-    return await trio.to_thread.run_sync(partial(_parse, cls, body), limiter=_parsers)
+    body = streamed_json.Body()
+    async for part in incoming():
+        for start in range(0, len(part), streamed_json.PIECE):
+            async with _turn:
+                body.feed(part[start : start + streamed_json.PIECE])
+    return _structure(cls, body.finish())
 
 
 async def read_optional(cls: type[T]) -> T:
     """The same; a request without a body gets the defaults."""
-    return await read(cls) if await request.get_data() else cls()
+    return cls() if await incoming().is_empty() else await read(cls)
 
 
-def _parse(cls: type[T], body: bytes) -> T:
-    if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
-        raise InvalidRequest("the body is nested deeper or holds more than any request does")
+async def check_type() -> None:
+    """For each request, also if its handler reads no body: browsers send others than JSON unasked.
+
+    :raises UnsupportedMedia: if the body is not JSON
+    """
+    if not await incoming().is_empty():
+        _check_type()
+
+
+def _check_type() -> None:
+    if request.mimetype != "application/json":
+        given = (request.content_type or "none")[:_LONGEST_NAME]
+        raise UnsupportedMedia(f"the content type must be application/json, it is {given}")
+
+
+def incoming() -> Incoming:
+    """The present request's body."""
+    body: Incoming = request.body  # type: ignore[assignment]
+    return body
+
+
+def _structure(cls: type[T], members: dict[str, Any]) -> T:
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    try:
-        return _converter.structure(value, cls)
+        return _converter.structure(members, cls)
     except ClassValidationError as group:
         raise _first_problem(cls, group) from None
 
@@ -88,35 +96,14 @@ def _first_problem(cls: type, group: ClassValidationError) -> InvalidRequest:
 
 def _computation(value: object, _: type) -> bytes:
     match value:
-        case str():
-            try:
-                # Go's decoder, and so the original, accepts base64 in lines.
-                return base64.b64decode(re.sub("[\r\n]", "", value), validate=True)
-            except (binascii.Error, ValueError) as error:
-                raise InvalidRequest(
-                    f"computation is not base64: {error}", member="computation"
-                ) from None
-        case list():
-            return _from_numbers(value)
+        case bytes():
+            return value
+        case str() | list():
+            return streamed_json.decoded(value)
     raise InvalidRequest(
         "computation must be an array of numbers from 0 to 255, or a base64 string",
         member="computation",
     )
-
-
-def _from_numbers(numbers: list[object]) -> bytes:
-    # There can be sixteen million numbers, so the common case needs no loop of Python's.
-    if set(map(type, numbers)) <= {int}:
-        try:
-            return bytes(numbers)  # type: ignore[arg-type]
-        except (ValueError, OverflowError):
-            pass
-    for index, number in enumerate(numbers):
-        if type(number) is not int or not 0 <= number <= 255:
-            member = f"computation[{index}]"
-            break
-    shown = json.dumps(number)[:40]
-    raise InvalidRequest(f"{member} is {shown}, not a number from 0 to 255", member=member)
 
 
 def _keep_disk(value: object, _: Any) -> bool:

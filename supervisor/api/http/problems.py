@@ -24,10 +24,10 @@ from werkzeug.exceptions import (
     MethodNotAllowed,
     NotFound,
     RequestEntityTooLarge,
-    RequestTimeout,
 )
 
 from supervisor import errors
+from supervisor.api import trace
 
 if TYPE_CHECKING:
     from quart import Request, Websocket
@@ -39,12 +39,16 @@ log = structlog.stdlib.get_logger()
 _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
     errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.TooSlow: HTTPStatus.REQUEST_TIMEOUT,
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
     errors.UnknownCertificate: HTTPStatus.FORBIDDEN,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
+    errors.Misdirected: HTTPStatus.MISDIRECTED_REQUEST,
+    errors.CrossSite: HTTPStatus.FORBIDDEN,
     errors.VmNotFound: HTTPStatus.NOT_FOUND,
     errors.Busy: HTTPStatus.CONFLICT,
+    errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.AtCapacity: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Stopping: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.PortsTaken: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -90,6 +94,9 @@ def document(status: int, kind: str, detail: str, **members: Any) -> bytes:
 
 def problem(status: int, kind: str, detail: str, **members: Any) -> Response:
     """The answer to the present request."""
+    present = trace.present()
+    present.error = kind
+    members["request_id"] = present.id
     body = document(status, kind, detail, instance=_asked().path, **members)
     return Response(body, status, content_type="application/problem+json")
 
@@ -130,9 +137,6 @@ async def _https(error: HTTPException) -> Response:
         case RequestEntityTooLarge():
             detail = "the body is over the limit"
             advice = f"send at most {current_app.config['MAX_CONTENT_LENGTH']} bytes"
-        case RequestTimeout():
-            detail = "the body did not arrive in time"
-            advice = f"send it within {current_app.config['BODY_TIMEOUT']} s"
         case _ if has_websocket_context():
             detail, advice = "there are no websockets here", "send the request without Upgrade"
         case _:

@@ -7,33 +7,44 @@ from typing import TYPE_CHECKING, Any
 from quart import Blueprint, Response, request
 from quart_trio.wrappers.response import TrioFileBody
 
-from supervisor.api.callers import current, needs
+from supervisor.api import trace
+from supervisor.api.callers import current, needs, who
 from supervisor.api.http import json_body, views
 from supervisor.api.requests import RunRequest
 from supervisor.caller import Right
 
 if TYPE_CHECKING:
+    from supervisor.api.budget import Budget
     from supervisor.runs.service import Service
+    from supervisor.state.record import RunOptions
+    from supervisor.vm.vm import Vm
 
 
-def blueprint(service: Service) -> Blueprint:
+def blueprint(service: Service, budget: Budget) -> Blueprint:
     routes = Blueprint("runs", __name__)
 
     @routes.post("/run")
     @needs(Right.RUN)
     async def run() -> Any:
-        wanted = await json_body.read(RunRequest)
-        options = wanted.options(service.config, _idempotency_key())
+        vm, options = await _submit()
         if _prefers_async():
-            vm = await service.submit(wanted.computation, options, current())
             headers = {
                 "Location": f"/vms/{vm.id}",
                 "Preference-Applied": "respond-async",
             }
             return views.summary(vm), 202, headers
-        vm = await service.run(wanted.computation, options, current())
+        await service.wait_answered(vm, options)
         reply = await vm.read_reply()
         return views.answer(vm, reply), 200, {"Server-Timing": views.server_timing(vm)}
+
+    async def _submit() -> tuple[Vm, RunOptions]:
+        """Nothing of the computation stays in memory: its VM has it on disk."""
+        async with budget.reserve(who(), json_body.incoming().announced):
+            wanted = await json_body.read(RunRequest)
+            options = wanted.options(service.config, _idempotency_key(), trace.present().id)
+            vm = await service.submit(wanted.computation, options, current())
+            trace.present().vm_id = vm.id
+            return vm, options
 
     @routes.get("/vms/<vm_id>/reply")
     @needs(Right.USE)

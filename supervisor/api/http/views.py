@@ -84,6 +84,7 @@ def everything(vm: Vm) -> dict[str, Any]:
         "argv": list(record.command),
         "command": shell_line(record.command),
         "relay": {"state": record.relay},
+        "request_id": options.request_id or None,
         "ttl_s": options.ttl_s,
         "restart": {"policy": options.restart, "count": record.restarts},
         "keep_disk": options.keep_disk,

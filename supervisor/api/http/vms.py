@@ -8,7 +8,7 @@ from quart import Blueprint, Response, request
 
 from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body, views
-from supervisor.api.requests import ShutdownRequest
+from supervisor.api.requests import NoMembers, ShutdownRequest
 from supervisor.caller import Right
 from supervisor.vm import control
 
@@ -65,13 +65,16 @@ def blueprint(service: Service) -> Blueprint:
 
     async def _control(act: Callable[[Vm], Awaitable[None]], vm_id: str) -> Any:
         vm = service.vms.get(vm_id, current())
+        await json_body.read_optional(NoMembers)
         await act(vm)
         return views.status(vm)  # the rest is as it was
 
     @routes.delete("/<vm_id>")
     @needs(Right.USE)
     async def delete(vm_id: str) -> Any:
-        await service.vms.delete(service.vms.get(vm_id, current()))
+        vm = service.vms.get(vm_id, current())
+        await json_body.read_optional(NoMembers)
+        await service.vms.delete(vm)
         answer = Response("", 204)
         del answer.headers["Content-Type"]  # of nothing
         return answer

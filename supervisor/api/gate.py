@@ -1,0 +1,78 @@
+"""What every request passes, on either wire: its trace, its caller's limits, the audit log."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from supervisor.api.audit import Audit, Outcome
+from supervisor.api.budget import Budget
+from supervisor.api.callers import who
+from supervisor.api.rates import AtOnce, Rates
+from supervisor.api.trace import Trace, tracing
+from supervisor.errors import HostError, TooOften
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from supervisor.config import CallersConfig
+
+#: Of one caller: refusals in the audit log at first, and later in each second.
+_REFUSALS, _REFUSALS_PER_S = 100, 0.1
+
+
+class Gate:
+    """:param tmp: the directory of the audit log, if no setting names its file"""
+
+    def __init__(self, limits: CallersConfig, tmp: Path) -> None:
+        self.limits = limits
+        self.budget = Budget(limits.body_bytes, limits.body_wait_s)
+        #: Readers of events.
+        self.readers = AtOnce(limits.readers, "readers of events", "MANAGER_CALLER_READERS")
+        self._running = AtOnce(limits.requests, "requests", "MANAGER_CALLER_REQUESTS")
+        self._rates = Rates(limits.rate, 2 * limits.rate, trio.current_time)
+        self._audit = Audit(
+            limits.audit_log or tmp / "audit.jsonl",
+            limits.audit_bytes,
+            Rates(_REFUSALS_PER_S, _REFUSALS, trio.current_time),
+        )
+
+    @contextmanager
+    def open(self) -> Iterator[Gate]:
+        """:raises HostError: if the audit log cannot be opened"""
+        try:
+            self._audit.open()
+        except OSError as error:
+            raise HostError(
+                f"the audit log {self._audit.file} cannot be opened: {error.strerror}",
+                advice="see MANAGER_AUDIT_LOG",
+            ) from error
+        try:
+            yield self
+        finally:
+            self._audit.close()
+
+    @contextmanager
+    def watching(self, trace: Trace, outcome: Outcome) -> Iterator[None]:
+        """Serve a request that has this trace; its outcome is audited."""
+        with tracing(trace), self._audit.watching(trace, outcome):
+            yield
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Serve the present request within its caller's limits.
+
+        :raises TooOften:
+        """
+        caller = who()
+        if not self._rates.take(caller):
+            raise TooOften(
+                f"a caller has {self.limits.rate} requests a second on average",
+                advice="ask less often, or raise MANAGER_CALLER_RATE",
+                retry_after_s=self._rates.wait_s(caller),
+            )
+        with self._running.one_more(caller):
+            yield
