@@ -96,7 +96,8 @@ def problem(status: int, kind: str, detail: str, **members: Any) -> Response:
     """The answer to the present request."""
     present = trace.present()
     present.error = kind
-    members["request_id"] = present.id
+    if present.id:
+        members["request_id"] = present.id
     body = document(status, kind, detail, instance=_asked().path, **members)
     return Response(body, status, content_type="application/problem+json")
 
