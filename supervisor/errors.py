@@ -148,6 +148,14 @@ class Forbidden(SupervisorError):
         self.right = right
 
 
+class Misdirected(SupervisorError):
+    """The request is for a host that this is not."""
+
+
+class CrossSite(SupervisorError):
+    """A web page of another site made a browser send the request."""
+
+
 class VmNotFound(SupervisorError):
     def __init__(self, vm_id: str) -> None:
         super().__init__(f"no VM has the id {vm_id!r}")
@@ -180,14 +188,6 @@ class Overloaded(AtCapacity):
 
 class TooOften(AtCapacity):
     """The caller asks more often, or for more at once, than one caller may."""
-
-
-class Misdirected(SupervisorError):
-    """The request is for a host that this is not."""
-
-
-class CrossSite(SupervisorError):
-    """A web page of another site made a browser send the request."""
 
 
 class Stopping(SupervisorError):
