@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+# Before the agent: it reads there who may call it.
+EARLY = ("qemu_fw_cfg",)
 # What the agent waits for, what tells the supervisor of a panic, and the power button.
 FIRST = ("virtio_pci", "virtio_net", "pvpanic_mmio", "pvpanic_pci", "button", "evdev")
 # What can wait for the agent: entropy, disks, the watchdog, attestation, vsock, and what tells the
@@ -29,16 +31,17 @@ LATER = (
     "vmw_vsock_virtio_transport",
     "virtio_balloon",
 )
-# Without these the guest has no network: the kernel must have them, as modules or built in.
-REQUIRED = ("virtio_pci", "virtio_net")
+# Without these the guest has no network, or its agent cannot know who may call it: the kernel must
+# have them, as modules or built in.
+REQUIRED = ("virtio_pci", "virtio_net", "qemu_fw_cfg")
 MODULE_HEADER = (b"\x7fELF\x02\x01", 1, 62)  # 64 bits, little-endian; relocatable; x86-64
 
 
 def install(root: Path, version: str, directory: Path) -> None:
-    """Moves what FIRST and LATER need from the kernel *version* in *root* to *directory*.
+    """Moves what EARLY, FIRST and LATER need from the kernel *version* in *root* to *directory*.
 
-    There, the file ``NAME.ko`` is a module. The files ``first`` and ``later`` name one module a
-    line, in the order in which they load.
+    There, the file ``NAME.ko`` is a module. The files ``early``, ``first`` and ``later``
+    name one module a line, in the order in which they load.
 
     A module that the kernel does not have is left out. ImageBuildError: the kernel lacks a module
     of REQUIRED, or a file is not a module that the guest can load.
@@ -50,12 +53,13 @@ def install(root: Path, version: str, directory: Path) -> None:
     paths = read_dependencies((kernel / "modules.dep").read_text())
     built_in = {module_name(line) for line in (kernel / "modules.builtin").read_text().split()}
     if missing := [name for name in REQUIRED if name not in paths and name not in built_in]:
-        why = f"the kernel {version} has no {' and no '.join(missing)}: guests would lack a network"
+        why = f"the kernel {version} has no {' and no '.join(missing)}: guests need them"
         raise ImageBuildError("find the kernel's modules", (), why)
     directory.mkdir(parents=True)
-    first = load_order(FIRST, paths)
-    later = [path for path in load_order(LATER, paths) if path not in first]
-    for name, order in (("first", first), ("later", later)):
+    loaded: set[str] = set()
+    for name, wanted in (("early", EARLY), ("first", FIRST), ("later", LATER)):
+        order = [path for path in load_order(wanted, paths) if path not in loaded]
+        loaded.update(order)
         for path in order:
             unpack(kernel / path, directory / f"{module_name(path)}.ko")
         (directory / name).write_text("".join(f"{module_name(path)}\n" for path in order))

@@ -59,9 +59,9 @@ class CloneServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Renew(self, request, context):
-        """The first call in each copy. Returns when the copy has its own identity. A second call for the
-        same VM changes nothing. FAILED_PRECONDITION without a Prepare before it, or if an earlier call
-        was for another VM.
+        """The first call in each copy. Returns when the copy has its own identity. A second call that
+        differs in nothing but the time changes nothing. FAILED_PRECONDITION without a Prepare before
+        it, or if an earlier call differed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,8 +61,7 @@ class GuestServiceServicer:
         clock runs on, and the time must agree with it. So whoever calls this cannot move the clock
         to another time than the host's. INVALID_ARGUMENT: the time does not agree.
         FAILED_PRECONDITION: the guest has no hardware clock; or Renew, which sets the clock, has not
-        been called yet. Nothing tells the supervisor from another caller: callers are not
-        authenticated.
+        been called yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import http.client
+import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from supervisor.agent.reference import clone, guest_service, service
+from supervisor.agent.reference.access import Access
 from supervisor.agent.reference.clone import Clones
 from supervisor.agent.reference.guest import Guest
 from supervisor.agent.reference.http import serve_http
@@ -30,6 +33,7 @@ from supervisor.pb.guest_pb2 import StatusResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 HARDWARE_CLOCK_S = 1_700_000_000
@@ -109,14 +113,37 @@ def cloned() -> Iterator[Cloned]:
         **clone.methods(clones),
         **guest_service.methods(agent, guest),
     }
-    server = Server(methods, "127.0.0.1", 0)
-    web = serve_http(agent, "127.0.0.1", 0)
+    server = Server(methods, Access(), "127.0.0.1", 0)
+    web = serve_http(agent, Access(), "127.0.0.1", 0)
     clones.agent_is_up.set()
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         yield Cloned(channel, web.server_address[1])
     server.stop()
     web.stop()
     gc.unfreeze()
+
+
+def test_a_stranger_is_refused_over_http_too(tmp_path: Path) -> None:
+    given = tmp_path / "hash"
+    given.write_text(hashlib.sha256(b"ours").hexdigest())
+    access = Access(os.open(given, os.O_RDONLY), str(tmp_path / "open"))
+    web = serve_http(Agent(algorithm_timeout_s=60), access, "127.0.0.1", 0)
+    told = {}
+    for shown in ("", "Bearer other", "Bearer ours"):
+        for method, path in (("GET", "/health"), ("GET", "/metrics"), ("POST", "/run")):
+            connection = http.client.HTTPConnection("127.0.0.1", web.server_address[1], timeout=30)
+            headers = {"Content-Type": "application/json", "Authorization": shown}
+            connection.request(method, path, b'{"computation":"e30="}', headers)
+            response = connection.getresponse()
+            told[shown, path] = response.status
+            assert (response.headers["WWW-Authenticate"] == "Bearer") is (response.status == 401)
+            connection.close()
+    web.stop()
+    assert {key for key, status in told.items() if status == 401} == {
+        *(("", "/metrics"), ("", "/run")),
+        *(("Bearer other", "/metrics"), ("Bearer other", "/run")),
+    }
+    assert set(told.values()) == {200, 401}
 
 
 REFUSED = grpc.StatusCode.FAILED_PRECONDITION
@@ -202,8 +229,14 @@ def test_a_guest_is_renewed_as_one_only(cloned: Cloned) -> None:
     cloned.ask("Prepare")
     assert cloned.ask("Renew") == clone_pb2.RenewResponse()
     assert cloned.ask("Renew") == clone_pb2.RenewResponse()  # who missed the answer asks again
-    other = "7f0c5f3e-0000-4000-8000-ba9876543210"
-    assert cloned.ask("Renew", vm_id=other) is REFUSED
+    later = HARDWARE_CLOCK_S * 10**9 + 1
+    assert cloned.ask("Renew", unix_time_ns=later) == clone_pb2.RenewResponse()
+    for other in (
+        {"vm_id": "7f0c5f3e-0000-4000-8000-ba9876543210"},
+        {"hostname": "other"},
+        {"entropy": bytes(31) + b"1"},
+    ):
+        assert cloned.ask("Renew", **other) is REFUSED, other
 
 
 def test_a_bad_renewal_is_refused_and_waited_for(cloned: Cloned) -> None:

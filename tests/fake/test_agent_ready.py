@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from supervisor.agent import client
+from supervisor.agent.reference.access import Access
 from supervisor.agent.reference.rpc import Server
 from supervisor.agent.reference.service import Agent, methods
 from supervisor.bridge import open_loop
@@ -25,7 +26,7 @@ ATTEMPT_S, SLOW_S = 0.05, 0.5
 
 @contextmanager
 def agent_port() -> Iterator[int]:
-    server = Server(methods(Agent(60)), "127.0.0.1", 0)
+    server = Server(methods(Agent(60)), Access(), "127.0.0.1", 0)
     yield server.port
     server.stop()
 
@@ -102,9 +103,9 @@ async def meet(one: Network, attempt_share: float = 1 / 20) -> str:
     timing = Timing(agent_attempt_s=ATTEMPT_S, agent_attempt_share=attempt_share)
     with trio.fail_after(60):
         target = f"127.0.0.1:{one.port}"
-        async with client.connect("vm", target, AgentConfig(), timing) as guest_agent:
+        async with client.connect("vm", target, AgentConfig(), timing, None) as guest_agent:
             await guest_agent.wait_ready()
-            return await guest_agent.run(b'{"id": "1"}')
+            return await guest_agent.run(b'{"id": "1"}', open_to_all=False)
 
 
 async def test_connections_that_hang_are_given_up() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ import pytest
 from h2.events import ConnectionTerminated
 from h2.settings import SettingCodes
 
+from supervisor.agent.reference.access import Access
 from supervisor.agent.reference.call import MAX_DETAIL_BYTES, MAX_STREAMED_BYTES
 from supervisor.agent.reference.refusal import StatusCode
 from supervisor.agent.reference.rpc import MAX_SLOW_CALLS, Connection
@@ -20,6 +23,7 @@ from tests.support.agent_clients import PATIENCE_S, Client, Raw, World, prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -54,6 +58,22 @@ def test_each_call_has_its_own_answer(world: World) -> None:
     assert [call.result() for call in calls] == words
     for client in clients:
         client.channel.close()
+
+
+def test_strangers_call_ends_at_its_headers(tmp_path: Path) -> None:
+    """Before a byte of its message has come; and a public method asks nobody."""
+    given = tmp_path / "hash"
+    given.write_text(hashlib.sha256(b"ours").hexdigest())
+    world = World(Access(os.open(given, os.O_RDONLY), str(tmp_path / "open")))
+    raw = Raw(world)
+    for method in ("/s/Echo", "/s/Wait", "/s/Join", "/s/None"):
+        stream_id = raw.request(method, b"", end=False)
+        raw.send()
+        fields, body = raw.answer(stream_id)
+        assert (fields["grpc-status"], body) == (str(StatusCode.UNAUTHENTICATED.value), b""), method
+    raw.socket.close()
+    assert status_of(world, "/s/Public", prefixed(b"")) == "0"
+    world.server.stop()
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, MAX_MESSAGE_BYTES])

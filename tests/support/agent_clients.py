@@ -12,6 +12,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, ResponseReceived, StreamEnded, TrailersReceived
 from h2.settings import SettingCodes
 
+from supervisor.agent.reference.access import Access
 from supervisor.agent.reference.call import Method, StreamMethod
 from supervisor.agent.reference.refusal import Refusal, StatusCode
 from supervisor.agent.reference.rpc import Server
@@ -40,13 +41,14 @@ class Joined:
 class World:
     """A server whose slow calls end when they are told to, or when their caller leaves."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access | None = None) -> None:
         self.begun = threading.Semaphore(0)
         self.may_end = threading.Event()
         self.kept = b""
         self.server = Server(
             {
                 "/s/Echo": Method(self.echo),
+                "/s/Public": Method(self.echo, public=True),
                 "/s/Set": Method(self.set),
                 "/s/Get": Method(lambda *_: self.kept),
                 "/s/Wait": Method(self.wait, slow=True),
@@ -57,6 +59,7 @@ class World:
                 ),
                 "/s/Join": StreamMethod(lambda _: Joined()),
             },
+            access or Access(),
             "127.0.0.1",
             0,
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .access import Access
     from .call import Method, StreamMethod
     from .clone import Clones
     from .guest import Guest
@@ -60,13 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     guest = Guest() if options.in_guest else None
+    try:
+        access = _access(guest)
+    except OSError as error:
+        why = f"cannot find out who may call: {error}; load the kernel's module qemu_fw_cfg"
+        print(f"agent: {why}", file=sys.stderr)
+        return 1
     agent, clones, methods = _served(options, guest)
     try:
-        server = Server(methods, options.host, options.grpc_port)
+        server = Server(methods, access, options.host, options.grpc_port)
         # Imported here because it takes long, and gRPC answers meanwhile.
         from .http import serve_http
 
-        http = serve_http(agent, options.host, options.http_port)
+        http = serve_http(agent, access, options.host, options.http_port)
     except OSError as error:
         print(f"agent: cannot listen: {error}", file=sys.stderr)
         return 1
@@ -79,6 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server.stop()  # cancels calls under way, which kills their algorithms
     agent.close()
     return 0
+
+
+def _access(guest: Guest | None) -> Access:
+    """Anybody may call an agent that is not in a guest: no host is there to say who."""
+    from .access import Access
+
+    return Access.of_guest() if guest else Access()
 
 
 def _served(

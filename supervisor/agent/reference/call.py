@@ -30,10 +30,14 @@ MAX_DETAIL_BYTES = 2000
 
 
 class Method(NamedTuple):
-    """What answers a call. *slow*: other calls must not wait for the answer."""
+    """What answers a call.
+
+    *slow*: other calls must not wait for the answer. *public*: it asks nobody for a credential.
+    """
 
     behaviour: Behaviour
     slow: bool = False
+    public: bool = False
 
 
 class Sink(Protocol):
@@ -179,6 +183,11 @@ def _too_long(limit: int) -> Answer:
     return Answer(code=StatusCode.RESOURCE_EXHAUSTED, detail=why)
 
 
+STRANGER = Answer(
+    code=StatusCode.UNAUTHENTICATED,
+    detail="this agent is its run's alone: the metadata 'authorization: Bearer CREDENTIAL' is"
+    " missing or wrong; the run's answer has the credential",
+)
 COMPRESSED = Answer(code=StatusCode.UNIMPLEMENTED, detail="no compressed message is taken")
 
 

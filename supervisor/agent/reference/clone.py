@@ -70,7 +70,7 @@ class Clones:
         self._guest = guest
         self._lock = threading.Lock()
         self._waits = guest.waits()
-        self._renewed_as = ""
+        self._renewed_as: tuple[str, str, bytes] | None = None
         self._reseed: Callable[[], None] = lambda: None
         self.agent_is_up = threading.Event()
         if self._waits:
@@ -99,7 +99,7 @@ class Clones:
     def renew(self, message: bytes) -> None:
         """Gives the guest the names and entropy in *message*, and releases the agent.
 
-        The same renewal once more changes nothing.
+        The same renewal once more changes nothing, and may tell another time. Any other is refused.
         """
         # Prepare takes long, and this call is answered in the server's only thread.
         if not self._lock.acquire(blocking=False):
@@ -113,10 +113,11 @@ class Clones:
     def _renew(self, message: bytes) -> None:
         try:
             new = Renewal.decode(message)
-            if not self._waits and new.machine_id == self._renewed_as:
+            wanted = new.machine_id, new.hostname, new.entropy
+            if not self._waits and wanted == self._renewed_as:
                 return  # the caller did not get the first answer and asks again
             if not self._waits:
-                why = "this guest is no copy, or was renewed as another: Prepare comes first"
+                why = "this guest is no copy, or had another renewal: Prepare comes first"
                 raise Refusal(StatusCode.FAILED_PRECONDITION, why)
             self._guest.set_clock(new.unix_time_ns)
             self._guest.add_entropy(new.entropy)
@@ -129,7 +130,7 @@ class Clones:
             why = f"the guest cannot be renewed: {error}"
             raise Refusal(StatusCode.INTERNAL, why) from error
         self._reseed()
-        self._waits, self._renewed_as = False, new.machine_id
+        self._waits, self._renewed_as = False, wanted
         self._agent.release()
 
     def _settle(self, deadline: float) -> None:

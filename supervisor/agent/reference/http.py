@@ -13,14 +13,22 @@ from .refusal import Refusal, StatusCode
 from .wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
+    from .access import Access
     from .service import Agent
 
 VERSION = "1"
+STRANGER = (
+    "this agent is its run's alone: 'Authorization: Bearer CREDENTIAL' is missing or wrong; the"
+    " run's answer has the credential"
+)
 
 
-def serve_http(agent: Agent, host: str, port: int) -> Server:
-    """A server that runs in a thread of its own, until stop() or the end of the process."""
-    server = Server(agent, host, port)
+def serve_http(agent: Agent, access: Access, host: str, port: int) -> Server:
+    """A server that runs in a thread of its own, until stop() or the end of the process.
+
+    *access* decides whose requests are answered; ``GET /health`` is everybody's.
+    """
+    server = Server(agent, access, host, port)
     server.thread.start()
     return server
 
@@ -34,6 +42,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/health":
             health = {"status": "pass", "version": VERSION, "description": "agent service"}
             self._answer(200, "application/health+json", json.dumps(health))
+        elif not self._is_admitted():
+            self._problem(401, STRANGER)
         elif self.path == "/metrics":
             self._answer(
                 200, "text/plain; version=0.0.4; charset=utf-8", self.server.agent.metrics()
@@ -50,6 +60,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _run(self) -> tuple[int, str]:
         """The status and the agent's reply, or what the caller did wrong."""
+        if not self._is_admitted():
+            return 401, STRANGER
         length = self.headers.get("Content-Length", "")
         if self.path != "/run":
             return 404, f"there is nothing at {self.path}"
@@ -67,6 +79,10 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError as error:
             return 400, str(error)
 
+    def _is_admitted(self) -> bool:
+        headers = {name.lower().encode(): value.encode() for name, value in self.headers.items()}
+        return self.server.access.admits(headers)
+
     def _problem(self, status: int, detail: str) -> None:
         self.close_connection = True  # a body may be left unread
         title = self.responses[status][0]
@@ -78,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
         self.end_headers()
         self.wfile.write(body)
 
@@ -88,8 +106,9 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, agent: Agent, host: str, port: int) -> None:
+    def __init__(self, agent: Agent, access: Access, host: str, port: int) -> None:
         self.agent = agent
+        self.access = access
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
         self.thread = threading.Thread(target=self._serve, name="http", daemon=True)

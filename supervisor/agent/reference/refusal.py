@@ -19,6 +19,7 @@ class StatusCode(enum.Enum):
     ABORTED = 10
     UNIMPLEMENTED = 12
     INTERNAL = 13
+    UNAUTHENTICATED = 16
 
 
 class Refusal(Exception):

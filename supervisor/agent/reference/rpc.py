@@ -44,7 +44,7 @@ from h2.events import ConnectionTerminated, DataReceived, RequestReceived, Strea
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
-from .call import Call, StreamCall, StreamMethod
+from .call import STRANGER, Call, Method, StreamCall, StreamMethod
 from .refusal import StatusCode
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 
     from h2.events import Event
 
-    from .call import Answer, Method
+    from .access import Access
+    from .call import Answer
 
 READ_BYTES = 1 << 16
 # What a client may send ahead of our reading, on each call and on all of a connection.
@@ -142,6 +143,10 @@ class Connection:
                 self._calls[stream_id] = StreamCall(method)
             else:
                 self._calls[stream_id] = Call(method)
+            public = isinstance(method, Method) and method.public
+            # Now, so that nothing of a stranger's call is kept.
+            if not public and not self._server.access.admits(headers):
+                self._settle(stream_id, STRANGER)
         else:
             self._h2.send_headers(stream_id, [(":status", "415")], end_stream=True)
 
@@ -209,10 +214,16 @@ class Connection:
 
 
 class Server:
-    """Serves *methods*, which are known by their paths, until `stop`. OSError: no such port."""
+    """Serves *methods*, which are known by their paths, until `stop`.
 
-    def __init__(self, methods: Mapping[str, Method | StreamMethod], host: str, port: int) -> None:
+    *access* decides whose calls are answered. OSError: no such port.
+    """
+
+    def __init__(
+        self, methods: Mapping[str, Method | StreamMethod], access: Access, host: str, port: int
+    ) -> None:
         self.methods = methods
+        self.access = access
         v6 = ":" in host
         self._listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if v6 else socket.AF_INET, dualstack_ipv6=v6

@@ -186,7 +186,7 @@ def methods(agent: Agent) -> dict[str, Method]:
         f"/{SERVICE}/{name}": Method(_method(agent, name), slow=name in SLOW)
         for name in agent.methods
     }
-    served["/grpc.health.v1.Health/Check"] = Method(_health(agent))
+    served["/grpc.health.v1.Health/Check"] = Method(_health(agent), public=True)
     return served
 
 
