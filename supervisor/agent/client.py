@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from supervisor.config import AgentConfig
     from supervisor.qemu.cmdline import Forward
 
+    Metadata = tuple[tuple[str, str], ...]
+
 _CLOSE_S = 2.0
 
 #: How much longer than an attempt its connection may last.
@@ -72,10 +74,13 @@ class Life:
 
     :ivar instance: drawn at each start of the agent; empty if the agent does not tell
     :ivar last_end: how the agent before this one ended; empty if there was none
+    :ivar protected: whether it refused a caller without the credential. What other callers do has
+        no part in that
     """
 
     instance: str = ""
     last_end: str = ""
+    protected: bool = attrs.field(default=False, kw_only=True)
 
 
 class Agent:
@@ -86,6 +91,7 @@ class Agent:
     busy host would never finish its part of one; so the longer the wait, the longer an attempt.
 
     :param address: ``host:port``
+    :param credential: what it is shown at each call; None for a VM that has none
     :param reply_bytes: the largest answer that is taken. A reply may be longer than its
         computation: the agent writes the computation again
     :ivar refused: whether the last attempt of `wait_ready` was turned down: the guest's network is
@@ -103,8 +109,11 @@ class Agent:
         address: str,
         config: AgentConfig,
         timing: Timing,
+        credential: str | None,
         reply_bytes: int = 2 * MAX_MESSAGE,
     ) -> None:
+        shown = (("authorization", f"Bearer {credential}"),)
+        self._metadata: Metadata = shown if credential else ()
         self._vm_id = vm_id
         self.address = address
         self._reply_bytes = reply_bytes
@@ -154,13 +163,16 @@ class Agent:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
                 await aio_as_trio(channel.close)()
 
-    async def run(self, computation: bytes) -> str:
+    async def run(self, computation: bytes, *, open_to_all: bool) -> str:
         """The agent's reply to *computation*.
 
+        :param open_to_all: whether the agent answers everybody from now on
         :raises AgentError: if the agent answers with an error, or not at all
         """
         method = agent_pb2_grpc.AgentServiceStub(self._channel).Run
-        response = await self._ask(method, agent_pb2.RunRequest(computation=computation))
+        request = agent_pb2.RunRequest(computation=computation)
+        wish = (("agent-access", "open"),) if open_to_all else ()
+        response = await self._ask(method, request, (*self._metadata, *wish))
         return str(response.Computation)
 
     async def warm_up(self) -> None:
@@ -213,14 +225,23 @@ class Agent:
     async def _life(self, attempt_s: float) -> Life:
         if self._channel is None:
             self._channel = await aio_as_trio(self._open)(attempt_s)
+        # A stranger first: an agent that answers a stranger asks nobody.
+        status, code = await self._status(())
+        protected = code == "UNAUTHENTICATED"
+        if protected:
+            status, _ = await self._status(self._metadata)
+        last_end = clean(status.last_end, _WORD_BYTES)
+        return Life(status.instance_id[:_WORD_BYTES], last_end, protected=protected)
+
+    async def _status(self, metadata: Metadata) -> tuple[guest_pb2.StatusResponse, str]:
+        """What the agent says of itself, or nothing and the code of its refusal."""
         method = guest_pb2_grpc.GuestServiceStub(self._channel).Status
         try:
-            status = await self._ask(method, guest_pb2.StatusRequest())
+            return await self._ask(method, guest_pb2.StatusRequest(), metadata), "OK"
         except AgentError as error:
             if error.code == "UNAVAILABLE":
                 raise
-            return Life()
-        return Life(status.instance_id[:_WORD_BYTES], clean(status.last_end, _WORD_BYTES))
+            return guest_pb2.StatusResponse(), error.code
 
     async def set_clock(self) -> float | None:
         """Have the guest set its clock, which stood still while it was paused. After `check`.
@@ -238,9 +259,17 @@ class Agent:
             return None
         return float(response.moved_ns / 1e9)
 
-    async def _ask(self, method: Callable[[Any], Awaitable[Any]], request: object) -> Any:
+    async def _ask(
+        self,
+        method: Callable[..., Awaitable[Any]],
+        request: object,
+        metadata: Metadata | None = None,
+    ) -> Any:
+        """:param metadata: in place of the credential"""
+
         async def ask() -> Any:  # asyncio-flavoured
-            return await method(request)
+            shown = self._metadata if metadata is None else metadata
+            return await method(request, metadata=shown)
 
         try:
             response = await aio_as_trio(ask)()
@@ -280,13 +309,15 @@ async def connect(
     target: str,
     config: AgentConfig,
     timing: Timing,
+    credential: str | None,
     reply_bytes: int = 2 * MAX_MESSAGE,
 ) -> AsyncIterator[Agent]:
     """An `Agent`, which may not be there yet. Its channel is closed at the end of the block.
 
     :param target: ``host:port``
+    :param credential: what it is shown at each call; None for a VM that has none
     """
-    guest_agent = Agent(vm_id, target, config, timing, reply_bytes)
+    guest_agent = Agent(vm_id, target, config, timing, credential, reply_bytes)
     try:
         yield guest_agent
     finally:

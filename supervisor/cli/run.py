@@ -71,16 +71,19 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options:
     with _stop_signals() as signals:
         with stderr().status("waiting for a VM"):
             vm = client.run(body)
+        credential = vm.get("credential")  # an older supervisor has none
         vm = _follow(client, vm["id"], signals)
     reply = client.text(f"/vms/{vm['id']}/reply")
     if as_json:
-        print_json(_answer(vm, reply))
+        print_json(_answer(vm, reply) | {"credential": credential})
         return
     print_reply(reply)
     console = stderr()
     console.print(f"VM {vm['id']} is {vm['state']}")
     for one in vm["forwards"]:
         console.print(f"  {forward(one)}")
+    if credential:
+        console.print(f"its agent asks for the credential {credential}")
     console.print(f"end it with: qmp-supervisor shutdown {vm['id'][:8]}")
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsupervisor/pb/manager.proto\x12\x07manager\"!\n\nRunRequest\x12\x13\n\x0b\x63omputation\x18\x01 \x01(\x0c\".\n\x0bRunResponse\x12\n\n\x02ID\x18\x01 \x01(\t\x12\x13\n\x0b\x63omputation\x18\x02 \x01(\t2D\n\x0eManagerService\x12\x32\n\x03Run\x12\x13.manager.RunRequest\x1a\x14.manager.RunResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsupervisor/pb/manager.proto\x12\x07manager\"!\n\nRunRequest\x12\x13\n\x0b\x63omputation\x18\x01 \x01(\x0c\"B\n\x0bRunResponse\x12\n\n\x02ID\x18\x01 \x01(\t\x12\x13\n\x0b\x63omputation\x18\x02 \x01(\t\x12\x12\n\ncredential\x18\x03 \x01(\t2D\n\x0eManagerService\x12\x32\n\x03Run\x12\x13.manager.RunRequest\x1a\x14.manager.RunResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNREQUEST']._serialized_start=40
   _globals['_RUNREQUEST']._serialized_end=73
   _globals['_RUNRESPONSE']._serialized_start=75
-  _globals['_RUNRESPONSE']._serialized_end=121
-  _globals['_MANAGERSERVICE']._serialized_start=123
-  _globals['_MANAGERSERVICE']._serialized_end=191
+  _globals['_RUNRESPONSE']._serialized_end=141
+  _globals['_MANAGERSERVICE']._serialized_start=143
+  _globals['_MANAGERSERVICE']._serialized_end=211
 # @@protoc_insertion_point(module_scope)

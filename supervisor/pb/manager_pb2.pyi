@@ -11,9 +11,11 @@ class RunRequest(_message.Message):
     def __init__(self, computation: _Optional[bytes] = ...) -> None: ...
 
 class RunResponse(_message.Message):
-    __slots__ = ("ID", "computation")
+    __slots__ = ("ID", "computation", "credential")
     ID_FIELD_NUMBER: _ClassVar[int]
     COMPUTATION_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIAL_FIELD_NUMBER: _ClassVar[int]
     ID: str
     computation: str
-    def __init__(self, ID: _Optional[str] = ..., computation: _Optional[str] = ...) -> None: ...
+    credential: str
+    def __init__(self, ID: _Optional[str] = ..., computation: _Optional[str] = ..., credential: _Optional[str] = ...) -> None: ...

@@ -73,6 +73,7 @@ class Machine:
 
     :param overlay: a qcow2 file on the base image or on a template's overlay
     :param ram: None if the memory is not in a file
+    :param credential_hash: what the agent knows its callers by; None if it asks nobody
     """
 
     vm_id: str
@@ -84,6 +85,7 @@ class Machine:
     serial_log: Path
     qmp_socket: Path
     ram: Ram | None = None
+    credential_hash: str | None = None
 
 
 def argv(config: QemuConfig, machine: Machine) -> list[str]:
@@ -262,6 +264,18 @@ def memory_args(config: QemuConfig, machine: Machine) -> list[str]:
     ]
 
 
+def access_args(machine: Machine) -> list[str]:
+    """The item of the firmware's configuration by which an agent knows its callers.
+
+    A hash, so it may be read by all who can read a command line. An item is not part of a machine's
+    state, so a clone has that of its own QEMU. For that all must have the same size.
+    """
+    if machine.credential_hash is None:
+        return []
+    name = "opt/org.qmp-supervisor/credential-sha256"
+    return ["-fw_cfg", f"name={name},string={machine.credential_hash}"]
+
+
 def our_args(config: QemuConfig, machine: Machine) -> list[str]:
     """What this project adds: a name, a log, a panic device, a boot order, a sandbox, ..."""
     return [
@@ -276,6 +290,7 @@ def our_args(config: QemuConfig, machine: Machine) -> list[str]:
         *(["-vga", "none"] if config.no_graphic else []),
         *watchdog_args(config),
         *memory_args(config, machine),
+        *access_args(machine),
         # With the disk first, the firmware does not try the network: half a second faster.
         *("-global", "scsi-hd.bootindex=0"),
         # A reboot in the same process would leave no record of its cause.

@@ -25,6 +25,7 @@ from supervisor.state.record import (
     RelayState,
     RunOptions,
 )
+from supervisor.state.secret import Secret
 from supervisor.templates.registry import Templates
 from supervisor.vm.task import Left, VmTask
 from supervisor.vm.vm import Vm
@@ -117,11 +118,12 @@ class Vms:
             vcpus=room.vcpus,
             phases={Phase.QUEUE: self.host.clock.boottime_s() - requested_s},
         )
+        secret = Secret.new()
         try:
             if self.closing:
                 raise Stopping
             self._check_agent(owner)
-            record = await self.journal.create(record, computation)
+            record = await self.journal.create(record, computation, secret)
         except OSError as error:
             self.admission.leave(room)
             raise self.unrecorded(record.id, error) from error
@@ -130,7 +132,7 @@ class Vms:
             raise
         finally:
             self._starting -= 1
-        vm = self._add(record, requested_s)
+        vm = self._add(record, secret, requested_s)
         vm.reached(Phase.DIRECTORY)
         self.spawn(self._supervise, vm, None, self.host.users.take())
         return vm
@@ -152,7 +154,7 @@ class Vms:
         self.templates.load(recovered.records)
         alive = []
         for record in recovered.records:
-            vm = self._add(record)
+            vm = self._add(record, recovered.secrets.get(record.id))
             if record.purpose is Purpose.TEMPLATE:
                 self.discard(vm)  # its making was cut short
             if not record.ended:
@@ -185,8 +187,8 @@ class Vms:
                 " agent of its own",
             )
 
-    def _add(self, record: Record, requested_s: float | None = None) -> Vm:
-        vm = Vm(record, self.config, self.journal, self.host.clock, requested_s)
+    def _add(self, record: Record, secret: Secret | None, requested_s: float | None = None) -> Vm:
+        vm = Vm(record, self.config, self.journal, self.host.clock, secret, requested_s)
         self._by_id[vm.id] = vm
         return vm
 

@@ -24,6 +24,7 @@ from supervisor.state.record import Event, EventKind, Record
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
+    from supervisor.state.secret import Secret
     from supervisor.state.store import Store
 
 log = structlog.stdlib.get_logger()
@@ -55,8 +56,8 @@ class Journal:
         self._reserving = trio.Lock()
         self._written: dict[int, Event | None] = {}
 
-    async def create(self, record: Record, computation: bytes | None) -> Record:
-        """Make a VM's directory with its record and, if there is one, its computation.
+    async def create(self, record: Record, computation: bytes | None, secret: Secret) -> Record:
+        """Make a VM's directory with its record, its secret and, if there is one, its computation.
 
         :returns: the record, with the number of its first event
         :raises OSError: if the directory cannot be written; nothing of it is left then
@@ -67,7 +68,7 @@ class Journal:
         record = attrs.evolve(record, sequence=event.sequence)
         written = False
         try:
-            await _in_thread(self._store.create, record, [event], computation)
+            await _in_thread(self._store.create, record, [event], computation, secret)
             written = True
         finally:
             self._publish(event.sequence, event if written else None)

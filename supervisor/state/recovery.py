@@ -12,6 +12,7 @@ import trio
 from supervisor.config import RestartPolicy
 from supervisor.qemu import cmdline, process
 from supervisor.state.record import EventKind, Purpose, Record, RelayState, RunOptions
+from supervisor.state.secret import Secret
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
 
@@ -33,6 +34,8 @@ class Recovered:
     """What `recover` found.
 
     :param processes: the process of each VM that still runs, with a pidfd, by VM id
+    :param secrets: the secret of each VM that has not ended, by VM id; an earlier version's VM has
+        none
     :param sequence: the greatest event number that may have been published
     :param rebuilt: ids of VMs whose record was rebuilt, with the path to which the damaged record
         was moved; None if there was no record
@@ -41,6 +44,7 @@ class Recovered:
 
     records: list[Record]
     processes: dict[str, tuple[ProcessId, int]]
+    secrets: dict[str, Secret]
     sequence: int
     rebuilt: dict[str, Path | None]
     gone: dict[str, str]
@@ -89,7 +93,12 @@ def _recover(config: Config, clock: Clock, store: Store) -> Recovered:
         else record
         for record in records
     ]
-    return Recovered(records, processes, sequence, moved, loaded.gone)
+    secrets = {
+        record.id: secret
+        for record in records
+        if not record.ended and (secret := Secret.read(VmDir(config.qemu.tmp / record.id).secret))
+    }
+    return Recovered(records, processes, secrets, sequence, moved, loaded.gone)
 
 
 def _is_ours(pids: list[int]) -> bool:

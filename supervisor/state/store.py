@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from supervisor.state.secret import Secret
+
 log = structlog.stdlib.get_logger()
 
 _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -107,7 +109,9 @@ class Store:
         #: Several threads write the supervisor's own events; a VM's events come one at a time.
         self._noting = threading.Lock()
 
-    def create(self, new: Record, events: Sequence[Event], computation: bytes | None) -> None:
+    def create(
+        self, new: Record, events: Sequence[Event], computation: bytes | None, secret: Secret
+    ) -> None:
         """Make a VM's directory. After a crash it is complete, or `load` removes the draft.
 
         :raises OSError: if it cannot be written; nothing of it is left then
@@ -118,6 +122,7 @@ class Store:
             draft.path.mkdir(mode=0o700)
             _replace(draft.record, record.dump(new, events))
             _append(draft.events, map(event_line, events))
+            secret.write(draft.secret)
             if computation is not None:
                 draft.computation.write_bytes(computation)
             draft.path.rename(path)

@@ -102,6 +102,11 @@ class VmDir:
         return self.path / "reply"
 
     @property
+    def secret(self) -> Path:
+        """See `secret`. The file is the supervisor's alone."""
+        return self.path / "secret"
+
+    @property
     def serial_log(self) -> Path:
         return self.path / "serial.log"
 
@@ -214,7 +219,7 @@ class VmDir:
 
         :param disks: also remove the disk, the firmware variables, the memory and the state
         """
-        files = [self.qmp_socket, self.computation]
+        files = [self.qmp_socket, self.computation, self.secret]
         if disks:
             files += [self.overlay, self.firmware_vars, self.ram, self.state]
         for file in files:

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from supervisor.state.vm_dir import VmDir
 
 #: Part of every fingerprint. Increase it if guests are prepared or renewed in another way.
-_FORMAT = 1
+_FORMAT = 2
 
+_NO_HASH = "0" * 64
 _NO_ID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -217,6 +218,7 @@ def fingerprint(config: QemuConfig, host: Host) -> Fingerprint:
         firmware_vars=unspecified,
         serial_log=unspecified,
         qmp_socket=unspecified,
+        credential_hash=_NO_HASH,
         ram=cmdline.Ram(unspecified, shared=True),
     )
     files = {

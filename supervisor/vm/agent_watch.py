@@ -61,8 +61,9 @@ class AgentWatch:
         """Ask the agent at each heartbeat, and after each pause. Does not return."""
         vm, config = self._vm, self._vm.config
         pause_s = 0.0 if self._clock_is_late else self._first_pause_s()
+        credential = vm.secret.credential if vm.secret else None
         connecting = client.connect(
-            vm.id, self._target, config.agent, config.timing, client.CHECK_BYTES
+            *(vm.id, self._target, config.agent, config.timing, credential, client.CHECK_BYTES)
         )
         async with connecting as agent:
             while True:
@@ -108,6 +109,7 @@ class AgentWatch:
             end = f"; the one before ended: {life.last_end}" if life.last_end else ""
             await self._tell_lost("restarted", f"the agent was started again{end}")
         self._instance, self._has_no_past = life.instance or self._instance, False
+        vm.agent_protected = life.protected
         was_lost = vm.agent_lost
         vm.note_agent(problem="")
         if was_lost:

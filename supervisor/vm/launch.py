@@ -193,6 +193,7 @@ class Launcher:
             serial_log=vm_dir.serial_log,
             qmp_socket=vm_dir.qmp_socket,
             ram=ram,
+            credential_hash=self._vm.secret.credential_hash if self._vm.secret else None,
         )
 
     @contextmanager

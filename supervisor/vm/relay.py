@@ -5,7 +5,6 @@ The computation is sent once. It is sent again only after a restart that the run
 
 from __future__ import annotations
 
-import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,11 @@ import structlog
 import trio
 
 from supervisor.agent import client
-from supervisor.config import RestartPolicy
+from supervisor.config import Auth, RestartPolicy
 from supervisor.errors import AgentError, AgentTimeout, CloneFailed, SupervisorError
 from supervisor.qemu.process import EXIT_LAG_S
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
+from supervisor.state.secret import Secret
 from supervisor.state.status import VmState
 from supervisor.vm.agent_watch import AgentWatch
 from supervisor.vm.diagnosis import CONSOLE_BYTES, diagnose, how_agent_ended
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
-
-#: What each clone of a guest gets of the host's entropy: twice what its kernel's key holds.
-_ENTROPY_BYTES = 64
 
 #: The agent has not got the computation yet, if there is one.
 _BEFORE_SENDING = (RelayState.IDLE, RelayState.WAITING)
@@ -122,7 +119,10 @@ class Relay:
         if vm.was_reached(Phase.AGENT) and record.relay not in _BEFORE_SENDING:
             # It was ready when the VM was adopted, and nobody waits for it.
             await AgentWatch(vm, target).run()
-        async with client.connect(vm.id, target, vm.config.agent, vm.config.timing) as agent:
+        credential = vm.secret.credential if vm.secret else None
+        config = vm.config
+        connecting = client.connect(vm.id, target, config.agent, config.timing, credential)
+        async with connecting as agent:
             if record.template and not record.renewed:
                 await self._renew(agent, session)
             else:
@@ -136,7 +136,7 @@ class Relay:
                 log.info("agent ready", vm=vm.id, agent=target)
             if vm.record.purpose is Purpose.POOL:
                 await vm.write_deferred()
-                with trio.move_on_after(vm.config.timing.agent_warm_up_s):
+                with trio.move_on_after(config.timing.agent_warm_up_s):
                     async with move_on_when(self._wait_assigned):
                         await agent.warm_up()
             vm.note_agent(problem="")
@@ -155,11 +155,13 @@ class Relay:
     async def _renew(self, agent: Agent, session: Session) -> None:
         """Give a clone its own identity and entropy, before any other request."""
         vm, timeout_s = self._vm, self._vm.config.start.clone_timeout_s
+        # A clone of an earlier version may have had another one.
+        entropy = (vm.secret or Secret.new()).entropy
         try:
             async with self._in_time(timeout_s) as patience:
                 # A clone listens at once. If many start together, it only answers slowly.
                 await self._reach(agent, timeout_s / 3)
-                await agent.renew(os.urandom(_ENTROPY_BYTES))
+                await agent.renew(entropy)
         except AgentError as error:
             await self._let_the_end_decide(session)
             why = f"its agent does not renew itself: {error.code}, {error.text}"
@@ -270,7 +272,7 @@ class Relay:
             async with self._in_time(timeout_s):
                 # The connection of an agent that has died may hang, as may that of a guest.
                 async with move_on_when(watch.wait_death):
-                    return await agent.run(computation)
+                    return await agent.run(computation, open_to_all=vm.config.auth is Auth.OFF)
                 raise AgentError(vm.id, "UNAVAILABLE", watch.death)
         except AgentError as error:
             if error.code != "UNAVAILABLE":

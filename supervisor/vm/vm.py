@@ -12,6 +12,7 @@ import attrs
 import structlog
 import trio
 
+from supervisor.config import Auth
 from supervisor.errors import Busy, RunFailed, Stopping, SupervisorError
 from supervisor.qemu.connection import MonitorState
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from supervisor.qemu.qmp import Facts, Monitor
     from supervisor.state.journal import Journal, News
     from supervisor.state.record import Record, RunOptions
+    from supervisor.state.secret import Secret
     from supervisor.vm.session import Session
 
 log = structlog.stdlib.get_logger()
@@ -53,6 +55,7 @@ class Vm:
     :ivar agent_lost: whether it was ready, and does not answer any more
     :ivar agent_problem: what is wrong with an agent that is not ready, if that is known
     :ivar agent_last_lost: the problem of the last time that it was lost, if this supervisor saw one
+    :ivar agent_protected: whether the agent refused to answer a stranger; None if that is not known
     :ivar resumes: how often the guest has run on after a pause; 1 more if it was adopted
     :ivar prepared: whether the guest is ready to become a template, and nobody is connected
     :ivar failure: why its run or its task failed, if the VM's own end does not say it
@@ -67,18 +70,24 @@ class Vm:
         config: Config,
         journal: Journal,
         clock: Clock,
+        secret: Secret | None,
         requested_s: float | None = None,
     ) -> None:
-        """:param requested_s: when its run was asked for, by ``clock``; None for now"""
+        """
+        :param secret: None for a VM that has ended, or that an earlier version began
+        :param requested_s: when its run was asked for, by ``clock``; None for now
+        """
         self.record = record
         self.config = config
         self.clock = clock
         self.dir = VmDir(config.qemu.tmp / record.id)
+        self.secret = secret
         self.session: Session | None = None
         self.agent_ready = False
         self.agent_lost = False
         self.agent_problem = ""
         self.agent_last_lost = ""
+        self.agent_protected: bool | None = None
         self.resumes = 0
         self.prepared = False
         self.failure: SupervisorError | None = None
@@ -146,6 +155,12 @@ class Vm:
         """Seconds since the guest first ran; None before that and after the end."""
         since = self.record.running_since_s
         return None if self.ended or since is None else self.clock.boottime_s() - since
+
+    @property
+    def credential(self) -> str | None:
+        """What its run must show to the agent; None if nobody must, or if no run has this VM."""
+        is_asked = self.config.auth is Auth.ON and self.record.purpose is Purpose.RUN
+        return self.secret.credential if self.secret and is_asked and not self.ended else None
 
     @property
     def reply_file(self) -> Path:
@@ -355,6 +370,7 @@ class Vm:
     def forget_agent(self) -> None:
         """There is no agent: the guest was reset, or has ended."""
         self.agent_ready, self.agent_lost, self.agent_problem = False, False, ""
+        self.agent_protected = None
 
     def notify(self) -> None:
         """Have every ``until`` evaluate its condition again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import threading
 from concurrent import futures
@@ -23,7 +24,7 @@ from supervisor.pb import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tests.support.scenario import Scenario
 
@@ -37,6 +38,7 @@ class Twin(Protocol):
     ``last_end`` says how the agent before that ended.
     """
 
+    argv: list[str]
     prepared: bool
     renewed_as: str
     instance: str
@@ -159,6 +161,12 @@ class _Health(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthCheckResponse(status=1)
 
 
+def credential_hash(argv: Sequence[str]) -> str:
+    """What QEMU's command line tells the agent of its callers."""
+    words = (word for word in argv if "credential-sha256" in word)
+    return next(words).partition("string=")[2]
+
+
 def _is_uuid(text: str) -> bool:
     try:
         return str(UUID(text)) == text
@@ -187,10 +195,14 @@ def start(
     if kind == "deaf":
         return _Deaf(port)
     if kind == "reference":
-        from supervisor.agent.reference import rpc, service
+        from supervisor.agent.reference import access, rpc, service
 
         agent = service.Agent(algorithm_timeout_s=10)
-        return rpc.Server(service.methods(agent), "127.0.0.1", port)
+        given = directory / f"hash-{port}"
+        given.write_text(credential_hash(guest.argv))
+        hash_file = os.open(given, os.O_RDONLY)
+        asks = access.Access(hash_file, str(directory / f"open-{port}-{os.getpid()}"))
+        return rpc.Server(service.methods(agent), asks, "127.0.0.1", port)
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=2),
         options=(("grpc.max_receive_message_length", _LIMIT), ("grpc.so_reuseport", 0)),

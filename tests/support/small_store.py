@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from supervisor.state.record import Event, EventKind, Record, RunOptions
+from supervisor.state.secret import Secret
 from supervisor.state.status import Status, VmState
 from supervisor.state.store import Store
 
@@ -32,7 +33,7 @@ def new(sequence: int = 1, vm_id: str = ONE) -> Record:
 
 def created(tmp: Path, vm_id: str = ONE, sequence: int = 1) -> Store:
     made = Store(tmp)
-    made.create(new(sequence, vm_id), [news(sequence, vm_id)], b"computation")
+    made.create(new(sequence, vm_id), [news(sequence, vm_id)], b"computation", Secret.new())
     return made
 
 

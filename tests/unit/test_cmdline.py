@@ -94,6 +94,13 @@ def originals(words: list[str]) -> list[str]:
     return [word.replace(f"-{VM_ID}", "") for word in words[: words.index("-chardev")]]
 
 
+def test_agent_knows_its_callers_by_a_hash_of_a_fixed_size() -> None:
+    machine = attrs.evolve(a_machine(), credential_hash="5" * 64)
+    item = option(cmdline.argv(CONFIG, machine), "-fw_cfg")
+    assert item == f"name=opt/org.qmp-supervisor/credential-sha256,string={'5' * 64}"
+    assert "-fw_cfg" not in cmdline.argv(CONFIG, a_machine())
+
+
 def test_plain_vm_is_started_as_the_original_was() -> None:
     assert originals(cmdline.argv(OPEN, a_machine())) == PLAIN.split(" ")
 

@@ -18,6 +18,7 @@ from supervisor.state.record import (
     Record,
     RunOptions,
 )
+from supervisor.state.secret import Secret
 from supervisor.state.store import Store
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ class SlowStore(Store):
     def gate(self, number: int) -> threading.Event:
         return self._gates.setdefault(number, threading.Event())
 
-    def create(self, new: Record, events: Sequence[Event], computation: bytes | None) -> None:
+    def create(
+        self, new: Record, events: Sequence[Event], computation: bytes | None, secret: Secret
+    ) -> None:
         self._pass(events[-1])
 
     def write(self, changed: Record, events: Sequence[Event]) -> None:
@@ -100,7 +103,7 @@ async def test_nobody_waits_for_the_disk_but_those_who_need_numbers(tmp_path: Pa
     with told.events.subscribe() as news:
         async with trio.open_nursery() as nursery:
             for number in range(3):
-                nursery.start_soon(told.create, new(number), b"x")
+                nursery.start_soon(told.create, new(number), b"x", Secret.new())
             await trio.testing.wait_all_tasks_blocked()
             disk.others_went_on.set()
         assert numbers(await take(news, 3)) == [1, 2, 3]
@@ -110,7 +113,7 @@ async def test_nobody_waits_for_the_disk_but_those_who_need_numbers(tmp_path: Pa
 async def test_numbers_and_records(tmp_path: Path) -> None:
     told = opened(tmp_path)
     with told.events.subscribe() as news:
-        record = await told.create(new(), b"computation")
+        record = await told.create(new(), b"computation", Secret.new())
         assert record.sequence == 1
         record = await told.commit(record, (EventKind.RESET, {"x": 1}), (EventKind.AGENT, {}))
         assert record.sequence == 3
@@ -138,7 +141,7 @@ async def test_numbers_and_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["nothing", "delete", "lose"])
 async def test_no_number_is_given_again_by_the_next_supervisor(tmp_path: Path, what: str) -> None:
     before = opened(tmp_path)
-    record = await before.create(new(), b"x")
+    record = await before.create(new(), b"x", Secret.new())
     await before.commit(record, (EventKind.RESET, {}))
     if what == "delete":
         await before.remove(record.id, record.owner)
@@ -155,7 +158,7 @@ async def test_no_number_is_given_again_by_the_next_supervisor(tmp_path: Path, w
 
 async def test_number_of_what_could_not_be_written_is_not_given_again(tmp_path: Path) -> None:
     before = opened(tmp_path)
-    record = await before.create(new(), b"x")
+    record = await before.create(new(), b"x", Secret.new())
     for name in ("vm.json.new", "events.jsonl"):
         (tmp_path / record.id / name).unlink(missing_ok=True)
         (tmp_path / record.id / name).mkdir()
@@ -172,8 +175,8 @@ async def test_vm_that_cannot_be_put_on_record_is_told_of_to_nobody(tmp_path: Pa
     (tmp_path / vm_id(1) / "in the way").touch()
     with told.events.subscribe() as news:
         with pytest.raises(OSError, match="not empty"):
-            await told.create(new(1), b"x")
-        await told.create(new(2), b"x")
+            await told.create(new(1), b"x", Secret.new())
+        await told.create(new(2), b"x", Secret.new())
         (event,) = await take(news, 1)
     assert event.vm_id == vm_id(2)
 
@@ -211,7 +214,7 @@ async def test_what_fails_holds_nobody_up(tmp_path: Path) -> None:
 
             async def create() -> None:
                 with pytest.raises(OSError, match="No space"):
-                    await told.create(new(1), b"x")
+                    await told.create(new(1), b"x", Secret.new())
 
             nursery.start_soon(create)
             await trio.testing.wait_all_tasks_blocked()
@@ -243,7 +246,7 @@ WRITERS, COMMITS = 4, 12
 
 
 async def write_much(told: Journal, number: int) -> None:
-    record = await told.create(new(number), b"x")
+    record = await told.create(new(number), b"x", Secret.new())
     for turn in range(COMMITS):
         if turn == COMMITS // 2:
             await told.note(EventKind.ADOPTED, None)
@@ -280,7 +283,7 @@ async def test_reader_misses_nothing_and_hears_nothing_twice(tmp_path: Path) -> 
 
 async def test_reader_without_a_number_hears_only_what_comes(tmp_path: Path) -> None:
     told = opened(tmp_path)
-    record = await told.create(new(), b"x")
+    record = await told.create(new(), b"x", Secret.new())
     async with told.follow(None, [record.id]) as (old, news):
         assert not [event async for event in old]
         await told.commit(record, (EventKind.RESET, {}))
@@ -290,7 +293,7 @@ async def test_reader_without_a_number_hears_only_what_comes(tmp_path: Path) -> 
 async def test_reader_that_is_ahead(tmp_path: Path) -> None:
     """Of another directory, perhaps; it hears what comes all the same."""
     told = opened(tmp_path)
-    record = await told.create(new(), b"x")
+    record = await told.create(new(), b"x", Secret.new())
     async with told.follow(10**15, [record.id]) as (old, news):
         assert not [event async for event in old]
         await told.commit(record, (EventKind.RESET, {}))

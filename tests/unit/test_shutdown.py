@@ -58,7 +58,7 @@ def running_vm(status: Status = RUNNING) -> Vm:
         vcpus=1,
         status=status,
     )
-    return Vm(record, CONFIG, cast("Journal", NoDisk()), Clock())
+    return Vm(record, CONFIG, cast("Journal", NoDisk()), Clock(), None)
 
 
 class FakeQemu:

@@ -68,6 +68,7 @@ def vm(one: Vm) -> vm_pb2.Vm:
         command=shell_line(one.record.command),
         agent_ready=one.agent_ready,
         agent_problem=one.agent_problem,
+        agent_protected=one.agent_protected,
         exit_code=one.record.exit_code,
         error=one.record.error or "",
         owner=one.record.owner,

@@ -45,14 +45,14 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
     @answers(Right.RUN)
     async def Run(self, _: object, context: Context) -> manager_pb2.RunResponse:  # noqa: N802
         """A stream for the server, so that the message is read once there is room for it."""
-        vm_id, reply = await trio_as_aio(self._run)(context)
-        return manager_pb2.RunResponse(ID=vm_id, computation=reply)
+        vm, reply = await trio_as_aio(self._run)(context)
+        return manager_pb2.RunResponse(ID=vm.id, computation=reply, credential=vm.credential or "")
 
-    async def _run(self, context: Context) -> tuple[str, str]:
-        """The VM's id and the agent's reply. trio-flavoured."""
+    async def _run(self, context: Context) -> tuple[Vm, str]:
+        """The VM and its agent's reply. trio-flavoured."""
         vm, options = await self._submit(context)
         await self._service.wait_answered(vm, options)
-        return vm.id, await vm.read_reply()
+        return vm, await vm.read_reply()
 
     async def _submit(self, context: Context) -> tuple[Vm, RunOptions]:
         """Nothing of the computation stays in memory: its VM has it on disk."""

@@ -32,7 +32,7 @@ def blueprint(service: Service, budget: Budget) -> Blueprint:
                 "Location": f"/vms/{vm.id}",
                 "Preference-Applied": "respond-async",
             }
-            return views.summary(vm), 202, headers
+            return {**views.summary(vm), "credential": vm.credential}, 202, headers
         await service.wait_answered(vm, options)
         reply = await vm.read_reply()
         return views.answer(vm, reply), 200, {"Server-Timing": views.server_timing(vm)}

@@ -42,6 +42,7 @@ def answer(vm: Vm, reply: str) -> dict[str, Any]:
         "computation": reply,
         "state": vm.status.state,
         "forwards": [_forward(one) for one in vm.record.forwards],
+        "credential": vm.credential,
     }
 
 
@@ -59,6 +60,7 @@ def status(vm: Vm) -> dict[str, Any]:
         "agent": {
             "ready": vm.agent_ready,
             "address": vm.record.agent_address,
+            "protected": vm.agent_protected,
             "reason": vm.agent_problem or None,
             "last_lost": vm.agent_last_lost or None,
         },
