@@ -256,6 +256,8 @@ class Relay:
         await self._commit(RelayState.SENT)
         if vm.record.options.restart is RestartPolicy.NEVER:
             await vm.dir.drop_computation()
+        if vm.config.auth is Auth.OFF:
+            vm.agent_protected = False  # from the agent's answer on, whether it ever asked or not
         reply = await self._call(agent, session, watch, computation)
         vm.reached(Phase.RELAY)
         self._has_answer = True

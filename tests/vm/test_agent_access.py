@@ -90,9 +90,9 @@ class Caller:
 
     def _ask_once(self, method: str, path: str, **body: Any) -> int | None:
         url = f"http://127.0.0.1:{host_port(self.vm, 9031)}{path}"
-        headers = {"Authorization": f"Bearer {self.credential}"}
+        headers = {"Authorization": f"Bearer {self.credential}"} if self.credential else {}
         try:
-            with httpx.Client(trust_env=False, timeout=self.patience_s) as client:
+            with httpx.Client(trust_env=False, verify=False, timeout=self.patience_s) as client:
                 return client.request(method, url, headers=headers, **body).status_code
         except httpx.TransportError:
             return None
@@ -159,10 +159,7 @@ def test_vm_of_the_pool_is_nobodys_until_it_is_given_out() -> None:
             *(200, 200),
         ]
         assert told["Renew"] == told["Prepare"] == "FAILED_PRECONDITION"
-        shown = supervisor.until(
-            f"/vms/{vm['id']}", lambda vm: vm["agent"]["protected"] is not None
-        )
-        assert shown["agent"]["protected"] is False
+        assert supervisor.show(vm["id"])["agent"]["protected"] is False
 
 
 def test_template_and_its_clones_have_secrets_of_their_own() -> None:
