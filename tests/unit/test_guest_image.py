@@ -128,12 +128,14 @@ def test_modules_are_plain_files_in_the_order_in_which_they_load(
         "sev-guest": module(needs="ring"),
         "i6300esb": module(needs="watchdog_register"),
         "watchdog": module(exports="watchdog_register"),
+        "qemu_fw_cfg": module(),
         "sound": module(),
     }
     for name, content in files.items():
         (kernel / f"kernel/{name}{suffix}").write_bytes(COMPRESS[suffix](content))
     target = tmp_path / "guest"
     modules.install(tmp_path, VERSION, target)
+    assert (target / "early").read_text().split() == ["qemu_fw_cfg"]
     first = ["virtio_ring", "failover", "virtio_net", "pvpanic_mmio"]
     assert (target / "first").read_text().split() == first
     assert (target / "later").read_text().split() == ["watchdog", "i6300esb", "sev_guest"]
@@ -144,14 +146,14 @@ def test_modules_are_plain_files_in_the_order_in_which_they_load(
 
 def test_a_module_may_be_built_in(tmp_path: Path, kernel: Path) -> None:
     """Ubuntu's kernel has virtio_net so."""
-    names = ("virtio_pci", "virtio_net")
+    names = ("virtio_pci", "virtio_net", "qemu_fw_cfg")
     (kernel / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in names))
     modules.install(tmp_path, VERSION, tmp_path / "guest")
     assert (tmp_path / "guest/first").read_text() == ""
 
 
-def test_a_kernel_without_a_network_is_an_error(tmp_path: Path, kernel: Path) -> None:
-    with pytest.raises(ImageBuildError, match="has no virtio_net"):
+def test_a_kernel_without_network_or_callers_is_an_error(tmp_path: Path, kernel: Path) -> None:
+    with pytest.raises(ImageBuildError, match="has no virtio_net and no qemu_fw_cfg"):
         modules.install(tmp_path, VERSION, tmp_path / "guest")
     with pytest.raises(ImageBuildError, match="there is no directory"):
         modules.install(tmp_path, "6.2", tmp_path / "guest")
