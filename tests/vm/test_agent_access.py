@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,7 +22,7 @@ from tests.vm.conftest import PATIENCE_S, started
 from tests.vm.test_run import computation, host_port
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tests.vm.conftest import Supervisor
 
@@ -109,23 +110,23 @@ def _code(method: Any, message: Any, metadata: Sequence[tuple[str, str]], patien
     return "OK"
 
 
-class Intruder(threading.Thread):
-    """Tries all calls again and again, from before the agent is there until it is stopped."""
+@contextmanager
+def intruder(vm: dict[str, Any]) -> Iterator[None]:
+    """Tries all calls again and again, from before the agent is there, and gets nothing."""
+    caller, told, stopped = Caller(vm, patience_s=2), set[Any](), threading.Event()
 
-    def __init__(self, vm: dict[str, Any]) -> None:
-        super().__init__()
-        self._caller = Caller(vm, patience_s=2)
-        self._stopped = threading.Event()
-        self.told: set[Any] = set()
+    def intrude() -> None:
+        while not stopped.is_set():
+            told.update(caller.tries().values())
 
-    def run(self) -> None:
-        while not self._stopped.is_set():
-            self.told |= set(self._caller.tries().values())
-
-    def stop(self) -> set[Any]:
-        self._stopped.set()
-        self.join()
-        return self.told - SILENCE
+    thread = threading.Thread(target=intrude)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+    assert told - SILENCE <= STRANGERS
 
 
 def next_launch(supervisor: Supervisor, purpose: str, known: set[str]) -> dict[str, Any]:
@@ -144,10 +145,8 @@ def next_launch(supervisor: Supervisor, purpose: str, known: set[str]) -> dict[s
 def test_vm_of_the_pool_is_nobodys_until_it_is_given_out() -> None:
     with started(MANAGER_AUTH="off", MANAGER_POOL_SIZE="1") as supervisor:
         vm = next_launch(supervisor, "pool", set())
-        intruder = Intruder(vm)
-        intruder.start()
-        supervisor.until(f"/vms/{vm['id']}", lambda vm: bool(vm["agent"]["ready"]))
-        assert intruder.stop() <= STRANGERS
+        with intruder(vm):
+            supervisor.until(f"/vms/{vm['id']}", lambda vm: bool(vm["agent"]["ready"]))
         assert set(Caller(vm).tries().values()) == STRANGERS
 
         answer = supervisor.run(computation("owner"))
@@ -167,15 +166,10 @@ def test_template_and_its_clones_have_secrets_of_their_own() -> None:
         template = next_launch(supervisor, "template", set())
         of_template = Secret.read(supervisor.tmp / template["id"] / "secret")
         assert of_template
-        intruder = Intruder(template)
-        intruder.start()
-        first = next_launch(supervisor, "pool", set())
-        assert intruder.stop() <= STRANGERS
-
-        intruder = Intruder(first)
-        intruder.start()
-        supervisor.until(f"/vms/{first['id']}", lambda vm: bool(vm["agent"]["ready"]))
-        assert intruder.stop() <= STRANGERS
+        with intruder(template):
+            first = next_launch(supervisor, "pool", set())
+        with intruder(first):
+            supervisor.until(f"/vms/{first['id']}", lambda vm: bool(vm["agent"]["ready"]))
         answer = supervisor.run(computation("owner"))
         assert answer["id"] == first["id"]
         assert supervisor.show(first["id"])["template"]
