@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import base64
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 
+from supervisor.api.auth import tokens
+from supervisor.caller import Role
 from supervisor.pb import agent_pb2, manager_pb2, vm_pb2
 from supervisor.pb.agent_pb2_grpc import AgentServiceStub
 from supervisor.state.secret import Secret
 from tests.fake.test_control import events_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from supervisor.vm.vm import Vm
     from tests.support.world import Supervisor, World
+
+if TYPE_CHECKING:
+    Metadata = tuple[tuple[str, str], ...]
 
 ON = {"MANAGER_AUTH": "on"}
 #: Asked all the time.
@@ -47,13 +56,23 @@ async def algo(supervisor: Supervisor, vm: Vm, credential: str | None) -> str:
     return "OK"
 
 
+@asynccontextmanager
+async def asking(world: World, **settings: str) -> AsyncIterator[tuple[Supervisor, Metadata]]:
+    """A supervisor that asks who calls; its HTTP client shows a token, the metadata has it too."""
+    world.tmp.mkdir(mode=0o700, exist_ok=True)
+    _, token = tokens.create(world.tmp / "tokens.json", "us", Role.ADMIN, None, tokens.now())
+    async with world.serve(**ON, **settings) as supervisor:
+        supervisor.http.headers["Authorization"] = f"Bearer {token}"
+        yield supervisor, (("authorization", f"Bearer {token}"),)
+
+
 async def known_to_be(vm: Vm, *, protected: bool) -> None:
     await vm.until(lambda: vm.agent_protected is protected)
 
 
 async def test_agent_is_its_runs_alone(world: World) -> None:
     world.scenario(agent="reference")
-    async with world.serve(**ON, **BEAT) as supervisor:
+    async with asking(world, **BEAT) as (supervisor, us):
         answer = await supervisor.run()
         vm = supervisor.vm(answer["id"])
         assert answer["credential"] == secret_of(world, vm.id).credential
@@ -63,12 +82,14 @@ async def test_agent_is_its_runs_alone(world: World) -> None:
         await known_to_be(vm, protected=True)
         shown = (await supervisor.http.get(f"/vms/{vm.id}")).json()
         assert shown["agent"]["protected"] is True
-        by_grpc = await supervisor.call(supervisor.vm_service.Get, vm_pb2.GetRequest(id=vm.id))
+        by_grpc = await supervisor.call(
+            partial(supervisor.vm_service.Get, metadata=us), vm_pb2.GetRequest(id=vm.id)
+        )
         assert by_grpc.agent_protected is True
 
 
 async def test_every_way_to_run_tells_the_credential(world: World) -> None:
-    async with world.serve(**ON) as supervisor:
+    async with asking(world) as (supervisor, us):
         answer = await supervisor.post(b"{}", Prefer="respond-async", **{"Idempotency-Key": "k"})
         vm_id = answer.json()["id"]
         credential = secret_of(world, vm_id).credential
@@ -76,7 +97,7 @@ async def test_every_way_to_run_tells_the_credential(world: World) -> None:
         again = await supervisor.post(b"{}", **{"Idempotency-Key": "k"})
         assert (again.json()["id"], again.json()["credential"]) == (vm_id, credential)
         request = manager_pb2.RunRequest(computation=b"{}")
-        response = await supervisor.call(supervisor.manager.Run, request)
+        response = await supervisor.call(partial(supervisor.manager.Run, metadata=us), request)
         assert response.credential == secret_of(world, response.ID).credential
 
 
@@ -97,22 +118,24 @@ async def test_without_auth_the_agent_is_open_once_a_run_has_it(world: World) ->
 @pytest.mark.parametrize("kind", ["original", "recorder"])
 async def test_agent_that_asks_nobody_is_shown_as_unprotected(world: World, kind: str) -> None:
     world.scenario(agent=kind)
-    async with world.serve(**ON, **BEAT) as supervisor:
+    async with asking(world, **BEAT) as (supervisor, us):
         vm = supervisor.vm((await supervisor.run())["id"])
         assert vm.agent_protected in (None, False)
         await known_to_be(vm, protected=False)
-        by_grpc = await supervisor.call(supervisor.vm_service.Get, vm_pb2.GetRequest(id=vm.id))
+        by_grpc = await supervisor.call(
+            partial(supervisor.vm_service.Get, metadata=us), vm_pb2.GetRequest(id=vm.id)
+        )
         assert by_grpc.HasField("agent_protected")
         assert by_grpc.agent_protected is False
 
 
 async def test_credential_outlives_the_supervisor_and_not_the_vm(world: World) -> None:
     world.scenario(agent="reference")
-    async with world.serve(**ON) as supervisor:
+    async with asking(world) as (supervisor, us):
         credential = (await supervisor.run())["credential"]
         guest = await world.guest()
         await supervisor.leave(guest)
-    async with world.serve(**ON, **BEAT) as supervisor:
+    async with asking(world, **BEAT) as (supervisor, us):
         vm = supervisor.vm(guest.vm_id)
         await known_to_be(vm, protected=True)
         assert vm.credential == credential
@@ -125,7 +148,7 @@ async def test_credential_outlives_the_supervisor_and_not_the_vm(world: World) -
 async def test_vm_that_is_booted_again_keeps_its_credential(world: World) -> None:
     world.scenario(agent="reference")
     settings = {"MANAGER_RESTART": "on-failure", "MANAGER_RESTART_BACKOFF": "10ms"}
-    async with world.serve(**ON, **settings) as supervisor:
+    async with asking(world, **settings) as (supervisor, _):
         answer = await supervisor.run()
         guest, vm = await world.guest(), supervisor.vm(answer["id"])
         await guest.order("exit", status=1)
@@ -136,7 +159,7 @@ async def test_vm_that_is_booted_again_keeps_its_credential(world: World) -> Non
 
 
 async def test_credential_is_nowhere_else(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    async with world.serve(**ON) as supervisor:
+    async with asking(world) as (supervisor, us):
         credential = (await supervisor.run())["credential"]
         vm_id = supervisor.only_vm().id
         pages: list[Any] = [
@@ -146,7 +169,8 @@ async def test_credential_is_nowhere_else(world: World, capsys: pytest.CaptureFi
                 *(f"/vms/{vm_id}", f"/vms/{vm_id}/status", "/events?after=0&limit=1000"),
             )
         ]
-        get, everything = supervisor.vm_service.Get, supervisor.vm_service.List
+        get = partial(supervisor.vm_service.Get, metadata=us)
+        everything = partial(supervisor.vm_service.List, metadata=us)
         pages += [await supervisor.call(get, vm_pb2.GetRequest(id=vm_id))]
         pages += [await supervisor.call(everything, vm_pb2.ListRequest())]
         pages += [events_of(world, vm_id), repr(vars(supervisor.only_vm()))]
