@@ -131,11 +131,11 @@ async def test_agent_that_asks_nobody_is_shown_as_unprotected(world: World, kind
 
 async def test_credential_outlives_the_supervisor_and_not_the_vm(world: World) -> None:
     world.scenario(agent="reference")
-    async with asking(world) as (supervisor, us):
+    async with asking(world) as (supervisor, _):
         credential = (await supervisor.run())["credential"]
         guest = await world.guest()
         await supervisor.leave(guest)
-    async with asking(world, **BEAT) as (supervisor, us):
+    async with asking(world, **BEAT) as (supervisor, _):
         vm = supervisor.vm(guest.vm_id)
         await known_to_be(vm, protected=True)
         assert vm.credential == credential

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from contextlib import AsyncExitStack, suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -26,7 +26,7 @@ POST = b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json
 async def code_of(supervisor: Supervisor, call: Any, request: object) -> tuple[Any, dict[str, Any]]:
     with pytest.raises(grpc.RpcError) as caught:
         await supervisor.call(call, request)
-    return caught.value.code(), dict(caught.value.trailing_metadata())
+    return caught.value.code(), {one.key: one.value for one in caught.value.trailing_metadata()}
 
 
 async def test_too_many_requests_a_second(world: World) -> None:
@@ -127,10 +127,13 @@ async def test_message_that_does_not_come(world: World) -> None:
             response_deserializer=manager_pb2.RunResponse.FromString,
         )
 
+        never: SimpleQueue[manager_pb2.RunRequest | None] = SimpleQueue()
+
         def ask_without_a_word() -> grpc.StatusCode:
             with pytest.raises(grpc.RpcError) as caught:
-                call(iter(threading.Event().wait, None), timeout=PATIENCE_S)
+                call(iter(never.get, None), timeout=PATIENCE_S)
             code: grpc.StatusCode = caught.value.code()
+            never.put(None)
             return code
 
         assert await in_thread(ask_without_a_word) is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from supervisor.api.callers import serving
 from supervisor.api.grpc.services import VmServicer
+from supervisor.api.rates import AtOnce
 from supervisor.bridge import aio_as_trio, open_loop, trio_as_aio
 from supervisor.caller import ANYBODY
 from supervisor.config import MAX_COMPUTATION
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from tests.support.world import Supervisor, World
 
 Code = grpc.StatusCode
+
+#: Of the servicers that a test calls itself.
+READERS = AtOnce(100, "readers", "no setting")
 
 
 async def run(supervisor: Supervisor, computation: bytes = b"1") -> Any:
@@ -315,7 +319,7 @@ async def test_each_change_is_told_as_it_was(world: World) -> None:
         trio.open_nursery() as nursery,
     ):
         reader = SlowReader(until=9)
-        watch = aio_as_trio(VmServicer(supervisor.running.service).Watch)
+        watch = aio_as_trio(VmServicer(supervisor.running.service, READERS).Watch)
         with serving(ANYBODY):
             nursery.start_soon(watch, vm_pb2.WatchRequest(), reader)
         vm_id = (await supervisor.run())["id"]
@@ -348,7 +352,7 @@ async def test_reader_who_leaves_at_any_moment_leaves_nothing_open(
 
         async def watch_and_leave() -> None:
             """asyncio-flavoured"""
-            watch = VmServicer(service).Watch(vm_pb2.WatchRequest(after=0), reader)
+            watch = VmServicer(service, READERS).Watch(vm_pb2.WatchRequest(after=0), reader)
             with serving(ANYBODY):
                 watching = asyncio.ensure_future(watch)
             if ended:

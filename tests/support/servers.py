@@ -13,7 +13,9 @@ import trio
 from supervisor import app, config
 from supervisor.config import OnStop
 from supervisor.qemu.cmdline import Accel
+from supervisor.qemu.groups import Bounds, Groups
 from supervisor.qemu.host import Clock, Host
+from supervisor.qemu.users import Users
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,7 +32,9 @@ async def serving(directory: Path, **settings: str) -> AsyncIterator[app.Running
         "MANAGER_QEMU_TMP_FILE_LOC": str(directory),
         **settings,
     }
-    host = Host("/nonexistent/qemu", False, Accel(kvm=False, sev=False), Clock())
+    accel = Accel(kvm=False, sev=False)
+    in_groups = Groups(None, Bounds(memory_bytes=0, cpus=0, tasks=0))
+    host = Host("/nonexistent/qemu", False, accel, Users(), in_groups, Clock())
     tasks = trio.lowlevel.current_statistics().tasks_living
     async with trio.open_nursery() as nursery:
         serve: Any = partial(app.serve_on, host, config.load(environ))

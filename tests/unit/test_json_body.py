@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from quart_trio import QuartTrio
@@ -12,16 +12,29 @@ from quart_trio import QuartTrio
 from supervisor.api.http import json_body, problems
 from supervisor.api.http.connections import Exchange
 from supervisor.api.requests import RunRequest, ShutdownRequest
+from supervisor.caller import ANYBODY, Caller
 from supervisor.config import CallersConfig
 
 if TYPE_CHECKING:
     from quart import Response
 
+    from supervisor.api.auth.door import Door
+
+
+class Unasked(Exchange):
+    """Of a request that came over no connection."""
+
+    def __init__(self, app: QuartTrio, scope: Any) -> None:
+        super().__init__(cast("Door", None), app, scope)
+
+    def _caller(self) -> Caller:
+        return ANYBODY
+
 
 def an_app() -> QuartTrio:
     """Two routes that answer with what they understood."""
     app = QuartTrio(__name__)
-    app.asgi_http_class = Exchange
+    app.asgi_http_class = Unasked  # type: ignore[assignment]
     app.config |= {"CALLERS": CallersConfig(), "MAX_CONTENT_LENGTH": 2**20}
 
     @app.post("/run")

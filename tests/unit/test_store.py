@@ -40,7 +40,7 @@ def full(room: int) -> Iterator[None]:
 def test_what_is_written_is_found(tmp_path: Path) -> None:
     made = created(tmp_path)
     changed = write(made, 2, 3)
-    assert listing(tmp_path / ONE) == {"vm.json", "events.jsonl", "computation"}
+    assert listing(tmp_path / ONE) == {"vm.json", "events.jsonl", "computation", "secret"}
     found = Store(tmp_path).load()
     assert (found.records, found.sequence) == ([changed], 3)
     assert on_disk(tmp_path) == [1, 2, 3]
