@@ -89,7 +89,9 @@ async def test_wrong_path_and_wrong_method_are_told_what_there_is(
         assert answer.status_code == status
         assert answer.headers["Content-Type"] == "application/problem+json"
         problem = answer.json()
-        assert problem.keys() == {"type", "title", "status", "detail", "instance", "advice"}
+        assert problem.keys() == {
+            *("type", "title", "status", "detail", "instance", "advice", "request_id")
+        }
         assert problem["instance"] == path
         assert path in problem["detail"]
         assert advice in problem["advice"]

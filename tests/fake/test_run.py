@@ -40,6 +40,7 @@ async def test_members_of_the_answer(world: World) -> None:
             "id": guest.vm_id,
             "computation": hashlib.sha256(b"x").hexdigest(),
             "state": "running",
+            "credential": None,
             "forwards": [
                 {"guest_port": port, "host_address": "127.0.0.1", "host_port": first + index}
                 for index, port in enumerate((22, 9031, 7002))
@@ -81,7 +82,7 @@ async def test_one_byte_more(world: World, encoding: str) -> None:
 async def test_a_body_that_no_computation_can_need(world: World) -> None:
     """It is refused by its announced length, before it is sent."""
     async with world.serve() as supervisor:
-        head = "POST /run HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+        head = "POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         async with await trio.open_tcp_stream("127.0.0.1", supervisor.running.http_port) as stream:
             await stream.send_all(f"{head}Content-Length: {10**9}\r\n\r\n".encode())
             answer = await stream.receive_some()

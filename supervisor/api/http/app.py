@@ -99,11 +99,14 @@ def create_app(
     rights = {name: right_of(view) for name, view in app.view_functions.items()}
 
     @app.before_request
-    async def check_sender() -> None:
+    async def check_request() -> None:
         sent = Sent.of(request.scope)
         hosts.check_host(sent)
         if not _is_health():
             check_origin(sent)
+        if request.url_rule:  # else there is no such path
+            check(rights[request.url_rule.endpoint])
+        if not _is_health():
             await json_body.check_type()
 
     @app.before_websocket
@@ -111,11 +114,6 @@ def create_app(
         sent = Sent.of(websocket.scope)
         hosts.check_host(sent)
         check_origin(sent)
-
-    @app.before_request
-    async def check_right() -> None:
-        if request.url_rule:  # else there is no such path
-            check(rights[request.url_rule.endpoint])
 
     return app
 

@@ -39,7 +39,9 @@ class Incoming:
         self._waited_s = 0.0
 
     async def is_empty(self) -> bool:
-        """Whether there is no body at all; waits for its first bytes."""
+        """Whether there is no body at all. Waits for its first bytes if the client does not say."""
+        if self.announced is not None:
+            return self.announced == 0
         while self._first is None:
             self._first = await self._next()
         return not self._first
