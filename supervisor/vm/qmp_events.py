@@ -125,10 +125,13 @@ class QmpEvents:
     async def on_error(self, error: MonitorError) -> None:
         """Give up on a QEMU that refuses to run its guest, or can never be reached again."""
         vm = self._vm
+        if self._new and vm.status.state is VmState.PRELAUNCH:
+            # A refusal would only be repeated. A socket that is gone is the exit of a QEMU that
+            # failed, with the process late: its log says why, and another start may help.
+            self._session.refusal = str(error)
+            await self._session.qemu.kill()
+            return
         if error.error_class is not None:
-            if self._new and vm.status.state is VmState.PRELAUNCH:
-                self._session.refusal = str(error)  # it would say so again
-                await self._session.qemu.kill()
             return
         log.error("monitor of no use, ending the VM", vm=vm.id, problem=str(error))
         if isinstance(error, SocketGone):

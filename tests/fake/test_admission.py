@@ -84,6 +84,14 @@ async def test_port_lost_at_the_last_moment_means_another_try(world: World) -> N
         assert vm.record.exit_code is None
 
 
+async def test_qemu_that_lost_a_port_and_exits_late(world: World) -> None:
+    """Its socket is gone before its process is."""
+    world.scenario(port_races=1, exits_late=True)
+    async with world.serve() as supervisor:
+        answer = await supervisor.run()
+        assert supervisor.vm(answer["id"]).record.error is None
+
+
 async def test_port_lost_again_and_again(world: World) -> None:
     world.scenario(port_races=100)
     async with world.serve() as supervisor:

@@ -25,6 +25,8 @@ class Scenario:
     exits: int | None = None
     #: How many starts fail because somebody else was faster at a port.
     port_races: int = 0
+    #: Whether the process of such a start stays when its sockets are closed, until it is killed.
+    exits_late: bool = False
     #: Accept QMP's connection, and then: greet, say nothing, or exit.
     greeting: str = "greet"
     #: QMP commands that are answered with an error: its class and text.

@@ -313,6 +313,9 @@ def main(directory: Path) -> None:
         file.write(".")
     if starts.stat().st_size <= plan.port_races:
         forward = f"tcp:127.0.0.1:{program.host_port(7002)}-:7002"
-        print(f"Could not set up host forwarding rule '{forward}'", file=sys.stderr)
+        print(f"Could not set up host forwarding rule '{forward}'", file=sys.stderr, flush=True)
+        if plan.exits_late:
+            os.close(0)
+            signal.pause()
         sys.exit(1)
     program.run()
