@@ -31,7 +31,7 @@ from supervisor.api.sockets import bind_tcp, check_pem, open_to_all
 from supervisor.bridge import open_loop
 from supervisor.config import OnStop
 from supervisor.errors import HostError, LaunchError
-from supervisor.qemu import accel, firmware, trial
+from supervisor.qemu import accel, confine, firmware, trial
 from supervisor.qemu.host import Clock, Host
 from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked
@@ -195,7 +195,10 @@ def _hypercorn(config: Config) -> HypercornConfig:
 
 
 def _tune_process() -> None:
-    """Fit this process for a thousand VMs."""
+    """Fit this process for a thousand VMs, and for what they entrust to it."""
+    confine.forbid_core_files()
+    # Computations, replies and disks: every file that is made here is the supervisor's user's alone.
+    os.umask(0o077)
     # Each VM takes three descriptors, and the soft limit is often 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

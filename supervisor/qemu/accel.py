@@ -22,6 +22,7 @@ import cattrs
 
 from supervisor.config.settings import Switch
 from supervisor.errors import HostError
+from supervisor.qemu import confine
 from supervisor.qemu.cmdline import Accel, cpu_model
 from supervisor.qemu.host import boot_id
 from supervisor.tee import sev
@@ -185,6 +186,7 @@ def run_probe(qemu: str, *args: str, sudo: bool = False) -> tuple[int | None, st
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env=confine.environment(),
         )
         stopped = threading.Event()
 

@@ -28,6 +28,10 @@ _FORWARD = re.compile(r"hostfwd=tcp:([0-9.]*):(\d+)-:(\d+)")
 
 _TEMPLATE = re.compile(r"/([0-9a-f]{16}(?:-[0-9]+)?)/ram,share=off")
 
+#: The guest's memory is in no core file. The kernel does not look for equal pages of other guests:
+#: the time that a write takes would tell one guest what is in another's memory.
+_PRIVATE = "dump-guest-core=off,mem-merge=off"
+
 #: System calls that QEMU must not make. No device on this command line needs them.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -143,7 +147,12 @@ def _command(config: QemuConfig, machine: Machine, qmp: str) -> list[str]:
 
 def trial_args(config: QemuConfig, accel: Accel) -> list[str]:
     """What QEMU can try before the first VM: the arguments that name no file."""
-    return [*machine_args(config, accel), *watchdog_args(config), *("-sandbox", _SANDBOX)]
+    return [
+        *machine_args(config, accel),
+        *watchdog_args(config),
+        *("-machine", _PRIVATE),
+        *("-sandbox", _SANDBOX),
+    ]
 
 
 def machine_args(config: QemuConfig, accel: Accel, *, in_file: bool = False) -> list[str]:
@@ -265,5 +274,7 @@ def our_args(config: QemuConfig, machine: Machine) -> list[str]:
         *("-global", "scsi-hd.bootindex=0"),
         # A reboot in the same process would leave no record of its cause.
         *("-action", "reboot=shutdown"),
+        # QEMU merges this with the original's -machine.
+        *("-machine", _PRIVATE),
         *("-sandbox", _SANDBOX),
     ]

@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from supervisor.errors import LaunchError
+from supervisor.qemu import confine
 from supervisor.qemu.cmdline import escape
 from supervisor.qemu.host import boot_id
 
@@ -163,7 +164,12 @@ async def start(
     with os.fdopen(opened, "wb") as output:
         try:
             child = await trio.lowlevel.open_process(
-                list(argv), stdin=listener, stdout=output, stderr=output, start_new_session=True
+                list(argv),
+                stdin=listener,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=confine.environment(),
             )
         except OSError as error:
             raise LaunchError(

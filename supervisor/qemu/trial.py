@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from supervisor.errors import HostError, LaunchError
-from supervisor.qemu import cmdline
+from supervisor.qemu import cmdline, confine
 from supervisor.qemu.version import Binary, Version
 
 if TYPE_CHECKING:
@@ -132,7 +132,12 @@ def _converse(
     """
     answers: list[Any] = []
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env=confine.environment(),
     )
     with suppress(BrokenPipeError), process:  # at a QEMU that ends at once
         _ask_all(process, questions, answers)

@@ -17,6 +17,7 @@ import trio
 
 from supervisor.errors import ImageError, LaunchError
 from supervisor.guest_text import last_lines
+from supervisor.qemu import confine
 from supervisor.qemu.firmware import check_pair, read_descriptors
 from supervisor.state import file_errors
 from supervisor.state.record import BaseImage
@@ -336,7 +337,12 @@ def make_overlay(disk: DiskConfig, overlay: Path) -> None:
     ]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_QEMU_IMG_S
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_QEMU_IMG_S,
+            env=confine.environment(),
         )
     except subprocess.TimeoutExpired as error:
         raise ImageError(

@@ -111,6 +111,7 @@ def test_monitor_and_our_additions_follow_after_the_originals(version: Version) 
         *("-device", "virtio-balloon-pci,free-page-reporting=on"),
         *("-global", "scsi-hd.bootindex=0"),
         *("-action", "reboot=shutdown"),
+        *("-machine", "dump-guest-core=off,mem-merge=off"),
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         "-S",

@@ -300,6 +300,14 @@ def test_a_tmp_that_everybody_may_write_to_is_refused(short_tmp: Path) -> None:
         check_tmp(tmp)
 
 
+def test_a_tmp_that_others_may_look_into_is_closed(short_tmp: Path) -> None:
+    tmp = short_tmp / "t"
+    tmp.mkdir()
+    tmp.chmod(0o755)
+    check_tmp(tmp)
+    assert tmp.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
 def test_a_tmp_of_another_user_is_refused(short_tmp: Path) -> None:
     """Its owner could put a link where the supervisor writes."""
