@@ -31,7 +31,7 @@ from supervisor.api.sockets import bind_tcp, check_pem, open_to_all
 from supervisor.bridge import open_loop
 from supervisor.config import OnStop
 from supervisor.errors import HostError, LaunchError
-from supervisor.qemu import accel, confine, firmware, trial
+from supervisor.qemu import accel, confine, firmware, network, trial
 from supervisor.qemu.host import Clock, Host
 from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked
@@ -103,6 +103,8 @@ def examine(config: Config, clock: Clock) -> Host:
         # No error: the missing file can be added while the supervisor runs. Until then each run
         # fails with this error.
         warnings.append(str(error))
+    if danger := network.danger(config.qemu.net):
+        warnings.append(str(danger))
     for warning in [*warnings, *open_to_all(config)]:
         log.warning(warning)
     return Host(qemu, config.qemu.use_sudo, decided, clock)

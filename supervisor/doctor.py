@@ -21,7 +21,7 @@ from supervisor.api import sockets
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, LaunchError, PortsTaken
 from supervisor.image.image import DISK
-from supervisor.qemu import accel, cgroup, cmdline, firmware, ports, trial
+from supervisor.qemu import accel, cgroup, cmdline, firmware, network, ports, trial
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.version import Version
 from supervisor.runs import admission
@@ -87,6 +87,7 @@ def examine(config: Config) -> Iterator[Check]:
     yield check_server("HTTP", config.http)
     yield check_server("GRPC", config.grpc)
     yield check_forwards(qemu)
+    yield check_guest_network(qemu)
 
 
 def keeps_vms_from_starting(checks: Sequence[Check]) -> bool:
@@ -337,6 +338,13 @@ def check_forwards(config: QemuConfig) -> Check:
     bases = (net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)
     held = [f"{base} {_by(base)}" for base, port in zip(bases, found, strict=True) if base != port]
     return Check(name, Verdict.OK, f"{detail}; {', '.join(held)}" if held else detail)
+
+
+def check_guest_network(config: QemuConfig) -> Check:
+    name = "guest network"
+    if danger := network.danger(config.net):
+        return Check(name, Verdict.WARN, danger.detail, danger.advice)
+    return Check(name, Verdict.OK, "MANAGER_QEMU_GUEST_NETWORK=none: guests reach nothing")
 
 
 def _by(port: int) -> str:

@@ -26,6 +26,7 @@ from supervisor.config.policy import (
 from supervisor.config.qemu import (
     DiskConfig,
     FirmwareConfig,
+    GuestNetwork,
     NetConfig,
     QemuConfig,
     SevConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "DiskConfig",
     "FirmwareConfig",
     "GrpcConfig",
+    "GuestNetwork",
     "HttpConfig",
     "LifeConfig",
     "LimitsConfig",

@@ -22,11 +22,25 @@ class WatchdogAction(enum.StrEnum):
     NONE = "none"
 
 
+@choice
+class GuestNetwork(enum.StrEnum):
+    """What a guest can reach. Its forwards, through which it is reached, are there with each."""
+
+    NONE = "none"
+    OPEN = "open"
+
+
 @attrs.frozen(kw_only=True)
 class NetConfig:
     """The guest's network card and the host ports that are forwarded to it."""
 
     id: str = setting("MANAGER_QEMU_NETDEV_ID", "vmnic", "id of the network back end")
+    guest: GuestNetwork = setting(
+        "MANAGER_QEMU_GUEST_NETWORK",
+        GuestNetwork.NONE,
+        "what a guest reaches. none: nothing outside itself; open: all that the host reaches, the"
+        " host's loopback and other VMs' forwards included",
+    )
     host_fwd_addr: IPv4 = setting(
         "MANAGER_QEMU_HOST_FWD_ADDR", "127.0.0.1", "host address of the forwarded ports"
     )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from supervisor.config import GuestNetwork
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -199,8 +201,10 @@ def network_args(config: QemuConfig, machine: Machine) -> list[str]:
         f",hostfwd=tcp:{forward.host_address}:{forward.host_port}-:{forward.guest_port}"
         for forward in machine.forwards
     )
+    # Of what a guest sends, QEMU then passes on answers to forwarded connections only.
+    restrict = ",restrict=on" if net.guest is GuestNetwork.NONE else ""
     return [
-        *("-netdev", f"user,id={netdev}{forwards}"),
+        *("-netdev", f"user,id={netdev}{forwards}{restrict}"),
         "-device",
         f"virtio-net-pci,disable-legacy={net.disable_legacy},iommu_platform={net.iommu_platform},"
         f"netdev={netdev},romfile={escape(net.romfile)}"

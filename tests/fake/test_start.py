@@ -60,6 +60,16 @@ def test_server_that_strangers_can_reach_is_warned_of(
     assert [line.split()[0] for line in open_to_all(config.load(settings))] == warned
 
 
+@pytest.mark.parametrize("network", ["none", "open"])
+async def test_open_network_of_guests_is_warned_of(
+    world: World, capsys: pytest.CaptureFixture[str], network: str
+) -> None:
+    async with world.serve(MANAGER_QEMU_GUEST_NETWORK=network):
+        pass
+    warned = "MANAGER_QEMU_GUEST_NETWORK=open: every guest reaches" in capsys.readouterr().out
+    assert warned == (network == "open")
+
+
 async def test_host_that_is_not_ours(world: World) -> None:
     error = await refusal(world.serve(MANAGER_HTTP_HOST="192.0.2.1"))
     assert "192.0.2.1" in str(error)

@@ -9,7 +9,14 @@ from pathlib import Path
 import attrs
 import pytest
 
-from supervisor.config import DiskConfig, FirmwareConfig, NetConfig, QemuConfig, load
+from supervisor.config import (
+    DiskConfig,
+    FirmwareConfig,
+    GuestNetwork,
+    NetConfig,
+    QemuConfig,
+    load,
+)
 from supervisor.config.settings import Size
 from supervisor.qemu import cmdline
 from supervisor.qemu.cmdline import Accel, Forward, Machine, Ram
@@ -74,19 +81,39 @@ def option(words: list[str], name: str, *, having: str = "") -> str:
     return next(value for word, value in pairs if word == name and having in value)
 
 
+def reaching(network: GuestNetwork) -> QemuConfig:
+    return attrs.evolve(CONFIG, net=attrs.evolve(CONFIG.net, guest=network))
+
+
+#: The original's guests reach everything.
+OPEN = reaching(GuestNetwork.OPEN)
+
+
 def originals(words: list[str]) -> list[str]:
     """The words up to the monitor, with the ids as they were before they carried the VM's."""
     return [word.replace(f"-{VM_ID}", "") for word in words[: words.index("-chardev")]]
 
 
 def test_plain_vm_is_started_as_the_original_was() -> None:
-    assert originals(cmdline.argv(CONFIG, a_machine())) == PLAIN.split(" ")
+    assert originals(cmdline.argv(OPEN, a_machine())) == PLAIN.split(" ")
 
 
 def test_confidential_vm_under_sudo_is_started_as_the_original_was() -> None:
-    config = attrs.evolve(CONFIG, use_sudo=True)
+    config = attrs.evolve(OPEN, use_sudo=True)
     made = attrs.evolve(a_machine(sev=True), qemu=a_qemu(path="/usr/local/bin/qemu-system-x86_64"))
     assert originals(cmdline.argv(config, made)) == ["sudo", *CONFIDENTIAL.split(" ")]
+
+
+@pytest.mark.parametrize("version", MONITORS, ids=str)
+def test_guest_reaches_nothing_unless_the_settings_say_so(version: Version) -> None:
+    """The one word by which the default differs from the original, after the three forwards."""
+    made = attrs.evolve(a_machine(), qemu=a_qemu(version))
+    closed = originals(cmdline.argv(CONFIG, made))
+    netdev = closed.index("-netdev") + 1
+    words = PLAIN.split(" ")
+    assert words[netdev].endswith(",hostfwd=tcp::7020-:7002")
+    words[netdev] += ",restrict=on"
+    assert closed == words
 
 
 @pytest.mark.parametrize("prefix", ["scsi", "disk0", "vmnic", "sev0"])

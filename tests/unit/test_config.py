@@ -9,7 +9,15 @@ import attrs
 import pytest
 
 from supervisor import config
-from supervisor.config import Config, OnStop, RestartPolicy, TemplateUse, WatchdogAction, settings
+from supervisor.config import (
+    Config,
+    GuestNetwork,
+    OnStop,
+    RestartPolicy,
+    TemplateUse,
+    WatchdogAction,
+    settings,
+)
 from supervisor.config.settings import AgentUrl, PortRange, Switch
 from supervisor.errors import ConfigError
 
@@ -109,6 +117,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
         Path("/v"),
     ),
     ("MANAGER_QEMU_NETDEV_ID", "qemu.net.id", "vmnic", "n", "n"),
+    ("MANAGER_QEMU_GUEST_NETWORK", "qemu.net.guest", GuestNetwork.NONE, "open", GuestNetwork.OPEN),
     ("MANAGER_QEMU_HOST_FWD_ADDR", "qemu.net.host_fwd_addr", "127.0.0.1", "0.0.0.0", "0.0.0.0"),
     ("MANAGER_QEMU_HOST_FWD_1", "qemu.net.host_fwd_1", 2222, "8080", 8080),
     ("MANAGER_QEMU_GUEST_FWD_1", "qemu.net.guest_fwd_1", 22, "23", 23),

@@ -145,6 +145,14 @@ def test_a_range_without_room_is(taken: int) -> None:
     assert "MANAGER_QEMU_HOST_FWD_RANGE" in check.advice
 
 
+def test_guests_that_reach_everything_are_warned_of() -> None:
+    settings = config.load({"MANAGER_QEMU_GUEST_NETWORK": "open"}).qemu
+    check = doctor.check_guest_network(settings)
+    assert check.verdict is WARN
+    assert "the supervisor, the host's loopback" in check.detail
+    assert check.advice.startswith("set MANAGER_QEMU_GUEST_NETWORK=none")
+
+
 def _disk(file: Path, format_: str) -> config.QemuConfig:
     return attrs.evolve(QEMU, disk=attrs.evolve(QEMU.disk, file=file, format=format_))
 
@@ -250,9 +258,10 @@ def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
     checks = {check.name: check for check in doctor.examine(config.load(settings))}
     assert list(checks) == [
         *("QEMU", "qemu-img", "tmp", "machine", "KVM", "SEV", "OVMF", "base image", "memory"),
-        *("CPUs", "limits", "HTTP port", "GRPC port", "forwards"),
+        *("CPUs", "limits", "HTTP port", "GRPC port", "forwards", "guest network"),
     ]
     assert checks["base image"].verdict is FAIL
     for name in ("QEMU", "qemu-img", "tmp", "machine", "HTTP port", "GRPC port", "forwards"):
         assert checks[name].verdict is OK, checks[name]
+    assert checks["guest network"].verdict is OK
     assert all(check.advice for check in checks.values() if check.verdict is not OK)
