@@ -1,0 +1,226 @@
+"""Starts a VM's QEMU: files from cold or from a template, host ports, command line, process.
+
+`supervisor.vm.task` decides when, and follows what was started.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor.agent import client
+from supervisor.config import TemplateUse
+from supervisor.errors import CloneFailed, LaunchError, PortsTaken, TemplateError, VmEnded
+from supervisor.qemu import cmdline, process
+from supervisor.qemu.connection import Connection
+from supervisor.state import file_errors
+from supervisor.state.record import EventKind, Phase, Purpose
+from supervisor.state.status import Reason, RunState, Status, Trigger, VmState, next_status
+from supervisor.state.vm_dir import preparers
+from supervisor.vm.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from supervisor.errors import SupervisorError
+    from supervisor.qemu.cmdline import Forward
+    from supervisor.qemu.host import Host
+    from supervisor.qemu.ports import PortPool
+    from supervisor.qemu.process import Qemu
+    from supervisor.templates.registry import Templates
+    from supervisor.templates.template import Template
+    from supervisor.vm.vm import Vm
+
+log = structlog.stdlib.get_logger()
+
+#: QEMU's words on a port that somebody else has.
+_PORT_TAKEN = re.compile(r"Could not set up host forwarding rule '[^']*:(\d+)-[^']*'")
+
+#: The phases that a cold boot repeats after a clone has failed.
+_STEPS_OF_A_BOOT = (
+    *(Phase.OVERLAY, Phase.SPAWN, Phase.GREETING, Phase.RESTORE),
+    *(Phase.RUNNING, Phase.RENEW, Phase.AGENT),
+)
+
+
+class Launcher:
+    """Starts one VM's QEMU, as often as the VM is booted.
+
+    :ivar template: what the guest of the next QEMU is restored from; None to boot from cold
+    """
+
+    def __init__(self, vm: Vm, host: Host, ports: PortPool, templates: Templates) -> None:
+        self.template: Template | None = None
+        self._vm = vm
+        self._host = host
+        self._ports = ports
+        self._templates = templates
+        #: What the record says of what the VM is made of, once QEMU runs.
+        self._fingerprint = vm.record.fingerprint
+        self._template_name = vm.record.template
+        self._base = vm.record.base
+
+    async def prepare(self) -> None:
+        """Make the files of a new VM, from a template if there is one.
+
+        :raises CloneFailed: if they cannot be made from the template
+        """
+        vm, config = self._vm, self._vm.config.qemu
+        becomes_template = vm.record.purpose is Purpose.TEMPLATE
+        use = TemplateUse.OFF if becomes_template else vm.record.options.template
+        self._fingerprint, self.template = await self._templates.choose(vm.id, use)
+        if self.template:
+            self._template_name = self.template.name
+            clone_into = self.template.clone_into
+            with self._clone_failures():
+                self._base = await trio.to_thread.run_sync(clone_into, vm.dir, limiter=preparers)
+        else:
+            ram_bytes = config.memory_bytes if becomes_template else None
+            self._base = await vm.dir.prepare(config.disk, config.firmware, ram_bytes)
+        vm.reached(Phase.OVERLAY)
+
+    async def prepare_cold_boot(self, failure: CloneFailed | None, verdict: Status) -> None:
+        """Undo the start from the template, and prepare a boot without it.
+
+        :param failure: None if the guest ended by itself
+        :raises CloneFailed: if the VM's run requires a template
+        """
+        vm = self._vm
+        failure = failure or CloneFailed(
+            vm.id,
+            f"its guest ended: {verdict.reason}",
+            blames_template=verdict.reason != Reason.LAUNCH_INTERRUPTED,
+        )
+        name = vm.record.template or self._template_name or ""
+        if failure.blames_template:
+            self._templates.failed(name)
+        if vm.record.options.template is TemplateUse.REQUIRE:
+            raise failure
+        log.warning("booting from cold instead", vm=vm.id, template=name, problem=failure.why)
+        if verdict.state.ended:
+            await vm.set_status(Status(VmState.CRASHED, verdict.reason))
+            restarted = next_status(vm.status, Trigger.RESTART, RunState.PRELAUNCH)
+            await vm.set_status(restarted, running_since_s=None, first_ran_s=None)
+        data = {"template": name, "why": failure.why}
+        await vm.commit(EventKind.FALLBACK, data, template=None, renewed=False)
+        self._fingerprint = await self._templates.present()
+        self.template = self._template_name = None
+        vm.forget_phases(*_STEPS_OF_A_BOOT)
+        config = vm.config.qemu
+        self._base = await vm.dir.prepare(config.disk, config.firmware)
+        self._templates.release(vm.id)
+        vm.reached(Phase.OVERLAY)
+
+    @asynccontextmanager
+    async def start(self, taken: set[int]) -> AsyncIterator[Session]:
+        """Start QEMU, with the guest paused. Leaving ends QEMU, unless the VM is being left.
+
+        :param taken: host ports to avoid
+        :raises PortsTaken: on leaving, if QEMU found ports taken that seemed to be free
+        :raises LaunchError: on leaving, if the guest has not run
+        :raises CloneFailed: in the place of a LaunchError of a QEMU that restores a template
+        """
+        vm, config = self._vm, self._vm.config.qemu
+        with self._clone_failures(), self._ports.reserve(taken) as forwards:
+            machine = await self._machine(forwards)
+            command = cmdline.command(config, machine)
+            log.info(cmdline.shell_line(command), vm=vm.id)
+            await vm.dir.check_base(self._base)
+            async with self._process(cmdline.argv(config, machine)) as qemu:
+                vm.reached(Phase.SPAWN)
+                # Written with the next change: after a crash, recovery finds the process by its
+                # uuid.
+                vm.defer(
+                    EventKind.LAUNCHED,
+                    {"pid": qemu.pid, "template": self._template_name},
+                    fingerprint=self._fingerprint,
+                    template=self._template_name,
+                    base=self._base,
+                    process=qemu.identity,
+                    forwards=tuple(forwards),
+                    command=tuple(command),
+                    agent_address=client.address(vm.config.agent, forwards),
+                    exit_code=None,
+                )
+                session = new_session(vm, qemu)
+                yield session
+                if vm.status.state is VmState.PRELAUNCH:
+                    raise await self._never_ran(session, command)
+                self.template = None  # if it is booted again, then from its own disk
+
+    @asynccontextmanager
+    async def _process(self, argv: Sequence[str]) -> AsyncIterator[Qemu]:
+        vm = self._vm
+        async with AsyncExitStack() as stack:
+            # QEMU has a copy of the listening socket; ours would keep it open after QEMU's end.
+            with await trio.to_thread.run_sync(vm.dir.listen_qmp) as listener:
+                starting = process.start(argv, listener, vm.dir.qemu_log, leave=lambda: vm.leaving)
+                qemu = await stack.enter_async_context(starting)
+            yield qemu
+
+    async def _machine(self, forwards: Sequence[Forward]) -> cmdline.Machine:
+        vm_dir, ram = self._vm.dir, None
+        if self.template:
+            ram = cmdline.Ram(self.template.ram, shared=False)
+        elif self._vm.record.purpose is Purpose.TEMPLATE:
+            ram = cmdline.Ram(vm_dir.ram, shared=True)
+        return cmdline.Machine(
+            vm_id=self._vm.id,
+            qemu=await trio.to_thread.run_sync(self._host.look_at_qemu),
+            accel=self._host.accel,
+            forwards=forwards,
+            overlay=vm_dir.overlay,
+            firmware_vars=vm_dir.firmware_vars,
+            serial_log=vm_dir.serial_log,
+            qmp_socket=vm_dir.qmp_socket,
+            ram=ram,
+        )
+
+    @contextmanager
+    def _clone_failures(self) -> Iterator[None]:
+        """Turn what goes wrong in the start of a clone into CloneFailed."""
+        if self.template is None:
+            yield
+            return
+        vm_id = self._vm.id
+        try:
+            yield
+        except PortsTaken:
+            raise
+        except TemplateError as error:
+            raise CloneFailed(vm_id, str(error)) from error
+        except OSError as error:
+            what, _advice = file_errors.describe(error, self._vm.dir.path)
+            raise CloneFailed(vm_id, what or str(error), blames_template=False) from error
+        except LaunchError as error:
+            # If QEMU was never started, the template is not to blame.
+            ran = error.exit_code is not None
+            raise CloneFailed(vm_id, str(error), blames_template=ran) from error
+
+    async def _never_ran(self, session: Session, command: Sequence[str]) -> SupervisorError:
+        """Why a guest never ran: PortsTaken if another start may help."""
+        vm, exit_code = self._vm, session.qemu.exit_code
+        if vm.end_request:
+            return VmEnded(vm.id, VmState.PRELAUNCH, vm.end_request.why)
+        log_tail = await trio.to_thread.run_sync(vm.dir.log_tail)
+        how = f"ended with exit code {exit_code}"
+        if session.refusal:
+            how = f"failed ({session.refusal})"
+        detail = f"QEMU of VM {vm.id} {how} before its guest ran; its log is {vm.dir.qemu_log}"
+        ports = {int(port) for port in _PORT_TAKEN.findall(log_tail)}
+        if ports:
+            return PortsTaken(
+                detail, ports=ports, argv=command, exit_code=exit_code, log_tail=log_tail
+            )
+        return LaunchError(detail, argv=command, exit_code=exit_code, log_tail=log_tail)
+
+
+def new_session(vm: Vm, qemu: Qemu) -> Session:
+    """The session of a QEMU that was started or adopted."""
+    config = vm.config
+    connection = Connection(vm.id, vm.dir.qmp_socket, config.life, config.timing)
+    return Session(qemu, connection)
