@@ -371,6 +371,7 @@ def test_no_contradiction(environ: dict[str, str]) -> None:
         ("MANAGER_ON_SIGTERM", "leaves", "must be one of end, leave; did you mean 'leave'?"),
         ("MANAGER_RESTART", "always", "must be one of never, on-failure"),
         ("MANAGER_RESTART", "on_failure", "did you mean 'on-failure'?"),
+        ("MANAGER_QEMU_GUEST_NETWORK", "internet", "must be one of none, open"),
         ("MANAGER_QEMU_WATCHDOG", "true", "must be one of reset, shutdown, poweroff, pause, "),
         ("MANAGER_QEMU_WATCHDOG", "restart", "did you mean 'reset'?"),
         ("MANAGER_QEMU_WATCHDOG", "inject_nmi", "did you mean 'inject-nmi'?"),
