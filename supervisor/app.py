@@ -199,7 +199,7 @@ def _hypercorn(config: Config) -> HypercornConfig:
 def _tune_process() -> None:
     """Fit this process for a thousand VMs, and for what they entrust to it."""
     confine.forbid_core_files()
-    # Computations, replies and disks: every file that is made here is the supervisor's user's alone.
+    # Computations, replies and disks: what is made here belongs to the supervisor's user alone.
     os.umask(0o077)
     # Each VM takes three descriptors, and the soft limit is often 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -61,7 +61,8 @@ def test_a_probe_gets_no_more(qemu: Path) -> None:
 
 def test_core_files_have_nothing_in_them() -> None:
     """Not those that a program gets that the kernel pipes them to, either."""
-    run = subprocess.run([sys.executable, "-c", _FORBID], capture_output=True, text=True, check=True)
+    program = [sys.executable, "-c", _FORBID]
+    run = subprocess.run(program, capture_output=True, text=True, check=True)
     limits, filtered = run.stdout.splitlines(), run.stdout.split()[-1]
     (core,) = [line.split() for line in limits if line.startswith("Max core file size")]
     assert core[4:6] == ["0", "0"]

@@ -132,7 +132,7 @@ def reached_from(vm: dict[str, Any], doors: list[Door]) -> set[Door]:
 
 @pytest.mark.parametrize("network", ["none", "open"])
 def test_guest_reaches_nothing_unless_its_network_is_open(network: str) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "MANAGER_TEMPLATES": "auto",
         "MANAGER_QEMU_DISK_IMG_FILE": str(trusting_image()),
         "MANAGER_QEMU_GUEST_NETWORK": network,
