@@ -17,7 +17,7 @@ LOCK = "lock"
 
 
 def check_tmp(tmp: Path) -> None:
-    """Make tmp/ if it is missing, and check that VMs can use it. Blocking.
+    """Make tmp/ if it is missing, close it to others, and check that VMs can use it. Blocking.
 
     :raises HostError: if it cannot be written to, or a VM's socket would have too long a path
     """
@@ -31,6 +31,8 @@ def check_tmp(tmp: Path) -> None:
     try:
         tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_owner(tmp)
+        if tmp.stat().st_uid == os.geteuid():
+            tmp.chmod(0o700)
         os.close(os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
     except OSError as error:
         what, _ = file_errors.describe(error, tmp)
