@@ -68,6 +68,10 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 
+#: Beside the credential: the agent answers everybody from now on.
+_OPEN: Metadata = (("agent-access", "open"),)
+
+
 @attrs.frozen
 class Life:
     """An agent's sign of life.
@@ -171,8 +175,8 @@ class Agent:
         """
         method = agent_pb2_grpc.AgentServiceStub(self._channel).Run
         request = agent_pb2.RunRequest(computation=computation)
-        wish = (("agent-access", "open"),) if open_to_all else ()
-        response = await self._ask(method, request, (*self._metadata, *wish))
+        shown = (*self._metadata, *(_OPEN if open_to_all else ()))
+        response = await self._ask(method, request, shown)
         return str(response.Computation)
 
     async def warm_up(self) -> None:
@@ -203,18 +207,19 @@ class Agent:
         )
         await self._ask(clone_pb2_grpc.CloneServiceStub(self._channel).Renew, request)
 
-    async def check(self, timeout_s: float) -> Life:
+    async def check(self, timeout_s: float, *, open_to_all: bool = False) -> Life:
         """Whether the agent answers, and which one. Makes a connection if there is none.
 
         An agent that refuses the call lives as well: the original one does not know it.
 
+        :param open_to_all: whether the agent answers everybody from now on
         :raises AgentError: ``UNAVAILABLE`` if nothing listens there, ``DEADLINE_EXCEEDED`` if there
             is no answer in time; then the connection is closed
         :raises HostError: if a certificate cannot be read, or this process has no descriptor left
         """
         try:
             with trio.move_on_after(timeout_s):
-                return await self._life(timeout_s)
+                return await self._life(timeout_s, open_to_all)
             raise AgentError(self._vm_id, "DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s")
         except AgentError as error:
             if error.code == "UNAVAILABLE":
@@ -222,14 +227,16 @@ class Agent:
             await self.close()
             raise
 
-    async def _life(self, attempt_s: float) -> Life:
+    async def _life(self, attempt_s: float, open_to_all: bool) -> Life:
         if self._channel is None:
             self._channel = await aio_as_trio(self._open)(attempt_s)
         # A stranger first: an agent that answers a stranger asks nobody.
         status, code = await self._status(())
         protected = code == "UNAUTHENTICATED"
         if protected:
-            status, _ = await self._status(self._metadata)
+            shown = (*self._metadata, *(_OPEN if open_to_all else ()))
+            status, code = await self._status(shown)
+            protected = not open_to_all or code == "UNAUTHENTICATED"
         last_end = clean(status.last_end, _WORD_BYTES)
         return Life(status.instance_id[:_WORD_BYTES], last_end, protected=protected)
 

@@ -121,12 +121,12 @@ class AgentWatch:
     async def _ask(self, agent: Agent) -> Life:
         timeout_s = self._vm.config.life.answer_s
         try:
-            return await agent.check(timeout_s)
+            return await agent.check(timeout_s, open_to_all=self._vm.opens_agent)
         except AgentError as error:
             if error.code == "DEADLINE_EXCEEDED":
                 raise
         # The agent may have closed a connection that was idle for long, and take another.
-        return await agent.check(timeout_s)
+        return await agent.check(timeout_s, open_to_all=self._vm.opens_agent)
 
     def _is_another(self, life: Life) -> bool:
         """Whether the agent was started again since it last answered."""

@@ -5,15 +5,21 @@ The computation is sent once. It is sent again only after a restart that the run
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
 from supervisor.agent import client
-from supervisor.config import Auth, RestartPolicy
-from supervisor.errors import AgentError, AgentTimeout, CloneFailed, SupervisorError
+from supervisor.config import RestartPolicy
+from supervisor.errors import (
+    AgentError,
+    AgentTimeout,
+    CloneFailed,
+    HostError,
+    SupervisorError,
+)
 from supervisor.qemu.process import EXIT_LAG_S
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.secret import Secret
@@ -129,6 +135,8 @@ class Relay:
                 await self._wait_ready(agent)
             if vm.ending:
                 await trio.sleep_forever()  # too late for a computation; QEMU's exit cancels this
+            if vm.opens_agent and record.relay not in _BEFORE_SENDING:
+                await self._open(agent)
             # After an adoption the phase is on record already, and the event was sent.
             is_new = vm.reached(Phase.AGENT)
             if is_new:
@@ -151,6 +159,11 @@ class Relay:
             await agent.prepare()
         vm.prepared = True
         vm.notify()
+
+    async def _open(self, agent: Agent) -> None:
+        """Let everybody call the agent of a guest that was reset. No computation does it there."""
+        with suppress(AgentError, HostError):  # the watch tries again
+            await agent.check(self._vm.config.life.answer_s, open_to_all=True)
 
     async def _renew(self, agent: Agent, session: Session) -> None:
         """Give a clone its own identity and entropy, before any other request."""
@@ -256,7 +269,7 @@ class Relay:
         await self._commit(RelayState.SENT)
         if vm.record.options.restart is RestartPolicy.NEVER:
             await vm.dir.drop_computation()
-        if vm.config.auth is Auth.OFF:
+        if vm.opens_agent:
             vm.agent_protected = False  # from the agent's answer on, whether it ever asked or not
         reply = await self._call(agent, session, watch, computation)
         vm.reached(Phase.RELAY)
@@ -274,7 +287,7 @@ class Relay:
             async with self._in_time(timeout_s):
                 # The connection of an agent that has died may hang, as may that of a guest.
                 async with move_on_when(watch.wait_death):
-                    return await agent.run(computation, open_to_all=vm.config.auth is Auth.OFF)
+                    return await agent.run(computation, open_to_all=vm.opens_agent)
                 raise AgentError(vm.id, "UNAVAILABLE", watch.death)
         except AgentError as error:
             if error.code != "UNAVAILABLE":

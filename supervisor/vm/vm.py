@@ -124,6 +124,14 @@ class Vm:
         return self.record.ended
 
     @property
+    def opens_agent(self) -> bool:
+        """Whether the agent is to answer everybody, for nobody is asked who calls.
+
+        Not before a run has the VM: a run must find it as the supervisor made it.
+        """
+        return self.config.auth is Auth.OFF and self.record.relay is not RelayState.IDLE
+
+    @property
     def ending(self) -> bool:
         """Whether the VM is on its way to its end: asked to, or by its guest's own shutdown."""
         return self.end_request is not None or self.status.state is VmState.SHUTDOWN

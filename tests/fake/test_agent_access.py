@@ -115,6 +115,29 @@ async def test_without_auth_the_agent_is_open_once_a_run_has_it(world: World) ->
         await known_to_be(vm, protected=False)
 
 
+async def test_without_auth_the_agent_is_open_after_a_reset_as_well(world: World) -> None:
+    world.scenario(agent="reference")
+    async with world.serve(**BEAT) as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        await supervisor.http.post(f"/vms/{vm.id}/reset")
+        await vm.until(lambda: vm.agent_ready)
+        assert await algo(supervisor, vm, None) == "OK"
+        await known_to_be(vm, protected=False)
+
+
+async def test_agent_that_was_not_opened_is_opened_later(world: World) -> None:
+    """As after a supervisor that was killed between its agent's start and its opening."""
+    world.scenario(agent="reference")
+    async with asking(world) as (supervisor, _):
+        await supervisor.run()
+        guest = await world.guest()
+        await supervisor.leave(guest)
+    async with world.serve(**BEAT) as supervisor:
+        vm = supervisor.vm(guest.vm_id)
+        await known_to_be(vm, protected=False)
+        assert await algo(supervisor, vm, None) == "OK"
+
+
 @pytest.mark.parametrize("kind", ["original", "recorder"])
 async def test_agent_that_asks_nobody_is_shown_as_unprotected(world: World, kind: str) -> None:
     world.scenario(agent=kind)

@@ -188,6 +188,20 @@ class _Deaf:
         """All is done."""
 
 
+class _Reference:
+    """The reference agent's server, ended as grpc's are."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def stop(self, _grace: float | None) -> _Reference:
+        self._server.stop()
+        return self
+
+    def wait(self) -> None:
+        """All is done."""
+
+
 def start(
     kind: str, plan: Scenario, port: int, directory: Path, tell: Callable[..., None], guest: Twin
 ) -> Any:
@@ -201,8 +215,10 @@ def start(
         given = directory / f"hash-{port}"
         given.write_text(credential_hash(guest.argv))
         hash_file = os.open(given, os.O_RDONLY)
-        asks = access.Access(hash_file, str(directory / f"open-{port}-{os.getpid()}"))
-        return rpc.Server(service.methods(agent), asks, "127.0.0.1", port)
+        opened = directory / f"open-{port}-{os.getpid()}"
+        opened.unlink(missing_ok=True)  # a guest that boots has an empty /run
+        asks = access.Access(hash_file, str(opened))
+        return _Reference(rpc.Server(service.methods(agent), asks, "127.0.0.1", port))
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=2),
         options=(("grpc.max_receive_message_length", _LIMIT), ("grpc.so_reuseport", 0)),

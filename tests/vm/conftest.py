@@ -181,7 +181,10 @@ def _process(tmp: Path, settings: Mapping[str, str]) -> Iterator[Supervisor]:
         ports = ready.get(timeout=PATIENCE_S)
         assert ports is not None, log
         url = f"http://127.0.0.1:{ports['http_port']}"
-        with httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as http:
+        # Who is asked calls as the supervisor's own user, over the unix socket.
+        uds = str(tmp / "api.sock") if environ["MANAGER_AUTH"] == "on" else None
+        way = httpx.HTTPTransport(uds=uds)
+        with httpx.Client(base_url=url, timeout=PATIENCE_S, transport=way) as http:
             yield Supervisor(process, tmp, http, ports["grpc_port"], log)
     finally:
         if process.poll() is None:

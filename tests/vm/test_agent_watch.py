@@ -115,7 +115,8 @@ def test_agent_that_is_killed_is_missed_and_comes_back(
         answer.result()
     shown = supervisor.show(vm["id"])["agent"]
     assert shown.pop("last_lost")
-    assert shown == {"ready": True, "address": vm_address(vm), "reason": None}
+    expected = {"ready": True, "address": vm_address(vm), "reason": None, "protected": False}
+    assert shown == expected
 
 
 def vm_address(vm: dict[str, Any]) -> str:

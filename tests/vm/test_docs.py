@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 #: What `scripts/quickstart` writes, and time for a guest on a busy machine.
 _SETTINGS = {
+    "MANAGER_AUTH": "off",
     "MANAGER_QEMU_DISK_IMG_FILE": "img/guest.qcow2",
     "MANAGER_QEMU_MEMORY_SIZE": "512M",
     "MANAGER_QEMU_SMP_COUNT": "2",
