@@ -113,6 +113,9 @@ missing_packages() { # run|dev
 		run zstd zstd
 		dev mmdebstrap mmdebstrap
 		dev mount mount
+		dev nft nftables
+		dev pasta passt
+		dev ip iproute2
 		dev pgrep procps
 	END
     # The default's file, or one that QEMU's descriptors name: see supervisor/qemu/firmware.py.

@@ -118,6 +118,7 @@ def examine(config: Config, clock: Clock) -> Host:
     check_pem("TLS to agents", agent.client_cert, agent.client_key, agent.ca_certs)
     as_users = users.choose(config.qemu)
     close_tmp(config.qemu.tmp, as_users.gid)
+    network.check(config.qemu.net, as_users.shared)
     qemu = accel.find_qemu(config.qemu)
     decided, warnings = accel.decide(config.qemu, qemu, as_users.shared)
     users.check_access(config.qemu, as_users, decided)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from supervisor.api import sockets
+from supervisor.config import GuestNetwork
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, LaunchError, PortsTaken
 from supervisor.image.image import DISK
@@ -363,7 +364,13 @@ def check_guest_network(config: QemuConfig) -> Check:
     name = "guest network"
     if danger := network.danger(config.net):
         return Check(name, Verdict.WARN, danger.detail, danger.advice)
-    return Check(name, Verdict.OK, "MANAGER_QEMU_GUEST_NETWORK=none: guests reach nothing")
+    try:
+        network.check(config.net, users.choose(config).shared)
+    except HostError as error:
+        return _of_error(name, error)
+    reached = "nothing" if config.net.guest is GuestNetwork.NONE else "public addresses"
+    detail = f"MANAGER_QEMU_GUEST_NETWORK={config.net.guest}: guests reach {reached}"
+    return Check(name, Verdict.OK, detail)
 
 
 def _by(port: int) -> str:

@@ -169,6 +169,13 @@ def _contradictions(config: Config) -> list[str]:
 
 def _contradictions_of_users(qemu: QemuConfig, limits: LimitsConfig) -> list[str]:
     found = []
+    if qemu.net.guest is GuestNetwork.INTERNET and qemu.use_sudo:
+        found.append(
+            "MANAGER_QEMU_GUEST_NETWORK=internet and MANAGER_QEMU_USE_SUDO exclude each other:"
+            " there is no root in a namespace of another user"
+        )
+    if qemu.net.guest_allow and qemu.net.guest is not GuestNetwork.INTERNET:
+        found.append("MANAGER_QEMU_GUEST_NETWORK_ALLOW needs MANAGER_QEMU_GUEST_NETWORK=internet")
     if qemu.run_as is not None and qemu.use_sudo:
         found.append("MANAGER_QEMU_RUN_AS and MANAGER_QEMU_USE_SUDO exclude each other")
     if isinstance(qemu.run_as, UidRange):

@@ -9,6 +9,7 @@ import attrs
 
 from supervisor.config.settings import (
     IPv4,
+    Networks,
     OnOff,
     Port,
     PortRange,
@@ -38,6 +39,7 @@ class GuestNetwork(enum.StrEnum):
     """What a guest can reach. Its forwards, through which it is reached, are there with each."""
 
     NONE = "none"
+    INTERNET = "internet"
     OPEN = "open"
 
 
@@ -49,8 +51,15 @@ class NetConfig:
     guest: GuestNetwork = setting(
         "MANAGER_QEMU_GUEST_NETWORK",
         GuestNetwork.NONE,
-        "what a guest reaches. none: nothing outside itself; open: all that the host reaches, the"
-        " host's loopback and other VMs' forwards included",
+        "what a guest reaches. none: nothing outside itself; internet: public addresses, but not"
+        " the host's; open: all that the host reaches, the host's loopback and other VMs' forwards"
+        " included",
+    )
+    guest_allow: Networks = setting(
+        "MANAGER_QEMU_GUEST_NETWORK_ALLOW",
+        (),
+        "private networks that guests reach as well, with internet, such as 10.1.2.0/24,fd00::/64",
+        shown="",
     )
     host_fwd_addr: IPv4 = setting(
         "MANAGER_QEMU_HOST_FWD_ADDR", "127.0.0.1", "host address of the forwarded ports"

@@ -34,6 +34,8 @@ Size = NewType("Size", str)
 IPv4 = NewType("IPv4", str)
 Names = NewType("Names", tuple[str, ...])
 UserName = NewType("UserName", str)
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Networks = NewType("Networks", tuple[Network, ...])
 
 
 class Switch(enum.StrEnum):
@@ -235,6 +237,13 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _networks(text: str) -> Networks:
+    try:
+        return Networks(tuple(ipaddress.ip_network(word.strip()) for word in text.split(",")))
+    except ValueError as error:
+        raise ValueError(f"must be networks such as 10.1.2.0/24,fd00:1::/64: {error}") from None
+
+
 def _on_off(text: str) -> str:
     if text not in ("on", "off", "yes", "no", "true", "false", "auto"):
         raise ValueError("must be one of QEMU's words on, off, auto, true, false, yes, no")
@@ -364,6 +373,7 @@ _PARSERS: dict[Any, Callable[[str], object]] = {
     Size | None: _size,
     IPv4: _ipv4,
     Names: _names,
+    Networks: _networks,
     Seconds: _seconds,
     Seconds | None: _seconds,
     Ratio: _ratio,

@@ -1,14 +1,52 @@
-"""What a guest can reach: `supervisor.config.GuestNetwork`. This says what a setting opens."""
+"""What a guest can reach: `supervisor.config.GuestNetwork`.
+
+With ``internet`` each QEMU runs in a network namespace of its own. Packets leave it through pasta,
+after rules for nft have dropped those that are meant for the host or for private networks. QEMU
+makes the forwards inside the namespace, and pasta leads the host's ports there. So 10.0.2.2, which
+stands for QEMU's own loopback, leads to nothing but the VM's own forwards.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from supervisor.config import GuestNetwork
 from supervisor.errors import HostError
+from supervisor.qemu import confine, guest_namespace, users
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from supervisor.config import NetConfig
+    from supervisor.config.settings import Network
+    from supervisor.qemu.cmdline import Forward
+    from supervisor.qemu.users import User
+
+#: Stands for the host's resolver in a namespace. The block is for benchmarks: RFC 2544.
+NAME_SERVER = "198.18.0.53"
+
+#: Programs that a namespace needs, and Debian's packages of them.
+_PROGRAMS = {"pasta": "passt", "nft": "nftables", "ip": "iproute2", "setpriv": "util-linux"}
+
+#: What is not the internet, or leads back to the host by translation: IANA's registry of special
+#: addresses, and multicast.
+_NOT_PUBLIC_4 = (
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+    *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+    *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3"),
+)
+#: Within 2000::/3. Nothing outside it is public.
+_NOT_PUBLIC_6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+
+_QUESTION_TIMEOUT_S = 20.0
 
 
 def danger(net: NetConfig) -> HostError | None:
@@ -20,3 +58,90 @@ def danger(net: NetConfig) -> HostError | None:
         " supervisor, the host's loopback and other VMs' forwards included",
         advice="set MANAGER_QEMU_GUEST_NETWORK=none, unless you trust the guests",
     )
+
+
+def check(net: NetConfig, user: User | None) -> None:
+    """Whether this host can give guests the network of the settings. Blocking.
+
+    :param user: that QEMU runs as; None for the supervisor's own
+    :raises HostError: if it cannot
+    """
+    if net.guest is not GuestNetwork.INTERNET:
+        return
+    problem = "MANAGER_QEMU_GUEST_NETWORK=internet"
+    for program, package in _PROGRAMS.items():
+        if shutil.which(program, path=guest_namespace.search_path()) is None:
+            detail = f"{problem}, but there is no {program} on the PATH"
+            raise HostError(detail, advice=f"install the package {package}")
+    try:
+        done = subprocess.run(
+            [*users.run_as(user), *wrapped(net, (), ("true",))],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=confine.environment(),
+            check=False,
+            timeout=_QUESTION_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise HostError(f"{problem}, but a network namespace cannot be tried: {error}") from error
+    if done.returncode:
+        said = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise HostError(
+            f"{problem}, but no network namespace can be made: {said}",
+            advice="allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone and"
+            " kernel.apparmor_restrict_unprivileged_userns) and let this user open /dev/net/tun",
+        )
+
+
+def wrapped(net: NetConfig, forwards: Iterable[Forward], argv: Sequence[str]) -> list[str]:
+    """The command that runs QEMU with the network of the settings. Reads the host's addresses."""
+    if net.guest is not GuestNetwork.INTERNET:
+        return list(argv)
+    ports = [f"{one.host_address}/{one.host_port}" for one in forwards] or ["none"]
+    pasta = ["pasta", "--foreground", "--quiet", "--config-net", "--no-map-gw"]
+    pasta += ["--dns-forward", NAME_SERVER]
+    pasta += [word for port in ports for word in ("--tcp-ports", port)]
+    pasta += ["--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none"]
+    program = [sys.executable, "-I", str(Path(guest_namespace.__file__))]
+    return [*program, rules(net.guest_allow, own_addresses()), NAME_SERVER, *pasta, "--", *argv]
+
+
+def own_addresses() -> list[str]:
+    """The host's addresses, without scopes."""
+    return sorted(
+        {
+            address.address.partition("%")[0]
+            for addresses in psutil.net_if_addrs().values()
+            for address in addresses
+            if address.family in (socket.AF_INET, socket.AF_INET6)
+        }
+    )
+
+
+def rules(allowed: Iterable[Network], own: Iterable[str]) -> str:
+    """A script for nft: what may leave a namespace. Answers to forwarded connections use ``lo``.
+
+    :param allowed: networks that may be reached though they are private
+    :param own: the host's addresses, which may not be reached though they may be public
+    """
+    lines = ["type filter hook output priority 0; policy drop;", 'oifname "lo" accept']
+    lines.append(f"ip daddr {NAME_SERVER} udp dport 53 accept")
+    # Without these there is no IPv6 at all: the namespace's own search for its router.
+    lines.append(
+        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept"
+    )
+    for address in own:
+        lines.append(f"{_family(ipaddress.ip_address(address).version)} daddr {address} drop")
+    lines += [f"{_family(network.version)} daddr {network} accept" for network in allowed]
+    lines.append(f"ip daddr {{ {', '.join(_NOT_PUBLIC_4)} }} drop")
+    lines.append("meta nfproto ipv4 accept")
+    lines.append(f"ip6 daddr {{ {', '.join(_NOT_PUBLIC_6)} }} drop")
+    lines.append("ip6 daddr 2000::/3 accept")
+    body = "".join(f"    {line}\n" for line in lines)
+    return f"table inet guest {{\n  chain out {{\n{body}  }}\n}}\n"
+
+
+def _family(version: int) -> str:
+    return "ip" if version == 4 else "ip6"

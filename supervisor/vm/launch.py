@@ -16,7 +16,7 @@ import trio
 from supervisor.agent import client
 from supervisor.config import TemplateUse
 from supervisor.errors import CloneFailed, LaunchError, PortsTaken, TemplateError, VmEnded
-from supervisor.qemu import cmdline, process
+from supervisor.qemu import cmdline, network, process
 from supervisor.qemu.connection import Connection
 from supervisor.state import file_errors
 from supervisor.state.record import EventKind, Phase, Purpose
@@ -136,7 +136,8 @@ class Launcher:
             command = cmdline.command(config, machine)
             log.info(cmdline.shell_line(command), vm=vm.id)
             await vm.dir.check_base(self._base)
-            async with self._process(cmdline.argv(config, machine)) as qemu:
+            argv = cmdline.argv(config, machine)
+            async with self._process(network.wrapped(config.net, forwards, argv)) as qemu:
                 vm.reached(Phase.SPAWN)
                 # Written with the next change: after a crash, recovery finds the process by its
                 # uuid.

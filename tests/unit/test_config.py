@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,16 @@ def test_setting_that_needs_others(name: str, path: str, others: dict[str, str])
     assert at(config.load({name: "/file", **others}), path) == Path("/file")
 
 
+def test_networks_that_guests_may_reach_though_they_are_private() -> None:
+    assert config.load({}).qemu.net.guest_allow == ()
+    internet = {"MANAGER_QEMU_GUEST_NETWORK": "internet"}
+    allowed = {"MANAGER_QEMU_GUEST_NETWORK_ALLOW": "10.1.2.0/24, fd00:1::/64"}
+    assert config.load(internet | allowed).qemu.net.guest_allow == (
+        ipaddress.ip_network("10.1.2.0/24"),
+        ipaddress.ip_network("fd00:1::/64"),
+    )
+
+
 def test_guest_port_of_the_agent() -> None:
     assert config.load({}).qemu.net.guest_fwd_3 == 7002
     moved = {"MANAGER_QEMU_GUEST_FWD_3": "7003", "MANAGER_AGENT_GRPC_URL": "localhost:7003"}
@@ -273,6 +284,7 @@ def test_server_name_of_the_agent() -> None:
 def test_every_setting_is_tested_here() -> None:
     tested = {row[0] for row in ROWS} | {row[0] for row in TOGETHER}
     tested |= {"MANAGER_QEMU_GUEST_FWD_3", "MANAGER_AGENT_GRPC_SERVER_NAME"}
+    tested |= {"MANAGER_QEMU_GUEST_NETWORK_ALLOW"}
     assert {one.names[0] for one in settings.declared(Config)} == tested
 
 
@@ -326,6 +338,14 @@ def test_monitor_is_refused_with_what_replaces_it() -> None:
     ("environ", "names"),
     [
         ({"MANAGER_LOG_LEVEL": "loud"}, ["MANAGER_LOG_LEVEL"]),
+        (
+            {"MANAGER_QEMU_GUEST_NETWORK": "internet", "MANAGER_QEMU_USE_SUDO": "true"},
+            ["MANAGER_QEMU_USE_SUDO"],
+        ),
+        (
+            {"MANAGER_QEMU_GUEST_NETWORK_ALLOW": "10.1.2.0/24"},
+            ["MANAGER_QEMU_GUEST_NETWORK=internet"],
+        ),
         ({"MANAGER_HTTP_SERVER_CERT": "/c"}, ["MANAGER_HTTP_SERVER_KEY"]),
         ({"MANAGER_HTTP_SERVER_KEY": "/k"}, ["MANAGER_HTTP_SERVER_CERT"]),
         ({"MANAGER_GRPC_SERVER_CERT": "/c"}, ["MANAGER_GRPC_SERVER_KEY"]),
@@ -397,7 +417,8 @@ def test_no_contradiction(environ: dict[str, str]) -> None:
         ("MANAGER_ON_SIGTERM", "leaves", "must be one of end, leave; did you mean 'leave'?"),
         ("MANAGER_RESTART", "always", "must be one of never, on-failure"),
         ("MANAGER_RESTART", "on_failure", "did you mean 'on-failure'?"),
-        ("MANAGER_QEMU_GUEST_NETWORK", "internet", "must be one of none, open"),
+        ("MANAGER_QEMU_GUEST_NETWORK", "private", "must be one of none, internet, open"),
+        ("MANAGER_QEMU_GUEST_NETWORK_ALLOW", "10.1.2.3/24", "10.1.2.3/24 has host bits set"),
         ("MANAGER_QEMU_WATCHDOG", "true", "must be one of reset, shutdown, poweroff, pause, "),
         ("MANAGER_QEMU_WATCHDOG", "restart", "did you mean 'reset'?"),
         ("MANAGER_QEMU_WATCHDOG", "inject_nmi", "did you mean 'inject-nmi'?"),

@@ -168,11 +168,14 @@ def _process(tmp: Path, settings: Mapping[str, str]) -> Iterator[Supervisor]:
 
     def read_log() -> None:
         assert process.stderr is not None
-        for line in process.stderr:
-            log.append(json.loads(line))
-            if log[-1]["message"] == "ready":
-                ready.put(log[-1])
-        ready.put(None)
+        try:
+            for line in process.stderr:
+                log.append({"message": line})  # seen if it is not JSON
+                log[-1] = json.loads(line)
+                if log[-1]["message"] == "ready":
+                    ready.put(log[-1])
+        finally:
+            ready.put(None)
 
     reader = threading.Thread(target=read_log)
     reader.start()

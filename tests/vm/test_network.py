@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ import psutil
 import pytest
 
 from supervisor.pb import agent_pb2
+from tests.support.small_internet import ALLOWED, PUBLIC, ROUTER
 from tests.support.trusting_guest import trusting_image
 from tests.vm.conftest import PATIENCE_S, started
 from tests.vm.test_run import CLONE, agent_of, computation
@@ -145,3 +148,15 @@ def test_guest_reaches_nothing_unless_its_network_is_open(network: str) -> None:
         reached = reached_from(vm, [*doors, *BEYOND])
         assert reached - set(BEYOND) == (set(doors) if network == "open" else set())
         assert network == "open" or not reached
+
+
+def test_guest_with_internet_reaches_the_internet_alone() -> None:
+    apart = ["unshare", "--map-root-user", "--net", "--mount"]
+    program = [sys.executable, "-m", "tests.support.small_internet", str(trusting_image())]
+    done = subprocess.run([*apart, *program], stdout=subprocess.PIPE, text=True, check=True)
+    told = done.stdout.splitlines()[-1].removeprefix("reached ")
+    assert {tuple(door) for door in json.loads(told)} == {
+        *(("SOCK_STREAM", address, 80) for address in (*PUBLIC, ALLOWED, ROUTER)),
+        *(("SOCK_DGRAM", address, 80) for address in (*PUBLIC, ALLOWED, ROUTER)),
+        ("SOCK_DGRAM", "10.0.2.3", 53),
+    }

@@ -1,0 +1,93 @@
+"""The rules of a guest's internet, and what is said on a host that cannot have one."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from supervisor import config
+from supervisor.errors import HostError
+from supervisor.qemu import guest_namespace, network
+from supervisor.qemu.cmdline import Forward
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+INTERNET = config.load({"MANAGER_QEMU_GUEST_NETWORK": "internet"}).qemu.net
+
+
+def ports_of(argv: Sequence[str]) -> list[str]:
+    return [word for before, word in itertools.pairwise(argv) if before == "--tcp-ports"]
+
+
+def test_without_internet_the_command_is_qemus() -> None:
+    argv = ["qemu-system-x86_64", "-S"]
+    assert network.wrapped(config.load({}).qemu.net, [], argv) == argv
+
+
+def test_forwards_lead_into_the_namespace_and_no_other_port_does() -> None:
+    forwards = [Forward(22, "127.0.0.1", 2222), Forward(7002, "127.0.0.1", 7020)]
+    argv = network.wrapped(INTERNET, forwards, ["qemu", "-S"])
+    assert argv[-3:] == ["--", "qemu", "-S"]
+    assert ports_of(argv) == ["127.0.0.1/2222", "127.0.0.1/7020"]
+    assert ports_of(network.wrapped(INTERNET, [], ["qemu"])) == ["none"]
+    for word in ("--udp-ports", "--tcp-ns", "--udp-ns"):
+        assert argv[argv.index(word) + 1] == "none"
+    assert "--no-map-gw" in argv
+
+
+def test_rules_by_their_order() -> None:
+    """The host's own come first, then what is allowed, then what is private."""
+    allowed = [ipaddress.ip_network("10.1.2.0/24"), ipaddress.ip_network("fd00:1::/64")]
+    lines = network.rules(allowed, ["93.0.0.2", "2a00:77::2"]).splitlines()
+    text = [line.strip() for line in lines]
+    order = [
+        "ip daddr 93.0.0.2 drop",
+        "ip6 daddr 2a00:77::2 drop",
+        "ip daddr 10.1.2.0/24 accept",
+        "ip6 daddr fd00:1::/64 accept",
+        "meta nfproto ipv4 accept",
+        "ip6 daddr 2000::/3 accept",
+    ]
+    assert [line for line in text if line in order] == order
+    assert any("169.254.0.0/16" in line and line.endswith("drop") for line in text)
+    assert "type filter hook output priority 0; policy drop;" in text
+
+
+@pytest.mark.parametrize(("program", "package"), [("pasta", "passt"), ("nft", "nftables")])
+def test_missing_program_is_named_with_its_package(
+    program: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in {"pasta", "nft", "ip", "setpriv"} - {program}:
+        (tmp_path / other).write_text("#!/bin/sh\n")
+        (tmp_path / other).chmod(0o755)
+    monkeypatch.setattr(guest_namespace, "search_path", lambda: str(tmp_path))
+    with pytest.raises(HostError, match=f"there is no {program} on the PATH") as caught:
+        network.check(INTERNET, None)
+    assert (
+        caught.value.advice
+        == f"install the package { {'pasta': 'passt', 'nft': 'nftables'}[program] }"
+    )
+
+
+def test_host_without_namespaces_is_told_how_to_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = ["sh", "-c", "echo unshare: Operation not permitted >&2; exit 1"]
+    monkeypatch.setattr(network, "wrapped", lambda *_: failing)
+    with pytest.raises(HostError, match="Operation not permitted") as caught:
+        network.check(INTERNET, None)
+    assert "user namespaces" in caught.value.advice
+
+
+def test_this_host_has_one() -> None:
+    """Rules, a way out, no capability, no door but the forward, and nothing left afterwards."""
+    look = "grep CapBnd /proc/self/status; ls /sys/class/net; cat /etc/resolv.conf"
+    argv = network.wrapped(INTERNET, [], ["sh", "-c", look])
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    assert "CapBnd:\t0000000000000000" in done.stdout
+    assert f"nameserver {network.NAME_SERVER}" in done.stdout
+    assert "lo" in done.stdout.split()
