@@ -3,13 +3,14 @@
 scripts/bench start [--rounds 10] [--cold-rounds 10] [--results DIR]
 scripts/bench scale [--vms 1000] [--real 50] [--seconds 60] [--json FILE]
 scripts/bench bodies [--posts 8] [--json FILE]
+scripts/bench runs [--runs 20000] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 
-from scripts.benchmarks import bodies, scale, start
+from scripts.benchmarks import bodies, runs, scale, start
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     commands = parser.add_subparsers(required=True)
-    for name, module in (("start", start), ("scale", scale), ("bodies", bodies)):
+    for name, module in (("start", start), ("scale", scale), ("bodies", bodies), ("runs", runs)):
         command = commands.add_parser(
             name,
             help=str(module.__doc__).partition("\n")[0],
