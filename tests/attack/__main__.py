@@ -23,19 +23,23 @@ from pathlib import Path
 import attrs
 
 from tests.attack import (
+    chromium,
     clients,
+    guests,
     limits,
+    network,
     pages,
     strangers,
     table,
     tenants,
+    users,
 )
 from tests.attack.defences import DEFENCES, ROOT, copy_without
 from tests.attack.kinds import ATTACKS, Attack, Need, Row, run
 from tests.attack.place import Place
 
 #: Declared by being imported.
-_ALL = (strangers, tenants, pages, limits, clients)
+_ALL = (strangers, tenants, pages, limits, clients, chromium, users, guests)
 
 
 @attrs.frozen
@@ -62,6 +66,7 @@ def main() -> int:
         for one in attacks:
             print(f"{one.origin:10}  {one.what}  [{one.defence}]")
         return 0
+    network.enter()
     directory = Path(tempfile.mkdtemp(prefix="attack-", dir="/tmp"))
     directory.chmod(0o755)  # the local users' attacks begin in it
     began = time.monotonic()
@@ -95,7 +100,7 @@ def _arguments() -> Wanted:
 
 
 def _attack(attacks: list[Attack], directory: Path, source: Path) -> list[Row]:
-    with closing(Place(directory, source)) as place:
+    with closing(Place(directory, source, has_network=network.is_own())) as place:
         return [_one(one, place) for one in attacks]
 
 

@@ -43,6 +43,9 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     "asking who calls at every method of gRPC": (
         Cut("api/grpc/callers.py", "self._limited(_known(behaviour))", "self._limited(behaviour)"),
     ),
+    "one length of a body": (
+        Cut("api/http/connections.py", "            _check_length(request)\n", ""),
+    ),
     "knowing the tokens": (
         Cut(
             "api/auth/tokens.py",
@@ -175,6 +178,65 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     ),
     "the content type of a body": (
         Cut("api/http/json_body.py", 'if request.mimetype != "application/json":', "if False:"),
+    ),
+    "what a browser says of a page": (
+        Cut("api/http/web_pages.py", "if ours is None or not _is_same(origin, ours):", "if False:"),
+        Cut("api/http/web_pages.py", "if site not in _SAME:", "if False:"),
+        Cut("api/http/json_body.py", 'if request.mimetype != "application/json":', "if False:"),
+    ),
+    # --- guests ---
+    "the guest's network": (
+        Cut(
+            "qemu/cmdline.py", '",restrict=on" if net.guest is GuestNetwork.NONE else ""', '""'
+        ),
+    ),
+    "cutting logs": (
+        Cut(
+            "vm/qmp_events.py",
+            "await trio.to_thread.run_sync(vm.dir.cut_logs, limit)",
+            "size_in_bytes(vm.config.life.log_size)",
+        ),
+    ),
+    "waking a guest to end it": (
+        Cut("qemu/qmp.py", 'self.execute("system_wakeup")', 'self.execute("query-status")'),
+    ),
+    "the credential of an agent": (
+        Cut("qemu/cmdline.py", "if machine.credential_hash is None:", "if True:"),
+    ),
+    "users of VMs": (
+        Cut("qemu/users.py", "    if user is None:\n        return []", "    return []"),
+    ),
+    # --- local users ---
+    "modes of the sockets": (
+        Cut("api/sockets.py", "os.fchmod(listener.fileno(), 0o600)", "os.umask(0)"),
+        Cut("api/sockets.py", "path.chmod(0o660)", "path.chmod(0o666)"),
+    ),
+    "the mode of tmp/": (
+        Cut("state/tmp_dir.py", "            tmp.chmod(0o700)\n", "            tmp.chmod(0o777)\n"),
+        Cut(
+            "state/vm_dir.py",
+            "directory.chmod(0o700 if gid is None else 0o710)",
+            "directory.chmod(0o777)",
+        ),
+    ),
+    "modes of files": (
+        Cut("state/tmp_dir.py", "            tmp.chmod(0o700)\n", "            tmp.chmod(0o777)\n"),
+        Cut(
+            "state/vm_dir.py",
+            "directory.chmod(0o700 if gid is None else 0o710)",
+            "directory.chmod(0o777)",
+        ),
+        Cut("app.py", "os.umask(0o077)", "os.umask(0)"),
+        Cut("api/audit.py", "os.open(self.file, flags, 0o600)", "os.open(self.file, flags, 0o666)"),
+    ),
+    "nobody's number": (Cut("api/auth/door.py", "if uid == _NOBODY_KNOWS:", "if False:"),),
+    "the directory of a socket": (Cut("api/sockets.py", "if not safe:", "if False:"),),
+    "the owner of the tokens' file": (
+        Cut(
+            "api/auth/tokens.py",
+            "if stat.st_uid not in (0, os.geteuid()) or stat.st_mode & 0o022:",
+            "if False:",
+        ),
     ),
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from supervisor.pb import manager_pb2, vm_pb2
+from supervisor.pb import vm_pb2
 from tests.attack.kinds import Came, From, attack
 from tests.attack.service import PATIENCE_S
 
@@ -253,14 +253,3 @@ def connections(place: Place) -> Came:
             answered = b""
         return place.tight.came_of(answered, "GET ")
 
-
-@attack(
-    From.NETWORK,
-    "a gRPC run brings a computation over the limit",
-    held_by="the size of a computation",
-    refusal="INVALID_ARGUMENT",
-    through="RESOURCE_EXHAUSTED",
-)
-def long_computation_grpc(place: Place) -> Came:
-    message = manager_pb2.RunRequest(computation=bytes(16 * 2**20 + 1))
-    return place.main.call("manager.Run", message, by="alice")[0]

@@ -127,7 +127,7 @@ def websocket(place: Place) -> Came:
         b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
-    return place.unasked.came_of(place.unasked.exchange(sent), "GET ", "")
+    return place.unasked.came_of(place.unasked.exchange(sent), "GET ")
 
 
 # --- from a browser that sends neither ----------------------------------------------------------

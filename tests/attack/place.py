@@ -7,7 +7,7 @@ import os
 import threading
 from contextlib import ExitStack
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -18,8 +18,10 @@ from tests.support.side_by_side import own_ports
 from tests.support.trusting_guest import trusting_image
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+T = TypeVar("T")
 
 #: Users of QEMUs, if this is run as root; the tests have others.
 UIDS = "7710000-7710099"
@@ -44,11 +46,14 @@ class Place:
 
     :param directory: an empty one that others may pass through
     :param source: the directory in which the ``supervisor/`` is that is attacked
+    :param has_network: whether the addresses of `tests.attack.guests` are here
     """
 
-    def __init__(self, directory: Path, source: Path) -> None:
+    def __init__(self, directory: Path, source: Path, *, has_network: bool) -> None:
         self.directory = directory
         self.source = source
+        self.has_network = has_network
+        self._known: dict[str, Any] = {}
         self._stack = ExitStack()
         self._lock = threading.Lock()
         self._victim: dict[str, Any] = {}
@@ -57,12 +62,43 @@ class Place:
     def close(self) -> None:
         self._stack.close()
 
+    def once(self, name: str, find: Callable[[Place], T]) -> T:
+        """What is found out here, for all attacks that need to know."""
+        if name not in self._known:
+            self._known[name] = find(self)
+        found: T = self._known[name]
+        return found
+
     # --- supervisors ------------------------------------------------------------------------
 
     @cached_property
     def main(self) -> Service:
         """Asks who calls. Has room for one VM: Bob's."""
-        service = self.serve("main", {"MANAGER_MAX_VMS": "1", "MANAGER_QUEUE": "0"})
+        service = self.serve(
+            "main",
+            {
+                "MANAGER_MAX_VMS": "1",
+                "MANAGER_QUEUE": "0",
+                "MANAGER_POWERDOWN_GRACE": "60s",
+                "MANAGER_SOCKET": str(self.main_socket("api")),
+                "MANAGER_GRPC_SOCKET": str(self.main_socket("grpc")),
+                **({"MANAGER_SOCKET_GROUP": "users"} if os.geteuid() == 0 else {}),
+            },
+        )
+        self.make_tokens(service)
+        return service
+
+    def main_socket(self, wire: str) -> Path:
+        """In a directory that everybody may enter.
+
+        :param wire: api or grpc
+        """
+        return self.directory / f"{wire}.sock"
+
+    @cached_property
+    def pooled(self) -> Service:
+        """Makes a template, then VMs from it for its pool."""
+        service = self.serve("pool", {"MANAGER_TEMPLATES": "auto", "MANAGER_POOL_SIZE": "1"})
         self.make_tokens(service)
         return service
 
@@ -80,7 +116,7 @@ class Place:
                 "MANAGER_HTTP_HEADER_TIMEOUT": "1s",
                 "MANAGER_BODY_TIMEOUT": "2s",
                 "MANAGER_BODY_WAIT": "1s",
-                "MANAGER_BODY_BUDGET": "33M",
+                "MANAGER_BODY_BUDGET": "64M",
                 "MANAGER_CALLER_READERS": "1",
                 "MANAGER_CALLER_REQUESTS": "2",
                 "MANAGER_HTTP_CONNECTIONS": "8",

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import ssl
@@ -25,13 +26,15 @@ from supervisor.pb import manager_pb2_grpc, vm_pb2_grpc
 from tests.attack.kinds import Came, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 #: Longer than a guest needs to boot under emulation on a loaded machine.
 PATIENCE_S = 900.0
 #: How long an answer may take that waits for no guest.
 ANSWER_S = 60.0
 _POLL_S = 0.01
+
+_HEAD = re.compile(rb"HTTP/1\.1 \d{3} .*?\r\n\r\n", re.DOTALL)
 
 #: In the place of a name in the audit log: whoever the token is of that is shown.
 AS_SHOWN = "as shown"
@@ -170,7 +173,7 @@ class Service:
 
     def came_of(self, answered: bytes, what: str, who: str | None = None) -> Came:
         """What came of a request that was sent as bytes, from the last answer to it."""
-        heads = [part for part in answered.split(b"\r\n\r\n") if part.startswith(b"HTTP/1.1 ")]
+        heads = _HEAD.findall(answered)
         if not heads:
             return Came("closed", detail=repr(answered[:60]))
         fields = [line.partition(b":") for line in heads[-1].split(b"\r\n")[1:]]
@@ -243,14 +246,25 @@ class Service:
         with channel:
             yield channel
 
-    def until(self, vm_id: str, state: str) -> None:
-        """Wait until a VM is in this state; ask again at each of its events."""
+    def until(self, vm_id: str, state: str, by: str | None = None) -> None:
+        """Wait until a VM is in this state."""
+        self._until(f"/vms/{vm_id}/status", lambda answer: answer["state"] == state, by)
+
+    def until_listed(self, wanted: Callable[[dict[str, Any]], bool], by: str) -> dict[str, Any]:
+        """The first VM of which this is so, once there is one."""
+        answer = self._until("/vms", lambda answer: any(map(wanted, answer["vms"])), by)
+        return next(vm for vm in answer["vms"] if wanted(vm))
+
+    def _until(self, path: str, condition: Callable[[Any], bool], by: str | None) -> Any:
+        """What is answered there once this is so of it; it is asked again at each event."""
         connection = self.connection()
         try:
-            connection.request("GET", f"/vms/{vm_id}/events?after=0")
+            shown = {"Authorization": f"Bearer {self.tokens[by]}"} if by else {}
+            connection.request("GET", "/events?after=0", headers=shown)
             events = connection.getresponse()
-            while self.ask("GET", f"/vms/{vm_id}/status").json()["state"] != state:
-                assert events.readline(), f"VM {vm_id} is not {state}"
+            while not condition(answer := self.ask("GET", path, by=by).json()):
+                assert events.readline(), answer
+            return answer
         finally:
             connection.close()
 

@@ -81,8 +81,10 @@ def on_anothers_connection(place: Place) -> Came:
 @attack(
     From.NETWORK,
     "a request is smuggled behind another's body: Transfer-Encoding beside Content-Length",
-    held_by="asking who calls",
-    refusal="401",
+    held_by="one length of a body",
+    refusal="400",
+    below="a request that cannot be read has no line",
+    through="401",  # it is served, in the name of nobody
 )
 def smuggled(place: Place) -> Came:
     inner = b"GET /vms HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
