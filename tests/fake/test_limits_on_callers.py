@@ -156,6 +156,8 @@ async def test_message_that_does_not_come(world: World) -> None:
             return code
 
         assert await in_thread(ask_without_a_word) is grpc.StatusCode.DEADLINE_EXCEEDED
+    (line,) = map(json.loads, (world.tmp / "audit.jsonl").read_text().splitlines())
+    assert (line["outcome"], line["error"]) == ("refused", "TooSlow")
 
 
 async def test_bodies_beyond_the_budget(world: World) -> None:

@@ -9,7 +9,8 @@
 - Every connection without a request is closed in the end, and there are only so many. Hypercorn's
   own clock stops at the first bytes of some connections, and nothing starts it again.
 
-Sources: RFC 9112, sections 6.1, 9.3 and 9.6; hypercorn's ``protocol/h11.py`` and ``trio/tcp_server.py``.
+Sources: RFC 9112, sections 6.1, 9.3 and 9.6; hypercorn's ``protocol/h11.py`` and
+``trio/tcp_server.py``.
 """
 
 from __future__ import annotations
