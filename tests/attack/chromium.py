@@ -177,7 +177,8 @@ WAYS = [
     ("delete", "a page in Chromium deletes a VM by fetch", "OPTIONS /vms/<vm_id>"),
     ("image", "a page in Chromium shows an answer as an image", "GET /vms/<vm_id>/status"),
     ("EventSource", "a page in Chromium follows all events", "GET /events"),
-    ("WebSocket", "a page in Chromium opens a WebSocket", "GET /vms/<vm_id>/events"),
+    # No path has a WebSocket, so the line names none.
+    ("WebSocket", "a page in Chromium opens a WebSocket", "GET of no path"),
 ]
 for _name, _what, _line_of in WAYS:
     attack(From.BROWSER, _what, held_by=PAGES, refusal="403", needs=BROWSER)(

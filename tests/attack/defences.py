@@ -56,9 +56,7 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     "the end of a token": (Cut("api/auth/tokens.py", "if token.ended_at(now):", "if False:"),),
     "reading the tokens again": (Cut("api/auth/files.py", "if now != self._seen:", "if False:"),),
     "one Authorization": (Cut("api/auth/door.py", "if len(authorization) > 1:", "if False:"),),
-    "the scheme of an Authorization": (
-        Cut("api/auth/door.py", r'r"bearer +(', r'r"[a-z]+ +('),
-    ),
+    "the scheme of an Authorization": (Cut("api/auth/door.py", r'r"bearer +(', r'r"[a-z]+ +('),),
     "checking request ids": (Cut("api/trace.py", 'r"[A-Za-z0-9._-]{1,64}"', 'r".*"'),),
     "roles": (Cut("api/callers.py", "if not caller.may(right):", "if False:"),),
     "limiting the lines of refusals": (
@@ -100,16 +98,16 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
         Cut("runs/vms.py", "[vm for vm in self if caller.sees(vm.record.owner)]", "list(self)"),
         Cut("runs/service.py", " and caller.sees(event.owner)", ""),
     ),
-    "the owner of a key": (
-        Cut("runs/idempotency.py", " and vm.record.owner == owner", ""),
-    ),
+    "the owner of a key": (Cut("runs/idempotency.py", " and vm.record.owner == owner", ""),),
     "errors that do not tell of others": (
         Cut("runs/service.py", "raise _without_others(error) from error", "raise"),
     ),
     # --- limits ---
     "the size of a body": (
         Cut(
-            "api/http/bodies.py", "if max(self._taken, self.announced or 0) > self._most:", "if False:"
+            "api/http/bodies.py",
+            "if max(self._taken, self.announced or 0) > self._most:",
+            "if False:",
         ),
     ),
     "the size of a computation": (
@@ -150,9 +148,7 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
             'AtOnce(1000, "readers',
         ),
     ),
-    "connections of an address": (
-        Cut("app.py", "config.callers.connections,", "1000,"),
-    ),
+    "connections of an address": (Cut("app.py", "config.callers.connections,", "1000,"),),
     # --- web pages ---
     "the names of a host": (
         Cut(
@@ -162,19 +158,18 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
         ),
     ),
     "the host in a target": (
-        Cut(
-            "api/http/web_pages.py", 'if not sent.target.startswith((b"/", b"*")):', "if False:"
-        ),
+        Cut("api/http/web_pages.py", 'if not sent.target.startswith((b"/", b"*")):', "if False:"),
     ),
     "the origin of a page": (
-        Cut(
-            "api/http/web_pages.py", "if ours is None or not _is_same(origin, ours):", "if False:"
-        ),
+        Cut("api/http/web_pages.py", "if ours is None or not _is_same(origin, ours):", "if False:"),
     ),
     "Sec-Fetch-Site": (Cut("api/http/web_pages.py", "if site not in _SAME:", "if False:"),),
     "the origin of a WebSocket": (
-        Cut("api/http/app.py", "            hosts.check_host(sent)\n            check_origin(sent)\n\n    return",
-            "            pass\n\n    return",),
+        Cut(
+            "api/http/app.py",
+            "            hosts.check_host(sent)\n            check_origin(sent)\n\n    return",
+            "            pass\n\n    return",
+        ),
     ),
     "the content type of a body": (
         Cut("api/http/json_body.py", 'if request.mimetype != "application/json":', "if False:"),
@@ -186,9 +181,7 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     ),
     # --- guests ---
     "the guest's network": (
-        Cut(
-            "qemu/cmdline.py", '",restrict=on" if net.guest is GuestNetwork.NONE else ""', '""'
-        ),
+        Cut("qemu/cmdline.py", '",restrict=on" if net.guest is GuestNetwork.NONE else ""', '""'),
     ),
     "cutting logs": (
         Cut(

@@ -1,4 +1,4 @@
-"""From inside a guest, by an algorithm that is root there: what it reaches, and what it can flood."""
+"""From inside a guest, by an algorithm that is root there: what it reaches and what it floods."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def _knock(place: Place) -> set[str]:
     """What is reached, of all doors that there are here; all at once, for each takes its time."""
     doors: dict[Door, str] = {}
     with ExitStack() as stack:
-        for what, (kind, address, port) in (DOORS | (FAR_DOORS if place.has_network else {})).items():
+        for what, (kind, address, port) in (
+            DOORS | (FAR_DOORS if place.has_network else {})
+        ).items():
             number = port(place) if port else 0
             if not any(what.startswith(word) for word in _TAKEN):
                 number = stack.enter_context(listening(kind, address, number))
@@ -73,9 +75,9 @@ def door(what: str) -> Act:
 
 
 for _what in DOORS:
-    attack(
-        From.GUEST, f"a guest {_what}", held_by=NETWORK, refusal="silence", below=_BELOW
-    )(door(_what))
+    attack(From.GUEST, f"a guest {_what}", held_by=NETWORK, refusal="silence", below=_BELOW)(
+        door(_what)
+    )
 for _what in FAR_DOORS:
     attack(
         From.GUEST,

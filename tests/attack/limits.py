@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from supervisor.pb import vm_pb2
-from tests.attack.kinds import Came, From, attack
+from tests.attack.kinds import Came, From, Request, attack
 from tests.attack.service import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -32,7 +32,13 @@ def post(service: Service, length: int, by: str) -> bytes:
     )
 
 
-@attack(From.NETWORK, "a body is announced that is over the limit", held_by="the size of a body", refusal="413", through="408")
+@attack(
+    From.NETWORK,
+    "a body is announced that is over the limit",
+    held_by="the size of a body",
+    refusal="413",
+    through="408",
+)
 def announced(place: Place) -> Came:
     with place.tight.raw() as connection:
         connection.sendall(post(place.tight, 10**9, "alice"))
@@ -102,7 +108,7 @@ def slow_body(place: Place) -> Came:
     From.NETWORK,
     "a call over gRPC never sends its message",
     held_by="the time for a message",
-    refusal="INVALID_ARGUMENT",
+    refusal="DEADLINE_EXCEEDED",
     through="waits",
 )
 def slow_message(place: Place) -> Came:
@@ -124,13 +130,11 @@ def slow_message(place: Place) -> Came:
         except grpc.RpcError as error:
             failed: grpc.Call = error  # type: ignore[assignment]
             ids = [value for key, value in failed.initial_metadata() if key == "x-request-id"]
-            code = failed.code().name
+            code, ours = failed.code().name, "did not arrive" in failed.details()
         finally:
             stopped.set()
-    from tests.attack.kinds import Request
-
-    if code == "DEADLINE_EXCEEDED":
-        return Came("waits")
+    if not ours:
+        return Came("waits", detail=code)
     what = "/supervisor.v1.VmService/List"
     return Came(code, Request(place.tight, str(ids[0]) if ids else "", what, "alice"))
 
@@ -252,4 +256,3 @@ def connections(place: Place) -> Came:
         except ConnectionError:
             answered = b""
         return place.tight.came_of(answered, "GET ")
-

@@ -45,9 +45,7 @@ browser(
     refusal="421",
 )
 def absolute_target(place: Place) -> Came:
-    sent = (
-        b"GET http://evil.example/vms HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    )
+    sent = b"GET http://evil.example/vms HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     return place.unasked.came_of(place.unasked.exchange(sent), "GET ", "")
 
 

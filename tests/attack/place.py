@@ -1,4 +1,4 @@
-"""Where attacks take place: a directory, supervisors that start when they are first attacked, VMs."""
+"""Where attacks take place: a directory, supervisors that start when first attacked, VMs."""
 
 from __future__ import annotations
 

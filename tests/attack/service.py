@@ -9,13 +9,11 @@ import queue
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -26,7 +24,9 @@ from supervisor.pb import manager_pb2_grpc, vm_pb2_grpc
 from tests.attack.kinds import Came, Request
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 #: Longer than a guest needs to boot under emulation on a loaded machine.
 PATIENCE_S = 900.0

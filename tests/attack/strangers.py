@@ -51,7 +51,9 @@ network(
 )
 network(
     "a stranger names /health, which asks nobody, as the original URL",
-    http("main", "GET", "/vms", headers=[("X-Original-URL", "/health"), ("X-Rewrite-URL", "/health")]),
+    http(
+        "main", "GET", "/vms", headers=[("X-Original-URL", "/health"), ("X-Rewrite-URL", "/health")]
+    ),
     "asking who calls",
     "401",
 )

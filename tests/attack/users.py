@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -155,12 +154,17 @@ def _agents_http(method: str, path: str, body: bytes | None, place: Place) -> Ca
 
 
 for _what, _method, _path, _body in (
-    ("sends another's agent a computation over HTTP", "POST", "/run", b'{"computation": [123, 125]}'),
+    (
+        "sends another's agent a computation over HTTP",
+        "POST",
+        "/run",
+        b'{"computation": [123, 125]}',
+    ),
     ("reads the metrics of another's agent", "GET", "/metrics", None),
 ):
-    attack(
-        From.LOCAL_USER, f"a user {_what}", held_by=CREDENTIAL, refusal="401", below=_AGENT
-    )(partial(_agents_http, _method, _path, _body))
+    attack(From.LOCAL_USER, f"a user {_what}", held_by=CREDENTIAL, refusal="401", below=_AGENT)(
+        partial(_agents_http, _method, _path, _body)
+    )
 
 
 # --- VMs before anybody has them ----------------------------------------------------------------
@@ -309,14 +313,35 @@ def _as_member(uid: int, method: str, path: str, place: Place) -> Came:
 
 _NOBODY = 65534
 for _what, _uid, _method, _path, _defence, _status in (
-    ("of the socket's group reads another's reply", MALLORY, "GET", "/vms/{bobs}/reply", "the owner of a VM", "404"),
-    ("of the socket's group deletes another's VM", MALLORY, "DELETE", "/vms/{bobs}", "the owner of a VM", "404"),
+    (
+        "of the socket's group reads another's reply",
+        MALLORY,
+        "GET",
+        "/vms/{bobs}/reply",
+        "the owner of a VM",
+        "404",
+    ),
+    (
+        "of the socket's group deletes another's VM",
+        MALLORY,
+        "DELETE",
+        "/vms/{bobs}",
+        "the owner of a VM",
+        "404",
+    ),
     ("of the socket's group lists the templates", MALLORY, "GET", "/templates", "roles", "403"),
-    ("whom many share, nobody, calls over the socket", _NOBODY, "GET", "/vms", "nobody's number", "401"),
+    (
+        "whom many share, nobody, calls over the socket",
+        _NOBODY,
+        "GET",
+        "/vms",
+        "nobody's number",
+        "401",
+    ),
 ):
-    attack(
-        From.LOCAL_USER, f"a user {_what}", held_by=_defence, refusal=_status, needs=ROOT
-    )(partial(_as_member, _uid, _method, _path))
+    attack(From.LOCAL_USER, f"a user {_what}", held_by=_defence, refusal=_status, needs=ROOT)(
+        partial(_as_member, _uid, _method, _path)
+    )
 
 
 def _starts(place: Place, name: str, settings: dict[str, str]) -> Came:
@@ -363,7 +388,10 @@ def file_of_tokens(place: Place) -> Came:
 # --- a QEMU that a guest has taken over ---------------------------------------------------------
 
 _TAKEN_OVER: list[tuple[str, Callable[[Place], str]]] = [
-    ("reads its VM's record", lambda p: f"open({str(p.main.tmp / p.victim() / 'vm.json')!r}, 'rb')"),
+    (
+        "reads its VM's record",
+        lambda p: f"open({str(p.main.tmp / p.victim() / 'vm.json')!r}, 'rb')",
+    ),
     (
         "plants a link where the supervisor writes",
         lambda p: f"os.symlink('/etc/passwd', {str(p.main.tmp / p.victim() / 'planted')!r})",

@@ -19,6 +19,7 @@ from tests.vm.test_run import CLONE, agent_of, computation
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 @contextmanager
 def doors_of_the_host() -> Iterator[list[Door]]:
     """Listeners on the host's loopback and on its own addresses, as a guest sees them."""
