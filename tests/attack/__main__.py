@@ -50,9 +50,9 @@ class Wanted:
     """
 
     short: bool
-    list: bool
     prove: list[str] | None
     only: str
+    list: bool
 
 
 def main() -> int:

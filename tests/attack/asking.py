@@ -31,7 +31,8 @@ def http(service: str, method: str, path: str, body: Any = None, **how: Any) -> 
 
     def act(place: Place) -> Came:
         where = path_in(place, path)
-        return getattr(place, service).ask(method, where, body, **how).came
+        came: Came = getattr(place, service).ask(method, where, body, **how).came
+        return came
 
     return act
 

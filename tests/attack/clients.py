@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -40,9 +40,9 @@ def handshake(client: str) -> Act:
 def handshake_grpc(client: str) -> Act:
     def act(place: Place) -> Came:
         with place.secured.channel(place.certificates.credentials(client)) as channel:
-            check = health_pb2_grpc.HealthStub(channel).Check
+            stub: Any = health_pb2_grpc.HealthStub(channel)
             asked = health_pb2.HealthCheckRequest()
-            return place.secured.came_of_call(check, asked, "/grpc.health.v1.Health/Check")[0]
+            return place.secured.came_of_call(stub.Check, asked, "/grpc.health.v1.Health/Check")[0]
 
     return act
 

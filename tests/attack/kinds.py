@@ -140,7 +140,7 @@ def run(one: Attack, place: Place) -> Row:
         return Row(one, met, held=False, got_through=got_through)
     if one.below:
         return Row(one, came.status, f"- {one.below}", held=True)
-    line = came.request and came.request.service.audit_line(came.request.id)
+    line = came.request.service.audit_line(came.request.id) if came.request else None
     problem = _problem(came, line)
     if problem or line is None:
         return Row(one, came.status, problem, held=False)

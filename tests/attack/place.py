@@ -98,7 +98,13 @@ class Place:
     @cached_property
     def pooled(self) -> Service:
         """Makes a template, then VMs from it for its pool."""
-        service = self.serve("pool", {"MANAGER_TEMPLATES": "auto", "MANAGER_POOL_SIZE": "1"})
+        service = self.serve("pool", 
+            {
+                "MANAGER_TEMPLATES": "auto",
+                "MANAGER_POOL_SIZE": "1",
+                "MANAGER_QEMU_RUN_AS": "",  # else an older QEMU gets no templates
+            },
+        )
         self.make_tokens(service)
         return service
 
@@ -156,7 +162,7 @@ class Place:
     def serve(self, name: str, settings: Mapping[str, str]) -> Service:
         """:raises NotServed: if it does not start"""
         return self._stack.enter_context(
-            serving(self.source, self.directory / name, self.settings() | settings)
+            serving(self.source, self.directory / name, self.settings() | dict(settings))
         )
 
     def settings(self) -> dict[str, str]:

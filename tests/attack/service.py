@@ -262,8 +262,10 @@ class Service:
             shown = {"Authorization": f"Bearer {self.tokens[by]}"} if by else {}
             connection.request("GET", "/events?after=0", headers=shown)
             events = connection.getresponse()
+            deadline = time.monotonic() + PATIENCE_S
             while not condition(answer := self.ask("GET", path, by=by).json()):
                 assert events.readline(), answer
+                assert time.monotonic() < deadline, answer
             return answer
         finally:
             connection.close()

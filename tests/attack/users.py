@@ -84,7 +84,7 @@ def code(method: Any, message: Any, metadata: Sequence[tuple[str, str]] = ()) ->
         if isinstance(answer, grpc.Call):  # a stream
             next(answer)  # type: ignore[call-overload]
     except grpc.RpcError as error:
-        return str(error.code().name)  # type: ignore[attr-defined]
+        return str(error.code().name)
     return "OK"
 
 

@@ -28,8 +28,9 @@ from supervisor.state.status import Reason, Trigger, VmState
 from supervisor.state.vm_dir import VmDir
 from supervisor.templates.registry import TemplateState
 from supervisor.templates.template import Template
-from tests.attack.__main__ import ATTACKS
+from tests.attack import __main__ as _declares_attacks  # noqa: F401
 from tests.attack.defences import DEFENCES, copy_without
+from tests.attack.kinds import ATTACKS
 from tests.support import pages
 
 if TYPE_CHECKING:
