@@ -114,8 +114,15 @@ async def test_answer_reaches_a_client_that_is_still_sending(world: World) -> No
             501,
             "chunked",
         ),
+        (
+            b"DELETE /vms/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 12\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            400,
+            "Transfer-Encoding",
+        ),
     ],
-    ids=["garbled", "without Host", "address", "long", "encoding"],
+    ids=["garbled", "without Host", "address", "long", "encoding", "two lengths"],
 )
 async def test_malformed_request_gets_a_problem(
     world: World, request_: bytes, status: int, says: str

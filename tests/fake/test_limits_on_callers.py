@@ -41,6 +41,25 @@ async def test_too_many_requests_a_second(world: World) -> None:
         assert (await supervisor.http.get("/health")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/vms", {"Sec-Fetch-Site": "cross-site"}, 403),
+        ("/vms", {"Host": "evil.example"}, 421),
+        ("/nowhere", {}, 404),
+    ],
+)
+async def test_requests_that_are_refused_count(
+    world: World, path: str, headers: dict[str, str], status: int
+) -> None:
+    async with world.serve(MANAGER_CALLER_RATE="1") as supervisor:
+        answers = [await supervisor.http.get(path, headers=headers) for _ in range(3)]
+        while answers[-1].status_code == status:  # a slow machine had time for another token
+            answers.append(await supervisor.http.get(path, headers=headers))
+        assert [one.status_code for one in answers[:2]] == [status, status]
+        assert answers[-1].status_code == 429
+
+
 async def test_too_many_requests_at_once(world: World) -> None:
     world.scenario(agent="silent")
     settings = {"MANAGER_CALLER_REQUESTS": "1"}
@@ -137,6 +156,8 @@ async def test_message_that_does_not_come(world: World) -> None:
             return code
 
         assert await in_thread(ask_without_a_word) is grpc.StatusCode.DEADLINE_EXCEEDED
+    (line,) = map(json.loads, (world.tmp / "audit.jsonl").read_text().splitlines())
+    assert (line["outcome"], line["error"]) == ("refused", "TooSlow")
 
 
 async def test_bodies_beyond_the_budget(world: World) -> None:

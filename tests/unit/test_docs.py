@@ -28,6 +28,9 @@ from supervisor.state.status import Reason, Trigger, VmState
 from supervisor.state.vm_dir import VmDir
 from supervisor.templates.registry import TemplateState
 from supervisor.templates.template import Template
+from tests.attack import __main__ as _declares_attacks  # noqa: F401
+from tests.attack.defences import DEFENCES, copy_without
+from tests.attack.kinds import ATTACKS
 from tests.support import pages
 
 if TYPE_CHECKING:
@@ -66,6 +69,23 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         targets = {(page.parent / link.partition("#")[0]).resolve() for link in pages.links(page)}
         new += [target for target in targets - reached if target in pages.PAGES]
     assert set(pages.PAGES) - reached == set()
+
+
+def test_threats() -> None:
+    rows = pages.rows(pages.ROOT / "docs/explanation/security.md", "Threats, and what holds each")
+    assert [row[0] for row in rows] == list(DEFENCES)
+    files = [pages.ROOT / word for row in rows for word in re.findall(r"`(.+?)`", row[2])]
+    assert [file for file in files if not file.exists()] == []
+
+
+def test_every_defence_is_attacked() -> None:
+    assert {one.defence for one in ATTACKS} == set(DEFENCES)
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_every_defence_can_be_taken_out(defence: str, tmp_path: Path) -> None:
+    """The code that makes the defence is still where `scripts/attack --prove` looks for it."""
+    copy_without(defence, tmp_path)
 
 
 # --- lists ----------------------------------------------------------------------------------

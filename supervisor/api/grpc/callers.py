@@ -20,7 +20,7 @@ from supervisor.api.budget import LARGEST, Budget
 from supervisor.api.callers import current, serving, who
 from supervisor.api.grpc.errors import answer_error
 from supervisor.bridge import aio_as_trio, trio_as_aio
-from supervisor.errors import InvalidRequest, SupervisorError, TooSlow
+from supervisor.errors import InvalidRequest, Stopping, SupervisorError, TooSlow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -45,6 +45,8 @@ _REFUSED = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNAUTHENTICATED,
 }
+#: Refusals whose codes also tell of a VM or an agent that failed.
+_REFUSALS = {Stopping.__name__, TooSlow.__name__}
 
 
 class Callers(grpc.aio.ServerInterceptor):
@@ -118,7 +120,7 @@ class Callers(grpc.aio.ServerInterceptor):
                     answer = await behaviour(request, context)
                 except grpc.aio.AbortError:
                     outcome.status = context.code().name
-                    outcome.refused = context.code() in _REFUSED
+                    outcome.refused = context.code() in _REFUSED or present.error in _REFUSALS
                     raise
                 outcome.status = grpc.StatusCode.OK.name
                 return answer

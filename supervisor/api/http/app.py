@@ -15,6 +15,7 @@ from supervisor.api.http.connections import Exchange
 from supervisor.api.http.web_pages import Sent, check_origin
 from supervisor.api.trace import Trace, request_id
 from supervisor.config import MAX_COMPUTATION
+from supervisor.errors import TooOften
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -72,11 +73,16 @@ class App(QuartTrio):
         answer.headers.update(_FOR_BROWSERS)
         return answer
 
-    async def dispatch_request(self, request_context: Any = None) -> Any:
+    async def full_dispatch_request(self, request_context: Any = None) -> Any:
+        """Around the checks as well: who guesses tokens is refused, and asks too often."""
         if _is_health():
-            return await super().dispatch_request(request_context)
-        with self._gate.one_more():
-            return await super().dispatch_request(request_context)
+            return await super().full_dispatch_request(request_context)
+        try:
+            with self._gate.one_more():
+                return await super().full_dispatch_request(request_context)
+        except TooOften as error:
+            answer = await self.handle_user_exception(error)
+            return await self.finalize_request(answer, request_context)
 
 
 def create_app(
@@ -112,8 +118,9 @@ def create_app(
     @app.before_websocket
     async def check_sender_of_websocket() -> None:
         sent = Sent.of(websocket.scope)
-        hosts.check_host(sent)
-        check_origin(sent)
+        with gate.one_more():
+            hosts.check_host(sent)
+            check_origin(sent)
 
     return app
 

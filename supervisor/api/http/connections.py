@@ -9,7 +9,8 @@
 - Every connection without a request is closed in the end, and there are only so many. Hypercorn's
   own clock stops at the first bytes of some connections, and nothing starts it again.
 
-Sources: RFC 9112, sections 9.3 and 9.6; hypercorn's ``protocol/h11.py`` and ``trio/tcp_server.py``.
+Sources: RFC 9112, sections 6.1, 9.3 and 9.6; hypercorn's ``protocol/h11.py`` and
+``trio/tcp_server.py``.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ class Http1(H11Protocol):
     async def _create_stream(self, request: h11.Request) -> None:
         try:
             urlsplit(request.target)
+            _check_length(request)
         except ValueError:
             await self._send_error_response(400)
             await self.send(Closed())
@@ -291,6 +293,15 @@ class Connection(TCPServer):
             while await self.stream.receive_some():
                 pass
         await super()._close()
+
+
+def _check_length(request: h11.Request) -> None:
+    """A proxy before us may go by the other one, and take a part of this body for a request.
+
+    :raises ValueError:
+    """
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+        raise ValueError("it has Content-Length and Transfer-Encoding")
 
 
 def _peer(stream: Any) -> Peer:

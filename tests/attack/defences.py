@@ -1,0 +1,250 @@
+"""The defences, and for each how a supervisor without it is made, which its attacks get through.
+
+docs/explanation/security.md has the same names.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import attrs
+
+ROOT = Path(__file__).parents[2]
+
+
+class NotFound(Exception):
+    """The code has changed: a text that makes a defence is not there, or more than once."""
+
+
+@attrs.frozen
+class Cut:
+    """:param file: below ``supervisor/``
+    :param text: is there exactly once
+    :param instead: what stands there without the defence
+    """
+
+    file: str
+    text: str
+    instead: str
+
+
+_ADMIN = 'Caller("anybody", Role.ADMIN, KnownBy.NOTHING)'
+
+DEFENCES: dict[str, tuple[Cut, ...]] = {
+    # --- who calls ---
+    "asking who calls": (
+        Cut(
+            "api/auth/door.py",
+            'raise Unauthenticated("the request does not say who calls")',
+            f"return {_ADMIN}",
+        ),
+    ),
+    "asking who calls at every method of gRPC": (
+        Cut("api/grpc/callers.py", "self._limited(_known(behaviour))", "self._limited(behaviour)"),
+    ),
+    "one length of a body": (
+        Cut("api/http/connections.py", "            _check_length(request)\n", ""),
+    ),
+    "knowing the tokens": (
+        Cut(
+            "api/auth/tokens.py",
+            'raise Unauthenticated("the token is not known here")',
+            f"return {_ADMIN}",
+        ),
+    ),
+    "the end of a token": (Cut("api/auth/tokens.py", "if token.ended_at(now):", "if False:"),),
+    "reading the tokens again": (Cut("api/auth/files.py", "if now != self._seen:", "if False:"),),
+    "one Authorization": (Cut("api/auth/door.py", "if len(authorization) > 1:", "if False:"),),
+    "the scheme of an Authorization": (Cut("api/auth/door.py", r'r"bearer +(', r'r"[a-z]+ +('),),
+    "checking request ids": (Cut("api/trace.py", 'r"[A-Za-z0-9._-]{1,64}"', 'r".*"'),),
+    "roles": (Cut("api/callers.py", "if not caller.may(right):", "if False:"),),
+    "limiting the lines of refusals": (
+        Cut("api/audit.py", "not self._refusals.take(callers.who())", "False"),
+    ),
+    "certificates of clients": (
+        Cut("app.py", "files.verify_mode = ssl.CERT_REQUIRED", "files.verify_mode = ssl.CERT_NONE"),
+    ),
+    "certificates of gRPC's clients": (
+        Cut(
+            "api/grpc/server.py",
+            "require_client_authentication=asks",
+            "require_client_authentication=False",
+        ),
+    ),
+    "who has a certificate": (
+        Cut("api/auth/certificates.py", "raise UnknownCertificate(str(names))", f"return {_ADMIN}"),
+    ),
+    # --- parties ---
+    "the owner of a VM": (
+        Cut(
+            "runs/vms.py",
+            "if vm is None or not caller.sees(vm.record.owner):",
+            "if vm is None:",
+        ),
+    ),
+    "the owner first": (
+        Cut(
+            "runs/vms.py",
+            "if vm is None or not caller.sees(vm.record.owner):",
+            "if vm and vm.dir.console():\n            vm.dir.qemu_log.exists()\n"
+            "        if vm is None or not caller.sees(vm.record.owner):",
+        ),
+    ),
+    "lists of what is one's own": (
+        Cut("runs/vms.py", "[vm for vm in self if caller.sees(vm.record.owner)]", "list(self)"),
+    ),
+    "events of what is one's own": (
+        Cut("runs/vms.py", "[vm for vm in self if caller.sees(vm.record.owner)]", "list(self)"),
+        Cut("runs/service.py", " and caller.sees(event.owner)", ""),
+    ),
+    "the owner of a key": (Cut("runs/idempotency.py", " and vm.record.owner == owner", ""),),
+    "errors that do not tell of others": (
+        Cut("runs/service.py", "raise _without_others(error) from error", "raise"),
+    ),
+    # --- limits ---
+    "the size of a body": (
+        Cut(
+            "api/http/bodies.py",
+            "if max(self._taken, self.announced or 0) > self._most:",
+            "if False:",
+        ),
+    ),
+    "the size of a computation": (
+        Cut("api/http/streamed_json.py", "if len(decoded) > MAX_COMPUTATION:", "if False:"),
+        Cut("api/requests.py", "if len(computation) > MAX_COMPUTATION:", "if False:"),
+    ),
+    "the size of a body's text": (
+        Cut("api/http/streamed_json.py", "if len(self._text) > _LONGEST_TEXT:", "if False:"),
+    ),
+    "the time for headers": (
+        Cut(
+            "api/http/connections.py",
+            "due = trio.current_time() + self.config.header_timeout_s",
+            "due = math.inf",
+        ),
+    ),
+    "the time for a body": (
+        Cut(
+            "api/http/bodies.py",
+            "trio.move_on_after(allowed_s - self._waited_s)",
+            "trio.move_on_after(3600)",
+        ),
+    ),
+    "the time for a message": (
+        Cut("api/grpc/callers.py", "trio.move_on_after(timeout_s)", "trio.move_on_after(3600)"),
+    ),
+    "the rate of requests": (Cut("api/gate.py", "if not self._rates.take(caller):", "if False:"),),
+    "requests at once": (
+        Cut("api/gate.py", "with self._running.one_more(caller):\n            yield", "yield"),
+    ),
+    "the budget of bodies": (
+        Cut("api/budget.py", "return mine and self.held_bytes + size <= self._most", "return True"),
+    ),
+    "readers of events": (
+        Cut(
+            "api/gate.py",
+            'AtOnce(limits.readers, "readers',
+            'AtOnce(1000, "readers',
+        ),
+    ),
+    "connections of an address": (Cut("app.py", "config.callers.connections,", "1000,"),),
+    # --- web pages ---
+    "the names of a host": (
+        Cut(
+            "api/http/web_pages.py",
+            "if len(hosts) != 1 or not self._is_ours(hosts[0], sent.address):",
+            "if False:",
+        ),
+    ),
+    "the host in a target": (
+        Cut("api/http/web_pages.py", 'if not sent.target.startswith((b"/", b"*")):', "if False:"),
+    ),
+    "the origin of a page": (
+        Cut("api/http/web_pages.py", "if ours is None or not _is_same(origin, ours):", "if False:"),
+    ),
+    "Sec-Fetch-Site": (Cut("api/http/web_pages.py", "if site not in _SAME:", "if False:"),),
+    "the origin of a WebSocket": (
+        Cut(
+            "api/http/app.py",
+            "            hosts.check_host(sent)\n            check_origin(sent)\n\n    return",
+            "            pass\n\n    return",
+        ),
+    ),
+    "the content type of a body": (
+        Cut("api/http/json_body.py", 'if request.mimetype != "application/json":', "if False:"),
+    ),
+    "what a browser says of a page": (
+        Cut("api/http/web_pages.py", "if ours is None or not _is_same(origin, ours):", "if False:"),
+        Cut("api/http/web_pages.py", "if site not in _SAME:", "if False:"),
+        Cut("api/http/json_body.py", 'if request.mimetype != "application/json":', "if False:"),
+    ),
+    # --- guests ---
+    "the guest's network": (
+        Cut("qemu/cmdline.py", '",restrict=on" if net.guest is GuestNetwork.NONE else ""', '""'),
+    ),
+    "cutting logs": (
+        Cut(
+            "vm/qmp_events.py",
+            "await trio.to_thread.run_sync(vm.dir.cut_logs, limit)",
+            "size_in_bytes(vm.config.life.log_size)",
+        ),
+    ),
+    "waking a guest to end it": (
+        Cut("qemu/qmp.py", 'self.execute("system_wakeup")', 'self.execute("query-status")'),
+    ),
+    "the credential of an agent": (
+        Cut("qemu/cmdline.py", "if machine.credential_hash is None:", "if True:"),
+    ),
+    "users of VMs": (
+        Cut("qemu/users.py", "    if user is None:\n        return []", "    return []"),
+    ),
+    # --- local users ---
+    "modes of the sockets": (
+        Cut("api/sockets.py", "os.fchmod(listener.fileno(), 0o600)", "os.umask(0)"),
+        Cut("api/sockets.py", "path.chmod(0o660)", "path.chmod(0o666)"),
+    ),
+    "the mode of tmp/": (
+        Cut("state/tmp_dir.py", "            tmp.chmod(0o700)\n", "            tmp.chmod(0o777)\n"),
+        Cut(
+            "state/vm_dir.py",
+            "directory.chmod(0o700 if gid is None else 0o710)",
+            "directory.chmod(0o777)",
+        ),
+    ),
+    "modes of files": (
+        Cut("state/tmp_dir.py", "            tmp.chmod(0o700)\n", "            tmp.chmod(0o777)\n"),
+        Cut(
+            "state/vm_dir.py",
+            "directory.chmod(0o700 if gid is None else 0o710)",
+            "directory.chmod(0o777)",
+        ),
+        Cut("app.py", "os.umask(0o077)", "os.umask(0)"),
+        Cut("api/audit.py", "os.open(self.file, flags, 0o600)", "os.open(self.file, flags, 0o666)"),
+    ),
+    "nobody's number": (Cut("api/auth/door.py", "if uid == _NOBODY_KNOWS:", "if False:"),),
+    "the directory of a socket": (Cut("api/sockets.py", "if not safe:", "if False:"),),
+    "the owner of the tokens' file": (
+        Cut(
+            "api/auth/tokens.py",
+            "if stat.st_uid not in (0, os.geteuid()) or stat.st_mode & 0o022:",
+            "if False:",
+        ),
+    ),
+}
+
+
+def copy_without(defence: str, to: Path) -> None:
+    """A copy of ``supervisor/`` in a directory, without this defence.
+
+    :raises NotFound: if its text is not there once
+    """
+    shutil.copytree(
+        ROOT / "supervisor", to / "supervisor", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for cut in DEFENCES[defence]:
+        file = to / "supervisor" / cut.file
+        text = file.read_text()
+        if text.count(cut.text) != 1:
+            raise NotFound(f"{cut.file} has {cut.text!r} {text.count(cut.text)} times, not once")
+        file.write_text(text.replace(cut.text, cut.instead))

@@ -1,0 +1,208 @@
+"""From another party, Alice, who has a good token: Bob's VM, its events, and his keys."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from supervisor.pb import manager_pb2, vm_pb2
+from tests.attack.asking import BOBS, grpc, http, tenant
+from tests.attack.kinds import Came, From, attack
+from tests.attack.place import KEY, bobs_body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.attack.place import Place
+
+OWNER = "the owner of a VM"
+
+#: Each place of an id over HTTP, the most harmful last.
+PLACES: list[tuple[str, str, str]] = [
+    ("reads all about another's VM", "GET", f"/vms/{BOBS}"),
+    ("reads the status of another's VM", "GET", f"/vms/{BOBS}/status?live=1"),
+    ("reads another's reply", "GET", f"/vms/{BOBS}/reply"),
+    ("follows the events of another's VM", "GET", f"/vms/{BOBS}/events"),
+    ("reads the events of another's VM, by the page", "GET", f"/vms/{BOBS}/events?limit=9"),
+    ("pauses another's VM", "POST", f"/vms/{BOBS}/pause"),
+    ("lets another's VM go on", "POST", f"/vms/{BOBS}/resume"),
+    ("resets another's VM", "POST", f"/vms/{BOBS}/reset"),
+    ("shuts another's VM down", "POST", f"/vms/{BOBS}/shutdown"),
+    ("deletes another's VM", "DELETE", f"/vms/{BOBS}"),
+]
+for _what, _method, _path in PLACES:
+    tenant(f"a party {_what}", http("main", _method, _path, by="alice"), OWNER, "404")
+
+CALLS: list[tuple[str, str, Callable[[str], Any]]] = [
+    ("reads all about another's VM", "Get", lambda id_: vm_pb2.GetRequest(id=id_)),
+    ("watches another's VM", "Watch", lambda id_: vm_pb2.WatchRequest(id=id_)),
+    ("pauses another's VM", "Pause", lambda id_: vm_pb2.PauseRequest(id=id_)),
+    ("lets another's VM go on", "Resume", lambda id_: vm_pb2.ResumeRequest(id=id_)),
+    ("resets another's VM", "Reset", lambda id_: vm_pb2.ResetRequest(id=id_)),
+    ("shuts another's VM down", "Shutdown", lambda id_: vm_pb2.ShutdownRequest(id=id_)),
+    ("deletes another's VM", "Delete", lambda id_: vm_pb2.DeleteRequest(id=id_)),
+]
+for _what, _name, _make in CALLS:
+    tenant(
+        f"a party {_what}, over gRPC",
+        grpc("main", f"vms.{_name}", lambda place, make=_make: make(place.victim()), by="alice"),  # type: ignore[misc]
+        OWNER,
+        "NOT_FOUND",
+    )
+
+# --- lists and streams -------------------------------------------------------------------------
+
+_OWN = "the answer is a good one, of what is the party's own: nothing"
+
+
+def told_of(place: Place, text: str) -> Came:
+    """What came of an answer in which Bob's VM must not be."""
+    return Came("through" if place.victim() in text else "nothing", detail=text[:60])
+
+
+def listing(what: str, look: Callable[[Place], str], held_by: str) -> None:
+    def act(place: Place) -> Came:
+        place.victim()
+        return told_of(place, look(place))
+
+    tenant(what, act, held_by, "nothing", below=_OWN)
+
+
+LISTS, EVENTS = "lists of what is one's own", "events of what is one's own"
+listing(
+    "a party lists all VMs",
+    lambda place: place.main.ask("GET", "/vms", by="alice").body.decode(),
+    LISTS,
+)
+listing(
+    "a party lists all VMs over gRPC",
+    lambda place: str(place.main.call("vms.List", vm_pb2.ListRequest(), by="alice")[1]),
+    LISTS,
+)
+listing(
+    "a party reads all events on record, by the page",
+    lambda place: place.main.ask("GET", "/events?limit=1000", by="alice").body.decode(),
+    EVENTS,
+)
+
+
+@attack(
+    From.TENANT,
+    "a party follows all events from the first on",
+    held_by=EVENTS,
+    refusal="nothing",
+    below=_OWN,
+    short=False,  # a quarter of a minute, if there is nothing to tell
+)
+def all_events(place: Place) -> Came:
+    """Until an event that comes later than Bob's."""
+    place.victim()
+    connection = place.main.connection()
+    try:
+        headers = {"Authorization": f"Bearer {place.main.tokens['alice']}", "Last-Event-ID": "0"}
+        connection.request("GET", "/events", headers=headers)
+        stream = connection.getresponse()
+        # What is on record comes before a comment that is sent if there is nothing else to tell.
+        told = b""
+        while b"keep-alive" not in told and place.victim().encode() not in told:
+            told += stream.readline()
+        return told_of(place, told.decode())
+    finally:
+        connection.close()
+
+
+# --- keys, room, time --------------------------------------------------------------------------
+
+
+@attack(
+    From.TENANT,
+    "a party repeats another's run under the same idempotency key, to get its answer",
+    held_by="the owner of a key",
+    refusal="429",
+)
+def anothers_key(place: Place) -> Came:
+    place.victim()
+    headers = [("Idempotency-Key", KEY)]
+    return place.main.ask("POST", "/run", bobs_body(), by="alice", headers=headers).came
+
+
+@attack(
+    From.TENANT,
+    "a party repeats another's run under the same idempotency key, over gRPC",
+    held_by="the owner of a key",
+    refusal="RESOURCE_EXHAUSTED",
+)
+def anothers_key_grpc(place: Place) -> Came:
+    place.victim()
+    message = manager_pb2.RunRequest(computation=bytes(bobs_body()["computation"]))
+    metadata = [("idempotency-key", KEY)]
+    return place.main.call("manager.Run", message, by="alice", metadata=metadata)[0]
+
+
+@attack(
+    From.TENANT,
+    "a party posts a run to be told what others have on a full host",
+    held_by="errors that do not tell of others",
+    refusal="429",
+    through="429, with what others have",
+)
+def told_of_others(place: Place) -> Came:
+    place.victim()
+    answer = place.main.ask("POST", "/run", {"computation": [1]}, by="alice")
+    came = answer.came
+    if b"MANAGER_MAX_VMS" in answer.body:
+        return Came(f"{came.status}, with what others have", came.request, came.detail)
+    return came
+
+
+@attack(
+    From.TENANT,
+    "a party tells another's id from an unknown one by the answer",
+    held_by=OWNER,
+    refusal="the same answer",
+    below="the answer is compared, not its status",
+    through="another answer",
+)
+def by_the_answer(place: Place) -> Came:
+    answers = []
+    for vm_id in (place.victim(), str(uuid.uuid4())):
+        answer = place.main.ask("GET", f"/vms/{vm_id}", by="alice")
+        ours = {answer.request.id: "", vm_id: ""}
+        text = str(sorted(answer.headers.items())) + answer.body.decode()
+        for word in ours:
+            text = text.replace(word, "")
+        answers.append((answer.status, text))
+    return Came("the same answer" if answers[0] == answers[1] else "another answer", detail="")
+
+
+@attack(
+    From.TENANT,
+    "a party tells another's id from an unknown one by the time of the answer",
+    held_by="the owner first",
+    refusal="the same time",
+    below="the time is compared, not the status",
+    through="another time",
+)
+def by_the_time(place: Place) -> Came:
+    """In how many pairs the one takes longer: half of them if nothing but chance decides.
+
+    What else the machine does changes both alike.
+    """
+    theirs, unknown = place.victim(), str(uuid.uuid4())
+    connection = place.main.connection()
+
+    def took_s(vm_id: str) -> float:
+        begun = time.perf_counter()
+        place.main.send(connection, "GET", f"/vms/{vm_id}", by="carol")
+        return time.perf_counter() - begun
+
+    try:
+        took_s(theirs), took_s(unknown)
+        pairs = [(took_s(theirs), took_s(unknown)) for _ in range(150)]
+    finally:
+        connection.close()
+    longer = statistics.mean(one > other for one, other in pairs)
+    even = 0.1 < longer < 0.9
+    return Came("the same time" if even else "another time", detail=f"longer in {longer:.0%}")

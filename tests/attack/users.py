@@ -1,0 +1,423 @@
+"""From a local user: forwards, sockets, files, and VMs while they boot."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from functools import partial
+from grp import getgrnam
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import psutil
+
+from supervisor.pb import agent_pb2, clone_pb2, compute_pb2, guest_pb2
+from supervisor.pb.agent_pb2_grpc import AgentServiceStub
+from supervisor.pb.clone_pb2_grpc import CloneServiceStub
+from supervisor.pb.compute_pb2_grpc import ComputeServiceStub
+from supervisor.pb.guest_pb2_grpc import GuestServiceStub
+from tests.attack.kinds import Came, From, Need, Request, attack
+from tests.attack.service import ANSWER_S, NotServed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.attack.kinds import Act
+    from tests.attack.place import Place
+
+CREDENTIAL = "the credential of an agent"
+_AGENT = "the agent's port is not the API"
+_FILES = "the kernel refuses"
+ROOT = frozenset({Need.ROOT})
+#: A user and a group that nothing here belongs to, and the group of MANAGER_SOCKET_GROUP.
+MALLORY, GROUP = 7_720_000, "users"
+
+# --- agents by their forwards --------------------------------------------------------------------
+
+_RESULT = b"""
+import socket, sys
+with socket.socket(socket.AF_UNIX) as result:
+    result.connect(sys.argv[2])
+    result.sendall(b"mine")
+"""
+
+
+def calls(channel: Any) -> dict[str, tuple[Any, Any]]:
+    """What a stranger may ask an agent for, with the message."""
+    agent, compute = AgentServiceStub(channel), ComputeServiceStub(channel)
+    upload = compute_pb2.UploadRequest
+    chunk = upload(kind=upload.KIND_ALGORITHM, chunk=_RESULT)
+    now = guest_pb2.SetClockRequest(unix_time_ns=time.time_ns())
+    return {
+        "replaces the algorithm in another's VM": (
+            agent.Algo,
+            agent_pb2.AlgoRequest(algorithm=_RESULT),
+        ),
+        "replaces the data in another's VM": (agent.Data, agent_pb2.DataRequest(dataset=b"mine")),
+        "fills another's guest by uploads": (compute.Upload, iter([chunk])),
+        "takes another's result": (agent.Result, agent_pb2.ResultRequest()),
+        "reads how another's algorithm ended": (
+            compute.LastOutcome,
+            compute_pb2.LastOutcomeRequest(),
+        ),
+        "sends another's agent a computation": (
+            agent.Run,
+            agent_pb2.RunRequest(computation=b'{"id": "mine"}'),
+        ),
+        "reads what another's guest does": (
+            GuestServiceStub(channel).Status,
+            guest_pb2.StatusRequest(),
+        ),
+        "sets the clock of another's guest": (GuestServiceStub(channel).SetClock, now),
+    }
+
+
+def code(method: Any, message: Any, metadata: Sequence[tuple[str, str]] = ()) -> str:
+    try:
+        answer: Any = method(message, timeout=ANSWER_S * 5, metadata=metadata)
+        if isinstance(answer, grpc.Call):  # a stream
+            next(answer)  # type: ignore[call-overload]
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+def stranger(what: str, show: Callable[[Place], list[tuple[str, str]]] = lambda _: []) -> Act:
+    """:param show: the metadata of the call"""
+
+    def act(place: Place) -> Came:
+        metadata = show(place)
+        host, port = place.agent()
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(f"{host}:{port}", options) as channel:
+            return Came(code(*calls(channel)[what], metadata))
+
+    return act
+
+
+REPLACES = "replaces the algorithm in another's VM"
+with grpc.insecure_channel("localhost:1") as _channel:
+    _NAMES = list(calls(_channel))
+for _what in _NAMES:
+    attack(
+        From.LOCAL_USER,
+        f"a user {_what}",
+        held_by=CREDENTIAL,
+        refusal="UNAUTHENTICATED",
+        below=_AGENT,
+    )(stranger(_what))
+
+
+def argv_of(place: Place) -> str:
+    """QEMU's command line, which every local user can read."""
+    shown = place.main.ask("GET", f"/vms/{place.victim()}", by="bob").json()
+    return " ".join(shown["argv"])
+
+
+def _hash_in_argv(place: Place) -> list[tuple[str, str]]:
+    found = re.search(r"credential-sha256,string=([0-9a-f]+)", argv_of(place))
+    return [("authorization", f"Bearer {found[1] if found else ''}")]
+
+
+_SHOWN: dict[str, Callable[[Place], list[tuple[str, str]]]] = {
+    "with a made-up credential": lambda _: [("authorization", "Bearer " + "A" * 43)],
+    "with what QEMU's command line tells of the credential": _hash_in_argv,
+    "with a party's token for the API": lambda place: [
+        ("authorization", f"Bearer {place.main.tokens['alice']}")
+    ],
+    "with the word that opens an agent to all": lambda _: [("agent-access", "open")],
+}
+for _words, _show in _SHOWN.items():
+    attack(
+        From.LOCAL_USER,
+        f"a user {REPLACES} {_words}",
+        held_by=CREDENTIAL,
+        refusal="UNAUTHENTICATED",
+        below=_AGENT,
+    )(stranger(REPLACES, _show))
+
+
+def _agents_http(method: str, path: str, body: bytes | None, place: Place) -> Came:
+    host, port = place.agent(9031)
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S * 5)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        return Came(str(connection.getresponse().status))
+    finally:
+        connection.close()
+
+
+for _what, _method, _path, _body in (
+    (
+        "sends another's agent a computation over HTTP",
+        "POST",
+        "/run",
+        b'{"computation": [123, 125]}',
+    ),
+    ("reads the metrics of another's agent", "GET", "/metrics", None),
+):
+    attack(From.LOCAL_USER, f"a user {_what}", held_by=CREDENTIAL, refusal="401", below=_AGENT)(
+        partial(_agents_http, _method, _path, _body)
+    )
+
+
+# --- VMs before anybody has them ----------------------------------------------------------------
+
+
+def _intrude(place: Place, purpose: str) -> Came:
+    """What a VM's agent answers to who tries from before it is there until it would obey."""
+    service = place.pooled
+    vm = service.until_listed(lambda vm: vm["purpose"] == purpose and vm["forwards"], by="olivia")
+    port = next(one for one in vm["forwards"] if one["guest_port"] == 7002)
+    target = f"{port['host_address']}:{port['host_port']}"
+    renewal = clone_pb2.RenewRequest(vm_id=vm["id"], hostname="mine", entropy=bytes(64))
+    deadline = time.monotonic() + 10 * ANSWER_S
+    with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        tries = [
+            partial(code, AgentServiceStub(channel).Algo, agent_pb2.AlgoRequest(algorithm=_RESULT)),
+            partial(code, CloneServiceStub(channel).Prepare, clone_pb2.PrepareRequest()),
+            partial(code, CloneServiceStub(channel).Renew, renewal),
+        ]
+        told = set[str]()
+        while not told - {"UNAVAILABLE", "DEADLINE_EXCEEDED"} and time.monotonic() < deadline:
+            told |= {one() for one in tries}
+    return Came("OK" if "OK" in told else ", ".join(sorted(told - {"UNAVAILABLE"})))
+
+
+for _purpose in ("template", "pool"):
+    attack(
+        From.LOCAL_USER,
+        f"a user plants an algorithm in a VM of the kind {_purpose} while it boots",
+        held_by=CREDENTIAL,
+        refusal="UNAUTHENTICATED",
+        below=_AGENT,
+        short=False,
+    )(partial(lambda purpose, place: _intrude(place, purpose), _purpose))
+
+# --- sockets and files ----------------------------------------------------------------------------
+
+#: Each line of its input is an expression; each line of its output is what came of it.
+_AS_USER = """
+import os, socket, sys
+uid, gid, *groups = map(int, sys.argv[1:])
+os.setgroups(groups)
+os.setgid(gid)
+os.setuid(uid)
+for line in sys.stdin:
+    try:
+        eval(line)
+        print("through")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+def as_user(uid: int, gid: int, groups: Sequence[int], expression: str) -> str:
+    words = map(str, (uid, gid, *groups))
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _AS_USER, *words],
+        input=expression,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def _connect(path: Path) -> str:
+    return f"socket.socket(socket.AF_UNIX).connect({str(path)!r})"
+
+
+SOCKETS, TMP, FILES = "modes of the sockets", "the mode of tmp/", "modes of files"
+
+USERS: list[tuple[str, str, Callable[[Place], str]]] = [
+    (
+        "connects to the HTTP API's socket",
+        SOCKETS,
+        lambda place: _connect(place.main_socket("api")),
+    ),
+    (
+        "connects to the gRPC API's socket",
+        SOCKETS,
+        lambda place: _connect(place.main_socket("grpc")),
+    ),
+    ("lists tmp/", TMP, lambda place: f"os.listdir({str(place.main.tmp)!r})"),
+    (
+        "plants a link in tmp/",
+        TMP,
+        lambda place: f"os.symlink('/etc/passwd', {str(place.main.tmp / 'planted')!r})",
+    ),
+    (
+        "reads the audit log",
+        FILES,
+        lambda place: f"open({str(place.main.tmp / 'audit.jsonl')!r}, 'rb')",
+    ),
+    (
+        "reads a VM's reply",
+        FILES,
+        lambda place: f"open({str(place.main.tmp / place.victim() / 'reply')!r}, 'rb')",
+    ),
+]
+
+
+def _of_mallory(expression: Callable[[Place], str], place: Place) -> Came:
+    place.victim()
+    return Came(as_user(MALLORY, MALLORY, (), expression(place)))
+
+
+for _what, _defence, _expression in USERS:
+    attack(
+        From.LOCAL_USER,
+        f"a user {_what}",
+        held_by=_defence,
+        refusal="PermissionError",
+        below=_FILES,
+        needs=ROOT,
+    )(partial(_of_mallory, _expression))
+
+_ASK = """
+import http.client, json, os, socket, sys
+path, uid, gid, group, method, where = sys.argv[1:]
+os.setgroups([int(group)])
+os.setgid(int(gid))
+os.setuid(int(uid))
+connection = http.client.HTTPConnection("localhost")
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.connect(path)
+connection.request(method, where)
+answer = connection.getresponse()
+print(json.dumps([answer.status, answer.headers["X-Request-Id"]]))
+"""
+
+
+def _as_member(uid: int, method: str, path: str, place: Place) -> Came:
+    """Of the group that may connect to the socket."""
+    where = path.replace("{bobs}", place.victim())
+    words = (place.main_socket("api"), uid, uid, getgrnam(GROUP).gr_gid, method, where)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _ASK, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, id_ = json.loads(done.stdout)
+    who = None if uid == _NOBODY else f"uid:{uid}"
+    return Came(str(status), Request(place.main, id_, f"{method} ", who))
+
+
+_NOBODY = 65534
+for _what, _uid, _method, _path, _defence, _status in (
+    (
+        "of the socket's group reads another's reply",
+        MALLORY,
+        "GET",
+        "/vms/{bobs}/reply",
+        "the owner of a VM",
+        "404",
+    ),
+    (
+        "of the socket's group deletes another's VM",
+        MALLORY,
+        "DELETE",
+        "/vms/{bobs}",
+        "the owner of a VM",
+        "404",
+    ),
+    ("of the socket's group lists the templates", MALLORY, "GET", "/templates", "roles", "403"),
+    (
+        "whom many share, nobody, calls over the socket",
+        _NOBODY,
+        "GET",
+        "/vms",
+        "nobody's number",
+        "401",
+    ),
+):
+    attack(From.LOCAL_USER, f"a user {_what}", held_by=_defence, refusal=_status, needs=ROOT)(
+        partial(_as_member, _uid, _method, _path)
+    )
+
+
+def _starts(place: Place, name: str, settings: dict[str, str]) -> Came:
+    try:
+        place.serve(name, settings)
+    except NotServed as error:
+        return Came("not started", detail=str(error))
+    return Came("through")
+
+
+_START = "the supervisor does not start"
+
+
+@attack(
+    From.LOCAL_USER,
+    "a user has the directory of the API's socket, and could put another there",
+    held_by="the directory of a socket",
+    refusal="not started",
+    below=_START,
+    needs=ROOT,
+)
+def directory_of_socket(place: Place) -> Came:
+    directory = place.directory / "mallorys"
+    directory.mkdir()
+    os.chown(directory, MALLORY, MALLORY)
+    return _starts(place, "socket", {"MANAGER_SOCKET": str(directory / "api.sock")})
+
+
+@attack(
+    From.LOCAL_USER,
+    "a user has the file of the tokens, and adds one",
+    held_by="the owner of the tokens' file",
+    refusal="not started",
+    below=_START,
+    needs=ROOT,
+)
+def file_of_tokens(place: Place) -> Came:
+    file = place.directory / "mallorys-tokens.json"
+    file.write_text('{"tokens": []}')
+    os.chown(file, MALLORY, MALLORY)
+    return _starts(place, "tokens", {"MANAGER_TOKENS": str(file)})
+
+
+# --- a QEMU that a guest has taken over ---------------------------------------------------------
+
+_TAKEN_OVER: list[tuple[str, Callable[[Place], str]]] = [
+    (
+        "reads its VM's record",
+        lambda p: f"open({str(p.main.tmp / p.victim() / 'vm.json')!r}, 'rb')",
+    ),
+    (
+        "plants a link where the supervisor writes",
+        lambda p: f"os.symlink('/etc/passwd', {str(p.main.tmp / p.victim() / 'planted')!r})",
+    ),
+    ("reads the tokens' file", lambda p: f"open({str(p.main.tmp / 'tokens.json')!r}, 'rb')"),
+    ("calls the API over its socket", lambda p: _connect(p.main_socket("api"))),
+    ("signals the supervisor", lambda p: f"os.kill({p.main.process.pid}, 0)"),
+]
+
+
+def _of_qemu(expression: Callable[[Place], str], place: Place) -> Came:
+    """What comes of it for a process that has the user and the groups of Bob's QEMU."""
+    shown = place.main.ask("GET", f"/vms/{place.victim()}", by="bob").json()
+    process = psutil.Process(shown["pid"])
+    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (groups,) = [line.split()[1:] for line in status if line.startswith("Groups:")]
+    ids = process.uids().real, process.gids().real
+    return Came(as_user(*ids, [int(group) for group in groups], expression(place)))
+
+
+for _what, _expression in _TAKEN_OVER:
+    attack(
+        From.GUEST,
+        f"a guest that has taken over its QEMU {_what}",
+        held_by="users of VMs",
+        refusal="PermissionError",
+        below=_FILES,
+        needs=ROOT,
+    )(partial(_of_qemu, _expression))
