@@ -26,6 +26,7 @@ from tests.attack import (
     chromium,
     clients,
     guests,
+    hostile,
     limits,
     network,
     pages,
@@ -39,7 +40,7 @@ from tests.attack.kinds import ATTACKS, Attack, Need, Row, run
 from tests.attack.place import Place
 
 #: Declared by being imported.
-_ALL = (strangers, tenants, pages, limits, clients, chromium, users, guests)
+_ALL = (strangers, tenants, pages, limits, clients, chromium, users, guests, hostile)
 
 
 @attrs.frozen

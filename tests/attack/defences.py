@@ -196,6 +196,23 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     "the credential of an agent": (
         Cut("qemu/cmdline.py", "if machine.credential_hash is None:", "if True:"),
     ),
+    "no balloon in copies": (
+        Cut(
+            "qemu/cmdline.py",
+            '*("-device", "vmgenid,guid=auto"),',
+            '*("-device", "vmgenid,guid=auto", "-device", "virtio-balloon-pci"),',
+        ),
+    ),
+    "the size of a reply": (
+        Cut(
+            "agent/client.py",
+            '("grpc.max_receive_message_length", self._reply_bytes)',
+            '("grpc.max_receive_message_length", -1)',
+        ),
+    ),
+    "cleaning what a guest wrote": (
+        Cut("errors.py", "text = clean(text, _AGENT_BYTES)", "text = text[:_AGENT_BYTES]"),
+    ),
     "users of VMs": (
         Cut("qemu/users.py", "    if user is None:\n        return []", "    return []"),
     ),
@@ -221,6 +238,14 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
         ),
         Cut("app.py", "os.umask(0o077)", "os.umask(0)"),
         Cut("api/audit.py", "os.open(self.file, flags, 0o600)", "os.open(self.file, flags, 0o666)"),
+    ),
+    "whose process a QEMU is": (
+        Cut(
+            "qemu/process.py",
+            "def _is_trusted(pid: int, directory: Path) -> bool:\n",
+            "def _is_trusted(pid: int, directory: Path) -> bool:\n    return True\n\n\n"
+            "def _is_not_called(pid: int, directory: Path) -> bool:\n",
+        ),
     ),
     "nobody's number": (Cut("api/auth/door.py", "if uid == _NOBODY_KNOWS:", "if False:"),),
     "the directory of a socket": (Cut("api/sockets.py", "if not safe:", "if False:"),),

@@ -98,7 +98,8 @@ class Place:
     @cached_property
     def pooled(self) -> Service:
         """Makes a template, then VMs from it for its pool."""
-        service = self.serve("pool", 
+        service = self.serve(
+            "pool",
             {
                 "MANAGER_TEMPLATES": "auto",
                 "MANAGER_POOL_SIZE": "1",
@@ -213,18 +214,20 @@ class Place:
             self._victim = run.json()
             return self._victim
 
-    def agent(self, guest_port: int = 7002) -> tuple[str, int]:
-        """Where a port of Bob's guest is on the host."""
-        ports = {one["guest_port"]: one for one in self.victims_run()["forwards"]}
+    def agent(self, guest_port: int = 7002, run: dict[str, Any] | None = None) -> tuple[str, int]:
+        """Where a port of a run's guest is on the host; by default of Bob's."""
+        ports = {one["guest_port"]: one for one in (run or self.victims_run())["forwards"]}
         return ports[guest_port]["host_address"], int(ports[guest_port]["host_port"])
 
-    def in_guest(self, algorithm: bytes, dataset: Any) -> Any:
+    def in_guest(self, algorithm: bytes, dataset: Any, run: dict[str, Any] | None = None) -> Any:
         """What an algorithm of Bob's, which is root in his guest, finds out there.
 
         :param dataset: and the result are JSON
+        :param run: the answer of a run that has another guest
         """
-        address, port = self.agent()
-        shown = [("authorization", f"Bearer {self.victims_run()['credential']}")]
+        run = run or self.victims_run()
+        address, port = self.agent(7002, run)
+        shown = [("authorization", f"Bearer {run['credential']}")]
         with grpc.insecure_channel(
             f"{address}:{port}", [("grpc.use_local_subchannel_pool", 1)]
         ) as channel:
