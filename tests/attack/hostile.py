@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -62,10 +61,10 @@ def agent(behave: Callable[[Any, Any], Any]) -> Iterator[int]:
 
 
 def _run(place: Place, name: str, behave: Callable[[Any, Any], Any]) -> Answer:
-    with agent(behave) as port, ExitStack() as stack:
-        settings = place.settings() | {"MANAGER_AGENT_GRPC_URL": f"127.0.0.1:{port}"}
-        service = stack.enter_context(serving(place.source, place.directory / name, settings))
-        service.create_token("bob", "run")
+    with agent(behave) as port:
+        # An address that is not called a loopback is the agent's own.
+        settings = {"MANAGER_AGENT_GRPC_URL": f"0.0.0.0:{port}"}
+        service = place.serve(name, settings)
         return service.ask("POST", "/run", bobs_body(), by="bob")
 
 
@@ -115,7 +114,6 @@ def control_sequences(place: Place) -> Came:
 def looks_like_qemu(place: Place) -> Came:
     tmp, settings = place.directory / "named", place.settings()
     with serving(place.source, tmp, settings) as service:
-        service.create_token("olivia", "operate")
         run = service.ask(
             "POST", "/run", bobs_body(), by="olivia", headers=[("Prefer", "respond-async")]
         )
@@ -127,7 +125,7 @@ def looks_like_qemu(place: Place) -> Came:
     os.kill(pid, signal.SIGKILL)
     disguise = b"\xff\xfe", b"-uuid", vm_id.encode(), f"file={tmp}/{vm_id}/overlay.qcow2".encode()
     intruder = subprocess.Popen(
-        [sys.executable, "-I", "-c", "input()", *disguise],
+        ["/bin/sh", "-c", "read line", *disguise],
         stdin=subprocess.PIPE,
         user=MALLORY,
         group=MALLORY,
@@ -135,7 +133,6 @@ def looks_like_qemu(place: Place) -> Came:
     )
     try:
         with serving(place.source, tmp, settings) as service:
-            service.create_token("olivia", "operate")
             shown = service.ask("GET", f"/vms/{vm_id}", by="olivia").json()
             survived = intruder.poll() is None
             return Came(shown["state"] if shown["ended"] and survived else "taken up")

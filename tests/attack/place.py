@@ -29,17 +29,6 @@ UIDS = "7710000-7710099"
 COMPUTATION = {"id": "1", "name": "of Bob"}
 KEY = "the-first-run-of-the-day"
 
-#: Each role's, by the name of who has a token of that role.
-PARTIES = {
-    "alice": "run",
-    "bob": "run",
-    "carol": "run",
-    "reader": "read",
-    "scraper": "metrics",
-    "olivia": "operate",
-    "root": "admin",
-}
-
 
 class Place:
     """Closed by `close`.
@@ -74,7 +63,7 @@ class Place:
     @cached_property
     def main(self) -> Service:
         """Asks who calls. Has room for one VM: Bob's."""
-        service = self.serve(
+        return self.serve(
             "main",
             {
                 "MANAGER_MAX_VMS": "1",
@@ -85,8 +74,6 @@ class Place:
                 **({"MANAGER_SOCKET_GROUP": "users"} if os.geteuid() == 0 else {}),
             },
         )
-        self.make_tokens(service)
-        return service
 
     def main_socket(self, wire: str) -> Path:
         """In a directory that everybody may enter.
@@ -98,7 +85,7 @@ class Place:
     @cached_property
     def pooled(self) -> Service:
         """Makes a template, then VMs from it for its pool."""
-        service = self.serve(
+        return self.serve(
             "pool",
             {
                 "MANAGER_TEMPLATES": "auto",
@@ -106,8 +93,6 @@ class Place:
                 "MANAGER_QEMU_RUN_AS": "",  # else an older QEMU gets no templates
             },
         )
-        self.make_tokens(service)
-        return service
 
     @cached_property
     def unasked(self) -> Service:
@@ -117,7 +102,7 @@ class Place:
     @cached_property
     def tight(self) -> Service:
         """Has the least limits and the least patience."""
-        service = self.serve(
+        return self.serve(
             "tight",
             {
                 "MANAGER_HTTP_HEADER_TIMEOUT": "1s",
@@ -129,21 +114,17 @@ class Place:
                 "MANAGER_HTTP_CONNECTIONS": "8",
             },
         )
-        self.make_tokens(service)
-        return service
 
     @cached_property
     def rated(self) -> Service:
         """Answers one request a second of each caller."""
-        service = self.serve("rated", {"MANAGER_CALLER_RATE": "1"})
-        self.make_tokens(service)
-        return service
+        return self.serve("rated", {"MANAGER_CALLER_RATE": "1"})
 
     @cached_property
     def secured(self) -> Service:
         """With TLS, on both wires: clients show certificates."""
         made = self.certificates
-        service = self.serve(
+        return self.serve(
             "tls",
             {
                 **made.settings("HTTP"),
@@ -151,8 +132,6 @@ class Place:
                 "MANAGER_TLS_CALLERS": str(made.callers),
             },
         )
-        self.make_tokens(service)
-        return service
 
     @cached_property
     def certificates(self) -> Certificates:
@@ -186,10 +165,6 @@ class Place:
             "MANAGER_POWERDOWN_GRACE": "1s",
             **({"MANAGER_QEMU_RUN_AS": UIDS} if os.geteuid() == 0 else {}),
         }
-
-    def make_tokens(self, service: Service) -> None:
-        for name, role in PARTIES.items():
-            service.create_token(name, role)
 
     # --- Bob's VM ---------------------------------------------------------------------------
 

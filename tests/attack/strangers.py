@@ -200,7 +200,6 @@ def expired_grpc(place: Place) -> Came:
 )
 def revoked(place: Place) -> Came:
     service = place.main
-    service.create_token("gone", "operate")
     connection = service.connection()
     try:
         assert service.send(connection, "GET", "/vms", by="gone").status == 200
@@ -217,9 +216,9 @@ def revoked(place: Place) -> Came:
     refusal="UNAUTHENTICATED",
 )
 def revoked_grpc(place: Place) -> Came:
-    place.main.create_token("gone", "operate")
-    place.main.revoke_token("gone")
-    return place.main.call("vms.List", LIST, by="gone", who=None)[0]
+    place.main.create_token("gone-too", "operate")
+    place.main.revoke_token("gone-too")
+    return place.main.call("vms.List", LIST, by="gone-too", who=None)[0]
 
 
 @attack(
