@@ -124,6 +124,13 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
             "due = math.inf",
         ),
     ),
+    "the time for a handshake": (
+        Cut(
+            "app.py",
+            "hypercorn.ssl_handshake_timeout = config.callers.header_timeout_s",
+            "hypercorn.ssl_handshake_timeout = 3600",
+        ),
+    ),
     "the time for a body": (
         Cut(
             "api/http/bodies.py",

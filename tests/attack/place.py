@@ -97,7 +97,9 @@ class Place:
     @cached_property
     def unasked(self) -> Service:
         """Asks nobody, as ``scripts/quickstart`` has it: what is left are its web pages' checks."""
-        return self.serve("open", {"MANAGER_AUTH": "off", "MANAGER_MAX_VMS": "1"})
+        return self.serve(
+            "open", {"MANAGER_AUTH": "off", "MANAGER_MAX_VMS": "1", "MANAGER_QUEUE": "0"}
+        )
 
     @cached_property
     def tight(self) -> Service:
@@ -130,6 +132,7 @@ class Place:
                 **made.settings("HTTP"),
                 **made.settings("GRPC"),
                 "MANAGER_TLS_CALLERS": str(made.callers),
+                "MANAGER_HTTP_HEADER_TIMEOUT": "5s",
             },
         )
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 900.0
 #: How long an answer may take that waits for no guest.
 ANSWER_S = 60.0
+#: What a connection that is cut off sees within this time, one that may stay does not.
+LONG_S = 20.0
 _POLL_S = 0.01
 
 _HEAD = re.compile(rb"HTTP/1\.1 \d{3} .*?\r\n\r\n", re.DOTALL)

@@ -6,11 +6,13 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
+import httpx
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from supervisor.pb import vm_pb2
 from tests.attack.asking import BOBS, grpc, http, network
-from tests.attack.kinds import Came, From, attack
+from tests.attack.kinds import Came, From, Request, attack
+from tests.attack.service import ANSWER_S
 
 if TYPE_CHECKING:
     from tests.attack.place import Place
@@ -121,6 +123,21 @@ def pipelined(place: Place) -> Came:
 )
 def http_1_0(place: Place) -> Came:
     return place.main.came_of(place.main.exchange(b"GET /vms HTTP/1.0\r\n\r\n"), "GET ")
+
+
+@attack(
+    From.NETWORK,
+    "a stranger speaks HTTP/2, without TLS and without asking for it first",
+    held_by="asking who calls",
+    refusal="401",
+)
+def http_2(place: Place) -> Came:
+    url = f"http://127.0.0.1:{place.main.http_port}/vms"
+    with httpx.Client(http1=False, http2=True, trust_env=False, timeout=ANSWER_S) as client:
+        answer = client.get(url)
+    assert answer.http_version == "HTTP/2"
+    request = Request(place.main, answer.headers["X-Request-Id"], "GET ")
+    return Came(str(answer.status_code), request)
 
 
 @attack(
