@@ -87,7 +87,8 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
         Cut(
             "runs/vms.py",
             "if vm is None or not caller.sees(vm.record.owner):",
-            "if vm and vm.dir.console():\n            vm.dir.qemu_log.exists()\n"
+            "if vm:  # something that takes some milliseconds\n"
+            "            str([str(vm.record) for _ in range(200)])\n"
             "        if vm is None or not caller.sees(vm.record.owner):",
         ),
     ),
