@@ -26,6 +26,7 @@ from tests.attack import (
     chromium,
     clients,
     guests,
+    hostile,
     limits,
     network,
     pages,
@@ -39,7 +40,7 @@ from tests.attack.kinds import ATTACKS, Attack, Need, Row, run
 from tests.attack.place import Place
 
 #: Declared by being imported.
-_ALL = (strangers, tenants, pages, limits, clients, chromium, users, guests)
+_ALL = (strangers, tenants, pages, limits, clients, chromium, users, guests, hostile)
 
 
 @attrs.frozen
@@ -74,6 +75,9 @@ def main() -> int:
         if wanted.prove is not None:
             return _prove(wanted.prove or list(DEFENCES), attacks, directory)
         rows = _attack(attacks, directory, ROOT)
+        for row in rows:
+            if row.held is False:
+                print(f"!! {row.attack.origin}: {row.attack.what}: {row.met} {row.audit}")
         print(table.text(rows, time.monotonic() - began))
         code = _code(rows)
         if code != 1:
@@ -90,7 +94,7 @@ def _arguments() -> Wanted:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--short", action="store_true", help="few minutes become one")
+    parser.add_argument("--short", action="store_true", help="one guest, no root")
     parser.add_argument("--list", action="store_true", help="run nothing")
     parser.add_argument("--only", default="", metavar="WORDS", help="attacks whose line has these")
     parser.add_argument(
@@ -106,10 +110,7 @@ def _attack(attacks: list[Attack], directory: Path, source: Path) -> list[Row]:
 
 def _one(one: Attack, place: Place) -> Row:
     missing = [need for need in one.needs if not _has(need)]
-    row = Row(one, f"not run: {', '.join(missing)}") if missing else run(one, place)
-    if row.held is False:
-        print(f"!! {one.origin}: {one.what}: {row.met} {row.audit}", flush=True)
-    return row
+    return Row(one, f"not run: {', '.join(missing)}") if missing else run(one, place)
 
 
 def _has(need: Need) -> bool:

@@ -31,7 +31,7 @@ _PAGE = """<!doctype html><title>evil</title>
 <iframe name="hidden"></iframe>
 <form id="form" method="post" target="hidden" action="API/vms/VM/resume"></form>
 <form id="text" method="post" target="hidden" enctype="text/plain" action="API/run">
-<input name='{"computation": [49], "a' value='": 1}'></form>
+<input name='{"computation": "MQ=' value='"}'></form>
 <script>
 const told = {};
 const tell = (name, what) => { told[name] = String(what).slice(0, 80); };

@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from supervisor.pb import vm_pb2
 from tests.attack.asking import network
 from tests.attack.kinds import Came, From, attack
+from tests.attack.service import LONG_S
 
 if TYPE_CHECKING:
     from tests.attack.kinds import Act
@@ -56,6 +57,24 @@ for _client, _what in CLIENTS.items():
         "UNAVAILABLE",
         below=_BELOW,
     )
+
+
+@attack(
+    From.NETWORK,
+    "a client never begins its handshake",
+    held_by="the time for a handshake",
+    refusal="cut off",
+    below=_BELOW,
+)
+def no_handshake(place: Place) -> Came:
+    with place.secured.raw(LONG_S) as connection:
+        try:
+            connection.recv(1)
+        except TimeoutError:
+            return Came("through", detail="the connection stays open")
+        except ConnectionError:
+            pass
+        return Came("cut off")
 
 
 @attack(

@@ -87,7 +87,8 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
         Cut(
             "runs/vms.py",
             "if vm is None or not caller.sees(vm.record.owner):",
-            "if vm and vm.dir.console():\n            vm.dir.qemu_log.exists()\n"
+            "if vm:  # something that takes some milliseconds\n"
+            "            str([str(vm.record) for _ in range(200)])\n"
             "        if vm is None or not caller.sees(vm.record.owner):",
         ),
     ),
@@ -122,6 +123,13 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
             "api/http/connections.py",
             "due = trio.current_time() + self.config.header_timeout_s",
             "due = math.inf",
+        ),
+    ),
+    "the time for a handshake": (
+        Cut(
+            "app.py",
+            "hypercorn.ssl_handshake_timeout = config.callers.header_timeout_s",
+            "hypercorn.ssl_handshake_timeout = 3600",
         ),
     ),
     "the time for a body": (
@@ -196,6 +204,23 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     "the credential of an agent": (
         Cut("qemu/cmdline.py", "if machine.credential_hash is None:", "if True:"),
     ),
+    "no balloon in copies": (
+        Cut(
+            "qemu/cmdline.py",
+            '*("-device", "vmgenid,guid=auto"),',
+            '*("-device", "vmgenid,guid=auto", "-device", "virtio-balloon-pci"),',
+        ),
+    ),
+    "the size of a reply": (
+        Cut(
+            "agent/client.py",
+            '("grpc.max_receive_message_length", self._reply_bytes)',
+            '("grpc.max_receive_message_length", -1)',
+        ),
+    ),
+    "cleaning what a guest wrote": (
+        Cut("errors.py", "text = clean(text, _AGENT_BYTES)", "text = text[:_AGENT_BYTES]"),
+    ),
     "users of VMs": (
         Cut("qemu/users.py", "    if user is None:\n        return []", "    return []"),
     ),
@@ -221,6 +246,14 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
         ),
         Cut("app.py", "os.umask(0o077)", "os.umask(0)"),
         Cut("api/audit.py", "os.open(self.file, flags, 0o600)", "os.open(self.file, flags, 0o666)"),
+    ),
+    "whose process a QEMU is": (
+        Cut(
+            "qemu/process.py",
+            "def _is_trusted(pid: int, directory: Path) -> bool:\n",
+            "def _is_trusted(pid: int, directory: Path) -> bool:\n    return True\n\n\n"
+            "def _is_not_called(pid: int, directory: Path) -> bool:\n",
+        ),
     ),
     "nobody's number": (Cut("api/auth/door.py", "if uid == _NOBODY_KNOWS:", "if False:"),),
     "the directory of a socket": (Cut("api/sockets.py", "if not safe:", "if False:"),),

@@ -136,7 +136,7 @@ def run(one: Attack, place: Place) -> Row:
         return Row(one, f"{error!r} in {' > '.join(ours)}", held=False)
     got_through = _succeeded(came.status) if not one.through else came.status == one.through
     if came.status != one.refusal:
-        met = f"{came.status} {came.detail}".strip()
+        met = " ".join(f"{came.status} {came.detail}".split())
         return Row(one, met, held=False, got_through=got_through)
     if one.below:
         return Row(one, came.status, f"- {one.below}", held=True)

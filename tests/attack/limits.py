@@ -11,7 +11,7 @@ import grpc
 
 from supervisor.pb import vm_pb2
 from tests.attack.kinds import Came, From, Request, attack
-from tests.attack.service import PATIENCE_S
+from tests.attack.service import LONG_S, PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from tests.attack.place import Place
     from tests.attack.service import Service
 
-#: What a connection that is cut off sees within this time, one that may stay does not.
-_LONG_S = 20.0
 _BELOW = "the connection has no request"
 
 
@@ -79,7 +77,7 @@ def long_text(place: Place) -> Came:
     below=_BELOW,
 )
 def slow_headers(place: Place) -> Came:
-    with place.tight.raw(_LONG_S) as connection:
+    with place.tight.raw(LONG_S) as connection:
         connection.sendall(b"GET /vms HTTP/1.1\r\nHost: localhost\r\n")
         try:
             connection.recv(65536)
@@ -96,7 +94,7 @@ def slow_headers(place: Place) -> Came:
     through="waits",
 )
 def slow_body(place: Place) -> Came:
-    with place.tight.raw(_LONG_S) as connection:
+    with place.tight.raw(LONG_S) as connection:
         connection.sendall(post(place.tight, 1000, "alice") + b'{"computation": [1')
         try:
             return place.tight.came_of(connection.recv(65536), "POST ", "alice")
@@ -126,7 +124,7 @@ def slow_message(place: Place) -> Came:
         )
         metadata = [("authorization", f"Bearer {place.tight.tokens['alice']}")]
         try:
-            call(nothing(), timeout=_LONG_S, metadata=metadata)
+            call(nothing(), timeout=LONG_S, metadata=metadata)
         except grpc.RpcError as error:
             failed: grpc.Call = error  # type: ignore[assignment]
             ids = [value for key, value in failed.initial_metadata() if key == "x-request-id"]
@@ -248,7 +246,7 @@ def connections(place: Place) -> Came:
     with ExitStack() as stack:
         for _ in range(8):
             stack.enter_context(place.tight.raw())
-        one_more = stack.enter_context(place.tight.raw(_LONG_S))
+        one_more = stack.enter_context(place.tight.raw(LONG_S))
         with contextlib.suppress(ConnectionError):
             one_more.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         try:

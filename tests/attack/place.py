@@ -29,17 +29,6 @@ UIDS = "7710000-7710099"
 COMPUTATION = {"id": "1", "name": "of Bob"}
 KEY = "the-first-run-of-the-day"
 
-#: Each role's, by the name of who has a token of that role.
-PARTIES = {
-    "alice": "run",
-    "bob": "run",
-    "carol": "run",
-    "reader": "read",
-    "scraper": "metrics",
-    "olivia": "operate",
-    "root": "admin",
-}
-
 
 class Place:
     """Closed by `close`.
@@ -74,7 +63,7 @@ class Place:
     @cached_property
     def main(self) -> Service:
         """Asks who calls. Has room for one VM: Bob's."""
-        service = self.serve(
+        return self.serve(
             "main",
             {
                 "MANAGER_MAX_VMS": "1",
@@ -85,8 +74,6 @@ class Place:
                 **({"MANAGER_SOCKET_GROUP": "users"} if os.geteuid() == 0 else {}),
             },
         )
-        self.make_tokens(service)
-        return service
 
     def main_socket(self, wire: str) -> Path:
         """In a directory that everybody may enter.
@@ -98,7 +85,7 @@ class Place:
     @cached_property
     def pooled(self) -> Service:
         """Makes a template, then VMs from it for its pool."""
-        service = self.serve(
+        return self.serve(
             "pool",
             {
                 "MANAGER_TEMPLATES": "auto",
@@ -106,18 +93,18 @@ class Place:
                 "MANAGER_QEMU_RUN_AS": "",  # else an older QEMU gets no templates
             },
         )
-        self.make_tokens(service)
-        return service
 
     @cached_property
     def unasked(self) -> Service:
         """Asks nobody, as ``scripts/quickstart`` has it: what is left are its web pages' checks."""
-        return self.serve("open", {"MANAGER_AUTH": "off", "MANAGER_MAX_VMS": "1"})
+        return self.serve(
+            "open", {"MANAGER_AUTH": "off", "MANAGER_MAX_VMS": "1", "MANAGER_QUEUE": "0"}
+        )
 
     @cached_property
     def tight(self) -> Service:
         """Has the least limits and the least patience."""
-        service = self.serve(
+        return self.serve(
             "tight",
             {
                 "MANAGER_HTTP_HEADER_TIMEOUT": "1s",
@@ -129,30 +116,25 @@ class Place:
                 "MANAGER_HTTP_CONNECTIONS": "8",
             },
         )
-        self.make_tokens(service)
-        return service
 
     @cached_property
     def rated(self) -> Service:
         """Answers one request a second of each caller."""
-        service = self.serve("rated", {"MANAGER_CALLER_RATE": "1"})
-        self.make_tokens(service)
-        return service
+        return self.serve("rated", {"MANAGER_CALLER_RATE": "1"})
 
     @cached_property
     def secured(self) -> Service:
         """With TLS, on both wires: clients show certificates."""
         made = self.certificates
-        service = self.serve(
+        return self.serve(
             "tls",
             {
                 **made.settings("HTTP"),
                 **made.settings("GRPC"),
                 "MANAGER_TLS_CALLERS": str(made.callers),
+                "MANAGER_HTTP_HEADER_TIMEOUT": "5s",
             },
         )
-        self.make_tokens(service)
-        return service
 
     @cached_property
     def certificates(self) -> Certificates:
@@ -187,10 +169,6 @@ class Place:
             **({"MANAGER_QEMU_RUN_AS": UIDS} if os.geteuid() == 0 else {}),
         }
 
-    def make_tokens(self, service: Service) -> None:
-        for name, role in PARTIES.items():
-            service.create_token(name, role)
-
     # --- Bob's VM ---------------------------------------------------------------------------
 
     def victim(self) -> str:
@@ -214,18 +192,20 @@ class Place:
             self._victim = run.json()
             return self._victim
 
-    def agent(self, guest_port: int = 7002) -> tuple[str, int]:
-        """Where a port of Bob's guest is on the host."""
-        ports = {one["guest_port"]: one for one in self.victims_run()["forwards"]}
+    def agent(self, guest_port: int = 7002, run: dict[str, Any] | None = None) -> tuple[str, int]:
+        """Where a port of a run's guest is on the host; by default of Bob's."""
+        ports = {one["guest_port"]: one for one in (run or self.victims_run())["forwards"]}
         return ports[guest_port]["host_address"], int(ports[guest_port]["host_port"])
 
-    def in_guest(self, algorithm: bytes, dataset: Any) -> Any:
+    def in_guest(self, algorithm: bytes, dataset: Any, run: dict[str, Any] | None = None) -> Any:
         """What an algorithm of Bob's, which is root in his guest, finds out there.
 
         :param dataset: and the result are JSON
+        :param run: the answer of a run that has another guest
         """
-        address, port = self.agent()
-        shown = [("authorization", f"Bearer {self.victims_run()['credential']}")]
+        run = run or self.victims_run()
+        address, port = self.agent(7002, run)
+        shown = [("authorization", f"Bearer {run['credential']}")]
         with grpc.insecure_channel(
             f"{address}:{port}", [("grpc.use_local_subchannel_pool", 1)]
         ) as channel:

@@ -32,9 +32,23 @@ if TYPE_CHECKING:
 PATIENCE_S = 900.0
 #: How long an answer may take that waits for no guest.
 ANSWER_S = 60.0
+#: What a connection that is cut off sees within this time, one that may stay does not.
+LONG_S = 20.0
 _POLL_S = 0.01
 
 _HEAD = re.compile(rb"HTTP/1\.1 \d{3} .*?\r\n\r\n", re.DOTALL)
+
+#: Each role's, by the name of who has a token of that role.
+PARTIES = {
+    "alice": "run",
+    "bob": "run",
+    "carol": "run",
+    "reader": "read",
+    "scraper": "metrics",
+    "olivia": "operate",
+    "gone": "operate",  # whose token will be revoked
+    "root": "admin",
+}
 
 #: In the place of a name in the audit log: whoever the token is of that is shown.
 AS_SHOWN = "as shown"
@@ -74,28 +88,21 @@ class Service:
     :ivar tls: of clients; None without TLS
     """
 
-    def __init__(self, tmp: Path, ports: Mapping[str, int], process: subprocess.Popen[str]) -> None:
+    def __init__(self, tmp: Path, process: subprocess.Popen[str], tokens: dict[str, str]) -> None:
         self.tmp = tmp
         self.process = process
-        self.http_port, self.grpc_port = ports["http_port"], ports["grpc_port"]
-        self.tokens: dict[str, str] = {}
+        self.tokens = tokens
+        self.http_port = self.grpc_port = 0
         self.tls: ssl.SSLContext | None = None
 
     # --- tokens -----------------------------------------------------------------------------
 
     def create_token(self, name: str, role: str, *options: str) -> str:
-        out = self._token("create", name, "--role", role, *options)
-        self.tokens[name] = out.strip().splitlines()[-1]
+        self.tokens[name] = create_token(self.tmp, name, role, *options)
         return self.tokens[name]
 
     def revoke_token(self, name: str) -> None:
-        self._token("revoke", name)
-
-    def _token(self, *words: str) -> str:
-        environ = {"MANAGER_QEMU_TMP_FILE_LOC": str(self.tmp), "MANAGER_TOKENS": None}
-        done = CliRunner().invoke(command, ["token", *words], env=environ)
-        assert done.exit_code == 0, done.output
-        return done.stdout
+        _token(self.tmp, "revoke", name)
 
     # --- HTTP -------------------------------------------------------------------------------
 
@@ -293,6 +300,19 @@ class Service:
         return None
 
 
+def create_token(tmp: Path, name: str, role: str, *options: str) -> str:
+    """A token of the supervisor that has this tmp/."""
+    out = _token(tmp, "create", name, "--role", role, *options)
+    return out.strip().splitlines()[-1]
+
+
+def _token(tmp: Path, *words: str) -> str:
+    environ = {"MANAGER_QEMU_TMP_FILE_LOC": str(tmp), "MANAGER_TOKENS": None}
+    done = CliRunner().invoke(command, ["token", *words], env=environ)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 def read_all(connection: socket.socket) -> bytes:
     """What comes until the end of the connection; what came so far if it is reset.
 
@@ -316,6 +336,8 @@ def serving(source: Path, tmp: Path, settings: Mapping[str, str]) -> Iterator[Se
     :param source: the directory in which ``supervisor/`` is
     :param tmp: its MANAGER_QEMU_TMP_FILE_LOC
     """
+    # Before it starts: a supervisor that does not read its tokens again has these.
+    tokens = {name: create_token(tmp, name, role) for name, role in PARTIES.items()}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "supervisor", "serve"],
         env=_environ(source) | {"MANAGER_QEMU_TMP_FILE_LOC": str(tmp), **settings},
@@ -323,6 +345,7 @@ def serving(source: Path, tmp: Path, settings: Mapping[str, str]) -> Iterator[Se
         stderr=subprocess.PIPE,
         text=True,
     )
+    service = Service(tmp, process, tokens)
     ready: queue.Queue[dict[str, Any] | str] = queue.Queue()
     reader = threading.Thread(target=_read_log, args=(process, ready, tmp.with_suffix(".log")))
     reader.start()
@@ -330,7 +353,8 @@ def serving(source: Path, tmp: Path, settings: Mapping[str, str]) -> Iterator[Se
         ports = ready.get(timeout=PATIENCE_S)
         if isinstance(ports, str):
             raise NotServed(ports)
-        yield Service(tmp, ports, process)
+        service.http_port, service.grpc_port = ports["http_port"], ports["grpc_port"]
+        yield service
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(PATIENCE_S)

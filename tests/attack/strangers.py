@@ -6,11 +6,13 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
+import httpx
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from supervisor.pb import vm_pb2
 from tests.attack.asking import BOBS, grpc, http, network
-from tests.attack.kinds import Came, From, attack
+from tests.attack.kinds import Came, From, Request, attack
+from tests.attack.service import ANSWER_S
 
 if TYPE_CHECKING:
     from tests.attack.place import Place
@@ -125,6 +127,21 @@ def http_1_0(place: Place) -> Came:
 
 @attack(
     From.NETWORK,
+    "a stranger speaks HTTP/2, without TLS and without asking for it first",
+    held_by="asking who calls",
+    refusal="401",
+)
+def http_2(place: Place) -> Came:
+    url = f"http://127.0.0.1:{place.main.http_port}/vms"
+    with httpx.Client(http1=False, http2=True, trust_env=False, timeout=ANSWER_S) as client:
+        answer = client.get(url)
+    assert answer.http_version == "HTTP/2"
+    request = Request(place.main, answer.headers["X-Request-Id"], "GET ")
+    return Came(str(answer.status_code), request)
+
+
+@attack(
+    From.NETWORK,
     "a stranger reads the gRPC server's methods by reflection",
     held_by="asking who calls at every method of gRPC",
     refusal="UNAUTHENTICATED",
@@ -200,7 +217,6 @@ def expired_grpc(place: Place) -> Came:
 )
 def revoked(place: Place) -> Came:
     service = place.main
-    service.create_token("gone", "operate")
     connection = service.connection()
     try:
         assert service.send(connection, "GET", "/vms", by="gone").status == 200
@@ -217,9 +233,9 @@ def revoked(place: Place) -> Came:
     refusal="UNAUTHENTICATED",
 )
 def revoked_grpc(place: Place) -> Came:
-    place.main.create_token("gone", "operate")
-    place.main.revoke_token("gone")
-    return place.main.call("vms.List", LIST, by="gone", who=None)[0]
+    place.main.create_token("gone-too", "operate")
+    place.main.revoke_token("gone-too")
+    return place.main.call("vms.List", LIST, by="gone-too", who=None)[0]
 
 
 @attack(
