@@ -1,4 +1,4 @@
-"""What many runs leave behind in a supervisor: memory and descriptors, after the first and the last.
+"""What many runs leave behind in a supervisor: memory and descriptors.
 
     scripts/bench runs [--runs 20000] [--json FILE]
 
