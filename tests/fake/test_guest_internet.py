@@ -9,9 +9,12 @@ import psutil
 import trio
 
 from supervisor.state.status import Status, VmState
+from tests.support.namespaces import needs_namespaces
 
 if TYPE_CHECKING:
     from tests.support.world import World
+
+pytestmark = needs_namespaces
 
 INTERNET = {"MANAGER_QEMU_GUEST_NETWORK": "internet"}
 

@@ -13,6 +13,7 @@ from supervisor import config
 from supervisor.errors import HostError
 from supervisor.qemu import guest_namespace, network
 from supervisor.qemu.cmdline import Forward
+from tests.support.namespaces import needs_namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +84,7 @@ def test_host_without_namespaces_is_told_how_to_have_them(monkeypatch: pytest.Mo
     assert "user namespaces" in caught.value.advice
 
 
+@needs_namespaces
 def test_this_host_has_one() -> None:
     """Rules, a way out, no capability, no door but the forward, and nothing left afterwards."""
     look = "grep CapBnd /proc/self/status; ls /sys/class/net; cat /etc/resolv.conf"

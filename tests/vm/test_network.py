@@ -14,6 +14,7 @@ import pytest
 
 from supervisor.pb import agent_pb2
 from tests.support.doors import KNOCK, LOOPBACK, Door, listening
+from tests.support.namespaces import needs_namespaces
 from tests.support.small_internet import ALLOWED, PUBLIC, ROUTER
 from tests.support.trusting_guest import trusting_image
 from tests.vm.conftest import PATIENCE_S, started
@@ -77,6 +78,7 @@ def test_guest_reaches_nothing_unless_its_network_is_open(network: str) -> None:
         assert network == "open" or not reached
 
 
+@needs_namespaces
 def test_guest_with_internet_reaches_the_internet_alone() -> None:
     apart = ["unshare", "--map-root-user", "--net", "--mount"]
     program = [sys.executable, "-m", "tests.support.small_internet", str(trusting_image())]
