@@ -300,7 +300,7 @@ async def test_time_to_live_is_counted_from_the_taking(
 ) -> None:
     world.clock = clock = SetClock(1000.0)
     world.hasten(ttl_sleep_s=0.01)
-    async with world.serve(**COLD) as supervisor:
+    async with world.serve(MANAGER_POOL_MAX_AGE="24h", **COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
         clock.now_s += 7200
         answer = await post(supervisor.http, ttl="1h", restart="never")
