@@ -34,6 +34,8 @@ _TIMEOUT = httpx.Timeout(30.0)
 #: A stream of events has a line at least every fifteen seconds.
 _SILENCE = httpx.Timeout(40.0)
 _RETRY_S = 1.0
+#: What OpenSSL says of an answer that is not TLS, by its version and by how the answer comes.
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 
 
 @attrs.frozen
@@ -135,7 +137,7 @@ class Client:
             ) from error
 
     def _nobody(self, error: httpx.ConnectError) -> str:
-        if "WRONG_VERSION_NUMBER" in str(error):
+        if any(word in str(error) for word in _NOT_TLS):
             return f"{self.url} has no TLS: its URL begins with http://"
         if isinstance(error.__context__, ssl.SSLError) or "SSL" in str(error):
             return f"no TLS with {self.url}: {error}; see --cacert, --cert and --key"

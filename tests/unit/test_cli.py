@@ -264,3 +264,16 @@ def test_image_build_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert "1 MiB, kernel 6.1.0, reference agent" in result.stderr
     assert shlex.split(result.stdout)[0] == f"MANAGER_QEMU_DISK_IMG_FILE={output / DISK}"
     assert result.stdout.endswith("qmp-supervisor serve\n")
+
+
+@pytest.mark.parametrize("reason", ["WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"])
+def test_answer_that_is_not_tls(reason: str) -> None:
+    """OpenSSL 3.0 says the one of it, 3.5 also the other."""
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError(f"[SSL: {reason}] {reason.lower()} (_ssl.c:1081)")
+
+    with httpx.Client(base_url="https://host", transport=httpx.MockTransport(answer)) as http:
+        with pytest.raises(CommandFailed) as caught:
+            Client("https://host", http).get("/vms")
+    assert "its URL begins with http://" in str(caught.value)
