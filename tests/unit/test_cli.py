@@ -273,7 +273,7 @@ def test_answer_that_is_not_tls(reason: str) -> None:
     def answer(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError(f"[SSL: {reason}] {reason.lower()} (_ssl.c:1081)")
 
-    with httpx.Client(base_url="https://host", transport=httpx.MockTransport(answer)) as http:
-        with pytest.raises(CommandFailed) as caught:
-            Client("https://host", http).get("/vms")
+    http = httpx.Client(base_url="https://host", transport=httpx.MockTransport(answer))
+    with http, pytest.raises(CommandFailed) as caught:
+        Client("https://host", http).get("/vms")
     assert "its URL begins with http://" in str(caught.value)
