@@ -232,13 +232,15 @@ class Service:
             if hasattr(method, "with_call"):
                 answer, call = method.with_call(message, timeout=PATIENCE_S, metadata=metadata)
             else:
-                call = method(message, timeout=PATIENCE_S, metadata=metadata)
+                call = method(message, timeout=LONG_S, metadata=metadata)
                 answer = next(call)
                 call.cancel()
             code, initial = "OK", call.initial_metadata()
         except grpc.RpcError as error:
             failed: Any = error
             code, initial = failed.code().name, failed.initial_metadata()
+            if failed is call and code == "DEADLINE_EXCEEDED":
+                code = "OK"  # a stream that has nothing to tell yet
         ids = [str(value) for key, value in initial or () if key == "x-request-id"]
         return Came(code, Request(self, ids[0] if ids else "", what, who)), answer
 
