@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,7 +43,6 @@ class Place:
         self.has_network = has_network
         self._known: dict[str, Any] = {}
         self._stack = ExitStack()
-        self._lock = threading.Lock()
         self._victim: dict[str, Any] = {}
         self._paused = ""
 
@@ -177,20 +175,19 @@ class Place:
 
     def victims_run(self) -> dict[str, Any]:
         """The answer of Bob's run. If an attack has ended its VM, Bob runs another one."""
-        with self._lock:
-            if self._victim:
-                shown = self.main.ask("GET", f"/vms/{self._victim['id']}", by="bob")
-                if shown.status == 200 and not shown.json()["ended"]:
-                    if shown.json()["state"] == "paused":
-                        self.main.ask("POST", f"/vms/{self._victim['id']}/resume", by="bob")
-                    return self._victim
-            how = [("Idempotency-Key", KEY)]
-            if self._victim:
-                self.main.ask("DELETE", f"/vms/{self._victim['id']}", by="bob")
-            run = self.main.ask("POST", "/run", bobs_body(), by="bob", headers=how)
-            assert run.status == 200, run.body
-            self._victim = run.json()
-            return self._victim
+        if self._victim:
+            shown = self.main.ask("GET", f"/vms/{self._victim['id']}", by="bob")
+            if shown.status == 200 and not shown.json()["ended"]:
+                if shown.json()["state"] == "paused":
+                    self.main.ask("POST", f"/vms/{self._victim['id']}/resume", by="bob")
+                return self._victim
+        how = [("Idempotency-Key", KEY)]
+        if self._victim:
+            self.main.ask("DELETE", f"/vms/{self._victim['id']}", by="bob")
+        run = self.main.ask("POST", "/run", bobs_body(), by="bob", headers=how)
+        assert run.status == 200, run.body
+        self._victim = run.json()
+        return self._victim
 
     def agent(self, guest_port: int = 7002, run: dict[str, Any] | None = None) -> tuple[str, int]:
         """Where a port of a run's guest is on the host; by default of Bob's."""

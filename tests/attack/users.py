@@ -122,7 +122,7 @@ def argv_of(place: Place) -> str:
 
 def _hash_in_argv(place: Place) -> list[tuple[str, str]]:
     found = re.search(r"credential-sha256,string=([0-9a-f]+)", argv_of(place))
-    return [("authorization", f"Bearer {found[1] if found else ''}")]
+    return [("authorization", f"Bearer {found[1] if found else 'nothing'}")]
 
 
 _SHOWN: dict[str, Callable[[Place], list[tuple[str, str]]]] = {
