@@ -73,7 +73,10 @@ def main() -> int:
     began = time.monotonic()
     try:
         if wanted.prove is not None:
-            return _prove(wanted.prove or list(DEFENCES), attacks, directory)
+            code = _prove(wanted.prove or list(DEFENCES), attacks, directory)
+            if code != 1:
+                shutil.rmtree(directory)
+            return code
         rows = _attack(attacks, directory, ROOT)
         for row in rows:
             if row.held is False:
@@ -143,8 +146,6 @@ def _prove(defences: list[str], attacks: list[Attack], directory: Path) -> int:
             if row.held is None:
                 word = "not proved"
             print(f"{word:13}  {defence}: {row.attack.what}: {row.met}", flush=True)
-        if code != 1:
-            shutil.rmtree(place)
     return code
 
 

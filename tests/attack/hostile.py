@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -105,7 +106,7 @@ def control_sequences(place: Place) -> Came:
     From.LOCAL_USER,
     "a user's process, of a name that is no text, looks like a VM's QEMU to the next supervisor",
     held_by="whose process a QEMU is",
-    refusal="crashed",
+    refusal="left alone",
     below="the supervisor looks at processes at its start",
     through="taken up",
     short=False,
@@ -132,10 +133,12 @@ def looks_like_qemu(place: Place) -> Came:
         extra_groups=[],
     )
     try:
-        with serving(place.source, tmp, settings) as service:
-            shown = service.ask("GET", f"/vms/{vm_id}", by="olivia").json()
-            survived = intruder.poll() is None
-            return Came(shown["state"] if shown["ended"] and survived else "taken up")
+        with serving(place.source, tmp, settings):
+            pass  # it takes up what runs before it is ready, and ends that when it stops
+        words = [json.loads(line) for line in tmp.with_suffix(".log").read_text().splitlines()]
+        (found,) = [line for line in words if line["message"] == "adopting VMs"]
+        alone = vm_id in found["ended_meanwhile"] and intruder.poll() is None
+        return Came("left alone" if alone else "taken up", detail=str(found["running"]))
     finally:
         intruder.kill()
         intruder.communicate()
