@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 #: By the number of its CPUs: listens elsewhere, has no network, has no agent.
 ODD_AGENT = """#!/usr/bin/busybox sh
-drivers=/sys/bus/virtio/drivers
 case $(nproc) in
 1) exec nc -ll -p 7003 -e /bin/cat ;;
 2)
-    while ! ls $drivers/virtio_net/virtio*; do sleep 0.01; done >/dev/null 2>&1
-    for one in $drivers/virtio_net/virtio*; do echo ${one##*/} >$drivers/virtio_net/unbind; done ;;
+    cd /sys/bus/virtio/drivers
+    until ls virtio_net/virtio* virtio_net/unbind; do sleep 0.01; done >/dev/null 2>&1
+    for one in virtio_net/virtio*; do echo ${one##*/} >virtio_net/unbind; done ;;
 3) rm /usr/lib/guest/agent; exit ;;
 esac
 exec sleep 1000000
