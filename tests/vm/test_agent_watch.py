@@ -27,9 +27,9 @@ ODD_AGENT = """#!/usr/bin/busybox sh
 case $(nproc) in
 1) exec nc -ll -p 7003 -e /bin/cat ;;
 2)
-    cd /sys/bus/virtio/drivers
-    until ls virtio_net/virtio* virtio_net/unbind; do sleep 0.01; done >/dev/null 2>&1
-    for one in virtio_net/virtio*; do echo ${one##*/} >virtio_net/unbind; done ;;
+    driver=/sys/bus/virtio/drivers/virtio_net
+    until ls $driver/virtio* $driver/unbind; do sleep 0.01; done >/dev/null 2>&1
+    for one in $driver/virtio*; do echo ${one##*/} >$driver/unbind; done ;;
 3) rm /usr/lib/guest/agent; exit ;;
 esac
 exec sleep 1000000
