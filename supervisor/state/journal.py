@@ -38,6 +38,9 @@ _PAGE = 256
 #: Two limiters, so that a write never waits for a reader of many old events.
 _writers, _readers = trio.CapacityLimiter(16), trio.CapacityLimiter(2)
 
+#: A write takes milliseconds. One that takes longer than this is told in the log.
+_SLOW_S = 2.0
+
 
 class Journal:
     """Numbers, writes and publishes events. ``events`` broadcasts them.
@@ -243,5 +246,12 @@ def _rebuildable(record: Record) -> dict[str, Any]:
 async def _in_thread(fn: Callable[..., Any], *args: Any) -> Any:
     # The events have their numbers already: a task that is cancelled while it waits for a thread
     # must still write them.
-    with trio.CancelScope(shield=True):
-        return await trio.to_thread.run_sync(fn, *args, limiter=_writers)
+    began = trio.current_time()
+    try:
+        with trio.CancelScope(shield=True):
+            return await trio.to_thread.run_sync(fn, *args, limiter=_writers)
+    finally:
+        took_s = trio.current_time() - began
+        if took_s > _SLOW_S:
+            # Whoever waits for the change to be seen learns here why it was late.
+            log.warning("the disk of tmp/ is slow", write=fn.__name__, took_s=round(took_s, 1))

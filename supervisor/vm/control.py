@@ -84,8 +84,12 @@ def _require(vm: Vm, done: str, *states: VmState) -> Session:
 
 
 async def _follows(vm: Vm, what: str, so: Callable[[], bool]) -> None:
-    """Wait for the event that tells of it; or for the VM's end, which overtakes it."""
-    with trio.move_on_after(vm.config.life.answer_s):
+    """Wait until the event that tells of it is on record; or the VM's end, which overtakes it."""
+    answer_s = vm.config.life.answer_s
+    with trio.move_on_after(answer_s):
         await vm.until(lambda: so() or vm.status.state.ended)
         return
-    raise MonitorError(f"{what}: QEMU of VM {vm.id} accepted it, and nothing followed")
+    raise MonitorError(
+        f"{what}: QEMU of VM {vm.id} accepted it, but after {answer_s:g} s it is not on record: "
+        "the disk of tmp/ is slow (the supervisor's log says so then), or QEMU told of no change"
+    )

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
@@ -238,6 +239,24 @@ async def test_cancelled_commit_is_made_and_told(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
             store.gate(1).set()
         assert numbers(await take(news, 1)) == [1]
+
+
+@pytest.mark.parametrize("took_s", [1, 30])
+async def test_slow_disk_is_told_in_the_log(
+    tmp_path: Path, mock_clock: trio.testing.MockClock, took_s: int
+) -> None:
+    """A change that is late for that reason is not taken for one that QEMU did not make."""
+    store = SlowStore(tmp_path)
+    told = Journal(store, 0, 1024)
+    store.gate(1).set()
+    await told.commit(new(), (EventKind.RESET, {}))
+    with structlog.testing.capture_logs() as lines:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(told.commit, new(), (EventKind.RESET, {}))
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(took_s)
+            store.gate(2).set()
+    assert [line["took_s"] for line in lines] == ([30] if took_s == 30 else [])
 
 
 # --- readers --------------------------------------------------------------------------------
