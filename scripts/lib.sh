@@ -116,6 +116,7 @@ missing_packages() { # run|dev
 		dev nft nftables
 		dev pasta passt
 		dev ip iproute2
+		dev openssl openssl
 		dev pgrep procps
 	END
     # The default's file, or one that QEMU's descriptors name: see supervisor/qemu/firmware.py.
