@@ -78,17 +78,27 @@ def _enter_user_namespace() -> None:
 def _become_pasta(words: tuple[str, ...], parent: int, begin: int, ready: int) -> None:
     """Wait for the parent's namespace, then run pasta, outside that namespace."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    to_loopback = _to_loopback(words[0])
     if not os.read(begin, 1):
         os._exit(1)  # the parent has ended
-    # pasta may not look at the parent's /proc, so it gets the namespace as a descriptor.
-    namespace = os.open(f"/proc/{parent}/ns/net", os.O_RDONLY)
-    os.set_inheritable(namespace, True)
-    os.set_inheritable(ready, True)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 0)  # the QMP socket is QEMU's alone
+    # pasta may not look at the parent's /proc, so it gets the namespace as a descriptor; and as one
+    # of these two, since a later pasta closes all others. 0 was the QMP socket, QEMU's alone.
+    os.dup2(os.open(f"/proc/{parent}/ns/net", os.O_RDONLY), 0)
+    os.dup2(ready, 1)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # an ignored one ends pasta of 2023
     # pasta writes its pid when it is ready.
-    ends = ("--pid", f"/proc/self/fd/{ready}", "--netns-only", "--netns")
-    os.execvp(words[0], [*words, *ends, f"/proc/self/fd/{namespace}"])
+    ends = ("--pid", "/proc/self/fd/1", "--netns-only", "--netns", "/proc/self/fd/0")
+    os.execvp(words[0], [*words, *to_loopback, *ends])
+
+
+def _to_loopback(pasta: str) -> list[str]:
+    """What makes pasta lead the host's ports to the namespace's loopback, where QEMU listens.
+
+    One of October 2024 or later has to be told so; one before does not know the word.
+    """
+    word = "--host-lo-to-ns-lo"
+    asked = subprocess.run((pasta, word, "--version"), capture_output=True, check=False)
+    return [] if asked.returncode else [word]
 
 
 def _use_name_server(address: str) -> None:

@@ -198,6 +198,9 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
             "size_in_bytes(vm.config.life.log_size)",
         ),
     ),
+    "the number of events": (
+        Cut("qemu/qmp.py", "if self._count > self._timing.qmp_flood_events:", "if False:"),
+    ),
     "waking a guest to end it": (
         Cut("qemu/qmp.py", 'self.execute("system_wakeup")', 'self.execute("query-status")'),
     ),

@@ -6,6 +6,8 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import grpc
+
 from tests.attack.kinds import Came, From, Need, attack
 from tests.support.doors import KNOCK, LOOPBACK, Door, listening
 
@@ -119,6 +121,42 @@ def serial(place: Place) -> Came:
             return Came("through", detail=f"{log.stat().st_size} bytes")
         time.sleep(_POLL_S)
     return Came("cut")
+
+
+#: By the registers for plugging in processors: QEMU tells of each status that is written there.
+_EVENTS = rb"""
+import json, os, socket, sys
+port = os.open("/dev/port", os.O_WRONLY)
+os.pwrite(port, b"\0", 0xCD8)  # the first processor
+os.pwrite(port, b"\2", 0xCD8 + 5)  # a status follows
+for _ in range(json.loads(sys.argv[1])):
+    os.pwrite(port, b"\0", 0xCD8 + 8)
+with socket.socket(socket.AF_UNIX) as result:
+    result.connect(sys.argv[2])
+    result.sendall(b"null")
+"""
+#: Far more than `supervisor.config.timing.Timing.qmp_flood_events`.
+_MANY = 100_000
+
+
+@attack(
+    From.GUEST,
+    "a guest keeps the supervisor busy with events of its QEMU",
+    held_by="the number of events",
+    refusal="ended",
+    below="events of a monitor",
+    through="through",
+    short=False,
+)
+def events(place: Place) -> Came:
+    vm_id = place.victim()
+    try:
+        place.in_guest(_EVENTS, _MANY)
+    except grpc.RpcError as error:
+        told = place.main.ask("GET", f"/vms/{vm_id}/events?limit=100", by="bob").json()["events"]
+        causes = [event["cause"] for event in told if event["event"] == "ending"]
+        return Came("ended" if causes == ["flood"] else f"{causes}", detail=str(error))
+    return Came("through")
 
 
 _SUSPEND = b"""
