@@ -75,9 +75,11 @@ def listening(kind: str, address: str, port: int = 0) -> Iterator[int]:
     with server_class((address, port), _Stream if stream else _Datagram) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_address[1]
+        finally:  # else the thread would go on, and the process with it
+            server.shutdown()
+            thread.join()
 
 
 #: How slirp's guests see the host's loopback.

@@ -21,7 +21,7 @@ PRIVATE = ("10.9.9.9", "169.254.169.254", "100.64.1.1", "fd00:9::1", "172.16.5.5
 #: A private network that the settings allow.
 ALLOWED = "192.168.77.7"
 #: The next host on the way there.
-ROUTER = "93.0.0.1"
+ROUTER, ROUTER_6 = "93.0.0.1", "2a00:77::1"
 #: The host's own public addresses.
 HOST = ("93.0.0.2", "2a00:77::2")
 
@@ -53,6 +53,12 @@ def _ip(*words: str, inside: int | None = None) -> None:
     subprocess.run([*enter, "ip", *words], check=True)
 
 
+def _add(address: str, length: int, device: str, inside: int | None = None) -> None:
+    # Without a search for doubles, during which nobody can bind to an address of IPv6.
+    words = ["nodad"] if ":" in address else []
+    _ip("address", "add", f"{address}/{length}", "dev", device, *words, inside=inside)
+
+
 def _make() -> subprocess.Popen[str]:
     """The internet's process, which answers."""
     internet = subprocess.Popen(
@@ -71,17 +77,17 @@ def _make() -> subprocess.Popen[str]:
         os.sched_yield()
     _ip("link", "set", "lo", "up")
     _ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", str(internet.pid))
-    for address in (f"{ROUTER}/24", "2a00:77::1/64"):
-        _ip("address", "add", address, "dev", "eth0", inside=internet.pid)
+    for address, length in ((ROUTER, 24), (ROUTER_6, 64)):
+        _add(address, length, "eth0", internet.pid)
     for address in (*PUBLIC, *PRIVATE, ALLOWED):
-        _ip("address", "add", address, "dev", "lo", inside=internet.pid)
+        _add(address, 128 if ":" in address else 32, "lo", internet.pid)
     for device in ("lo", "eth0"):
         _ip("link", "set", device, "up", inside=internet.pid)
-    for address, length in zip(HOST, ("24", "64"), strict=True):
-        _ip("address", "add", f"{address}/{length}", "dev", "eth0")
+    for address, length in zip(HOST, (24, 64), strict=True):
+        _add(address, length, "eth0")
     _ip("link", "set", "eth0", "up")
     _ip("route", "add", "default", "via", ROUTER)
-    _ip("route", "add", "default", "via", "2a00:77::1", "dev", "eth0")
+    _ip("route", "add", "default", "via", ROUTER_6, "dev", "eth0")
     internet.stdin.write("\n")
     internet.stdin.flush()
     assert internet.stdout.readline() == "up\n"
