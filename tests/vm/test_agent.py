@@ -356,7 +356,8 @@ def test_clock_is_set_to_the_hosts_time_only(trusting: Guest) -> None:
 #: How a root algorithm ends the agent, and how /init tells of the end.
 ENDS = {
     b"import os; os.kill(os.getppid(), 9)": "signal 9",
-    b"import os, signal; os.kill(os.getppid(), signal.SIGTERM)": "status 0",
+    # It stays until then: the agent has nothing to answer before it ends.
+    b"import os, signal; os.kill(os.getppid(), signal.SIGTERM); signal.pause()": "status 0",
     # SysRq f has the kernel act as if it had no memory left.
     b"import os\nopen(f'/proc/{os.getppid()}/oom_score_adj', 'w').write('1000')\n"
     b"open('/proc/self/oom_score_adj', 'w').write('-1000')\n"
