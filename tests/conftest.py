@@ -7,11 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import psutil
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# The same examples each time, and as much time as a busy machine needs.
+hypothesis.settings.register_profile("ours", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("ours")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from supervisor.cli import command, doctor, image, run, serve, templates, token, vms
+from supervisor.cli import command, doctor, image, run, serve, templates, token, verify, vms
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,6 +29,8 @@ for _command in (
     token.token,
     image.image,
     doctor.doctor,
+    verify.verify,
+    verify.fetch_certs,
     command.command,
 ):
     main.add_command(_command)

@@ -1,4 +1,5 @@
-"""Confidential guests: whether this host offers AMD SEV.
+"""Confidential guests: whether this host offers AMD SEV, and whether a report of a guest is true.
 
-This room only reads facts of the host. ``qemu`` and `doctor` use it. It imports no other room.
+``qemu`` and `doctor` use the facts of the host, the command ``verify`` the rest. It imports
+`supervisor.errors` alone.
 """

@@ -113,7 +113,7 @@ def _run(page: Path, directory: Path, environ: dict[str, str]) -> None:
 
 def _check_out(directory: Path) -> None:
     """Make a directory look like this checkout after ``scripts/quickstart``."""
-    for name in ("docs", "protos", "scripts", "supervisor"):
+    for name in ("docs", "protos", "scripts", "supervisor", "tests"):
         (directory / name).symlink_to(pages.ROOT / name)
     (directory / "img").symlink_to(IMAGE.parent)
     (directory / ".venv").symlink_to(sys.prefix)

@@ -1,0 +1,145 @@
+"""X.509 certificates as AMD and Intel make them. Pure.
+
+AMD's VCEKs have the serial number 0. RFC 5280 forbids it, and later releases of ``cryptography``
+will not load them. So asn1crypto reads the certificates, and cryptography checks signatures.
+
+Source: RFC 5280, RFC 4055 (RSASSA-PSS).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from asn1crypto import core, pem, x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from supervisor.tee.evidence import BadEvidence, decoded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+#: What asn1crypto raises of bytes that are no certificate.
+MALFORMED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
+
+@attrs.frozen
+class Certificate:
+    """One certificate, read.
+
+    :param subject: its common name, as of its issuer; empty if there is none
+    :param public_key: SubjectPublicKeyInfo, in DER
+    :param extensions: the values, in DER, by object identifier in dots
+    """
+
+    subject: str
+    issuer: str
+    serial: int
+    begins_at: datetime
+    ends_at: datetime
+    public_key: bytes
+    extensions: Mapping[str, bytes]
+    _der: bytes = attrs.field(repr=False)
+    _signed: bytes = attrs.field(repr=False)
+    _signature: bytes = attrs.field(repr=False)
+    _algorithm: str = attrs.field(repr=False)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the whole certificate, in DER."""
+        return hashlib.sha256(self._der).digest()
+
+    def signed_by(self, issuer: Certificate) -> bool:
+        """Whether the issuer's key made this certificate's signature."""
+        return signed_by(issuer.public_key, self._signed, self._signature, self._algorithm)
+
+    def integer(self, oid: str) -> int | None:
+        """An extension's value; None if it is not there or no integer."""
+        value = self._native(oid)
+        return value if isinstance(value, int) else None
+
+    def text(self, oid: str) -> str:
+        """An extension's value; empty if it is not there or no string."""
+        value = self._native(oid)
+        return value if isinstance(value, str) else ""
+
+    def _native(self, oid: str) -> object:
+        try:
+            return core.load(self.extensions[oid], strict=True).native
+        except MALFORMED:
+            return None
+
+
+def signed_by(public_key: bytes, signed: bytes, signature: bytes, algorithm: str) -> bool:
+    """Whether a key made a signature, by AMD's or Intel's only way for certificates and lists.
+
+    :param public_key: SubjectPublicKeyInfo, in DER
+    :param algorithm: asn1crypto's name
+    """
+    try:
+        key = load_der_public_key(public_key)
+        if algorithm == "rsassa_pss" and isinstance(key, rsa.RSAPublicKey):
+            scheme = padding.PSS(padding.MGF1(hashes.SHA384()), salt_length=48)
+            key.verify(signature, signed, scheme, hashes.SHA384())
+        elif algorithm == "sha256_ecdsa" and isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+        else:
+            return False
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
+        return False
+    return True
+
+
+def load(content: bytes) -> list[Certificate]:
+    """The certificates of a file: one in DER, or any number in PEM.
+
+    :raises BadEvidence: if there is none, or one cannot be read
+    """
+    content = decoded(content)
+    try:
+        if pem.detect(content):
+            parts = [der for _, _, der in pem.unarmor(content, multiple=True)]
+        else:
+            parts = [content]
+        return [_read(x509.Certificate.load(der, strict=True)) for der in parts]
+    except MALFORMED as error:
+        raise BadEvidence(f"not a certificate in DER or PEM: {error}") from error
+
+
+def _read(parsed: Any) -> Certificate:
+    inner = parsed["tbs_certificate"]
+    if inner["signature"].dump() != parsed["signature_algorithm"].dump():
+        raise ValueError("it names two algorithms of its signature")  # only one is signed
+    return Certificate(
+        subject=_common_name(parsed.subject),
+        issuer=_common_name(parsed.issuer),
+        serial=parsed.serial_number,
+        begins_at=parsed.not_valid_before,
+        ends_at=parsed.not_valid_after,
+        public_key=parsed.public_key.dump(),
+        extensions={
+            one["extn_id"].dotted: bytes(one["extn_value"].contents) for one in inner["extensions"]
+        },
+        der=parsed.dump(),
+        signed=inner.dump(),
+        signature=parsed.signature,
+        algorithm=parsed["signature_algorithm"]["algorithm"].native,
+    )
+
+
+def _common_name(name: Any) -> str:
+    found = name.native.get("common_name", "")
+    return found if isinstance(found, str) else ""
