@@ -6,121 +6,76 @@ Nothing is fetched.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from rich.table import Table
 
 from supervisor.cli.environment import fail
 from supervisor.cli.output import as_json, print_json, stdout
+from supervisor.cli.parameters import (
+    Command,
+    FileContent,
+    Hex,
+    Number,
+    Registers,
+    SecurityVersions,
+)
+from supervisor.config import MAX_COMPUTATION
 from supervisor.errors import SupervisorError
 from supervisor.tee import certificate
 from supervisor.tee.checks import ExitCode, Verdict, exit_code
-from supervisor.tee.evidence import MAX_BYTES, BadEvidence, Unsupported, decoded, from_hex
+from supervisor.tee.evidence import BadEvidence, Unsupported, decoded
 from supervisor.tee.snp import kds
-from supervisor.tee.snp.report import TCB_PARTS, PolicyBit, Product, decode
-from supervisor.tee.snp.verify import Expected, host_data_of
-from supervisor.tee.snp.verify import verify as verify_snp
+from supervisor.tee.snp import report as snp_report
+from supervisor.tee.snp import verify as verify_snp
+from supervisor.tee.snp.report import PolicyBit, Product
+from supervisor.tee.tdx import collateral, pck
+from supervisor.tee.tdx import quote as tdx_quote
+from supervisor.tee.tdx import verify as verify_tdx
+from supervisor.tee.tdx.quote import Attribute
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from supervisor.tee.checks import Check
+
+T = TypeVar("T")
 
 _STYLES = {Verdict.OK: "green", Verdict.FAILED: "red", Verdict.INSECURE: "red"}
 
-#: How a field that nobody has compared can be.
+#: How fields that nobody has compared can be.
 _OPTIONS = {
     "measurement": "--measurement",
     "host data": "--computation",
     "report data": "--nonce",
+    "TCB status": "--tcb-info",
+    "quoting enclave status": "--qe-identity",
+    "MRTD": "--mrtd",
+    "MRCONFIGID": "--computation",
+    "REPORTDATA": "--nonce",
 }
 
-
-class _Command(click.Command):
-    """Ends with `ExitCode.BAD_ARGUMENT` if it is called wrongly."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            error.show()
-            ctx.exit(ExitCode.BAD_ARGUMENT)
-
-
-class _File(click.ParamType[bytes]):
-    """A file's content."""
-
-    name = "file"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> bytes:
-        if isinstance(value, bytes):
-            return value
-        try:
-            with Path(value).open("rb") as opened:
-                content = opened.read(MAX_BYTES + 1)
-        except OSError as error:
-            self.fail(f"{value}: {error.strerror}", param, ctx)
-        if len(content) > MAX_BYTES:
-            self.fail(f"{value}: longer than {MAX_BYTES} bytes", param, ctx)
-        return content
-
-
-class _Hex(click.ParamType[bytes]):
-    """A value in hex."""
-
-    name = "hex"
-
-    def __init__(self, length: int, *, fill: bool = False) -> None:
-        self._length, self._fill = length, fill
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> bytes:
-        if isinstance(value, bytes):
-            return value
-        try:
-            return from_hex(value, self._length, fill=self._fill)
-        except BadEvidence as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Tcb(click.ParamType[dict[str, int]]):
-    """Security versions, as ``snp=8,microcode=115``."""
-
-    name = "name=n,..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, int]:
-        if isinstance(value, dict):
-            return value
-        found = {}
-        for word in value.split(","):
-            name, _, number = word.strip().partition("=")
-            if name not in TCB_PARTS or not number.isdecimal():
-                known = ", ".join(TCB_PARTS)
-                self.fail(f"{word.strip()!r} is not NAME=NUMBER with a NAME of {known}", param, ctx)
-            found[name] = int(number)
-        return found
-
-
-class _Number(click.ParamType[int]):
-    """A policy, in hex or decimal."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else int(value, 0)
-        except ValueError:
-            self.fail(f"{value!r} is no number such as 0x30000", param, ctx)
+#: Of both kinds of evidence.
+_nonce = click.option("--nonce", type=Hex(64, fill=True), help="What you asked with.")
+_allow_debug = click.option("--allow-debug", is_flag=True, help="Let one pass that can be read.")
+_allow_migration = click.option(
+    "--allow-migration", is_flag=True, help="Let one pass that an agent can take over."
+)
+_crl = click.option("--crl", type=FileContent(), help="The maker's revocation list.")
+_at = click.option(
+    "--at",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    help="When all that is signed must be valid; default now. UTC.",
+)
 
 
 @click.group()
 def verify() -> None:
     """Verify what was launched, from files, without a network.
+
+    Files may be binary, hex or base64, certificates DER or PEM. A field that you expect nothing of
+    is shown, and not compared.
 
     \b
     Exit codes: 0 verified        1 did not validate   2 unsupported
@@ -128,76 +83,145 @@ def verify() -> None:
     """
 
 
-@verify.command(cls=_Command)
-@click.argument("report", type=_File())
+@verify.command("snp", cls=Command)
+@click.argument("report", type=FileContent())
 @click.option(
     "--leaf",
-    type=_File(),
+    type=FileContent(),
     required=True,
     help="Certificate of the key that signed: the chip's VCEK, or a provider's VLEK.",
 )
-@click.option("--chain", type=_File(), help="Certificates above it, if not those of this package.")
-@click.option("--crl", type=_File(), help="AMD's revocation list of the product.")
-@click.option("--nonce", type=_Hex(64, fill=True), help="The report data: what you asked with.")
-@click.option("--measurement", type=_Hex(48), help="The launch digest that you expect.")
-@click.option("--computation", type=_File(), help="Its SHA-256 must be the host data.")
-@click.option("--host-data", type=_Hex(32), help="The host data, if not of a computation.")
-@click.option("--id-key-digest", type=_Hex(48), help="SHA-384 of the key of the ID block.")
-@click.option("--author-key-digest", type=_Hex(48), help="SHA-384 of the author's key.")
-@click.option("--policy", type=_Number(), help="The policy that the guest must have, bit for bit.")
-@click.option("--vmpl", type=click.IntRange(0, 3), default=0, help="Least trusted level allowed.")
-@click.option("--minimum-tcb", type=_Tcb(), help="Such as bootloader=3,snp=8,microcode=115.")
-@click.option("--allow-debug", is_flag=True, help="Let a guest pass that the host can read.")
-@click.option("--allow-migration", is_flag=True, help="Let one pass that an agent can take over.")
+@click.option("--chain", type=FileContent(), help="Certificates above it, if not those shipped.")
+@click.option("--measurement", type=Hex(48), help="The launch digest that you expect.")
 @click.option(
-    "--at",
-    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
-    help="When the certificates must be valid; default now. UTC.",
+    "--computation", type=FileContent(MAX_COMPUTATION), help="Its SHA-256 must be the host data."
 )
+@click.option("--host-data", type=Hex(32), help="The host data, if not of a computation.")
+@click.option("--id-key-digest", type=Hex(48), help="SHA-384 of the key of the ID block.")
+@click.option("--author-key-digest", type=Hex(48), help="SHA-384 of the author's key.")
+@click.option("--policy", type=Number(), help="The policy that the guest must have, bit for bit.")
+@click.option("--vmpl", type=click.IntRange(0, 3), default=0, help="Least trusted level allowed.")
+@click.option(
+    "--minimum-tcb", type=SecurityVersions(), help="Such as bootloader=3,snp=8,microcode=115."
+)
+@_nonce
+@_allow_debug
+@_allow_migration
+@_crl
+@_at
 @as_json
-def snp(report: bytes, leaf: bytes, as_json: bool, **given: Any) -> None:
+def of_snp(report: bytes, leaf: bytes, as_json: bool, **given: Any) -> None:
     """Verify an SEV-SNP attestation report (versions 2 to 5).
 
-    Files may be binary, hex or base64, certificates DER or PEM. A field that you expect nothing of
-    is shown, and not compared. Tried with real reports and certificates of Milan, versions 2 and 3.
+    Tried with real reports and certificates of Milan, versions 2 and 3.
     """
-    at: datetime | None = given["at"]
     try:
-        checks = verify_snp(
-            decode(decoded(report)),
+        checks = verify_snp.verify(
+            snp_report.decode(decoded(report)),
             certificate.load(leaf)[0],
             certificate.load(given["chain"]) if given["chain"] else (),
-            _expected(given),
-            at.replace(tzinfo=UTC) if at else datetime.now(UTC),
+            _expected_of_report(given),
+            _time(given),
             revocations=given["crl"],
         )
     except SupervisorError as error:
-        _end(_code_of(error), str(error))
+        _end(error)
     _show(checks, as_json=as_json)
 
 
-def _expected(given: dict[str, Any]) -> Expected:
-    host_data, computation = given["host_data"], given["computation"]
-    if computation is not None:
-        if host_data is not None:
-            raise BadEvidence("--computation and --host-data say the same in two ways")
-        host_data = host_data_of(computation)
-    allows = {
-        PolicyBit.DEBUG: given["allow_debug"],
-        PolicyBit.MIGRATE_MA: given["allow_migration"],
-    }
+def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
     same = ("measurement", "id_key_digest", "author_key_digest", "policy", "vmpl")
-    return Expected(
+    return verify_snp.Expected(
         report_data=given["nonce"],
-        host_data=host_data,
-        allowed=frozenset(bit for bit, allowed in allows.items() if allowed),
+        host_data=_bound(given, "host_data", verify_snp.host_data_of),
+        allowed=_allowed(given, PolicyBit.DEBUG, PolicyBit.MIGRATE_MA),
         minimum_tcb=given["minimum_tcb"] or {},
         **{name: given[name] for name in same},
     )
 
 
-@click.command(cls=_Command)
-@click.argument("report", type=_File())
+@verify.command("tdx", cls=Command)
+@click.argument("quote", type=FileContent())
+@click.option("--mrtd", type=Hex(48), help="The launch digest that you expect.")
+@click.option("--rtmr", type=Registers(), multiple=True, help="A register, such as 1=HEX.")
+@click.option(
+    "--computation", type=FileContent(MAX_COMPUTATION), help="Its SHA-256 must be MRCONFIGID."
+)
+@click.option("--mrconfigid", type=Hex(48), help="MRCONFIGID, if not of a computation.")
+@click.option("--mrowner", type=Hex(48), help="MROWNER.")
+@click.option("--mrownerconfig", type=Hex(48), help="MROWNERCONFIG.")
+@click.option("--attributes", type=Number(), help="The TD's attributes, bit for bit.")
+@click.option("--tcb-info", type=FileContent(), help="Intel's TCB info of such platforms.")
+@click.option("--qe-identity", type=FileContent(), help="Intel's identity of the quoting enclave.")
+@click.option("--tcb-signing", type=FileContent(), help="Certificate that signed these two.")
+@click.option(
+    "--allow-tcb-status",
+    type=click.Choice(collateral.ALLOWABLE),
+    multiple=True,
+    help="Let a platform pass of which Intel says this.",
+)
+@_nonce
+@_allow_debug
+@_allow_migration
+@_crl
+@_at
+@as_json
+def of_tdx(quote: bytes, as_json: bool, **given: Any) -> None:
+    """Verify an Intel TDX quote (versions 4 and 5).
+
+    Tried with real quotes, one of each version; collateral was tried with what the tests sign.
+    """
+    try:
+        signers = certificate.load(given["tcb_signing"]) if given["tcb_signing"] else ()
+        info, identity = given["tcb_info"], given["qe_identity"]
+        checks = verify_tdx.verify(
+            tdx_quote.decode(decoded(quote)),
+            _expected_of_quote(given),
+            _time(given),
+            info=collateral.tcb_info(info, signers, pck.root()) if info else None,
+            identity=collateral.qe_identity(identity, signers, pck.root()) if identity else None,
+            revocations=given["crl"],
+        )
+    except SupervisorError as error:
+        _end(error)
+    _show(checks, as_json=as_json)
+
+
+def _expected_of_quote(given: dict[str, Any]) -> verify_tdx.Expected:
+    same = ("mrtd", "mrowner", "mrownerconfig", "attributes")
+    return verify_tdx.Expected(
+        report_data=given["nonce"],
+        mrconfigid=_bound(given, "mrconfigid", verify_tdx.mrconfigid_of),
+        rtmr=dict(given["rtmr"]),
+        allowed=_allowed(given, Attribute.DEBUG, Attribute.MIGRATABLE),
+        allowed_tcb=frozenset(given["allow_tcb_status"]),
+        **{name: given[name] for name in same},
+    )
+
+
+def _bound(given: dict[str, Any], member: str, of: Callable[[bytes], bytes]) -> bytes | None:
+    """What binds the guest to its computation."""
+    value: bytes | None = given[member]
+    if given["computation"] is None:
+        return value
+    if value is not None:
+        option = member.replace("_", "-")
+        raise BadEvidence(f"--computation and --{option} say the same in two ways")
+    return of(given["computation"])
+
+
+def _allowed(given: dict[str, Any], debug: T, migration: T) -> frozenset[T]:
+    allows = {debug: given["allow_debug"], migration: given["allow_migration"]}
+    return frozenset(bit for bit, allowed in allows.items() if allowed)
+
+
+def _time(given: dict[str, Any]) -> datetime:
+    at: datetime | None = given["at"]
+    return at.replace(tzinfo=UTC) if at else datetime.now(UTC)
+
+
+@click.command(cls=Command)
+@click.argument("report", type=FileContent())
 @click.option("--product", type=click.Choice([str(one) for one in Product]), help="If asked for.")
 def fetch_certs(report: bytes, product: str | None) -> None:
     """Print where AMD has the certificates for a report, for those who have a network.
@@ -205,20 +229,17 @@ def fetch_certs(report: bytes, product: str | None) -> None:
     Nothing is fetched. A report of version 2 does not say which processor it is of.
     """
     try:
-        urls = kds.urls(decode(decoded(report)), Product(product) if product else None)
+        urls = kds.urls(snp_report.decode(decoded(report)), Product(product) if product else None)
     except SupervisorError as error:
-        _end(_code_of(error), str(error))
+        _end(error)
     for file, url in urls.items():
         click.echo(f"curl -sSf -o {file} '{url}'")
 
 
-def _code_of(error: SupervisorError) -> ExitCode:
-    return ExitCode.UNSUPPORTED if isinstance(error, Unsupported) else ExitCode.BAD_ARGUMENT
-
-
-def _end(code: ExitCode, problem: str) -> Any:
-    fail(problem)
-    raise SystemExit(code)
+def _end(error: SupervisorError) -> NoReturn:
+    fail(error)
+    bad = ExitCode.UNSUPPORTED if isinstance(error, Unsupported) else ExitCode.BAD_ARGUMENT
+    raise SystemExit(bad)
 
 
 def _show(checks: list[Check], *, as_json: bool) -> None:

@@ -12,16 +12,17 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from asn1crypto import core, pem, x509
+from asn1crypto import core, crl, pem, x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from supervisor.tee.checks import Check, check
 from supervisor.tee.evidence import BadEvidence, decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
 #: What asn1crypto raises of bytes that are no certificate.
@@ -143,3 +144,47 @@ def _read(parsed: Any) -> Certificate:
 def _common_name(name: Any) -> str:
     found = name.native.get("common_name", "")
     return found if isinstance(found, str) else ""
+
+
+def validity(found: Certificate, at: datetime) -> Check:
+    """Whether a certificate is valid at this time."""
+    begins, ends = (f"{one:%Y-%m-%d}" for one in (found.begins_at, found.ends_at))
+    return check(
+        f"validity of {found.subject}",
+        f"{begins} to {ends}",
+        found.begins_at <= at <= found.ends_at,
+        expected=f"{at:%Y-%m-%d} within",
+        why="expired" if at > found.ends_at else "not valid yet",
+    )
+
+
+def revocation(
+    content: bytes, of: Iterable[Certificate], authority: Certificate, at: datetime
+) -> Check:
+    """Whether an authority's list says that one of its certificates is no longer to be believed.
+
+    :param content: the list, in DER or PEM
+    :raises BadEvidence: if it is not a list
+    """
+    content = decoded(content)
+    field = "revocation list"
+    try:
+        parsed = crl.CertificateList.load(
+            pem.unarmor(content)[2] if pem.detect(content) else content, strict=True
+        )
+        inner = parsed["tbs_cert_list"]
+        algorithm = parsed["signature_algorithm"]["algorithm"].native
+        signed, signature = inner.dump(), parsed.signature
+        revoked = {one["user_certificate"].native for one in inner["revoked_certificates"]}
+        until = inner["next_update"].native
+    except MALFORMED as error:
+        raise BadEvidence(f"not a revocation list in DER or PEM: {error}") from error
+    if not signed_by(authority.public_key, signed, signature, algorithm):
+        return check(
+            field, "somebody else's", good=False, expected=f"signed by {authority.subject}"
+        )
+    if until is not None and at > until:
+        return check(field, f"valid until {until:%Y-%m-%d}", good=False, why="fetch a new one")
+    # Every VCEK has the number 0.
+    bad = [one.subject for one in of if one.serial and one.serial in revoked]
+    return check(field, f"revokes {', '.join(bad)}" if bad else "revokes none of these", not bad)

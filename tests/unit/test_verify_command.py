@@ -1,4 +1,4 @@
-"""``verify snp`` and ``fetch-certs``: what they print, and their exit codes."""
+"""``verify`` and ``fetch-certs``: what they print, and their exit codes."""
 
 from __future__ import annotations
 
@@ -116,6 +116,43 @@ def test_as_json() -> None:
         "expected": "0",
         "why": "the host may read and change the guest's memory",
     } in answer["checks"]
+
+
+def tdx(version: int, *options: str) -> Result:
+    quote = str(VECTORS / f"tdx{version}.dat")
+    return CliRunner().invoke(main, ["verify", "tdx", quote, *options])
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "code"),
+    [
+        (5, AT, 0),
+        (5, ("--at", "2032-01-01"), 1),
+        (4, AT, 3),
+        (4, (*AT, "--allow-debug"), 0),
+        (4, (*AT, "--mrtd", "00" * 48), 1),
+        (5, (*AT, "--attributes", "0x10000000"), 0),
+        (5, (*AT, "--attributes", "0"), 1),
+        (5, (*AT, "--rtmr", "2=" + "00" * 48, "--rtmr", "3=" + "00" * 48), 0),
+        (5, (*AT, "--rtmr", "1=" + "00" * 48), 1),
+        (5, (*AT, "--mrconfigid", "00" * 48), 0),
+        (5, (*AT, "--computation", str(VECTORS / "README.md")), 1),
+        (5, (*AT, "--nonce", "6d6ab13b"), 1),
+        (5, (*AT, "--rtmr", "4=00"), 4),
+        (5, (*AT, "--rtmr", "1=00"), 4),
+        (5, (*AT, "--tcb-info", str(VECTORS / "README.md")), 4),
+        (5, (*AT, "--allow-tcb-status", "Revoked"), 4),
+    ],
+)
+def test_exit_codes_of_quotes(version: int, options: tuple[str, ...], code: int) -> None:
+    done = tdx(version, *options)
+    assert done.exit_code == code, done.output
+
+
+def test_quote_that_is_none() -> None:
+    done = CliRunner().invoke(main, ["verify", "tdx", str(VECTORS / GOOD[0])])
+    assert (done.exit_code, "the quote has version 2" in done.output) == (2, True)
+    assert "TCB status was not compared: say --tcb-info" in tdx(5, *AT).output
 
 
 def fetch(report: str, *options: str) -> Result:

@@ -12,11 +12,9 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 import attrs
-from asn1crypto import crl, pem
 
 from supervisor.tee import certificate
 from supervisor.tee.checks import Check, Verdict, check
-from supervisor.tee.evidence import BadEvidence, decoded
 from supervisor.tee.snp.report import TCB_PARTS, Product, SigningKey
 
 if TYPE_CHECKING:
@@ -115,7 +113,7 @@ def chain(
         for signer in (*one.signers, *given):
             if leaf.signed_by(signer) and signer.signed_by(one.ark) and one.ark.signed_by(one.ark):
                 way = f"{leaf.subject} < {signer.subject} < {one.ark.subject}"
-                dates = [_date(found, at) for found in (leaf, signer, one.ark)]
+                dates = [certificate.validity(found, at) for found in (leaf, signer, one.ark)]
                 return Way(leaf, signer, one), [Check("certificate chain", Verdict.OK, way), *dates]
     failed = check(
         "certificate chain",
@@ -124,44 +122,4 @@ def chain(
         expected=f"a way to {', '.join(one.ark.subject for one in trusted)}",
         why="it is not of AMD, or not the certificate of the key that AMD has signed",
     )
-    return None, [failed, _date(leaf, at)]
-
-
-def _date(found: Certificate, at: datetime) -> Check:
-    begins, ends = (f"{one:%Y-%m-%d}" for one in (found.begins_at, found.ends_at))
-    return check(
-        f"validity of {found.subject}",
-        f"{begins} to {ends}",
-        found.begins_at <= at <= found.ends_at,
-        expected=f"{at:%Y-%m-%d} within",
-        why="expired" if at > found.ends_at else "not valid yet",
-    )
-
-
-def revocation(content: bytes, way: Way, at: datetime) -> Check:
-    """Whether AMD's list of a product says that a certificate is no longer to be believed.
-
-    :param content: the list, in DER or PEM
-    :raises BadEvidence: if it is not a list
-    """
-    content = decoded(content)
-    field = "revocation list"
-    try:
-        parsed = crl.CertificateList.load(
-            pem.unarmor(content)[2] if pem.detect(content) else content, strict=True
-        )
-        inner = parsed["tbs_cert_list"]
-        algorithm = parsed["signature_algorithm"]["algorithm"].native
-        signed, signature = inner.dump(), parsed.signature
-        revoked = {one["user_certificate"].native for one in inner["revoked_certificates"]}
-        until = inner["next_update"].native
-    except certificate.MALFORMED as error:
-        raise BadEvidence(f"not a revocation list in DER or PEM: {error}") from error
-    ark = way.root.ark
-    if not certificate.signed_by(ark.public_key, signed, signature, algorithm):
-        return check(field, "somebody else's", good=False, expected=f"signed by {ark.subject}")
-    if until is not None and at > until:
-        return check(field, f"valid until {until:%Y-%m-%d}", good=False, why="fetch a new one")
-    # Every VCEK has the number 0.
-    bad = [one.subject for one in (way.signer, way.leaf) if one.serial and one.serial in revoked]
-    return check(field, f"revokes {', '.join(bad)}" if bad else "revokes none of these", not bad)
+    return None, [failed, certificate.validity(leaf, at)]

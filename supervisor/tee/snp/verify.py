@@ -10,12 +10,8 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import attrs
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from supervisor.tee import certificate, ecdsa
 from supervisor.tee.checks import Check, Verdict, check, compare
 from supervisor.tee.evidence import Unsupported
 from supervisor.tee.snp import endorsement
@@ -88,7 +84,8 @@ def verify(
     known = endorsement.Leaf.of(leaf)
     way, checks = endorsement.chain(leaf, given, trusted or endorsement.roots(), at)
     if revocations is not None and way:
-        checks.append(endorsement.revocation(revocations, way, at))
+        on_way = (way.signer, way.leaf)
+        checks.append(certificate.revocation(revocations, on_way, way.root.ark, at))
     checks.append(_signature(report, leaf))
     checks.append(_signing_key(report, known))
     if way:
@@ -98,23 +95,11 @@ def verify(
 
 
 def _signature(report: Report, leaf: Certificate) -> Check:
-    good = _is_signed(report, leaf.public_key)
+    good = ecdsa.is_signed(report.signed, report.signature, leaf.public_key, ecdsa.P384)
     found = f"by the key of {leaf.subject}" if good else "wrong"
     return check(
         "signature", found, good, why="the report was changed, or another key has signed it"
     )
-
-
-def _is_signed(report: Report, public_key: bytes) -> bool:
-    try:
-        key = load_der_public_key(public_key)
-        if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)):
-            return False
-        signature = encode_dss_signature(*report.signature)
-        key.verify(signature, report.signed, ec.ECDSA(hashes.SHA384()))
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
-        return False
-    return True
 
 
 def _signing_key(report: Report, leaf: Leaf) -> Check:

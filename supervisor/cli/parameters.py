@@ -1,0 +1,116 @@
+"""What owners give to ``verify``: files and values, each in the form that it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from supervisor.tee.checks import ExitCode
+from supervisor.tee.evidence import MAX_BYTES, BadEvidence, from_hex
+from supervisor.tee.snp.report import TCB_PARTS
+
+
+class Command(click.Command):
+    """Ends with `ExitCode.BAD_ARGUMENT` if it is called wrongly."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.show()
+            ctx.exit(ExitCode.BAD_ARGUMENT)
+
+
+class FileContent(click.ParamType[bytes]):
+    """A file's content, of which no more than that many bytes are read."""
+
+    name = "file"
+
+    def __init__(self, most: int = MAX_BYTES) -> None:
+        self._most = most
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        try:
+            with Path(value).open("rb") as opened:
+                content = opened.read(self._most + 1)
+        except OSError as error:
+            self.fail(f"{value}: {error.strerror}", param, ctx)
+        if len(content) > self._most:
+            self.fail(f"{value}: longer than {self._most} bytes", param, ctx)
+        return content
+
+
+class Hex(click.ParamType[bytes]):
+    """A value in hex."""
+
+    name = "hex"
+
+    def __init__(self, length: int, *, fill: bool = False) -> None:
+        self._length, self._fill = length, fill
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        try:
+            return from_hex(value, self._length, fill=self._fill)
+        except BadEvidence as error:
+            self.fail(str(error), param, ctx)
+
+
+class SecurityVersions(click.ParamType[dict[str, int]]):
+    """Security versions, as ``snp=8,microcode=115``."""
+
+    name = "name=n,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, int]:
+        if isinstance(value, dict):
+            return value
+        found = {}
+        for word in value.split(","):
+            name, _, number = word.strip().partition("=")
+            if name not in TCB_PARTS or not number.isdecimal():
+                known = ", ".join(TCB_PARTS)
+                self.fail(f"{word.strip()!r} is not NAME=NUMBER with a NAME of {known}", param, ctx)
+            found[name] = int(number)
+        return found
+
+
+class Number(click.ParamType[int]):
+    """A policy, in hex or decimal."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else int(value, 0)
+        except ValueError:
+            self.fail(f"{value!r} is no number such as 0x30000", param, ctx)
+
+
+class Registers(click.ParamType[tuple[int, bytes]]):
+    """A register's number and value, as ``1=HEX``."""
+
+    name = "n=hex"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, bytes]:
+        if isinstance(value, tuple):
+            return value
+        number, _, text = value.partition("=")
+        if number not in ("0", "1", "2", "3"):
+            self.fail(f"{value!r} is not NUMBER=HEX with a NUMBER from 0 to 3", param, ctx)
+        try:
+            return int(number), from_hex(text, 48)
+        except BadEvidence as error:
+            self.fail(str(error), param, ctx)
