@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
-from supervisor.config import MAX_COMPUTATION, RestartPolicy, TemplateUse
+from supervisor.config import MAX_COMPUTATION, Forwards, RestartPolicy, TemplateUse
 from supervisor.config.settings import parse_seconds
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.state.record import EndMode, RunOptions, request_hash
@@ -51,6 +51,7 @@ class RunRequest:
     restart: RestartPolicy | None = None
     keep_disk: bool | None = None
     template: TemplateUse | None = None
+    forwards: Forwards | None = None
 
     def options(
         self, config: Config, idempotency_key: str | None, request_id: str = ""
@@ -67,13 +68,19 @@ class RunRequest:
             restart=self.restart or config.life.restart,
             keep_disk=config.retention.disks if keep is None else keep,
             template=self.template or config.start.templates,
+            forwards=self.forwards or config.qemu.net.forwards,
             idempotency_key=key,
             request_id=request_id,
             # Megabytes to hash, for nobody but a repetition.
             request_hash=""
             if key is None
             else request_hash(
-                self.computation, self.ttl, self.restart, keep, template=self.template
+                self.computation,
+                self.ttl,
+                self.restart,
+                keep,
+                template=self.template,
+                forwards=self.forwards,
             ),
         )
 

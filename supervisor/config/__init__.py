@@ -29,6 +29,7 @@ from supervisor.config.policy import (
 from supervisor.config.qemu import (
     DiskConfig,
     FirmwareConfig,
+    Forwards,
     GuestNetwork,
     NetConfig,
     QemuConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "Config",
     "DiskConfig",
     "FirmwareConfig",
+    "Forwards",
     "GrpcConfig",
     "GuestNetwork",
     "HttpConfig",
