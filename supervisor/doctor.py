@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from supervisor.api import sockets
-from supervisor.config import GuestNetwork
+from supervisor.config import Forwards, GuestNetwork
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, LaunchError, PortsTaken
 from supervisor.image.image import DISK
@@ -347,6 +347,8 @@ def check_forwards(config: QemuConfig) -> Check:
     """Three host ports a VM. A base that is taken does no harm: the next free port is used."""
     name = "forwards"
     net = config.net
+    if net.forwards is Forwards.NONE:
+        return Check(name, Verdict.OK, "MANAGER_FORWARDS=none: no port of the host leads into a VM")
     try:
         with ports.PortPool(net).reserve() as forwards:
             found = [forward.host_port for forward in forwards]

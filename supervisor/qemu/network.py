@@ -85,7 +85,7 @@ def check(net: NetConfig, user: User | None) -> None:
         advice += " and let this user open /dev/net/tun"
     if net.forwards is Forwards.NONE:
         programs = programs | _PROGRAMS_WITHOUT_FORWARDS
-        wanted.append("forwards=none")
+        wanted.append("forwards=none")  # of a run, or of MANAGER_FORWARDS
     problem = " and ".join(wanted)
     for program, package in programs.items():
         if shutil.which(program, path=guest_namespace.search_path()) is None:
