@@ -151,8 +151,8 @@ async def test_damaged_record(world: World, keeps_events: bool) -> None:
         (directory / "events.jsonl").unlink()
     async with world.serve() as supervisor:
         vm = supervisor.vm(guest.vm_id)
-        await vm.until(lambda: vm.agent_ready)
         assert vm.record.options.forwards == "none"
+        await vm.until(lambda: vm.agent_ready)
         assert is_without(vm)
 
 
