@@ -354,12 +354,17 @@ def check_forwards(config: QemuConfig) -> Check:
             found = [forward.host_port for forward in forwards]
     except PortsTaken as error:
         return _of_error(name, error)
-    detail = f"the next VM gets {', '.join(map(str, found))} on {net.host_fwd_addr}"
-    if net.host_fwd_range:
-        return Check(name, Verdict.OK, detail)
-    bases = (net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)
-    held = [f"{base} {_by(base)}" for base, port in zip(bases, found, strict=True) if base != port]
-    return Check(name, Verdict.OK, f"{detail}; {', '.join(held)}" if held else detail)
+    told = [f"the next VM gets {', '.join(map(str, found))} on {net.host_fwd_addr}"]
+    if not net.host_fwd_range:
+        bases = (net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)
+        both = zip(bases, found, strict=True)
+        held = [f"{base} {_by(base)}" for base, port in both if base != port]
+        told += [", ".join(held)] if held else []
+    try:
+        network.check(attrs.evolve(net, forwards=Forwards.NONE), users.choose(config).shared)
+    except HostError as error:
+        told.append(f"a run without forwards would fail: {error}")
+    return Check(name, Verdict.OK, "; ".join(told))
 
 
 def check_guest_network(config: QemuConfig) -> Check:

@@ -29,7 +29,7 @@ import sys
 import tempfile
 from contextlib import contextmanager, nullcontext
 
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # a VM's start would wait for the import of typing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

@@ -117,16 +117,16 @@ def wrapped(
 ) -> list[str]:
     """The command that runs QEMU with this network. Reads the host's addresses.
 
-    :param forwards: what leads from the host into the VM
-    :param agent: the descriptor of a listening socket, and the forward, within the namespace, that
-        its connections are passed on to
+    :param forwards: those that QEMU makes
+    :param agent: without forwards of the host: the descriptor of a listening socket, and the one of
+        QEMU's forwards that its connections are passed on to
     """
     if not _is_apart(net):
         return list(argv)
     program = [sys.executable, "-I", str(Path(guest_namespace.__file__))]
     within, pasta, proxy = "", [], []
     if net.guest is GuestNetwork.INTERNET:
-        within, pasta = rules(net.guest_allow, own_addresses()), _pasta(forwards)
+        within, pasta = rules(net.guest_allow, own_addresses()), _pasta(() if agent else forwards)
     if agent:
         listener, forward = agent
         proxy = [str(listener), _PROXY, f"{forward.host_address}:{forward.host_port}"]

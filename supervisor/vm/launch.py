@@ -196,17 +196,16 @@ class Launcher:
             # QEMU has copies of the listening sockets; ours would keep them open after QEMU's end.
             with ExitStack() as ours:
                 listener = ours.enter_context(await trio.to_thread.run_sync(vm.dir.listen_qmp))
-                agent, passed = None, []
+                agent = None
                 if self._net.forwards is Forwards.NONE:
                     door = ours.enter_context(await trio.to_thread.run_sync(vm.dir.listen_agent))
                     agent = door.fileno(), client.forward_to_agent(vm.config.agent, forwards)
-                    passed, forwards = [door.fileno()], ()
                 starting = process.start(
                     network.wrapped(self._net, forwards, argv, agent),
                     listener,
                     vm.dir.qemu_log,
                     leave=lambda: vm.leaving,
-                    passed=passed,
+                    passed=[agent[0]] if agent else [],
                     user=self._user,
                     group=group,
                 )

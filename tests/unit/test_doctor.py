@@ -154,6 +154,14 @@ def test_guests_that_reach_everything_are_warned_of() -> None:
     assert check.advice.startswith("set MANAGER_QEMU_GUEST_NETWORK=none")
 
 
+def test_what_a_run_without_forwards_would_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_namespace, "search_path", lambda: "")
+    check = doctor.check_forwards(QEMU)
+    assert (check.verdict, check.advice) == (OK, "")
+    assert "a run without forwards would fail: " in check.detail
+    assert check.detail.endswith("install the package iproute2")
+
+
 def test_no_port_is_looked_for_if_no_vm_gets_any(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config.load({"MANAGER_FORWARDS": "none"}).qemu
     check = doctor.check_forwards(settings)

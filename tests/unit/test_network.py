@@ -51,7 +51,7 @@ def test_without_forwards_one_socket_leads_to_the_agent() -> None:
     assert argv[-7:] == ["--", *proxy, "--", "qemu", "-S"]
     assert "pasta" not in argv
     both = attrs.evolve(WITHOUT, guest=config.GuestNetwork.INTERNET)
-    argv = network.wrapped(both, [], ["qemu"], (5, AGENT))
+    argv = network.wrapped(both, [AGENT], ["qemu"], (5, AGENT))
     assert argv[-6:] == ["--", *proxy, "--", "qemu"]
     assert ports_of(argv) == ["none"]
 
