@@ -97,7 +97,7 @@ install_packages() { # NAME...
 
 # The packages whose files are not here, one a line. What somebody installed otherwise serves.
 missing_packages() { # run|dev
-    local PATH=$PATH:/usr/sbin:/sbin kind command package
+    local PATH=$PATH:/usr/sbin:/sbin:/usr/lib/systemd kind command package
     while read -r kind command package; do
         [ "$kind" = run ] || [ "$1" = dev ] || continue
         command -v "$command" >/dev/null || echo "$package"
@@ -117,6 +117,7 @@ missing_packages() { # run|dev
 		dev pasta passt
 		dev ip iproute2
 		dev openssl openssl
+		dev systemd-socket-proxyd systemd
 		dev pgrep procps
 	END
     # The default's file, or one that QEMU's descriptors name: see supervisor/qemu/firmware.py.

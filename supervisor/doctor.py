@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from supervisor.api import sockets
-from supervisor.config import GuestNetwork
+from supervisor.config import Forwards, GuestNetwork
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, LaunchError, PortsTaken
 from supervisor.image.image import DISK
@@ -347,17 +347,24 @@ def check_forwards(config: QemuConfig) -> Check:
     """Three host ports a VM. A base that is taken does no harm: the next free port is used."""
     name = "forwards"
     net = config.net
+    if net.forwards is Forwards.NONE:
+        return Check(name, Verdict.OK, "MANAGER_FORWARDS=none: no port of the host leads into a VM")
     try:
         with ports.PortPool(net).reserve() as forwards:
             found = [forward.host_port for forward in forwards]
     except PortsTaken as error:
         return _of_error(name, error)
-    detail = f"the next VM gets {', '.join(map(str, found))} on {net.host_fwd_addr}"
-    if net.host_fwd_range:
-        return Check(name, Verdict.OK, detail)
-    bases = (net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)
-    held = [f"{base} {_by(base)}" for base, port in zip(bases, found, strict=True) if base != port]
-    return Check(name, Verdict.OK, f"{detail}; {', '.join(held)}" if held else detail)
+    told = [f"the next VM gets {', '.join(map(str, found))} on {net.host_fwd_addr}"]
+    if not net.host_fwd_range:
+        bases = (net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)
+        both = zip(bases, found, strict=True)
+        held = [f"{base} {_by(base)}" for base, port in both if base != port]
+        told += [", ".join(held)] if held else []
+    try:
+        network.check(attrs.evolve(net, forwards=Forwards.NONE), users.choose(config).shared)
+    except HostError as error:
+        told.append(f"a run without forwards would fail: {error}")
+    return Check(name, Verdict.OK, "; ".join(told))
 
 
 def check_guest_network(config: QemuConfig) -> Check:

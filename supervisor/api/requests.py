@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
-from supervisor.config import MAX_COMPUTATION, RestartPolicy, TemplateUse
+from supervisor.config import (
+    MAX_COMPUTATION,
+    Forwards,
+    RestartPolicy,
+    TemplateUse,
+    against_no_forwards,
+)
 from supervisor.config.settings import parse_seconds
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.state.record import EndMode, RunOptions, request_hash
@@ -51,29 +57,39 @@ class RunRequest:
     restart: RestartPolicy | None = None
     keep_disk: bool | None = None
     template: TemplateUse | None = None
+    forwards: Forwards | None = None
 
     def options(
         self, config: Config, idempotency_key: str | None, request_id: str = ""
     ) -> RunOptions:
         """What is asked for, with the supervisor's defaults for the rest.
 
-        :raises InvalidRequest: if the key is empty or too long
+        :raises InvalidRequest: if the key is empty or too long, or a setting excludes a member
         """
         keep, key = self.keep_disk, idempotency_key
         if key is not None and not 0 < len(key) <= _LONGEST_KEY:
             raise InvalidRequest(f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters")
+        forwards = self.forwards or config.qemu.net.forwards
+        if forwards is Forwards.NONE and (excluded := against_no_forwards(config)):
+            raise InvalidRequest(f"forwards=none excludes {excluded[0]}", member="forwards")
         return RunOptions(
             ttl_s=config.life.ttl_s if self.ttl is None else self.ttl,
             restart=self.restart or config.life.restart,
             keep_disk=config.retention.disks if keep is None else keep,
             template=self.template or config.start.templates,
+            forwards=forwards,
             idempotency_key=key,
             request_id=request_id,
             # Megabytes to hash, for nobody but a repetition.
             request_hash=""
             if key is None
             else request_hash(
-                self.computation, self.ttl, self.restart, keep, template=self.template
+                self.computation,
+                self.ttl,
+                self.restart,
+                keep,
+                template=self.template,
+                forwards=self.forwards,
             ),
         )
 

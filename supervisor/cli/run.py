@@ -54,6 +54,7 @@ DOING = {
     "--template",
     help="auto; off: boot the VM from cold; require: start the VM from a template or not at all.",
 )
+@click.option("--forwards", help="host; none: no port of the host leads into the VM.")
 @as_json
 @uses_supervisor
 def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options: object) -> None:

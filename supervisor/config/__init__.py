@@ -29,6 +29,7 @@ from supervisor.config.policy import (
 from supervisor.config.qemu import (
     DiskConfig,
     FirmwareConfig,
+    Forwards,
     GuestNetwork,
     NetConfig,
     QemuConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "Config",
     "DiskConfig",
     "FirmwareConfig",
+    "Forwards",
     "GrpcConfig",
     "GuestNetwork",
     "HttpConfig",
@@ -72,6 +74,7 @@ __all__ = [
     "TemplateUse",
     "Timing",
     "WatchdogAction",
+    "against_no_forwards",
     "help_rows",
     "load",
     "markdown_table",
@@ -133,6 +136,18 @@ def load(environ: Mapping[str, str]) -> Config:
     return config
 
 
+def against_no_forwards(config: Config) -> list[str]:
+    """The settings with which no VM can do without forwards, and why."""
+    found = []
+    if config.qemu.net.guest is GuestNetwork.OPEN:
+        found.append("MANAGER_QEMU_GUEST_NETWORK=open, which needs QEMU in the host's network")
+    if config.qemu.use_sudo:
+        found.append("MANAGER_QEMU_USE_SUDO: there is no root in a namespace of another user")
+    if not config.agent.url.is_loopback:
+        found.append("MANAGER_AGENT_GRPC_URL, by which the agent is not reached through its VM")
+    return found
+
+
 def _contradictions(config: Config) -> list[str]:
     found = []
     if config.log_level not in _LOG_LEVELS:
@@ -160,6 +175,8 @@ def _contradictions(config: Config) -> list[str]:
         found.append("MANAGER_QEMU_MEMORY_SIZE must not exceed MANAGER_QEMU_MAX_MEMORY")
     if config.qemu.smp_count < 1 or config.qemu.smp_count > config.qemu.smp_maxcpus:
         found.append("MANAGER_QEMU_SMP_COUNT must be 1 to MANAGER_QEMU_SMP_MAXCPUS")
+    if net.forwards is Forwards.NONE:
+        found += [f"MANAGER_FORWARDS=none excludes {one}" for one in against_no_forwards(config)]
     found += _contradictions_of_users(config.qemu, config.limits)
     found += _contradictions_of_start(config.start, config.limits)
     if config.start.pool_size and agent.is_fixed:

@@ -43,6 +43,14 @@ class GuestNetwork(enum.StrEnum):
     OPEN = "open"
 
 
+@choice
+class Forwards(enum.StrEnum):
+    """Which ports of the host lead into a VM."""
+
+    HOST = "host"
+    NONE = "none"
+
+
 @attrs.frozen(kw_only=True)
 class NetConfig:
     """The guest's network card and the host ports that are forwarded to it."""
@@ -60,6 +68,12 @@ class NetConfig:
         (),
         "private networks that guests reach as well, with internet, such as 10.1.2.0/24,fd00::/64",
         shown="",
+    )
+    forwards: Forwards = setting(
+        "MANAGER_FORWARDS",
+        Forwards.HOST,
+        "host: three ports of the host lead into each VM; none: no port does, and the supervisor"
+        " alone reaches the agent; a run can ask for either",
     )
     host_fwd_addr: IPv4 = setting(
         "MANAGER_QEMU_HOST_FWD_ADDR", "127.0.0.1", "host address of the forwarded ports"

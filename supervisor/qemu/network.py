@@ -1,9 +1,12 @@
-"""What a guest can reach: `supervisor.config.GuestNetwork`.
+"""What a guest can reach, and who reaches it: `GuestNetwork` and `Forwards` of the settings.
 
 With ``internet`` each QEMU runs in a network namespace of its own. Packets leave it through pasta,
 after rules for nft have dropped those that are meant for the host or for private networks. QEMU
 makes the forwards inside the namespace, and pasta leads the host's ports there. So 10.0.2.2, which
 stands for QEMU's own loopback, leads to nothing but the VM's own forwards.
+
+Without forwards each QEMU is in such a namespace too, and no port leads there. What connects to the
+socket in the VM's directory is passed on to the forward that QEMU has made to the agent.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from supervisor.config import GuestNetwork
+from supervisor.config import Forwards, GuestNetwork
 from supervisor.errors import HostError
 from supervisor.qemu import confine, guest_namespace, users
 
@@ -34,7 +37,10 @@ if TYPE_CHECKING:
 NAME_SERVER = "198.18.0.53"
 
 #: Programs that a namespace needs, and Debian's packages of them.
-_PROGRAMS = {"pasta": "passt", "nft": "nftables", "ip": "iproute2", "setpriv": "util-linux"}
+_PROGRAMS = {"ip": "iproute2", "setpriv": "util-linux"}
+_PROGRAMS_OF_INTERNET = {"pasta": "passt", "nft": "nftables"}
+_PROXY = "systemd-socket-proxyd"
+_PROGRAMS_WITHOUT_FORWARDS = {_PROXY: "systemd"}
 
 #: What is not the internet, or leads back to the host by translation: IANA's registry of special
 #: addresses, and multicast.
@@ -61,15 +67,27 @@ def danger(net: NetConfig) -> HostError | None:
 
 
 def check(net: NetConfig, user: User | None) -> None:
-    """Whether this host can give guests the network of the settings. Blocking.
+    """Whether this host can give guests this network. Blocking.
 
     :param user: that QEMU runs as; None for the supervisor's own
     :raises HostError: if it cannot
     """
-    if net.guest is not GuestNetwork.INTERNET:
+    if not _is_apart(net):
         return
-    problem = "MANAGER_QEMU_GUEST_NETWORK=internet"
-    for program, package in _PROGRAMS.items():
+    programs, wanted = _PROGRAMS, []
+    advice = (
+        "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone and"
+        " kernel.apparmor_restrict_unprivileged_userns)"
+    )
+    if net.guest is GuestNetwork.INTERNET:
+        programs = programs | _PROGRAMS_OF_INTERNET
+        wanted.append("MANAGER_QEMU_GUEST_NETWORK=internet")
+        advice += " and let this user open /dev/net/tun"
+    if net.forwards is Forwards.NONE:
+        programs = programs | _PROGRAMS_WITHOUT_FORWARDS
+        wanted.append("forwards=none")  # of a run, or of MANAGER_FORWARDS
+    problem = " and ".join(wanted)
+    for program, package in programs.items():
         if shutil.which(program, path=guest_namespace.search_path()) is None:
             detail = f"{problem}, but there is no {program} on the PATH"
             raise HostError(detail, advice=f"install the package {package}")
@@ -88,24 +106,44 @@ def check(net: NetConfig, user: User | None) -> None:
         raise HostError(f"{problem}, but a network namespace cannot be tried: {error}") from error
     if done.returncode:
         said = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise HostError(
-            f"{problem}, but no network namespace can be made: {said}",
-            advice="allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone and"
-            " kernel.apparmor_restrict_unprivileged_userns) and let this user open /dev/net/tun",
-        )
+        raise HostError(f"{problem}, but no network namespace can be made: {said}", advice=advice)
 
 
-def wrapped(net: NetConfig, forwards: Iterable[Forward], argv: Sequence[str]) -> list[str]:
-    """The command that runs QEMU with the network of the settings. Reads the host's addresses."""
-    if net.guest is not GuestNetwork.INTERNET:
+def wrapped(
+    net: NetConfig,
+    forwards: Iterable[Forward],
+    argv: Sequence[str],
+    agent: tuple[int, Forward] | None = None,
+) -> list[str]:
+    """The command that runs QEMU with this network. Reads the host's addresses.
+
+    :param forwards: those that QEMU makes
+    :param agent: without forwards of the host: the descriptor of a listening socket, and the one of
+        QEMU's forwards that its connections are passed on to
+    """
+    if not _is_apart(net):
         return list(argv)
+    program = [sys.executable, "-I", str(Path(guest_namespace.__file__))]
+    within, pasta, proxy = "", [], []
+    if net.guest is GuestNetwork.INTERNET:
+        within, pasta = rules(net.guest_allow, own_addresses()), _pasta(() if agent else forwards)
+    if agent:
+        listener, forward = agent
+        proxy = [str(listener), _PROXY, f"{forward.host_address}:{forward.host_port}"]
+    return [*program, within, NAME_SERVER, *pasta, "--", *proxy, "--", *argv]
+
+
+def _is_apart(net: NetConfig) -> bool:
+    """Whether QEMU needs a namespace of its own."""
+    return net.guest is GuestNetwork.INTERNET or net.forwards is Forwards.NONE
+
+
+def _pasta(forwards: Iterable[Forward]) -> list[str]:
     ports = [f"{one.host_address}/{one.host_port}" for one in forwards] or ["none"]
     pasta = ["pasta", "--foreground", "--quiet", "--config-net", "--no-map-gw"]
     pasta += ["--dns-forward", NAME_SERVER]
     pasta += [word for port in ports for word in ("--tcp-ports", port)]
-    pasta += ["--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none"]
-    program = [sys.executable, "-I", str(Path(guest_namespace.__file__))]
-    return [*program, rules(net.guest_allow, own_addresses()), NAME_SERVER, *pasta, "--", *argv]
+    return [*pasta, "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none"]
 
 
 def own_addresses() -> list[str]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from supervisor.config import NetConfig
 
 
+#: Any that a program without privileges may use.
+_FIRST_IN_NAMESPACE = 7001
+
+
 class PortPool:
     """The host ports of all VMs of one supervisor."""
 
@@ -56,11 +60,8 @@ class PortPool:
 
     def _wanted(self) -> Iterator[tuple[int, int]]:
         net = self._net
-        for base, guest_port in (
-            (net.host_fwd_1, net.guest_fwd_1),
-            (net.host_fwd_2, net.guest_fwd_2),
-            (net.host_fwd_3, net.guest_fwd_3),
-        ):
+        bases = (net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)
+        for base, guest_port in zip(bases, _guest_ports(net), strict=True):
             yield (net.host_fwd_range.first if net.host_fwd_range else base), guest_port
 
     def _next_free(self, base: int, taken: set[int]) -> int:
@@ -75,6 +76,16 @@ class PortPool:
             f"no host port from {base} to {last} is free on {self._net.host_fwd_addr}",
             advice=f"set MANAGER_QEMU_HOST_FWD_{setting} to other ports",
         )
+
+
+def in_namespace(net: NetConfig) -> tuple[Forward, ...]:
+    """The forwards of a QEMU whose loopback is its own: there all ports are free."""
+    numbered = enumerate(_guest_ports(net), _FIRST_IN_NAMESPACE)
+    return tuple(Forward(guest_port, "127.0.0.1", port) for port, guest_port in numbered)
+
+
+def _guest_ports(net: NetConfig) -> tuple[int, int, int]:
+    return net.guest_fwd_1, net.guest_fwd_2, net.guest_fwd_3
 
 
 def is_free(address: str, port: int) -> bool:

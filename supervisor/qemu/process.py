@@ -150,6 +150,7 @@ async def start(
     log_file: Path,
     *,
     leave: Callable[[], bool],
+    passed: Sequence[int] = (),
     user: User | None = None,
     group: Path | None = None,
 ) -> AsyncIterator[Qemu]:
@@ -160,6 +161,7 @@ async def start(
     :param listener: the listening QMP socket, which QEMU gets as descriptor 0
     :param log_file: takes what QEMU prints; the output of an earlier attempt is removed
     :param leave: whether QEMU should run on when the context is left
+    :param passed: more descriptors that the command gets
     :param user: that QEMU runs as; None for the supervisor's own
     :param group: the control group that QEMU is put into; None to leave it in the supervisor's
     :raises LaunchError: if the binary cannot be run, or not in the group
@@ -174,6 +176,7 @@ async def start(
                 stdin=listener,
                 stdout=output,
                 stderr=output,
+                pass_fds=passed,
                 start_new_session=True,
                 env=confine.environment(),
             )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from supervisor.runs.vms import Vms
+    from supervisor.state.record import RunOptions
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
@@ -52,15 +53,16 @@ class Pool:
         ]
         return sorted(mine, key=lambda vm: not vm.agent_ready)
 
-    def pick(self, use: TemplateUse, fingerprint: str, *, ready: bool) -> Vm | None:
+    def pick(self, options: RunOptions, fingerprint: str, *, ready: bool) -> Vm | None:
         """Claim a VM for a run; None if no VM fits.
 
-        :param use: whether the run wants a VM from a template
+        :param options: the run's
         :param fingerprint: of the machine that a VM started now would have
         :param ready: whether the VM's agent must be ready already
         """
         for vm in self.vms:
-            fits = use is TemplateUse.AUTO or _kind(vm) is use
+            fits = options.template in (TemplateUse.AUTO, _kind(vm))
+            fits &= options.forwards is vm.record.options.forwards
             present = vm.record.fingerprint == fingerprint or vm.status.state is VmState.PRELAUNCH
             if fits and present and not _is_unusable(vm) and (vm.agent_ready or not ready):
                 vm.claimed = True

@@ -121,11 +121,11 @@ class Service:
         fingerprint = await vms.templates.present() if pool.vms else ""
         vm = None
         while vm is None:
-            if picked := pool.pick(options.template, fingerprint, ready=True):
+            if picked := pool.pick(options, fingerprint, ready=True):
                 vm = await self._take(picked, computation, options, requested_s, owner)
             elif vms.admission.try_enter(room):
                 vm = await vms.start(room, options, computation, requested_s, owner=owner)
-            elif picked := pool.pick(options.template, fingerprint, ready=False):
+            elif picked := pool.pick(options, fingerprint, ready=False):
                 vm = await self._take(picked, computation, options, requested_s, owner)
             else:
                 await self._enter(room, caller)

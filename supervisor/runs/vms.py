@@ -142,7 +142,9 @@ class Vms:
         room = Resources.of_new_vm(self.config.qemu, purpose)
         if self.closing or not self.admission.try_enter(room):
             return None
-        options = RunOptions(template=self.config.start.templates)
+        options = RunOptions(
+            template=self.config.start.templates, forwards=self.config.qemu.net.forwards
+        )
         try:
             return await self.start(room, options, None, self.host.clock.boottime_s(), purpose)
         except SupervisorError as error:

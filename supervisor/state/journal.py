@@ -240,6 +240,7 @@ def _rebuildable(record: Record) -> dict[str, Any]:
         "ttl_s": options.ttl_s,
         "restart": options.restart,
         "keep_disk": options.keep_disk,
+        "forwards": options.forwards,
     }
 
 

@@ -16,7 +16,7 @@ import attrs
 import cattrs
 from cattrs.preconf.json import make_converter
 
-from supervisor.config import RestartPolicy, TemplateUse
+from supervisor.config import Forwards, RestartPolicy, TemplateUse
 from supervisor.qemu.cmdline import Forward  # noqa: TC001 - cattrs resolves it
 from supervisor.qemu.process import ProcessId  # noqa: TC001 - cattrs resolves it
 from supervisor.state.status import RunState, Status, VmState
@@ -152,6 +152,7 @@ class RunOptions:
     """What a run asked for besides its computation, with the defaults filled in.
 
     :param ttl_s: seconds from the guest's first instruction to the VM's shutdown
+    :param forwards: whether ports of the host lead into the VM, or ``rpc.sock`` to its agent
     :param request_hash: the hash of the request that had the key, from `request_hash`
     :param request_id: the id of the request that asked for it; empty if it had none
     """
@@ -160,6 +161,7 @@ class RunOptions:
     restart: RestartPolicy = RestartPolicy.NEVER
     keep_disk: bool = False
     template: TemplateUse = TemplateUse.AUTO
+    forwards: Forwards = Forwards.HOST
     idempotency_key: str | None = None
     request_hash: str = ""
     request_id: str = ""

@@ -9,7 +9,7 @@ import attrs
 import structlog
 import trio
 
-from supervisor.config import RestartPolicy
+from supervisor.config import Forwards, RestartPolicy
 from supervisor.qemu import cmdline, process
 from supervisor.state.record import EventKind, Purpose, Record, RelayState, RunOptions
 from supervisor.state.secret import Secret
@@ -117,7 +117,7 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, clock: Clock, store: S
     record = Record(
         id=vm_id,
         created_at=events[0].at if events else datetime.now(UTC),
-        options=_options(events, config),
+        options=_options(events, config, vm_dir),
         memory_bytes=config.qemu.memory_bytes,
         vcpus=config.qemu.smp_count,
         owner=events[-1].owner if events else "",
@@ -133,7 +133,7 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, clock: Clock, store: S
     return _completed_by_events(record, events, clock, alive=bool(pids))
 
 
-def _options(events: list[Event], config: Config) -> RunOptions:
+def _options(events: list[Event], config: Config, vm_dir: VmDir) -> RunOptions:
     # A run that took a VM of the pool has its options in the event of that moment.
     taken = [event for event in events if event.kind is EventKind.TAKEN]
     data = (taken or events)[0].data if events else {}
@@ -142,10 +142,13 @@ def _options(events: list[Event], config: Config) -> RunOptions:
     except ValueError:
         restart = config.life.restart
     ttl_s, keep_disk = data.get("ttl_s", config.life.ttl_s), data.get("keep_disk", True)
+    first = events[0].data if events else {}
+    without = first.get("forwards") == Forwards.NONE or vm_dir.agent_socket.exists()
     return RunOptions(
         ttl_s=ttl_s if isinstance(ttl_s, int | float) else None,
         restart=restart,
         keep_disk=keep_disk is not False,
+        forwards=Forwards.NONE if without else Forwards.HOST,
     )
 
 
@@ -201,12 +204,14 @@ def _completed_by_process(record: Record, words: list[str], vm_dir: VmDir) -> Re
 
     :param words: the command line; empty if no process was found
     """
+    # Those on the command line lead from QEMU's namespace into the VM.
+    without = record.options.forwards is Forwards.NONE
     return attrs.evolve(
         record,
         command=tuple(cmdline.by_hand(words, vm_dir.qmp_socket)),
-        forwards=tuple(cmdline.forwards_in(words)),
+        forwards=() if without else tuple(cmdline.forwards_in(words)),
         template=cmdline.template_in(words) or record.template,
-        agent_address=None,
+        agent_address=vm_dir.agent_address if without else None,
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import attrs
 import structlog
@@ -31,9 +32,9 @@ log = structlog.stdlib.get_logger()
 #: The longest path of a unix socket in bytes: a ``char[108]`` with its final NUL, unix(7).
 MAX_SOCKET_PATH = 107
 
-#: Connections that may wait for QMP. QEMU serves one at a time, and a killed supervisor may have
+#: Connections that may wait. QEMU serves one QMP client at a time, and a killed supervisor may have
 #: left another.
-_QMP_BACKLOG = 4
+_BACKLOG = 4
 
 #: How much of a log's end is read for its last lines.
 _TAIL_BYTES = 4096
@@ -58,6 +59,16 @@ class VmDir:
     @property
     def qmp_socket(self) -> Path:
         return self.path / "qmp.sock"
+
+    @property
+    def agent_socket(self) -> Path:
+        """Leads to the agent, if no port of the host does."""
+        return self.path / "rpc.sock"  # a longer name would make some paths of tmp/ too long
+
+    @property
+    def agent_address(self) -> str:
+        """The same, as gRPC has it."""
+        return f"unix:{quote(os.fsencode(self.agent_socket))}"
 
     @property
     def overlay(self) -> Path:
@@ -219,7 +230,7 @@ class VmDir:
 
         :param disks: also remove the disk, the firmware variables, the memory and the state
         """
-        files = [self.qmp_socket, self.computation, self.secret]
+        files = [self.qmp_socket, self.agent_socket, self.computation, self.secret]
         if disks:
             files += [self.overlay, self.firmware_vars, self.ram, self.state]
         for file in files:
@@ -237,17 +248,11 @@ class VmDir:
 
         :raises OSError: if the socket's path cannot be made
         """
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.qmp_socket.unlink(missing_ok=True)  # an earlier attempt may have left it
-            listener.bind(str(self.qmp_socket))
-            listener.listen(_QMP_BACKLOG)
-        except BaseException as error:
-            listener.close()
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(self.qmp_socket)
-            raise
-        return listener
+        return _listen(self.qmp_socket)
+
+    def listen_agent(self) -> socket.socket:
+        """The same for the agent, whose connections `network.wrapped` passes on. Blocking."""
+        return _listen(self.agent_socket)
 
     def cut_logs(self, limit: int) -> None:
         """Keep the logs of the guest and of QEMU from filling the host's disk. Blocking.
@@ -279,6 +284,20 @@ class VmDir:
         lines = last_lines(self.console(), _CONSOLE_LINES, _LINE_BYTES)
         quote = ", last:\n" + "\n".join(lines) if lines else ", nothing so far"
         return f"what the guest printed is in {self.serial_log}{quote}"
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)  # an earlier attempt may have left it
+        listener.bind(str(path))
+        listener.listen(_BACKLOG)
+    except BaseException as error:
+        listener.close()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+    return listener
 
 
 def open_to_group(directory: Path, gid: int | None) -> None:

@@ -6,17 +6,31 @@
 from __future__ import annotations
 
 import re
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from functools import partial
 from typing import TYPE_CHECKING
 
+import attrs
 import structlog
 import trio
 
 from supervisor.agent import client
-from supervisor.config import TemplateUse
-from supervisor.errors import CloneFailed, LaunchError, PortsTaken, TemplateError, VmEnded
-from supervisor.qemu import cmdline, network, process
+from supervisor.config import Forwards, TemplateUse
+from supervisor.errors import (
+    CloneFailed,
+    HostError,
+    LaunchError,
+    PortsTaken,
+    TemplateError,
+    VmEnded,
+)
+from supervisor.qemu import cmdline, network, ports, process
 from supervisor.qemu.connection import Connection
 from supervisor.state import file_errors
 from supervisor.state.record import EventKind, Phase, Purpose
@@ -65,6 +79,7 @@ class Launcher:
         self._user = user
         self._ports = ports
         self._templates = templates
+        self._net = attrs.evolve(vm.config.qemu.net, forwards=vm.record.options.forwards)
         #: What the record says of what the VM is made of, once QEMU runs.
         self._fingerprint = vm.record.fingerprint
         self._template_name = vm.record.template
@@ -73,9 +88,15 @@ class Launcher:
     async def prepare(self) -> None:
         """Make the files of a new VM, from a template if there is one.
 
+        :raises LaunchError: if this host cannot give the VM the network that its run asks for
         :raises CloneFailed: if they cannot be made from the template
         """
         vm, config = self._vm, self._vm.config.qemu
+        if self._net != config.net:  # that of the settings was checked at the start
+            try:
+                await trio.to_thread.run_sync(network.check, self._net, self._user)
+            except HostError as error:
+                raise LaunchError(error.detail, advice=error.advice) from error
         becomes_template = vm.record.purpose is Purpose.TEMPLATE
         use = TemplateUse.OFF if becomes_template else vm.record.options.template
         self._fingerprint, self.template = await self._templates.choose(vm.id, use)
@@ -131,13 +152,16 @@ class Launcher:
         :raises CloneFailed: in the place of a LaunchError of a QEMU that restores a template
         """
         vm, config = self._vm, self._vm.config.qemu
-        with self._clone_failures(), self._ports.reserve(taken) as forwards:
+        on_host = self._net.forwards is Forwards.HOST
+        reserved = (
+            self._ports.reserve(taken) if on_host else nullcontext(ports.in_namespace(self._net))
+        )
+        with self._clone_failures(), reserved as forwards:
             machine = await self._machine(forwards)
             command = cmdline.command(config, machine)
             log.info(cmdline.shell_line(command), vm=vm.id)
             await vm.dir.check_base(self._base)
-            argv = cmdline.argv(config, machine)
-            async with self._process(network.wrapped(config.net, forwards, argv)) as qemu:
+            async with self._process(cmdline.argv(config, machine), forwards) as qemu:
                 vm.reached(Phase.SPAWN)
                 # Written with the next change: after a crash, recovery finds the process by its
                 # uuid.
@@ -148,9 +172,11 @@ class Launcher:
                     template=self._template_name,
                     base=self._base,
                     process=qemu.identity,
-                    forwards=tuple(forwards),
+                    forwards=forwards if on_host else (),
                     command=tuple(command),
-                    agent_address=client.address(vm.config.agent, forwards),
+                    agent_address=client.address(vm.config.agent, forwards)
+                    if on_host
+                    else vm.dir.agent_address,
                     exit_code=None,
                 )
                 session = new_session(vm, qemu)
@@ -160,18 +186,26 @@ class Launcher:
                 self.template = None  # if it is booted again, then from its own disk
 
     @asynccontextmanager
-    async def _process(self, argv: Sequence[str]) -> AsyncIterator[Qemu]:
+    async def _process(
+        self, argv: Sequence[str], forwards: Sequence[Forward]
+    ) -> AsyncIterator[Qemu]:
         vm = self._vm
         await trio.to_thread.run_sync(vm.dir.give_to, self._user)
         group = await trio.to_thread.run_sync(self._host.groups.make, vm.id)
         async with AsyncExitStack() as stack:
-            # QEMU has a copy of the listening socket; ours would keep it open after QEMU's end.
-            with await trio.to_thread.run_sync(vm.dir.listen_qmp) as listener:
+            # QEMU has copies of the listening sockets; ours would keep them open after QEMU's end.
+            with ExitStack() as ours:
+                listener = ours.enter_context(await trio.to_thread.run_sync(vm.dir.listen_qmp))
+                agent = None
+                if self._net.forwards is Forwards.NONE:
+                    door = ours.enter_context(await trio.to_thread.run_sync(vm.dir.listen_agent))
+                    agent = door.fileno(), client.forward_to_agent(vm.config.agent, forwards)
                 starting = process.start(
-                    argv,
+                    network.wrapped(self._net, forwards, argv, agent),
                     listener,
                     vm.dir.qemu_log,
                     leave=lambda: vm.leaving,
+                    passed=[agent[0]] if agent else [],
                     user=self._user,
                     group=group,
                 )

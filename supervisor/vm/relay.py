@@ -20,6 +20,7 @@ from supervisor.errors import (
     HostError,
     SupervisorError,
 )
+from supervisor.qemu import ports
 from supervisor.qemu.process import EXIT_LAG_S
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.secret import Secret
@@ -216,7 +217,8 @@ class Relay:
         A guest may still be about to start its agent, or its network. So a sign must last.
         """
         vm, timing = self._vm, self._vm.config.timing
-        guest_port = client.forward_to_agent(vm.config.agent, vm.record.forwards).guest_port
+        forwards = vm.record.forwards or ports.in_namespace(vm.config.qemu.net)
+        guest_port = client.forward_to_agent(vm.config.agent, forwards).guest_port
         before, since = None, trio.current_time()
         while True:
             await trio.sleep(timing.agent_look_s)

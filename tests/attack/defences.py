@@ -207,6 +207,7 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     "the credential of an agent": (
         Cut("qemu/cmdline.py", "if machine.credential_hash is None:", "if True:"),
     ),
+    "no forwards": (Cut("qemu/network.py", " or net.forwards is Forwards.NONE\n", "\n"),),
     "no balloon in copies": (
         Cut(
             "qemu/cmdline.py",

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from supervisor.pb.clone_pb2_grpc import CloneServiceStub
 from supervisor.pb.compute_pb2_grpc import ComputeServiceStub
 from supervisor.pb.guest_pb2_grpc import GuestServiceStub
 from tests.attack.kinds import Came, From, Need, Request, attack
+from tests.attack.place import bobs_body
 from tests.attack.service import ANSWER_S, NotServed
 
 if TYPE_CHECKING:
@@ -199,6 +201,30 @@ for _purpose in ("template", "pool"):
         below=_AGENT,
         short=False,
     )(partial(lambda purpose, place: _intrude(place, purpose), _purpose))
+
+
+@attack(
+    From.LOCAL_USER,
+    "a user connects to a port that the command line of a VM without forwards names",
+    held_by="no forwards",
+    refusal="ConnectionRefusedError",
+    below=_AGENT,
+    short=False,
+)
+def port_of_a_namespace(place: Place) -> Came:
+    service = place.serve("portless", {"MANAGER_FORWARDS": "none"})
+    run = service.ask(
+        "POST", "/run", bobs_body(), by="bob", headers=[("Prefer", "respond-async")]
+    ).json()
+    service.until(run["id"], "running", by="bob")
+    argv = " ".join(service.ask("GET", f"/vms/{run['id']}", by="bob").json()["argv"])
+    (port,) = re.findall(r":(\d+)-:7002", argv)
+    try:
+        socket.create_connection(("127.0.0.1", int(port)), ANSWER_S).close()
+    except OSError as error:
+        return Came(type(error).__name__)
+    return Came("through")
+
 
 # --- sockets and files ----------------------------------------------------------------------------
 

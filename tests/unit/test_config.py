@@ -14,6 +14,7 @@ from supervisor.caller import Role
 from supervisor.config import (
     Auth,
     Config,
+    Forwards,
     GuestNetwork,
     OnStop,
     RestartPolicy,
@@ -144,6 +145,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ),
     ("MANAGER_QEMU_NETDEV_ID", "qemu.net.id", "vmnic", "n", "n"),
     ("MANAGER_QEMU_GUEST_NETWORK", "qemu.net.guest", GuestNetwork.NONE, "open", GuestNetwork.OPEN),
+    ("MANAGER_FORWARDS", "qemu.net.forwards", Forwards.HOST, "none", Forwards.NONE),
     ("MANAGER_QEMU_HOST_FWD_ADDR", "qemu.net.host_fwd_addr", "127.0.0.1", "0.0.0.0", "0.0.0.0"),
     ("MANAGER_QEMU_HOST_FWD_1", "qemu.net.host_fwd_1", 2222, "8080", 8080),
     ("MANAGER_QEMU_GUEST_FWD_1", "qemu.net.guest_fwd_1", 22, "23", 23),
@@ -345,6 +347,19 @@ def test_monitor_is_refused_with_what_replaces_it() -> None:
         (
             {"MANAGER_QEMU_GUEST_NETWORK_ALLOW": "10.1.2.0/24"},
             ["MANAGER_QEMU_GUEST_NETWORK=internet"],
+        ),
+        (
+            {"MANAGER_FORWARDS": "none", "MANAGER_QEMU_GUEST_NETWORK": "open"},
+            ["MANAGER_FORWARDS=none", "MANAGER_QEMU_GUEST_NETWORK=open"],
+        ),
+        ({"MANAGER_FORWARDS": "none", "MANAGER_QEMU_USE_SUDO": "true"}, ["MANAGER_QEMU_USE_SUDO"]),
+        (
+            {"MANAGER_FORWARDS": "none", "MANAGER_AGENT_GRPC_URL": "192.0.2.1:7002"},
+            ["MANAGER_AGENT_GRPC_URL"],
+        ),
+        (
+            {"MANAGER_FORWARDS": "none", "MANAGER_AGENT_GRPC_URL": "192.0.2.1:{port}"},
+            ["MANAGER_AGENT_GRPC_URL"],
         ),
         ({"MANAGER_HTTP_SERVER_CERT": "/c"}, ["MANAGER_HTTP_SERVER_KEY"]),
         ({"MANAGER_HTTP_SERVER_KEY": "/k"}, ["MANAGER_HTTP_SERVER_CERT"]),

@@ -18,7 +18,7 @@ from supervisor.api.grpc import errors as grpc_errors
 from supervisor.api.http import problems
 from supervisor.api.http.app import create_app
 from supervisor.api.http.web_pages import Hosts
-from supervisor.config import CallersConfig, RestartPolicy, TemplateUse
+from supervisor.config import CallersConfig, Forwards, RestartPolicy, TemplateUse
 from supervisor.pb import agent_pb2, clone_pb2, compute_pb2, guest_pb2, manager_pb2, vm_pb2
 from supervisor.qemu.connection import MonitorState
 from supervisor.runs.metrics import Gauges, Metrics
@@ -256,7 +256,7 @@ def test_files() -> None:
 
 def test_words_of_requests() -> None:
     http = (REFERENCE / "http.md").read_text()
-    for words in (TemplateUse, RestartPolicy, EndMode):
+    for words in (TemplateUse, RestartPolicy, Forwards, EndMode):
         for word in words:
             assert f'"{word}"' in http
 

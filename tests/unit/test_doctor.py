@@ -14,6 +14,7 @@ import pytest
 from supervisor import config, doctor
 from supervisor.config.settings import Port, PortRange, Size, Switch
 from supervisor.doctor import Check, Verdict
+from supervisor.qemu import guest_namespace
 from supervisor.qemu.accel import Probe
 from supervisor.runs.admission import Resources
 
@@ -151,6 +152,24 @@ def test_guests_that_reach_everything_are_warned_of() -> None:
     assert check.verdict is WARN
     assert "the supervisor, the host's loopback" in check.detail
     assert check.advice.startswith("set MANAGER_QEMU_GUEST_NETWORK=none")
+
+
+def test_what_a_run_without_forwards_would_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_namespace, "search_path", lambda: "")
+    check = doctor.check_forwards(QEMU)
+    assert (check.verdict, check.advice) == (OK, "")
+    assert "a run without forwards would fail: " in check.detail
+    assert check.detail.endswith("install the package iproute2")
+
+
+def test_no_port_is_looked_for_if_no_vm_gets_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config.load({"MANAGER_FORWARDS": "none"}).qemu
+    check = doctor.check_forwards(settings)
+    assert (check.verdict, check.advice) == (OK, "")
+    assert "no port of the host" in check.detail
+    monkeypatch.setattr(guest_namespace, "search_path", lambda: "")
+    check = doctor.check_guest_network(settings)
+    assert (check.verdict, check.advice) == (FAIL, "install the package iproute2")
 
 
 def _disk(file: Path, format_: str) -> config.QemuConfig:

@@ -135,6 +135,7 @@ async def test_numbers_and_records(tmp_path: Path) -> None:
         "ttl_s": record.options.ttl_s,
         "restart": record.options.restart,
         "keep_disk": record.options.keep_disk,
+        "forwards": record.options.forwards,
     }
     assert told.sequence == 4
 

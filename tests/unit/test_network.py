@@ -7,6 +7,7 @@ import itertools
 import subprocess
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 
 from supervisor import config
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INTERNET = config.load({"MANAGER_QEMU_GUEST_NETWORK": "internet"}).qemu.net
+WITHOUT = config.load({"MANAGER_FORWARDS": "none"}).qemu.net
+AGENT = Forward(7002, "127.0.0.1", 7003)
 
 
 def ports_of(argv: Sequence[str]) -> list[str]:
@@ -42,6 +45,17 @@ def test_forwards_lead_into_the_namespace_and_no_other_port_does() -> None:
     assert "--no-map-gw" in argv
 
 
+def test_without_forwards_one_socket_leads_to_the_agent() -> None:
+    argv = network.wrapped(WITHOUT, [], ["qemu", "-S"], (5, AGENT))
+    proxy = ["5", "systemd-socket-proxyd", "127.0.0.1:7003"]
+    assert argv[-7:] == ["--", *proxy, "--", "qemu", "-S"]
+    assert "pasta" not in argv
+    both = attrs.evolve(WITHOUT, guest=config.GuestNetwork.INTERNET)
+    argv = network.wrapped(both, [AGENT], ["qemu"], (5, AGENT))
+    assert argv[-6:] == ["--", *proxy, "--", "qemu"]
+    assert ports_of(argv) == ["none"]
+
+
 def test_rules_by_their_order() -> None:
     """The host's own come first, then what is allowed, then what is private."""
     allowed = [ipaddress.ip_network("10.1.2.0/24"), ipaddress.ip_network("fd00:1::/64")]
@@ -60,28 +74,50 @@ def test_rules_by_their_order() -> None:
     assert "type filter hook output priority 0; policy drop;" in text
 
 
-@pytest.mark.parametrize(("program", "package"), [("pasta", "passt"), ("nft", "nftables")])
+@pytest.mark.parametrize(
+    ("net", "program", "package"),
+    [
+        (INTERNET, "pasta", "passt"),
+        (INTERNET, "nft", "nftables"),
+        (WITHOUT, "ip", "iproute2"),
+        (WITHOUT, "systemd-socket-proxyd", "systemd"),
+    ],
+)
 def test_missing_program_is_named_with_its_package(
-    program: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: config.NetConfig,
+    program: str,
+    package: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for other in {"pasta", "nft", "ip", "setpriv"} - {program}:
+    for other in {"pasta", "nft", "systemd-socket-proxyd", "ip", "setpriv"} - {program}:
         (tmp_path / other).write_text("#!/bin/sh\n")
         (tmp_path / other).chmod(0o755)
     monkeypatch.setattr(guest_namespace, "search_path", lambda: str(tmp_path))
     with pytest.raises(HostError, match=f"there is no {program} on the PATH") as caught:
-        network.check(INTERNET, None)
-    assert (
-        caught.value.advice
-        == f"install the package { {'pasta': 'passt', 'nft': 'nftables'}[program] }"
-    )
+        network.check(net, None)
+    assert caught.value.advice == f"install the package {package}"
 
 
-def test_host_without_namespaces_is_told_how_to_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("net", [INTERNET, WITHOUT], ids=["internet", "no forwards"])
+def test_host_without_namespaces_is_told_how_to_have_them(
+    net: config.NetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failing = ["sh", "-c", "echo unshare: Operation not permitted >&2; exit 1"]
     monkeypatch.setattr(network, "wrapped", lambda *_: failing)
     with pytest.raises(HostError, match="Operation not permitted") as caught:
-        network.check(INTERNET, None)
+        network.check(net, None)
     assert "user namespaces" in caught.value.advice
+
+
+@needs_namespaces
+def test_namespace_without_forwards_has_no_way_out() -> None:
+    network.check(WITHOUT, None)
+    argv = network.wrapped(WITHOUT, [], ["sh", "-c", "grep CapBnd /proc/self/status; ip -br link"])
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    assert "CapBnd:\t0000000000000000" in done.stdout
+    others = [line for line in done.stdout.splitlines()[1:] if "DOWN" not in line]
+    assert [line.split()[0] for line in others] == ["lo"]
 
 
 @needs_namespaces

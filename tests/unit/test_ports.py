@@ -11,7 +11,7 @@ import pytest
 from supervisor.config import NetConfig
 from supervisor.config.settings import Port, PortRange
 from supervisor.errors import PortsTaken
-from supervisor.qemu.ports import PortPool, is_free
+from supervisor.qemu.ports import PortPool, in_namespace, is_free
 from tests.support.world import free_range, taken
 
 if TYPE_CHECKING:
@@ -128,3 +128,11 @@ def test_bound_but_not_yet_listening_is_not_free_for_long() -> None:
 
 def test_address_that_is_not_ours_has_no_free_port(first: int) -> None:
     assert not is_free("192.0.2.1", first)
+
+
+def test_ports_of_a_namespace_need_no_privilege_and_no_host() -> None:
+    """Whatever ports the settings choose on the host."""
+    forwards = in_namespace(starting_at(22, 22, 22))
+    assert [one.guest_port for one in forwards] == [22, 9031, 7002]
+    assert {one.host_address for one in forwards} == {"127.0.0.1"}
+    assert len({one.host_port for one in forwards if one.host_port >= 1024}) == 3

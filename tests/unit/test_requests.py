@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 
 from supervisor import config
 from supervisor.api.grpc import messages
 from supervisor.api.requests import EventsRequest, RunRequest, event_number
-from supervisor.config import MAX_COMPUTATION, RestartPolicy, TemplateUse
+from supervisor.config import MAX_COMPUTATION, Forwards, RestartPolicy, TemplateUse
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.pb import manager_pb2, vm_pb2
 from supervisor.state.record import RunOptions
@@ -24,6 +25,7 @@ DEFAULTS = config.load(
         "MANAGER_RESTART": "on-failure",
         "MANAGER_KEEP_DISKS": "true",
         "MANAGER_TEMPLATES": "off",
+        "MANAGER_FORWARDS": "none",
     }
 )
 
@@ -53,9 +55,11 @@ def grpc_shutdown(mode: Any) -> object:
         ("/run", {"computation": ""}, lambda: grpc_run(b"")),
         ("/run", {"computation": "AA==", "template": ""}, lambda: grpc_run(template="")),
         ("/run", {"computation": "AA==", "template": "on"}, lambda: grpc_run(template="on")),
+        ("/run", {"computation": "AA==", "forwards": ""}, lambda: grpc_run(forwards="")),
+        ("/run", {"computation": "AA==", "forwards": "no"}, lambda: grpc_run(forwards="no")),
         ("/shutdown", {"mode": "kill"}, lambda: grpc_shutdown(7)),
     ],
-    ids=["computation", "template-empty", "template", "mode"],
+    ids=["computation", "template-empty", "template", "forwards-empty", "forwards", "mode"],
 )
 async def test_both_wires_say_the_same(path: str, body: object, same: Callable[[], object]) -> None:
     problem = await (await post(path, body)).get_json()
@@ -73,21 +77,27 @@ def test_computation_over_the_limit() -> None:
 def test_members_that_are_not_given_get_the_settings() -> None:
     options = RunRequest(b"1").options(DEFAULTS, None)
     assert options == RunOptions(
-        ttl_s=7200, restart=RestartPolicy.ON_FAILURE, keep_disk=True, template=TemplateUse.OFF
+        ttl_s=7200,
+        restart=RestartPolicy.ON_FAILURE,
+        keep_disk=True,
+        template=TemplateUse.OFF,
+        forwards=Forwards.NONE,
     )
 
 
 def test_members_that_are_given_win() -> None:
-    request = RunRequest(b"1", 1.5, RestartPolicy.NEVER, False, TemplateUse.REQUIRE)
+    request = RunRequest(b"1", 1.5, RestartPolicy.NEVER, False, TemplateUse.REQUIRE, Forwards.HOST)
     options = request.options(DEFAULTS, None)
     assert options == RunOptions(ttl_s=1.5, template=TemplateUse.REQUIRE)
 
 
 def test_the_request_behind_a_key_is_the_same_over_both_wires() -> None:
-    http = RunRequest(b"1", template=TemplateUse.REQUIRE).options(DEFAULTS, "k")
-    assert grpc_run(b"1", template="require").options(DEFAULTS, "k") == http
+    asked = RunRequest(b"1", template=TemplateUse.REQUIRE, forwards=Forwards.NONE)
+    http = asked.options(DEFAULTS, "k")
+    assert grpc_run(b"1", template="require", forwards="none").options(DEFAULTS, "k") == http
     assert http.request_hash
-    assert http.request_hash != RunRequest(b"1").options(DEFAULTS, "k").request_hash
+    for other in (attrs.evolve(asked, template=None), attrs.evolve(asked, forwards=None)):
+        assert other.options(DEFAULTS, "k").request_hash != http.request_hash
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256])

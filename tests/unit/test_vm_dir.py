@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import grpc
 import pytest
 import trio
 
@@ -214,7 +215,7 @@ async def test_memory_of_a_template_has_no_holes_on_a_tmpfs(short_tmp: Path) -> 
 async def test_what_an_ended_vm_needs_no_more(short_tmp: Path, disks: bool) -> None:
     vm_dir = directory(short_tmp)
     kept = [vm_dir.record, vm_dir.events, vm_dir.serial_log, vm_dir.qemu_log]
-    gone = [vm_dir.qmp_socket, vm_dir.computation]
+    gone = [vm_dir.qmp_socket, vm_dir.agent_socket, vm_dir.computation]
     for file in (*kept, *gone, vm_dir.overlay, vm_dir.firmware_vars):
         file.touch()
     vm_dir.clear(disks=disks)
@@ -240,6 +241,19 @@ async def test_whoever_connects_before_qemu_waits_for_its_greeting(short_tmp: Pa
         async with early:
             assert await early.receive_some() == b"greeting"
     vm_dir.qmp_socket.unlink()
+
+
+def test_address_of_an_agent_that_no_port_leads_to(short_tmp: Path) -> None:
+    """gRPC takes a path as a URI has it."""
+    assert VmDir(Path("/tmp/a-b")).agent_address == "unix:/tmp/a-b/rpc.sock"
+    vm_dir = VmDir(short_tmp / "of 100% ä")
+    vm_dir.path.mkdir()
+    with vm_dir.listen_agent() as listener, grpc.insecure_channel(vm_dir.agent_address) as channel:
+        listener.settimeout(60)
+        channel.subscribe(lambda _: None, try_to_connect=True)
+        connection, _ = listener.accept()
+        connection.close()
+    vm_dir.agent_socket.unlink()
 
 
 def test_socket_of_an_attempt_before_is_replaced(short_tmp: Path) -> None:

@@ -18,12 +18,13 @@ import attrs
 import psutil
 import pytest
 
+from tests.support.namespaces import needs_namespaces
 from tests.vm.conftest import Supervisor, started, workplace
 from tests.vm.test_qemus import UNPACKED
 from tests.vm.test_run import computation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start QEMU as another")
 
@@ -32,7 +33,7 @@ QEMU = UNPACKED / "bookworm-backports" / "qemu-system-x86_64"
 
 #: Each line of its input is an expression; each line of its output is what came of it.
 _INTRUDER = """
-import os, sys
+import os, socket, sys
 uid, gid, *groups = map(int, sys.argv[1:])
 os.setgroups(groups)
 os.setgid(gid)
@@ -59,14 +60,19 @@ class Running:
         """What comes of each for a process that has this QEMU's user and groups."""
         process = psutil.Process(self.pid)
         ids = [str(process.uids().real), str(process.gids().real), *_groups(self.pid)]
-        run = subprocess.run(
-            [sys.executable, "-I", "-c", _INTRUDER, *ids],
-            input="\n".join(expressions),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return run.stdout.splitlines()
+        return tried_as(ids, *expressions)
+
+
+def tried_as(ids: Sequence[str], *expressions: str) -> list[str]:
+    """The same for a process with this user, group and other groups."""
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", _INTRUDER, *ids],
+        input="\n".join(expressions),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout.splitlines()
 
 
 def _status(pid: int) -> list[str]:
@@ -203,6 +209,18 @@ def test_all_may_run_as_one_user() -> None:
         (capabilities,) = [line for line in _status(pid) if line.startswith("CapEff:")]
         assert int(capabilities.split()[1], 16) == 0
         assert supervisor.http.delete(f"/vms/{vm_id}").status_code == 204
+
+
+@needs_namespaces
+def test_no_user_but_ours_reaches_the_agent_of_a_vm_without_forwards() -> None:
+    with started(MANAGER_QEMU_RUN_AS="nobody", MANAGER_FORWARDS="none") as supervisor:
+        vm = ran(supervisor, "alone")
+        door = vm.directory / "rpc.sock"
+        connect = f"socket.socket(socket.AF_UNIX).connect({str(door)!r})"
+        replace = f"os.unlink({str(door)!r})"
+        assert vm.tries(connect, replace) == ["PermissionError"] * 2
+        assert tried_as(["12345", "12345"], connect) == ["PermissionError"]
+        assert tried_as(["0", "0"], connect) == ["done"]
 
 
 def _groups(pid: int) -> list[str]:

@@ -11,7 +11,7 @@ from supervisor.api.requests import (
     event_number,
     one_of,
 )
-from supervisor.config import TemplateUse
+from supervisor.config import Forwards, TemplateUse
 from supervisor.pb import vm_pb2
 from supervisor.qemu.cmdline import shell_line
 from supervisor.state.record import EndMode, EventKind
@@ -34,10 +34,11 @@ _MODE = {
 
 def run_request(message: manager_pb2.RunRequest, context: Context) -> RunRequest:
     """:raises InvalidRequest:"""
-    template = metadata(context, "template")
+    template, forwards = metadata(context, "template"), metadata(context, "forwards")
     return RunRequest(
         message.computation,
         template=None if template is None else one_of(TemplateUse, "template", template),
+        forwards=None if forwards is None else one_of(Forwards, "forwards", forwards),
     )
 
 

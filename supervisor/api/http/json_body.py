@@ -16,7 +16,7 @@ from quart import request
 from supervisor.api.http import streamed_json
 from supervisor.api.http.bodies import Incoming  # noqa: TC001
 from supervisor.api.requests import one_of, ttl
-from supervisor.config import RestartPolicy, TemplateUse
+from supervisor.config import Forwards, RestartPolicy, TemplateUse
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
 from supervisor.state.record import EndMode
 
@@ -120,6 +120,9 @@ _converter.register_structure_hook(
 )
 _converter.register_structure_hook(
     TemplateUse | None, lambda given, _: one_of(TemplateUse, "template", given)
+)
+_converter.register_structure_hook(
+    Forwards | None, lambda given, _: one_of(Forwards, "forwards", given)
 )
 _converter.register_structure_hook(float | None, lambda given, _: ttl(given))
 _converter.register_structure_hook(bool | None, _keep_disk)
