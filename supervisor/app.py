@@ -48,6 +48,7 @@ from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked
 from supervisor.state.tmp_dir import check_tmp, close_tmp
 from supervisor.state.vm_dir import check_image
+from supervisor.tee import reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,11 +95,14 @@ class Running:
 
 
 def on_this_host(config: Config) -> Config:
-    """The configuration with this host's firmware and the resolved path of tmp/. Blocking."""
+    """The configuration with this host's firmware, C-bit and resolved path of tmp/. Blocking."""
     qemu = config.qemu
     chosen = firmware.choose(qemu, firmware.read_descriptors())
+    sev = qemu.sev
+    if sev.cbitpos is None and (leaf := reading.encryption_leaf()):
+        sev = attrs.evolve(sev, cbitpos=leaf.c_bit)
     # Resolved, because a VM is found again by the path on its command line.
-    qemu = attrs.evolve(qemu, tmp=Path(os.path.realpath(qemu.tmp)), firmware=chosen)
+    qemu = attrs.evolve(qemu, tmp=Path(os.path.realpath(qemu.tmp)), firmware=chosen, sev=sev)
     return attrs.evolve(config, qemu=qemu)
 
 

@@ -16,7 +16,7 @@ class Role(enum.StrEnum):
 
     #: A scraper: ``/metrics`` and ``/health``.
     METRICS = "metrics"
-    #: A dashboard: sees every VM and its events, changes nothing, reads no reply.
+    #: A dashboard: sees the host, every VM and its events, changes nothing, reads no reply.
     READ = "read"
     #: A party: its own VMs only, and all that can be done with them.
     RUN = "run"
@@ -38,6 +38,8 @@ class Right(enum.StrEnum):
     USE = "use"
     #: To make and remove templates.
     TEMPLATES = "templates"
+    #: To see what this host has for confidential guests, and how much of it others take.
+    HOST = "host"
 
 
 class KnownBy(enum.StrEnum):
@@ -52,7 +54,7 @@ class KnownBy(enum.StrEnum):
 
 _RIGHTS = {
     Role.METRICS: {Right.METRICS},
-    Role.READ: {Right.METRICS, Right.SEE},
+    Role.READ: {Right.METRICS, Right.SEE, Right.HOST},
     Role.RUN: {Right.SEE, Right.RUN, Right.USE},
     Role.OPERATE: set(Right),
     Role.ADMIN: set(Right),

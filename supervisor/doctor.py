@@ -27,7 +27,8 @@ from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.version import Version
 from supervisor.runs import admission
 from supervisor.state.tmp_dir import check_tmp
-from supervisor.tee import sev
+from supervisor.tee import judge
+from supervisor.tee.judge import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from supervisor.config import Config, GrpcConfig, HttpConfig, QemuConfig
     from supervisor.errors import SupervisorError
     from supervisor.qemu.users import User
+    from supervisor.tee.facts import HostFacts, Technology
 
 #: The oldest QEMU this project has been run with.
 _TRIED_QEMU = Version(7, 2)
@@ -51,12 +53,16 @@ class Verdict(enum.StrEnum):
 
 @attrs.frozen
 class Check:
-    """One finding. ``advice`` says what to do about it; empty if there is nothing to do."""
+    """One finding. ``advice`` says what to do about it; empty if there is nothing to do.
+
+    :param cells: of the technologies that the finding is about, if it is about these
+    """
 
     name: str
     verdict: Verdict
     detail: str
     advice: str = ""
+    cells: judge.Table = attrs.field(factory=dict)
 
 
 def examine(config: Config) -> Iterator[Check]:
@@ -80,7 +86,11 @@ def examine(config: Config) -> Iterator[Check]:
         )
     else:
         yield check_kvm(qemu.enable_kvm, kvm)
-    yield check_sev(qemu.enable_sev, kvm=kvm is not None and kvm.works)
+    facts = accel.host_facts(
+        qemu, shutil.which(qemu.bin_path), chosen, kvm=kvm is not None and kvm.works
+    )
+    yield check_sev(qemu, facts)
+    yield from check_technologies(judge.judge(facts, qemu.memory_bytes))
     yield check_ovmf(qemu)
     yield check_image(qemu)
     room = admission.host_resources()
@@ -212,17 +222,46 @@ def check_kvm(wanted: Switch, probe: accel.Probe | None) -> Check:
     return Check("KVM", Verdict.WARN, f"VMs are emulated: {probe.detail}", advice)
 
 
-def check_sev(wanted: Switch, *, kvm: bool) -> Check:
+def check_sev(config: QemuConfig, facts: HostFacts) -> Check:
+    """Whether VMs will be SEV guests."""
+    wanted = config.enable_sev
     if wanted is Switch.FALSE:
         return Check("SEV", Verdict.OK, "MANAGER_QEMU_ENABLE_SEV=false: VMs are not confidential")
-    missing = sev.missing(kvm=kvm)
+    try:
+        missing = accel.what_sev_lacks(config, facts)
+    except HostError as error:
+        return _of_error("SEV", error)
     if missing is None:
-        return Check("SEV", Verdict.OK, "this host offers SEV")
+        return Check("SEV", Verdict.OK, "VMs are SEV guests")
     if wanted is Switch.TRUE:
         advice = "see to that, or set MANAGER_QEMU_ENABLE_SEV=auto"
-        return Check("SEV", Verdict.FAIL, missing, advice)
+        return Check("SEV", Verdict.FAIL, missing.found, advice)
     advice = "set MANAGER_QEMU_ENABLE_SEV=false if plain VMs are what you want"
-    return Check("SEV", Verdict.WARN, f"VMs are not confidential: {missing}", advice)
+    return Check("SEV", Verdict.WARN, f"VMs are not confidential: {missing.found}", advice)
+
+
+def check_technologies(table: judge.Table) -> Iterator[Check]:
+    """What this host could start. Technologies of which the same is to be said share a line."""
+    lines: dict[tuple[Verdict, str, str], list[Technology]] = {}
+    for technology, row in table.items():
+        lines.setdefault(_line(row), []).append(technology)
+    for (verdict, detail, advice), technologies in lines.items():
+        names = ", ".join(technology.label for technology in technologies)
+        cells = {technology: table[technology] for technology in technologies}
+        yield Check("host", verdict, f"{names}: {detail}", advice, cells)
+
+
+def _line(row: judge.Row) -> tuple[Verdict, str, str]:
+    """A host whose CPU could do it, and that lacks something, is not in order."""
+    if missing := judge.obstacle(row):
+        able = row[Layer.CPU].verdict is judge.Verdict.OK
+        return Verdict.WARN if able else Verdict.OK, missing.found, missing.advice
+    unknown = [cell for cell in row.values() if cell.verdict is judge.Verdict.UNKNOWN]
+    if unknown:
+        found = "; ".join(cell.found for cell in unknown)
+        advice = "; ".join(cell.advice for cell in unknown if cell.advice)
+        return Verdict.OK, f"nothing is known to be missing, but {found}", advice
+    return Verdict.OK, row[Layer.ASIDS].found, ""
 
 
 # --- files ----------------------------------------------------------------------------------

@@ -160,13 +160,15 @@ class SevConfig:
     """The sev-guest object on the command line."""
 
     id: str = setting("MANAGER_QEMU_SEV_ID", "sev0", "id of the sev-guest object")
-    cbitpos: int = setting(
+    cbitpos: int | None = setting(
         "MANAGER_QEMU_SEV_CBITPOS",
-        51,
-        "position of the C-bit in a page table entry; must be the host's",
+        None,
+        "position of the C-bit in a page table entry; another than the host's is refused",
+        shown="the host's, by CPUID",
     )
+    #: Not the host's, which CPUID tells: QEMU's manual says that an EPYC's guest loses one bit.
     reduced_phys_bits: int = setting(
-        "MANAGER_QEMU_SEV_REDUCED_PHYS_BITS", 1, "physical address bits lost to encryption"
+        "MANAGER_QEMU_SEV_REDUCED_PHYS_BITS", 1, "physical address bits that a guest loses"
     )
 
 

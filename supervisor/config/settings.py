@@ -362,10 +362,15 @@ def _hook(parse: Callable[[str], object]) -> Callable[[str, Any], object]:
     return lambda text, _: parse(text)
 
 
+def _number(text: str) -> int:
+    return _whole(text, 0, 2**31 - 1, "a whole number")
+
+
 _PARSERS: dict[Any, Callable[[str], object]] = {
     str: _unchanged,
     bool: _bool,
-    int: lambda text: _whole(text, 0, 2**31 - 1, "a whole number"),
+    int: _number,
+    int | None: _number,
     Port: lambda text: _whole(text, 0, 65535, "a port"),
     Switch: _switch,
     OnOff: _on_off,

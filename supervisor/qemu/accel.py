@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,15 +22,17 @@ import attrs
 import cattrs
 
 from supervisor.config.settings import Switch
-from supervisor.errors import HostError
-from supervisor.qemu import confine, users
+from supervisor.errors import HostError, LaunchError
+from supervisor.qemu import confine, firmware, trial, users
 from supervisor.qemu.cmdline import Accel, cpu_model
 from supervisor.qemu.host import boot_id
-from supervisor.tee import sev
+from supervisor.tee import judge, reading
+from supervisor.tee.facts import Qemu, Technology
 
 if TYPE_CHECKING:
     from supervisor.config import QemuConfig
     from supervisor.qemu.users import User
+    from supervisor.tee.facts import HostFacts
 
 _PROBE = bytes.fromhex(
     "fa2e660f0116d0000f20c00c010f22c066ea18000f00080066b810008ed88ec08ed0bf001000000f22df31c0"
@@ -100,16 +103,57 @@ def decide(config: QemuConfig, qemu: str, user: User | None = None) -> tuple[Acc
             )
         if not kvm:
             warnings.append(f"VMs are emulated, which is slow: {probe.detail}")
-    wants_sev = config.enable_sev is not Switch.FALSE
-    missing = sev.missing(kvm=kvm, sudo=config.use_sudo) if wants_sev else None
+    if config.enable_sev is Switch.FALSE:
+        return Accel(kvm=kvm, sev=False), warnings
+    missing = what_sev_lacks(config, host_facts(config, qemu, user, kvm=kvm))
     if missing and config.enable_sev is Switch.TRUE:
         raise HostError(
-            f"MANAGER_QEMU_ENABLE_SEV=true, but {missing}",
-            advice="set it to auto or false to start VMs without SEV",
+            f"MANAGER_QEMU_ENABLE_SEV=true, but {missing.found}",
+            advice="; or ".join(
+                [*filter(None, [missing.advice]), "set it to auto or false to start plain VMs"]
+            ),
         )
     if missing:
-        warnings.append(f"VMs are not confidential: {missing}")
-    return Accel(kvm=kvm, sev=wants_sev and missing is None), warnings
+        warnings.append(f"VMs are not confidential: {missing.found}")
+    return Accel(kvm=kvm, sev=missing is None), warnings
+
+
+def host_facts(
+    config: QemuConfig, qemu: str | None, user: User | None, *, kvm: bool | None
+) -> HostFacts:
+    """What this host has for confidential guests. Blocking.
+
+    :param qemu: path of the binary; None if there is none
+    :param user: that QEMU runs as; None for the supervisor's own
+    :param kvm: whether KVM works; None if that was not tried
+    """
+    known = None
+    if qemu is not None:
+        try:
+            binary = trial.look_at(qemu, sudo=config.use_sudo, user=user)
+            known = Qemu(str(binary.version), binary.objects)
+        except LaunchError:
+            pass  # the start, or doctor, says so
+    code = config.firmware.code_file
+    chosen: dict[str, frozenset[str]] = {str(code): frozenset()} if code.exists() else {}
+    return reading.read(
+        kvm=kvm,
+        qemu=known,
+        ovmf=chosen | firmware.features(),
+        may_open=partial(users.may_open, user, sudo=config.use_sudo),
+        locks_freely=config.use_sudo or (user is None and os.geteuid() == 0),
+    )
+
+
+def what_sev_lacks(config: QemuConfig, facts: HostFacts) -> judge.Cell | None:
+    """Why no SEV guest starts with these settings; None if nothing is known to be missing.
+
+    :raises HostError: if SEV would be there, but the settings have another C-bit than the host
+    """
+    missing = judge.obstacle(judge.judge(facts, config.memory_bytes)[Technology.SEV])
+    if missing is None and (wrong := judge.wrong_c_bit(facts.leaf, config.sev.cbitpos)):
+        raise HostError(wrong.found, advice=wrong.advice)
+    return missing
 
 
 def probe_kvm(config: QemuConfig, qemu: str, user: User | None = None) -> Probe:

@@ -47,6 +47,14 @@ _UNWANTED = {"requires-smm", "secure-boot", "enrolled-keys"}
 _NVRAM = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
 
 
+#: Files that packages install without a descriptor, and what their names promise.
+_KNOWN = {
+    Path("/usr/share/OVMF/OVMF.amdsev.fd"): {"amd-sev", "amd-sev-es", "amd-sev-snp"},
+    Path("/usr/share/ovmf/OVMF.inteltdx.fd"): {"intel-tdx"},
+    Path("/usr/share/ovmf/OVMF.fd"): set(),
+}
+
+
 class Content(enum.Enum):
     """What a raw flash file contains, by the header of its first firmware volume."""
 
@@ -86,18 +94,46 @@ def read_descriptors(places: Sequence[Path] | None = None) -> list[Descriptor]:
 
     :param places: directories, the most general first; QEMU's own if None
     """
+    descriptors = (_read(file) for file in _descriptor_files(places))
+    return [descriptor for descriptor in descriptors if descriptor]
+
+
+def features(places: Sequence[Path] | None = None) -> dict[str, frozenset[str]]:
+    """What each UEFI firmware for x86_64 promises, by the file of its code. Blocking.
+
+    Firmware in one file, which ``-bios`` takes, is among them.
+
+    :param places: as in `read_descriptors`
+    """
+    found = {str(file): frozenset(has) for file, has in _KNOWN.items() if file.exists()}
+    for file in _descriptor_files(places):
+        try:
+            written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            mapping = written["mapping"]
+            code = mapping["executable"] if mapping["device"] == "flash" else mapping
+            if "uefi" in written["interface-types"] and _for_x86_64(written):
+                found[str(code["filename"])] = frozenset(map(str, written["features"]))
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return found
+
+
+def _descriptor_files(places: Sequence[Path] | None) -> list[Path]:
     places = directories() if places is None else places
     files = {file.name: file for place in places for file in place.glob("*.json")}
-    descriptors = (_read(files[name]) for name in sorted(files))
-    return [descriptor for descriptor in descriptors if descriptor]
+    return [files[name] for name in sorted(files)]
+
+
+def _for_x86_64(written: dict[str, Any]) -> list[dict[str, Any]]:
+    """A descriptor's targets of this architecture."""
+    return [one for one in written["targets"] if one["architecture"] == "x86_64"]
 
 
 def _read(file: Path) -> Descriptor | None:
     """None for a damaged file and for other firmware, such as a BIOS or a build without VARS."""
     try:
         written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        mapping = written["mapping"]
-        targets = [one for one in written["targets"] if one["architecture"] == "x86_64"]
+        mapping, targets = written["mapping"], _for_x86_64(written)
         if "uefi" not in written["interface-types"] or mapping["device"] != "flash" or not targets:
             return None
         code, variables = mapping["executable"], mapping["nvram-template"]

@@ -155,15 +155,29 @@ def check_access(config: QemuConfig, users: Users, accel: Accel) -> None:
         *([("-w", Path(_SEV))] if accel.sev else []),
     ]
     for flag, path in tests:
-        # Asked of a process of that user: modes, ACLs and all directories above count.
-        command = [*run_as(users.shared), "test", flag, str(path.absolute())]
-        if subprocess.run(command, check=False, env=confine.environment()).returncode:
+        if not _may(users.shared, flag, path):
             what = "pass through" if flag == "-x" else "open"
             raise HostError(
                 f"the user {users.shared.uid} of {_SETTING}={config.run_as} may not {what}"
                 f" {path.absolute()}",
                 advice="open the file and the directories above it to that user, or move it",
             )
+
+
+def may_open(user: User | None, path: Path, *, sudo: bool) -> bool:
+    """Whether QEMU may read and write a file that is there. Blocking.
+
+    :param user: that QEMU runs as; None for the supervisor's own, or root's with *sudo*
+    """
+    if user is None:
+        return sudo or os.access(path, os.R_OK | os.W_OK)
+    return _may(user, "-r", path) and _may(user, "-w", path)
+
+
+def _may(user: User, flag: str, path: Path) -> bool:
+    """Asked of a process of that user: modes, ACLs and all directories above count."""
+    command = [*run_as(user), "test", flag, str(path.absolute())]
+    return not subprocess.run(command, check=False, env=confine.environment()).returncode
 
 
 def _named(name: str, devices: tuple[int, ...]) -> User:

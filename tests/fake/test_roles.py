@@ -41,6 +41,7 @@ ROUTES: dict[str, tuple[set[Role], int]] = {
     "GET /vms/<vm_id>/events": (SEE, 404),
     "GET /events": (SEE, 200),
     "GET /templates": ({O, A}, 200),
+    "GET /host": ({R, O, A}, 200),
     "GET /health": (set(Role), 200),
     "GET /metrics": ({M, R, O, A}, 200),
 }

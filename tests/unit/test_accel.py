@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 import pytest
 
-from supervisor.config import QemuConfig
+from supervisor.config import QemuConfig, SevConfig
 from supervisor.config.settings import Switch
 from supervisor.errors import HostError
 from supervisor.qemu import accel
 from supervisor.qemu.cmdline import Accel
+from tests.support import hosts
+
+if TYPE_CHECKING:
+    from supervisor.tee.facts import HostFacts
 
 needs_device = pytest.mark.skipif(
     not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="without /dev/kvm nothing is started"
@@ -225,12 +230,43 @@ def test_kvm_that_does_not_work_and_is_insisted_on(qemu: FakeQemu) -> None:
         decide(qemu, Switch.TRUE)
 
 
-def test_sev_needs_kvm(qemu: FakeQemu) -> None:
+@pytest.fixture
+def milan(monkeypatch: pytest.MonkeyPatch) -> HostFacts:
+    """A host that has SEV, whatever this one has."""
+    monkeypatch.setattr(accel, "host_facts", lambda *_, **known: attrs.evolve(hosts.MILAN, **known))
+    return hosts.MILAN
+
+
+def test_sev_needs_kvm(qemu: FakeQemu, milan: HostFacts) -> None:
     decided, warnings = decide(qemu, Switch.FALSE, Switch.AUTO)
     assert decided == Accel(kvm=False, sev=False)
-    assert "not confidential" in warnings[0]
-    with pytest.raises(HostError, match="MANAGER_QEMU_ENABLE_SEV=true, but SEV needs KVM"):
+    assert warnings[0].startswith("VMs are not confidential: SEV needs KVM")
+    with pytest.raises(HostError, match="ENABLE_SEV=true, but SEV needs KVM") as raised:
         decide(qemu, Switch.FALSE, Switch.TRUE)
+    assert "MANAGER_QEMU_ENABLE_KVM; or set it to auto" in raised.value.advice
+
+
+@needs_device
+def test_sev_where_it_is(qemu: FakeQemu, milan: HostFacts) -> None:
+    assert decide(qemu, Switch.TRUE, Switch.AUTO) == (Accel(kvm=True, sev=True), [])
+
+
+@needs_device
+@pytest.mark.parametrize("sev", [Switch.AUTO, Switch.TRUE])
+def test_another_c_bit_than_the_hosts_is_refused(
+    qemu: FakeQemu, milan: HostFacts, sev: Switch
+) -> None:
+    """Plain VMs in place of SEV guests would be no answer to a wrong number."""
+    settings = config(qemu, enable_sev=sev, sev=SevConfig(cbitpos=47))
+    with pytest.raises(HostError) as raised:
+        accel.decide(settings, str(qemu.path))
+    assert "MANAGER_QEMU_SEV_CBITPOS=47, but this host's C-bit is 51" in str(raised.value)
+
+
+def test_this_host_without_a_qemu_that_answers(qemu: FakeQemu) -> None:
+    facts = accel.host_facts(config(qemu), str(qemu.path), None, kvm=None)
+    assert (facts.qemu, facts.kvm) == (None, None)
+    assert accel.host_facts(config(qemu), None, None, kvm=None) == facts
 
 
 # --- the binary -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from supervisor.config import (
     GuestNetwork,
     NetConfig,
     QemuConfig,
+    SevConfig,
     load,
 )
 from supervisor.config.settings import Size
@@ -43,7 +44,7 @@ SEV = (
 )
 CONFIDENTIAL = PLAIN.replace("/usr/bin", "/usr/local/bin").replace(" -nographic", SEV)
 
-CONFIG = QemuConfig(memory_size=Size("4096M"))
+CONFIG = QemuConfig(memory_size=Size("4096M"), sev=SevConfig(cbitpos=51))
 
 
 #: QEMU's versions, and how each is asked for its monitor.

@@ -188,7 +188,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
         "false",
     ),
     ("MANAGER_QEMU_SEV_ID", "qemu.sev.id", "sev0", "x", "x"),
-    ("MANAGER_QEMU_SEV_CBITPOS", "qemu.sev.cbitpos", 51, "47", 47),
+    ("MANAGER_QEMU_SEV_CBITPOS", "qemu.sev.cbitpos", None, "47", 47),
     ("MANAGER_QEMU_SEV_REDUCED_PHYS_BITS", "qemu.sev.reduced_phys_bits", 1, "5", 5),
 ]
 

@@ -17,10 +17,14 @@ from supervisor.doctor import Check, Verdict
 from supervisor.qemu import guest_namespace
 from supervisor.qemu.accel import Probe
 from supervisor.runs.admission import Resources
+from supervisor.tee import judge
+from tests.support import hosts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from supervisor.tee.facts import HostFacts
 
 OK, WARN, FAIL = Verdict.OK, Verdict.WARN, Verdict.FAIL
 QEMU = config.QemuConfig()
@@ -60,7 +64,56 @@ def test_kvm_advice_fits_the_cause(detail: str, advice: str) -> None:
     ("wanted", "verdict"), [(Switch.AUTO, WARN), (Switch.TRUE, FAIL), (Switch.FALSE, OK)]
 )
 def test_sev_needs_kvm(wanted: Switch, verdict: Verdict) -> None:
-    assert doctor.check_sev(wanted, kvm=False).verdict is verdict
+    facts = attrs.evolve(hosts.MILAN, kvm=False)
+    assert doctor.check_sev(attrs.evolve(QEMU, enable_sev=wanted), facts).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("c_bit", "verdict", "detail"),
+    [
+        (None, OK, "VMs are SEV guests"),
+        (51, OK, "VMs are SEV guests"),
+        (47, FAIL, "MANAGER_QEMU_SEV_CBITPOS=47, but this host's C-bit is 51"),
+    ],
+)
+def test_sev_where_it_is(c_bit: int | None, verdict: Verdict, detail: str) -> None:
+    settings = attrs.evolve(QEMU, sev=config.SevConfig(cbitpos=c_bit))
+    check = doctor.check_sev(settings, hosts.MILAN)
+    assert (check.verdict, check.detail) == (verdict, detail)
+
+
+def lines(facts: HostFacts) -> list[tuple[Verdict, str, str]]:
+    table = judge.judge(facts, QEMU.memory_bytes)
+    checks = list(doctor.check_technologies(table))
+    cells = {technology: row for check in checks for technology, row in check.cells.items()}
+    assert cells == table
+    return [(check.verdict, check.detail, check.advice) for check in checks]
+
+
+def test_a_host_without_any_technology_has_two_lines() -> None:
+    cpu = "GenuineIntel family 6 model 167 (Intel(R) Xeon(R) Processor)"
+    assert lines(hosts.THIS_MACHINE) == [
+        (OK, f"SEV, SEV-ES, SEV-SNP: no AMD EPYC: this CPU is {cpu}", ""),
+        (
+            OK,
+            "TDX: this host is itself a virtual machine",
+            "run the supervisor on the bare machine",
+        ),
+    ]
+
+
+def test_a_host_that_lacks_one_thing_is_warned_of_it() -> None:
+    warned = [line for line in lines(hosts.IOMMU_PASSTHROUGH) if line[0] is WARN]
+    assert [detail.partition(": ")[0] for _, detail, _ in warned] == ["SEV-SNP"]
+    assert warned[0][2].startswith("remove iommu=pt")
+
+
+def test_a_host_that_has_all_of_it() -> None:
+    assert lines(hosts.GENOA)[0] == (OK, "SEV: 907 of 908 ASIDs are free", "")
+    verdict, detail, advice = lines(hosts.GENOA)[1]
+    assert verdict is OK
+    assert detail.startswith("SEV-ES: nothing is known to be missing, but SEV-SNP is on")
+    assert advice.startswith("if a launch ends with fw_error=21, use SEV-SNP")
 
 
 @pytest.mark.parametrize(
@@ -276,8 +329,17 @@ def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
     }
     checks = {check.name: check for check in doctor.examine(config.load(settings))}
     assert list(checks) == [
-        *("QEMU", "qemu-img", "user", "tmp", "machine", "KVM", "SEV", "OVMF", "base image"),
-        *("memory", "CPUs", "limits", "HTTP port", "GRPC port", "forwards", "guest network"),
+        *("QEMU", "qemu-img", "user", "tmp", "machine", "KVM", "SEV", "host", "OVMF"),
+        *(
+            "base image",
+            "memory",
+            "CPUs",
+            "limits",
+            "HTTP port",
+            "GRPC port",
+            "forwards",
+            "guest network",
+        ),
     ]
     assert checks["base image"].verdict is FAIL
     for name in ("QEMU", "qemu-img", "tmp", "machine", "HTTP port", "GRPC port", "forwards"):

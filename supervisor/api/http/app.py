@@ -10,7 +10,7 @@ from quart_trio import QuartTrio
 
 from supervisor.api.audit import Outcome
 from supervisor.api.callers import check, right_of
-from supervisor.api.http import events, json_body, ops, problems, runs, templates, vms
+from supervisor.api.http import events, host, json_body, ops, problems, runs, templates, vms
 from supervisor.api.http.connections import Exchange
 from supervisor.api.http.web_pages import Sent, check_origin
 from supervisor.api.trace import Trace, request_id
@@ -100,6 +100,7 @@ def create_app(
     app.register_blueprint(vms.blueprint(service))
     app.register_blueprint(events.blueprint(service, gate.readers))
     app.register_blueprint(templates.blueprint(service))
+    app.register_blueprint(host.blueprint(service))
     app.register_blueprint(ops.blueprint(service, instance_id))
     problems.register(app)
     rights = {name: right_of(view) for name, view in app.view_functions.items()}
