@@ -11,6 +11,9 @@ from uuid import UUID
 import pytest
 import trio
 
+from supervisor.tee.facts import Technology
+from supervisor.tee.judge import Layer
+
 if TYPE_CHECKING:
     from tests.support.world import Supervisor, World
 
@@ -30,6 +33,17 @@ async def test_health(world: World) -> None:
         git = ["git", "-C", str(Path(__file__).parents[2]), "rev-parse", "HEAD"]
         head = await trio.run_process(git, capture_stdout=True)
         assert health["commit"] == head.stdout.decode().strip()
+
+
+async def test_host(world: World) -> None:
+    async with world.serve() as supervisor:
+        rows = (await supervisor.http.get("/host")).json()["technologies"]
+    assert list(rows) == [str(technology) for technology in Technology]
+    for row in rows.values():
+        assert list(row) == [str(layer) for layer in Layer]
+        assert {tuple(cell) for cell in row.values()} == {("verdict", "found", "advice")}
+    # Of this very supervisor: its QEMU is a stand-in, and its guests are emulated.
+    assert rows["sev-snp"]["qemu"]["found"].startswith("QEMU 7.2.0 knows no sev-snp-guest")
 
 
 async def test_instance_id_is_a_new_uuid_unless_set(world: World) -> None:

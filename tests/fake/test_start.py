@@ -87,7 +87,9 @@ async def test_kvm_that_is_insisted_on(world: World) -> None:
 
 async def test_sev_that_is_insisted_on(world: World) -> None:
     error = await refusal(world.serve(MANAGER_QEMU_ENABLE_SEV="true"))
-    assert str(error).startswith("MANAGER_QEMU_ENABLE_SEV=true, but SEV needs KVM")
+    assert str(error).startswith("MANAGER_QEMU_ENABLE_SEV=true, but ")
+    assert isinstance(error, HostError)
+    assert error.advice.endswith("set it to auto or false to start plain VMs")
 
 
 async def test_kvm_and_sev_are_done_without_where_they_are_not_there(world: World) -> None:

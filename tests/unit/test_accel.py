@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 
-from supervisor.config import QemuConfig, SevConfig
+from supervisor import app
+from supervisor.config import QemuConfig, SevConfig, load
 from supervisor.config.settings import Switch
 from supervisor.errors import HostError
 from supervisor.qemu import accel
 from supervisor.qemu.cmdline import Accel
+from supervisor.tee import reading
 from tests.support import hosts
 
 if TYPE_CHECKING:
@@ -261,6 +263,16 @@ def test_another_c_bit_than_the_hosts_is_refused(
     with pytest.raises(HostError) as raised:
         accel.decide(settings, str(qemu.path))
     assert "MANAGER_QEMU_SEV_CBITPOS=47, but this host's C-bit is 51" in str(raised.value)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 47), (51, 51)])
+def test_the_c_bit_is_the_hosts_unless_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, given: int | None, used: int
+) -> None:
+    monkeypatch.setattr(reading, "encryption_leaf", lambda: hosts.OLD_KERNEL.leaf)
+    made = load({})
+    made = attrs.evolve(made, qemu=attrs.evolve(made.qemu, sev=SevConfig(cbitpos=given)))
+    assert app.on_this_host(made).qemu.sev.cbitpos == used
 
 
 def test_this_host_without_a_qemu_that_answers(qemu: FakeQemu) -> None:

@@ -11,10 +11,10 @@ from supervisor.caller import ANYBODY, Caller, KnownBy, Right, Role
     ("role", "rights"),
     [
         (Role.METRICS, {"metrics"}),
-        (Role.READ, {"metrics", "see"}),
+        (Role.READ, {"metrics", "see", "host"}),
         (Role.RUN, {"see", "run", "use"}),
-        (Role.OPERATE, {"metrics", "see", "run", "use", "templates"}),
-        (Role.ADMIN, {"metrics", "see", "run", "use", "templates"}),
+        (Role.OPERATE, {"metrics", "see", "run", "use", "templates", "host"}),
+        (Role.ADMIN, {"metrics", "see", "run", "use", "templates", "host"}),
     ],
 )
 def test_what_a_role_may(role: Role, rights: set[str]) -> None:

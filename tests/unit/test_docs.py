@@ -26,6 +26,8 @@ from supervisor.state import status
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.status import Reason, Trigger, VmState
 from supervisor.state.vm_dir import VmDir
+from supervisor.tee.facts import Technology
+from supervisor.tee.judge import Layer, Verdict
 from supervisor.templates.registry import TemplateState
 from supervisor.templates.template import Template
 from tests.attack import __main__ as _declares_attacks  # noqa: F401
@@ -132,6 +134,12 @@ def test_transitions() -> None:
 )
 def test_words_of_events(heading: str, known: Any) -> None:
     assert pages.words(REFERENCE / "events.md", heading) == [str(word) for word in known]
+
+
+def test_layers_of_a_host() -> None:
+    assert pages.words(REFERENCE / "http.md", "Host") == [str(layer) for layer in Layer]
+    text = (REFERENCE / "http.md").read_text()
+    assert all(f"`{word}`" in text for word in (*Technology, *Verdict))
 
 
 def test_reasons_of_ours() -> None:

@@ -132,6 +132,27 @@ def test_other_kinds_of_firmware_are_passed_over(short_tmp: Path, changes: dict[
     assert descriptors(short_tmp, written(short_tmp, **changes)) == []
 
 
+def test_features_of_all_firmware(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Firmware in one file as well, which no VM of ours uses yet, and a file that says nothing."""
+    plain = code(short_tmp / "OVMF.fd")
+    monkeypatch.setattr(firmware, "_KNOWN", {plain: set(), short_tmp / "none.fd": {"amd-sev"}})
+    one_file = {"device": "memory", "filename": "/x/OVMF.amdsev.fd"}
+    texts = [
+        written(short_tmp),
+        written(short_tmp, mapping=one_file, features=["amd-sev-snp"]),
+        written(short_tmp, **{"interface-types": ["bios"]}, mapping=one_file | {"filename": "/b"}),
+        written(short_tmp, targets=[], mapping=one_file | {"filename": "/t"}),
+        written(short_tmp, mapping=3),
+    ]
+    descriptors(short_tmp, *texts)
+    describe(short_tmp / "firmware", "damaged.json", "{")
+    assert firmware.features([short_tmp / "firmware"]) == {
+        str(plain): frozenset(),
+        str(short_tmp / "OVMF_CODE_4M.fd"): {"acpi-s3", "amd-sev", "verbose-dynamic"},
+        "/x/OVMF.amdsev.fd": {"amd-sev-snp"},
+    }
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}"])
 def test_damaged_descriptor_is_passed_over_and_hides_its_namesake(
     short_tmp: Path, text: str

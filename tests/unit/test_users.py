@@ -168,6 +168,24 @@ async def test_qemu_has_these_ids_no_capability_and_no_way_to_more(tmp_path: Pat
 
 
 @as_root
+def test_whether_a_user_may_open_a_device(short_tmp: Path) -> None:
+    device = short_tmp / "device"
+    device.touch()
+    short_tmp.chmod(0o755)
+    user = users.User(IDS.first, IDS.first, (7_700_009,))
+    for group, mode, may in (
+        (0, 0o660, False),
+        (7_700_009, 0o640, False),
+        (7_700_009, 0o660, True),
+    ):
+        os.chown(device, 0, group)
+        device.chmod(mode)
+        assert users.may_open(user, device, sudo=False) is may
+    assert users.may_open(None, device, sudo=False)
+    assert users.may_open(None, short_tmp / "not ours to see", sudo=True)
+
+
+@as_root
 def test_what_all_vms_share_must_be_open_to_them(short_tmp: Path) -> None:
     chosen = users.choose(asking(IDS))
     short_tmp.chmod(0o755)
