@@ -178,7 +178,7 @@ _TIMED_OUT = _Sign(
     "set the IOMMU to Auto in the firmware setup",
 )
 _NOT_INITIALISED = _Sign(
-    _CCP + r"SEV: failed to INIT",
+    _CCP + r"SEV: (failed to INIT|INIT(_EX)? failed)",
     "update the BIOS; if SEV-SNP fails as well, mend that first or turn it off in the firmware"
     " setup: SEV does not start without it then",
     Verdict.UNKNOWN,  # the log has no line for a later success
@@ -197,7 +197,7 @@ _SIGNS = {
         _Sign(r"^AMD-Vi: SNP: IOMMU SNP feature (is )?not enabled", _SNP_SETUP),
         _Sign(_CCP + r"SEV-SNP support requires firmware version", _UPDATE),
         _Sign(
-            _CCP + r"SEV-SNP: failed to INIT",
+            _CCP + r"SEV-SNP: (failed to INIT|SNP_INIT(_EX)? failed)",
             f"{_UPDATE}; some boards also need SMT and SEV-SNP set as AMD's guide says",
         ),
         _Sign(_CCP + r"SEV-SNP API:", verdict=Verdict.OK),
@@ -227,7 +227,11 @@ _SIGNS = {
             f" (AMD-SB-3023): {_INSTEAD_OF_ES}",
         )
     ],
+    (Technology.SEV_SNP, Layer.KVM): [
+        _Sign(r"^kvm_amd: SEV-SNP unusable", f"the SEV firmware refuses it: {_UPDATE}")
+    ],
     (Technology.TDX, Layer.FIRMWARE): [
+        _Sign(r"^x86/tme: not enabled by BIOS", _TDX_SETUP),
         _Sign(r"^virt/tdx: (BIOS enabled|module initialized)", verdict=Verdict.OK),
         _Sign(r"^virt/tdx: module not loaded", _TDX_SETUP),
         _Sign(r"^virt/tdx: initialization failed: too few private KeyIDs", _TDX_SETUP),

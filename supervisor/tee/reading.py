@@ -26,7 +26,7 @@ _PARAMETERS = ("kvm_amd.sev", "kvm_amd.sev_es", "kvm_amd.sev_snp", "kvm_intel.td
 _DEVICES = ("/dev/kvm", "/dev/sev")
 #: Version 2, and the places of the misc controller on hosts with version 1.
 _CGROUPS = ("", "misc", "unified")
-_OF_INTEREST = re.compile(r"SEV|SNP|tdx|TDX|sev command")
+_OF_INTEREST = re.compile(r"SEV|SNP|TDX|tdx|tme|sev command")
 _RECORD_BYTES = 8192
 _MOST_RECORDS = 100_000
 

@@ -240,6 +240,8 @@ async def test_doctor_finds_a_supervisor_at_its_port(world: World) -> None:
         done = await Cli(world.environ(MANAGER_HTTP_PORT=port))("doctor", "--json", check=False)
         checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
         assert f"127.0.0.1:{port}" in checks["HTTP port"]["detail"]
+        rows = {technology for check in checks.values() for technology in check["cells"]}
+        assert "tdx" in rows
         # Only the port keeps VMs from starting: the stand-in answers all that is asked of QEMU.
         failed = [name for name, check in checks.items() if check["verdict"] == "fail"]
         assert failed == ["HTTP port"]

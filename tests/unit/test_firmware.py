@@ -140,7 +140,7 @@ def test_features_of_all_firmware(short_tmp: Path, monkeypatch: pytest.MonkeyPat
     texts = [
         written(short_tmp),
         written(short_tmp, mapping=one_file, features=["amd-sev-snp"]),
-        written(short_tmp, **{"interface-types": ["bios"]}, mapping=one_file | {"filename": "/b"}),
+        written(short_tmp, mapping=one_file | {"filename": "/b"}) | {"interface-types": ["bios"]},
         written(short_tmp, targets=[], mapping=one_file | {"filename": "/t"}),
         written(short_tmp, mapping=3),
     ]

@@ -222,6 +222,7 @@ LINES = [
     ),
     (SNP, FIRMWARE, "ccp 0000:46:00.1: SEV-SNP support requires firmware version >= 1:51", "BIOS"),
     (SNP, FIRMWARE, "ccp 0000:46:00.1: SEV-SNP: failed to INIT rc -5, error 0x3", "SMT"),
+    (SNP, FIRMWARE, "ccp 0000:46:00.1: SEV-SNP: SNP_INIT_EX failed rc -5, error 0x3", "SMT"),
     (SEV, FIRMWARE, "ccp 0000:46:00.1: sev command 0x85 timed out, disabling PSP", "IOMMU to Auto"),
     (
         *(SNP, KERNEL),
@@ -235,6 +236,8 @@ LINES = [
     ),
     (SEV, KVM, "kvm_amd: SEV unusable (ASIDs 1007 - 1006)", "lower 'SEV-ES ASID Space Limit'"),
     (ES, KVM, "kvm_amd: SEV-ES unusable (ASIDs 100 - 99)", "use SEV-SNP"),
+    (SNP, KVM, "kvm_amd: SEV-SNP unusable (ASIDs 1 - 253)", "the SEV firmware refuses it"),
+    (TDX, FIRMWARE, "x86/tme: not enabled by BIOS", "turn on TME"),
     (TDX, FIRMWARE, "virt/tdx: module not loaded", "SEAM loader"),
     (TDX, FIRMWARE, "kvm_intel: tdx: no TDX private KeyIDs available", "KeyIDs to TDX"),
     (
@@ -280,6 +283,16 @@ def test_every_sign_has_its_line() -> None:
         if re.search(sign.pattern, line)
     }
     assert bad <= said
+
+
+@pytest.mark.parametrize("said", ["failed to INIT error 0x1, rc -5", "INIT failed 0x13, rc -5"])
+def test_sev_that_failed_once_may_start_later(said: str) -> None:
+    """No line of the log tells of the success. So this keeps no supervisor from starting."""
+    facts = milan(log=(f"ccp 0000:44:00.1: SEV: {said}",))
+    assert judge.obstacle(table(facts)[SEV]) is None
+    cell = table(facts)[SEV][FIRMWARE]
+    assert cell.verdict is Verdict.UNKNOWN
+    assert cell.advice.startswith("update the BIOS; if SEV-SNP fails as well")
 
 
 def test_a_later_success_counts() -> None:
