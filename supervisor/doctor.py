@@ -234,7 +234,8 @@ def check_sev(config: QemuConfig, facts: HostFacts) -> Check:
     if missing is None:
         return Check("SEV", Verdict.OK, "VMs are SEV guests")
     if wanted is Switch.TRUE:
-        advice = "see to that, or set MANAGER_QEMU_ENABLE_SEV=auto"
+        advice = "set MANAGER_QEMU_ENABLE_SEV=auto to start plain VMs"
+        advice = f"{missing.advice}; or {advice}" if missing.advice else advice
         return Check("SEV", Verdict.FAIL, missing.found, advice)
     advice = "set MANAGER_QEMU_ENABLE_SEV=false if plain VMs are what you want"
     return Check("SEV", Verdict.WARN, f"VMs are not confidential: {missing.found}", advice)

@@ -107,11 +107,10 @@ def decide(config: QemuConfig, qemu: str, user: User | None = None) -> tuple[Acc
         return Accel(kvm=kvm, sev=False), warnings
     missing = what_sev_lacks(config, host_facts(config, qemu, user, kvm=kvm))
     if missing and config.enable_sev is Switch.TRUE:
+        advice = "set it to auto or false to start plain VMs"
         raise HostError(
             f"MANAGER_QEMU_ENABLE_SEV=true, but {missing.found}",
-            advice="; or ".join(
-                [*filter(None, [missing.advice]), "set it to auto or false to start plain VMs"]
-            ),
+            advice=f"{missing.advice}; or {advice}" if missing.advice else advice,
         )
     if missing:
         warnings.append(f"VMs are not confidential: {missing.found}")

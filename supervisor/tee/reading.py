@@ -81,8 +81,9 @@ def read(
 def encryption_leaf() -> EncryptionLeaf | None:
     """CPUID's leaf on memory encryption; None if this process cannot execute the instruction.
 
-    /dev/cpu/0/cpuid would need root and a module. A page is written and then made executable,
-    never both at once: a hardened kernel, or systemd's MemoryDenyWriteExecute=, may still refuse.
+    /dev/cpu/0/cpuid would need root and a module; packages that are kept up give names of features
+    and not the leaf. So a page of ours has the instruction. It is written and then made executable,
+    never both at once; a hardened kernel, or systemd's MemoryDenyWriteExecute=, may still refuse.
     """
     if platform.machine() != "x86_64":
         return None
