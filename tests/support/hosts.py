@@ -105,7 +105,7 @@ OLD_KERNEL = attrs.evolve(
     ovmf=DEBIAN_OVMF,
 )
 
-#: Recorded at github.com/AMDESE/linux-svsm, issue 9, but for the version, which is 1.15 there.
+#: Recorded (github.com/AMDESE/linux-svsm/issues/9), but for the version, which is 1.15 there.
 FIRMWARE_1_49 = attrs.evolve(
     MILAN,
     parameters={"kvm_amd.sev": "Y", "kvm_amd.sev_es": "Y", "kvm_amd.sev_snp": "N"},
@@ -116,7 +116,7 @@ FIRMWARE_1_49 = attrs.evolve(
     ),
 )
 
-#: Lines recorded at github.com/AMDESE/AMDSEV, issues 176 and 271; the parameters are issue 215's.
+#: Lines recorded (github.com/AMDESE/AMDSEV/issues/271), and parameters (the same, /215).
 SNP_NOT_INITIALISED = attrs.evolve(
     MILAN,
     parameters={"kvm_amd.sev": "Y", "kvm_amd.sev_es": "Y", "kvm_amd.sev_snp": "N"},
@@ -140,7 +140,7 @@ SNP_FORBIDS_ES = attrs.evolve(
     ),
 )
 
-#: The line recorded at github.com/AMDESE/AMDSEV, issue 113.
+#: The line recorded (github.com/AMDESE/AMDSEV/issues/113).
 IOMMU_PASSTHROUGH = attrs.evolve(
     MILAN,
     parameters=FIRMWARE_1_49.parameters,
