@@ -250,9 +250,10 @@ def test_address_of_an_agent_that_no_port_leads_to(short_tmp: Path) -> None:
     vm_dir.path.mkdir()
     with vm_dir.listen_agent() as listener, grpc.insecure_channel(vm_dir.agent_address) as channel:
         listener.settimeout(60)
-        channel.subscribe(lambda _: None, try_to_connect=True)
+        call = channel.unary_unary("/any/Call").future(b"")
         connection, _ = listener.accept()
         connection.close()
+        call.cancel()
     vm_dir.agent_socket.unlink()
 
 

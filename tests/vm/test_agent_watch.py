@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -162,6 +164,9 @@ def _log(supervisor: Supervisor) -> Iterator[dict[str, Any]]:
 def test_guest_that_sleeps_is_woken_to_power_off(
     supervisor: Supervisor, fleet: dict[str, dict[str, Any]]
 ) -> None:
+    kernel = json.loads(trusting_image().with_name("manifest.json").read_text())["kernel"]
+    if re.fullmatch(r"7\..*-generic", kernel):
+        pytest.skip(f"NOT TESTED: Ubuntu's kernel {kernel} hangs while it suspends its devices")
     vm = fleet["suspended"]
     with supervisor.events(vm["id"]) as events:
         answer = start(vm, SUSPEND)
