@@ -14,6 +14,8 @@ import trio
 
 from supervisor.config import DiskConfig, FirmwareConfig
 from supervisor.errors import HostError, ImageError, LaunchError
+from supervisor.pb import agent_pb2
+from supervisor.pb.agent_pb2_grpc import AgentServiceStub
 from supervisor.state.tmp_dir import check_tmp, close_tmp
 from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir, make_overlay
 
@@ -250,7 +252,7 @@ def test_address_of_an_agent_that_no_port_leads_to(short_tmp: Path) -> None:
     vm_dir.path.mkdir()
     with vm_dir.listen_agent() as listener, grpc.insecure_channel(vm_dir.agent_address) as channel:
         listener.settimeout(60)
-        call = channel.unary_unary("/any/Call").future(b"")
+        call = AgentServiceStub(channel).Run.future(agent_pb2.RunRequest())
         connection, _ = listener.accept()
         connection.close()
         call.cancel()

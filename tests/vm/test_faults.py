@@ -13,7 +13,6 @@ import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,6 +25,7 @@ from tests.vm.test_run import AVERAGE, agent_of, computation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 #: By what becomes of them.
 FLEET = ("reset", "watched", "powers-off-alone", "panics-alone")
