@@ -111,14 +111,13 @@ class Place:
                 "MANAGER_BODY_BUDGET": "64M",
                 "MANAGER_CALLER_READERS": "1",
                 "MANAGER_CALLER_REQUESTS": "2",
-                "MANAGER_HTTP_CONNECTIONS": "8",
             },
         )
 
     @cached_property
     def rated(self) -> Service:
-        """Answers one request a second of each caller."""
-        return self.serve("rated", {"MANAGER_CALLER_RATE": "1"})
+        """Answers one request a second of each caller; an address has eight connections."""
+        return self.serve("rated", {"MANAGER_CALLER_RATE": "1", "MANAGER_HTTP_CONNECTIONS": "8"})
 
     @cached_property
     def secured(self) -> Service:
