@@ -156,6 +156,7 @@ def events(place: Place) -> Came:
     except grpc.RpcError as error:
         told = place.main.ask("GET", f"/vms/{vm_id}/events?limit=100", by="bob").json()["events"]
         causes = [event["cause"] for event in told if event["event"] == "ending"]
+        place.main.ask("DELETE", f"/vms/{vm_id}", by="bob")  # the next attack has another VM
         return Came("ended" if causes == ["flood"] else f"{causes}", detail=str(error))
     return Came("through")
 

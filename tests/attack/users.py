@@ -146,13 +146,19 @@ for _words, _show in _SHOWN.items():
 
 
 def _agents_http(method: str, path: str, body: bytes | None, place: Place) -> Came:
+    """Tried again until the agent listens there: its gRPC answers some seconds before."""
     host, port = place.agent(9031)
-    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S * 5)
-    try:
-        connection.request(method, path, body, {"Content-Type": "application/json"})
-        return Came(str(connection.getresponse().status))
-    finally:
-        connection.close()
+    deadline = time.monotonic() + ANSWER_S * 5
+    while True:
+        connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S * 5)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            return Came(str(connection.getresponse().status))
+        except ConnectionError:
+            if time.monotonic() > deadline:
+                raise
+        finally:
+            connection.close()
 
 
 for _what, _method, _path, _body in (
