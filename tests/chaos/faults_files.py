@@ -42,9 +42,9 @@ def fill(case: Case) -> Path:
     return filling
 
 
-def small(case: Case) -> None:
+def small(case: Case, size: str = _SMALL) -> None:
     """A tmp/ that a few VMs fill."""
-    _mounted(case, "-t", "tmpfs", "-o", f"size={_SMALL},mode=0700", "chaos")
+    _mounted(case, "-t", "tmpfs", "-o", f"size={size},mode=0700", "chaos")
 
 
 @kind("tmp/ full: states change meanwhile", times=3)
