@@ -6,6 +6,7 @@ nursery, and inside that are the servers. So the VMs' tasks end after the last r
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -293,6 +294,21 @@ def open_door(config: Config) -> Door:
     return door
 
 
+#: ``M_MMAP_THRESHOLD`` of mallopt(3), and what is large: a body's part is not, a computation is.
+_MMAP_THRESHOLD, _LARGE_BYTES = -3, 256 * 1024
+
+
+def _return_large_blocks() -> None:
+    """Have the C library give large blocks back to the kernel as soon as they are free.
+
+    glibc does so at first, and raises the limit at each of them: after a few computations the rest
+    come from heaps, which keep what lies between blocks that are still in use.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:  # musl has none, and needs none
+        mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
 def _tune_process() -> None:
     """Fit this process for a thousand VMs, and for what they entrust to it."""
     confine.forbid_core_files()
@@ -301,6 +317,7 @@ def _tune_process() -> None:
     # Each VM takes three descriptors, and the soft limit is often 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _return_large_blocks()
     # A full garbage collection stops everything while it visits all objects. Objects from the
     # start are frozen, and later objects have few reference cycles, so it may run rarely.
     gc.freeze()
