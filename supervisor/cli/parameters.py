@@ -110,7 +110,4 @@ class Registers(click.ParamType[tuple[int, bytes]]):
         number, _, text = value.partition("=")
         if number not in ("0", "1", "2", "3"):
             self.fail(f"{value!r} is not NUMBER=HEX with a NUMBER from 0 to 3", param, ctx)
-        try:
-            return int(number), from_hex(text, 48)
-        except BadEvidence as error:
-            self.fail(str(error), param, ctx)
+        return int(number), Hex(48).convert(text, param, ctx)

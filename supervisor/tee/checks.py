@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
 
 @enum.unique
@@ -72,3 +72,39 @@ def compare(field: str, found: str, expected: str | None, *, why: str = "") -> C
     if expected is None:
         return Check(field, Verdict.NOT_COMPARED, found, why=why)
     return check(field, found, found == expected, expected=expected)
+
+
+@attrs.frozen(kw_only=True)
+class Bits:
+    """How the bits of a word are judged.
+
+    :param field: what the checks' fields begin with
+    :param known: all others are reserved, and zero
+    :param opens: bits that let somebody else into the guest, with what they do
+    :param allowed: those of them that are let through
+    :param expected: the word, bit for bit; None if nobody expects one
+    """
+
+    field: str
+    known: Iterable[enum.IntEnum]
+    opens: Mapping[int, str]
+    allowed: Collection[int]
+    expected: int | None
+
+    def judge(self, word: int) -> list[Check]:
+        """A check for each known bit, and one for all others."""
+        known = {bit: f"{self.field}: {bit.name.lower()}" for bit in self.known}
+        checks = [self._bit(field, word >> bit & 1, bit) for bit, field in known.items()]
+        rest = word & ~sum(1 << bit for bit in known)
+        return [
+            *checks,
+            check(f"{self.field}: reserved bits", f"{rest:#x}", not rest, expected="0x0"),
+        ]
+
+    def _bit(self, field: str, found: int, bit: int) -> Check:
+        if found and bit in self.opens and bit not in self.allowed:
+            return Check(field, Verdict.INSECURE, "1", "0", self.opens[bit])
+        if self.expected is None and bit in self.opens:
+            return Check(field, Verdict.OK, str(found))
+        wanted = None if self.expected is None else str(self.expected >> bit & 1)
+        return compare(field, str(found), wanted)

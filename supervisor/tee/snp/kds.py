@@ -48,7 +48,7 @@ def urls(report: Report, product: Product | None) -> dict[str, str]:
         raise Unsupported("the host masks its chip id, so that nobody can ask for its VCEK")
     if product is Product.TURIN:
         chip_id = chip_id[:_TURIN_CHIP_ID_BYTES]
-    versions = security_versions(report.tcb["reported"], product)
+    versions = security_versions(report.reported_tcb, product)
     asked = urlencode({_NAMES[name]: f"{number:02}" for name, number in versions.items()})
     base = f"{_SERVER}/vcek/v1/{product}"
     return {

@@ -70,14 +70,12 @@ class PolicyBit(enum.IntEnum):
 class Report:
     """The fields, by AMD's names. Numbers are unsigned.
 
-    :param tcb: the eight bytes of each kind of TCB: ``current``, ``reported``, ``committed``,
-        ``launch``
+    :param reported_tcb: eight bytes; see `security_versions`
     :param cpuid: family, model and stepping; None before version 3
     :param signature: r and s
     """
 
     version: int
-    guest_svn: int
     policy: int
     vmpl: int
     key_info: int
@@ -87,7 +85,7 @@ class Report:
     id_key_digest: bytes
     author_key_digest: bytes
     chip_id: bytes
-    tcb: Mapping[str, bytes]
+    reported_tcb: bytes
     cpuid: tuple[int, int, int] | None
     signed: bytes = attrs.field(repr=False)
     signature: tuple[int, int] = attrs.field(repr=False)
@@ -110,9 +108,6 @@ class Report:
             return Product.MILAN
         return Product.GENOA if 0x10 <= model <= 0x1F or 0xA0 <= model <= 0xAF else None
 
-    def has(self, bit: PolicyBit) -> bool:
-        return bool(self.policy >> bit & 1)
-
 
 def security_versions(tcb: bytes, product: Product) -> dict[str, int]:
     """A TCB's parts, by their names in `TCB_PARTS`."""
@@ -127,7 +122,7 @@ def decode(content: bytes) -> Report:
     """
     if len(content) != LENGTH:
         raise BadEvidence(f"not an attestation report: it has {len(content)} bytes, not {LENGTH}")
-    version, guest_svn, policy = struct.unpack_from("<IIQ", content)
+    version, _guest_svn, policy = struct.unpack_from("<IIQ", content)
     if version not in VERSIONS:
         known = f"{VERSIONS[0]} to {VERSIONS[-1]}"
         raise Unsupported(f"the report has version {version}; versions {known} are known")
@@ -137,7 +132,6 @@ def decode(content: bytes) -> Report:
     r, s = (content[at : at + _NUMBER] for at in (SIGNED, SIGNED + _NUMBER))
     return Report(
         version=version,
-        guest_svn=guest_svn,
         policy=policy,
         vmpl=vmpl,
         key_info=struct.unpack_from("<I", content, 0x48)[0],
@@ -147,12 +141,7 @@ def decode(content: bytes) -> Report:
         id_key_digest=content[0xE0:0x110],
         author_key_digest=content[0x110:0x140],
         chip_id=content[0x1A0:0x1E0],
-        tcb={
-            "current": content[0x38:0x40],
-            "reported": content[0x180:0x188],
-            "committed": content[0x1E0:0x1E8],
-            "launch": content[0x1F0:0x1F8],
-        },
+        reported_tcb=content[0x180:0x188],
         cpuid=(content[0x188], content[0x189], content[0x18A]) if version >= 3 else None,
         signed=content[:SIGNED],
         signature=(int.from_bytes(r, "little"), int.from_bytes(s, "little")),

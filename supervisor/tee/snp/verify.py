@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from supervisor.tee import certificate, ecdsa
-from supervisor.tee.checks import Check, Verdict, check, compare
+from supervisor.tee.checks import Bits, Check, Verdict, check, compare
 from supervisor.tee.evidence import Unsupported
 from supervisor.tee.snp import endorsement
 from supervisor.tee.snp.report import PolicyBit, SigningKey, security_versions
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from supervisor.tee.snp.report import Product, Report
 
 #: Bits of a policy that let somebody else into the guest, with what they do.
-_OPEN = {
+_OPEN: dict[int, str] = {
     PolicyBit.DEBUG: "the host may read and change the guest's memory",
     PolicyBit.MIGRATE_MA: "a migration agent, another VM of the host, may take the guest over",
 }
-_KNOWN_POLICY = 0xFFFF | sum(1 << bit for bit in PolicyBit)
+#: What a policy has beside these: the least version of the ABI, and the bit that must be one.
+_BESIDE_BITS = 0xFFFF | 1 << PolicyBit.RESERVED_ONE
 
 
 @attrs.frozen(kw_only=True)
@@ -118,7 +119,7 @@ def _product(report: Report, leaf: Leaf, product: Product) -> Check:
 
 
 def _tcb(report: Report, leaf: Leaf, product: Product, expected: Expected) -> list[Check]:
-    reported = security_versions(report.tcb["reported"], product)
+    reported = security_versions(report.reported_tcb, product)
     checks = [
         compare(
             f"reported TCB: {name}",
@@ -151,21 +152,17 @@ def _chip(report: Report, leaf: Leaf) -> Check:
 
 
 def _policy(report: Report, expected: Expected) -> list[Check]:
-    checks = []
-    for bit in PolicyBit:
-        field, found = f"policy: {bit.name.lower()}", str(int(report.has(bit)))
-        if bit is PolicyBit.RESERVED_ONE:
-            checks.append(check(field, found, report.has(bit), expected="1"))
-            continue
-        wanted = None if expected.policy is None else str(expected.policy >> bit & 1)
-        if found == "1" and bit in _OPEN and bit not in expected.allowed:
-            checks.append(Check(field, Verdict.INSECURE, found, "0", _OPEN[bit]))
-        elif wanted is None and bit in _OPEN:
-            checks.append(Check(field, Verdict.OK, found))
-        else:
-            checks.append(compare(field, found, wanted))
-    unknown = report.policy & ~_KNOWN_POLICY
-    checks.append(check("policy: reserved bits", f"{unknown:#x}", unknown == 0, expected="0x0"))
+    one = report.policy >> PolicyBit.RESERVED_ONE & 1
+    field = f"policy: {PolicyBit.RESERVED_ONE.name.lower()}"
+    checks = [check(field, str(one), bool(one), expected="1")]
+    bits = Bits(
+        field="policy",
+        known=[bit for bit in PolicyBit if bit is not PolicyBit.RESERVED_ONE],
+        opens=_OPEN,
+        allowed=expected.allowed,
+        expected=expected.policy,
+    )
+    checks += bits.judge(report.policy & ~_BESIDE_BITS)
     if expected.policy is not None:
         versions = (
             f"{word >> 8 & 0xFF}.{word & 0xFF}" for word in (report.policy, expected.policy)

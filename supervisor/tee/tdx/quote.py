@@ -57,9 +57,6 @@ class TdReport:
     report_data: bytes
     mrservicetd: bytes
 
-    def has(self, bit: Attribute) -> bool:
-        return bool(self.attributes >> bit & 1)
-
 
 @attrs.frozen
 class QeReport:
@@ -68,7 +65,6 @@ class QeReport:
     :param content: all of it, which its signature covers
     """
 
-    cpusvn: bytes
     miscselect: int
     attributes: bytes
     mrsigner: bytes
@@ -197,7 +193,6 @@ def _td_report(content: bytes) -> TdReport:
 def _qe_report(content: bytes) -> QeReport:
     isvprodid, isvsvn = struct.unpack_from("<HH", content, 256)
     return QeReport(
-        cpusvn=content[:16],
         miscselect=struct.unpack_from("<I", content, 16)[0],
         attributes=content[48:64],
         mrsigner=content[128:160],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from supervisor.tee import certificate, ecdsa
-from supervisor.tee.checks import Check, Verdict, check, compare
+from supervisor.tee.checks import Bits, Check, check, compare
 from supervisor.tee.evidence import BadEvidence
 from supervisor.tee.tdx import collateral, pck
 from supervisor.tee.tdx.quote import Attribute
@@ -33,11 +33,10 @@ _QE_PRODUCT = 2
 _QE_DEBUG = 0x02
 
 #: Attributes that let somebody else into the TD, with what they do.
-_OPEN = {
+_OPEN: dict[int, str] = {
     Attribute.DEBUG: "the host may read and change the TD's memory and registers",
     Attribute.MIGRATABLE: "a migration TD, another one of the host, may take this one over",
 }
-_KNOWN_ATTRIBUTES = sum(1 << bit for bit in Attribute)
 _RTMRS = range(4)
 
 
@@ -130,19 +129,14 @@ def _module(report: TdReport) -> Check:
 
 
 def _attributes(report: TdReport, expected: Expected) -> list[Check]:
-    checks = []
-    for bit in Attribute:
-        field, found = f"attributes: {bit.name.lower()}", str(int(report.has(bit)))
-        wanted = None if expected.attributes is None else str(expected.attributes >> bit & 1)
-        if found == "1" and bit in _OPEN and bit not in expected.allowed:
-            checks.append(Check(field, Verdict.INSECURE, found, "0", _OPEN[bit]))
-        elif wanted is None and bit in _OPEN:
-            checks.append(Check(field, Verdict.OK, found))
-        else:
-            checks.append(compare(field, found, wanted))
-    unknown = report.attributes & ~_KNOWN_ATTRIBUTES
-    checks.append(check("attributes: reserved bits", f"{unknown:#x}", unknown == 0, expected="0x0"))
-    return checks
+    bits = Bits(
+        field="attributes",
+        known=Attribute,
+        opens=_OPEN,
+        allowed=expected.allowed,
+        expected=expected.attributes,
+    )
+    return bits.judge(report.attributes)
 
 
 def _guest(report: TdReport, expected: Expected) -> list[Check]:
@@ -156,6 +150,9 @@ def _guest(report: TdReport, expected: Expected) -> list[Check]:
         "MROWNER": (report.mrowner, expected.mrowner),
         "MROWNERCONFIG": (report.mrownerconfig, expected.mrownerconfig),
         "REPORTDATA": (report.report_data, expected.report_data),
+        "MRSEAM": (report.mrseam, None),
+        "XFAM": (report.xfam, None),
+        "MRSERVICETD": (report.mrservicetd, None),
     }
     return [
         compare(field, found.hex(), None if wanted is None else wanted.hex())
