@@ -175,8 +175,12 @@ def may_open(user: User | None, path: Path, *, sudo: bool) -> bool:
 
 
 def _may(user: User, flag: str, path: Path) -> bool:
-    """Asked of a process of that user: modes, ACLs and all directories above count."""
-    command = [*run_as(user), "test", flag, str(path.absolute())]
+    """Asked of a process of that user: modes, ACLs and all directories above count.
+
+    By a shell, whose own ``test`` asks the kernel. The program test(1) of uutils, which is Ubuntu's
+    since 25.10, judges by the mode alone and forgets supplementary groups.
+    """
+    command = [*run_as(user), "sh", "-c", 'test "$1" "$2"', "sh", flag, str(path.absolute())]
     return not subprocess.run(command, check=False, env=confine.environment()).returncode
 
 
