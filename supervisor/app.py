@@ -50,6 +50,7 @@ from supervisor.state.store import Store, locked
 from supervisor.state.tmp_dir import check_tmp, close_tmp
 from supervisor.state.vm_dir import check_image
 from supervisor.tee import reading
+from supervisor.tls import as_tolerant_as_others
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -281,7 +282,7 @@ def _ssl_context(http: HttpConfig) -> ssl.SSLContext:
         files.verify_mode = ssl.CERT_REQUIRED
     context = files.create_ssl_context()
     assert context
-    return context
+    return as_tolerant_as_others(context)
 
 
 def open_door(config: Config) -> Door:

@@ -17,6 +17,7 @@ import httpx
 from supervisor.api.sockets import is_loopback
 from supervisor.cli.environment import CommandFailed
 from supervisor.errors import nearest
+from supervisor.tls import as_tolerant_as_others
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -206,7 +207,7 @@ def _context(tls: Tls) -> ssl.SSLContext:
             context.load_cert_chain(tls.cert, tls.key)
     except (OSError, ssl.SSLError) as error:
         raise CommandFailed(f"--cacert, --cert or --key cannot be used: {error}") from error
-    return context
+    return as_tolerant_as_others(context)
 
 
 _FILE = click.Path(exists=True, dir_okay=False)

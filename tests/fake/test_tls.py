@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import ssl
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import httpx
+import hypercorn.config
 import pytest
 import trustme
+from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
+from supervisor.api.http.connections import Connection
+from supervisor.cli import main
 from supervisor.pb import vm_pb2
-from tests.support.world import Secure
+from tests.support.world import Secure, in_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,3 +158,89 @@ async def test_agent_with_a_name_that_is_not_expected(world: World, tls: Tls) ->
     world.scenario(agent_tls=str(world.directory))
     async with world.serve(**settings) as supervisor:
         assert (await supervisor.post(b"1")).status_code == 504
+
+
+class Plain(Tls):
+    """With an authority that has no key usage, as `openssl req -x509` makes it."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")])
+        self._issuer = name, key
+        authority = self._certificate(name, key, x509.BasicConstraints(ca=True, path_length=None))
+        self.ca.write_bytes(authority)
+        for cert, file in ((self.cert, self.key), (self.client_cert, self.client_key)):
+            key = ec.generate_private_key(ec.SECP256R1())
+            localhost = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+            cert.write_bytes(self._certificate(x509.Name([]), key, localhost))
+            file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+    def _certificate(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType
+    ) -> bytes:
+        issuer, signer = self._issuer
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder(issuer, subject, key.public_key(), 1)
+        builder = builder.not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+        made = builder.add_extension(extension, critical=True).sign(signer, SHA256())
+        return made.public_bytes(Encoding.PEM)
+
+    def context(self, *, known: bool) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(self.ca)
+        context.load_cert_chain(self.client_cert, self.client_key)
+        return context
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default contexts as Python has them since 3.13."""
+    default = ssl.create_default_context
+
+    def create(*args: Any, **kwargs: Any) -> ssl.SSLContext:
+        context = default(*args, **kwargs)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    for module in (ssl, hypercorn.config):
+        monkeypatch.setattr(module, "create_default_context", create)
+
+
+@pytest.mark.usefixtures("strict")
+async def test_authority_without_key_usage(world: World, short_tmp: Path) -> None:
+    plain = Plain(short_tmp)
+    settings = plain.server_settings("HTTP", mutual=True)
+    async with world.serve(Secure(http=plain.context(known=True)), **settings) as supervisor:
+        assert (await supervisor.http.get("/health")).status_code == 200
+        command = partial(
+            CliRunner().invoke,
+            main,
+            [
+                "ls",
+                *("--url", f"https://localhost:{supervisor.running.http_port}"),
+                *("--cacert", str(plain.ca)),
+                *("--cert", str(plain.client_cert), "--key", str(plain.client_key)),
+            ],
+        )
+        result = await in_thread(command)
+        assert result.exit_code == 0, result.output
+
+
+async def test_failed_handshake_is_told_once_a_second(
+    world: World, tls: Tls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By whom, and why: its client learns nothing but that the connection is closed."""
+    other = trustme.CA().issue_cert("client@example.org")
+    stranger = ssl.create_default_context(cafile=str(tls.ca))
+    other.configure_cert(stranger)
+    settings = tls.server_settings("HTTP", mutual=True)
+    async with world.serve(Secure(http=stranger), **settings) as supervisor:
+        Connection._told_at = -math.inf
+        for _ in range(5):
+            with pytest.raises(httpx.TransportError):
+                await supervisor.http.get("/health")
+    told = [line for line in capsys.readouterr().out.splitlines() if "TLS handshake" in line]
+    assert 0 < len(told) < 5
+    assert "peer=127.0.0.1" in told[0]
+    assert "unable to get local issuer certificate" in told[0]

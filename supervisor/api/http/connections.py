@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import resource
 import socket
+import ssl
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,7 +48,6 @@ from supervisor.errors import SupervisorError, TooOften, single
 __all__ = ["Exchange", "Settings", "serve"]
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Awaitable, Callable
 
     from hypercorn.typing import HTTPScope
@@ -219,6 +219,8 @@ class Connection(TCPServer):
 
     #: How many there are.
     _count: ClassVar[int] = 0
+    #: When a failed handshake was told last.
+    _told_at: ClassVar[float] = -math.inf
 
     async def run(self) -> None:
         if Connection._count >= _most_connections():
@@ -230,7 +232,10 @@ class Connection(TCPServer):
         self.state = LifespanState({**self.state, "stream": self.stream})
         try:
             with self.config.per_address.one_more(_address(self.stream)):
-                await super().run()
+                if await self._shake_hands():
+                    await super().run()
+                else:
+                    await trio.aclose_forcefully(self.stream)
         except TooOften as error:
             log.warning("HTTP connection refused", problem=str(error))
             await trio.aclose_forcefully(self.stream)
@@ -248,6 +253,24 @@ class Connection(TCPServer):
             self.stream = trio.SSLStream(
                 self.stream, tls.get(), server_side=True, https_compatible=True
             )
+
+    async def _shake_hands(self) -> bool:
+        """Whether it succeeds. Hypercorn would do it, and say nothing of one that fails."""
+        if not isinstance(self.stream, trio.SSLStream):
+            return True
+        peer = _address(self.stream)
+        try:
+            with trio.move_on_after(self.config.ssl_handshake_timeout):
+                await self.stream.do_handshake()
+                return True
+        except trio.BrokenResourceError as error:
+            # One line a second: strangers cause them.
+            why, now = error.__cause__, trio.current_time()
+            if isinstance(why, ssl.SSLError) and now > Connection._told_at + 1:
+                Connection._told_at = now
+                problem = getattr(why, "verify_message", "") or why.reason
+                log.warning("TLS handshake failed", peer=peer, problem=problem)
+        return False
 
     async def _read_data(self) -> None:
         async with trio.open_nursery() as nursery:
