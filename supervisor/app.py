@@ -49,7 +49,7 @@ from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked
 from supervisor.state.tmp_dir import check_tmp, close_tmp
 from supervisor.state.vm_dir import check_image
-from supervisor.tee import reading
+from supervisor.tee import binding, policy, reading
 from supervisor.tls import as_tolerant_as_others
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from supervisor.api.auth.files import Watched
     from supervisor.config import AccessPaths, Config, HttpConfig
+    from supervisor.qemu.cmdline import Accel
     from supervisor.runs.service import Service
 
 log = structlog.stdlib.get_logger()
@@ -142,6 +143,7 @@ def examine(config: Config, clock: Clock) -> Host:
         # No error: the missing file can be added while the supervisor runs. Until then each run
         # fails with this error.
         warnings.append(str(error))
+    warnings += _about_tee(config, decided)
     dangers = (network.danger(config.qemu.net), users.danger(config.qemu))
     warnings += [str(danger) for danger in dangers if danger]
     if config.auth is Auth.OFF:
@@ -152,6 +154,26 @@ def examine(config: Config, clock: Clock) -> Host:
     for warning in warnings:
         log.warning(warning)
     return host
+
+
+def _about_tee(config: Config, decided: Accel) -> list[str]:
+    """:raises HostError: if the technology does not know the policy"""
+    if decided.tee is None:
+        return []
+    try:
+        number = policy.encode(decided.tee, config.qemu.tee.policy)
+    except ValueError as error:
+        raise HostError(str(error), advice="change MANAGER_TEE_POLICY") from None
+    found = [
+        f"MANAGER_TEE_POLICY={config.qemu.tee.policy}: {opening}"
+        for opening in policy.openings(decided.tee, number)
+    ]
+    if config.start.pool_size and binding.binds(decided.tee):
+        found.append(
+            f"MANAGER_POOL_SIZE has no effect: each {decided.tee.label} guest is started for one"
+            " computation"
+        )
+    return found
 
 
 async def serve(

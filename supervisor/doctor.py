@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from supervisor.api import sockets
-from supervisor.config import Forwards, GuestNetwork
+from supervisor.config import Forwards, GuestNetwork, Tee
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, LaunchError, PortsTaken
 from supervisor.image.image import DISK
@@ -28,6 +28,7 @@ from supervisor.qemu.version import Version
 from supervisor.runs import admission
 from supervisor.state.tmp_dir import check_tmp
 from supervisor.tee import judge
+from supervisor.tee.facts import Technology
 from supervisor.tee.judge import Layer
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from supervisor.config import Config, GrpcConfig, HttpConfig, QemuConfig
     from supervisor.errors import SupervisorError
     from supervisor.qemu.users import User
-    from supervisor.tee.facts import HostFacts, Technology
+    from supervisor.tee.facts import HostFacts
 
 #: The oldest QEMU this project has been run with.
 _TRIED_QEMU = Version(7, 2)
@@ -89,7 +90,7 @@ def examine(config: Config) -> Iterator[Check]:
     facts = accel.host_facts(
         qemu, shutil.which(qemu.bin_path), chosen, kvm=kvm is not None and kvm.works
     )
-    yield check_sev(qemu, facts)
+    yield check_tee(qemu, facts)
     yield from check_technologies(judge.judge(facts, qemu.memory_bytes))
     yield check_ovmf(qemu)
     yield check_image(qemu)
@@ -134,7 +135,7 @@ def check_user(config: QemuConfig) -> tuple[User | None, Check]:
     try:
         chosen = users.choose(config)
         here = attrs.evolve(config, tmp=config.tmp.absolute())
-        users.check_access(here, chosen, Accel(kvm=False, sev=False))
+        users.check_access(here, chosen, Accel(kvm=False))
     except HostError as error:
         return None, _of_error(name, error)
     if danger := users.danger(config):
@@ -146,7 +147,7 @@ def check_user(config: QemuConfig) -> tuple[User | None, Check]:
 
 def check_machine(config: QemuConfig, user: User | None = None, *, kvm: bool) -> Check:
     """Whether QEMU takes the machine, CPU, memory and numbers of CPUs in the settings."""
-    decided = Accel(kvm=kvm, sev=False)
+    decided = Accel(kvm=kvm)
     try:
         trial.check(config, accel.find_qemu(config), decided, user)
     except HostError as error:
@@ -222,23 +223,30 @@ def check_kvm(wanted: Switch, probe: accel.Probe | None) -> Check:
     return Check("KVM", Verdict.WARN, f"VMs are emulated: {probe.detail}", advice)
 
 
-def check_sev(config: QemuConfig, facts: HostFacts) -> Check:
-    """Whether VMs will be SEV guests."""
-    wanted = config.enable_sev
-    if wanted is Switch.FALSE:
-        return Check("SEV", Verdict.OK, "MANAGER_QEMU_ENABLE_SEV=false: VMs are not confidential")
+def check_tee(config: QemuConfig, facts: HostFacts) -> Check:
+    """What VMs will be confidential by, unless their run says otherwise."""
+    name, wanted = "TEE", config.default_tee
+    setting = "MANAGER_TEE" if config.tee.use else "MANAGER_QEMU_ENABLE_SEV"
+    none = "none" if config.tee.use else "false"
+    if wanted is Tee.NONE:
+        return Check(name, Verdict.OK, f"{setting}={none}: VMs are not confidential")
     try:
-        missing = accel.what_sev_lacks(config, facts)
+        if wanted is Tee.AUTO:
+            technology, missing = accel.best_technology(config, facts)
+        else:
+            technology = Technology(wanted)
+            missing = accel.what_lacks(config, facts, technology)
     except HostError as error:
-        return _of_error("SEV", error)
-    if missing is None:
-        return Check("SEV", Verdict.OK, "VMs are SEV guests")
-    if wanted is Switch.TRUE:
-        advice = "set MANAGER_QEMU_ENABLE_SEV=auto to start plain VMs"
-        advice = f"{missing.advice}; or {advice}" if missing.advice else advice
-        return Check("SEV", Verdict.FAIL, missing.found, advice)
-    advice = "set MANAGER_QEMU_ENABLE_SEV=false if plain VMs are what you want"
-    return Check("SEV", Verdict.WARN, f"VMs are not confidential: {missing.found}", advice)
+        return _of_error(name, error)
+    if missing is None and technology:
+        return Check(name, Verdict.OK, f"VMs are {technology.label} guests")
+    assert missing
+    if wanted is Tee.AUTO:
+        advice = f"set {setting}={none} if plain VMs are what you want"
+        return Check(name, Verdict.WARN, f"VMs are not confidential: {missing.found}", advice)
+    advice = f"set {setting}=auto to start plain VMs"
+    advice = f"{missing.advice}; or {advice}" if missing.advice else advice
+    return Check(name, Verdict.FAIL, missing.found, advice)
 
 
 def check_technologies(table: judge.Table) -> Iterator[Check]:

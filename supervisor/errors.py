@@ -21,6 +21,7 @@
     │   ├── Overloaded         … for one more body; the supervisor receives too many
     │   └── TooOften           … for one more request of this caller
     ├── Stopping               the supervisor is stopping
+    ├── TeeUnavailable         this host starts no such confidential guest; says what is missing
     ├── LaunchError            QEMU did not start; has argv, exit code, last log lines
     │   ├── ImageError         … the base image is missing or unreadable
     │   ├── FirmwareError      … OVMF's files are missing or do not belong together
@@ -195,6 +196,10 @@ class Stopping(SupervisorError):
         self, detail: str = "the supervisor is stopping and does not start VMs any more"
     ) -> None:
         super().__init__(detail)
+
+
+class TeeUnavailable(SupervisorError):
+    """This host starts no confidential guest of the technology that a run asks for."""
 
 
 class LaunchError(SupervisorError):

@@ -14,7 +14,9 @@ import attrs
 from supervisor.config import (
     MAX_COMPUTATION,
     Forwards,
+    Policy,
     RestartPolicy,
+    Tee,
     TemplateUse,
     against_no_forwards,
 )
@@ -58,6 +60,8 @@ class RunRequest:
     keep_disk: bool | None = None
     template: TemplateUse | None = None
     forwards: Forwards | None = None
+    tee: Tee | None = None
+    tee_policy: Policy | None = None
 
     def options(
         self, config: Config, idempotency_key: str | None, request_id: str = ""
@@ -78,6 +82,8 @@ class RunRequest:
             keep_disk=config.retention.disks if keep is None else keep,
             template=self.template or config.start.templates,
             forwards=forwards,
+            tee=self.tee or config.qemu.default_tee,
+            tee_policy=str(config.qemu.tee.policy if self.tee_policy is None else self.tee_policy),
             idempotency_key=key,
             request_id=request_id,
             # Megabytes to hash, for nobody but a repetition.
@@ -90,6 +96,8 @@ class RunRequest:
                 keep,
                 template=self.template,
                 forwards=self.forwards,
+                tee=self.tee,
+                tee_policy=self.tee_policy,
             ),
         )
 
@@ -138,6 +146,14 @@ def ttl(given: object) -> float:
         return parse_seconds(given if isinstance(given, str) else "")
     except ValueError as error:
         raise InvalidRequest(f"ttl {error}", member="ttl") from None
+
+
+def tee_policy(given: object) -> Policy:
+    """:raises InvalidRequest:"""
+    try:
+        return Policy.read(given if isinstance(given, str) else "?")
+    except ValueError as error:
+        raise InvalidRequest(f"tee_policy: {error}", member="tee_policy") from None
 
 
 def page_size(given: str) -> int:

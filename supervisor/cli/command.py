@@ -12,13 +12,16 @@ import trio
 from supervisor import app
 from supervisor.cli.environment import CommandFailed, env_file, load_config
 from supervisor.errors import SupervisorError
-from supervisor.qemu import accel, cmdline, trial
+from supervisor.qemu import accel, cmdline, measured, trial
 from supervisor.qemu.ports import PortPool
 from supervisor.state.tmp_dir import check_tmp
 from supervisor.state.vm_dir import VmDir
+from supervisor.tee import policy
 
 if TYPE_CHECKING:
     from supervisor.config import QemuConfig
+    from supervisor.qemu.confidential import Confidential
+    from supervisor.qemu.version import Binary
 
 #: The id of a VM that does not exist. QEMU insists on a UUID.
 _PLACEHOLDER = "00000000-0000-4000-8000-000000000000"
@@ -60,18 +63,30 @@ def _line(config: QemuConfig, vm_id: str, vm_dir: VmDir) -> str:
     decided, warnings = accel.decide(config, qemu)
     _explain(*warnings)
     trial.check(config, qemu, decided)
+    binary = trial.look_at(qemu, sudo=config.use_sudo)
     with PortPool(config.net).reserve() as forwards:
         made = cmdline.Machine(
             vm_id=vm_id,
-            qemu=trial.look_at(qemu, sudo=config.use_sudo),
+            qemu=binary,
             accel=decided,
             forwards=forwards,
             overlay=vm_dir.overlay,
             firmware_vars=vm_dir.firmware_vars,
             serial_log=vm_dir.serial_log,
             qmp_socket=vm_dir.qmp_socket,
+            confidential=_confidential(config, binary, decided),
         )
         return cmdline.shell_line(cmdline.command(config, made))
+
+
+def _confidential(
+    config: QemuConfig, binary: Binary, decided: cmdline.Accel
+) -> Confidential | None:
+    """Bound to no computation, for there is none."""
+    if decided.tee is None:
+        return None
+    number = policy.encode(decided.tee, config.tee.policy)
+    return measured.choose(config, binary, decided.tee, number, b"")
 
 
 def _preparation(config: QemuConfig, vm_dir: VmDir) -> list[str]:

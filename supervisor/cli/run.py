@@ -55,6 +55,10 @@ DOING = {
     help="auto; off: boot the VM from cold; require: start the VM from a template or not at all.",
 )
 @click.option("--forwards", help="host; none: no port of the host leads into the VM.")
+@click.option(
+    "--tee", help="none, auto, sev, sev-es, sev-snp or tdx: what keeps the VM from its host."
+)
+@click.option("--tee-policy", help="The guest's policy in words, such as no-smt,single-socket.")
 @as_json
 @uses_supervisor
 def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options: object) -> None:
@@ -150,6 +154,7 @@ def _answer(vm: dict[str, Any], reply: str) -> dict[str, Any]:
         "computation": reply,
         "state": vm["state"],
         "forwards": vm["forwards"],
+        "tee": vm.get("tee"),  # an older supervisor knows none
     }
 
 

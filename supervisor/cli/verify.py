@@ -23,9 +23,10 @@ from supervisor.cli.parameters import (
 )
 from supervisor.config import MAX_COMPUTATION
 from supervisor.errors import SupervisorError
-from supervisor.tee import certificate
+from supervisor.tee import binding, certificate
 from supervisor.tee.checks import ExitCode, Verdict, exit_code
 from supervisor.tee.evidence import BadEvidence, Unsupported, decoded
+from supervisor.tee.facts import Technology
 from supervisor.tee.snp import kds
 from supervisor.tee.snp import report as snp_report
 from supervisor.tee.snp import verify as verify_snp
@@ -36,8 +37,6 @@ from supervisor.tee.tdx import verify as verify_tdx
 from supervisor.tee.tdx.quote import Attribute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from supervisor.tee.checks import Check
 
 T = TypeVar("T")
@@ -133,7 +132,7 @@ def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
     same = ("measurement", "id_key_digest", "author_key_digest", "policy", "vmpl")
     return verify_snp.Expected(
         report_data=given["nonce"],
-        host_data=_bound(given, "host_data", verify_snp.host_data_of),
+        host_data=_bound(given, "host_data", Technology.SEV_SNP),
         allowed=_allowed(given, PolicyBit.DEBUG, PolicyBit.MIGRATE_MA),
         minimum_tcb=given["minimum_tcb"] or {},
         **{name: given[name] for name in same},
@@ -191,7 +190,7 @@ def _expected_of_quote(given: dict[str, Any]) -> verify_tdx.Expected:
     same = ("mrtd", "mrowner", "mrownerconfig", "attributes")
     return verify_tdx.Expected(
         report_data=given["nonce"],
-        mrconfigid=_bound(given, "mrconfigid", verify_tdx.mrconfigid_of),
+        mrconfigid=_bound(given, "mrconfigid", Technology.TDX),
         rtmr=dict(given["rtmr"]),
         allowed=_allowed(given, Attribute.DEBUG, Attribute.MIGRATABLE),
         allowed_tcb=frozenset(given["allow_tcb_status"]),
@@ -199,7 +198,7 @@ def _expected_of_quote(given: dict[str, Any]) -> verify_tdx.Expected:
     )
 
 
-def _bound(given: dict[str, Any], member: str, of: Callable[[bytes], bytes]) -> bytes | None:
+def _bound(given: dict[str, Any], member: str, technology: Technology) -> bytes | None:
     """What binds the guest to its computation."""
     value: bytes | None = given[member]
     if given["computation"] is None:
@@ -207,7 +206,7 @@ def _bound(given: dict[str, Any], member: str, of: Callable[[bytes], bytes]) -> 
     if value is not None:
         option = member.replace("_", "-")
         raise BadEvidence(f"--computation and --{option} say the same in two ways")
-    return of(given["computation"])
+    return binding.field(technology, given["computation"])
 
 
 def _allowed(given: dict[str, Any], debug: T, migration: T) -> frozenset[T]:

@@ -100,6 +100,7 @@ def _rows(vm: dict[str, Any]) -> list[tuple[str, str]]:
         "ttl": duration(vm["ttl_s"]) if vm["ttl_s"] is not None else None,
         "restarts": _restarts(vm["restart"]),
         "phases": "  ".join(f"{name} {at:.3f} s" for name, at in vm["phases_s"].items()),
+        **_confidential(vm),
         "sev": _sev(vm["query_sev"]),
         "pid": str(vm["pid"]) if vm["pid"] is not None else None,
         "exit code": str(vm["exit_code"]) if ended else None,
@@ -113,6 +114,14 @@ def _restarts(restart: dict[str, Any]) -> str | None:
     if restart["policy"] == "never":
         return None
     return f"{restart['count']} ({restart['policy']})"
+
+
+def _confidential(vm: dict[str, Any]) -> dict[str, str]:
+    """Nothing of a plain VM, and of an older supervisor's."""
+    if vm.get("tee", "none") == "none":
+        return {}
+    policy = f" ({vm['tee_policy']})" if vm["tee_policy"] else ""
+    return {"tee": f"{vm['tee']}{policy}", "insecure": "\n".join(vm["insecure"])}
 
 
 def _sev(facts: dict[str, Any] | None) -> str | None:

@@ -38,8 +38,9 @@ from supervisor.config.qemu import (
     size_in_bytes,
 )
 from supervisor.config.servers import AgentConfig, GrpcConfig, HttpConfig
-from supervisor.config.settings import UidRange, setting
+from supervisor.config.settings import Switch, UidRange, setting
 from supervisor.config.start import StartConfig, TemplateUse
+from supervisor.config.tee import Policy, PolicyWord, QuoteSocket, Tee, TeeConfig
 from supervisor.config.timing import Timing
 
 if TYPE_CHECKING:
@@ -64,13 +65,18 @@ __all__ = [
     "LimitsConfig",
     "NetConfig",
     "OnStop",
+    "Policy",
+    "PolicyWord",
     "QemuConfig",
+    "QuoteSocket",
     "RestartPolicy",
     "RetentionConfig",
     "SevConfig",
     "ShutdownConfig",
     "StartConfig",
     "StopConfig",
+    "Tee",
+    "TeeConfig",
     "TemplateUse",
     "Timing",
     "WatchdogAction",
@@ -178,6 +184,7 @@ def _contradictions(config: Config) -> list[str]:
     if net.forwards is Forwards.NONE:
         found += [f"MANAGER_FORWARDS=none excludes {one}" for one in against_no_forwards(config)]
     found += _contradictions_of_users(config.qemu, config.limits)
+    found += _contradictions_of_tee(config.qemu)
     found += _contradictions_of_start(config.start, config.limits)
     if config.start.pool_size and agent.is_fixed:
         found.append(f"MANAGER_POOL_SIZE needs an agent for each VM, not {agent.url} alone")
@@ -203,6 +210,30 @@ def _contradictions_of_users(qemu: QemuConfig, limits: LimitsConfig) -> list[str
                 f"MANAGER_QEMU_RUN_AS={qemu.run_as} must have one id more than MANAGER_MAX_VMS,"
                 f" so {limits.max_vms + 1} at least"
             )
+    return found
+
+
+def _contradictions_of_tee(qemu: QemuConfig) -> list[str]:
+    found, tee = [], qemu.tee
+    excluded = {
+        Switch.TRUE: {Tee.NONE, Tee.TDX},
+        Switch.FALSE: set(Tee) - {Tee.NONE},
+        Switch.AUTO: set[Tee](),
+    }
+    if tee.use in excluded[qemu.enable_sev]:
+        found.append(
+            f"MANAGER_QEMU_ENABLE_SEV={qemu.enable_sev} and MANAGER_TEE={tee.use} exclude each"
+            " other: unset the first"
+        )
+    if (tee.id_block is None) != (tee.id_auth is None):
+        found.append("MANAGER_TEE_ID_BLOCK and MANAGER_TEE_ID_AUTH go together")
+    if (tee.initrd or tee.cmdline) and not tee.kernel:
+        found.append("MANAGER_TEE_INITRD and MANAGER_TEE_CMDLINE need MANAGER_TEE_KERNEL")
+    if tee.igvm and (tee.kernel or tee.firmware):
+        found.append(
+            "MANAGER_TEE_IGVM excludes MANAGER_TEE_KERNEL and MANAGER_TEE_FIRMWARE: all is in the"
+            " one file"
+        )
     return found
 
 

@@ -20,6 +20,7 @@ from supervisor.config.settings import (
     choice,
     setting,
 )
+from supervisor.config.tee import Tee, TeeConfig
 
 
 @choice
@@ -157,9 +158,9 @@ class DiskConfig:
 
 @attrs.frozen(kw_only=True)
 class SevConfig:
-    """The sev-guest object on the command line."""
+    """What the objects of SEV, SEV-ES and SEV-SNP have in common on the command line."""
 
-    id: str = setting("MANAGER_QEMU_SEV_ID", "sev0", "id of the sev-guest object")
+    id: str = setting("MANAGER_QEMU_SEV_ID", "sev0", "id of the object")
     cbitpos: int | None = setting(
         "MANAGER_QEMU_SEV_CBITPOS",
         None,
@@ -197,11 +198,14 @@ class QemuConfig:
     enable_sev: Switch = setting(
         "MANAGER_QEMU_ENABLE_SEV",
         Switch.AUTO,
-        "auto: SEV if the host offers it; true: SEV, or refuse to start; false: plain VMs",
+        "the original's, for MANAGER_TEE=auto (auto), sev (true) and none (false)",
     )
     machine: str = setting("MANAGER_QEMU_MACHINE", "q35", "QEMU's machine type")
     cpu: str | None = setting(
-        "MANAGER_QEMU_CPU", None, "CPU model", shown="EPYC with KVM, max without"
+        "MANAGER_QEMU_CPU",
+        None,
+        "CPU model",
+        shown="EPYC with KVM, max without; EPYC-v4 for sev-snp, host for tdx",
     )
     smp_count: int = setting("MANAGER_QEMU_SMP_COUNT", 4, "virtual CPUs of a VM")
     smp_maxcpus: int = setting("MANAGER_QEMU_SMP_MAXCPUS", 64, "maxcpus of -smp")
@@ -219,6 +223,13 @@ class QemuConfig:
     disk: DiskConfig = attrs.field(factory=DiskConfig)
     net: NetConfig = attrs.field(factory=NetConfig)
     sev: SevConfig = attrs.field(factory=SevConfig)
+    tee: TeeConfig = attrs.field(factory=TeeConfig)
+
+    @property
+    def default_tee(self) -> Tee:
+        """What VMs are unless their run says otherwise."""
+        by_switch = {Switch.AUTO: Tee.AUTO, Switch.TRUE: Tee.SEV, Switch.FALSE: Tee.NONE}
+        return self.tee.use or by_switch[self.enable_sev]
 
     @property
     def memory_bytes(self) -> int:

@@ -399,6 +399,14 @@ E = TypeVar("E", bound=type[enum.StrEnum])
 
 def choice(cls: E) -> E:
     """Lets settings have this enum, or this enum and None, as their type."""
-    _converter.register_structure_hook(cls, _hook(_choice(cls)))
-    _converter.register_structure_hook(cls | None, _hook(_choice(cls)))
+    parsed_by(_choice(cls), cls)
     return cls
+
+
+def parsed_by(parse: Callable[[str], T], cls: type[T]) -> None:
+    """Let settings have this class, or this class and None, as their type.
+
+    :param parse: raises ValueError with a text such as "must be ...", to follow the setting's name
+    """
+    _converter.register_structure_hook(cls, _hook(parse))
+    _converter.register_structure_hook(cls | None, _hook(parse))

@@ -40,7 +40,7 @@ class Forward(_message.Message):
     def __init__(self, guest_port: _Optional[int] = ..., host_address: _Optional[str] = ..., host_port: _Optional[int] = ...) -> None: ...
 
 class Vm(_message.Message):
-    __slots__ = ("id", "state", "reason", "forwards", "command", "agent_ready", "created_at", "ended_at", "exit_code", "error", "agent_problem", "owner", "agent_protected")
+    __slots__ = ("id", "state", "reason", "forwards", "command", "agent_ready", "created_at", "ended_at", "exit_code", "error", "agent_problem", "owner", "agent_protected", "tee", "tee_policy", "insecure")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,9 @@ class Vm(_message.Message):
     AGENT_PROBLEM_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     AGENT_PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    TEE_FIELD_NUMBER: _ClassVar[int]
+    TEE_POLICY_FIELD_NUMBER: _ClassVar[int]
+    INSECURE_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: VmState
     reason: str
@@ -67,7 +70,10 @@ class Vm(_message.Message):
     agent_problem: str
     owner: str
     agent_protected: bool
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[VmState, str]] = ..., reason: _Optional[str] = ..., forwards: _Optional[_Iterable[_Union[Forward, _Mapping]]] = ..., command: _Optional[str] = ..., agent_ready: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ..., agent_problem: _Optional[str] = ..., owner: _Optional[str] = ..., agent_protected: _Optional[bool] = ...) -> None: ...
+    tee: str
+    tee_policy: str
+    insecure: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[VmState, str]] = ..., reason: _Optional[str] = ..., forwards: _Optional[_Iterable[_Union[Forward, _Mapping]]] = ..., command: _Optional[str] = ..., agent_ready: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ..., agent_problem: _Optional[str] = ..., owner: _Optional[str] = ..., agent_protected: _Optional[bool] = ..., tee: _Optional[str] = ..., tee_policy: _Optional[str] = ..., insecure: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ()

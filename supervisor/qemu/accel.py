@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import attrs
 import cattrs
 
+from supervisor.config import Tee
 from supervisor.config.settings import Switch
 from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import confine, firmware, trial, users
@@ -31,6 +32,7 @@ from supervisor.tee.facts import Qemu, Technology
 
 if TYPE_CHECKING:
     from supervisor.config import QemuConfig
+    from supervisor.qemu.host import Host
     from supervisor.qemu.users import User
     from supervisor.tee.facts import HostFacts
 
@@ -47,6 +49,9 @@ _RESET_VECTOR = 0xFFF0
 #: isa-debug-exit turns the 42 that the probe writes into (42 << 1) | 1.
 _SUCCESS = 85
 _TIMEOUT_S = 10.0
+
+#: What keeps the most from the host comes first.
+_BEST_FIRST = (Technology.SEV_SNP, Technology.TDX, Technology.SEV_ES, Technology.SEV)
 
 
 @attrs.frozen
@@ -86,10 +91,10 @@ def find_qemu(config: QemuConfig) -> str:
 
 
 def decide(config: QemuConfig, qemu: str, user: User | None = None) -> tuple[Accel, list[str]]:
-    """Whether VMs use KVM and SEV, and a warning for each that they do without. Blocking.
+    """What VMs use of the processor, and a warning for each that they do without. Blocking.
 
     :param user: that QEMU runs as; None for the supervisor's own
-    :raises HostError: if the settings require KVM or SEV and the host does not offer it
+    :raises HostError: if the host does not offer what the settings require
     """
     warnings = []
     kvm = False
@@ -103,18 +108,46 @@ def decide(config: QemuConfig, qemu: str, user: User | None = None) -> tuple[Acc
             )
         if not kvm:
             warnings.append(f"VMs are emulated, which is slow: {probe.detail}")
-    if config.enable_sev is Switch.FALSE:
-        return Accel(kvm=kvm, sev=False), warnings
-    missing = what_sev_lacks(config, host_facts(config, qemu, user, kvm=kvm))
-    if missing and config.enable_sev is Switch.TRUE:
-        advice = "set it to auto or false to start plain VMs"
+    tee, problems = _decide_tee(config, qemu, user, kvm=kvm)
+    return Accel(kvm=kvm, tee=tee), [*warnings, *problems]
+
+
+def _decide_tee(
+    config: QemuConfig, qemu: str, user: User | None, *, kvm: bool
+) -> tuple[Technology | None, list[str]]:
+    wanted = config.default_tee
+    if wanted is Tee.NONE:
+        return None, []
+    facts = host_facts(config, qemu, user, kvm=kvm)
+    if wanted is Tee.AUTO:
+        best, missing = best_technology(config, facts)
+        return best, [f"VMs are not confidential: {missing.found}"] if missing else []
+    technology = Technology(wanted)
+    if missing := what_lacks(config, facts, technology):
+        asked = f"MANAGER_TEE={wanted}" if config.tee.use else "MANAGER_QEMU_ENABLE_SEV=true"
+        advice = "set it to auto or none to start plain VMs"
+        if not config.tee.use:
+            advice = "set it to auto or false to start plain VMs"
         raise HostError(
-            f"MANAGER_QEMU_ENABLE_SEV=true, but {missing.found}",
+            f"{asked}, but {missing.found}",
             advice=f"{missing.advice}; or {advice}" if missing.advice else advice,
         )
-    if missing:
-        warnings.append(f"VMs are not confidential: {missing.found}")
-    return Accel(kvm=kvm, sev=missing is None), warnings
+    return technology, []
+
+
+def best_technology(
+    config: QemuConfig, facts: HostFacts
+) -> tuple[Technology | None, judge.Cell | None]:
+    """The best that nothing is known to be missing for; if there is none, what is.
+
+    :raises HostError: as `what_lacks`
+    """
+    for technology in _BEST_FIRST:
+        if what_lacks(config, facts, technology) is None:
+            return technology, None
+    # What this CPU comes closest to.
+    closest = Technology.TDX if facts.vendor == "GenuineIntel" else Technology.SEV
+    return None, what_lacks(config, facts, closest)
 
 
 def host_facts(
@@ -144,15 +177,26 @@ def host_facts(
     )
 
 
-def what_sev_lacks(config: QemuConfig, facts: HostFacts) -> judge.Cell | None:
-    """Why no SEV guest starts with these settings; None if nothing is known to be missing.
+def what_lacks(config: QemuConfig, facts: HostFacts, technology: Technology) -> judge.Cell | None:
+    """Why no such guest starts with these settings; None if nothing is known to be missing.
 
-    :raises HostError: if SEV would be there, but the settings have another C-bit than the host
+    :raises HostError: if it would start, but the settings have another C-bit than the host
     """
-    missing = judge.obstacle(judge.judge(facts, config.memory_bytes)[Technology.SEV])
-    if missing is None and (wrong := judge.wrong_c_bit(facts.leaf, config.sev.cbitpos)):
-        raise HostError(wrong.found, advice=wrong.advice)
+    missing = judge.obstacle(judge.judge(facts, config.memory_bytes)[technology])
+    if missing is None and technology is not Technology.TDX:
+        wrong = judge.wrong_c_bit(facts.leaf, config.sev.cbitpos)
+        if wrong:
+            raise HostError(wrong.found, advice=wrong.advice)
     return missing
+
+
+def what_host_lacks(config: QemuConfig, host: Host, technology: Technology) -> judge.Cell | None:
+    """`what_lacks`, of this host as it is now. Blocking.
+
+    :raises HostError: as `what_lacks`
+    """
+    facts = host_facts(config, host.qemu, host.users.shared, kvm=host.accel.kvm)
+    return what_lacks(config, facts, technology)
 
 
 def probe_kvm(config: QemuConfig, qemu: str, user: User | None = None) -> Probe:
@@ -160,7 +204,7 @@ def probe_kvm(config: QemuConfig, qemu: str, user: User | None = None) -> Probe:
 
     The result comes from the cache in tmp/ if that is still valid, else from a probe guest.
     """
-    cpu = cpu_model(config, Accel(kvm=True, sev=False))
+    cpu = cpu_model(config, Accel(kvm=True))
     cache = config.tmp / "kvm-probe.json"
     key = _Cached(
         boot_id=boot_id(),

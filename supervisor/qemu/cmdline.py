@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING
 import attrs
 
 from supervisor.config import GuestNetwork
+from supervisor.qemu import confidential
+from supervisor.qemu.option import escape
+from supervisor.tee.facts import Technology
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from supervisor.config import QemuConfig
+    from supervisor.qemu.confidential import Confidential
     from supervisor.qemu.version import Binary
 
 #: The option of the QMP socket if a supervisor starts QEMU. For a person it is ``path=...``.
@@ -40,10 +44,13 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 
 @attrs.frozen
 class Accel:
-    """Whether VMs use KVM and SEV. Decided once, at the supervisor's start."""
+    """What VMs use of the processor. Decided once, at the supervisor's start.
+
+    :param tee: what VMs are confidential by, unless their run says otherwise; None: plain
+    """
 
     kvm: bool
-    sev: bool
+    tee: Technology | None = None
 
 
 @attrs.frozen
@@ -73,6 +80,7 @@ class Machine:
 
     :param overlay: a qcow2 file on the base image or on a template's overlay
     :param ram: None if the memory is not in a file
+    :param confidential: None for a plain VM
     :param credential_hash: what the agent knows its callers by; None if it asks nobody
     """
 
@@ -86,6 +94,15 @@ class Machine:
     qmp_socket: Path
     ram: Ram | None = None
     credential_hash: str | None = None
+    confidential: Confidential | None = None
+
+    @property
+    def technology(self) -> Technology | None:
+        return self.confidential.technology if self.confidential else None
+
+    @property
+    def boots_directly(self) -> bool:
+        return self.confidential is not None and self.confidential.boot is not None
 
 
 def argv(config: QemuConfig, machine: Machine) -> list[str]:
@@ -124,25 +141,29 @@ def shell_line(words: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def escape(value: object) -> str:
-    """A value for one of QEMU's comma-separated options, in which a comma is written twice."""
-    return str(value).replace(",", ",,")
-
-
-def cpu_model(config: QemuConfig, accel: Accel) -> str:
+def cpu_model(config: QemuConfig, accel: Accel, technology: Technology | None = None) -> str:
     """The CPU setting; by default the original's EPYC with KVM, and ``max`` with emulation."""
-    return config.cpu or ("EPYC" if accel.kvm else "max")
+    if config.cpu:
+        return config.cpu
+    match technology:
+        case Technology.SEV_SNP:
+            # The firmware compares the guest's CPUID with the CPU's. This model has what all CPUs
+            # with SEV-SNP have.
+            return "EPYC-v4"
+        case Technology.TDX:
+            return "host"  # the TDX module decides about CPUID
+    return "EPYC" if accel.kvm else "max"
 
 
 def _command(config: QemuConfig, machine: Machine, qmp: str) -> list[str]:
     return [
         *(["sudo"] if config.use_sudo else []),
         machine.qemu.path,
-        *machine_args(config, machine.accel, in_file=machine.ram is not None),
+        *machine_args(config, machine.accel, machine.technology, in_file=machine.ram is not None),
         *firmware_args(config, machine),
         *disk_args(config, machine),
         *network_args(config, machine),
-        *(sev_args(config, machine) if machine.accel.sev else []),
+        *confidential_args(config, machine),
         *(["-nographic"] if config.no_graphic else []),
         *monitor_args(qmp, machine.qemu),
         *our_args(config, machine),
@@ -159,12 +180,18 @@ def trial_args(config: QemuConfig, accel: Accel) -> list[str]:
     ]
 
 
-def machine_args(config: QemuConfig, accel: Accel, *, in_file: bool = False) -> list[str]:
+def machine_args(
+    config: QemuConfig,
+    accel: Accel,
+    technology: Technology | None = None,
+    *,
+    in_file: bool = False,
+) -> list[str]:
     """:param in_file: whether the guest's memory is in a file"""
     return [
         *(["-enable-kvm"] if accel.kvm else []),
         *("-machine", f"{config.machine},memory-backend=ram" if in_file else config.machine),
-        *("-cpu", cpu_model(config, accel)),
+        *("-cpu", cpu_model(config, accel, technology)),
         *("-smp", f"{config.smp_count},maxcpus={config.smp_maxcpus}"),
         "-m",
         f"{config.memory_size},slots={config.memory_slots},maxmem={config.max_memory}",
@@ -172,6 +199,8 @@ def machine_args(config: QemuConfig, accel: Accel, *, in_file: bool = False) -> 
 
 
 def firmware_args(config: QemuConfig, machine: Machine) -> list[str]:
+    if machine.confidential and machine.confidential.has_own_firmware:
+        return confidential.firmware_args(machine.confidential)
     ovmf = config.firmware
     return [
         "-drive",
@@ -215,14 +244,13 @@ def network_args(config: QemuConfig, machine: Machine) -> list[str]:
     ]
 
 
-def sev_args(config: QemuConfig, machine: Machine) -> list[str]:
-    """Never run on an SEV host: tests compare this with the original's command line only."""
-    sev = config.sev
-    sev_id = f"{sev.id}-{machine.vm_id}"
+def confidential_args(config: QemuConfig, machine: Machine) -> list[str]:
+    guest = machine.confidential
+    if guest is None:
+        return []
     return [
-        "-object",
-        f"sev-guest,id={sev_id},cbitpos={sev.cbitpos},reduced-phys-bits={sev.reduced_phys_bits}",
-        *("-machine", f"memory-encryption={sev_id}"),
+        *confidential.object_args(config.sev, machine.vm_id, guest),
+        *confidential.boot_args(guest),
     ]
 
 
@@ -247,7 +275,7 @@ def memory_args(config: QemuConfig, machine: Machine) -> list[str]:
     Never both: if a guest reports free pages, QEMU punches holes into the file, even if it is
     mapped privately. All other VMs that map the file would lose these pages.
     """
-    if machine.accel.sev:
+    if machine.confidential:
         return []  # encrypted pages cannot be taken away
     if machine.ram is None:
         return ["-device", "virtio-balloon-pci,free-page-reporting=on"]
@@ -291,8 +319,9 @@ def our_args(config: QemuConfig, machine: Machine) -> list[str]:
         *watchdog_args(config),
         *memory_args(config, machine),
         *access_args(machine),
-        # With the disk first, the firmware does not try the network: half a second faster.
-        *("-global", "scsi-hd.bootindex=0"),
+        # With the disk first, the firmware does not try the network: half a second faster. A
+        # kernel that QEMU boots has this place itself.
+        *([] if machine.boots_directly else ["-global", "scsi-hd.bootindex=0"]),
         # A reboot in the same process would leave no record of its cause.
         *("-action", "reboot=shutdown"),
         # QEMU merges this with the original's -machine.

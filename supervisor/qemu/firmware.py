@@ -26,12 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from supervisor.config import FirmwareConfig
-from supervisor.config.settings import Switch
+from supervisor.config import FirmwareConfig, Tee
 from supervisor.errors import FirmwareError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from supervisor.config import QemuConfig
 
@@ -49,9 +48,9 @@ _NVRAM = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
 
 #: Files that packages install without a descriptor, and what their names promise.
 _KNOWN = {
-    Path("/usr/share/OVMF/OVMF.amdsev.fd"): {"amd-sev", "amd-sev-es", "amd-sev-snp"},
-    Path("/usr/share/ovmf/OVMF.inteltdx.fd"): {"intel-tdx"},
-    Path("/usr/share/ovmf/OVMF.fd"): set(),
+    Path("/usr/share/OVMF/OVMF.amdsev.fd"): frozenset({"amd-sev", "amd-sev-es", "amd-sev-snp"}),
+    Path("/usr/share/ovmf/OVMF.inteltdx.fd"): frozenset({"intel-tdx"}),
+    Path("/usr/share/ovmf/OVMF.fd"): frozenset[str](),
 }
 
 
@@ -105,17 +104,34 @@ def features(places: Sequence[Path] | None = None) -> dict[str, frozenset[str]]:
 
     :param places: as in `read_descriptors`
     """
-    found = {str(file): frozenset(has) for file, has in _KNOWN.items() if file.exists()}
+    return {str(file): has for file, has, _ in _promises(places)}
+
+
+def in_one_file(feature: str, places: Sequence[Path] | None = None) -> Path | None:
+    """Firmware for ``-bios`` that promises a feature, else any; None if there is none. Blocking.
+
+    One that promises nothing may have the feature all the same: edk2's usual build has.
+
+    :param places: as in `read_descriptors`
+    """
+    found = {file: has for file, has, alone in _promises(places) if alone}
+    return max(found, key=lambda file: feature in found[file], default=None)
+
+
+def _promises(places: Sequence[Path] | None) -> Iterator[tuple[Path, frozenset[str], bool]]:
+    """File, features, and whether it is the whole firmware."""
+    yield from ((file, has, True) for file, has in _KNOWN.items() if file.exists())
     for file in _descriptor_files(places):
         try:
             written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             mapping = written["mapping"]
-            code = mapping["executable"] if mapping["device"] == "flash" else mapping
+            in_flash = mapping["device"] == "flash"
+            code = Path((mapping["executable"] if in_flash else mapping)["filename"])
+            has = frozenset(map(str, written["features"]))
             if "uefi" in written["interface-types"] and _for_x86_64(written):
-                found[str(code["filename"])] = frozenset(map(str, written["features"]))
+                yield code, has, not in_flash
         except (OSError, ValueError, LookupError, TypeError):
             continue
-    return found
 
 
 def _descriptor_files(places: Sequence[Path] | None) -> list[Path]:
@@ -187,7 +203,9 @@ def _fits(descriptor: Descriptor, config: QemuConfig) -> bool:
     machine = _ALIASES.get(name, name)
     if not any(fnmatch.fnmatchcase(machine, pattern) for pattern in descriptor.machines):
         return False
-    return config.enable_sev is not Switch.TRUE or "amd-sev" in descriptor.features
+    # Other guests have their firmware in one file.
+    wanted = {Tee.SEV: "amd-sev", Tee.SEV_ES: "amd-sev-es"}.get(config.default_tee)
+    return wanted is None or wanted in descriptor.features
 
 
 def check_pair(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> None:

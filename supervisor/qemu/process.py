@@ -22,8 +22,8 @@ import trio
 
 from supervisor.errors import LaunchError
 from supervisor.qemu import confine, groups, users
-from supervisor.qemu.cmdline import escape
 from supervisor.qemu.host import boot_id
+from supervisor.qemu.option import escape
 
 if TYPE_CHECKING:
     import socket

@@ -152,7 +152,7 @@ def check_access(config: QemuConfig, users: Users, accel: Accel) -> None:
     tests = [
         ("-x", config.tmp.parent),
         *(("-r", file) for file in (config.disk.file, config.firmware.code_file) if file.exists()),
-        *([("-w", Path(_SEV))] if accel.sev else []),
+        *([("-w", Path(_SEV))] if accel.tee and accel.tee.is_amd else []),
     ]
     for flag, path in tests:
         if not _may(users.shared, flag, path):

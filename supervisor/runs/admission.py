@@ -20,6 +20,8 @@ from supervisor.errors import AtCapacity, Stopping
 from supervisor.qemu import cgroup
 from supervisor.runs.fair_queue import FairQueue
 from supervisor.state.record import Purpose
+from supervisor.tee import reading
+from supervisor.tee.facts import Technology
 
 if TYPE_CHECKING:
     from supervisor.config import LimitsConfig, QemuConfig
@@ -29,11 +31,15 @@ _MIB = 2**20
 
 
 class Limit(enum.Enum):
-    """What there is no more of, by the setting that raises it."""
+    """What there is no more of, by the setting that raises it. In the order of `Resources`."""
 
     VMS = "MANAGER_MAX_VMS"
     MEMORY = "MANAGER_MEMORY_OVERCOMMIT"
     VCPUS = "MANAGER_VCPU_OVERCOMMIT"
+    # No setting of ours raises these: the firmware setup and the CPU do.
+    SEV = "ASIDs of SEV"
+    SEV_ES = "ASIDs of SEV-ES and SEV-SNP"
+    TDX = "KeyIDs of TDX"
 
 
 class Refusal(enum.StrEnum):
@@ -54,49 +60,60 @@ class Resources:
     """What a VM takes, what some VMs take together, what the host has, or the most allowed.
 
     :param vms: 0 for a VM that no run will have and that is there for a short time only
+    :param sev, sev_es, tdx: numbers that the CPU knows encrypted guests by, of each kind
     """
 
     vms: int = 0
     memory_bytes: int = 0
     vcpus: int = 0
+    sev: int = 0
+    sev_es: int = 0
+    tdx: int = 0
 
     @classmethod
-    def of_new_vm(cls, config: QemuConfig, purpose: Purpose = Purpose.RUN) -> Resources:
+    def of_new_vm(
+        cls,
+        config: QemuConfig,
+        purpose: Purpose = Purpose.RUN,
+        technology: Technology | None = None,
+    ) -> Resources:
         """What a VM is started with. What could be plugged in later is not counted."""
-        return cls(int(purpose is not Purpose.TEMPLATE), config.memory_bytes, config.smp_count)
+        vms = int(purpose is not Purpose.TEMPLATE)
+        return cls(vms, config.memory_bytes, config.smp_count, **_number_of(technology))
 
     @classmethod
     def on_record(cls, record: Record) -> Resources:
         """What this VM has taken."""
         vms = int(record.purpose is not Purpose.TEMPLATE)
-        return cls(vms, record.memory_bytes, record.vcpus)
+        number = _number_of(record.options.technology)
+        return cls(vms, record.memory_bytes, record.vcpus, **number)
 
     def __add__(self, more: Resources) -> Resources:
-        return Resources(
-            self.vms + more.vms, self.memory_bytes + more.memory_bytes, self.vcpus + more.vcpus
-        )
+        pairs = zip(attrs.astuple(self), attrs.astuple(more), strict=True)
+        return Resources(*(one + other for one, other in pairs))
 
     def __sub__(self, less: Resources) -> Resources:
         """:raises ValueError: if there is less than that"""
-        left = Resources(
-            self.vms - less.vms, self.memory_bytes - less.memory_bytes, self.vcpus - less.vcpus
-        )
-        if min(attrs.astuple(left)) < 0:
+        pairs = zip(attrs.astuple(self), attrs.astuple(less), strict=True)
+        left = [one - other for one, other in pairs]
+        if min(left) < 0:
             raise ValueError(f"{less} was never taken")
-        return left
+        return Resources(*left)
 
     def over(self, budget: Resources) -> Limit | None:
         """The first limit that this exceeds."""
-        if self.vms > budget.vms:
-            return Limit.VMS
-        if self.memory_bytes > budget.memory_bytes:
-            return Limit.MEMORY
-        if self.vcpus > budget.vcpus:
-            return Limit.VCPUS
-        return None
+        pairs = zip(Limit, attrs.astuple(self), attrs.astuple(budget), strict=True)
+        return next((limit for limit, taken, most in pairs if taken > most), None)
 
 
 NONE = Resources()
+#: Of what nobody knows how many there are. A launch beyond them fails.
+_ANY_NUMBER = 2**31
+
+
+def _number_of(technology: Technology | None) -> dict[str, int]:
+    """The member of `Resources` that a guest of this technology takes one of."""
+    return {technology.numbered_as: 1} if technology else {}
 
 
 def host_resources() -> Resources:
@@ -107,15 +124,17 @@ def host_resources() -> Resources:
     ``MANAGER_MEMORY_OVERCOMMIT`` below 1 is for. CPUs are those of this process's affinity, for
     QEMU inherits it: other CPUs (``taskset``, ``CPUAffinity=``, a cpuset) never run a guest.
     """
-    return Resources(0, cgroup.memory_bytes(), cgroup.cpus())
+    numbers = {one.numbered_as: _ANY_NUMBER for one in Technology} | reading.numbers()
+    return Resources(0, cgroup.memory_bytes(), cgroup.cpus(), **numbers)
 
 
 def budget(limits: LimitsConfig, host: Resources) -> Resources:
     """The most that all VMs may take together."""
-    return Resources(
-        limits.max_vms,
-        _times(host.memory_bytes, limits.memory_overcommit),
-        _times(host.vcpus, limits.vcpu_overcommit),
+    return attrs.evolve(
+        host,
+        vms=limits.max_vms,
+        memory_bytes=_times(host.memory_bytes, limits.memory_overcommit),
+        vcpus=_times(host.vcpus, limits.vcpu_overcommit),
     )
 
 
@@ -147,6 +166,9 @@ def never(most: Resources, need: Resources) -> AtCapacity | None:
                 f" {most.vcpus} on this host"
             )
             advice = "lower MANAGER_QEMU_SMP_COUNT or raise MANAGER_VCPU_OVERCOMMIT"
+        case kind:
+            detail = f"this host has no {kind.value}"
+            advice = "give them some in the firmware setup"
     return AtCapacity(detail, advice=advice, retry_after_s=None)
 
 
@@ -325,6 +347,8 @@ class Admission:
                     f"the VMs have {self.taken.vcpus} of {self.budget.vcpus} virtual CPUs and the"
                     f" next one needs {need.vcpus} (MANAGER_VCPU_OVERCOMMIT)"
                 )
+            case Limit.SEV | Limit.SEV_ES | Limit.TDX as kind:
+                return f"all {kind.value} are taken"
             case _:
                 return f"{self.taken.vms} of {self.budget.vms} VMs run (MANAGER_MAX_VMS)"
 

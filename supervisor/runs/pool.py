@@ -14,6 +14,7 @@ from supervisor.qemu import cgroup
 from supervisor.qemu.connection import MonitorState
 from supervisor.state.record import Purpose
 from supervisor.state.status import VmState
+from supervisor.tee import binding
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -60,9 +61,13 @@ class Pool:
         :param fingerprint: of the machine that a VM started now would have
         :param ready: whether the VM's agent must be ready already
         """
+        if binding.binds(options.technology):
+            return None  # a guest of the pool was started for no computation
         for vm in self.vms:
             fits = options.template in (TemplateUse.AUTO, _kind(vm))
             fits &= options.forwards is vm.record.options.forwards
+            fits &= options.tee is vm.record.options.tee
+            fits &= options.tee_policy == vm.record.options.tee_policy
             present = vm.record.fingerprint == fingerprint or vm.status.state is VmState.PRELAUNCH
             if fits and present and not _is_unusable(vm) and (vm.agent_ready or not ready):
                 vm.claimed = True
@@ -138,6 +143,8 @@ class Pool:
 
     def _may_grow(self) -> bool:
         templates = self._vms.templates
+        if binding.binds(self._vms.host.accel.tee):
+            return False  # no run could take it
         if self._giving_way or len(self.vms) >= self._config.pool_size:
             return False
         if templates.is_building or not templates.looked:

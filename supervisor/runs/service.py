@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
+import attrs
 import structlog
 import trio
 
 from supervisor.caller import Right
-from supervisor.config import TemplateUse
-from supervisor.errors import AtCapacity, Stopping, SupervisorError, TemplateError
+from supervisor.config import Policy, Tee, TemplateUse
+from supervisor.errors import (
+    AtCapacity,
+    HostError,
+    InvalidRequest,
+    Stopping,
+    SupervisorError,
+    TeeUnavailable,
+    TemplateError,
+)
+from supervisor.qemu import accel
 from supervisor.qemu.connection import MonitorState
 from supervisor.runs.admission import NONE, Resources
 from supervisor.runs.idempotency import IdempotencyKeys
@@ -18,6 +29,8 @@ from supervisor.runs.metrics import Gauges, Metrics, Outcome
 from supervisor.runs.quotas import Quotas
 from supervisor.state.journal import EventsOnRecord
 from supervisor.state.record import EndCause, EndMode
+from supervisor.tee import policy
+from supervisor.tee.facts import Technology
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +96,9 @@ class Service:
         """
         if self.vms.closing:
             raise Stopping
+        options = await self._settle_tee(options)
         requested_s = self.vms.host.clock.boottime_s()
-        room = Resources.of_new_vm(self.config.qemu)
+        room = Resources.of_new_vm(self.config.qemu, technology=options.technology)
         try:
             with self._quotas.claim(caller, room):
                 if options.template is TemplateUse.REQUIRE:
@@ -95,6 +109,43 @@ class Service:
             raise
         self.vms.spawn(self.measure, vm)
         return vm
+
+    async def _settle_tee(self, options: RunOptions) -> RunOptions:
+        """The options with what ``auto`` comes to here.
+
+        :raises InvalidRequest: if the technology does not know the policy, or excludes an option
+        :raises TeeUnavailable: if this host starts no such guest
+        """
+        if options.tee is Tee.AUTO:
+            best = self.vms.host.accel.tee or Tee.NONE
+            options = attrs.evolve(options, tee=Tee(best))
+        if options.tee is Tee.NONE:
+            return attrs.evolve(options, tee_policy="")
+        technology = Technology(options.tee)
+        try:
+            policy.encode(technology, Policy.read(options.tee_policy))
+        except ValueError as error:
+            raise InvalidRequest(
+                str(error),
+                member="tee_policy",
+                advice="the run's tee_policy takes the place of MANAGER_TEE_POLICY",
+            ) from None
+        if options.template is TemplateUse.REQUIRE:
+            raise InvalidRequest(
+                f"template=require excludes tee={options.tee}: the memory of a confidential guest"
+                " cannot be copied",
+                member="template",
+            )
+        host = self.vms.host
+        lacks = partial(accel.what_host_lacks, self.config.qemu, host, technology)
+        try:
+            missing = await trio.to_thread.run_sync(lacks)
+        except HostError as error:
+            raise TeeUnavailable(error.detail, advice=error.advice) from error
+        if missing:
+            what = f"this host starts no {technology.label} guest: {missing.found}"
+            raise TeeUnavailable(what, advice=missing.advice)
+        return options
 
     async def _wait_template(self, caller: Caller) -> None:
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from supervisor.config import RestartPolicy
+from supervisor.config import RestartPolicy, Tee
 from supervisor.errors import Busy, LaunchError, Stopping, SupervisorError, VmNotFound
 from supervisor.qemu.host import is_shutting_down
 from supervisor.qemu.ports import PortPool
@@ -26,6 +26,7 @@ from supervisor.state.record import (
     RunOptions,
 )
 from supervisor.state.secret import Secret
+from supervisor.tee import binding
 from supervisor.templates.registry import Templates
 from supervisor.vm.task import Left, VmTask
 from supervisor.vm.vm import Vm
@@ -116,6 +117,7 @@ class Vms:
             relay=RelayState.IDLE if computation is None else RelayState.WAITING,
             memory_bytes=room.memory_bytes,
             vcpus=room.vcpus,
+            bound_to=binding.field(options.technology, computation or b"").hex(),
             phases={Phase.QUEUE: self.host.clock.boottime_s() - requested_s},
         )
         secret = Secret.new()
@@ -139,11 +141,16 @@ class Vms:
 
     async def start_spare(self, purpose: Purpose) -> Vm | None:
         """A VM without a computation; None if there is no room for it now."""
-        room = Resources.of_new_vm(self.config.qemu, purpose)
+        # Templates are plain: the memory of a confidential guest cannot be copied.
+        technology = self.host.accel.tee if purpose is Purpose.POOL else None
+        room = Resources.of_new_vm(self.config.qemu, purpose, technology)
         if self.closing or not self.admission.try_enter(room):
             return None
         options = RunOptions(
-            template=self.config.start.templates, forwards=self.config.qemu.net.forwards
+            template=self.config.start.templates,
+            forwards=self.config.qemu.net.forwards,
+            tee=Tee(technology or Tee.NONE),
+            tee_policy=str(self.config.qemu.tee.policy) if technology else "",
         )
         try:
             return await self.start(room, options, None, self.host.clock.boottime_s(), purpose)

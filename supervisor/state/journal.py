@@ -241,6 +241,11 @@ def _rebuildable(record: Record) -> dict[str, Any]:
         "restart": options.restart,
         "keep_disk": options.keep_disk,
         "forwards": options.forwards,
+        **(
+            {"tee": options.tee, "tee_policy": options.tee_policy}
+            if record.options.technology
+            else {}
+        ),
     }
 
 

@@ -16,10 +16,11 @@ import attrs
 import cattrs
 from cattrs.preconf.json import make_converter
 
-from supervisor.config import Forwards, RestartPolicy, TemplateUse
+from supervisor.config import Forwards, RestartPolicy, Tee, TemplateUse
 from supervisor.qemu.cmdline import Forward  # noqa: TC001 - cattrs resolves it
 from supervisor.qemu.process import ProcessId  # noqa: TC001 - cattrs resolves it
 from supervisor.state.status import RunState, Status, VmState
+from supervisor.tee.facts import Technology
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -153,6 +154,8 @@ class RunOptions:
 
     :param ttl_s: seconds from the guest's first instruction to the VM's shutdown
     :param forwards: whether ports of the host lead into the VM, or ``rpc.sock`` to its agent
+    :param tee: what the VM is confidential by. On record it is never ``auto``
+    :param tee_policy: the guest's policy, in the words of `supervisor.config.Policy`
     :param request_hash: the hash of the request that had the key, from `request_hash`
     :param request_id: the id of the request that asked for it; empty if it had none
     """
@@ -162,9 +165,16 @@ class RunOptions:
     keep_disk: bool = False
     template: TemplateUse = TemplateUse.AUTO
     forwards: Forwards = Forwards.HOST
+    tee: Tee = Tee.NONE
+    tee_policy: str = ""
     idempotency_key: str | None = None
     request_hash: str = ""
     request_id: str = ""
+
+    @property
+    def technology(self) -> Technology | None:
+        """What the VM is confidential by; None if it is a plain one."""
+        return None if self.tee is Tee.NONE else Technology(self.tee)
 
 
 @attrs.frozen
@@ -197,6 +207,8 @@ class Record:
     :param fingerprint: the digest of what its QEMU was started with: see `supervisor.templates`
     :param template: the name of the template that it was started from; None for a cold boot
     :param base: the image below its disk, below its template's disk included; None if unknown
+    :param bound_to: what its reports say of its computation, in hexadecimal digits; see
+        `supervisor.tee.binding`
     :param renewed: whether its guest, a clone, has been told that it is a copy
     :param ending: how the VM is ended; None until its end is requested
     :param end_cause: who requested the end, or what made it necessary
@@ -225,6 +237,7 @@ class Record:
     fingerprint: str = ""
     template: str | None = None
     base: BaseImage | None = None
+    bound_to: str = ""
     renewed: bool = False
     ending: EndMode | None = None
     end_cause: EndCause | None = None

@@ -9,12 +9,13 @@ import attrs
 import structlog
 import trio
 
-from supervisor.config import Forwards, RestartPolicy
+from supervisor.config import Forwards, RestartPolicy, Tee
 from supervisor.qemu import cmdline, process
 from supervisor.state.record import EventKind, Purpose, Record, RelayState, RunOptions
 from supervisor.state.secret import Secret
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
+from supervisor.tee.facts import Technology
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,6 +150,8 @@ def _options(events: list[Event], config: Config, vm_dir: VmDir) -> RunOptions:
         restart=restart,
         keep_disk=keep_disk is not False,
         forwards=Forwards.NONE if without else Forwards.HOST,
+        tee=Tee(first["tee"]) if first.get("tee") in list(Technology) else Tee.NONE,
+        tee_policy=str(first.get("tee_policy", "")),
     )
 
 

@@ -25,6 +25,15 @@ class Technology(enum.StrEnum):
         """What people call it."""
         return self.value.upper()
 
+    @property
+    def numbered_as(self) -> str:
+        """The misc control group's word for the numbers that its guests have: ASIDs or KeyIDs."""
+        return {Technology.SEV: "sev", Technology.TDX: "tdx"}.get(self, "sev_es")
+
+    @property
+    def is_amd(self) -> bool:
+        return self is not Technology.TDX
+
 
 @attrs.frozen
 class EncryptionLeaf:
@@ -52,6 +61,12 @@ class EncryptionLeaf:
     def first_sev_asid(self) -> int:
         """Those below are for SEV-ES and SEV-SNP."""
         return self.edx
+
+    @property
+    def asids(self) -> dict[str, int]:
+        """How many there are, by the misc control group's words."""
+        first = self.first_sev_asid
+        return {"sev": max(0, self.last_asid - first + 1), "sev_es": max(0, first - 1)}
 
 
 @attrs.frozen

@@ -70,7 +70,6 @@ class _Needs:
     :param flag: in ``/proc/cpuinfo``
     :param setup: the settings of the BIOS
     :param kernel, qemu: the first with it
-    :param resource: in the misc control group
     """
 
     technology: Technology
@@ -85,12 +84,15 @@ class _Needs:
     object: str = "sev-guest"
     qemu: str
     ovmf: str
-    resource: str
     devices: tuple[str, ...] = ("/dev/kvm", "/dev/sev")
 
     @property
     def label(self) -> str:
         return self.technology.label
+
+    @property
+    def resource(self) -> str:
+        return self.technology.numbered_as
 
 
 _ES_SETUP = "turn on SMEE and set 'SEV-ES ASID Space Limit' above 1 in the firmware setup"
@@ -112,7 +114,6 @@ _SEV = _Needs(
     parameter="kvm_amd.sev",
     qemu="2.12",
     ovmf="amd-sev",
-    resource="sev",
 )
 _SEV_ES = _Needs(
     technology=Technology.SEV_ES,
@@ -124,7 +125,6 @@ _SEV_ES = _Needs(
     parameter="kvm_amd.sev_es",
     qemu="6.0",
     ovmf="amd-sev-es",
-    resource="sev_es",
 )
 _SEV_SNP = _Needs(
     technology=Technology.SEV_SNP,
@@ -137,7 +137,6 @@ _SEV_SNP = _Needs(
     object="sev-snp-guest",
     qemu="9.1",
     ovmf="amd-sev-snp",
-    resource="sev_es",  # its guests share the ASIDs of SEV-ES
 )
 _TDX = _Needs(
     technology=Technology.TDX,
@@ -152,7 +151,6 @@ _TDX = _Needs(
     object="tdx-guest",
     qemu="10.1",
     ovmf="intel-tdx",
-    resource="tdx",
     devices=("/dev/kvm",),
 )
 
@@ -456,10 +454,7 @@ def _asids(facts: HostFacts, needs: _Needs) -> Cell:
 
 
 def _asids_by_cpuid(facts: HostFacts, needs: _Needs) -> int | None:
-    if facts.leaf is None or needs is _TDX:
-        return None
-    first, last = facts.leaf.first_sev_asid, facts.leaf.last_asid
-    return max(0, last - first + 1 if needs is _SEV else first - 1)
+    return facts.leaf.asids.get(needs.resource) if facts.leaf else None
 
 
 def _is_on(facts: HostFacts, needs: _Needs) -> bool:

@@ -15,7 +15,7 @@ import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from supervisor.tee.facts import EncryptionLeaf, HostFacts
+from supervisor.tee.facts import EncryptionLeaf, HostFacts, Technology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -102,6 +102,18 @@ def encryption_leaf() -> EncryptionLeaf | None:
             return EncryptionLeaf(*_cpuid(address, _ENCRYPTION))
     except OSError:
         return None
+
+
+def numbers(root: Path = Path("/")) -> dict[str, int]:
+    """How many ASIDs and KeyIDs the host has, by the misc control group's words; as far as known.
+
+    :param root: of the files; a test has its own
+    """
+    capacity = _misc(root, "capacity")
+    if capacity is not None:
+        return {one.numbered_as: capacity.get(one.numbered_as, 0) for one in Technology}
+    leaf = encryption_leaf()
+    return leaf.asids if leaf else {}
 
 
 def _cpuid(address: int, leaf: int) -> list[int]:

@@ -248,7 +248,7 @@ def _identity(file: Path) -> list[object]:
 
 def obstacle(config: QemuConfig, host: Host) -> str | None:
     """Why no template of such VMs can be built; None if one can. Reads the whole image."""
-    if host.accel.sev:
+    if host.accel.tee:
         return "the memory of encrypted guests cannot be copied"
     if host.users.shared and not host.look_at_qemu().maps_read_only:
         return "before version 8.2 QEMU writes to a template's memory, which its user must not"

@@ -9,6 +9,7 @@ import trio
 from supervisor.errors import Busy, MonitorError
 from supervisor.state.record import Purpose
 from supervisor.state.status import RunState, VmState
+from supervisor.tee.facts import Technology
 from supervisor.vm.qmp_events import ACTIONS
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ async def reset(vm: Vm) -> None:
     """
     async with vm.resetting:  # two at once would set the action back too early
         session = _require(vm, "reset", VmState.RUNNING, VmState.PAUSED)
+        if vm.record.options.technology not in (None, Technology.SEV):
+            # Its CPUs' state is its own as well.
+            raise Busy(
+                f"VM {vm.id} cannot be reset: nobody can reset the CPUs of an"
+                f" {vm.record.options.technology.label} guest",
+                advice="end it, and run the computation again",
+            )
         monitor, before = vm.monitor(), session.resets
         # Otherwise QEMU would exit at the reset: see ACTIONS.
         await monitor.set_actions(reboot="reset")

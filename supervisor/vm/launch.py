@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from supervisor.agent import client
-from supervisor.config import Forwards, TemplateUse
+from supervisor.config import Forwards, Policy, TemplateUse
 from supervisor.errors import (
     CloneFailed,
     HostError,
@@ -30,12 +30,13 @@ from supervisor.errors import (
     TemplateError,
     VmEnded,
 )
-from supervisor.qemu import cmdline, network, ports, process
+from supervisor.qemu import cmdline, measured, network, ports, process
 from supervisor.qemu.connection import Connection
 from supervisor.state import file_errors
 from supervisor.state.record import EventKind, Phase, Purpose
 from supervisor.state.status import Reason, RunState, Status, Trigger, VmState, next_status
 from supervisor.state.vm_dir import preparers
+from supervisor.tee import causes, policy
 from supervisor.vm.session import Session
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from supervisor.errors import SupervisorError
     from supervisor.qemu.cmdline import Forward
+    from supervisor.qemu.confidential import Confidential
     from supervisor.qemu.host import Host
     from supervisor.qemu.ports import PortPool
     from supervisor.qemu.process import Qemu
@@ -98,7 +100,9 @@ class Launcher:
             except HostError as error:
                 raise LaunchError(error.detail, advice=error.advice) from error
         becomes_template = vm.record.purpose is Purpose.TEMPLATE
-        use = TemplateUse.OFF if becomes_template else vm.record.options.template
+        # The memory of a confidential guest cannot be copied.
+        cold = becomes_template or vm.record.options.technology is not None
+        use = TemplateUse.OFF if cold else vm.record.options.template
         self._fingerprint, self.template = await self._templates.choose(vm.id, use)
         if self.template:
             self._template_name = self.template.name
@@ -229,6 +233,25 @@ class Launcher:
             qmp_socket=vm_dir.qmp_socket,
             ram=ram,
             credential_hash=self._vm.secret.credential_hash if self._vm.secret else None,
+            confidential=await trio.to_thread.run_sync(self._confidential),
+        )
+
+    def _confidential(self) -> Confidential | None:
+        """Blocking.
+
+        :raises LaunchError: if a file that is to be measured is missing
+        """
+        record = self._vm.record
+        technology = record.options.technology
+        if technology is None:
+            return None
+        number = policy.encode(technology, Policy.read(record.options.tee_policy))
+        return measured.choose(
+            self._vm.config.qemu,
+            self._host.look_at_qemu(),
+            technology,
+            number,
+            bytes.fromhex(record.bound_to),
         )
 
     @contextmanager
@@ -267,7 +290,14 @@ class Launcher:
             return PortsTaken(
                 detail, ports=ports, argv=command, exit_code=exit_code, log_tail=log_tail
             )
-        return LaunchError(detail, argv=command, exit_code=exit_code, log_tail=log_tail)
+        advice = ""
+        technology = vm.record.options.technology
+        if technology and (cause := causes.explain(log_tail)):
+            detail = f"{detail}; {cause.what}"
+            advice = cause.advice
+        return LaunchError(
+            detail, advice=advice, argv=command, exit_code=exit_code, log_tail=log_tail
+        )
 
 
 def new_session(vm: Vm, qemu: Qemu) -> Session:

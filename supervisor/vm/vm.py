@@ -12,12 +12,13 @@ import attrs
 import structlog
 import trio
 
-from supervisor.config import Auth
+from supervisor.config import Auth, Policy
 from supervisor.errors import Busy, RunFailed, Stopping, SupervisorError
 from supervisor.qemu.connection import MonitorState
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
+from supervisor.tee import policy
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from supervisor.state.journal import Journal, News
     from supervisor.state.record import Record, RunOptions
     from supervisor.state.secret import Secret
+    from supervisor.tee.facts import Technology
     from supervisor.vm.session import Session
 
 log = structlog.stdlib.get_logger()
@@ -122,6 +124,23 @@ class Vm:
     @property
     def ended(self) -> bool:
         return self.record.ended
+
+    @property
+    def tee_policy(self) -> str | None:
+        """The guest's policy in words; None for a plain VM."""
+        technology = self.record.options.technology
+        return policy.spelled(technology, self._policy(technology)) if technology else None
+
+    @property
+    def insecure(self) -> list[str]:
+        """What keeps the VM from being confidential; nothing if nothing is known to."""
+        technology = self.record.options.technology
+        if technology is None:
+            return ["it is a plain VM: the host can read and change the guest's memory"]
+        return policy.openings(technology, self._policy(technology))
+
+    def _policy(self, technology: Technology) -> int:
+        return policy.encode(technology, Policy.read(self.record.options.tee_policy))
 
     @property
     def opens_agent(self) -> bool:

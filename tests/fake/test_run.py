@@ -45,6 +45,7 @@ async def test_members_of_the_answer(world: World) -> None:
                 {"guest_port": port, "host_address": "127.0.0.1", "host_port": first + index}
                 for index, port in enumerate((22, 9031, 7002))
             ],
+            "tee": "none",
         }
 
 

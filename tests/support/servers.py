@@ -32,7 +32,7 @@ async def serving(directory: Path, **settings: str) -> AsyncIterator[app.Running
         "MANAGER_QEMU_TMP_FILE_LOC": str(directory),
         **settings,
     }
-    accel = Accel(kvm=False, sev=False)
+    accel = Accel(kvm=False)
     in_groups = Groups(None, Bounds(memory_bytes=0, cpus=0, tasks=0))
     host = Host("/nonexistent/qemu", False, accel, Users(), in_groups, Clock())
     tasks = trio.lowlevel.current_statistics().tasks_living

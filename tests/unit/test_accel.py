@@ -10,12 +10,13 @@ import attrs
 import pytest
 
 from supervisor import app
-from supervisor.config import QemuConfig, SevConfig, load
+from supervisor.config import QemuConfig, SevConfig, Tee, TeeConfig, load
 from supervisor.config.settings import Switch
 from supervisor.errors import HostError
 from supervisor.qemu import accel
 from supervisor.qemu.cmdline import Accel
 from supervisor.tee import reading
+from supervisor.tee.facts import Technology
 from tests.support import hosts
 
 if TYPE_CHECKING:
@@ -208,14 +209,14 @@ def decide(qemu: FakeQemu, kvm: Switch, sev: Switch = Switch.FALSE) -> tuple[Acc
 
 
 def test_without_kvm_nothing_is_asked(qemu: FakeQemu) -> None:
-    assert decide(qemu, Switch.FALSE) == (Accel(kvm=False, sev=False), [])
+    assert decide(qemu, Switch.FALSE) == (Accel(kvm=False), [])
     assert not qemu.starts
 
 
 @needs_device
 @pytest.mark.parametrize("switch", [Switch.AUTO, Switch.TRUE])
 def test_kvm_that_works(qemu: FakeQemu, switch: Switch) -> None:
-    assert decide(qemu, switch) == (Accel(kvm=True, sev=False), [])
+    assert decide(qemu, switch) == (Accel(kvm=True), [])
 
 
 def test_kvm_that_does_not_work_is_done_without(qemu: FakeQemu) -> None:
@@ -241,7 +242,7 @@ def milan(monkeypatch: pytest.MonkeyPatch) -> HostFacts:
 
 def test_sev_needs_kvm(qemu: FakeQemu, milan: HostFacts) -> None:
     decided, warnings = decide(qemu, Switch.FALSE, Switch.AUTO)
-    assert decided == Accel(kvm=False, sev=False)
+    assert decided == Accel(kvm=False)
     assert warnings[0].startswith("VMs are not confidential: SEV needs KVM")
     with pytest.raises(HostError, match="ENABLE_SEV=true, but SEV needs KVM") as raised:
         decide(qemu, Switch.FALSE, Switch.TRUE)
@@ -250,7 +251,43 @@ def test_sev_needs_kvm(qemu: FakeQemu, milan: HostFacts) -> None:
 
 @needs_device
 def test_sev_where_it_is(qemu: FakeQemu, milan: HostFacts) -> None:
-    assert decide(qemu, Switch.TRUE, Switch.AUTO) == (Accel(kvm=True, sev=True), [])
+    assert decide(qemu, Switch.TRUE, Switch.TRUE) == (Accel(kvm=True, tee=Technology.SEV), [])
+
+
+@needs_device
+@pytest.mark.parametrize(
+    ("lacking", "best"),
+    [
+        ((), Technology.SEV_SNP),
+        (("kvm_amd.sev_snp",), Technology.SEV_ES),
+        (("kvm_amd.sev_snp", "kvm_amd.sev_es"), Technology.SEV),
+        (("kvm_amd.sev_snp", "kvm_amd.sev_es", "kvm_amd.sev"), None),
+    ],
+)
+def test_auto_is_the_best_that_the_host_can_start(
+    qemu: FakeQemu,
+    monkeypatch: pytest.MonkeyPatch,
+    lacking: tuple[str, ...],
+    best: Technology | None,
+) -> None:
+    here = {name: value for name, value in hosts.MILAN.parameters.items() if name not in lacking}
+    facts = attrs.evolve(hosts.MILAN, parameters=here)
+    monkeypatch.setattr(accel, "host_facts", lambda *_, **known: attrs.evolve(facts, **known))
+    decided, warnings = decide(qemu, Switch.TRUE, Switch.AUTO)
+    assert decided.tee is best
+    assert bool(warnings) is (best is None)
+
+
+@needs_device
+@pytest.mark.parametrize("tee", [Tee.SEV_SNP, Tee.TDX])
+def test_technology_that_is_insisted_on(qemu: FakeQemu, milan: HostFacts, tee: Tee) -> None:
+    made = config(qemu, enable_kvm=Switch.TRUE, tee=TeeConfig(use=tee))
+    if tee is Tee.SEV_SNP:
+        assert accel.decide(made, str(qemu.path)) == (Accel(True, Technology.SEV_SNP), [])
+        return
+    with pytest.raises(HostError, match=r"^MANAGER_TEE=tdx, but no Intel Xeon") as raised:
+        accel.decide(made, str(qemu.path))
+    assert "set it to auto or none" in raised.value.advice
 
 
 @needs_device

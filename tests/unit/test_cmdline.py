@@ -21,7 +21,9 @@ from supervisor.config import (
 from supervisor.config.settings import Size
 from supervisor.qemu import cmdline
 from supervisor.qemu.cmdline import Accel, Forward, Machine, Ram
+from supervisor.qemu.confidential import Confidential
 from supervisor.qemu.version import Binary, Version
+from supervisor.tee.facts import Technology
 
 VM_ID = "3f0f6c1e-7d0b-4a52-9f2e-0d6f5f9a1c11"
 
@@ -38,9 +40,10 @@ PLAIN = (
     " -device virtio-net-pci,disable-legacy=on,iommu_platform=true,netdev=vmnic,romfile="
     " -nographic"
 )
+#: With a policy, which the original left to QEMU, and with today's name of memory-encryption.
 SEV = (
-    " -object sev-guest,id=sev0,cbitpos=51,reduced-phys-bits=1"
-    " -machine memory-encryption=sev0 -nographic"
+    " -object sev-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy=0xb"
+    " -machine confidential-guest-support=sev0 -nographic"
 )
 CONFIDENTIAL = PLAIN.replace("/usr/bin", "/usr/local/bin").replace(" -nographic", SEV)
 
@@ -62,17 +65,24 @@ def a_qemu(version: Version = DEBIAN_12, path: str = "/usr/bin/qemu-system-x86_6
     return Binary(path, version, frozenset(["monitor-qmp"] if version.major > 10 else []))
 
 
-def a_machine(*, kvm: bool = True, sev: bool = False, address: str = "") -> Machine:
+#: As the words of a policy come to if nobody says any.
+AN_SEV_GUEST = Confidential(technology=Technology.SEV, policy=0xB)
+
+
+def a_machine(
+    *, kvm: bool = True, confidential: Confidential | None = None, address: str = ""
+) -> Machine:
     ports = ((22, 2222), (9031, 9301), (7002, 7020))
     return Machine(
         vm_id=VM_ID,
         qemu=a_qemu(),
-        accel=Accel(kvm=kvm, sev=sev),
+        accel=Accel(kvm=kvm),
         forwards=[Forward(guest, address, host) for guest, host in ports],
         overlay=Path("img/focal-server-cloudimg-amd64.img"),
         firmware_vars=Path("img/OVMF_VARS.fd"),
         serial_log=Path("tmp/vm/serial.log"),
         qmp_socket=Path("tmp/vm/qmp.sock"),
+        confidential=confidential,
     )
 
 
@@ -108,7 +118,9 @@ def test_plain_vm_is_started_as_the_original_was() -> None:
 
 def test_confidential_vm_under_sudo_is_started_as_the_original_was() -> None:
     config = attrs.evolve(OPEN, use_sudo=True)
-    made = attrs.evolve(a_machine(sev=True), qemu=a_qemu(path="/usr/local/bin/qemu-system-x86_64"))
+    made = attrs.evolve(
+        a_machine(confidential=AN_SEV_GUEST), qemu=a_qemu(path="/usr/local/bin/qemu-system-x86_64")
+    )
     assert originals(cmdline.argv(config, made)) == ["sudo", *CONFIDENTIAL.split(" ")]
 
 
@@ -126,7 +138,7 @@ def test_guest_reaches_nothing_unless_the_settings_say_so(version: Version) -> N
 
 @pytest.mark.parametrize("prefix", ["scsi", "disk0", "vmnic", "sev0"])
 def test_every_device_id_carries_the_vm_id(prefix: str) -> None:
-    line = " ".join(cmdline.argv(CONFIG, a_machine(sev=True)))
+    line = " ".join(cmdline.argv(CONFIG, a_machine(confidential=AN_SEV_GUEST)))
     assert line.count(f"={prefix}") == line.count(f"={prefix}-{VM_ID}") > 0
 
 
@@ -273,6 +285,6 @@ def test_memory_of_a_template_and_of_what_is_started_from_it() -> None:
 
 
 def test_memory_of_encrypted_guests_stays_where_it_is() -> None:
-    words = cmdline.argv(CONFIG, a_machine(sev=True))
+    words = cmdline.argv(CONFIG, a_machine(confidential=AN_SEV_GUEST))
     assert not any("balloon" in word for word in words)
     assert cmdline.template_in(words) is None

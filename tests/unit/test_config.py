@@ -17,7 +17,11 @@ from supervisor.config import (
     Forwards,
     GuestNetwork,
     OnStop,
+    Policy,
+    PolicyWord,
+    QuoteSocket,
     RestartPolicy,
+    Tee,
     TemplateUse,
     WatchdogAction,
     settings,
@@ -107,6 +111,24 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_QEMU_RUN_AS", "qemu.run_as", None, "200000-200099", UidRange(200000, 200099)),
     ("MANAGER_QEMU_ENABLE_KVM", "qemu.enable_kvm", Switch.AUTO, "true", Switch.TRUE),
     ("MANAGER_QEMU_ENABLE_SEV", "qemu.enable_sev", Switch.AUTO, "false", Switch.FALSE),
+    ("MANAGER_TEE", "qemu.tee.use", None, "sev-snp", Tee.SEV_SNP),
+    (
+        "MANAGER_TEE_POLICY",
+        "qemu.tee.policy",
+        Policy(),
+        "no-smt, Debug",
+        Policy(((PolicyWord.SMT, False), (PolicyWord.DEBUG, True))),
+    ),
+    ("MANAGER_TEE_FIRMWARE", "qemu.tee.firmware", None, "/f", Path("/f")),
+    ("MANAGER_TEE_KERNEL", "qemu.tee.kernel", None, "/k", Path("/k")),
+    ("MANAGER_TEE_IGVM", "qemu.tee.igvm", None, "/i", Path("/i")),
+    (
+        "MANAGER_TEE_QUOTE_SOCKET",
+        "qemu.tee.quote_socket",
+        None,
+        "vsock:2:4050",
+        QuoteSocket(cid=2, port=4050),
+    ),
     ("MANAGER_QEMU_MACHINE", "qemu.machine", "q35", "pc", "pc"),
     ("MANAGER_QEMU_CPU", "qemu.cpu", None, "EPYC", "EPYC"),
     ("MANAGER_QEMU_SMP_COUNT", "qemu.smp_count", 4, "1", 1),
@@ -223,6 +245,9 @@ TOGETHER: list[tuple[str, str, dict[str, str]]] = [
         "agent.client_key",
         {"MANAGER_AGENT_GRPC_CLIENT_TLS": "true", "MANAGER_AGENT_GRPC_CLIENT_CERT": "/x"},
     ),
+    ("MANAGER_TEE_INITRD", "qemu.tee.initrd", {"MANAGER_TEE_KERNEL": "/x"}),
+    ("MANAGER_TEE_ID_BLOCK", "qemu.tee.id_block", {"MANAGER_TEE_ID_AUTH": "/x"}),
+    ("MANAGER_TEE_ID_AUTH", "qemu.tee.id_auth", {"MANAGER_TEE_ID_BLOCK": "/x"}),
 ]
 
 ALIASES = {
@@ -283,10 +308,61 @@ def test_server_name_of_the_agent() -> None:
     assert config.load({"MANAGER_AGENT_GRPC_SERVER_NAME": "a.test"}).agent.server_name == "a.test"
 
 
+def test_command_line_of_a_kernel_that_is_measured() -> None:
+    assert config.load({}).qemu.tee.cmdline == ""
+    booted = {"MANAGER_TEE_KERNEL": "/k", "MANAGER_TEE_CMDLINE": "a=b, c"}
+    assert config.load(booted).qemu.tee.cmdline == "a=b, c"
+
+
+@pytest.mark.parametrize(
+    ("environ", "default"),
+    [
+        ({}, Tee.AUTO),
+        ({"MANAGER_QEMU_ENABLE_SEV": "true"}, Tee.SEV),
+        ({"MANAGER_QEMU_ENABLE_SEV": "false"}, Tee.NONE),
+        ({"MANAGER_TEE": "tdx"}, Tee.TDX),
+        ({"MANAGER_TEE": "sev-snp", "MANAGER_QEMU_ENABLE_SEV": "true"}, Tee.SEV_SNP),
+        ({"MANAGER_TEE": "none", "MANAGER_QEMU_ENABLE_SEV": "false"}, Tee.NONE),
+    ],
+)
+def test_what_vms_are_unless_their_run_says_otherwise(
+    environ: dict[str, str], default: Tee
+) -> None:
+    assert config.load(environ).qemu.default_tee is default
+
+
+@pytest.mark.parametrize(
+    ("environ", "problem"),
+    [
+        ({"TEE": "none", "QEMU_ENABLE_SEV": "true"}, "MANAGER_QEMU_ENABLE_SEV=true and"),
+        ({"TEE": "tdx", "QEMU_ENABLE_SEV": "true"}, "MANAGER_TEE=tdx exclude each other"),
+        ({"TEE": "auto", "QEMU_ENABLE_SEV": "false"}, "MANAGER_TEE=auto exclude each other"),
+        ({"TEE_ID_BLOCK": "/b"}, "go together"),
+        ({"TEE_ID_AUTH": "/b"}, "go together"),
+        ({"TEE_INITRD": "/i"}, "need MANAGER_TEE_KERNEL"),
+        ({"TEE_CMDLINE": "quiet"}, "need MANAGER_TEE_KERNEL"),
+        ({"TEE_IGVM": "/i", "TEE_KERNEL": "/k"}, "MANAGER_TEE_IGVM excludes"),
+        ({"TEE_IGVM": "/i", "TEE_FIRMWARE": "/f"}, "MANAGER_TEE_IGVM excludes"),
+        ({"TEE": "sgx"}, "must be one of none, auto, sev, sev-es, sev-snp, tdx"),
+        ({"TEE_POLICY": "smt,no-smt"}, "smt and no-smt exclude each other"),
+        ({"TEE_QUOTE_SOCKET": "vsock:x:1"}, "must be an absolute path, or vsock:CID:PORT"),
+        ({"TEE_QUOTE_SOCKET": "qgs.sock"}, "must be an absolute path, or vsock:CID:PORT"),
+    ],
+)
+def test_what_cannot_be_meant_of_confidential_guests(environ: dict[str, str], problem: str) -> None:
+    (found,) = problems(**{f"MANAGER_{name}": value for name, value in environ.items()})
+    assert problem in found
+
+
+@pytest.mark.parametrize("written", ["/run/qgs.sock", "vsock:2:4050"])
+def test_where_quotes_come_from(written: str) -> None:
+    assert str(config.load({"MANAGER_TEE_QUOTE_SOCKET": written}).qemu.tee.quote_socket) == written
+
+
 def test_every_setting_is_tested_here() -> None:
     tested = {row[0] for row in ROWS} | {row[0] for row in TOGETHER}
     tested |= {"MANAGER_QEMU_GUEST_FWD_3", "MANAGER_AGENT_GRPC_SERVER_NAME"}
-    tested |= {"MANAGER_QEMU_GUEST_NETWORK_ALLOW"}
+    tested |= {"MANAGER_QEMU_GUEST_NETWORK_ALLOW", "MANAGER_TEE_CMDLINE"}
     assert {one.names[0] for one in settings.declared(Config)} == tested
 
 

@@ -63,22 +63,22 @@ def test_kvm_advice_fits_the_cause(detail: str, advice: str) -> None:
 @pytest.mark.parametrize(
     ("wanted", "verdict"), [(Switch.AUTO, WARN), (Switch.TRUE, FAIL), (Switch.FALSE, OK)]
 )
-def test_sev_needs_kvm(wanted: Switch, verdict: Verdict) -> None:
+def test_tee_needs_kvm(wanted: Switch, verdict: Verdict) -> None:
     facts = attrs.evolve(hosts.MILAN, kvm=False)
-    assert doctor.check_sev(attrs.evolve(QEMU, enable_sev=wanted), facts).verdict is verdict
+    assert doctor.check_tee(attrs.evolve(QEMU, enable_sev=wanted), facts).verdict is verdict
 
 
 @pytest.mark.parametrize(
     ("c_bit", "verdict", "detail"),
     [
-        (None, OK, "VMs are SEV guests"),
-        (51, OK, "VMs are SEV guests"),
+        (None, OK, "VMs are SEV-SNP guests"),
+        (51, OK, "VMs are SEV-SNP guests"),
         (47, FAIL, "MANAGER_QEMU_SEV_CBITPOS=47, but this host's C-bit is 51"),
     ],
 )
-def test_sev_where_it_is(c_bit: int | None, verdict: Verdict, detail: str) -> None:
+def test_tee_where_it_is(c_bit: int | None, verdict: Verdict, detail: str) -> None:
     settings = attrs.evolve(QEMU, sev=config.SevConfig(cbitpos=c_bit))
-    check = doctor.check_sev(settings, hosts.MILAN)
+    check = doctor.check_tee(settings, hosts.MILAN)
     assert (check.verdict, check.detail) == (verdict, detail)
 
 
@@ -329,7 +329,7 @@ def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
     }
     checks = {check.name: check for check in doctor.examine(config.load(settings))}
     assert list(checks) == [
-        *("QEMU", "qemu-img", "user", "tmp", "machine", "KVM", "SEV", "host", "OVMF"),
+        *("QEMU", "qemu-img", "user", "tmp", "machine", "KVM", "TEE", "host", "OVMF"),
         *(
             "base image",
             "memory",

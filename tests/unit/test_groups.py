@@ -42,7 +42,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
 
 
 def test_bounds_are_what_the_vm_was_given_and_what_qemu_needs() -> None:
-    plain, kvm = (groups.bounds(QemuConfig(), Accel(kvm=kvm, sev=False)) for kvm in (False, True))
+    plain, kvm = (groups.bounds(QemuConfig(), Accel(kvm=kvm)) for kvm in (False, True))
     guest = QemuConfig().memory_bytes
     assert kvm == Bounds(guest + (256 << 20), cpus=5, tasks=192)
     assert plain.memory_bytes == kvm.memory_bytes + (1 << 30)

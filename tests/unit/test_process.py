@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 
-from supervisor.qemu.cmdline import escape
 from supervisor.qemu.host import boot_id
+from supervisor.qemu.option import escape
 from supervisor.qemu.process import ProcessId, find, running_below
 
 if TYPE_CHECKING:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
 
 from supervisor import config
 from supervisor.api.grpc import messages
 from supervisor.api.requests import EventsRequest, RunRequest, event_number
-from supervisor.config import MAX_COMPUTATION, Forwards, RestartPolicy, TemplateUse
+from supervisor.config import MAX_COMPUTATION, Forwards, Policy, RestartPolicy, Tee, TemplateUse
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.pb import manager_pb2, vm_pb2
 from supervisor.state.record import RunOptions
@@ -26,6 +25,8 @@ DEFAULTS = config.load(
         "MANAGER_KEEP_DISKS": "true",
         "MANAGER_TEMPLATES": "off",
         "MANAGER_FORWARDS": "none",
+        "MANAGER_TEE": "sev",
+        "MANAGER_TEE_POLICY": "no-send",
     }
 )
 
@@ -57,9 +58,14 @@ def grpc_shutdown(mode: Any) -> object:
         ("/run", {"computation": "AA==", "template": "on"}, lambda: grpc_run(template="on")),
         ("/run", {"computation": "AA==", "forwards": ""}, lambda: grpc_run(forwards="")),
         ("/run", {"computation": "AA==", "forwards": "no"}, lambda: grpc_run(forwards="no")),
+        ("/run", {"computation": "AA==", "tee": "sgx"}, lambda: grpc_run(tee="sgx")),
+        ("/run", {"computation": "AA==", "tee_policy": "x"}, lambda: grpc_run(tee_policy="x")),
         ("/shutdown", {"mode": "kill"}, lambda: grpc_shutdown(7)),
     ],
-    ids=["computation", "template-empty", "template", "forwards-empty", "forwards", "mode"],
+    ids=[
+        *("computation", "template-empty", "template", "forwards-empty", "forwards"),
+        *("tee", "tee_policy", "mode"),
+    ],
 )
 async def test_both_wires_say_the_same(path: str, body: object, same: Callable[[], object]) -> None:
     problem = await (await post(path, body)).get_json()
@@ -82,22 +88,47 @@ def test_members_that_are_not_given_get_the_settings() -> None:
         keep_disk=True,
         template=TemplateUse.OFF,
         forwards=Forwards.NONE,
+        tee=Tee.SEV,
+        tee_policy="no-send",
     )
 
 
 def test_members_that_are_given_win() -> None:
-    request = RunRequest(b"1", 1.5, RestartPolicy.NEVER, False, TemplateUse.REQUIRE, Forwards.HOST)
+    request = RunRequest(
+        b"1",
+        1.5,
+        RestartPolicy.NEVER,
+        False,
+        TemplateUse.REQUIRE,
+        Forwards.HOST,
+        Tee.NONE,
+        Policy(),
+    )
     options = request.options(DEFAULTS, None)
     assert options == RunOptions(ttl_s=1.5, template=TemplateUse.REQUIRE)
 
 
 def test_the_request_behind_a_key_is_the_same_over_both_wires() -> None:
-    asked = RunRequest(b"1", template=TemplateUse.REQUIRE, forwards=Forwards.NONE)
-    http = asked.options(DEFAULTS, "k")
-    assert grpc_run(b"1", template="require", forwards="none").options(DEFAULTS, "k") == http
+    members: dict[str, Any] = {
+        "template": TemplateUse.REQUIRE,
+        "forwards": Forwards.NONE,
+        "tee": Tee.SEV_SNP,
+        "tee_policy": Policy.read("no-smt"),
+    }
+    http = RunRequest(b"1", **members).options(DEFAULTS, "k")
+    words = {name: str(value) for name, value in members.items()}
+    assert grpc_run(b"1", **words).options(DEFAULTS, "k") == http
     assert http.request_hash
-    for other in (attrs.evolve(asked, template=None), attrs.evolve(asked, forwards=None)):
+    for name in members:
+        other = RunRequest(b"1", **(members | {name: None}))
         assert other.options(DEFAULTS, "k").request_hash != http.request_hash
+
+
+def test_an_empty_policy_is_one() -> None:
+    """It asks for what holds if nobody says, and not for the setting's."""
+    given = config.load({"MANAGER_TEE_POLICY": "debug", "MANAGER_TEE": "sev"})
+    assert RunRequest(b"1").options(given, None).tee_policy == "debug"
+    assert RunRequest(b"1", tee_policy=Policy()).options(given, None).tee_policy == ""
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256])

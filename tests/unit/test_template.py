@@ -20,6 +20,7 @@ from supervisor.qemu.groups import Bounds, Groups
 from supervisor.qemu.host import Clock, Host
 from supervisor.qemu.users import Users
 from supervisor.state.vm_dir import VmDir, base_image
+from supervisor.tee.facts import Technology
 from supervisor.templates import template
 from supervisor.templates.template import Template
 
@@ -70,7 +71,7 @@ def place(tmp_path: Path) -> Place:
         Host(
             str(tmp_path / "qemu"),
             sudo=False,
-            accel=Accel(kvm=False, sev=False),
+            accel=Accel(kvm=False),
             users=Users(),
             groups=Groups(None, Bounds(1, 1, 1)),
             clock=Clock(),
@@ -131,7 +132,7 @@ def test_a_setting_that_changes_is_another_recipe(place: Place, change: dict[str
 
 
 def test_kvm_is_a_part_of_it(place: Place) -> None:
-    host = attrs.evolve(place.host, accel=Accel(kvm=True, sev=False))
+    host = attrs.evolve(place.host, accel=Accel(kvm=True))
     assert attrs.evolve(place, host=host).digest != place.digest
 
 
@@ -187,7 +188,7 @@ def test_what_is_in_the_way(place: Place, act: Callable[[Place], None], words: s
 
 def test_encrypted_guests_are_never_copied(place: Place) -> None:
     place.declare()
-    host = attrs.evolve(place.host, accel=Accel(kvm=True, sev=True))
+    host = attrs.evolve(place.host, accel=Accel(kvm=True, tee=Technology.SEV))
     assert "encrypted" in (template.obstacle(place.config, host) or "")
 
 

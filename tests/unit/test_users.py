@@ -23,7 +23,7 @@ from supervisor.state.vm_dir import VmDir
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as another")
 
 IDS = UidRange(7_700_000, 7_700_003)
-PLAIN = Accel(kvm=False, sev=False)
+PLAIN = Accel(kvm=False)
 
 
 def asking(run_as: UidRange | UserName) -> QemuConfig:

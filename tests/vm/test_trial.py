@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from supervisor.config import Config, QemuConfig
 
-EMULATED = Accel(kvm=False, sev=False)
+EMULATED = Accel(kvm=False)
 
 
 def with_settings(settings: dict[str, str]) -> QemuConfig:

@@ -34,6 +34,7 @@ _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
     errors.Busy: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AtCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Stopping: grpc.StatusCode.UNAVAILABLE,
+    errors.TeeUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PortsTaken: grpc.StatusCode.UNAVAILABLE,
     errors.LaunchError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.VmEnded: grpc.StatusCode.UNAVAILABLE,

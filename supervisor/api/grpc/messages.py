@@ -10,8 +10,9 @@ from supervisor.api.requests import (
     ShutdownRequest,
     event_number,
     one_of,
+    tee_policy,
 )
-from supervisor.config import Forwards, TemplateUse
+from supervisor.config import Forwards, Tee, TemplateUse
 from supervisor.pb import vm_pb2
 from supervisor.qemu.cmdline import shell_line
 from supervisor.state.record import EndMode, EventKind
@@ -35,10 +36,13 @@ _MODE = {
 def run_request(message: manager_pb2.RunRequest, context: Context) -> RunRequest:
     """:raises InvalidRequest:"""
     template, forwards = metadata(context, "template"), metadata(context, "forwards")
+    tee, policy = metadata(context, "tee"), metadata(context, "tee-policy")
     return RunRequest(
         message.computation,
         template=None if template is None else one_of(TemplateUse, "template", template),
         forwards=None if forwards is None else one_of(Forwards, "forwards", forwards),
+        tee=None if tee is None else one_of(Tee, "tee", tee),
+        tee_policy=None if policy is None else tee_policy(policy),
     )
 
 
@@ -73,6 +77,9 @@ def vm(one: Vm) -> vm_pb2.Vm:
         exit_code=one.record.exit_code,
         error=one.record.error or "",
         owner=one.record.owner,
+        tee=one.record.options.tee,
+        tee_policy=one.tee_policy or "",
+        insecure=one.insecure,
         forwards=[
             vm_pb2.Forward(
                 guest_port=forward.guest_port,

@@ -15,8 +15,8 @@ from quart import request
 
 from supervisor.api.http import streamed_json
 from supervisor.api.http.bodies import Incoming  # noqa: TC001
-from supervisor.api.requests import one_of, ttl
-from supervisor.config import Forwards, RestartPolicy, TemplateUse
+from supervisor.api.requests import one_of, tee_policy, ttl
+from supervisor.config import Forwards, Policy, RestartPolicy, Tee, TemplateUse
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
 from supervisor.state.record import EndMode
 
@@ -124,5 +124,7 @@ _converter.register_structure_hook(
 _converter.register_structure_hook(
     Forwards | None, lambda given, _: one_of(Forwards, "forwards", given)
 )
+_converter.register_structure_hook(Tee | None, lambda given, _: one_of(Tee, "tee", given))
+_converter.register_structure_hook(Policy | None, lambda given, _: tee_policy(given))
 _converter.register_structure_hook(float | None, lambda given, _: ttl(given))
 _converter.register_structure_hook(bool | None, _keep_disk)

@@ -51,6 +51,7 @@ _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
     errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.AtCapacity: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Stopping: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.TeeUnavailable: HTTPStatus.CONFLICT,
     errors.PortsTaken: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.VmEnded: HTTPStatus.BAD_GATEWAY,
     errors.RunFailed: HTTPStatus.BAD_GATEWAY,

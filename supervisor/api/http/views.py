@@ -32,6 +32,7 @@ def summary(vm: Vm) -> dict[str, Any]:
         "ended_at": moment(vm.record.ended_at) if vm.record.ended_at else None,
         "uptime_s": seconds(vm.uptime_s),
         "forwards": [_forward(one) for one in vm.record.forwards],
+        "tee": vm.record.options.tee,
     }
 
 
@@ -43,6 +44,7 @@ def answer(vm: Vm, reply: str) -> dict[str, Any]:
         "state": vm.status.state,
         "forwards": [_forward(one) for one in vm.record.forwards],
         "credential": vm.credential,
+        "tee": vm.record.options.tee,
     }
 
 
@@ -56,6 +58,8 @@ def status(vm: Vm) -> dict[str, Any]:
         "monitor": vm.monitor_state,
         "query_status": _run_status(facts.run_status) if facts else None,
         "query_sev": _sev(facts.sev) if facts else None,
+        "tee": vm.record.options.tee,
+        "insecure": vm.insecure,
         "asked_at": moment(facts.at) if facts else None,
         "agent": {
             "ready": vm.agent_ready,
@@ -93,6 +97,7 @@ def everything(vm: Vm) -> dict[str, Any]:
         "owner": record.owner or None,
         "purpose": record.purpose,
         "template": record.template,
+        "tee_policy": vm.tee_policy,
         "phases_s": {name: seconds(at) for name, at in _steps(vm)},
     }
 

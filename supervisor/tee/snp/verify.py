@@ -6,7 +6,6 @@ checked: the certificate of another chip, or of a chip with other firmware, has 
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import attrs
@@ -53,11 +52,6 @@ class Expected:
     vmpl: int = 0
     allowed: frozenset[PolicyBit] = frozenset()
     minimum_tcb: Mapping[str, int] = attrs.field(factory=dict)
-
-
-def host_data_of(computation: bytes) -> bytes:
-    """What a VM's host data are if it was started for this computation: its SHA-256."""
-    return hashlib.sha256(computation).digest()
 
 
 def verify(

@@ -61,11 +61,6 @@ class Expected:
     allowed_tcb: frozenset[str] = frozenset()
 
 
-def mrconfigid_of(computation: bytes) -> bytes:
-    """What a TD's MRCONFIGID is if it was started for this computation: its SHA-256, filled."""
-    return hashlib.sha256(computation).digest().ljust(48, b"\0")
-
-
 def verify(
     quote: Quote,
     expected: Expected,

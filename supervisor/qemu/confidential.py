@@ -1,0 +1,140 @@
+"""The arguments that make a guest confidential, by technology. Pure.
+
+**None of them was ever run where they have an effect**: no host with SEV or TDX was at hand. QEMU's
+own parser takes them, of each version that has them.
+
+Sources: QEMU's docs/system/i386/amd-memory-encryption.rst, tdx.rst and docs/system/igvm.rst; QAPI's
+``SevGuestProperties``, ``SevSnpGuestProperties``, ``TdxGuestProperties``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING
+
+import attrs
+
+from supervisor.qemu.option import escape
+from supervisor.tee.facts import Technology
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from supervisor.config import QuoteSocket, SevConfig
+
+#: In an id authentication, the algorithm of the author's key: 0 if there is no such key. Source:
+#: AMD's 56860, "ID Authentication Information Structure".
+_AUTHOR_KEY_ALGORITHM = slice(4, 8)
+
+
+@attrs.frozen
+class DirectBoot:
+    """What QEMU boots without a boot loader. The firmware has the hashes of all three."""
+
+    kernel: Path
+    initrd: Path | None = None
+    cmdline: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Confidential:
+    """What makes one VM confidential.
+
+    :param policy: the number of `supervisor.tee.policy`
+    :param bound_to: what `supervisor.tee.binding` gives; empty for SEV and SEV-ES
+    :param firmware: in one file; None: the pair of all VMs, or ``igvm``
+    :param quote_socket: None but for TDX
+    """
+
+    technology: Technology
+    policy: int
+    bound_to: bytes = b""
+    firmware: Path | None = None
+    boot: DirectBoot | None = None
+    igvm: Path | None = None
+    id_block: bytes = b""
+    id_auth: bytes = b""
+    quote_socket: QuoteSocket | None = None
+
+    @property
+    def has_own_firmware(self) -> bool:
+        return bool(self.firmware or self.igvm)
+
+
+def object_args(sev: SevConfig, vm_id: str, guest: Confidential) -> list[str]:
+    """The object of the technology, and how the machine is told of it."""
+    technology = guest.technology
+    name = f"tdx0-{vm_id}" if technology is Technology.TDX else f"{sev.id}-{vm_id}"
+    machine = [f"confidential-guest-support={name}"]
+    if technology is not Technology.SEV:
+        machine.append("smm=off")  # there is no mode whose state the host would not see
+    if technology is Technology.TDX:
+        machine += ["kernel-irqchip=split", "hpet=off"]
+        made = _tdx(name, guest)
+    else:
+        made = _amd(name, sev, guest)
+    words = ["-object", made]
+    if guest.igvm:
+        machine.append(f"igvm-cfg=igvm0-{vm_id}")
+        words += ["-object", f"igvm-cfg,id=igvm0-{vm_id},file={escape(guest.igvm)}"]
+    return [*words, "-machine", ",".join(machine)]
+
+
+def firmware_args(guest: Confidential) -> list[str]:
+    """In place of the pair in flash memory: KVM has no read-only memory for SEV-SNP and TDX."""
+    return ["-bios", str(guest.firmware)] if guest.firmware else []
+
+
+def boot_args(guest: Confidential) -> list[str]:
+    boot = guest.boot
+    if boot is None:
+        return []
+    return [
+        *("-kernel", str(boot.kernel)),
+        *(["-initrd", str(boot.initrd)] if boot.initrd else []),
+        *(["-append", boot.cmdline] if boot.cmdline else []),
+    ]
+
+
+def _amd(name: str, sev: SevConfig, guest: Confidential) -> str:
+    snp = guest.technology is Technology.SEV_SNP
+    words = [
+        "sev-snp-guest" if snp else "sev-guest",
+        f"id={name}",
+        f"cbitpos={sev.cbitpos}",
+        f"reduced-phys-bits={sev.reduced_phys_bits}",
+        f"policy={guest.policy:#x}",
+    ]
+    if guest.boot:
+        words.append("kernel-hashes=on")
+    if guest.bound_to:
+        words.append(f"host-data={_base64(guest.bound_to)}")
+    if guest.id_block:
+        words += [f"id-block={_base64(guest.id_block)}", f"id-auth={_base64(guest.id_auth)}"]
+        if any(guest.id_auth[_AUTHOR_KEY_ALGORITHM]):
+            words.append("author-key-enabled=on")
+    return ",".join(words)
+
+
+def _tdx(name: str, guest: Confidential) -> str:
+    """As JSON, for the socket's address is an object within it."""
+    words: dict[str, object] = {
+        "qom-type": "tdx-guest",
+        "id": name,
+        # Linux does not boot without it: the host could interrupt the guest at any instruction.
+        "sept-ve-disable": True,
+    }
+    if guest.bound_to:
+        words["mrconfigid"] = _base64(guest.bound_to)
+    if (socket := guest.quote_socket) is not None:
+        words["quote-generation-socket"] = (
+            {"type": "unix", "path": str(socket.path)}
+            if socket.path
+            else {"type": "vsock", "cid": str(socket.cid), "port": str(socket.port)}
+        )
+    return json.dumps(words, separators=(",", ":"))
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

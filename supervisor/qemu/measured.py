@@ -1,0 +1,91 @@
+"""Chooses and reads the files that a confidential guest starts from, and that are measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from supervisor.config import QuoteSocket
+from supervisor.errors import FirmwareError, LaunchError
+from supervisor.qemu import firmware
+from supervisor.qemu.confidential import Confidential, DirectBoot
+from supervisor.tee.facts import Technology
+
+if TYPE_CHECKING:
+    from supervisor.config import QemuConfig
+    from supervisor.qemu.version import Binary
+
+#: What these guests start from is measured as it is in memory, and not read from flash.
+_IN_ONE_FILE = {Technology.SEV_SNP: "amd-sev-snp", Technology.TDX: "intel-tdx"}
+
+#: Where Intel's packages have the quote generation service listen, and where it did before.
+_QGS = QuoteSocket(Path("/var/run/tdx-qgs/qgs.socket"))
+_QGS_BY_VSOCK = QuoteSocket(cid=2, port=4050)
+
+#: Lengths of SEV-SNP's structures, by AMD's 56860.
+_ID_BLOCK, _ID_AUTH = 96, 4096
+
+
+def choose(
+    config: QemuConfig, qemu: Binary, technology: Technology, policy: int, bound_to: bytes
+) -> Confidential:
+    """What a guest of this technology is launched with. Blocking.
+
+    :param policy, bound_to: as in `Confidential`
+    :raises LaunchError: if a file is missing, or this QEMU takes no IGVM file
+    """
+    tee, one_file = config.tee, _IN_ONE_FILE.get(technology)
+    if tee.igvm and "igvm-cfg" not in qemu.objects:
+        raise LaunchError(
+            f"{qemu.path}, version {qemu.version}, takes no IGVM file (MANAGER_TEE_IGVM)",
+            advice="use QEMU 10.1 or later that was built with libigvm",
+        )
+    chosen = tee.firmware
+    if chosen is None and one_file and not tee.igvm:
+        chosen = firmware.in_one_file(one_file)
+        if chosen is None:
+            raise FirmwareError(
+                f"{technology.label} needs firmware in one file, and none was found",
+                advice="install the package ovmf, or set MANAGER_TEE_FIRMWARE",
+            )
+    boot = DirectBoot(tee.kernel, tee.initrd, tee.cmdline) if tee.kernel else None
+    for file in filter(None, (chosen, tee.igvm, tee.kernel, tee.initrd)):
+        _read(file, 1)
+    snp = technology is Technology.SEV_SNP
+    return Confidential(
+        technology=technology,
+        policy=policy,
+        bound_to=bound_to,
+        firmware=chosen,
+        boot=boot,
+        igvm=tee.igvm,
+        id_block=_structure("MANAGER_TEE_ID_BLOCK", tee.id_block, _ID_BLOCK) if snp else b"",
+        id_auth=_structure("MANAGER_TEE_ID_AUTH", tee.id_auth, _ID_AUTH) if snp else b"",
+        quote_socket=_quote_socket(tee.quote_socket) if technology is Technology.TDX else None,
+    )
+
+
+def _quote_socket(chosen: QuoteSocket | None) -> QuoteSocket:
+    if chosen is None and _QGS.path and _QGS.path.exists():
+        return _QGS
+    return chosen or _QGS_BY_VSOCK
+
+
+def _structure(name: str, file: Path | None, length: int) -> bytes:
+    content = _read(file, length + 1) if file else b""
+    if file and len(content) != length:
+        raise LaunchError(
+            f"{file} has not {length} bytes", advice=f"set {name} to the binary structure"
+        )
+    return content
+
+
+def _read(file: Path, most: int) -> bytes:
+    """:raises LaunchError:"""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(most)
+    except OSError as error:
+        raise LaunchError(
+            f"{file} cannot be read: {error.strerror}", advice="see the settings MANAGER_TEE_*"
+        ) from error
