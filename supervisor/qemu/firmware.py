@@ -128,8 +128,11 @@ def _promises(places: Sequence[Path] | None) -> Iterator[tuple[Path, frozenset[s
             in_flash = mapping["device"] == "flash"
             code = Path((mapping["executable"] if in_flash else mapping)["filename"])
             has = frozenset(map(str, written["features"]))
+            # A raw file for flash without variables is what -bios takes.
+            stateless = mapping.get("mode") == "stateless"
+            alone = not in_flash or (stateless and mapping["executable"]["format"] == "raw")
             if "uefi" in written["interface-types"] and _for_x86_64(written):
-                yield code, has, not in_flash
+                yield code, has, alone
         except (OSError, ValueError, LookupError, TypeError):
             continue
 

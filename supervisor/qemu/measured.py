@@ -8,15 +8,27 @@ from typing import TYPE_CHECKING
 from supervisor.config import QuoteSocket
 from supervisor.errors import FirmwareError, LaunchError
 from supervisor.qemu import firmware
+from supervisor.qemu.cmdline import cpu_model
 from supervisor.qemu.confidential import Confidential, DirectBoot
+from supervisor.tee import measure as measuring
+from supervisor.tee.expected import Measurement
 from supervisor.tee.facts import Technology
+from supervisor.tee.measure import Measured
 
 if TYPE_CHECKING:
     from supervisor.config import QemuConfig
+    from supervisor.qemu.cmdline import Accel
     from supervisor.qemu.version import Binary
 
-#: What these guests start from is measured as it is in memory, and not read from flash.
-_IN_ONE_FILE = {Technology.SEV_SNP: "amd-sev-snp", Technology.TDX: "intel-tdx"}
+#: The words of firmware descriptors.
+_FEATURES = {
+    Technology.SEV: "amd-sev",
+    Technology.SEV_ES: "amd-sev-es",
+    Technology.SEV_SNP: "amd-sev-snp",
+    Technology.TDX: "intel-tdx",
+}
+#: These have no firmware in flash: it is measured as it is in memory.
+_IN_ONE_FILE = {Technology.SEV_SNP, Technology.TDX}
 
 #: Where Intel's packages have the quote generation service listen, and where it did before.
 _QGS = QuoteSocket(Path("/var/run/tdx-qgs/qgs.socket"))
@@ -34,15 +46,17 @@ def choose(
     :param policy, bound_to: as in `Confidential`
     :raises LaunchError: if a file is missing, or this QEMU takes no IGVM file
     """
-    tee, one_file = config.tee, _IN_ONE_FILE.get(technology)
+    tee = config.tee
     if tee.igvm and "igvm-cfg" not in qemu.objects:
         raise LaunchError(
             f"{qemu.path}, version {qemu.version}, takes no IGVM file (MANAGER_TEE_IGVM)",
             advice="use QEMU 10.1 or later that was built with libigvm",
         )
     chosen = tee.firmware
-    if chosen is None and one_file and not tee.igvm:
-        chosen = firmware.in_one_file(one_file)
+    # Firmware with a place for the kernel's hashes is in one file, too.
+    wanted = technology in _IN_ONE_FILE or tee.kernel is not None
+    if chosen is None and wanted and not tee.igvm:
+        chosen = firmware.in_one_file(_FEATURES[technology])
         if chosen is None:
             raise FirmwareError(
                 f"{technology.label} needs firmware in one file, and none was found",
@@ -62,6 +76,24 @@ def choose(
         id_block=_structure("MANAGER_TEE_ID_BLOCK", tee.id_block, _ID_BLOCK) if snp else b"",
         id_auth=_structure("MANAGER_TEE_ID_AUTH", tee.id_auth, _ID_AUTH) if snp else b"",
         quote_socket=_quote_socket(tee.quote_socket) if technology is Technology.TDX else None,
+    )
+
+
+def measure(config: QemuConfig, accel: Accel, guest: Confidential) -> Measurement:
+    """What the processor measures when the guest is launched. Blocking."""
+    if guest.igvm:
+        return Measurement(problem="what an IGVM file comes to is not computed here")
+    boot = guest.boot
+    return measuring.measure(
+        guest.technology,
+        Measured(
+            firmware=guest.firmware or config.firmware.code_file,
+            kernel=boot.kernel if boot else None,
+            initrd=boot.initrd if boot else None,
+            cmdline=boot.cmdline if boot else "",
+            vcpus=config.smp_count,
+            cpu=cpu_model(config, accel, guest.technology),
+        ),
     )
 
 

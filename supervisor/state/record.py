@@ -20,6 +20,7 @@ from supervisor.config import Forwards, RestartPolicy, Tee, TemplateUse
 from supervisor.qemu.cmdline import Forward  # noqa: TC001 - cattrs resolves it
 from supervisor.qemu.process import ProcessId  # noqa: TC001 - cattrs resolves it
 from supervisor.state.status import RunState, Status, VmState
+from supervisor.tee.expected import Measurement
 from supervisor.tee.facts import Technology
 
 if TYPE_CHECKING:
@@ -209,6 +210,7 @@ class Record:
     :param base: the image below its disk, below its template's disk included; None if unknown
     :param bound_to: what its reports say of its computation, in hexadecimal digits; see
         `supervisor.tee.binding`
+    :param measurement: what the processor measured when its QEMU was started last, by the files
     :param renewed: whether its guest, a clone, has been told that it is a copy
     :param ending: how the VM is ended; None until its end is requested
     :param end_cause: who requested the end, or what made it necessary
@@ -238,6 +240,7 @@ class Record:
     template: str | None = None
     base: BaseImage | None = None
     bound_to: str = ""
+    measurement: Measurement = attrs.field(factory=Measurement)
     renewed: bool = False
     ending: EndMode | None = None
     end_cause: EndCause | None = None

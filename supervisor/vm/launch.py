@@ -86,6 +86,7 @@ class Launcher:
         self._fingerprint = vm.record.fingerprint
         self._template_name = vm.record.template
         self._base = vm.record.base
+        self._measurement = vm.record.measurement
 
     async def prepare(self) -> None:
         """Make the files of a new VM, from a template if there is one.
@@ -175,6 +176,7 @@ class Launcher:
                     fingerprint=self._fingerprint,
                     template=self._template_name,
                     base=self._base,
+                    measurement=self._measurement,
                     process=qemu.identity,
                     forwards=forwards if on_host else (),
                     command=tuple(command),
@@ -246,13 +248,10 @@ class Launcher:
         if technology is None:
             return None
         number = policy.encode(technology, Policy.read(record.options.tee_policy))
-        return measured.choose(
-            self._vm.config.qemu,
-            self._host.look_at_qemu(),
-            technology,
-            number,
-            bytes.fromhex(record.bound_to),
-        )
+        config, bound_to = self._vm.config.qemu, bytes.fromhex(record.bound_to)
+        guest = measured.choose(config, self._host.look_at_qemu(), technology, number, bound_to)
+        self._measurement = measured.measure(config, self._host.accel, guest)
+        return guest
 
     @contextmanager
     def _clone_failures(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from supervisor.qemu.connection import MonitorState
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
-from supervisor.tee import policy
+from supervisor.tee import expected, policy
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -138,6 +138,24 @@ class Vm:
         if technology is None:
             return ["it is a plain VM: the host can read and change the guest's memory"]
         return policy.openings(technology, self._policy(technology))
+
+    @property
+    def attestation_policy(self) -> dict[str, Any]:
+        """What an owner should see in a report of the VM.
+
+        :raises Busy: if it is a plain VM, or not launched yet
+        """
+        technology = self.record.options.technology
+        if technology is None:
+            raise Busy(
+                f"VM {self.id} is a plain one, of which no processor reports",
+                advice="send its run with a tee: see docs/how-to/start-confidential-guests.md",
+            )
+        if not self.record.command:
+            raise Busy(f"VM {self.id} is not launched yet", advice="try again in a moment")
+        record, number = self.record, self._policy(technology)
+        rules = expected.rules(technology, number, record.bound_to, record.measurement)
+        return expected.document(technology, rules)
 
     def _policy(self, technology: Technology) -> int:
         return policy.encode(technology, Policy.read(self.record.options.tee_policy))

@@ -32,6 +32,7 @@ ROUTES: dict[str, tuple[set[Role], int]] = {
     "GET /vms": (SEE, 200),
     "GET /vms/<vm_id>": (SEE, 404),
     "GET /vms/<vm_id>/status": (SEE, 404),
+    "GET /vms/<vm_id>/attestation-policy": (SEE, 404),
     "GET /vms/<vm_id>/reply": (USE, 404),
     "POST /vms/<vm_id>/shutdown": (USE, 404),
     "POST /vms/<vm_id>/pause": (USE, 404),

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import grpc
 import pytest
+import trio
 
 from supervisor.pb import manager_pb2, vm_pb2
-from supervisor.qemu import accel
+from supervisor.qemu import accel, firmware
 from supervisor.tee import reading
 from tests.fake.test_cli import cli
 from tests.support import hosts
@@ -122,6 +125,34 @@ async def test_guest_of_tdx(world: World, monkeypatch: pytest.MonkeyPatch) -> No
         mrconfigid = base64.b64encode(hashlib.sha256(b"{}").digest() + bytes(16)).decode()
         assert f'"mrconfigid":"{mrconfigid}"' in word
         assert (shown["tee"], shown["tee_policy"], shown["insecure"]) == ("tdx", "", [])
+
+
+async def test_owner_is_told_what_to_expect(milan: World) -> None:
+    """By the firmware of this machine, and for as long as the VM is on record."""
+    ovmf = firmware.in_one_file("amd-sev-snp")
+    assert ovmf
+    settings = {"MANAGER_TEE_FIRMWARE": str(ovmf), "MANAGER_QEMU_SMP_COUNT": "2"}
+    async with milan.serve(**settings) as supervisor:
+        vm_id = (await run(supervisor.http, tee="sev-snp"))["id"]
+        path = f"/vms/{vm_id}/attestation-policy"
+        told = (await supervisor.http.get(path)).json()
+        values = {rule["field"]: rule["expected"] for rule in told["rules"]}
+        assert values["HOST_DATA"] == hashlib.sha256(b"{}").hexdigest()
+        arguments = ["--mode", "snp", "--vcpus", "2", "--vcpu-type", "EPYC-v4", "--ovmf", str(ovmf)]
+        program = Path(sys.prefix, "bin", "sev-snp-measure")
+        done = await trio.run_process([str(program), *arguments], capture_stdout=True)
+        assert values["MEASUREMENT"] == done.stdout.decode().strip()
+        assert f"--measurement {values['MEASUREMENT']} --computation" in told["command"]
+        await supervisor.http.post(f"/vms/{vm_id}/shutdown")
+        assert (await supervisor.http.get(path)).json() == told
+
+
+async def test_nothing_is_to_be_expected_of_a_plain_vm(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await run(supervisor.http))["id"]
+        answer = await supervisor.http.get(f"/vms/{vm_id}/attestation-policy")
+        assert answer.status_code == 409
+        assert "is a plain one" in answer.json()["detail"]
 
 
 async def test_default_is_the_settings(milan: World) -> None:

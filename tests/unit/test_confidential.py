@@ -210,6 +210,9 @@ def test_choice_of_firmware(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert asked == ["amd-sev-snp", "intel-tdx"]
     assert choose(Technology.SEV, firmware=file).firmware == file
     assert len(asked) == 2
+    # Debian's pair in flash has no place for the hashes of a kernel.
+    assert choose(Technology.SEV_ES, kernel=file).firmware == file
+    assert asked[2:] == ["amd-sev-es"]
     assert choose(igvm=file).firmware is None
 
 
@@ -234,10 +237,14 @@ def test_firmware_that_promises_comes_first(
         "features": ["x"],
     }
     (tmp_path / "50-able.json").write_text(json.dumps(written))
-    in_flash = {"device": "flash", "executable": {"filename": "/flash.fd"}}
+    in_flash = {"device": "flash", "executable": {"filename": "/flash.fd", "format": "raw"}}
     (tmp_path / "10-flash.json").write_text(json.dumps(written | {"mapping": in_flash}))
     assert firmware.in_one_file("x", [tmp_path]) == able
     assert firmware.in_one_file("y", [tmp_path]) == plain
+    # Ubuntu's AmdSev build.
+    stateless = {"mapping": in_flash | {"mode": "stateless"}, "features": ["y"]}
+    (tmp_path / "60-stateless.json").write_text(json.dumps(written | stateless))
+    assert firmware.in_one_file("y", [tmp_path]) == Path("/flash.fd")
 
 
 @pytest.mark.parametrize("setting", ["firmware", "kernel", "igvm"])

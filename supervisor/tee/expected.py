@@ -1,0 +1,137 @@
+"""What an owner should see in a report of one VM, rule by rule. Pure.
+
+The host says so, and the host is whom the owner does not trust. So each rule says what it stands
+for: who can compute the value himself does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from supervisor.tee import policy
+from supervisor.tee.facts import Technology
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@attrs.frozen
+class Measurement:
+    """What the processor measures of a guest.
+
+    :param digest: in hexadecimal digits; empty if it is not known, and ``problem`` says why
+    """
+
+    digest: str = ""
+    problem: str = ""
+
+
+@attrs.frozen
+class Rule:
+    """One field of a report.
+
+    :param field: AMD's or Intel's name of it
+    :param expected: None if nothing is expected; ``why`` says the reason
+    :param why: what the field is made of, in words
+    :param option: how the command ``verify`` is told; empty if it checks this by itself
+    """
+
+    field: str
+    expected: str | None
+    why: str
+    option: str = ""
+
+
+def rules(
+    technology: Technology, number: int, bound_to: str, measurement: Measurement
+) -> tuple[Rule, ...]:
+    """:param number: the policy's
+    :param bound_to: in hexadecimal digits; see `supervisor.tee.binding`
+    """
+    found = {
+        Technology.SEV: _sev,
+        Technology.SEV_ES: _sev,
+        Technology.SEV_SNP: _snp,
+        Technology.TDX: _tdx,
+    }[technology]
+    return tuple(found(technology, number, bound_to, measurement))
+
+
+def command(technology: Technology, rules: tuple[Rule, ...]) -> str | None:
+    """The owner's command, with what the rules say; None where there is no such command."""
+    kinds = {
+        Technology.SEV_SNP: "snp REPORT --leaf CERTIFICATE --nonce NONCE",
+        Technology.TDX: "tdx QUOTE --nonce NONCE",
+    }
+    if technology not in kinds:
+        return None
+    options = [rule.option for rule in rules if rule.option]
+    return " ".join(["qmp-supervisor verify", kinds[technology], *options])
+
+
+def document(technology: Technology, rules: tuple[Rule, ...]) -> dict[str, Any]:
+    return {
+        "tee": technology,
+        "rules": [attrs.asdict(rule) for rule in rules],
+        "command": command(technology, rules),
+    }
+
+
+def _digest(measurement: Measurement, why: str, option: str = "") -> tuple[str | None, str, str]:
+    if measurement.digest:
+        return measurement.digest, why, option and f"{option} {measurement.digest}"
+    return None, measurement.problem or "it was not computed when the VM was launched", ""
+
+
+def _in_words(technology: Technology, number: int) -> str:
+    return f"the guest's policy: {policy.spelled(technology, number)}"
+
+
+def _sev(technology: Technology, number: int, _: str, measurement: Measurement) -> Iterator[Rule]:
+    registers = ", and the first registers of its CPUs" if technology is Technology.SEV_ES else ""
+    yield Rule(
+        "LAUNCH_DIGEST",
+        *_digest(
+            measurement,
+            "SHA-256 of the firmware, of the hashes of a kernel that is booted directly"
+            f"{registers}; the measurement is its HMAC with the owner's key TIK",
+        ),
+    )
+    yield Rule("POLICY", f"{number:#x}", _in_words(technology, number))
+    yield Rule("computation", None, f"{technology.label} has no field that could tell")
+
+
+def _snp(
+    technology: Technology, number: int, bound_to: str, measurement: Measurement
+) -> Iterator[Rule]:
+    yield Rule(
+        "MEASUREMENT",
+        *_digest(
+            measurement,
+            "launch digest of the firmware, of the hashes of a kernel that is booted directly, and"
+            " of the first registers of each CPU",
+            "--measurement",
+        ),
+    )
+    yield Rule("HOST_DATA", bound_to, "SHA-256 of the computation", "--computation COMPUTATION")
+    yield Rule("POLICY", f"{number:#x}", _in_words(technology, number), f"--policy {number:#x}")
+    yield Rule("VMPL", "0", "the guest's kernel runs at the most trusted level")
+    yield Rule("REPORT_DATA", None, "the owner's nonce, of which the host knows nothing")
+    yield Rule(
+        "REPORTED_TCB",
+        None,
+        "the least firmware that the owner accepts (--minimum-tcb); a host does not choose it",
+    )
+
+
+def _tdx(_: Technology, __: int, bound_to: str, measurement: Measurement) -> Iterator[Rule]:
+    yield Rule("MRTD", *_digest(measurement, ""))
+    yield Rule("RTMR0 to RTMR3", None, "they depend on what the guest measures while it boots")
+    yield Rule(
+        "MRCONFIGID", bound_to, "SHA-256 of the computation, filled with zeros",
+        "--computation COMPUTATION",
+    )  # fmt: skip
+    yield Rule("TDATTRIBUTES: DEBUG", "0", "QEMU starts no TD that can be debugged")
+    yield Rule("REPORTDATA", None, "the owner's nonce, of which the host knows nothing")
