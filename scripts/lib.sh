@@ -234,10 +234,13 @@ debian_mirror() {
 }
 
 # .qemu/SUITE/qemu-system-x86_64 for each of them: the packages are unpacked there, nothing is
-# installed. A QEMU that cannot be had is no error here: the test that wants it says so.
+# installed. A QEMU that cannot be had is no error here: the test that wants it says so. The same of
+# libvirt's program that verifies SEV's measurements.
 set_up_qemus() {
     local mirror pair suite
     mirror=$(debian_mirror)
+    [ -e .qemu/virt-qemu-sev-validate ] || failure_lines=3 quietly \
+        "virt-qemu-sev-validate: unpacking it" _unpack_validator || true
     for pair in $other_qemus; do
         suite=${pair%:*}
         [ ! -x ".qemu/$suite/qemu-system-x86_64" ] || continue
@@ -245,6 +248,17 @@ set_up_qemus() {
         failure_lines=3 quietly "QEMU of $suite: unpacking it" \
             _unpack_qemu "$mirror" "$suite" "${pair#*:}" || true
     done
+}
+
+_unpack_validator() {
+    local scratch
+    scratch=$(mktemp -d)
+    # Of this machine's own distribution: it is a Python program that needs nothing else here.
+    (cd "$scratch" && apt-get download -q libvirt-clients-qemu && dpkg-deb -x ./*.deb .) &&
+        mkdir -p .qemu && cp "$scratch/usr/bin/virt-qemu-sev-validate" .qemu/
+    local status=$?
+    rm -rf "$scratch"
+    return "$status"
 }
 
 _unpack_qemu() { # MIRROR SUITE BASE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,22 @@ class Number(click.ParamType[int]):
             return value if isinstance(value, int) else int(value, 0)
         except ValueError:
             self.fail(f"{value!r} is no number such as 0x30000", param, ctx)
+
+
+class Version(click.ParamType[tuple[int, int]]):
+    """Two numbers of a byte each, as ``1.55``."""
+
+    name = "major.minor"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})", value)
+        if not found or max(map(int, found.groups())) > 255:
+            self.fail(f"{value!r} is not MAJOR.MINOR such as 1.55", param, ctx)
+        return int(found[1]), int(found[2])
 
 
 class Registers(click.ParamType[tuple[int, bytes]]):

@@ -6,6 +6,7 @@ Nothing is fetched.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -20,13 +21,15 @@ from supervisor.cli.parameters import (
     Number,
     Registers,
     SecurityVersions,
+    Version,
 )
-from supervisor.config import MAX_COMPUTATION
+from supervisor.config import MAX_COMPUTATION, PolicyWord
 from supervisor.errors import SupervisorError
-from supervisor.tee import binding, certificate
+from supervisor.tee import binding, certificate, sev
 from supervisor.tee.checks import ExitCode, Verdict, exit_code
 from supervisor.tee.evidence import BadEvidence, Unsupported, decoded
 from supervisor.tee.facts import Technology
+from supervisor.tee.measure import Measured, measure
 from supervisor.tee.snp import kds
 from supervisor.tee.snp import report as snp_report
 from supervisor.tee.snp import verify as verify_snp
@@ -62,6 +65,7 @@ _allow_migration = click.option(
     "--allow-migration", is_flag=True, help="Let one pass that an agent can take over."
 )
 _crl = click.option("--crl", type=FileContent(), help="The maker's revocation list.")
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _at = click.option(
     "--at",
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
@@ -196,6 +200,77 @@ def _expected_of_quote(given: dict[str, Any]) -> verify_tdx.Expected:
         allowed_tcb=frozenset(given["allow_tcb_status"]),
         **{name: given[name] for name in same},
     )
+
+
+@verify.command("sev", cls=Command)
+@click.argument("measurement", type=FileContent())
+@click.option("--tik", type=FileContent(), required=True, help="Your transport integrity key.")
+@click.option("--policy", type=Number(), required=True, help="The policy that the guest has.")
+@click.option(
+    "--api", type=Version(), required=True, help="Of the SEV firmware, MAJOR.MINOR, by query-sev."
+)
+@click.option("--build-id", type=click.IntRange(0, 255), required=True, help="Of the firmware.")
+@click.option("--digest", type=Hex(32), help="The launch digest, if not of files.")
+@click.option("--firmware", type=_FILE, help="OVMF, as it was launched.")
+@click.option("--kernel", type=_FILE, help="A kernel that is booted directly.")
+@click.option("--initrd", type=_FILE, help="Its initramfs.")
+@click.option("--cmdline", default="", help="Its command line.")
+@click.option("--vcpus", type=click.IntRange(1), help="For SEV-ES: how many CPUs the guest has.")
+@click.option("--cpu", help="For SEV-ES: their model, such as EPYC.")
+@click.option(
+    "--legacy-vm-type",
+    is_flag=True,
+    help="For SEV-ES: the guest was started by QEMU before 9.1 or Linux before 6.10.",
+)
+@_allow_debug
+@click.option("--allow-send", is_flag=True, help="Let one pass that another machine may get.")
+@click.option("--allow-key-sharing", is_flag=True, help="Let one pass that shares its key.")
+@as_json
+def of_sev(measurement: bytes, tik: bytes, as_json: bool, **given: Any) -> None:
+    """Verify the launch measurement of an SEV or SEV-ES guest.
+
+    Held against libvirt's virt-qemu-sev-validate. No measurement of a real processor was at hand.
+    """
+    words = (PolicyWord.DEBUG, PolicyWord.SEND, PolicyWord.KEY_SHARING)
+    major, minor = given["api"]
+    allowed = (word for word in words if given[f"allow_{word.replace('-', '_')}"])
+    try:
+        checks = sev.verify(
+            sev.read_measurement(measurement),
+            sev.read_key(tik),
+            sev.Platform(major, minor, given["build_id"]),
+            given["policy"],
+            _launch_digest(given),
+            frozenset(allowed),
+        )
+    except SupervisorError as error:
+        _end(error)
+    _show(checks, as_json=as_json)
+
+
+def _launch_digest(given: dict[str, Any]) -> bytes:
+    digest: bytes | None = given["digest"]
+    if (digest is None) == (given["firmware"] is None):
+        raise BadEvidence("say either --digest or --firmware")
+    if digest is not None:
+        return digest
+    technology = sev.technology_of(given["policy"])
+    if technology is Technology.SEV_ES and not (given["vcpus"] and given["cpu"]):
+        raise BadEvidence("the policy is of SEV-ES: say --vcpus and --cpu, which are measured")
+    if not given["kernel"] and (given["initrd"] or given["cmdline"]):
+        raise BadEvidence("--initrd and --cmdline need --kernel")
+    found = measure(
+        technology,
+        Measured(
+            vcpus=given["vcpus"] or 1,
+            cpu=given["cpu"] or "",
+            **{name: given[name] for name in ("firmware", "kernel", "initrd", "cmdline")},
+        ),
+    )
+    if found.problem:
+        raise BadEvidence(found.problem)
+    legacy = technology is Technology.SEV_ES and given["legacy_vm_type"]
+    return bytes.fromhex(found.legacy_digest if legacy else found.digest)
 
 
 def _bound(given: dict[str, Any], member: str, technology: Technology) -> bytes | None:

@@ -22,10 +22,12 @@ class Measurement:
     """What the processor measures of a guest.
 
     :param digest: in hexadecimal digits; empty if it is not known, and ``problem`` says why
+    :param legacy_digest: the other one that it may be, of SEV-ES alone: see `measure.measure`
     """
 
     digest: str = ""
     problem: str = ""
+    legacy_digest: str = ""
 
 
 @attrs.frozen
@@ -59,16 +61,15 @@ def rules(
     return tuple(found(technology, number, bound_to, measurement))
 
 
-def command(technology: Technology, rules: tuple[Rule, ...]) -> str | None:
-    """The owner's command, with what the rules say; None where there is no such command."""
+def command(technology: Technology, rules: tuple[Rule, ...]) -> str:
+    """The owner's command, with what the rules say. What is in capitals he puts in."""
     kinds = {
         Technology.SEV_SNP: "snp REPORT --leaf CERTIFICATE --nonce NONCE",
         Technology.TDX: "tdx QUOTE --nonce NONCE",
     }
-    if technology not in kinds:
-        return None
+    words = kinds.get(technology, "sev MEASUREMENT --tik TIK --api API --build-id BUILD")
     options = [rule.option for rule in rules if rule.option]
-    return " ".join(["qmp-supervisor verify", kinds[technology], *options])
+    return " ".join(["qmp-supervisor verify", words, *options])
 
 
 def document(technology: Technology, rules: tuple[Rule, ...]) -> dict[str, Any]:
@@ -97,9 +98,17 @@ def _sev(technology: Technology, number: int, _: str, measurement: Measurement) 
             measurement,
             "SHA-256 of the firmware, of the hashes of a kernel that is booted directly"
             f"{registers}; the measurement is its HMAC with the owner's key TIK",
+            "--digest",
         ),
     )
-    yield Rule("POLICY", f"{number:#x}", _in_words(technology, number))
+    if measurement.legacy_digest:
+        yield Rule(
+            "LAUNCH_DIGEST, legacy VM type",
+            measurement.legacy_digest,
+            "the same if QEMU is older than 9.1 or the host's Linux than 6.10: then fewer registers"
+            " are measured",
+        )
+    yield Rule("POLICY", f"{number:#x}", _in_words(technology, number), f"--policy {number:#x}")
     yield Rule("computation", None, f"{technology.label} has no field that could tell")
 
 

@@ -9,11 +9,16 @@ Secure Encrypted Virtualization API (55766), "LAUNCH_MEASURE".
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import attrs
 from sevsnpmeasure import guest, vcpu_types
+from sevsnpmeasure.ovmf import OVMF
+from sevsnpmeasure.sev_hashes import SevHashes
 from sevsnpmeasure.sev_mode import SevMode
+from sevsnpmeasure.vmm_types import VMMType
+from sevsnpmeasure.vmsa import VMSA
 
 from supervisor.tee.expected import Measurement
 from supervisor.tee.facts import Technology
@@ -28,6 +33,9 @@ _MODES = {
 }
 #: What QEMU sets in the first registers of an SEV-SNP guest: SNPActive, and nothing else.
 _GUEST_FEATURES = 0x1
+#: MXCSR and the x87 control word. Source: AMD64 Architecture Programmer's Manual, volume 2,
+#: "VMCB State Save Area".
+_NOT_LEGACY = slice(0x408, 0x40C), slice(0x410, 0x412)
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +55,12 @@ class Measured:
 
 
 def measure(technology: Technology, measured: Measured) -> Measurement:
+    """What the processor comes to, or why that is not known.
+
+    Under SEV-ES it depends on how QEMU has asked KVM for the guest. Since Linux 6.10 and QEMU 9.1,
+    by KVM_SEV_INIT2, MXCSR and the x87 control word are among the first registers. Before, and with
+    ``legacy-vm-type``, they were not, and libvirt's virt-qemu-sev-validate still expects that.
+    """
     mode = _MODES.get(technology)
     if mode is None:
         return Measurement(problem="MRTD and RTMRs are not computed here")
@@ -55,17 +69,25 @@ def measure(technology: Technology, measured: Measured) -> Measurement:
     signature = vcpu_types.CPU_SIGS.get(model)
     if signature is None and technology is not Technology.SEV:
         return Measurement(problem=f"the signature of the CPU model {model} is not known here")
+    firmware = str(measured.firmware)
+    boot = str(measured.kernel or ""), str(measured.initrd or ""), measured.cmdline
+    count, number = measured.vcpus, signature or 0
     try:
-        digest = guest.calc_launch_digest(
-            mode,
-            measured.vcpus,
-            signature or 0,
-            str(measured.firmware),
-            str(measured.kernel or ""),
-            str(measured.initrd or ""),
-            measured.cmdline,
-            _GUEST_FEATURES,
-        )
+        digest = guest.calc_launch_digest(mode, count, number, firmware, *boot, _GUEST_FEATURES)
+        legacy = _legacy(firmware, boot, count, number) if mode is SevMode.SEV_ES else ""
     except (OSError, RuntimeError, ValueError, LookupError, AssertionError) as error:
         return Measurement(problem=f"{measured.firmware}: {error}")
-    return Measurement(digest.hex())
+    return Measurement(digest.hex(), legacy_digest=legacy)
+
+
+def _legacy(firmware: str, boot: tuple[str, str, str], vcpus: int, signature: int) -> str:
+    made = hashlib.sha256(OVMF(firmware).data())
+    if boot[0]:
+        made.update(SevHashes(*boot).construct_table())
+    eip = OVMF(firmware).sev_es_reset_eip()
+    for page in VMSA(SevMode.SEV_ES, eip, signature, 0, VMMType.QEMU).pages(vcpus):
+        registers = bytearray(page)
+        for place in _NOT_LEGACY:
+            registers[place] = bytes(place.stop - place.start)
+        made.update(registers)
+    return made.hexdigest()

@@ -112,6 +112,11 @@ def openings(technology: Technology, number: int) -> list[str]:
     return [why for word, why in _OPEN.items() if words.get(word)]
 
 
+def opening(word: PolicyWord) -> str | None:
+    """What it lets somebody else do; None if it lets nobody in."""
+    return _OPEN.get(word)
+
+
 def spelled(technology: Technology, number: int) -> str:
     """The policy in words, as settings and requests have them."""
     return str(Policy(tuple(decode(technology, number).items())))

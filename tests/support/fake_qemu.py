@@ -357,8 +357,9 @@ class FakeQemu:
         self.emit("WAKEUP")
 
     def reset(self) -> None:
-        self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+        # QEMU has stopped the CPUs when it tells of it.
         self.stop_agent()
+        self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
         if self.status == "running":
             self.start_agent()
         else:

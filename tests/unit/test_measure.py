@@ -237,8 +237,13 @@ def test_what_is_not_known_is_said_and_not_left_out(technology: Technology) -> N
     assert all(rule["why"] for rule in found["rules"])
 
 
-def test_sev_has_no_command_yet_and_no_field_for_the_computation() -> None:
-    found = told(ES, 0xF, Measurement("cd" * 32))
-    assert found["command"] is None
-    assert "registers" in found["rules"][0]["why"]
-    assert found["rules"][-1]["expected"] is None
+def test_sev_has_no_field_for_the_computation() -> None:
+    found = told(ES, 0xF, Measurement("cd" * 32, legacy_digest="ef" * 32))
+    assert found["command"] == (
+        "qmp-supervisor verify sev MEASUREMENT --tik TIK --api API --build-id BUILD"
+        f" --digest {'cd' * 32} --policy 0xf"
+    )
+    values = {rule["field"]: rule["expected"] for rule in found["rules"]}
+    assert values["LAUNCH_DIGEST, legacy VM type"] == "ef" * 32
+    assert values["computation"] is None
+    assert len(told(SEV, 0xB, Measurement("cd" * 32))["rules"]) == 3
