@@ -6,8 +6,9 @@ the same one over both wires. Pure.
 
 from __future__ import annotations
 
+import base64
 import enum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NewType, TypeVar
 
 import attrs
 
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=enum.StrEnum)
 
+#: Members that need types of their own, so that a mistake can be named.
+Attest = NewType("Attest", bool)
+Base64 = NewType("Base64", str)
+
 _LONGEST_KEY = 255
+#: Of a certificate, a session or a secret's packet; a page of the processor's, in base64.
+_LONGEST_BASE64 = 32768
 #: The most events of a page.
 MAX_PAGE = 1000
 #: Digits of an event's number.
@@ -62,6 +69,9 @@ class RunRequest:
     forwards: Forwards | None = None
     tee: Tee | None = None
     tee_policy: Policy | None = None
+    attest: Attest | None = None
+    dh_cert: Base64 | None = None
+    session: Base64 | None = None
 
     def options(
         self, config: Config, idempotency_key: str | None, request_id: str = ""
@@ -76,6 +86,7 @@ class RunRequest:
         forwards = self.forwards or config.qemu.net.forwards
         if forwards is Forwards.NONE and (excluded := against_no_forwards(config)):
             raise InvalidRequest(f"forwards=none excludes {excluded[0]}", member="forwards")
+        self._check_attest(config)
         return RunOptions(
             ttl_s=config.life.ttl_s if self.ttl is None else self.ttl,
             restart=self.restart or config.life.restart,
@@ -84,6 +95,9 @@ class RunRequest:
             forwards=forwards,
             tee=self.tee or config.qemu.default_tee,
             tee_policy=str(config.qemu.tee.policy if self.tee_policy is None else self.tee_policy),
+            attest=bool(self.attest),
+            dh_cert=self.dh_cert or "",
+            session=self.session or "",
             idempotency_key=key,
             request_id=request_id,
             # Megabytes to hash, for nobody but a repetition.
@@ -98,8 +112,32 @@ class RunRequest:
                 forwards=self.forwards,
                 tee=self.tee,
                 tee_policy=self.tee_policy,
+                attest=self.attest,
+                dh_cert=self.dh_cert,
+                session=self.session,
             ),
         )
+
+    def _check_attest(self, config: Config) -> None:
+        """:raises InvalidRequest: if a measured launch excludes another member"""
+        if (self.dh_cert is None) != (self.session is None):
+            raise InvalidRequest("dh_cert and session go together", member="session")
+        if not self.attest:
+            if self.session is not None:
+                raise InvalidRequest("a session needs attest: true", member="session")
+            return
+        tee = self.tee or config.qemu.default_tee
+        if tee not in (Tee.SEV, Tee.SEV_ES):
+            raise InvalidRequest(
+                f"attest needs tee=sev or sev-es, and it is {tee}",
+                member="attest",
+                advice="guests under SEV-SNP and TDX are attested from inside",
+            )
+        if (self.restart or config.life.restart) is not RestartPolicy.NEVER:
+            raise InvalidRequest(
+                "attest excludes restart=on-failure: nobody would attest the next launch",
+                member="restart",
+            )
 
 
 @attrs.frozen
@@ -154,6 +192,35 @@ def tee_policy(given: object) -> Policy:
         return Policy.read(given if isinstance(given, str) else "?")
     except ValueError as error:
         raise InvalidRequest(f"tee_policy: {error}", member="tee_policy") from None
+
+
+def attest(given: object) -> Attest:
+    """:raises InvalidRequest:"""
+    if not isinstance(given, bool):
+        raise InvalidRequest("attest must be true or false", member="attest")
+    return Attest(given)
+
+
+def base64_text(given: object) -> Base64:
+    """:raises InvalidRequest:"""
+    text = given if isinstance(given, str) else ""
+    try:
+        if not 0 < len(text) <= _LONGEST_BASE64 or not base64.b64decode(text, validate=True):
+            raise ValueError
+    except ValueError:
+        raise InvalidRequest(
+            f"dh_cert, session, header and secret are base64, of {_LONGEST_BASE64} characters at"
+            " most"
+        ) from None
+    return Base64(text)
+
+
+@attrs.frozen
+class SecretRequest:
+    """A secret for a guest that was measured: its packet, in base64."""
+
+    header: Base64
+    secret: Base64
 
 
 def page_size(given: str) -> int:

@@ -91,6 +91,11 @@ class LifeConfig:
     start_timeout_s: Seconds = setting(
         "MANAGER_START_TIMEOUT", 30.0, "longest time from QEMU's start to its guest running"
     )
+    attest_timeout_s: Seconds = setting(
+        "MANAGER_ATTEST_TIMEOUT",
+        600.0,
+        "longest time that a guest with a measured launch waits for its owner",
+    )
     heartbeat_s: Seconds = setting(
         "MANAGER_HEARTBEAT", 30.0, "interval at which each QEMU is asked for its status"
     )

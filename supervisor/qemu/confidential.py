@@ -44,6 +44,7 @@ class Confidential:
     :param policy: the number of `supervisor.tee.policy`
     :param bound_to: what `supervisor.tee.binding` gives; empty for SEV and SEV-ES
     :param firmware: in one file; None: the pair of all VMs, or ``igvm``
+    :param session: files with the owner's certificate and session, in base64; of SEV and SEV-ES
     :param quote_socket: None but for TDX
     """
 
@@ -55,6 +56,7 @@ class Confidential:
     igvm: Path | None = None
     id_block: bytes = b""
     id_auth: bytes = b""
+    session: tuple[Path, Path] | None = None
     quote_socket: QuoteSocket | None = None
 
     @property
@@ -108,6 +110,9 @@ def _amd(name: str, sev: SevConfig, guest: Confidential) -> str:
     ]
     if guest.boot:
         words.append("kernel-hashes=on")
+    if guest.session:
+        certificate, session = map(escape, guest.session)
+        words += [f"dh-cert-file={certificate}", f"session-file={session}"]
     if guest.bound_to:
         words.append(f"host-data={_base64(guest.bound_to)}")
     if guest.id_block:

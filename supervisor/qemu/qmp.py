@@ -78,6 +78,14 @@ class SevStatus:
 
 
 @attrs.frozen
+class SevMeasurement:
+    """:param data: the measurement and its nonce, in base64"""
+
+    data: str
+    status: SevStatus
+
+
+@attrs.frozen
 class Facts:
     """What QEMU answered to `Monitor.query`, and when."""
 
@@ -150,6 +158,24 @@ class Monitor:
             return SevStatus(enabled=False)
         with _as_qapi_says():
             return parse_sev(answer)
+
+    async def sev_measurement(self) -> SevMeasurement:
+        """What SEV's firmware has measured of a guest that has not run.
+
+        :raises MonitorError: if QEMU refuses, as for SEV-SNP
+        """
+        answer = await self.execute("query-sev-launch-measure")
+        status = await self.query_sev()
+        with _as_qapi_says():
+            return SevMeasurement(str(answer["data"]), status)
+
+    async def sev_inject_secret(self, header: str, secret: str) -> None:
+        """Give the guest a secret. QEMU finds the place in the firmware.
+
+        :param header, secret: of the packet, in base64
+        """
+        packet = {"packet-header": header, "secret": secret}
+        await self.execute("sev-inject-launch-secret", packet)
 
     async def query(self) -> Facts:
         """Both queries that every new connection asks."""

@@ -61,7 +61,7 @@ class Pool:
         :param fingerprint: of the machine that a VM started now would have
         :param ready: whether the VM's agent must be ready already
         """
-        if binding.binds(options.technology):
+        if options.attest or binding.binds(options.technology):
             return None  # a guest of the pool was started for no computation
         for vm in self.vms:
             fits = options.template in (TemplateUse.AUTO, _kind(vm))

@@ -19,6 +19,7 @@ from supervisor.state import file_errors
 from supervisor.state.record import (
     EndCause,
     EndMode,
+    Launch,
     Phase,
     Purpose,
     Record,
@@ -117,6 +118,7 @@ class Vms:
             relay=RelayState.IDLE if computation is None else RelayState.WAITING,
             memory_bytes=room.memory_bytes,
             vcpus=room.vcpus,
+            launch=Launch.ASKED if options.attest else Launch.PLAIN,
             bound_to=binding.field(options.technology, computation or b"").hex(),
             phases={Phase.QUEUE: self.host.clock.boottime_s() - requested_s},
         )

@@ -91,6 +91,8 @@ class EndCause(enum.StrEnum):
     TEMPLATE_FAILED = "template-failed"
     #: QEMU's QMP socket is gone, so the supervisor cannot reach QEMU any more.
     SOCKET_GONE = "socket-gone"
+    #: Its owner did not attest its launch in time.
+    UNATTESTED = "unattested"
     #: The guest makes QEMU send more events than the supervisor can read.
     FLOOD = "flood"
 
@@ -103,6 +105,7 @@ class EndCause(enum.StrEnum):
             EndCause.TEMPLATE_FAILED,
             EndCause.SOCKET_GONE,
             EndCause.FLOOD,
+            EndCause.UNATTESTED,
         )
 
 
@@ -124,11 +127,28 @@ class EventKind(enum.StrEnum):
     RESET = "reset"
     WATCHDOG = "watchdog"
     IO_ERROR = "io-error"
+    MEASURED_LAUNCH = "measured-launch"
     MONITOR = "monitor"
     DROPPED = "dropped"
     DAMAGED = "damaged"
     ADOPTED = "adopted"
     DELETED = "deleted"
+
+
+class Launch(enum.StrEnum):
+    """How far a measured launch has come."""
+
+    #: The run did not ask for one.
+    PLAIN = "plain"
+    #: QEMU has yet to launch the guest.
+    ASKED = "asked"
+    #: The guest waits, and nobody has asked for its measurement.
+    WAITING = "waiting"
+    MEASURED = "measured"
+    #: The guest has its owner's secret.
+    SECRET = "secret"
+    #: Its owner let it run.
+    RELEASED = "released"
 
 
 class Phase(enum.StrEnum):
@@ -157,6 +177,8 @@ class RunOptions:
     :param forwards: whether ports of the host lead into the VM, or ``rpc.sock`` to its agent
     :param tee: what the VM is confidential by. On record it is never ``auto``
     :param tee_policy: the guest's policy, in the words of `supervisor.config.Policy`
+    :param attest: whether the guest waits for its owner's word before it runs
+    :param dh_cert, session: of the owner's launch session, in base64; empty if he has none
     :param request_hash: the hash of the request that had the key, from `request_hash`
     :param request_id: the id of the request that asked for it; empty if it had none
     """
@@ -168,6 +190,9 @@ class RunOptions:
     forwards: Forwards = Forwards.HOST
     tee: Tee = Tee.NONE
     tee_policy: str = ""
+    attest: bool = False
+    dh_cert: str = ""
+    session: str = ""
     idempotency_key: str | None = None
     request_hash: str = ""
     request_id: str = ""
@@ -211,6 +236,10 @@ class Record:
     :param bound_to: what its reports say of its computation, in hexadecimal digits; see
         `supervisor.tee.binding`
     :param measurement: what the processor measured when its QEMU was started last, by the files
+    :param launch: how far its measured launch has come
+    :param launch_by_s: until when its owner may take, in seconds of CLOCK_BOOTTIME
+    :param attested_by, attested_at: who let it run after a measured launch, and when; None if
+        nobody did
     :param renewed: whether its guest, a clone, has been told that it is a copy
     :param ending: how the VM is ended; None until its end is requested
     :param end_cause: who requested the end, or what made it necessary
@@ -241,6 +270,10 @@ class Record:
     base: BaseImage | None = None
     bound_to: str = ""
     measurement: Measurement = attrs.field(factory=Measurement)
+    launch: Launch = Launch.PLAIN
+    launch_by_s: float = 0.0
+    attested_by: str = ""
+    attested_at: datetime | None = None
     renewed: bool = False
     ending: EndMode | None = None
     end_cause: EndCause | None = None

@@ -26,6 +26,7 @@ from supervisor.state.record import BaseImage
 if TYPE_CHECKING:
     from supervisor.config import DiskConfig, FirmwareConfig
     from supervisor.qemu.users import User
+    from supervisor.state.record import RunOptions
 
 log = structlog.stdlib.get_logger()
 
@@ -89,6 +90,11 @@ class VmDir:
         return self.path / "state"
 
     @property
+    def session(self) -> tuple[Path, Path]:
+        """Certificate and session of an owner who measures the launch, in base64."""
+        return self.path / "dh-cert.b64", self.path / "session.b64"
+
+    @property
     def record(self) -> Path:
         """The VM's record, which `store` writes and reads."""
         return self.path / "vm.json"
@@ -150,7 +156,8 @@ class VmDir:
         if user is None:
             return
         open_to_group(self.path, user.gid)
-        for file in (self.overlay, self.firmware_vars, self.serial_log, self.ram):
+        files = (self.overlay, self.firmware_vars, self.serial_log, self.ram, *self.session)
+        for file in files:
             with suppress(FileNotFoundError):
                 os.chown(file, user.uid, user.gid, follow_symlinks=False)
 
@@ -225,12 +232,22 @@ class VmDir:
             consequence = "the agent's answer could not be saved"
             raise file_errors.launch_error(error, self.reply, consequence) from error
 
+    def write_session(self, options: RunOptions) -> tuple[Path, Path]:
+        """The files of an owner's launch session, for QEMU. Blocking.
+
+        :raises OSError: if they cannot be written
+        """
+        contents = options.dh_cert, options.session
+        for file, content in zip(self.session, contents, strict=True):
+            file.write_text(content)
+        return self.session
+
     def clear(self, *, disks: bool) -> None:
         """Remove the files that an ended VM does not need any more. Ignores errors. Blocking.
 
         :param disks: also remove the disk, the firmware variables, the memory and the state
         """
-        files = [self.qmp_socket, self.agent_socket, self.computation, self.secret]
+        files = [self.qmp_socket, self.agent_socket, self.computation, self.secret, *self.session]
         if disks:
             files += [self.overlay, self.firmware_vars, self.ram, self.state]
         for file in files:

@@ -250,6 +250,8 @@ class Launcher:
         number = policy.encode(technology, Policy.read(record.options.tee_policy))
         config, bound_to = self._vm.config.qemu, bytes.fromhex(record.bound_to)
         guest = measured.choose(config, self._host.look_at_qemu(), technology, number, bound_to)
+        if record.options.session:
+            guest = attrs.evolve(guest, session=self._vm.dir.write_session(record.options))
         self._measurement = measured.measure(config, self._host.accel, guest)
         return guest
 

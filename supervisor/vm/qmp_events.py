@@ -15,7 +15,7 @@ from supervisor.config.qemu import size_in_bytes
 from supervisor.errors import MonitorError, SocketGone
 from supervisor.qemu.connection import MonitorState
 from supervisor.qemu.qmp import RunStatus
-from supervisor.state.record import EndCause, EndMode, EventKind, Phase
+from supervisor.state.record import EndCause, EndMode, EventKind, Launch, Phase
 from supervisor.state.status import (
     IllegalTransition,
     RunState,
@@ -27,6 +27,7 @@ from supervisor.state.status import (
     next_status,
     status_of_runstate,
 )
+from supervisor.vm import attestation
 from supervisor.waiting import Budget
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class QmpEvents:
         found = status_of_runstate(session.facts.run_status.status)
         if not self._is_before_first_instruction(found):
             await self._correct(found)
+        elif vm.record.launch is Launch.RELEASED:
+            await monitor.cont()  # its owner has said so, and whoever was told did not come to it
+        elif vm.record.launch is not Launch.PLAIN:
+            await attestation.begin(vm)
         elif not self._new:
             await session.qemu.kill()  # its launch was interrupted
         else:

@@ -24,7 +24,7 @@ from supervisor.qemu.host import boot_id
 from supervisor.state import file_errors
 from supervisor.state.record import EndCause, EventKind
 from supervisor.state.status import Reason, Status, VmState, status_after_missed_end
-from supervisor.vm import decisions, restart, shutdown, ttl
+from supervisor.vm import attestation, decisions, restart, shutdown, ttl
 from supervisor.vm.decisions import Next
 from supervisor.vm.launch import Launcher, new_session
 from supervisor.vm.qmp_events import QmpEvents
@@ -214,6 +214,7 @@ class VmTask:
             nursery.start_soon(shutdown.shut_down_when_asked, vm, session)
             nursery.start_soon(self._relay.run, session)
             nursery.start_soon(ttl.end_in_time, vm)
+            nursery.start_soon(attestation.end_in_time, vm)
             nursery.start_soon(self._run_in_time, session, template is not None)
         if qemu.identity.sudo:
             await self._end_what_sudo_left()
@@ -235,9 +236,14 @@ class VmTask:
         timeout_s, setting = config.life.start_timeout_s, "MANAGER_START_TIMEOUT"
         if from_template:
             timeout_s, setting = config.start.clone_timeout_s, "MANAGER_CLONE_TIMEOUT"
-        with trio.move_on_after(timeout_s):
-            await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
-            return
+        while True:
+            with trio.move_on_after(timeout_s) as patience:
+                await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH or vm.awaits_owner)
+            if patience.cancelled_caught:
+                break
+            if not vm.awaits_owner:
+                return
+            await vm.until(lambda: not vm.awaits_owner)
         problem = session.connection.problem
         session.refusal = f"its guest did not run within {timeout_s:g} s, see {setting}; {problem}"
         await session.qemu.kill()

@@ -15,7 +15,15 @@ import trio
 from supervisor.config import Auth, Policy
 from supervisor.errors import Busy, RunFailed, Stopping, SupervisorError
 from supervisor.qemu.connection import MonitorState
-from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
+from supervisor.state.record import (
+    EndCause,
+    EndMode,
+    EventKind,
+    Launch,
+    Phase,
+    Purpose,
+    RelayState,
+)
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
 from supervisor.tee import expected, policy
@@ -99,6 +107,7 @@ class Vm:
         #: What the task's work is done in.
         self.scope = trio.CancelScope()
         self.resetting = trio.Lock()
+        self.attesting = trio.Lock()
         self._journal = journal
         self._writing = trio.Lock()
         self._changed = Signal()
@@ -159,6 +168,12 @@ class Vm:
 
     def _policy(self, technology: Technology) -> int:
         return policy.encode(technology, Policy.read(self.record.options.tee_policy))
+
+    @property
+    def awaits_owner(self) -> bool:
+        """Whether the guest waits for its owner's word before its first instruction."""
+        waits = (Launch.WAITING, Launch.MEASURED, Launch.SECRET)
+        return self.record.launch in waits and self.status.state is VmState.PRELAUNCH
 
     @property
     def opens_agent(self) -> bool:
@@ -289,6 +304,7 @@ class Vm:
         The VM's task returns; QEMU goes on.
         """
         unborn = self.status.state is VmState.PRELAUNCH and self.record.first_ran_s is None
+        unborn = unborn and not self.awaits_owner
         if self.ended or unborn or self.record.purpose is Purpose.TEMPLATE:
             return False
         self.leaving = True

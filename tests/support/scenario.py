@@ -40,6 +40,11 @@ class Scenario:
     #: query-sev's answer.
     sev: dict[str, Any] = attrs.field(factory=lambda: {"enabled": False, "state": "uninit"})
 
+    #: What SEV's firmware has measured, in base64; empty if there is none.
+    measurement: str = ""
+    #: Whether the processor finds that a secret is for another guest.
+    refuses_secret: bool = False
+
     #: ``reference``: the guest's own agent; ``recorder``: keeps what it gets and answers with
     #: its digest; ``status``: answers with an error; ``silent``: never answers; ``deaf``: its
     #: port takes connections, and no word comes back; ``original``: as ``recorder``, and knows

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DESCRIPTORS = 8
+#: Commands of a measured launch.
+_LAUNCH = ("query-sev-launch-measure", "sev-inject-launch-secret")
 
 
 class _Monitor(Qmp):
@@ -172,13 +174,30 @@ class ScriptedQemu(FakeQemu):
             client.refuse(message, text, kind)
         elif command in ("getfd", "add-fd") and not self.passed:
             client.refuse(message, "No file descriptor supplied via SCM_RIGHTS")
+        elif command in _LAUNCH and self._sev_refuses(command):
+            client.refuse(message, self._sev_refuses(command))
         elif command == "quit" and self.plan.ignores_quit:
             client.answer(message, {})
         else:
             super().execute(client, message)
 
     def answer(self, command: str) -> object:
-        return self.plan.sev if command == "query-sev" else super().answer(command)
+        match command:
+            case "query-sev":
+                return self.plan.sev
+            case "query-sev-launch-measure":
+                return {"data": self.plan.measurement}
+        return super().answer(command)
+
+    def _sev_refuses(self, command: str) -> str:
+        """As QEMU's target/i386/sev.c; empty if it does not."""
+        if not self.plan.measurement:
+            return "SEV is not enabled"
+        if command == "sev-inject-launch-secret" and self.status != "prelaunch":
+            return "Not in correct state. (LSECRET) 4"
+        if command == "sev-inject-launch-secret" and self.plan.refuses_secret:
+            return "SEV: failed to inject secret ret=-5 fw_error=11 'Bad measurement'"
+        return ""
 
     def act(self, command: str, arguments: dict[str, Any]) -> None:
         match command:

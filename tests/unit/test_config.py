@@ -57,6 +57,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_RESTART_BACKOFF", "life.restart_backoff_s", 1.0, "PT1M", 60.0),
     ("MANAGER_RESTART_LIMIT", "life.restart_limit", 5, "3", 3),
     ("MANAGER_START_TIMEOUT", "life.start_timeout_s", 30.0, "1m", 60.0),
+    ("MANAGER_ATTEST_TIMEOUT", "life.attest_timeout_s", 600.0, "1h", 3600.0),
     ("MANAGER_HEARTBEAT", "life.heartbeat_s", 30.0, "10", 10.0),
     ("MANAGER_LOG_SIZE", "life.log_size", "4M", "64K", "64K"),
     ("MANAGER_QMP_TIMEOUT", "life.answer_s", 10.0, "500ms", 0.5),
@@ -564,7 +565,9 @@ def test_help_has_every_setting_with_its_default() -> None:
     assert rows["MANAGER_ON_SIGTERM"].endswith("[leave]")
     assert rows["MANAGER_KEEP_DISKS"].endswith("[false]")
     assert "[" not in rows["MANAGER_TTL"]
-    assert rows["MANAGER_QEMU_CPU"].endswith("[EPYC with KVM, max without]")
+    assert rows["MANAGER_QEMU_CPU"].endswith(
+        "[EPYC with KVM, max without; EPYC-v4 for sev-snp, host for tdx]"
+    )
     assert "[" not in rows["MANAGER_HTTP_SERVER_KEY"]
     assert "MANAGER_AGENT_GRPC_URL, AGENT_GRPC_URL" in rows
     assert len(rows) == len(list(settings.declared(Config)))

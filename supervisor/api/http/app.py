@@ -10,7 +10,17 @@ from quart_trio import QuartTrio
 
 from supervisor.api.audit import Outcome
 from supervisor.api.callers import check, right_of
-from supervisor.api.http import events, host, json_body, ops, problems, runs, templates, vms
+from supervisor.api.http import (
+    attestation,
+    events,
+    host,
+    json_body,
+    ops,
+    problems,
+    runs,
+    templates,
+    vms,
+)
 from supervisor.api.http.connections import Exchange
 from supervisor.api.http.web_pages import Sent, check_origin
 from supervisor.api.trace import Trace, request_id
@@ -98,6 +108,7 @@ def create_app(
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.register_blueprint(runs.blueprint(service, gate.budget))
     app.register_blueprint(vms.blueprint(service))
+    app.register_blueprint(attestation.blueprint(service))
     app.register_blueprint(events.blueprint(service, gate.readers))
     app.register_blueprint(templates.blueprint(service))
     app.register_blueprint(host.blueprint(service))

@@ -15,7 +15,7 @@ from quart import request
 
 from supervisor.api.http import streamed_json
 from supervisor.api.http.bodies import Incoming  # noqa: TC001
-from supervisor.api.requests import one_of, tee_policy, ttl
+from supervisor.api.requests import Attest, Base64, attest, base64_text, one_of, tee_policy, ttl
 from supervisor.config import Forwards, Policy, RestartPolicy, Tee, TemplateUse
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
 from supervisor.state.record import EndMode
@@ -126,5 +126,8 @@ _converter.register_structure_hook(
 )
 _converter.register_structure_hook(Tee | None, lambda given, _: one_of(Tee, "tee", given))
 _converter.register_structure_hook(Policy | None, lambda given, _: tee_policy(given))
+_converter.register_structure_hook(Attest | None, lambda given, _: attest(given))
+_converter.register_structure_hook(Base64, lambda given, _: base64_text(given))
+_converter.register_structure_hook(Base64 | None, lambda given, _: base64_text(given))
 _converter.register_structure_hook(float | None, lambda given, _: ttl(given))
 _converter.register_structure_hook(bool | None, _keep_disk)

@@ -11,7 +11,7 @@ from supervisor.state.record import Phase, moment
 
 if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Forward
-    from supervisor.qemu.qmp import RunStatus, SevStatus
+    from supervisor.qemu.qmp import RunStatus, SevMeasurement, SevStatus
     from supervisor.templates.registry import Entry
     from supervisor.vm.vm import Vm
 
@@ -33,6 +33,7 @@ def summary(vm: Vm) -> dict[str, Any]:
         "uptime_s": seconds(vm.uptime_s),
         "forwards": [_forward(one) for one in vm.record.forwards],
         "tee": vm.record.options.tee,
+        "attested": _attested(vm),
     }
 
 
@@ -60,6 +61,8 @@ def status(vm: Vm) -> dict[str, Any]:
         "query_sev": _sev(facts.sev) if facts else None,
         "tee": vm.record.options.tee,
         "insecure": vm.insecure,
+        "launch": vm.record.launch,
+        "attested": _attested(vm),
         "asked_at": moment(facts.at) if facts else None,
         "agent": {
             "ready": vm.agent_ready,
@@ -71,6 +74,25 @@ def status(vm: Vm) -> dict[str, Any]:
         "uptime_s": seconds(vm.uptime_s),
         "sequence": vm.record.sequence,
     }
+
+
+def measurement(vm: Vm, found: SevMeasurement) -> dict[str, Any]:
+    """``GET /vms/<id>/launch-measurement``."""
+    status = found.status
+    return {
+        "vm": vm.id,
+        "data": found.data,
+        "api_major": status.api_major,
+        "api_minor": status.api_minor,
+        "build_id": status.build_id,
+        "policy": status.policy,
+    }
+
+
+def _attested(vm: Vm) -> dict[str, Any] | None:
+    """Who let the guest run after he had its measurement."""
+    at = vm.record.attested_at
+    return {"by": vm.record.attested_by or None, "at": moment(at)} if at else None
 
 
 def everything(vm: Vm) -> dict[str, Any]:

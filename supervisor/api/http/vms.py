@@ -40,12 +40,6 @@ def blueprint(service: Service) -> Blueprint:
             await vm.query_now()
         return views.status(vm)
 
-    @routes.get("/<vm_id>/attestation-policy")
-    @needs(Right.SEE)
-    async def attestation_policy(vm_id: str) -> Any:
-        vm = service.vms.get(vm_id, current())
-        return {"vm": vm.id, **vm.attestation_policy}
-
     @routes.post("/<vm_id>/shutdown")
     @needs(Right.USE)
     async def shutdown(vm_id: str) -> Any:

@@ -1,0 +1,50 @@
+"""What an owner asks of a confidential VM: what to expect, and the steps of a measured launch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from quart import Blueprint
+
+from supervisor.api.callers import current, needs
+from supervisor.api.http import json_body, views
+from supervisor.api.requests import NoMembers, SecretRequest
+from supervisor.caller import Right
+from supervisor.vm import attestation
+
+if TYPE_CHECKING:
+    from supervisor.runs.service import Service
+
+
+def blueprint(service: Service) -> Blueprint:
+    routes = Blueprint("attestation", __name__, url_prefix="/vms")
+
+    @routes.get("/<vm_id>/attestation-policy")
+    @needs(Right.SEE)
+    async def attestation_policy(vm_id: str) -> Any:
+        vm = service.vms.get(vm_id, current())
+        return {"vm": vm.id, **vm.attestation_policy}
+
+    @routes.get("/<vm_id>/launch-measurement")
+    @needs(Right.USE)
+    async def launch_measurement(vm_id: str) -> Any:
+        vm = service.vms.get(vm_id, current())
+        return views.measurement(vm, await attestation.measurement(vm))
+
+    @routes.post("/<vm_id>/launch-secret")
+    @needs(Right.USE)
+    async def launch_secret(vm_id: str) -> Any:
+        vm = service.vms.get(vm_id, current())
+        packet = await json_body.read(SecretRequest)
+        await attestation.inject(vm, packet.header, packet.secret)
+        return views.status(vm)
+
+    @routes.post("/<vm_id>/launch")
+    @needs(Right.USE)
+    async def launch(vm_id: str) -> Any:
+        vm = service.vms.get(vm_id, current())
+        await json_body.read_optional(NoMembers)
+        await attestation.launch(vm, current().name)
+        return views.status(vm)
+
+    return routes
