@@ -1,5 +1,7 @@
-"""Confidential guests: what this host can start, and whether a report of a guest is true.
+"""Confidential guests: what this host can start, what it measures, whether a report is true.
 
-``qemu``, ``api`` and `doctor` use the facts of the host, the command ``verify`` the rest. It
-imports `supervisor.errors` alone.
+Of a host: `reading` reads `facts`, `judge` judges them, `causes` explains a failed launch. Of a
+launch: `policy`, `binding`, `measure`, `expected`. Of evidence: `sev`, ``snp`` and ``tdx`` verify
+it, with `certificate`, `ecdsa` and `checks`. ``qemu``, ``vm`` and `doctor` use the first two, the
+command ``verify`` the last. It imports ``config`` and `supervisor.errors` alone.
 """
