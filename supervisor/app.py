@@ -49,7 +49,7 @@ from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked
 from supervisor.state.tmp_dir import check_tmp, close_tmp
 from supervisor.state.vm_dir import check_image
-from supervisor.tee import binding, policy, reading
+from supervisor.tee import binding, corim, policy, reading
 from supervisor.tls import as_tolerant_as_others
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ def examine(config: Config, clock: Clock) -> Host:
 
 
 def _about_tee(config: Config, decided: Accel) -> list[str]:
-    """:raises HostError: if the technology does not know the policy"""
+    """:raises HostError: if the technology does not know the policy, or a key is no key"""
+    if key := config.qemu.tee.signing_key:
+        corim.load_key(key)
     if decided.tee is None:
         return []
     try:

@@ -154,3 +154,8 @@ class TeeConfig:
         "tdx: Intel's quote generation service, by path or as vsock:CID:PORT",
         shown="/var/run/tdx-qgs/qgs.socket if it is there, else vsock:2:4050",
     )
+    signing_key: Path | None = setting(
+        "MANAGER_CORIM_SIGNING_KEY",
+        None,
+        "PEM file of the private key that expected values are signed with, as CoRIM",
+    )

@@ -4,6 +4,6 @@
 and signals it; when, ``vm.shutdown`` decides. `qmp` is one QMP connection; `connection` keeps a
 connection open while the process lives. `confine`, `users` and `groups` say what QEMU may
 have of the host. `confidential` has the arguments of guests that the host cannot read, `measured`
-chooses what they start from. `accel`, `firmware`, `ports` and `host` find out what this host offers. A QEMU
-expert can review this room alone.
+chooses what they start from. `accel`, `firmware`, `ports` and `host` find out what this host
+offers. A QEMU expert can review this room alone.
 """

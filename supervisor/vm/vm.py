@@ -26,7 +26,7 @@ from supervisor.state.record import (
 )
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
-from supervisor.tee import expected, policy
+from supervisor.tee import corim, expected, policy
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -154,17 +154,31 @@ class Vm:
 
         :raises Busy: if it is a plain VM, or not launched yet
         """
-        technology = self.record.options.technology
+        found = self.corim_policy
+        rules = expected.rules(found.technology, found.number, found.bound_to, found.measurement)
+        return expected.document(found.technology, rules)
+
+    @property
+    def corim_policy(self) -> corim.Policy:
+        """The same, as `corim` takes it.
+
+        :raises Busy: as `attestation_policy`
+        """
+        record, technology = self.record, self.record.options.technology
         if technology is None:
             raise Busy(
                 f"VM {self.id} is a plain one, of which no processor reports",
                 advice="send its run with a tee: see docs/how-to/start-confidential-guests.md",
             )
-        if not self.record.command:
+        if not record.command:
             raise Busy(f"VM {self.id} is not launched yet", advice="try again in a moment")
-        record, number = self.record, self._policy(technology)
-        rules = expected.rules(technology, number, record.bound_to, record.measurement)
-        return expected.document(technology, rules)
+        return corim.Policy(
+            vm_id=self.id,
+            technology=technology,
+            number=self._policy(technology),
+            bound_to=record.bound_to,
+            measurement=record.measurement,
+        )
 
     def _policy(self, technology: Technology) -> int:
         return policy.encode(technology, Policy.read(self.record.options.tee_policy))

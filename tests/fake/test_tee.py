@@ -17,14 +17,20 @@ import attrs
 import grpc
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from supervisor import app
+from supervisor.config import load
+from supervisor.errors import HostError
 from supervisor.pb import manager_pb2, vm_pb2
 from supervisor.qemu import accel, firmware
-from supervisor.tee import reading
+from supervisor.tee import corim, reading
 from tests.fake.test_cli import cli
 from tests.support import hosts
 from tests.support.clones import clonable, pool, post, ready, run
 from tests.support.world import PATIENCE_S, in_thread
+from tests.unit.test_corim import verified
 
 if TYPE_CHECKING:
     from supervisor.tee.facts import HostFacts
@@ -145,6 +151,32 @@ async def test_owner_is_told_what_to_expect(milan: World) -> None:
         assert f"--measurement {values['MEASUREMENT']} --computation" in told["command"]
         await supervisor.http.post(f"/vms/{vm_id}/shutdown")
         assert (await supervisor.http.get(path)).json() == told
+
+
+async def test_owner_is_told_as_corim(milan: World, tmp_path: Path) -> None:
+    ovmf = firmware.in_one_file("amd-sev-snp")
+    key = ec.generate_private_key(ec.SECP384R1())
+    pem = tmp_path / "key.pem"
+    pem.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    settings = {"MANAGER_TEE_FIRMWARE": str(ovmf)}
+    async with milan.serve(**settings) as supervisor:
+        vm_id = (await run(supervisor.http, tee="sev-snp"))["id"]
+        path = f"/vms/{vm_id}/attestation-policy"
+        plain = await supervisor.http.get(path, headers={"Accept": corim.PLAIN})
+        assert plain.headers["Content-Type"] == corim.PLAIN
+        assert hashlib.sha256(b"{}").digest() in plain.content
+        refused = await supervisor.http.get(path, headers={"Accept": corim.SIGNED})
+        assert refused.status_code == 409
+        assert "MANAGER_CORIM_SIGNING_KEY" in refused.json()["detail"]
+    async with milan.serve(**settings, MANAGER_CORIM_SIGNING_KEY=str(pem)) as supervisor:
+        signed = await supervisor.http.get(path, headers={"Accept": corim.SIGNED})
+        assert signed.headers["Content-Type"] == corim.SIGNED
+        assert verified(signed.content, key.public_key()) == plain.content
+
+
+async def test_key_that_signs_nothing(world: World) -> None:
+    with pytest.raises(HostError, match="no key to sign with"):
+        app.examine(load(world.environ(MANAGER_CORIM_SIGNING_KEY="/dev/null")), world.clock)
 
 
 async def test_nothing_is_to_be_expected_of_a_plain_vm(world: World) -> None:

@@ -121,6 +121,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
         Policy(((PolicyWord.SMT, False), (PolicyWord.DEBUG, True))),
     ),
     ("MANAGER_TEE_FIRMWARE", "qemu.tee.firmware", None, "/f", Path("/f")),
+    ("MANAGER_CORIM_SIGNING_KEY", "qemu.tee.signing_key", None, "/k", Path("/k")),
     ("MANAGER_TEE_KERNEL", "qemu.tee.kernel", None, "/k", Path("/k")),
     ("MANAGER_TEE_IGVM", "qemu.tee.igvm", None, "/i", Path("/i")),
     (

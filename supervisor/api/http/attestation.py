@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quart import Blueprint
+import trio
+from quart import Blueprint, Response, request
 
 from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body, views
 from supervisor.api.requests import NoMembers, SecretRequest
 from supervisor.caller import Right
+from supervisor.errors import Busy
+from supervisor.tee import corim
 from supervisor.vm import attestation
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from supervisor.runs.service import Service
+    from supervisor.vm.vm import Vm
+
+
+#: The first is for who accepts all.
+_FORMS = ("application/json", corim.PLAIN, corim.SIGNED)
+
+
+def _signed(vm: Vm, key: Path | None) -> bytes:
+    if key is None:
+        raise Busy(
+            "nothing is signed here: there is no key",
+            advice=f"set MANAGER_CORIM_SIGNING_KEY, or ask for {corim.PLAIN}",
+        )
+    return corim.sign(corim.encode(vm.corim_policy), corim.load_key(key))
 
 
 def blueprint(service: Service) -> Blueprint:
@@ -23,6 +42,13 @@ def blueprint(service: Service) -> Blueprint:
     @needs(Right.SEE)
     async def attestation_policy(vm_id: str) -> Any:
         vm = service.vms.get(vm_id, current())
+        match request.accept_mimetypes.best_match(_FORMS):
+            case corim.PLAIN:
+                return Response(corim.encode(vm.corim_policy), content_type=corim.PLAIN)
+            case corim.SIGNED:
+                key = service.config.qemu.tee.signing_key
+                signed = await trio.to_thread.run_sync(_signed, vm, key)
+                return Response(signed, content_type=corim.SIGNED)
         return {"vm": vm.id, **vm.attestation_policy}
 
     @routes.get("/<vm_id>/launch-measurement")
