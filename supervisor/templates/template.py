@@ -173,9 +173,10 @@ class Template:
             return  # no other user has part in it
         for directory in (self.path.parent, self.path):
             open_to_group(directory, gid)
-        for file in (self.ram, self.overlay):
-            os.chown(file, 0, os.getegid() if gid is None else gid)
-            file.chmod(0o600 if gid is None else 0o640)
+        shared = () if gid is None else (self.ram, self.overlay)
+        for file in self.path.iterdir():  # all: those that its VM had were its user's
+            os.chown(file, 0, gid if gid is not None and file in shared else os.getegid())
+            file.chmod(0o640 if file in shared else 0o600)
 
     def remove(self) -> None:
         # The manifest first: if this is interrupted, the rest counts as incomplete.

@@ -18,7 +18,7 @@ from supervisor.image.manifest import File, Manifest
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.groups import Bounds, Groups
 from supervisor.qemu.host import Clock, Host
-from supervisor.qemu.users import Users
+from supervisor.qemu.users import User, Users
 from supervisor.state.vm_dir import VmDir, base_image
 from supervisor.tee.facts import Technology
 from supervisor.templates import template
@@ -238,6 +238,26 @@ def test_poured_into_the_directory_of_another(place: Place) -> None:
     told = json.loads(subprocess.run(info, check=True, capture_output=True).stdout)
     assert told["full-backing-filename"] == str(made.overlay)
     assert not vm_dir.ram.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start QEMU as another")
+def test_nothing_of_it_is_a_users(place: Place) -> None:
+    """Its VM's user is another VM's soon, which could write to what every clone gets."""
+    gid = 7_700_009
+    vm_dir = frozen(place)
+    vm_dir.give_to(User(7_700_001, 7_700_001, (gid,)))
+    assert vm_dir.firmware_vars.stat().st_uid == 7_700_001
+    fingerprint = template.fingerprint(place.config, place.host)
+    made = Template(template.directory(place.config.tmp) / fingerprint.digest)
+    made.create_from(vm_dir, fingerprint)
+    assert {file.stat().st_uid for file in made.path.iterdir()} == {0}
+    clone = VmDir(place.config.tmp / "clone")
+    clone.path.mkdir()
+    made.clone_into(clone, gid)
+    for file in made.path.iterdir():
+        found, shared = file.stat(), file in (made.ram, made.overlay)
+        assert (found.st_uid, found.st_mode & 0o777) == (0, 0o640 if shared else 0o600), file
+        assert (found.st_gid == gid) is shared
 
 
 def cut(file: Path) -> None:

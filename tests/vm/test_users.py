@@ -172,6 +172,7 @@ def test_a_clone_reads_the_template_and_cannot_write_to_it(
     (template,) = (tmp / "templates").iterdir()
     ram, disk = template / "ram", template / "overlay.qcow2"
     assert one.tries(f"open({str(ram)!r}, 'rb')", f"open({str(disk)!r}, 'rb')") == ["done"] * 2
+    assert {file.stat().st_uid for file in template.iterdir()} == {0}
     writes = [f"open({str(file)!r}, 'r+b')" for file in template.iterdir()]
     assert set(one.tries(*writes)) == {"PermissionError"}
     links = Path(f"/proc/{one.pid}/fd").iterdir()
