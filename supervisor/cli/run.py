@@ -58,7 +58,7 @@ DOING = {
 @click.option(
     "--tee", help="none, auto, sev, sev-es, sev-snp or tdx: what keeps the VM from its host."
 )
-@click.option("--tee-policy", help="The guest's policy in words, such as no-smt,single-socket.")
+@click.option("--tee-policy", help="The guest's policy in words, such as no-debug,no-rapl.")
 @as_json
 @uses_supervisor
 def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options: object) -> None:

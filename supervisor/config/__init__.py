@@ -229,9 +229,9 @@ def _contradictions_of_tee(qemu: QemuConfig) -> list[str]:
         found.append("MANAGER_TEE_ID_BLOCK and MANAGER_TEE_ID_AUTH go together")
     if (tee.initrd or tee.cmdline) and not tee.kernel:
         found.append("MANAGER_TEE_INITRD and MANAGER_TEE_CMDLINE need MANAGER_TEE_KERNEL")
-    if tee.igvm and (tee.kernel or tee.firmware):
+    if tee.igvm and (tee.kernel or tee.firmware or tee.id_block):
         found.append(
-            "MANAGER_TEE_IGVM excludes MANAGER_TEE_KERNEL and MANAGER_TEE_FIRMWARE: all is in the"
+            "MANAGER_TEE_IGVM excludes MANAGER_TEE_KERNEL, _FIRMWARE and _ID_BLOCK: all is in the"
             " one file"
         )
     return found

@@ -122,7 +122,7 @@ class TeeConfig:
     policy: Policy = setting(
         "MANAGER_TEE_POLICY",
         Policy(),
-        "the guest's policy in words, such as no-smt,single-socket; a run can have its own",
+        "the guest's policy in words, such as no-debug,no-rapl; a run can have its own",
         shown="",
     )
     firmware: Path | None = setting(

@@ -24,7 +24,7 @@ import cattrs
 from supervisor.config import Tee
 from supervisor.config.settings import Switch
 from supervisor.errors import HostError, LaunchError
-from supervisor.qemu import confine, firmware, trial, users
+from supervisor.qemu import confine, firmware, measured, trial, users
 from supervisor.qemu.cmdline import Accel, cpu_model
 from supervisor.qemu.host import boot_id
 from supervisor.tee import judge, reading
@@ -183,6 +183,8 @@ def what_lacks(config: QemuConfig, facts: HostFacts, technology: Technology) -> 
     :raises HostError: if it would start, but the settings have another C-bit than the host
     """
     missing = judge.obstacle(judge.judge(facts, config.memory_bytes)[technology])
+    if missing is None:
+        missing = measured.lacks(config, facts.qemu.objects if facts.qemu else None, technology)
     if missing is None and technology is not Technology.TDX:
         wrong = judge.wrong_c_bit(facts.leaf, config.sev.cbitpos)
         if wrong:

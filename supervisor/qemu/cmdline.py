@@ -249,7 +249,7 @@ def confidential_args(config: QemuConfig, machine: Machine) -> list[str]:
     if guest is None:
         return []
     return [
-        *confidential.object_args(config.sev, machine.vm_id, guest),
+        *confidential.object_args(config.sev, machine.vm_id, guest, machine.qemu),
         *confidential.boot_args(guest),
     ]
 

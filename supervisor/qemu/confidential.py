@@ -17,11 +17,14 @@ import attrs
 
 from supervisor.qemu.option import escape
 from supervisor.tee.facts import Technology
+from supervisor.tee.policy import SevBit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from supervisor.config import QuoteSocket, SevConfig
+    from supervisor.qemu.version import Binary
 
 #: In an id authentication, the algorithm of the author's key: 0 if there is no such key. Source:
 #: AMD's 56860, "ID Authentication Information Structure".
@@ -64,7 +67,7 @@ class Confidential:
         return bool(self.firmware or self.igvm)
 
 
-def object_args(sev: SevConfig, vm_id: str, guest: Confidential) -> list[str]:
+def object_args(sev: SevConfig, vm_id: str, guest: Confidential, qemu: Binary) -> list[str]:
     """The object of the technology, and how the machine is told of it."""
     technology = guest.technology
     name = f"tdx0-{vm_id}" if technology is Technology.TDX else f"{sev.id}-{vm_id}"
@@ -75,12 +78,43 @@ def object_args(sev: SevConfig, vm_id: str, guest: Confidential) -> list[str]:
         machine += ["kernel-irqchip=split", "hpet=off"]
         made = _tdx(name, guest)
     else:
-        made = _amd(name, sev, guest)
+        made = _amd(name, sev, guest, legacy=qemu.asks_for_new_sev_guests)
     words = ["-object", made]
     if guest.igvm:
         machine.append(f"igvm-cfg=igvm0-{vm_id}")
         words += ["-object", f"igvm-cfg,id=igvm0-{vm_id},file={escape(guest.igvm)}"]
     return [*words, "-machine", ",".join(machine)]
+
+
+@attrs.frozen
+class Found:
+    """What a command line says of its guest.
+
+    :param bound_to: in hexadecimal digits; empty if it is bound to nothing
+    """
+
+    technology: Technology
+    policy: int
+    bound_to: str = ""
+
+
+def found_in(words: Sequence[str]) -> Found | None:
+    """What makes the guest of a command line confidential; None if it is a plain one."""
+    for word in words:
+        if word.startswith("{") and '"tdx-guest"' in word:
+            bound_to = json.loads(word).get("mrconfigid", "")
+            return Found(Technology.TDX, 0, base64.b64decode(bound_to).hex())
+        kind, _, rest = word.partition(",")
+        if kind in ("sev-guest", "sev-snp-guest"):
+            members = dict(one.partition("=")[::2] for one in rest.split(","))
+            if kind == "sev-snp-guest":
+                number = int(members.get("policy", "0x30000"), 0)
+                bound_to = base64.b64decode(members.get("host-data", "")).hex()
+                return Found(Technology.SEV_SNP, number, bound_to)
+            number = int(members.get("policy", "1"), 0)  # by QEMU's default
+            es = number >> SevBit.ES & 1
+            return Found(Technology.SEV_ES if es else Technology.SEV, number)
+    return None
 
 
 def firmware_args(guest: Confidential) -> list[str]:
@@ -99,7 +133,8 @@ def boot_args(guest: Confidential) -> list[str]:
     ]
 
 
-def _amd(name: str, sev: SevConfig, guest: Confidential) -> str:
+def _amd(name: str, sev: SevConfig, guest: Confidential, *, legacy: bool) -> str:
+    """:param legacy: whether QEMU must be told that an older kernel's kind of guest will do"""
     snp = guest.technology is Technology.SEV_SNP
     words = [
         "sev-snp-guest" if snp else "sev-guest",
@@ -108,6 +143,8 @@ def _amd(name: str, sev: SevConfig, guest: Confidential) -> str:
         f"reduced-phys-bits={sev.reduced_phys_bits}",
         f"policy={guest.policy:#x}",
     ]
+    if legacy and not snp:
+        words.append("legacy-vm-type=auto")
     if guest.boot:
         words.append("kernel-hashes=on")
     if guest.session:

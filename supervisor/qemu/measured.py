@@ -10,6 +10,7 @@ from supervisor.errors import FirmwareError, LaunchError
 from supervisor.qemu import firmware
 from supervisor.qemu.cmdline import cpu_model
 from supervisor.qemu.confidential import Confidential, DirectBoot
+from supervisor.tee import judge
 from supervisor.tee import measure as measuring
 from supervisor.tee.expected import Measurement
 from supervisor.tee.facts import Technology
@@ -34,8 +35,31 @@ _IN_ONE_FILE = {Technology.SEV_SNP, Technology.TDX}
 _QGS = QuoteSocket(Path("/var/run/tdx-qgs/qgs.socket"))
 _QGS_BY_VSOCK = QuoteSocket(cid=2, port=4050)
 
+_LIBIGVM = "use QEMU 10.1 or later that was built with libigvm"
+_OVMF = "install the package ovmf, or set MANAGER_TEE_FIRMWARE"
+
 #: Lengths of SEV-SNP's structures, by AMD's 56860.
 _ID_BLOCK, _ID_AUTH = 96, 4096
+
+
+def lacks(
+    config: QemuConfig, objects: frozenset[str] | None, technology: Technology
+) -> judge.Cell | None:
+    """What keeps `choose` from finding what such a guest starts from; None if nothing. Blocking.
+
+    :param objects: that this QEMU knows; None if it does not answer
+    """
+    tee = config.tee
+    if tee.igvm:
+        if objects is None or "igvm-cfg" in objects:
+            return None
+        found = "this QEMU takes no IGVM file (MANAGER_TEE_IGVM)"
+        return judge.Cell(judge.Verdict.MISSING, found, _LIBIGVM)
+    wanted = technology in _IN_ONE_FILE or tee.kernel is not None
+    if tee.firmware or not wanted or firmware.in_one_file(_FEATURES[technology]):
+        return None
+    found = f"{technology.label} needs firmware in one file, and none was found"
+    return judge.Cell(judge.Verdict.MISSING, found, _OVMF)
 
 
 def choose(
@@ -50,7 +74,7 @@ def choose(
     if tee.igvm and "igvm-cfg" not in qemu.objects:
         raise LaunchError(
             f"{qemu.path}, version {qemu.version}, takes no IGVM file (MANAGER_TEE_IGVM)",
-            advice="use QEMU 10.1 or later that was built with libigvm",
+            advice=_LIBIGVM,
         )
     chosen = tee.firmware
     # Firmware with a place for the kernel's hashes is in one file, too.
@@ -60,7 +84,7 @@ def choose(
         if chosen is None:
             raise FirmwareError(
                 f"{technology.label} needs firmware in one file, and none was found",
-                advice="install the package ovmf, or set MANAGER_TEE_FIRMWARE",
+                advice=_OVMF,
             )
     boot = DirectBoot(tee.kernel, tee.initrd, tee.cmdline) if tee.kernel else None
     for file in filter(None, (chosen, tee.igvm, tee.kernel, tee.initrd)):

@@ -29,7 +29,7 @@ from supervisor.errors import HostError
 from supervisor.qemu import confine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from supervisor.config import QemuConfig
     from supervisor.qemu.cmdline import Accel
@@ -151,7 +151,7 @@ def check_access(config: QemuConfig, users: Users, accel: Accel) -> None:
         return
     tests = [
         ("-x", config.tmp.parent),
-        *(("-r", file) for file in (config.disk.file, config.firmware.code_file) if file.exists()),
+        *(("-r", file) for file in _shared_files(config) if file.exists()),
         *([("-w", Path(_SEV))] if accel.tee and accel.tee.is_amd else []),
     ]
     for flag, path in tests:
@@ -162,6 +162,12 @@ def check_access(config: QemuConfig, users: Users, accel: Accel) -> None:
                 f" {path.absolute()}",
                 advice="open the file and the directories above it to that user, or move it",
             )
+
+
+def _shared_files(config: QemuConfig) -> Iterator[Path]:
+    tee = config.tee
+    yield from (config.disk.file, config.firmware.code_file)
+    yield from filter(None, (tee.firmware, tee.kernel, tee.initrd, tee.igvm))
 
 
 def may_open(user: User | None, path: Path, *, sudo: bool) -> bool:

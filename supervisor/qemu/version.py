@@ -81,6 +81,11 @@ class Binary:
         return "monitor-qmp" in self.objects
 
     @property
+    def asks_for_new_sev_guests(self) -> bool:
+        """Whether it starts no SEV guest on Linux before 6.10, unless it is told that it may."""
+        return self.version >= Version(9, 1)
+
+    @property
     def maps_read_only(self) -> bool:
         """Whether a memory file can be opened for reading alone, and yet be RAM: ``rom=off``."""
         return self.version >= Version(8, 2)

@@ -42,6 +42,9 @@ class Limit(enum.Enum):
     TDX = "KeyIDs of TDX"
 
 
+_NUMBERS = {Limit.SEV, Limit.SEV_ES, Limit.TDX}
+
+
 class Refusal(enum.StrEnum):
     """Why a run is turned away."""
 
@@ -51,6 +54,8 @@ class Refusal(enum.StrEnum):
     TIMEOUT = "timeout"
     #: Its VM would not fit on an empty host.
     NEVER = "never"
+    #: All ASIDs or KeyIDs of its kind are taken.
+    NO_NUMBER = "no-number"
     #: Its owner has its quota already.
     QUOTA = "quota"
 
@@ -182,10 +187,13 @@ class _Waiter:
     answered: trio.Event = attrs.field(factory=trio.Event)
     admitted: bool = False
     displaced: bool = False
+    without: Limit | None = None
 
 
 class Admission:
     """The room of one supervisor's VMs. Whoever entered or took gives it back with `leave`.
+
+    ASIDs and KeyIDs are not waited for: a run that needs one would keep those waiting that do not.
 
     :ivar budget: the most that may be taken
     :ivar taken: what is taken; more than the budget if VMs were adopted beyond it
@@ -233,6 +241,8 @@ class Admission:
                 raise Stopping
             if waiter.displaced:
                 raise self._queue_full(need)
+            if waiter.without:
+                raise self._no_number_left(waiter.without)
             if not waiter.admitted:
                 raise self._waited_too_long(need)
         except BaseException:
@@ -251,6 +261,8 @@ class Admission:
         if error := never(self.budget, need):
             self.refused[Refusal.NEVER] += 1
             raise error
+        if kind := self._number_over(need, coming):
+            raise self._no_number_left(kind)
         if self._is_full(need, coming) and not self._queue.is_crowded_by_another(owner):
             raise self._queue_full(need)
 
@@ -282,11 +294,29 @@ class Admission:
 
     def _call(self) -> None:
         """Admit from the head of the queue as many as there is room for."""
-        while self._queue and self._held_up_by(self._queue.head.need) is None:
-            waiter = self._queue.pop()
-            self.take(waiter.need)
-            waiter.admitted = True
+        while self._queue:
+            waiter = self._queue.head
+            # There was one left when it began to wait, and others were faster.
+            waiter.without = self._number_over(waiter.need)
+            if not waiter.without:
+                if self._held_up_by(waiter.need):
+                    return
+                self.take(waiter.need)
+                waiter.admitted = True
+            self._queue.pop()
             waiter.answered.set()
+
+    def _number_over(self, need: Resources, coming: Resources = NONE) -> Limit | None:
+        """The kind of numbers of which there are too few, if the run needs one."""
+        wanted = self.taken + need - coming
+        pairs = zip(Limit, *map(attrs.astuple, (need, wanted, self.budget)), strict=True)
+        return next(
+            (one for one, asked, all_, most in pairs if one in _NUMBERS and asked and all_ > most),
+            None,
+        )
+
+    def _no_number_left(self, kind: Limit) -> AtCapacity:
+        return self._refuse(Refusal.NO_NUMBER, f"all {kind.value} are taken")
 
     def _withdraw(self, waiter: _Waiter) -> None:
         if waiter.admitted:
@@ -347,8 +377,6 @@ class Admission:
                     f"the VMs have {self.taken.vcpus} of {self.budget.vcpus} virtual CPUs and the"
                     f" next one needs {need.vcpus} (MANAGER_VCPU_OVERCOMMIT)"
                 )
-            case Limit.SEV | Limit.SEV_ES | Limit.TDX as kind:
-                return f"all {kind.value} are taken"
             case _:
                 return f"{self.taken.vms} of {self.budget.vms} VMs run (MANAGER_MAX_VMS)"
 

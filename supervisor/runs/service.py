@@ -60,6 +60,8 @@ class Service:
         self.metrics = Metrics(self._gauges)
         self._keys = IdempotencyKeys(vms)
         self._quotas = Quotas(vms.config.limits, vms)
+        #: Looks at the host, however many runs ask for confidential guests.
+        self._readers = trio.CapacityLimiter(1)
 
     # --- runs -------------------------------------------------------------------------------
 
@@ -96,11 +98,13 @@ class Service:
         """
         if self.vms.closing:
             raise Stopping
-        options = await self._settle_tee(options)
+        options = self._settle_tee(options)
         requested_s = self.vms.host.clock.boottime_s()
         room = Resources.of_new_vm(self.config.qemu, technology=options.technology)
         try:
             with self._quotas.claim(caller, room):
+                if options.technology:
+                    await self._check_host(options.technology, caller)
                 if options.template is TemplateUse.REQUIRE:
                     await self._wait_template(caller)
                 vm = await self._start(computation, options, requested_s, room, caller)
@@ -110,11 +114,10 @@ class Service:
         self.vms.spawn(self.measure, vm)
         return vm
 
-    async def _settle_tee(self, options: RunOptions) -> RunOptions:
+    def _settle_tee(self, options: RunOptions) -> RunOptions:
         """The options with what ``auto`` comes to here.
 
         :raises InvalidRequest: if the technology does not know the policy, or excludes an option
-        :raises TeeUnavailable: if this host starts no such guest
         """
         if options.tee is Tee.AUTO:
             best = self.vms.host.accel.tee or Tee.NONE
@@ -136,16 +139,26 @@ class Service:
                 " cannot be copied",
                 member="template",
             )
-        host = self.vms.host
-        lacks = partial(accel.what_host_lacks, self.config.qemu, host, technology)
-        try:
-            missing = await trio.to_thread.run_sync(lacks)
-        except HostError as error:
-            raise TeeUnavailable(error.detail, advice=error.advice) from error
-        if missing:
-            what = f"this host starts no {technology.label} guest: {missing.found}"
-            raise TeeUnavailable(what, advice=missing.advice)
         return options
+
+    async def _check_host(self, technology: Technology, caller: Caller) -> None:
+        """:raises TeeUnavailable: if this host starts no such guest; only who may see the host is
+        told what it lacks
+        """
+        lacks = partial(accel.what_host_lacks, self.config.qemu, self.vms.host, technology)
+        what = f"this host starts no {technology.label} guest"
+        try:
+            missing = await trio.to_thread.run_sync(lacks, limiter=self._readers)
+        except HostError as error:
+            found, advice = error.detail, error.advice
+        else:
+            if missing is None:
+                return
+            found, advice = missing.found, missing.advice
+        if caller.may(Right.HOST):
+            raise TeeUnavailable(f"{what}: {found}", advice=advice)
+        log.warning(what, problem=found, owner=caller.name)
+        raise TeeUnavailable(what, advice="ask its operator, who finds the reason in the log")
 
     async def _wait_template(self, caller: Caller) -> None:
         try:

@@ -242,7 +242,7 @@ def _rebuildable(record: Record) -> dict[str, Any]:
         "keep_disk": options.keep_disk,
         "forwards": options.forwards,
         **(
-            {"tee": options.tee, "tee_policy": options.tee_policy}
+            {"tee": options.tee, "tee_policy": options.tee_policy, "bound_to": record.bound_to}
             if record.options.technology
             else {}
         ),

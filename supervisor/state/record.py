@@ -17,9 +17,11 @@ import cattrs
 from cattrs.preconf.json import make_converter
 
 from supervisor.config import Forwards, RestartPolicy, Tee, TemplateUse
+from supervisor.qemu import confidential
 from supervisor.qemu.cmdline import Forward  # noqa: TC001 - cattrs resolves it
 from supervisor.qemu.process import ProcessId  # noqa: TC001 - cattrs resolves it
 from supervisor.state.status import RunState, Status, VmState
+from supervisor.tee import policy
 from supervisor.tee.expected import Measurement
 from supervisor.tee.facts import Technology
 
@@ -418,7 +420,7 @@ def parse(content: bytes) -> tuple[Record, list[Event]]:
             _rename_members_of_version_1(value["vm"])
         elif version != VERSION:
             raise Damaged(f"the record has version {version}, not {VERSION}")
-        record = _converter.structure(value["vm"], Record)
+        record = confidential_by_command(_converter.structure(value["vm"], Record))
         events = [parse_event(json.dumps(event).encode()) for event in value["events"]]
         last = events[-1].sequence
     except (*_UNREADABLE, LookupError, cattrs.BaseValidationError) as error:
@@ -426,6 +428,21 @@ def parse(content: bytes) -> tuple[Record, list[Event]]:
     if last != record.sequence:
         raise Damaged(f"the last event has number {last}, the record's {record.sequence}")
     return record, events
+
+
+def confidential_by_command(record: Record) -> Record:
+    """The record with what its command says of a confidential guest, if it does not say so itself.
+
+    As that of an earlier version, or one that was rebuilt: the guest's next boot must not be plain.
+    """
+    if record.options.tee is not Tee.NONE:
+        return record
+    found = confidential.found_in(record.command)
+    if found is None:
+        return record
+    words = policy.spelled(found.technology, found.policy)
+    options = attrs.evolve(record.options, tee=Tee(found.technology), tee_policy=words)
+    return attrs.evolve(record, options=options, bound_to=found.bound_to)
 
 
 def _rename_members_of_version_1(vm: dict[str, Any]) -> None:

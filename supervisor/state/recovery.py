@@ -11,7 +11,14 @@ import trio
 
 from supervisor.config import Forwards, RestartPolicy, Tee
 from supervisor.qemu import cmdline, process
-from supervisor.state.record import EventKind, Purpose, Record, RelayState, RunOptions
+from supervisor.state.record import (
+    EventKind,
+    Purpose,
+    Record,
+    RelayState,
+    RunOptions,
+    confidential_by_command,
+)
 from supervisor.state.secret import Secret
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
@@ -126,11 +133,12 @@ def _rebuild(vm_id: str, pids: list[int], config: Config, clock: Clock, store: S
         relay=relay,
         answered=relay is RelayState.ANSWERED,
         purpose=purpose,
+        bound_to=str(events[0].data.get("bound_to", "")) if events else "",
         renewed=any(event.kind is EventKind.RENEWED for event in events),
         template=_template(events),
         error="the record was damaged or lost; it was rebuilt from the events and the process",
     )
-    record = _completed_by_process(record, words, vm_dir)
+    record = confidential_by_command(_completed_by_process(record, words, vm_dir))
     return _completed_by_events(record, events, clock, alive=bool(pids))
 
 

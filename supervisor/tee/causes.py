@@ -67,14 +67,19 @@ _SIGNS = (
     _Sign(
         r"SNP_LAUNCH_START ret=-22 fw_error=0(?:x0)?\b",
         "KVM refused the launch before the firmware was asked: by the policy, or by the machine",
-        "leave smt in the policy with kernels of the first generation (6.11), take migration-agent"
-        " and whatever that kernel does not know out of it, and have firmware in one file"
-        " (MANAGER_TEE_FIRMWARE)",
+        "with kernels of the first generation (6.11) leave smt in the policy, and take"
+        " single-socket, migration-agent and whatever else they do not know out of it; have"
+        " firmware in one file (MANAGER_TEE_FIRMWARE)",
     ),
     _Sign(
         r"sev_kvm_init: failed to initialize ret=-22",
         "SEV-SNP is not initialised on this host, though SEV-ES may be",
         "see the rows of SEV-SNP in 'qmp-supervisor doctor' and the kernel's log",
+    ),
+    _Sign(
+        r"host kernel does not support requested \S+ VM type",
+        "this host's kernel is too old for this QEMU's SEV guests",
+        "use Linux 6.10 or later",
     ),
     _Sign(
         r"vm-type tdx not supported by KVM",

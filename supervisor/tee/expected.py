@@ -124,7 +124,9 @@ def _snp(
             "--measurement",
         ),
     )
-    yield Rule("HOST_DATA", bound_to, "SHA-256 of the computation", "--computation COMPUTATION")
+    yield Rule(
+        "HOST_DATA", bound_to or None, "SHA-256 of the computation", "--computation COMPUTATION"
+    )
     yield Rule("POLICY", f"{number:#x}", _in_words(technology, number), f"--policy {number:#x}")
     yield Rule("VMPL", "0", "the guest's kernel runs at the most trusted level")
     yield Rule("REPORT_DATA", None, "the owner's nonce, of which the host knows nothing")

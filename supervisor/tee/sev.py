@@ -78,7 +78,10 @@ def verify(
     """:param number: the policy that the owner expects; the measurement covers it
     :param digest: the launch digest that he expects
     :param allowed: words of the policy that are let through though they open the guest
+    :raises BadEvidence: if the policy is none
     """
+    if number not in range(1 << 32):
+        raise BadEvidence(f"{number:#x} is no policy of SEV, which has 32 bits")
     said = struct.pack(
         "<BBBBI",
         *(_COMMAND, platform.api_major, platform.api_minor, platform.build_id, number),

@@ -28,7 +28,7 @@ from supervisor.state.record import BaseImage
 from supervisor.state.vm_dir import make_overlay, open_to_group
 
 if TYPE_CHECKING:
-    from supervisor.config import QemuConfig
+    from supervisor.config import QemuConfig, TeeConfig
     from supervisor.qemu.host import Host
     from supervisor.state.vm_dir import VmDir
 
@@ -235,9 +235,21 @@ def fingerprint(config: QemuConfig, host: Host) -> Fingerprint:
             "manifest": _identity(manifest) if manifest.exists() else None,
             "boot": boot_id(),
             "argv": cmdline.argv(config, same),
+            "tee": _of_tee(config.tee, host) if host.accel.tee else None,
             **{name: _identity(file) for name, file in files.items()},
         }
     )
+
+
+def _of_tee(tee: TeeConfig, host: Host) -> list[object]:
+    """What guests of the pool are launched with, if they are confidential."""
+    files = (tee.firmware, tee.kernel, tee.initrd, tee.igvm)
+    return [
+        host.accel.tee,
+        str(tee.policy),
+        tee.cmdline,
+        *(_identity(file) if file else None for file in files),
+    ]
 
 
 def _identity(file: Path) -> list[object]:

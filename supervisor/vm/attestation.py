@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from supervisor.errors import Busy, InvalidRequest, MonitorError
+from supervisor.errors import Busy, InvalidRequest, MonitorError, VmEnded
 from supervisor.state.record import EndCause, EndMode, EventKind, Launch
 from supervisor.state.status import VmState
 
@@ -72,16 +72,19 @@ async def inject(vm: Vm, header: str, secret: str) -> None:
     """
     async with vm.attesting:
         _require(vm, "given a secret", Launch.MEASURED)
-        with trio.CancelScope(shield=True):  # or nobody would know whether the guest has it
+        monitor = vm.monitor()
+        # On record first: a guest may have got a secret that nobody has heard the answer of.
+        with trio.CancelScope(shield=True):
+            await _step(vm, Launch.SECRET)
             try:
-                await vm.monitor().sev_inject_secret(header, secret)
+                await monitor.sev_inject_secret(header, secret)
             except MonitorError as error:
                 if error.error_class is None:
                     raise
+                await _step(vm, Launch.MEASURED)
                 raise InvalidRequest(
                     f"the secret was not taken: {error.detail}", member="secret"
                 ) from error
-            await _step(vm, Launch.SECRET)
 
 
 async def launch(vm: Vm, by: str) -> None:
@@ -90,6 +93,7 @@ async def launch(vm: Vm, by: str) -> None:
     :param by: the name of who says so; empty if nobody was asked
     :raises Busy: if the guest was not measured, or runs
     :raises MonitorError: if QEMU does not answer
+    :raises VmEnded: if the guest has ended
     """
     async with vm.attesting:
         _require(vm, "launched", Launch.MEASURED, Launch.SECRET)
@@ -98,7 +102,9 @@ async def launch(vm: Vm, by: str) -> None:
             # On record first: a supervisor that takes the VM up lets it run.
             await _step(vm, Launch.RELEASED, attested_by=by, attested_at=datetime.now(UTC))
             await monitor.cont()
-    await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
+    await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH or vm.ended)
+    if vm.status.state.ended or vm.ended:
+        raise VmEnded(vm.id, vm.status.state, vm.status.reason)
 
 
 async def _step(vm: Vm, step: Launch, **changes: object) -> None:

@@ -146,7 +146,10 @@ class Vm:
         technology = self.record.options.technology
         if technology is None:
             return ["it is a plain VM: the host can read and change the guest's memory"]
-        return policy.openings(technology, self._policy(technology))
+        found = policy.openings(technology, self._policy(technology))
+        if any("igvm-cfg=" in word for word in self.record.command):
+            found.append("the policy is what its IGVM file says, and that was not read")
+        return found
 
     @property
     def attestation_policy(self) -> dict[str, Any]:
@@ -318,7 +321,8 @@ class Vm:
         The VM's task returns; QEMU goes on.
         """
         unborn = self.status.state is VmState.PRELAUNCH and self.record.first_ran_s is None
-        unborn = unborn and not self.awaits_owner
+        # A guest that was measured may have its owner's secret, and cannot be launched again.
+        unborn = unborn and self.record.launch in (Launch.PLAIN, Launch.ASKED)
         if self.ended or unborn or self.record.purpose is Purpose.TEMPLATE:
             return False
         self.leaving = True

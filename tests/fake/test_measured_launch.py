@@ -233,6 +233,34 @@ async def test_released_guest_runs_though_the_supervisor_was_killed_before_it_sa
     await host.reap()
 
 
+async def test_released_guest_is_left_to_the_next_supervisor_before_it_runs(milan: World) -> None:
+    """It may have its owner's secret, and cannot be launched again."""
+    world = measuring(milan, FLAT, swallows=["cont"])
+    async with world.serve(MANAGER_QMP_TIMEOUT="200ms") as supervisor:
+        vm = await begun(supervisor)
+        guest = await world.guest()
+        await get(supervisor, vm)
+        assert (await tell(supervisor, vm, "launch")).status_code == 503
+        assert vm.record.launch is Launch.RELEASED
+        await guest.order("swallow", commands=[])
+        await supervisor.leave(guest)
+    async with world.serve() as supervisor:
+        vm = supervisor.vm(vm.id)
+        await vm.wait_answered()
+        await supervisor.http.post(f"/vms/{vm.id}/shutdown")
+    await world.reap()
+
+
+async def test_answer_that_does_not_come_counts_as_a_secret_given(milan: World) -> None:
+    world = measuring(milan, FLAT, swallows=["sev-inject-launch-secret"])
+    async with world.serve(MANAGER_QMP_TIMEOUT="200ms") as supervisor:
+        vm = await begun(supervisor)
+        await get(supervisor, vm)
+        assert (await tell(supervisor, vm, "launch-secret", **PACKET)).status_code == 503
+        again = await tell(supervisor, vm, "launch-secret", **PACKET)
+        assert (again.status_code, vm.record.launch) == (409, Launch.SECRET)
+
+
 async def test_waiting_guest_ends_with_a_supervisor_that_ends_all(host: World) -> None:
     async with host.serve() as supervisor:
         vm = await begun(supervisor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from supervisor.tee import corim, reading
 from tests.fake.test_cli import cli
 from tests.support import hosts
 from tests.support.clones import clonable, pool, post, ready, run
+from tests.support.tenants import ALICE, Asking
 from tests.support.world import PATIENCE_S, in_thread
 from tests.unit.test_corim import verified
 
@@ -330,6 +332,47 @@ async def test_as_many_as_there_are_asids(milan: World, monkeypatch: pytest.Monk
         assert (await post(supervisor.http, tee="sev")).status_code == 429
         await supervisor.http.post(f"/vms/{first['id']}/shutdown")
         assert (await run(supervisor.http, tee="sev-snp"))["tee"] == "sev-snp"
+
+
+async def test_a_run_without_an_asid_keeps_nobody_waiting(
+    milan: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "numbers", lambda: {"sev_es": 1})
+    async with milan.serve(MANAGER_MAX_VMS="9") as supervisor:
+        await run(supervisor.http, tee="sev-es")
+        answer = await post(supervisor.http, tee="sev-snp")
+        assert (answer.status_code, "Retry-After" in answer.headers) == (429, True)
+        assert supervisor.running.service.vms.admission.waiting == 0
+        assert (await run(supervisor.http, tee="none"))["tee"] == "none"
+
+
+async def test_party_is_not_told_what_the_host_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = Asking(monkeypatch)
+    async with world.serve() as supervisor:
+        with asking(ALICE):
+            told = (await post(supervisor.http, tee="sev-snp")).json()["detail"]
+        assert told.startswith("this host starts no SEV-SNP guest; ask its operator")
+        assert "AMD" not in told
+
+
+async def test_guest_of_an_earlier_version_stays_confidential(milan: World) -> None:
+    """Its record does not say so; its command does. Its next boot must not be a plain one."""
+    async with milan.serve() as supervisor:
+        before = await run(supervisor.http, tee="sev")
+        await supervisor.leave(await milan.guest())
+    file = milan.tmp / before["id"] / "vm.json"
+    record = json.loads(file.read_text())
+    for member in ("tee", "tee_policy"):
+        del record["vm"]["options"][member]
+    file.write_text(json.dumps(record))
+    async with milan.serve() as supervisor:
+        after = (await supervisor.http.get(f"/vms/{before['id']}")).json()
+        assert after["tee"] == "sev"
+        assert after["tee_policy"] == "no-debug,no-key-sharing,no-send"
+        await supervisor.http.delete(f"/vms/{before['id']}")
+    await milan.reap()
 
 
 async def test_host_that_gives_them_none(milan: World, monkeypatch: pytest.MonkeyPatch) -> None:

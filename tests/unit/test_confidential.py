@@ -18,7 +18,7 @@ import pytest
 from supervisor.config import QemuConfig, QuoteSocket, SevConfig, TeeConfig
 from supervisor.errors import FirmwareError, LaunchError
 from supervisor.qemu import cmdline, firmware, measured
-from supervisor.qemu.confidential import Confidential, DirectBoot
+from supervisor.qemu.confidential import Confidential, DirectBoot, Found, found_in
 from supervisor.qemu.version import Binary, Version
 from supervisor.tee import binding
 from supervisor.tee.facts import Technology
@@ -58,16 +58,18 @@ def added(guest: Confidential, version: Version = VERSIONS[0]) -> list[str]:
 
 @pytest.mark.parametrize("version", VERSIONS, ids=str)
 def test_sev(version: Version) -> None:
+    legacy = ",legacy-vm-type=auto" if version >= Version(9, 1) else ""
     assert added(a_guest(Technology.SEV), version) == [
-        *("-object", "sev-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy=0xb"),
+        *("-object", f"sev-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy=0xb{legacy}"),
         *("-machine", "confidential-guest-support=sev0"),
     ]
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=str)
 def test_sev_es(version: Version) -> None:
+    legacy = ",legacy-vm-type=auto" if version >= Version(9, 1) else ""
     assert added(a_guest(Technology.SEV_ES), version) == [
-        *("-object", "sev-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy=0xf"),
+        *("-object", f"sev-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy=0xf{legacy}"),
         *("-machine", "confidential-guest-support=sev0,smm=off"),
     ]
 
@@ -177,6 +179,20 @@ def test_person_gets_no_host_data_where_there_is_no_computation() -> None:
         made = option(words(a_guest(technology, bound_to=b"")), "-object", having="guest")
         assert "host-data" not in made
         assert "mrconfigid" not in made
+
+
+@pytest.mark.parametrize("technology", Technology)
+def test_a_command_line_says_what_its_guest_is(technology: Technology) -> None:
+    guest = a_guest(technology)
+    found = Found(technology, guest.policy, guest.bound_to.hex())
+    assert found_in(words(guest)) == found
+    assert found_in(words(guest, VERSIONS[-1])) == found
+
+
+def test_command_lines_of_earlier_versions_and_of_plain_guests() -> None:
+    old = ["-object", "sev-guest,id=sev0-1,cbitpos=51,reduced-phys-bits=1"]
+    assert found_in([*old, "-machine", "memory-encryption=sev0-1"]) == Found(Technology.SEV, 1)
+    assert found_in(cmdline.argv(CONFIG, a_machine())) is None
 
 
 # --- what is chosen -------------------------------------------------------------------------

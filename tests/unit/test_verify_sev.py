@@ -156,6 +156,8 @@ def test_older_kernels_measure_fewer_registers(place: Path) -> None:
         ((*FIRMWARE, "--digest", "00" * 32), "say either --digest or --firmware"),
         ((*FIRMWARE, "--initrd", "initrd"), "--initrd and --cmdline need --kernel"),
         (("--digest", "00"), "has 1 bytes, not 32"),
+        ((*FIRMWARE, "--policy", "0x100000003"), "is no policy of SEV"),
+        (("--digest", "00" * 32, "--policy", "-1"), "is no policy of SEV"),
         ((*FIRMWARE, "--api", "1"), "is not MAJOR.MINOR"),
         ((*FIRMWARE, "--api", "1.256"), "is not MAJOR.MINOR"),
         ((*FIRMWARE, "--build-id", "256"), "256 is not in the range"),
