@@ -110,7 +110,8 @@ class Rounds:
     def bare(self) -> None:
         """QEMU alone; then QMP, and the power button."""
         vm = self._like()
-        with bare_qemu.started(vm["argv"], Path(vm["directory"]), self._directory / "bare") as qemu:
+        argv = guest.known_to_us(vm["argv"])
+        with bare_qemu.started(argv, Path(vm["directory"]), self._directory / "bare") as qemu:
             answered = guest.wait_for_answer(vm["agent"]["address"])
             moments = {
                 "greeting": qemu.greeted_at,
@@ -126,7 +127,7 @@ class Rounds:
     def libvirt(self, libvirt: Libvirt) -> None:
         """A domain, from its definition; then QMP."""
         vm = self._like()
-        begun = libvirt.start(vm["argv"], vm["forwards"])
+        begun = libvirt.start(guest.known_to_us(vm["argv"]), vm["forwards"])
         try:
             answered = guest.wait_for_answer(vm["agent"]["address"])
             moments = {
