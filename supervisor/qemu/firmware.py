@@ -28,6 +28,7 @@ import attrs
 
 from supervisor.config import FirmwareConfig, Tee
 from supervisor.errors import FirmwareError
+from supervisor.tee.facts import Technology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -207,8 +208,9 @@ def _fits(descriptor: Descriptor, config: QemuConfig) -> bool:
     if not any(fnmatch.fnmatchcase(machine, pattern) for pattern in descriptor.machines):
         return False
     # Other guests have their firmware in one file.
-    wanted = {Tee.SEV: "amd-sev", Tee.SEV_ES: "amd-sev-es"}.get(config.default_tee)
-    return wanted is None or wanted in descriptor.features
+    wanted = config.default_tee
+    in_flash = wanted in (Tee.SEV, Tee.SEV_ES)
+    return not in_flash or Technology(wanted).ovmf in descriptor.features
 
 
 def check_pair(firmware: FirmwareConfig, descriptors: Sequence[Descriptor]) -> None:

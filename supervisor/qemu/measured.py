@@ -21,13 +21,6 @@ if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Accel
     from supervisor.qemu.version import Binary
 
-#: The words of firmware descriptors.
-_FEATURES = {
-    Technology.SEV: "amd-sev",
-    Technology.SEV_ES: "amd-sev-es",
-    Technology.SEV_SNP: "amd-sev-snp",
-    Technology.TDX: "intel-tdx",
-}
 #: These have no firmware in flash: it is measured as it is in memory.
 _IN_ONE_FILE = {Technology.SEV_SNP, Technology.TDX}
 
@@ -56,7 +49,7 @@ def lacks(
         found = "this QEMU takes no IGVM file (MANAGER_TEE_IGVM)"
         return judge.Cell(judge.Verdict.MISSING, found, _LIBIGVM)
     wanted = technology in _IN_ONE_FILE or tee.kernel is not None
-    if tee.firmware or not wanted or firmware.in_one_file(_FEATURES[technology]):
+    if tee.firmware or not wanted or firmware.in_one_file(technology.ovmf):
         return None
     found = f"{technology.label} needs firmware in one file, and none was found"
     return judge.Cell(judge.Verdict.MISSING, found, _OVMF)
@@ -80,7 +73,7 @@ def choose(
     # Firmware with a place for the kernel's hashes is in one file, too.
     wanted = technology in _IN_ONE_FILE or tee.kernel is not None
     if chosen is None and wanted and not tee.igvm:
-        chosen = firmware.in_one_file(_FEATURES[technology])
+        chosen = firmware.in_one_file(technology.ovmf)
         if chosen is None:
             raise FirmwareError(
                 f"{technology.label} needs firmware in one file, and none was found",

@@ -31,6 +31,11 @@ class Technology(enum.StrEnum):
         return {Technology.SEV: "sev", Technology.TDX: "tdx"}.get(self, "sev_es")
 
     @property
+    def ovmf(self) -> str:
+        """The word of firmware descriptors for an OVMF that was built for it."""
+        return "intel-tdx" if self is Technology.TDX else f"amd-{self}"
+
+    @property
     def is_amd(self) -> bool:
         return self is not Technology.TDX
 

@@ -83,7 +83,6 @@ class _Needs:
     parameter: str
     object: str = "sev-guest"
     qemu: str
-    ovmf: str
     devices: tuple[str, ...] = ("/dev/kvm", "/dev/sev")
 
     @property
@@ -93,6 +92,10 @@ class _Needs:
     @property
     def resource(self) -> str:
         return self.technology.numbered_as
+
+    @property
+    def ovmf(self) -> str:
+        return self.technology.ovmf
 
 
 _ES_SETUP = "turn on SMEE and set 'SEV-ES ASID Space Limit' above 1 in the firmware setup"
@@ -113,7 +116,6 @@ _SEV = _Needs(
     kernel=(4, 16),
     parameter="kvm_amd.sev",
     qemu="2.12",
-    ovmf="amd-sev",
 )
 _SEV_ES = _Needs(
     technology=Technology.SEV_ES,
@@ -124,7 +126,6 @@ _SEV_ES = _Needs(
     kernel=(5, 11),
     parameter="kvm_amd.sev_es",
     qemu="6.0",
-    ovmf="amd-sev-es",
 )
 _SEV_SNP = _Needs(
     technology=Technology.SEV_SNP,
@@ -136,7 +137,6 @@ _SEV_SNP = _Needs(
     parameter="kvm_amd.sev_snp",
     object="sev-snp-guest",
     qemu="9.1",
-    ovmf="amd-sev-snp",
 )
 _TDX = _Needs(
     technology=Technology.TDX,
@@ -150,7 +150,6 @@ _TDX = _Needs(
     parameter="kvm_intel.tdx",
     object="tdx-guest",
     qemu="10.1",
-    ovmf="intel-tdx",
     devices=("/dev/kvm",),
 )
 
