@@ -24,6 +24,8 @@ from supervisor.config import (
 from supervisor.config.settings import parse_seconds
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.state.record import EndMode, RunOptions, request_hash
+from supervisor.tee import certificate
+from supervisor.tee.evidence import BadEvidence, from_hex
 
 if TYPE_CHECKING:
     from supervisor.config import Config
@@ -33,10 +35,14 @@ E = TypeVar("E", bound=enum.StrEnum)
 #: Members that need types of their own, so that a mistake can be named.
 Attest = NewType("Attest", bool)
 Base64 = NewType("Base64", str)
+Nonce = NewType("Nonce", bytes)
+Pem = NewType("Pem", str)
 
 _LONGEST_KEY = 255
 #: Of a certificate, a session or a secret's packet; a page of the processor's, in base64.
 _LONGEST_BASE64 = 32768
+#: What a report has room for, in bytes.
+_NONCE_BYTES = 64
 #: The most events of a page.
 MAX_PAGE = 1000
 #: Digits of an event's number.
@@ -216,11 +222,45 @@ def base64_text(given: object) -> Base64:
 
 
 @attrs.frozen
+class EvidenceRequest:
+    """What a guest's processor is to sign.
+
+    :param nonce: at most 64 bytes
+    :param leaf: the certificate of the key that signs, in PEM, if the host gives its guests none
+    """
+
+    nonce: Nonce
+    leaf: Pem | None = None
+
+
+@attrs.frozen
 class SecretRequest:
     """A secret for a guest that was measured: its packet, in base64."""
 
     header: Base64
     secret: Base64
+
+
+def nonce(given: object) -> Nonce:
+    """:raises InvalidRequest:"""
+    try:
+        if not isinstance(given, str):
+            raise BadEvidence("it is no string")
+        return Nonce(from_hex(given, _NONCE_BYTES, fill=True))
+    except BadEvidence as error:
+        why = f"nonce is 2 to {2 * _NONCE_BYTES} hexadecimal digits: {error.detail}"
+        raise InvalidRequest(why, member="nonce") from None
+
+
+def pem(given: object) -> Pem:
+    """:raises InvalidRequest:"""
+    try:
+        if not isinstance(given, str) or len(given) > _LONGEST_BASE64:
+            raise BadEvidence("it is no string, or too long")
+        certificate.load(given.encode())
+    except BadEvidence as error:
+        raise InvalidRequest(f"leaf: {error.detail}", member="leaf") from None
+    return Pem(given)
 
 
 def page_size(given: str) -> int:

@@ -26,11 +26,11 @@ from supervisor.cli.parameters import (
 from supervisor.config import MAX_COMPUTATION, PolicyWord
 from supervisor.errors import SupervisorError
 from supervisor.tee import binding, certificate, sev
-from supervisor.tee.checks import ExitCode, Verdict, exit_code
+from supervisor.tee.checks import ExitCode, Verdict, document, exit_code
 from supervisor.tee.evidence import BadEvidence, Unsupported, decoded
 from supervisor.tee.facts import Technology
 from supervisor.tee.measure import Measured, measure
-from supervisor.tee.snp import kds
+from supervisor.tee.snp import kds, table
 from supervisor.tee.snp import report as snp_report
 from supervisor.tee.snp import verify as verify_snp
 from supervisor.tee.snp.report import PolicyBit, Product
@@ -91,8 +91,7 @@ def verify() -> None:
 @click.option(
     "--leaf",
     type=FileContent(),
-    required=True,
-    help="Certificate of the key that signed: the chip's VCEK, or a provider's VLEK.",
+    help="Certificate of the key that signed, if it is not in REPORT: a VCEK or a VLEK.",
 )
 @click.option("--chain", type=FileContent(), help="Certificates above it, if not those shipped.")
 @click.option("--measurement", type=Hex(48), help="The launch digest that you expect.")
@@ -113,15 +112,18 @@ def verify() -> None:
 @_crl
 @_at
 @as_json
-def of_snp(report: bytes, leaf: bytes, as_json: bool, **given: Any) -> None:
+def of_snp(report: bytes, leaf: bytes | None, as_json: bool, **given: Any) -> None:
     """Verify an SEV-SNP attestation report (versions 2 to 5).
+
+    REPORT may have the host's table of certificates behind it, as guests get it.
 
     Tried with real reports and certificates of Milan, versions 2 and 3.
     """
     try:
+        found, at_hand = table.split(decoded(report))
         checks = verify_snp.verify(
-            snp_report.decode(decoded(report)),
-            certificate.load(leaf)[0],
+            snp_report.decode(found),
+            certificate.load(leaf)[0] if leaf else table.leaf(at_hand),
             certificate.load(given["chain"]) if given["chain"] else (),
             _expected_of_report(given),
             _time(given),
@@ -303,7 +305,8 @@ def fetch_certs(report: bytes, product: str | None) -> None:
     Nothing is fetched. A report of version 2 does not say which processor it is of.
     """
     try:
-        urls = kds.urls(snp_report.decode(decoded(report)), Product(product) if product else None)
+        found, _ = table.split(decoded(report))
+        urls = kds.urls(snp_report.decode(found), Product(product) if product else None)
     except SupervisorError as error:
         _end(error)
     for file, url in urls.items():
@@ -319,17 +322,7 @@ def _end(error: SupervisorError) -> NoReturn:
 def _show(checks: list[Check], *, as_json: bool) -> None:
     code = exit_code(checks)
     if as_json:
-        rows = [
-            {
-                "field": one.field,
-                "verdict": str(one.verdict),
-                "found": one.found,
-                "expected": one.expected or None,
-                "why": one.why or None,
-            }
-            for one in checks
-        ]
-        print_json({"verified": code is ExitCode.VERIFIED, "exit_code": int(code), "checks": rows})
+        print_json(document(checks))
         raise SystemExit(code)
     table = Table("FIELD", "VERDICT", "FOUND", "EXPECTED", "WHY", box=None, pad_edge=False)
     for one in checks:

@@ -28,6 +28,7 @@ LATER = (
     "sd_mod",
     "i6300esb",
     "sev_guest",
+    "tdx_guest",
     "vmw_vsock_virtio_transport",
     "virtio_balloon",
 )

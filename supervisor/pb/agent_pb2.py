@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19supervisor/pb/agent.proto\x12\x05\x61gent\"!\n\nRunRequest\x12\x13\n\x0b\x63omputation\x18\x01 \x01(\x0c\"\"\n\x0bRunResponse\x12\x13\n\x0b\x43omputation\x18\x01 \x01(\t\" \n\x0b\x41lgoRequest\x12\x11\n\talgorithm\x18\x01 \x01(\x0c\"#\n\x0c\x41lgoResponse\x12\x13\n\x0b\x61lgorithmID\x18\x01 \x01(\t\"\x1e\n\x0b\x44\x61taRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\x0c\"!\n\x0c\x44\x61taResponse\x12\x11\n\tdatasetID\x18\x01 \x01(\t\"\x0f\n\rResultRequest\"\x1e\n\x0eResultResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\x0c\"\x14\n\x12\x41ttestationRequest\"#\n\x13\x41ttestationResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\x0c\x32\xa5\x02\n\x0c\x41gentService\x12.\n\x03Run\x12\x11.agent.RunRequest\x1a\x12.agent.RunResponse\"\x00\x12\x31\n\x04\x41lgo\x12\x12.agent.AlgoRequest\x1a\x13.agent.AlgoResponse\"\x00\x12\x31\n\x04\x44\x61ta\x12\x12.agent.DataRequest\x1a\x13.agent.DataResponse\"\x00\x12\x37\n\x06Result\x12\x14.agent.ResultRequest\x1a\x15.agent.ResultResponse\"\x00\x12\x46\n\x0b\x41ttestation\x12\x19.agent.AttestationRequest\x1a\x1a.agent.AttestationResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19supervisor/pb/agent.proto\x12\x05\x61gent\"!\n\nRunRequest\x12\x13\n\x0b\x63omputation\x18\x01 \x01(\x0c\"\"\n\x0bRunResponse\x12\x13\n\x0b\x43omputation\x18\x01 \x01(\t\" \n\x0b\x41lgoRequest\x12\x11\n\talgorithm\x18\x01 \x01(\x0c\"#\n\x0c\x41lgoResponse\x12\x13\n\x0b\x61lgorithmID\x18\x01 \x01(\t\"\x1e\n\x0b\x44\x61taRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\x0c\"!\n\x0c\x44\x61taResponse\x12\x11\n\tdatasetID\x18\x01 \x01(\t\"\x0f\n\rResultRequest\"\x1e\n\x0eResultResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\x0c\"7\n\x12\x41ttestationRequest\x12\x13\n\x0breport_data\x18\x01 \x01(\x0c\x12\x0c\n\x04type\x18\x03 \x01(\x05\"#\n\x13\x41ttestationResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\x0c\x32\xa5\x02\n\x0c\x41gentService\x12.\n\x03Run\x12\x11.agent.RunRequest\x1a\x12.agent.RunResponse\"\x00\x12\x31\n\x04\x41lgo\x12\x12.agent.AlgoRequest\x1a\x13.agent.AlgoResponse\"\x00\x12\x31\n\x04\x44\x61ta\x12\x12.agent.DataRequest\x1a\x13.agent.DataResponse\"\x00\x12\x37\n\x06Result\x12\x14.agent.ResultRequest\x1a\x15.agent.ResultResponse\"\x00\x12\x46\n\x0b\x41ttestation\x12\x19.agent.AttestationRequest\x1a\x1a.agent.AttestationResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,9 +48,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESULTRESPONSE']._serialized_start=262
   _globals['_RESULTRESPONSE']._serialized_end=292
   _globals['_ATTESTATIONREQUEST']._serialized_start=294
-  _globals['_ATTESTATIONREQUEST']._serialized_end=314
-  _globals['_ATTESTATIONRESPONSE']._serialized_start=316
-  _globals['_ATTESTATIONRESPONSE']._serialized_end=351
-  _globals['_AGENTSERVICE']._serialized_start=354
-  _globals['_AGENTSERVICE']._serialized_end=647
+  _globals['_ATTESTATIONREQUEST']._serialized_end=349
+  _globals['_ATTESTATIONRESPONSE']._serialized_start=351
+  _globals['_ATTESTATIONRESPONSE']._serialized_end=386
+  _globals['_AGENTSERVICE']._serialized_start=389
+  _globals['_AGENTSERVICE']._serialized_end=682
 # @@protoc_insertion_point(module_scope)

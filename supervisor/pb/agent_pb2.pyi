@@ -51,8 +51,12 @@ class ResultResponse(_message.Message):
     def __init__(self, file: _Optional[bytes] = ...) -> None: ...
 
 class AttestationRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("report_data", "type")
+    REPORT_DATA_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    report_data: bytes
+    type: int
+    def __init__(self, report_data: _Optional[bytes] = ..., type: _Optional[int] = ...) -> None: ...
 
 class AttestationResponse(_message.Message):
     __slots__ = ("file",)

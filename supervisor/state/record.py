@@ -130,6 +130,7 @@ class EventKind(enum.StrEnum):
     WATCHDOG = "watchdog"
     IO_ERROR = "io-error"
     MEASURED_LAUNCH = "measured-launch"
+    ATTESTED = "attested"
     MONITOR = "monitor"
     DROPPED = "dropped"
     DAMAGED = "damaged"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 @enum.unique
@@ -56,6 +56,22 @@ def exit_code(checks: Iterable[Check]) -> ExitCode:
     if Verdict.FAILED in verdicts or not verdicts:
         return ExitCode.NOT_VALID
     return ExitCode.INSECURE if Verdict.INSECURE in verdicts else ExitCode.VERIFIED
+
+
+def document(checks: Sequence[Check]) -> dict[str, Any]:
+    """What was found and what it comes to, for programs."""
+    code = exit_code(checks)
+    rows = [
+        {
+            "field": one.field,
+            "verdict": one.verdict,
+            "found": one.found,
+            "expected": one.expected or None,
+            "why": one.why or None,
+        }
+        for one in checks
+    ]
+    return {"verified": code is ExitCode.VERIFIED, "exit_code": int(code), "checks": rows}
 
 
 def check(field: str, found: str, good: bool, *, expected: str = "", why: str = "") -> Check:

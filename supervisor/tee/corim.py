@@ -5,7 +5,7 @@ keyed by the fields' names. What is not known is not in it: a verifier takes wha
 that must fit, so a policy that expects nothing is refused here and not sent empty.
 
 Sources: draft-ietf-rats-corim; draft-deeglaze-amd-sev-snp-corim-profile-02 (a later draft has other
-keys); RFC 9052 for COSE, by the package cwt.
+keys); RFC 9052 for COSE, by the package cwt, which is slow to import.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import cbor2
-from cwt import COSE, COSEKey
 
 from supervisor.errors import Busy, HostError
 from supervisor.tee.facts import Technology
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
     from cwt.cose_key_interface import COSEKeyInterface
 
-    from supervisor.tee.expected import Measurement
+    from supervisor.tee.expected import Claims
 
 PLAIN, SIGNED = "application/rim+cbor", "application/rim+cose"
 
@@ -47,39 +45,24 @@ _CONTENT_TYPE, _META = 3, 8
 _SIGNER = "qmp-supervisor"
 
 
-@attrs.frozen(kw_only=True)
-class Policy:
-    """What a report of one VM must say; see `supervisor.tee.expected`.
-
-    :param number: the guest's policy
-    :param bound_to: in hexadecimal digits
-    """
-
-    vm_id: str
-    technology: Technology
-    number: int
-    bound_to: str
-    measurement: Measurement
-
-
-def encode(policy: Policy) -> bytes:
+def encode(claims: Claims) -> bytes:
     """An unsigned CoRIM.
 
     :raises Busy: if the measurement is not known
     """
-    if not policy.measurement.digest:
-        problem = policy.measurement.problem or "it was not computed"
+    if not claims.measurement.digest:
+        problem = claims.measurement.problem or "it was not computed"
         raise Busy(
-            f"VM {policy.vm_id} has no CoRIM, for its measurement is not known: {problem}",
+            f"VM {claims.vm_id} has no CoRIM, for its measurement is not known: {problem}",
             advice="ask for application/json, which has the rest",
         )
-    snp = policy.technology is Technology.SEV_SNP
-    tag = uuid.UUID(policy.vm_id)
-    where = {0: cbor2.CBORTag(_OID, _BY_CHIP)} if snp else {1: "AMD", 2: policy.technology.label}
-    found = [{0: key, 1: value} for key, value in (_snp(policy) if snp else _sev(policy))]
+    snp = claims.technology is Technology.SEV_SNP
+    tag = uuid.UUID(claims.vm_id)
+    where = {0: cbor2.CBORTag(_OID, _BY_CHIP)} if snp else {1: "AMD", 2: claims.technology.label}
+    found = [{0: key, 1: value} for key, value in (_snp(claims) if snp else _sev(claims))]
     comid = {1: {0: tag.bytes, 1: 0}, 4: {0: [[{0: where}, found]]}}
     members: dict[int, Any] = {
-        0: policy.vm_id,
+        0: claims.vm_id,
         1: [cbor2.CBORTag(_COMID, cbor2.dumps(comid, canonical=True))],
     }
     if snp:
@@ -88,16 +71,18 @@ def encode(policy: Policy) -> bytes:
     return made
 
 
-def _snp(policy: Policy) -> Iterator[tuple[int, dict[int, Any]]]:
-    yield _POLICY, _raw(policy.number.to_bytes(8, "big"))
+def _snp(claims: Claims) -> Iterator[tuple[int, dict[int, Any]]]:
+    if claims.number is not None:
+        yield _POLICY, _raw(claims.number.to_bytes(8, "big"))
     yield _VMPL, _raw(bytes(4))
-    yield _MEASUREMENT, _digest(policy.measurement.digest)
-    yield _HOST_DATA, _raw(bytes.fromhex(policy.bound_to))
+    yield _MEASUREMENT, _digest(claims.measurement.digest)
+    yield _HOST_DATA, _raw(bytes.fromhex(claims.bound_to))
 
 
-def _sev(policy: Policy) -> Iterator[tuple[str, dict[int, Any]]]:
-    yield "LAUNCH_DIGEST", _digest(policy.measurement.digest)
-    yield "POLICY", _raw(policy.number.to_bytes(4, "big"))
+def _sev(claims: Claims) -> Iterator[tuple[str, dict[int, Any]]]:
+    yield "LAUNCH_DIGEST", _digest(claims.measurement.digest)
+    if claims.number is not None:
+        yield "POLICY", _raw(claims.number.to_bytes(4, "big"))
 
 
 def _raw(content: bytes) -> dict[int, Any]:
@@ -111,6 +96,8 @@ def _digest(digest: str) -> dict[int, Any]:
 
 def sign(corim: bytes, key: COSEKeyInterface) -> bytes:
     """A COSE_Sign1 of it."""
+    from cwt import COSE
+
     meta = cbor2.dumps({0: {0: _SIGNER}}, canonical=True)
     protected = {_CONTENT_TYPE: PLAIN, _META: meta}
     signed: bytes = COSE.new(alg_auto_inclusion=True).encode(corim, key, protected=protected)
@@ -122,6 +109,8 @@ def load_key(file: Path) -> COSEKeyInterface:
 
     :raises HostError: if there is none in the file
     """
+    from cwt import COSE, COSEKey
+
     try:
         key = COSEKey.from_pem(file.read_bytes())
         COSE.new(alg_auto_inclusion=True).encode(b"", key)

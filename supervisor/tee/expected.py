@@ -30,6 +30,21 @@ class Measurement:
     legacy_digest: str = ""
 
 
+@attrs.frozen(kw_only=True)
+class Claims:
+    """What the host says of one VM's launch.
+
+    :param number: the guest's policy; None if it is in an IGVM file, which nobody has read
+    :param bound_to: in hexadecimal digits; see `supervisor.tee.binding`
+    """
+
+    vm_id: str
+    technology: Technology
+    number: int | None
+    bound_to: str
+    measurement: Measurement
+
+
 @attrs.frozen
 class Rule:
     """One field of a report.
@@ -46,19 +61,14 @@ class Rule:
     option: str = ""
 
 
-def rules(
-    technology: Technology, number: int, bound_to: str, measurement: Measurement
-) -> tuple[Rule, ...]:
-    """:param number: the policy's
-    :param bound_to: in hexadecimal digits; see `supervisor.tee.binding`
-    """
+def rules(claims: Claims) -> tuple[Rule, ...]:
     found = {
         Technology.SEV: _sev,
         Technology.SEV_ES: _sev,
         Technology.SEV_SNP: _snp,
         Technology.TDX: _tdx,
-    }[technology]
-    return tuple(found(technology, number, bound_to, measurement))
+    }[claims.technology]
+    return tuple(found(claims))
 
 
 def command(technology: Technology, rules: tuple[Rule, ...]) -> str:
@@ -72,11 +82,12 @@ def command(technology: Technology, rules: tuple[Rule, ...]) -> str:
     return " ".join(["qmp-supervisor verify", words, *options])
 
 
-def document(technology: Technology, rules: tuple[Rule, ...]) -> dict[str, Any]:
+def document(claims: Claims) -> dict[str, Any]:
+    found = rules(claims)
     return {
-        "tee": technology,
-        "rules": [attrs.asdict(rule) for rule in rules],
-        "command": command(technology, rules),
+        "tee": claims.technology,
+        "rules": [attrs.asdict(rule) for rule in found],
+        "command": command(claims.technology, found),
     }
 
 
@@ -86,11 +97,16 @@ def _digest(measurement: Measurement, why: str, option: str = "") -> tuple[str |
     return None, measurement.problem or "it was not computed when the VM was launched", ""
 
 
-def _in_words(technology: Technology, number: int) -> str:
-    return f"the guest's policy: {policy.spelled(technology, number)}"
+def _policy(claims: Claims) -> Rule:
+    if claims.number is None:
+        return Rule("POLICY", None, "it is in the IGVM file, and was not read")
+    words = policy.spelled(claims.technology, claims.number)
+    number = f"{claims.number:#x}"
+    return Rule("POLICY", number, f"the guest's policy: {words}", f"--policy {number}")
 
 
-def _sev(technology: Technology, number: int, _: str, measurement: Measurement) -> Iterator[Rule]:
+def _sev(claims: Claims) -> Iterator[Rule]:
+    technology, measurement = claims.technology, claims.measurement
     registers = ", and the first registers of its CPUs" if technology is Technology.SEV_ES else ""
     yield Rule(
         "LAUNCH_DIGEST",
@@ -108,26 +124,27 @@ def _sev(technology: Technology, number: int, _: str, measurement: Measurement) 
             "the same if QEMU is older than 9.1 or the host's Linux than 6.10: then fewer registers"
             " are measured",
         )
-    yield Rule("POLICY", f"{number:#x}", _in_words(technology, number), f"--policy {number:#x}")
+    yield _policy(claims)
     yield Rule("computation", None, f"{technology.label} has no field that could tell")
 
 
-def _snp(
-    technology: Technology, number: int, bound_to: str, measurement: Measurement
-) -> Iterator[Rule]:
+def _snp(claims: Claims) -> Iterator[Rule]:
     yield Rule(
         "MEASUREMENT",
         *_digest(
-            measurement,
+            claims.measurement,
             "launch digest of the firmware, of the hashes of a kernel that is booted directly, and"
             " of the first registers of each CPU",
             "--measurement",
         ),
     )
     yield Rule(
-        "HOST_DATA", bound_to or None, "SHA-256 of the computation", "--computation COMPUTATION"
+        "HOST_DATA",
+        claims.bound_to or None,
+        "SHA-256 of the computation",
+        "--computation COMPUTATION",
     )
-    yield Rule("POLICY", f"{number:#x}", _in_words(technology, number), f"--policy {number:#x}")
+    yield _policy(claims)
     yield Rule("VMPL", "0", "the guest's kernel runs at the most trusted level")
     yield Rule("REPORT_DATA", None, "the owner's nonce, of which the host knows nothing")
     yield Rule(
@@ -137,11 +154,11 @@ def _snp(
     )
 
 
-def _tdx(_: Technology, __: int, bound_to: str, measurement: Measurement) -> Iterator[Rule]:
-    yield Rule("MRTD", *_digest(measurement, ""))
+def _tdx(claims: Claims) -> Iterator[Rule]:
+    yield Rule("MRTD", *_digest(claims.measurement, ""))
     yield Rule("RTMR0 to RTMR3", None, "they depend on what the guest measures while it boots")
     yield Rule(
-        "MRCONFIGID", bound_to, "SHA-256 of the computation, filled with zeros",
+        "MRCONFIGID", claims.bound_to, "SHA-256 of the computation, filled with zeros",
         "--computation COMPUTATION",
     )  # fmt: skip
     yield Rule("TDATTRIBUTES: DEBUG", "0", "QEMU starts no TD that can be debugged")

@@ -40,5 +40,7 @@ async def wait(vm: Vm, relay: Relay, verdict: Status) -> bool:
     await relay.again()
     restarted = next_status(vm.status, Trigger.RESTART, RunState.PRELAUNCH)
     # Counted now, not before the wait: a supervisor that adopts the VM meanwhile waits again.
-    await vm.set_status(restarted, running_since_s=None, restarts=number)
+    await vm.set_status(
+        restarted, running_since_s=None, restarts=number, attested_by="", attested_at=None
+    )
     return True

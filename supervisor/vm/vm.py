@@ -12,7 +12,7 @@ import attrs
 import structlog
 import trio
 
-from supervisor.config import Auth, Policy
+from supervisor.config import Auth
 from supervisor.errors import Busy, RunFailed, Stopping, SupervisorError
 from supervisor.qemu.connection import MonitorState
 from supervisor.state.record import (
@@ -26,7 +26,6 @@ from supervisor.state.record import (
 )
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
-from supervisor.tee import corim, expected, policy
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from supervisor.state.journal import Journal, News
     from supervisor.state.record import Record, RunOptions
     from supervisor.state.secret import Secret
-    from supervisor.tee.facts import Technology
     from supervisor.vm.session import Session
 
 log = structlog.stdlib.get_logger()
@@ -133,58 +131,6 @@ class Vm:
     @property
     def ended(self) -> bool:
         return self.record.ended
-
-    @property
-    def tee_policy(self) -> str | None:
-        """The guest's policy in words; None for a plain VM."""
-        technology = self.record.options.technology
-        return policy.spelled(technology, self._policy(technology)) if technology else None
-
-    @property
-    def insecure(self) -> list[str]:
-        """What keeps the VM from being confidential; nothing if nothing is known to."""
-        technology = self.record.options.technology
-        if technology is None:
-            return ["it is a plain VM: the host can read and change the guest's memory"]
-        found = policy.openings(technology, self._policy(technology))
-        if any("igvm-cfg=" in word for word in self.record.command):
-            found.append("the policy is what its IGVM file says, and that was not read")
-        return found
-
-    @property
-    def attestation_policy(self) -> dict[str, Any]:
-        """What an owner should see in a report of the VM.
-
-        :raises Busy: if it is a plain VM, or not launched yet
-        """
-        found = self.corim_policy
-        rules = expected.rules(found.technology, found.number, found.bound_to, found.measurement)
-        return expected.document(found.technology, rules)
-
-    @property
-    def corim_policy(self) -> corim.Policy:
-        """The same, as `corim` takes it.
-
-        :raises Busy: as `attestation_policy`
-        """
-        record, technology = self.record, self.record.options.technology
-        if technology is None:
-            raise Busy(
-                f"VM {self.id} is a plain one, of which no processor reports",
-                advice="send its run with a tee: see docs/how-to/start-confidential-guests.md",
-            )
-        if not record.command:
-            raise Busy(f"VM {self.id} is not launched yet", advice="try again in a moment")
-        return corim.Policy(
-            vm_id=self.id,
-            technology=technology,
-            number=self._policy(technology),
-            bound_to=record.bound_to,
-            measurement=record.measurement,
-        )
-
-    def _policy(self, technology: Technology) -> int:
-        return policy.encode(technology, Policy.read(self.record.options.tee_policy))
 
     @property
     def awaits_owner(self) -> bool:

@@ -16,8 +16,6 @@ import psutil
 import pytest
 
 from supervisor.agent.reference.algorithm import MAX_ARGUMENT_BYTES
-from supervisor.agent.reference.attestation import unpack_report
-from supervisor.agent.reference.refusal import Refusal
 from supervisor.agent.reference.wire import MAX_PAYLOAD_BYTES
 from tests.support.agent_process import AGENT, WRITE, Running, running_agent
 
@@ -219,14 +217,6 @@ def test_sigterm_ends_a_running_algorithm_too(running: Running, tmp_path: Path) 
 def test_no_report_without_the_device(running: Running) -> None:
     assert refusal(running, "Attestation")[0] is grpc.StatusCode.FAILED_PRECONDITION
     assert refusal(running, "Attestation", bytes(65))[0] is grpc.StatusCode.INVALID_ARGUMENT
-
-
-def test_a_report_is_cut_from_the_firmwares_answer() -> None:
-    answer = (0).to_bytes(4, "little") + (3).to_bytes(4, "little") + bytes(24) + b"abc" + bytes(99)
-    assert unpack_report(answer) == b"abc"
-    for head in (b"\x16\0\0\0\3\0\0\0", bytes(8), b"\0\0\0\0\xff\xff\0\0"):
-        with pytest.raises(Refusal):
-            unpack_report(head + bytes(4000))
 
 
 def test_http_takes_a_computation(running: Running) -> None:

@@ -33,6 +33,7 @@ ROUTES: dict[str, tuple[set[Role], int]] = {
     "GET /vms/<vm_id>": (SEE, 404),
     "GET /vms/<vm_id>/status": (SEE, 404),
     "GET /vms/<vm_id>/attestation-policy": (SEE, 404),
+    "POST /vms/<vm_id>/attestation": (USE, 404),
     "GET /vms/<vm_id>/launch-measurement": (USE, 404),
     "POST /vms/<vm_id>/launch-secret": (USE, 404),
     "POST /vms/<vm_id>/launch": (USE, 404),

@@ -24,11 +24,12 @@ from supervisor.pb import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.support.scenario import Scenario
 
 _LIMIT = 40 * 1024 * 1024
+_PIECE = 1000
 
 
 class Twin(Protocol):
@@ -69,6 +70,23 @@ class _Agent(agent_pb2_grpc.AgentServiceServicer):
         if self._kind == "status":
             self._fail(context)
         return agent_pb2.RunResponse(Computation=digest.ljust(self._plan.reply_bytes, "="))
+
+    def Attestation(  # noqa: N802
+        self, request: agent_pb2.AttestationRequest, context: Any
+    ) -> agent_pb2.AttestationResponse:
+        self._tell("Attestation", type=request.type, metadata=dict(context.invocation_metadata()))
+        try:
+            found = (Path(self._plan.evidence) / request.report_data.hex()).read_bytes()
+        except OSError:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this guest has no report")
+        return agent_pb2.AttestationResponse(file=found)
+
+    def attestation_in_pieces(
+        self, request: agent_pb2.AttestationRequest, context: Any
+    ) -> Iterator[agent_pb2.AttestationResponse]:
+        found = self.Attestation(request, context).file
+        for start in range(0, len(found), _PIECE):
+            yield agent_pb2.AttestationResponse(file=found[start : start + _PIECE])
 
     def _fail(self, context: Any) -> NoReturn:
         code, text = self._plan.status
@@ -224,7 +242,10 @@ def start(
         options=(("grpc.max_receive_message_length", _LIMIT), ("grpc.so_reuseport", 0)),
     )
     servicer = _Agent(kind, plan, directory, tell, guest)
-    agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
+    if plan.evidence_in_pieces:
+        server.add_generic_rpc_handlers((_successor(servicer),))
+    else:
+        agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
     clone_pb2_grpc.add_CloneServiceServicer_to_server(_Clones(plan, tell, guest), server)
     health_pb2_grpc.add_HealthServicer_to_server(_Health(plan, tell), server)
     if kind != "original":
@@ -236,6 +257,25 @@ def start(
         server.add_insecure_port(address)
     server.start()
     return server
+
+
+def _successor(servicer: _Agent) -> grpc.GenericRpcHandler:
+    """Run as before, and Attestation as a stream."""
+    return grpc.method_handlers_generic_handler(
+        "agent.AgentService",
+        {
+            "Run": grpc.unary_unary_rpc_method_handler(
+                servicer.Run,
+                agent_pb2.RunRequest.FromString,
+                agent_pb2.RunResponse.SerializeToString,
+            ),
+            "Attestation": grpc.unary_stream_rpc_method_handler(
+                servicer.attestation_in_pieces,
+                agent_pb2.AttestationRequest.FromString,
+                agent_pb2.AttestationResponse.SerializeToString,
+            ),
+        },
+    )
 
 
 def _credentials(tls: Path, mutual: bool) -> grpc.ServerCredentials:

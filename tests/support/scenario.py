@@ -54,6 +54,11 @@ class Scenario:
     reply_bytes: int = 0
     #: For ``status``: gRPC's name of the code, and the text.
     status: tuple[str, str] = ("INTERNAL", "")
+    #: Directory with what the guest's processor says, in files named by the report data in hex;
+    #: empty: it has none.
+    evidence: str = ""
+    #: Whether the agent sends it in pieces, as later versions of the original's do.
+    evidence_in_pieces: bool = False
     #: What the guest's console has in it from the start.
     console: str = ""
     #: Directory with ``key.pem``, ``cert.pem`` and ``ca.pem``; empty: no TLS.

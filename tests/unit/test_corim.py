@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.serialization import (
 
 from supervisor.errors import Busy, HostError
 from supervisor.tee import corim
-from supervisor.tee.expected import Measurement
+from supervisor.tee.expected import Claims, Measurement
 from supervisor.tee.facts import Technology
 
 VM_ID = "3f0f6c1e-7d0b-4a52-9f2e-0d6f5f9a1c11"
-SNP = corim.Policy(
+SNP = Claims(
     vm_id=VM_ID,
     technology=Technology.SEV_SNP,
     number=0x30000,

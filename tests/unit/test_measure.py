@@ -206,8 +206,15 @@ def test_measured_is_what_the_vm_is_launched_with(made: Measured) -> None:
 
 
 def told(technology: Technology, number: int, measurement: Measurement) -> dict[str, Any]:
-    rules = expected.rules(technology, number, "ab" * 32, measurement)
-    return expected.document(technology, rules)
+    return expected.document(
+        expected.Claims(
+            vm_id="",
+            technology=technology,
+            number=number,
+            bound_to="ab" * 32,
+            measurement=measurement,
+        )
+    )
 
 
 def test_rules_of_sev_snp() -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import struct
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from supervisor.cli import main
+from supervisor.tee.evidence import BadEvidence
+from supervisor.tee.snp import table
 from tests.unit.test_verify_snp import VECTORS
 
 if TYPE_CHECKING:
@@ -179,3 +186,80 @@ def test_certificates_that_cannot_be_fetched() -> None:
     assert (done.exit_code, "say --product" in done.output) == (4, True)
     done = fetch(VLEK[0])
     assert (done.exit_code, "a VLEK comes from the provider" in done.output) == (2, True)
+
+
+# --- the host's certificates behind a report ------------------------------------------------
+
+VCEK, VLEK_KIND, ASK = (
+    UUID(one)
+    for one in (
+        "63da758d-e664-4564-adc5-f4b93be8accd",
+        "a8074bc2-a25a-483e-aae6-39c045a0b8a1",
+        "4ab7b379-bbac-4fe4-a02f-05aef327c782",
+    )
+)
+
+
+def extended(report: bytes, *certificates: tuple[bytes, bytes]) -> bytes:
+    """As a guest gets it: *certificates* have their GUIDs before them."""
+    at = 24 * (len(certificates) + 1)
+    entries, contents = b"", b""
+    for guid, content in certificates:
+        entries += struct.pack("<16sII", guid, at + len(contents), len(content))
+        contents += content
+    return report + (entries + bytes(24) + contents).ljust(0x4000, b"\0")
+
+
+def with_leaf(files: tuple[str, str], kind: bytes) -> bytes:
+    report, leaf = ((VECTORS / file).read_bytes() for file in files)
+    return extended(report, (ASK.bytes, b"another"), (kind, leaf))
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "options"),
+    [
+        (GOOD, VCEK.bytes, ()),
+        (GOOD, VCEK.bytes_le, ()),
+        (VLEK, VLEK_KIND.bytes, ("--vmpl", "1")),
+    ],
+)
+def test_certificate_is_behind_the_report(
+    tmp_path: Path, files: tuple[str, str], kind: bytes, options: tuple[str, ...]
+) -> None:
+    made = with_leaf(files, kind)
+    for content in (made, base64.b64encode(made), made.hex().encode()):
+        (tmp_path / "report").write_bytes(content)
+        arguments = ["verify", "snp", str(tmp_path / "report"), *AT, *options]
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("behind", "problem"),
+    [
+        (b"", "say --leaf"),
+        (bytes(0x4000), "say --leaf"),
+        (b"\1" * 100, "is no table of certificates"),
+        (struct.pack("<16sII", VCEK.bytes, 48, 4) + bytes(24) + b"none", "not a certificate"),
+        (struct.pack("<16sII", VCEK.bytes, 48, 5) + bytes(24) + b"none", "is no table"),
+        (struct.pack("<16sII", VCEK.bytes, 0xFFFFFFFF, 0xFFFFFFFF) + bytes(24), "is no table"),
+    ],
+)
+def test_what_is_behind_a_report_and_is_no_certificate(
+    tmp_path: Path, behind: bytes, problem: str
+) -> None:
+    (tmp_path / "report").write_bytes((VECTORS / GOOD[0]).read_bytes() + behind)
+    done = CliRunner().invoke(main, ["verify", "snp", str(tmp_path / "report"), *AT])
+    assert done.exit_code == 4
+    assert problem in done.output
+
+
+@given(st.binary(max_size=3000))
+def test_any_bytes_behind_a_report_are_read_or_refused(behind: bytes) -> None:
+    report = bytes(1184)
+    try:
+        found, certificates = table.split(report + behind)
+    except BadEvidence:
+        return
+    assert found == report
+    assert all(one in behind for one in certificates.values())

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from .algorithm import Limits
-from .attestation import REPORT_DATA_BYTES, snp_report
+from .attestation import REPORT_DATA_BYTES, evidence
 from .call import Method
 from .computation import SPECIMEN, reply_to
 from .process import NoIsolation
@@ -177,7 +177,7 @@ class Agent:
             why = f"{len(report_data)} bytes of report data, at most {REPORT_DATA_BYTES} fit"
             raise Refusal(StatusCode.INVALID_ARGUMENT, why)
         self._settle()
-        return snp_report(report_data.ljust(REPORT_DATA_BYTES, b"\0"))
+        return evidence(report_data.ljust(REPORT_DATA_BYTES, b"\0"))
 
 
 def methods(agent: Agent) -> dict[str, Method]:

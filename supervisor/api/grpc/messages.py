@@ -17,6 +17,7 @@ from supervisor.pb import vm_pb2
 from supervisor.qemu.cmdline import shell_line
 from supervisor.state.record import EndMode, EventKind
 from supervisor.state.status import Status, VmState
+from supervisor.vm import claims
 
 if TYPE_CHECKING:
     import grpc
@@ -78,8 +79,8 @@ def vm(one: Vm) -> vm_pb2.Vm:
         error=one.record.error or "",
         owner=one.record.owner,
         tee=one.record.options.tee,
-        tee_policy=one.tee_policy or "",
-        insecure=one.insecure,
+        tee_policy=claims.tee_policy(one) or "",
+        insecure=claims.insecure(one),
         forwards=[
             vm_pb2.Forward(
                 guest_port=forward.guest_port,

@@ -9,11 +9,11 @@ from quart import Blueprint, Response, request
 
 from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body, views
-from supervisor.api.requests import NoMembers, SecretRequest
+from supervisor.api.requests import EvidenceRequest, NoMembers, SecretRequest
 from supervisor.caller import Right
 from supervisor.errors import Busy
-from supervisor.tee import corim
-from supervisor.vm import attestation
+from supervisor.tee import checks, corim, expected
+from supervisor.vm import attestation, claims, evidence
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def _signed(vm: Vm, key: Path | None) -> bytes:
             "nothing is signed here: there is no key",
             advice=f"set MANAGER_CORIM_SIGNING_KEY, or ask for {corim.PLAIN}",
         )
-    return corim.sign(corim.encode(vm.corim_policy), corim.load_key(key))
+    return corim.sign(corim.encode(claims.of(vm)), corim.load_key(key))
 
 
 def blueprint(service: Service) -> Blueprint:
@@ -44,12 +44,25 @@ def blueprint(service: Service) -> Blueprint:
         vm = service.vms.get(vm_id, current())
         match request.accept_mimetypes.best_match(_FORMS):
             case corim.PLAIN:
-                return Response(corim.encode(vm.corim_policy), content_type=corim.PLAIN)
+                return Response(corim.encode(claims.of(vm)), content_type=corim.PLAIN)
             case corim.SIGNED:
                 key = service.config.qemu.tee.signing_key
                 signed = await trio.to_thread.run_sync(_signed, vm, key)
                 return Response(signed, content_type=corim.SIGNED)
-        return {"vm": vm.id, **vm.attestation_policy}
+        return {"vm": vm.id, **expected.document(claims.of(vm))}
+
+    @routes.post("/<vm_id>/attestation")
+    @needs(Right.USE)
+    async def attest(vm_id: str) -> Any:
+        vm = service.vms.get(vm_id, current())
+        wanted = await json_body.read(EvidenceRequest)
+        found = await evidence.ask(vm, wanted.nonce)
+        answer = views.evidence(vm, wanted.nonce, found)
+        if request.args.get("verify") != "1":
+            return answer
+        leaf = wanted.leaf.encode() if wanted.leaf else None
+        judged = await evidence.judge(vm, found, wanted.nonce, leaf, current().name)
+        return answer | {"verdict": checks.document(judged)}
 
     @routes.get("/<vm_id>/launch-measurement")
     @needs(Right.USE)

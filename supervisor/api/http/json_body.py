@@ -15,7 +15,19 @@ from quart import request
 
 from supervisor.api.http import streamed_json
 from supervisor.api.http.bodies import Incoming  # noqa: TC001
-from supervisor.api.requests import Attest, Base64, attest, base64_text, one_of, tee_policy, ttl
+from supervisor.api.requests import (
+    Attest,
+    Base64,
+    Nonce,
+    Pem,
+    attest,
+    base64_text,
+    nonce,
+    one_of,
+    pem,
+    tee_policy,
+    ttl,
+)
 from supervisor.config import Forwards, Policy, RestartPolicy, Tee, TemplateUse
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
 from supervisor.state.record import EndMode
@@ -129,5 +141,7 @@ _converter.register_structure_hook(Policy | None, lambda given, _: tee_policy(gi
 _converter.register_structure_hook(Attest | None, lambda given, _: attest(given))
 _converter.register_structure_hook(Base64, lambda given, _: base64_text(given))
 _converter.register_structure_hook(Base64 | None, lambda given, _: base64_text(given))
+_converter.register_structure_hook(Nonce, lambda given, _: nonce(given))
+_converter.register_structure_hook(Pem | None, lambda given, _: pem(given))
 _converter.register_structure_hook(float | None, lambda given, _: ttl(given))
 _converter.register_structure_hook(bool | None, _keep_disk)

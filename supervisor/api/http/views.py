@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from supervisor.qemu.cmdline import shell_line
 from supervisor.state.record import Phase, moment
+from supervisor.vm import claims
 
 if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Forward
@@ -60,7 +62,7 @@ def status(vm: Vm) -> dict[str, Any]:
         "query_status": _run_status(facts.run_status) if facts else None,
         "query_sev": _sev(facts.sev) if facts else None,
         "tee": vm.record.options.tee,
-        "insecure": vm.insecure,
+        "insecure": claims.insecure(vm),
         "launch": vm.record.launch,
         "attested": _attested(vm),
         "asked_at": moment(facts.at) if facts else None,
@@ -89,8 +91,18 @@ def measurement(vm: Vm, found: SevMeasurement) -> dict[str, Any]:
     }
 
 
+def evidence(vm: Vm, report_data: bytes, found: bytes) -> dict[str, Any]:
+    """``POST /vms/<id>/attestation``."""
+    return {
+        "vm": vm.id,
+        "tee": vm.record.options.tee,
+        "report_data": report_data.hex(),
+        "evidence": base64.b64encode(found).decode(),
+    }
+
+
 def _attested(vm: Vm) -> dict[str, Any] | None:
-    """Who let the guest run after he had its measurement."""
+    """Who let the guest run after he had its measurement, or had a report of it verified."""
     at = vm.record.attested_at
     return {"by": vm.record.attested_by or None, "at": moment(at)} if at else None
 
@@ -119,7 +131,7 @@ def everything(vm: Vm) -> dict[str, Any]:
         "owner": record.owner or None,
         "purpose": record.purpose,
         "template": record.template,
-        "tee_policy": vm.tee_policy,
+        "tee_policy": claims.tee_policy(vm),
         "phases_s": {name: seconds(at) for name, at in _steps(vm)},
     }
 

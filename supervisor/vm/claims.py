@@ -1,0 +1,62 @@
+"""What the supervisor says of a VM's confidentiality: to its owner, and to whoever sees the VM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from supervisor.config import Policy
+from supervisor.errors import Busy
+from supervisor.tee import policy
+from supervisor.tee.expected import Claims
+
+if TYPE_CHECKING:
+    from supervisor.tee.facts import Technology
+    from supervisor.vm.vm import Vm
+
+_PLAIN = "it is a plain VM: the host can read and change the guest's memory"
+_IGVM = "the policy is what its IGVM file says, and that was not read"
+
+
+def tee_policy(vm: Vm) -> str | None:
+    """The guest's policy in words; None for a plain VM."""
+    technology = vm.record.options.technology
+    return policy.spelled(technology, _number(vm, technology)) if technology else None
+
+
+def insecure(vm: Vm) -> list[str]:
+    """What keeps the VM from being confidential; nothing if nothing is known to."""
+    technology = vm.record.options.technology
+    if technology is None:
+        return [_PLAIN]
+    found = policy.openings(technology, _number(vm, technology))
+    return [*found, _IGVM] if _has_igvm(vm) else found
+
+
+def of(vm: Vm) -> Claims:
+    """What its last launch was made of.
+
+    :raises Busy: if it is a plain VM, or not launched yet
+    """
+    record, technology = vm.record, vm.record.options.technology
+    if technology is None:
+        raise Busy(
+            f"VM {vm.id} is a plain one, of which no processor reports",
+            advice="send its run with a tee: see docs/how-to/start-confidential-guests.md",
+        )
+    if not record.command:
+        raise Busy(f"VM {vm.id} is not launched yet", advice="try again in a moment")
+    return Claims(
+        vm_id=vm.id,
+        technology=technology,
+        number=None if _has_igvm(vm) else _number(vm, technology),
+        bound_to=record.bound_to,
+        measurement=record.measurement,
+    )
+
+
+def _has_igvm(vm: Vm) -> bool:
+    return any("igvm-cfg=" in word for word in vm.record.command)
+
+
+def _number(vm: Vm, technology: Technology) -> int:
+    return policy.encode(technology, Policy.read(vm.record.options.tee_policy))

@@ -1,0 +1,84 @@
+"""What the processor says of a running guest under SEV-SNP or TDX, as the guest's agent got it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor.agent import client
+from supervisor.errors import AgentTimeout, Busy
+from supervisor.state.record import EventKind
+from supervisor.state.status import VmState
+from supervisor.tee import verdict
+from supervisor.tee.checks import ExitCode, exit_code
+from supervisor.tee.facts import Technology
+from supervisor.vm import claims
+
+if TYPE_CHECKING:
+    from supervisor.tee.checks import Check
+    from supervisor.vm.vm import Vm
+
+log = structlog.stdlib.get_logger()
+
+#: ``type`` of an agent's Attestation.
+_KINDS = {Technology.SEV_SNP: 0, Technology.TDX: 4}
+
+
+async def ask(vm: Vm, report_data: bytes) -> bytes:
+    """The report, with what the host gives to go with it; or the quote. As the agent sent it.
+
+    :param report_data: 64 bytes
+    :raises Busy: if no processor reports on the guest, or its agent cannot be asked now
+    :raises AgentError: if the agent has none, or does not answer; AgentTimeout if not in time
+    """
+    kind = _KINDS.get(claims.of(vm).technology)
+    if kind is None:
+        raise Busy(
+            f"VM {vm.id} is under {vm.record.options.technology}, whose guests have no report",
+            advice='send its run with "attest": true, and ask for its launch measurement',
+        )
+    async with vm.attesting:
+        if not vm.agent_ready or vm.status.state is not VmState.RUNNING or vm.ending:
+            why = f": {vm.agent_problem}" if vm.agent_problem else ""
+            raise Busy(f"the agent of VM {vm.id} cannot be asked now: the VM is {vm.status}{why}")
+        timeout_s = vm.config.agent.timeout_s
+        with trio.move_on_after(timeout_s):
+            return await _ask(vm, report_data, kind)
+    raise AgentTimeout(
+        vm.id,
+        f"the agent of VM {vm.id} did not answer Attestation within {timeout_s:g} s",
+        advice="see MANAGER_AGENT_GRPC_TIMEOUT",
+    )
+
+
+async def _ask(vm: Vm, report_data: bytes, kind: int) -> bytes:
+    config = vm.config
+    target = vm.record.agent_address or client.address(config.agent, vm.record.forwards)
+    credential = vm.secret.credential if vm.secret else None
+    connecting = client.connect(vm.id, target, config.agent, config.timing, credential)
+    async with connecting as agent:
+        await agent.wait_ready()
+        return await agent.attest(report_data, kind)
+
+
+async def judge(
+    vm: Vm, evidence: bytes, report_data: bytes, leaf: bytes | None, by: str
+) -> list[Check]:
+    """What it comes to, held against the VM's launch. That it is verified goes on record.
+
+    :param leaf: the certificate of the key that signed, if it is not with the evidence
+    :param by: the name of who asked; empty if nobody was asked for one
+    :raises Busy: if no processor reports on the guest
+    """
+    claimed, began, now = claims.of(vm), vm.record.restarts, datetime.now(UTC)
+    judging = partial(verdict.judge, claimed, evidence, report_data, leaf, at=now)
+    checks = await trio.to_thread.run_sync(judging)
+    if exit_code(checks) is not ExitCode.VERIFIED:
+        log.warning("evidence is not verified", vm=vm.id)
+    elif not vm.ended and vm.record.restarts == began:
+        await vm.commit(EventKind.ATTESTED, {"by": by}, attested_by=by, attested_at=now)
+    return checks
