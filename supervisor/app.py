@@ -214,7 +214,6 @@ async def serve_on(
         tmp = config.qemu.tmp
         http, paths, group = config.http, access_paths(config), config.access.socket_group
         tls = watched_tls("gRPC", config.grpc, partial(grpc_server.certificates, config.grpc))
-        inner = tmp / "grpc-inner.sock"
         # The ports first: a supervisor that cannot serve starts no template and takes up no VM.
         gate = Gate(config.callers, tmp)
         with (
@@ -230,7 +229,7 @@ async def serve_on(
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
             port = listener.getsockname()[1]
             async with (
-                grpc_server.bind(config.grpc, door, gate, tls, inner) as bound,
+                grpc_server.bind(config.grpc, door, gate, tls, tmp) as bound,
                 open_service(config, host, Store(tmp)) as service,
                 bound.serve(service, gate, local_grpc),
             ):

@@ -35,6 +35,11 @@ def current() -> Caller:
     return caller
 
 
+def is_known() -> bool:
+    """Whether somebody is known to call."""
+    return isinstance(_caller.get(None), Caller)
+
+
 @contextmanager
 def serving(caller: Caller | SupervisorError) -> Iterator[None]:
     """:param caller: or why nobody is known to call, which `current` then raises"""

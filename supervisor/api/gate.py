@@ -40,6 +40,10 @@ class Gate:
             Rates(_REFUSALS_PER_S, _REFUSALS, trio.current_time),
         )
 
+    def connections(self) -> AtOnce:
+        """Of one address at a time, on one wire."""
+        return AtOnce(self.limits.connections, "connections", "MANAGER_HTTP_CONNECTIONS")
+
     @contextmanager
     def open(self) -> Iterator[Gate]:
         """:raises HostError: if the audit log cannot be opened"""

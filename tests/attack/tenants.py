@@ -26,17 +26,23 @@ PLACES: list[tuple[str, str, str]] = [
     ("reads another's reply", "GET", f"/vms/{BOBS}/reply"),
     ("follows the events of another's VM", "GET", f"/vms/{BOBS}/events"),
     ("reads the events of another's VM, by the page", "GET", f"/vms/{BOBS}/events?limit=9"),
-    ("reads what a report of another's VM says", "GET", f"/vms/{BOBS}/attestation-policy"),
-    ("reads what was measured of another's VM", "GET", f"/vms/{BOBS}/launch-measurement"),
-    ("has another's guest ask for a report", "POST", f"/vms/{BOBS}/attestation"),
-    ("gives another's guest a secret", "POST", f"/vms/{BOBS}/launch-secret"),
-    ("launches another's guest", "POST", f"/vms/{BOBS}/launch"),
     ("pauses another's VM", "POST", f"/vms/{BOBS}/pause"),
     ("lets another's VM go on", "POST", f"/vms/{BOBS}/resume"),
     ("resets another's VM", "POST", f"/vms/{BOBS}/reset"),
     ("shuts another's VM down", "POST", f"/vms/{BOBS}/shutdown"),
     ("deletes another's VM", "DELETE", f"/vms/{BOBS}"),
 ]
+#: Bob's VM is a plain one: what they meet is its refusal, or that they said nothing.
+CONFIDENTIAL: list[tuple[str, str, str, str]] = [
+    ("reads what a report of another's VM says", "GET", "attestation-policy", "409"),
+    ("reads what was measured of another's VM", "GET", "launch-measurement", "409"),
+    ("launches another's guest", "POST", "launch", "409"),
+    ("has another's guest ask for a report", "POST", "attestation", "415"),
+    ("gives another's guest a secret", "POST", "launch-secret", "415"),
+]
+for _what, _method, _name, _through in CONFIDENTIAL:
+    _ask = http("main", _method, f"/vms/{BOBS}/{_name}", by="alice")
+    tenant(f"a party {_what}", _ask, OWNER, "404", through=_through)
 for _what, _method, _path in PLACES:
     tenant(f"a party {_what}", http("main", _method, _path, by="alice"), OWNER, "404")
 

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -151,6 +152,43 @@ async def test_health_answers_everybody_and_nothing_else_does(short_tmp: Path) -
         assert (await client.delete("/vms/x")).status_code == 401
         healthy = await trio.to_thread.run_sync(_health_and_reflection, running.grpc_port)
         assert healthy == (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
+
+
+async def test_strangers_who_ask_for_health(short_tmp: Path) -> None:
+    """They hang as long as they may, and take nothing of those who are known."""
+    token = create(short_tmp)
+    async with serving(short_tmp) as running:
+        codes = await trio.to_thread.run_sync(_hang, running.grpc_port, 20)
+        assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 12
+        code, _ = await over_grpc(running, ("authorization", f"Bearer {token}"))
+        assert code is grpc.StatusCode.OK
+        # A stream has no end of its own.
+        assert await trio.to_thread.run_sync(_watch, running.grpc_port) == "UNAUTHENTICATED"
+
+
+def _hang(port: int, count: int) -> list[grpc.StatusCode]:
+    """What becomes of so many calls for health whose message never comes."""
+    never: SimpleQueue[health_pb2.HealthCheckRequest | None] = SimpleQueue()
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        check: Any = channel.stream_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        calls = [check.future(iter(never.get, None), timeout=PATIENCE_S) for _ in range(count)]
+        codes = [call.code() for call in calls]
+        for _ in calls:
+            never.put(None)
+    return codes
+
+
+def _watch(port: int) -> str:
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.Watch(request, timeout=PATIENCE_S))
+        return str(caught.value.code().name)
 
 
 def _health_and_reflection(port: int) -> tuple[grpc.StatusCode, grpc.StatusCode]:

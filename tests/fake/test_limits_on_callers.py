@@ -106,6 +106,22 @@ async def test_too_many_connections(world: World) -> None:
             pass
 
 
+async def test_too_many_connections_over_grpc(world: World) -> None:
+    async with world.serve(MANAGER_HTTP_CONNECTIONS="1") as supervisor:
+        port = supervisor.running.grpc_port
+        assert (
+            list((await supervisor.call(supervisor.vm_service.List, vm_pb2.ListRequest())).vms)
+            == []
+        )
+        async with await trio.open_tcp_stream("127.0.0.1", port) as another:
+            assert await another.receive_some() == b""
+        # The one that was there goes on.
+        assert (
+            list((await supervisor.call(supervisor.vm_service.List, vm_pb2.ListRequest())).vms)
+            == []
+        )
+
+
 async def test_headers_that_come_too_slowly(world: World) -> None:
     """Bytes that come now and then do not put it off."""
     async with world.serve(MANAGER_HTTP_HEADER_TIMEOUT="50ms") as supervisor:

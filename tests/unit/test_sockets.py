@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import grp
 import os
+import resource
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from supervisor import config
-from supervisor.api.grpc import local
-from supervisor.api.grpc.local import LocalConnections
+from supervisor.api.grpc import connections
+from supervisor.api.grpc.connections import Connections, Origin
 from supervisor.api.http.connections import LocalStream
+from supervisor.api.rates import AtOnce
 from supervisor.api.sockets import bind_tcp, bind_unix, check_exposure
 from supervisor.errors import HostError
 
@@ -151,16 +154,21 @@ async def test_client_that_reads_nothing_is_cut_off(autojump_clock: MockClock) -
     assert trio.current_time() >= 30
 
 
+def made(per_address: int = 9) -> Connections:
+    return Connections(AtOnce(per_address, "connections", ""))
+
+
 async def test_connection_is_known_by_name_while_it_lasts(inner: Path) -> None:
-    connections = LocalConnections(inner)
+    kept = made()
     with trio.socket.socket(trio.socket.AF_UNIX) as listener:
         await listener.bind(str(inner))
         listener.listen()
         ours, theirs = trio.socket.socketpair()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(connections._serve_one, trio.SocketStream(ours))
+            nursery.start_soon(kept._serve_one, trio.SocketStream(ours), inner)
             accepted, name = await listener.accept()
-            assert connections.users == {f"unix-abstract:{name[1:].decode()}": os.geteuid()}
+            peer = f"unix-abstract:{name[1:].decode()}"
+            assert kept.origins == {peer: Origin("unix", os.geteuid())}
             await theirs.send(b"ping")
             assert await accepted.recv(10) == b"ping"
             await accepted.send(b"pong")
@@ -168,27 +176,53 @@ async def test_connection_is_known_by_name_while_it_lasts(inner: Path) -> None:
             theirs.close()
             assert await accepted.recv(10) == b""
             accepted.close()
-        assert connections.users == {}
+        assert kept.origins == {}
         ours.close()
 
 
 async def test_connection_to_a_server_that_is_gone_ends(inner: Path) -> None:
-    connections = LocalConnections(inner)
+    kept = made()
     ours, theirs = trio.socket.socketpair()
     with ours, theirs:
-        await connections._serve_one(trio.SocketStream(ours))
-    assert connections.users == {}
+        await kept._serve_one(trio.SocketStream(ours), inner)
+    assert kept.origins == {}
 
 
-async def test_one_user_has_so_many_connections(inner: Path) -> None:
-    connections = LocalConnections(inner)
-    connections.users.update({str(n): os.geteuid() for n in range(local._MOST_OF_ONE)})
-    ours, theirs = trio.socket.socketpair()
-    with ours, theirs, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(inner))
+async def accepted_of(kept: Connections, inner: Path, count: int) -> int:
+    """How many of so many connections, made at once, reach grpc's socket."""
+    with trio.socket.socket(trio.socket.AF_UNIX) as listener:
+        await listener.bind(str(inner))
         listener.listen()
-        await connections._serve_one(trio.SocketStream(ours))
-    assert len(connections.users) == local._MOST_OF_ONE
+        pairs = [trio.socket.socketpair() for _ in range(count)]
+        async with trio.open_nursery() as nursery:
+            for ours, _ in pairs:
+                nursery.start_soon(kept._serve_one, trio.SocketStream(ours), inner)
+            await trio.testing.wait_all_tasks_blocked()
+            found = len(kept.origins)
+            nursery.cancel_scope.cancel()
+        for pair in pairs:
+            for end in pair:
+                end.close()
+    return found
+
+
+@pytest.mark.parametrize(("uid", "most"), [(1, 64), (0, 70), (os.geteuid(), 70)])
+async def test_one_user_has_so_many_connections(
+    inner: Path, monkeypatch: pytest.MonkeyPatch, uid: int, most: int
+) -> None:
+    """But root and the supervisor's own user are never locked out."""
+    monkeypatch.setattr(connections, "uid_of", lambda _: uid)
+    assert await accepted_of(made(), inner, 70) == most
+
+
+@pytest.mark.parametrize(("files", "most"), [(1 << 20, 5), (64, 4)])
+async def test_one_address_has_so_many_connections(
+    inner: Path, monkeypatch: pytest.MonkeyPatch, files: int, most: int
+) -> None:
+    """And all together leave descriptors to the rest of the supervisor."""
+    monkeypatch.setattr(connections, "_origin", lambda _: Origin("127.0.0.1"))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert await accepted_of(made(per_address=5), inner, 9) == most
 
 
 # --- beyond loopback ---------------------------------------------------------------------------

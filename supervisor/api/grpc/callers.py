@@ -17,8 +17,10 @@ from supervisor.api.audit import Outcome
 from supervisor.api.auth.certificates import Names
 from supervisor.api.auth.door import STRANGER, Peer
 from supervisor.api.budget import LARGEST, Budget
-from supervisor.api.callers import current, serving, who
+from supervisor.api.callers import current, is_known, serving, who
+from supervisor.api.grpc.connections import Origin
 from supervisor.api.grpc.errors import answer_error
+from supervisor.api.rates import AtOnce
 from supervisor.bridge import aio_as_trio, trio_as_aio
 from supervisor.errors import InvalidRequest, Stopping, SupervisorError, TooSlow
 
@@ -32,11 +34,16 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
     Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
-#: Messages of methods other than Run that are read at once; one caller has half of them.
-_SMALL_MESSAGES = 8
+#: Messages of methods other than Run that are read at once; one caller has half of them. Those of
+#: strangers, who may only ask for health, are counted apart, and have little time.
+_SMALL_MESSAGES, _STRANGERS_MESSAGES, _STRANGERS_S = 8, 4, 2.0
+#: Calls of strangers at once: of one address, and of all.
+_STRANGERS_CALLS, _ALL_STRANGERS_CALLS = 8, 64
+_NOWHERE = Origin("unix")
 _PARENT = "traceparent"
-_HEALTH = "/grpc.health.v1.Health/"
+_FOR_STRANGERS = "/grpc.health.v1.Health/Check"
 _CHANGES_NOTHING = {"List", "Get", "Watch", "Check", "ServerReflectionInfo"}
+_STRANGERS = "calls"
 _REFUSED = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -52,16 +59,19 @@ _REFUSALS = {Stopping.__name__, TooSlow.__name__}
 class Callers(grpc.aio.ServerInterceptor):
     """Serves each call in the name of its caller. asyncio-flavoured.
 
-    :param local: the users of connections over the unix socket, by what grpc calls the peer
+    :param origins: where connections come from, by what grpc calls the peer
     """
 
-    def __init__(self, door: Door, local: Mapping[str, int], gate: Gate) -> None:
+    def __init__(self, door: Door, origins: Mapping[str, Origin], gate: Gate) -> None:
         self._door = door
-        self._local = local
+        self._origins = origins
         self._gate = gate
         limits = gate.limits
         self._timeout_s = limits.body_timeout_s
         self._budget = Budget(_SMALL_MESSAGES * LARGEST, limits.body_wait_s)
+        self._strangers_budget = Budget(_STRANGERS_MESSAGES * LARGEST, limits.body_wait_s)
+        self._strangers = AtOnce(_STRANGERS_CALLS, _STRANGERS, "")
+        self._all_strangers = AtOnce(_ALL_STRANGERS_CALLS, _STRANGERS, "")
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
@@ -73,7 +83,9 @@ class Callers(grpc.aio.ServerInterceptor):
         make = getattr(grpc, f"stream_{back}_rpc_method_handler")
         if not handler.request_streaming:
             behaviour = self._once_read(behaviour)
-        if not details.method.startswith(_HEALTH):
+        if details.method == _FOR_STRANGERS:
+            behaviour = _if_known(self._limited(behaviour), self._few(behaviour))
+        else:
             behaviour = self._limited(_known(behaviour))
         return make(
             self._watched(behaviour, details.method),
@@ -83,8 +95,11 @@ class Callers(grpc.aio.ServerInterceptor):
 
     def _once_read(self, behaviour: Behaviour) -> Behaviour:
         async def read(context: Context) -> Any:
-            async with self._budget.reserve(who(), None):
-                return await read_message(context, self._timeout_s)
+            known = is_known()
+            budget = self._budget if known else self._strangers_budget
+            timeout_s = self._timeout_s if known else min(self._timeout_s, _STRANGERS_S)
+            async with budget.reserve(who(), None):
+                return await read_message(context, timeout_s)
 
         async def behave(_: object, context: Context) -> Any:
             try:
@@ -107,12 +122,26 @@ class Callers(grpc.aio.ServerInterceptor):
 
         return behave
 
+    def _few(self, behaviour: Behaviour) -> Behaviour:
+        """Of strangers: the server takes only so many calls."""
+
+        async def behave(request: Any, context: Context) -> Any:
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(self._strangers.one_more(who()))
+                    stack.enter_context(self._all_strangers.one_more(""))
+                except SupervisorError as error:
+                    await answer_error(error, context)
+                return await behaviour(request, context)
+
+        return behave
+
     def _watched(self, behaviour: Behaviour, method: str) -> Behaviour:
         """Here, and not in the interceptor: only a call's context knows the peer."""
 
         async def behave(request: Any, context: Context) -> Any:
             id_ = trace.request_id(_metadata(context, "x-request-id"), _metadata(context, _PARENT))
-            present = trace.Trace(id_, "grpc", _address(context.peer()))
+            present = trace.Trace(id_, "grpc", self._origin(context).address)
             outcome = Outcome(method, method.rpartition("/")[2] not in _CHANGES_NOTHING)
             with serving(self._caller(context)), self._gate.watching(present, outcome):
                 await context.send_initial_metadata((("x-request-id", id_),))
@@ -134,13 +163,26 @@ class Callers(grpc.aio.ServerInterceptor):
         except SupervisorError as error:
             return error
 
+    def _origin(self, context: Context) -> Origin:
+        """Who comes to an inner socket by himself is a stranger."""
+        return self._origins.get(context.peer(), _NOWHERE)
+
     def _peer(self, context: Context) -> Peer:
-        uid = self._local.get(context.peer())
-        if uid is not None:
-            return Peer(uid=uid)
+        origin = self._origin(context)
+        if origin.uid is not None:
+            return Peer(uid=origin.uid)
         shown = context.auth_context()
         # Only of a client that was asked for a certificate.
         return Peer(names=Names.of_grpc(shown)) if "x509_subject" in shown else STRANGER
+
+
+def _if_known(one: Behaviour, other: Behaviour) -> Behaviour:
+    """*one* for callers that are known, *other* for strangers."""
+
+    async def behave(request: Any, context: Context) -> Any:
+        return await (one if is_known() else other)(request, context)
+
+    return behave
 
 
 def _known(behaviour: Behaviour) -> Behaviour:
@@ -167,12 +209,6 @@ async def read_message(context: Context, timeout_s: float) -> Any:
             raise InvalidRequest("the call has no message")
         return message
     raise TooSlow(f"the message did not arrive within {timeout_s:g} s")
-
-
-def _address(peer: str) -> str:
-    """Without the port: grpc writes ``ipv4:127.0.0.1:5000``, ``ipv6:%5B::1%5D:5000``, ``unix:``."""
-    kind, _, rest = peer.partition(":")
-    return rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else kind
 
 
 def _metadata(context: Context, name: str) -> list[str]:

@@ -14,11 +14,10 @@ from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 from supervisor.agent.client import MAX_MESSAGE, read_pem
 from supervisor.api.callers import right_of
 from supervisor.api.grpc.callers import Callers
-from supervisor.api.grpc.local import LocalConnections
+from supervisor.api.grpc.connections import Connections
 from supervisor.api.grpc.services import ManagerServicer, VmServicer
 from supervisor.api.sockets import bind_tcp
 from supervisor.bridge import aio_as_trio
-from supervisor.errors import HostError
 from supervisor.pb import manager_pb2, vm_pb2, vm_pb2_grpc
 
 if TYPE_CHECKING:
@@ -40,69 +39,104 @@ _MOST_CALLS = 512
 
 
 @attrs.frozen
+class Inner:
+    """Where grpc listens: sockets in tmp/, which other users cannot enter.
+
+    :param of_tcp: for what comes to the port. grpc does TLS there, if there is TLS
+    """
+
+    plain: Path
+    of_tcp: Path
+
+    @classmethod
+    def in_directory(cls, tmp: Path, tls: Tls | None) -> Inner:
+        plain = tmp / "grpc-inner.sock"
+        return cls(plain, plain if tls is None else tmp / "grpc-inner-tls.sock")
+
+
+@attrs.frozen
 class BoundServer:
     """A gRPC server that has its port and answers nobody yet."""
 
     server: grpc.aio.Server
-    port: int
-    local: LocalConnections
+    connections: Connections
+    _listener: socket.socket
+    _inner: Inner
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
 
     @asynccontextmanager
     async def serve(
-        self, service: Service, gate: Gate, listener: socket.socket
+        self, service: Service, gate: Gate, local: socket.socket
     ) -> AsyncIterator[None]:
         """Answer calls. Stopped on leaving.
 
-        :param listener: the unix socket
+        :param local: the unix socket
         """
         await aio_as_trio(_start)(self.server, service, gate)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.local.serve, listener)
+        async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
+            for listener, inner in (
+                (local, self._inner.plain),
+                (self._listener, self._inner.of_tcp),
+            ):
+                accepting.start_soon(self.connections.serve, listener, inner, connections)
             try:
                 yield
             finally:
+                accepting.cancel_scope.cancel()
                 with trio.move_on_after(2 * _STOP_GRACE_S, shield=True):
                     await aio_as_trio(self.server.stop)(_STOP_GRACE_S)
-                nursery.cancel_scope.cancel()
+                connections.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def bind(
-    config: GrpcConfig, door: Door, gate: Gate, tls: Tls | None, inner: Path
+    config: GrpcConfig, door: Door, gate: Gate, tls: Tls | None, tmp: Path
 ) -> AsyncIterator[BoundServer]:
     """A gRPC server, to be served once there is a service. Its port is free again on leaving.
 
     :param tls: None: no TLS
-    :param inner: a path for the socket behind the unix socket
+    :param tmp: where only the supervisor's user can enter
     :raises HostError: if the port is taken or a certificate cannot be read
     """
-    bound = await aio_as_trio(_bind)(config, door, gate, tls, inner)
-    try:
-        yield bound
-    finally:
-        with trio.move_on_after(_STOP_GRACE_S, shield=True):
-            await aio_as_trio(bound.server.stop)(None)
+    inner, per_address = Inner.in_directory(tmp, tls), gate.connections()
+    with bind_tcp("gRPC", config.host, config.port, "MANAGER_GRPC") as listener:
+        connections = Connections(per_address)
+        server = await aio_as_trio(_bind)(config, door, gate, tls, inner, connections)
+        try:
+            yield BoundServer(server, connections, listener, inner)
+        finally:
+            with trio.move_on_after(_STOP_GRACE_S, shield=True):
+                await aio_as_trio(server.stop)(None)
 
 
 async def _bind(
-    config: GrpcConfig, door: Door, gate: Gate, tls: Tls | None, inner: Path
-) -> BoundServer:
-    """asyncio-flavoured."""
-    local = LocalConnections(inner)
+    config: GrpcConfig,
+    door: Door,
+    gate: Gate,
+    tls: Tls | None,
+    inner: Inner,
+    connections: Connections,
+) -> grpc.aio.Server:
+    """asyncio-flavoured.
+
+    :raises HostError: if a certificate cannot be read
+    """
     server = grpc.aio.server(
-        interceptors=(Callers(door, local.users, gate),),
+        interceptors=(Callers(door, connections.origins, gate),),
         maximum_concurrent_rpcs=_MOST_CALLS,
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             # An agent's reply, and the VM's id beside it.
             ("grpc.max_send_message_length", 2 * MAX_MESSAGE + 1024),
-            # Else a second supervisor would quietly share the port.
-            ("grpc.so_reuseport", 0),
         ),
     )
-    port = _listen(server, config, tls)  # first: it says why it fails
-    server.add_insecure_port(f"unix:{inner}")
-    return BoundServer(server, port, local)
+    server.add_insecure_port(f"unix:{inner.plain}")
+    if tls is not None:
+        server.add_secure_port(f"unix:{inner.of_tcp}", _credentials(config, tls))
+    return server
 
 
 async def _start(server: grpc.aio.Server, service: Service, gate: Gate) -> None:
@@ -154,23 +188,6 @@ class _Reflection(_async.ReflectionServicer):
         stock: Any = super().ServerReflectionInfo(requests(), context)
         async for response in stock:
             await context.write(response)
-
-
-def _listen(server: grpc.aio.Server, config: GrpcConfig, tls: Tls | None) -> int:
-    """The port.
-
-    :raises HostError: if it cannot be bound, or a certificate cannot be read
-    """
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"{host}:{config.port}"
-    # grpc does not say why it cannot bind; the kernel does.
-    bind_tcp("gRPC", config.host, config.port, "MANAGER_GRPC").close()
-    try:
-        if tls is None:
-            return server.add_insecure_port(address)
-        return server.add_secure_port(address, _credentials(config, tls))
-    except RuntimeError as error:
-        raise HostError(f"gRPC cannot listen on {address}: {error}") from error
 
 
 def _credentials(config: GrpcConfig, tls: Tls) -> grpc.ServerCredentials:
