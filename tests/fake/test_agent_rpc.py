@@ -14,8 +14,13 @@ import pytest
 from h2.events import ConnectionTerminated
 from h2.settings import SettingCodes
 
+from supervisor.agent.reference import rpc
 from supervisor.agent.reference.access import Access
-from supervisor.agent.reference.call import MAX_DETAIL_BYTES, MAX_STREAMED_BYTES
+from supervisor.agent.reference.call import (
+    MAX_DETAIL_BYTES,
+    MAX_PUBLIC_BYTES,
+    MAX_STREAMED_BYTES,
+)
 from supervisor.agent.reference.refusal import StatusCode
 from supervisor.agent.reference.rpc import MAX_SLOW_CALLS, Connection
 from supervisor.agent.reference.wire import MAX_MESSAGE_BYTES
@@ -85,6 +90,31 @@ def test_message_that_is_too_long(client: Client) -> None:
     code, detail = client.failure("Echo", bytes(MAX_MESSAGE_BYTES + 1))
     assert (code, client.ask("Echo", b"x")) == (grpc.StatusCode.RESOURCE_EXHAUSTED, b"x")
     assert str(MAX_MESSAGE_BYTES) in (detail or "")
+
+
+def test_what_everybody_may_send_is_short(client: Client) -> None:
+    assert client.ask("Public", bytes(MAX_PUBLIC_BYTES)) == bytes(MAX_PUBLIC_BYTES)
+    code, detail = client.failure("Public", bytes(MAX_PUBLIC_BYTES + 1))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(MAX_PUBLIC_BYTES) in (detail or "")
+
+
+def test_messages_together_have_a_limit(
+    world: World, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many calls they are of; and what is over leaves its room."""
+    monkeypatch.setattr(rpc, "MAX_UNANSWERED_BYTES", 100_000)
+    held = client.begin("Wait", bytes(60_000))
+    assert world.begun.acquire(timeout=PATIENCE_S)
+    code, detail = client.failure("Echo", bytes(60_000))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "try again later" in (detail or "")
+    assert client.ask("Echo", b"x") == b"x"
+    world.may_end.set()
+    assert held.result() == bytes(60_000)
+    for _ in range(5):
+        assert client.ask("Echo", bytes(60_000)) == bytes(60_000)
+        assert client.ask("Join", bytes(60_000)) == bytes(60_000)
 
 
 @pytest.mark.parametrize("detail", ["plain", "100 % grün: 数\n\0~", "tab\tand\nline"])

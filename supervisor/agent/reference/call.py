@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Before each message: whether it is compressed, and its length.
 PREFIX_BYTES = 5
+# Of everybody's methods: what anybody can have the guest keep.
+MAX_PUBLIC_BYTES = 1 << 10
 # A guest's processor works for a while on a message that is longer.
 SHORT_BYTES = 1 << 16
 # Of a stream, the server's thread takes each message as it comes: others wait that long.
@@ -113,9 +115,8 @@ class Call:
     def receive(self, data: bytes) -> Answer | None:
         """Takes *data* of the call's body; an answer if the call has failed."""
         self.received += data
-        if len(self.received) > PREFIX_BYTES + MAX_MESSAGE_BYTES:
-            return _too_long(MAX_MESSAGE_BYTES)
-        return None
+        most = MAX_PUBLIC_BYTES if self.method and self.method.public else MAX_MESSAGE_BYTES
+        return _too_long(most) if len(self.received) > PREFIX_BYTES + most else None
 
     def perform(self) -> Answer:
         """Its answer, worked out in the thread that calls this."""
@@ -187,6 +188,10 @@ STRANGER = Answer(
     code=StatusCode.UNAUTHENTICATED,
     detail="this agent is its run's alone: the metadata 'authorization: Bearer CREDENTIAL' is"
     " missing or wrong; the run's answer has the credential",
+)
+CROWDED = Answer(
+    code=StatusCode.RESOURCE_EXHAUSTED,
+    detail="the messages of other calls take all the room that there is; try again later",
 )
 COMPRESSED = Answer(code=StatusCode.UNIMPLEMENTED, detail="no compressed message is taken")
 

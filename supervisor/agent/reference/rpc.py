@@ -44,7 +44,7 @@ from h2.events import ConnectionTerminated, DataReceived, RequestReceived, Strea
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
-from .call import STRANGER, Call, Method, StreamCall, StreamMethod
+from .call import CROWDED, STRANGER, Call, Method, StreamCall, StreamMethod
 from .refusal import StatusCode
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ SETTINGS = {
     SettingCodes.MAX_HEADER_LIST_SIZE: 1 << 14,
 }
 MAX_SLOW_CALLS = 8
+# Of all messages that are not answered yet: two of the longest, or many short ones.
+MAX_UNANSWERED_BYTES = 40 << 20
 
 
 class Connection:
@@ -125,7 +127,7 @@ class Connection:
             self._begin(event.stream_id, dict(event.headers))
         elif isinstance(event, DataReceived):
             call = self._calls.get(event.stream_id)
-            if call and (failed := call.receive(event.data)):
+            if call and (failed := self._server.receive(call, event.data)):
                 self._settle(event.stream_id, failed)
         elif isinstance(event, StreamEnded) and (call := self._calls.get(event.stream_id)):
             if call.is_slow:
@@ -189,6 +191,7 @@ class Connection:
 
     def _end(self, stream_id: int) -> None:
         if call := self._calls.pop(stream_id, None):
+            self._server.let_go(call)
             call.end()
 
     def go_away(self) -> None:
@@ -236,6 +239,7 @@ class Server:
         self._wanted: deque[Callable[[], None]] = deque()
         self._wanting = os.eventfd(0)
         self._stopping = False
+        self._unanswered_bytes = 0
         #: Whether no client is taken until one has left.
         self._is_full = False
         self._selector = selectors.PollSelector()
@@ -259,6 +263,19 @@ class Server:
             self._want(lambda: answered(answer))
 
         self._performers.submit(perform)
+
+    def receive(self, call: Call, data: bytes) -> Answer | None:
+        """Has *call* take data of its body; an answer if it has failed."""
+        before = len(call.received)
+        if self._unanswered_bytes + len(data) > MAX_UNANSWERED_BYTES:
+            return CROWDED
+        failed = call.receive(data)
+        self._unanswered_bytes += len(call.received) - before
+        return failed
+
+    def let_go(self, call: Call) -> None:
+        """The call is over, and so is what it has received."""
+        self._unanswered_bytes -= len(call.received)
 
     def watch(self, connection: Connection, events: int) -> None:
         """Have it handled when it is readable, or writable."""
