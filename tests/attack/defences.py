@@ -157,6 +157,16 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
         ),
     ),
     "connections of an address": (Cut("app.py", "config.callers.connections,", "1000,"),),
+    "connections of an address to gRPC": (
+        Cut("api/gate.py", "AtOnce(self.limits.connections,", "AtOnce(1000,"),
+    ),
+    "few calls of strangers": (
+        Cut(
+            "api/grpc/callers.py",
+            "_STRANGERS_CALLS, _ALL_STRANGERS_CALLS = 8, 64",
+            "_STRANGERS_CALLS, _ALL_STRANGERS_CALLS = 800, 800",
+        ),
+    ),
     # --- web pages ---
     "the names of a host": (
         Cut(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from supervisor.pb import vm_pb2
 from tests.attack.kinds import Came, From, Request, attack
@@ -254,3 +256,73 @@ def connections(place: Place) -> Came:
         except ConnectionError:
             answered = b""
         return place.rated.came_of(answered, "GET ")
+
+
+#: RFC 9113, section 3.4: what a client begins with, and no setting.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@attack(
+    From.NETWORK,
+    "an address makes more connections to gRPC than it may",
+    held_by="connections of an address to gRPC",
+    refusal="closed",
+    below="the connection is closed before a call",
+)
+def connections_grpc(place: Place) -> Came:
+    port = place.rated.grpc_port
+    with ExitStack() as stack:
+        for _ in range(9):
+            last = stack.enter_context(socket.create_connection(("127.0.0.1", port), LONG_S))
+            with contextlib.suppress(ConnectionError):
+                last.sendall(_PREFACE)
+        try:
+            return Came("through" if last.recv(65536) else "closed")
+        except ConnectionError:
+            return Came("closed")
+
+
+@attack(
+    From.NETWORK,
+    "a stranger follows the health of gRPC for ever, in one of the few calls that there are",
+    held_by="asking who calls at every method of gRPC",
+    refusal="UNAUTHENTICATED",
+)
+def watching_health(place: Place) -> Came:
+    with place.main.channel() as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        asked = health_pb2.HealthCheckRequest()
+        return place.main.came_of_call(stub.Watch, asked, "/grpc.health.v1.Health/Watch")[0]
+
+
+@attack(
+    From.NETWORK,
+    "a stranger asks for the health of gRPC again and again, and sends no message",
+    held_by="few calls of strangers",
+    refusal="RESOURCE_EXHAUSTED",
+    through="waits",
+)
+def silent_health(place: Place) -> Came:
+    stopped = threading.Event()
+
+    def nothing() -> Iterator[health_pb2.HealthCheckRequest]:
+        stopped.wait(PATIENCE_S)
+        yield from ()
+
+    with place.main.channel() as channel:
+        check = channel.stream_unary(
+            "/grpc.health.v1.Health/Check",
+            health_pb2.HealthCheckRequest.SerializeToString,
+            health_pb2.HealthCheckResponse.FromString,
+        )
+        calls = [check.future(nothing(), timeout=LONG_S) for _ in range(9)]
+        try:
+            refused = [call for call in calls if "of this caller already" in call.details()]
+        finally:
+            stopped.set()
+        if not refused:
+            return Came("waits")
+        shown: Any = refused[0]
+        ids = [value for key, value in shown.initial_metadata() if key == "x-request-id"]
+        what = "/grpc.health.v1.Health/Check"
+        return Came(shown.code().name, Request(place.main, str(ids[0]), what, None))
