@@ -18,6 +18,8 @@ import tempfile
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
+import attrs
+
 from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import cmdline, confine, users
 from supervisor.qemu.version import Binary, Version
@@ -34,6 +36,43 @@ _NAMES = ("query-machines", "query-cpu-definitions")
 _TIMEOUT_S = 20.0
 _ADVICE = "install the package qemu-system-x86, or set MANAGER_QEMU_BIN_PATH"
 _NO_MACHINE = ("-machine", "none")
+_WITH_KVM = (*_NO_MACHINE, "-accel", "kvm")
+
+
+@attrs.frozen
+class SevPlatform:
+    """``query-sev-capabilities``: what an owner makes a launch session with.
+
+    :param pdh: the platform's key for Diffie-Hellman, in base64
+    :param cert_chain: the certificates of that key, in base64; of the chip's up to AMD's
+    :param cpu0_id: the identity of the first chip, in base64; empty before QEMU 7.1
+    """
+
+    pdh: str
+    cert_chain: str
+    cpu0_id: str
+    cbitpos: int
+    reduced_phys_bits: int
+
+
+def sev_platform(path: str, *, sudo: bool, user: User | None) -> SevPlatform:
+    """Ask a QEMU without a guest. Blocking.
+
+    :param user: that the trial runs as; None for the supervisor's own
+    :raises LaunchError: if this host has no SEV, with QEMU's reason
+    """
+    questions = ("query-sev-capabilities",)
+    (answer,) = _ask(path, _WITH_KVM, questions, sudo=sudo, user=user)
+    try:
+        return SevPlatform(
+            pdh=str(answer["pdh"]),
+            cert_chain=str(answer["cert-chain"]),
+            cpu0_id=str(answer.get("cpu0-id", "")),
+            cbitpos=int(answer["cbitpos"]),
+            reduced_phys_bits=int(answer["reduced-phys-bits"]),
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise LaunchError(f"{path} does not answer as QAPI says: {error!r}") from error
 
 
 def look_at(path: str, *, sudo: bool = False, user: User | None = None) -> Binary:
@@ -109,14 +148,15 @@ def _ask(
         *(["sudo", "-n"] if sudo else []),
         *users.run_as(user),
         # Ends QEMU in any case: root's process, and that of a supervisor that was killed meanwhile.
-        *("timeout", f"{_TIMEOUT_S:g}"),
+        # If it is killed itself, QEMU goes with it.
+        *("timeout", f"{_TIMEOUT_S:g}", "setpriv", "--pdeathsig", "KILL"),
         *(path, *words, "-S", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-qmp", "stdio"),
     ]
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         try:
             answers, exit_code = _converse(command, ("qmp_capabilities", *questions), errors)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, LookupError, ValueError, TypeError) as error:
             raise LaunchError(f"{path} does not answer: {error}", advice=_ADVICE) from error
         errors.seek(0)
         lines = [line.strip() for line in errors if line.strip()]
@@ -162,6 +202,8 @@ def _ask_all(process: subprocess.Popen[str], questions: Sequence[str], answers: 
             said = json.loads(line)
             if "return" in said:
                 answers.append(said["return"])
+            if "error" in said:
+                raise ValueError(said["error"]["desc"])
         process.stdin.write(json.dumps({"execute": "quit"}))
         process.stdin.close()
         process.stdout.read()

@@ -47,6 +47,7 @@ ROUTES: dict[str, tuple[set[Role], int]] = {
     "GET /events": (SEE, 200),
     "GET /templates": ({O, A}, 200),
     "GET /host": ({R, O, A}, 200),
+    "GET /host/sev": (USE, 409),
     "GET /health": (set(Role), 200),
     "GET /metrics": ({M, R, O, A}, 200),
 }

@@ -394,3 +394,30 @@ async def test_technology_that_has_gone_since_the_start(
         answer = await post(supervisor.http)
         assert answer.status_code == 409
         assert "kvm_amd.sev_snp is N" in answer.json()["detail"]
+
+
+# --- the platform's certificates ------------------------------------------------------------
+
+
+async def test_owner_gets_the_platforms_certificates(world: World) -> None:
+    said = {"pdh": "cGRo", "cert-chain": "Y2hhaW4=", "cpu0-id": "aWQ=", "cbitpos": 51,
+            "reduced-phys-bits": 1}  # fmt: skip
+    world.scenario(sev_platform=said)
+    async with world.serve() as supervisor:
+        answer = await supervisor.http.get("/host/sev")
+        assert answer.json() == {name.replace("-", "_"): value for name, value in said.items()}
+
+
+async def test_answer_that_is_not_qapis(world: World) -> None:
+    world.scenario(sev_platform={"pdh": "cGRo"})
+    async with world.serve() as supervisor:
+        answer = await supervisor.http.get("/host/sev")
+        assert answer.status_code == 409
+        assert "does not answer as QAPI says" in answer.json()["detail"]
+
+
+async def test_host_without_sev_says_qemus_reason(world: World) -> None:
+    async with world.serve() as supervisor:
+        answer = await supervisor.http.get("/host/sev")
+        assert answer.status_code == 409
+        assert "SEV is not enabled in KVM" in answer.json()["detail"]

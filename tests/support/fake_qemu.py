@@ -191,7 +191,7 @@ def version(number: str) -> "dict[str, Any]":
     return {"qemu": {"micro": 0, "minor": int(minor), "major": int(major)}, "package": "stand-in"}
 
 
-def answer_trial(number: str) -> None:
+def answer_trial(number: str, sev: "dict[str, Any] | None" = None) -> None:
     """Be a QEMU without a guest that is asked over stdin what it can do, until it is to quit.
 
     The schema is what is read of QEMU's: `object-add` and the types that this takes.
@@ -206,6 +206,8 @@ def answer_trial(number: str) -> None:
         "query-version": version(number),
         "query-qmp-schema": schema,
     }
+    if sev:
+        answers["query-sev-capabilities"] = sev
     posix.write(1, dumps({"QMP": {"version": version(number), "capabilities": []}}) + b"\n")
     asked = ""
     while more := posix.read(0, _READ):
@@ -218,8 +220,10 @@ def answer_trial(number: str) -> None:
             except (StopIteration, ValueError):
                 break  # the rest is still to come
             asked = asked[end:]
-            said = {"return": answers.get(message["execute"], {}), **_id(message)}
-            posix.write(1, dumps(said) + b"\n")
+            said: dict[str, object] = {"return": answers.get(message["execute"], {})}
+            if message["execute"] == "query-sev-capabilities" and not sev:
+                said = {"error": {"class": "GenericError", "desc": "SEV is not enabled in KVM"}}
+            posix.write(1, dumps(said | _id(message)) + b"\n")
             if message["execute"] == "quit":
                 return
 

@@ -40,6 +40,8 @@ class Scenario:
     #: query-sev's answer.
     sev: dict[str, Any] = attrs.field(factory=lambda: {"enabled": False, "state": "uninit"})
 
+    #: query-sev-capabilities' answer; empty if there is no SEV.
+    sev_platform: dict[str, Any] = attrs.field(factory=dict)
     #: What SEV's firmware has measured, in base64; empty if there is none.
     measurement: str = ""
     #: Whether the processor finds that a secret is for another guest.

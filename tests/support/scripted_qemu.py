@@ -316,7 +316,7 @@ class ScriptedQemu(FakeQemu):
 def main(directory: Path) -> None:
     plan = scenario.read(directory / "scenario.json")
     if "stdio" in sys.argv:
-        answer_trial(plan.version)
+        answer_trial(plan.version, plan.sev_platform)
         return
     if "-uuid" not in sys.argv:
         sys.exit(1)  # the probe for KVM

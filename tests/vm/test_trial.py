@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from supervisor import app, config, doctor
@@ -13,6 +18,7 @@ from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import trial
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.host import Clock
+from tests.support.world import PATIENCE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,3 +114,31 @@ def test_no_supervisor_starts_with_a_machine_that_its_qemu_does_not_have(short_t
     found = doctor.check_machine(wrong.qemu, kvm=False)
     assert found.verdict is doctor.Verdict.FAIL
     assert "did you mean q35?" in found.advice
+
+
+def test_real_qemu_says_why_there_is_no_sev(qemu: str) -> None:
+    """Without KVM, or without SEV in it. The trial's time being over is another reason."""
+    with pytest.raises(LaunchError) as raised:
+        trial.sev_platform(qemu, sudo=False, user=None)
+    assert re.search("KVM|kvm|SEV", raised.value.detail)
+
+
+def test_qemu_goes_with_a_timeout_that_is_killed(tmp_path: Path) -> None:
+    """Its stand-in waits for ever, and says who it is."""
+    qemu = tmp_path / "qemu"
+    lines = ("echo $$ >pid.new", "mv pid.new pid", "exec sleep 1000")
+    qemu.write_text("\n".join(("#!/bin/sh", f"cd {tmp_path}", *lines)))
+    qemu.chmod(0o755)
+
+    def kill_timeout() -> None:
+        while not (tmp_path / "pid").exists():
+            pass
+        process = psutil.Process(int((tmp_path / "pid").read_text()))
+        os.kill(process.ppid(), signal.SIGKILL)
+        process.wait(PATIENCE_S)
+
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(kill_timeout)
+        with pytest.raises(LaunchError):
+            trial.look_at(str(qemu))
+        killed.result()

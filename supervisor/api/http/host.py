@@ -1,4 +1,4 @@
-"""``GET /host``."""
+"""What this host has for confidential guests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from quart import Blueprint
 
 from supervisor.api.callers import needs
 from supervisor.caller import Right
-from supervisor.qemu import accel
+from supervisor.errors import LaunchError, TeeUnavailable
+from supervisor.qemu import accel, trial
 from supervisor.tee.judge import judge
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 def blueprint(service: Service) -> Blueprint:
     routes = Blueprint("host", __name__)
+    #: Each starts a QEMU.
+    one_at_a_time = trio.CapacityLimiter(1)
 
     @routes.get("/host")
     @needs(Right.HOST)
@@ -33,5 +36,19 @@ def blueprint(service: Service) -> Blueprint:
                 for technology, row in judge(facts, qemu.memory_bytes).items()
             }
         }
+
+    @routes.get("/host/sev")
+    @needs(Right.RUN)
+    async def show_sev_platform() -> Any:
+        config, here = service.config.qemu, service.vms.host
+        ask = partial(trial.sev_platform, sudo=config.use_sudo, user=here.users.shared)
+        try:
+            found = await trio.to_thread.run_sync(ask, here.qemu, limiter=one_at_a_time)
+        except LaunchError as error:
+            raise TeeUnavailable(
+                f"this host has no certificates of an SEV platform: {error.detail}",
+                advice="see the lines 'host' of 'qmp-supervisor doctor'",
+            ) from error
+        return attrs.asdict(found)
 
     return routes
