@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from supervisor.errors import Busy, InvalidRequest, MonitorError, VmEnded
+from supervisor.qemu.process import EXIT_LAG_S
 from supervisor.state.record import EndCause, EndMode, EventKind, Launch
 from supervisor.state.status import VmState
 
@@ -97,11 +98,18 @@ async def launch(vm: Vm, by: str) -> None:
     """
     async with vm.attesting:
         _require(vm, "launched", Launch.MEASURED, Launch.SECRET)
-        with trio.CancelScope(shield=True):
-            monitor = vm.monitor()
-            # On record first: a supervisor that takes the VM up lets it run.
-            await _step(vm, Launch.RELEASED, attested_by=by, attested_at=datetime.now(UTC))
-            await monitor.cont()
+        try:
+            with trio.CancelScope(shield=True):
+                monitor = vm.monitor()
+                # On record first: a supervisor that takes the VM up lets it run.
+                await _step(vm, Launch.RELEASED, attested_by=by, attested_at=datetime.now(UTC))
+                await monitor.cont()
+        except MonitorError:
+            # Connections break a moment before the process that held them is seen to be gone.
+            with trio.move_on_after(EXIT_LAG_S):
+                await vm.until(lambda: vm.ended)
+            if not vm.ended:
+                raise
     await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH or vm.ended)
     if vm.status.state.ended or vm.ended:
         raise VmEnded(vm.id, vm.status.state, vm.status.reason)

@@ -331,3 +331,23 @@ async def test_who_attested_it_is_on_record(host: World, monkeypatch: pytest.Mon
             (row,) = (await supervisor.http.get("/vms")).json()["vms"]
         assert attested["by"] == "alice"
         assert row["attested"] == attested
+
+
+async def test_guest_that_dies_when_it_is_let_run(milan: World) -> None:
+    world = measuring(milan, FLAT, swallows=("cont",))
+    async with world.serve() as supervisor:
+        vm = await begun(supervisor)
+        guest = await world.guest()
+        await get(supervisor, vm)
+        answers = []
+
+        async def let_run() -> None:
+            answers.append(await tell(supervisor, vm, "launch"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(let_run)
+            await guest.until("cont")
+            await guest.exit(1)
+        (answer,) = answers
+        assert answer.status_code == 502, answer.text
+        assert answer.json()["title"] == "Vm ended"
