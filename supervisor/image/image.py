@@ -143,8 +143,8 @@ def make(
     disk.write_disk(efi_file, image / DISK, now)
     manifest = Manifest(
         agent="program" if rootfs.is_program(agent) else "python" if agent else "reference",
-        # Another agent may not serve CloneService.
-        clone_safe=agent is None,
+        # Another agent may not serve CloneService, and copies would have one key for TLS.
+        clone_safe=agent is None and "--tls" not in agent_arguments,
         kernel=kernel_version,
         command_line=COMMAND_LINE,
         built_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),

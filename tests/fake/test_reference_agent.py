@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 SUM = WRITE % b"str(sum(map(int, sys.argv[1].split()))).encode()"
 
 
-@pytest.fixture
-def running() -> Iterator[Running]:
-    with running_agent() as running:
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def running(request: pytest.FixtureRequest) -> Iterator[Running]:
+    with running_agent(tls=request.param) as running:
         yield running
 
 

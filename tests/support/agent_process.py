@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import json
+import ssl
 import subprocess
 import sys
 from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPSConnection
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
@@ -16,6 +17,11 @@ from supervisor.agent.reference.wire import decode_fields, encode_message
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.ssl_target_name_override", "agent"),
+]
 AGENT = (sys.executable, "-m", "supervisor.agent.reference")
 #: An algorithm that writes what the expression in it says.
 WRITE = b"""
@@ -30,6 +36,9 @@ class Running(NamedTuple):
     process: subprocess.Popen[str]
     channel: grpc.Channel
     http_port: int
+    grpc_port: int
+    #: What the agent shows, in PEM; None without TLS.
+    certificate: str | None = None
 
     def call(self, method: str, payload: bytes = b"", timeout_s: float = 30) -> bytes:
         answer = self.raw(method, encode_message(payload), timeout_s)
@@ -52,7 +61,7 @@ class Running(NamedTuple):
     def http(
         self, method: str, path: str, body: bytes = b"", content_type: str | None = None
     ) -> tuple[int, str, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+        connection = self.connection()
         headers = {"Content-Type": content_type} if content_type else {}
         connection.request(method, path, body or None, headers)
         response = connection.getresponse()
@@ -60,21 +69,35 @@ class Running(NamedTuple):
         connection.close()
         return answer
 
+    def connection(self) -> HTTPConnection:
+        if self.certificate is None:
+            return HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+        trusting = ssl.create_default_context(cadata=self.certificate)
+        trusting.check_hostname = False
+        return HTTPSConnection("127.0.0.1", self.http_port, timeout=30, context=trusting)
+
+
+def open_channel(address: tuple[str, int], certificate: str | None) -> grpc.Channel:
+    """:param certificate: of the agent, in PEM; None without TLS"""
+    target = f"{address[0]}:{address[1]}"
+    if certificate is None:
+        return grpc.insecure_channel(target, OPTIONS)
+    credentials = grpc.ssl_channel_credentials(certificate.encode())
+    return grpc.secure_channel(target, credentials, OPTIONS)
+
 
 @contextmanager
-def running_agent() -> Iterator[Running]:
+def running_agent(*, tls: bool = False) -> Iterator[Running]:
     ports = ["--host", "127.0.0.1", "--grpc-port", "0", "--http-port", "0"]
-    command = [*AGENT, *ports, "--algorithm-timeout-s", "60"]
+    command = [*AGENT, *ports, "--algorithm-timeout-s", "60", *(["--tls"] if tls else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
             bound = json.loads(process.stdout.readline())
-            options = [
-                ("grpc.max_receive_message_length", -1),
-                ("grpc.max_send_message_length", -1),
-            ]
-            with grpc.insecure_channel(f"127.0.0.1:{bound['grpc_port']}", options) as channel:
-                yield Running(process, channel, bound["http_port"])
+            address = "127.0.0.1", bound["grpc_port"]
+            certificate = ssl.get_server_certificate(address) if tls else None
+            with open_channel(address, certificate) as channel:
+                yield Running(process, channel, bound["http_port"], address[1], certificate)
         finally:
             process.terminate()
     assert process.returncode == 0

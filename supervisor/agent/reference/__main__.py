@@ -10,13 +10,16 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import socket
+    import ssl
+    from collections.abc import Callable, Sequence
 
     from .access import Access
     from .call import Method, StreamMethod
     from .clone import Clones
     from .guest import Guest
     from .service import Agent
+    from .tls import Encrypted
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,6 +45,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--trust-algorithms",
         action="store_true",
         help="in a guest: run algorithms as root beside the agent, with devices and network",
+    )
+    parser.add_argument(
+        "--tls",
+        action="store_true",
+        help="speak TLS alone, with a key that is made at the start; reports are bound to it",
     )
     return parser
 
@@ -69,11 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     agent, clones, methods = _served(options, guest)
     try:
-        server = Server(methods, access, options.host, options.grpc_port)
+        of_grpc, of_http = _encrypted(agent) if options.tls else (None, None)
+        server = Server(methods, access, options.host, options.grpc_port, of_grpc)
         # Imported here because it takes long, and gRPC answers meanwhile.
         from .http import serve_http
 
-        http = serve_http(agent, access, options.host, options.http_port)
+        http = serve_http(agent, access, options.host, options.http_port, of_http)
     except OSError as error:
         print(f"agent: cannot listen: {error}", file=sys.stderr)
         return 1
@@ -86,6 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server.stop()  # cancels calls under way, which kills their algorithms
     agent.close()
     return 0
+
+
+def _encrypted(
+    agent: Agent,
+) -> tuple[Callable[[socket.socket], Encrypted], ssl.SSLContext]:
+    """What gRPC and HTTP are served with. OSError: no key can be made."""
+    from . import tls
+
+    identity = tls.make_identity()
+    agent.bind_reports_to(lambda nonce: tls.binding(identity.public_key, nonce))
+    h2 = tls.context(identity, ["h2"])
+    return lambda client: tls.Encrypted(client, h2), tls.context(identity, ["http/1.1"])
 
 
 def _access(guest: Guest | None) -> Access:
@@ -109,7 +130,8 @@ def _served(
         guest.protect_agent()
         isolation = None if options.trust_algorithms else Confinement()
         agent = service.Agent(*defaults, isolation, guest.settle)
-        clones = clone.Clones(agent, guest)
+        # All copies of a guest would have one key.
+        clones = None if options.tls else clone.Clones(agent, guest)
     else:
         agent = service.Agent(*defaults)
     methods = {

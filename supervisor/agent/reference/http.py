@@ -6,13 +6,15 @@ import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .computation import parse_request
 from .refusal import Refusal, StatusCode
 from .wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
+    import ssl
+
     from .access import Access
     from .service import Agent
 
@@ -23,12 +25,14 @@ STRANGER = (
 )
 
 
-def serve_http(agent: Agent, access: Access, host: str, port: int) -> Server:
+def serve_http(
+    agent: Agent, access: Access, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> Server:
     """A server that runs in a thread of its own, until stop() or the end of the process.
 
     *access* decides whose requests are answered; ``GET /health`` is everybody's.
     """
-    server = Server(agent, access, host, port)
+    server = Server(agent, access, host, port, tls)
     server.thread.start()
     return server
 
@@ -106,8 +110,11 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, agent: Agent, access: Access, host: str, port: int) -> None:
+    def __init__(
+        self, agent: Agent, access: Access, host: str, port: int, tls: ssl.SSLContext | None
+    ) -> None:
         self.agent = agent
+        self._tls = tls
         self.access = access
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
@@ -125,6 +132,16 @@ class Server(ThreadingHTTPServer):
         self.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread; close() would not
         self.thread.join()
         self.server_close()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        client, address = super().get_request()
+        if self._tls:
+            # Hands are shaken when its own thread begins to read.
+            client = self._tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        return client, address
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing: a client that goes, or speaks no TLS, is no bug."""
 
     def server_bind(self) -> None:
         # HTTPServer's own looks up the host's name, which can wait for a name server.

@@ -16,8 +16,8 @@ Measure again when the renewal of a clone needs no gRPC: if little is left of th
 grpcio's server takes this module's place.
 
 The server takes a stream of messages or answers with one, but not both at once: the answer begins
-when the last message has come. It does without compression and TLS, which the agent's protocols do
-not use. It closes the connection of a client that says goodbye, or that begins more than a hundred
+when the last message has come. It does without compression, which the agent's protocols do not use.
+It closes the connection of a client that says goodbye, or that begins more than a hundred
 calls at once, even if calls of this client are under way.
 
 Source: gRPC's PROTOCOL-HTTP2.md, RFC 9113.
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from .access import Access
     from .call import Answer
+    from .tls import Encrypted
 
 READ_BYTES = 1 << 16
 # What a client may send ahead of our reading, on each call and on all of a connection.
@@ -71,11 +72,14 @@ MAX_UNANSWERED_BYTES = 40 << 20
 class Connection:
     """One client's. Everything in it is done by the server's thread."""
 
-    def __init__(self, server: Server, sock: socket.socket) -> None:
+    def __init__(self, server: Server, sock: socket.socket | Encrypted) -> None:
         self.socket = sock
+        # Of a client over TLS; tls is not imported here, for that takes a guest a while.
+        self._shake: Callable[[], None] | None = getattr(sock, "do_handshake", None)
         self._server = server
         self._calls: dict[int, Call] = {}
         self._unsent = b""
+        self._is_closed = False
         self._h2 = H2Connection(H2Configuration(client_side=False))
         self._h2.local_settings = Settings(client=False, initial_values=SETTINGS)
         self._h2.initiate_connection()
@@ -83,7 +87,10 @@ class Connection:
 
     def handle(self, mask: int) -> None:
         """Read if there is something to read, then send what there is to send."""
-        self._do(self._read if mask & selectors.EVENT_READ else lambda: None)
+        if self._shake:
+            self._do(self._shake_hands)
+        else:
+            self._do(self._read if mask & selectors.EVENT_READ else lambda: None)
 
     def answered(self, stream_id: int, answer: Answer) -> None:
         """A slow call has been performed."""
@@ -106,6 +113,11 @@ class Connection:
         except Exception:
             traceback.print_exc()
             self.close()
+
+    def _shake_hands(self) -> None:
+        if self._shake:
+            self._shake()
+        self._shake = None
 
     def _read(self) -> None:
         data = self.socket.recv(READ_BYTES)
@@ -207,10 +219,11 @@ class Connection:
 
     @property
     def is_closed(self) -> bool:
-        return self.socket.fileno() < 0
+        return self._is_closed
 
     def close(self) -> None:
         self._server.forget(self)
+        self._is_closed = True
         self.socket.close()
         for stream_id in list(self._calls):
             self._end(stream_id)
@@ -219,12 +232,19 @@ class Connection:
 class Server:
     """Serves *methods*, which are known by their paths, until `stop`.
 
-    *access* decides whose calls are answered. OSError: no such port.
+    *access* decides whose calls are answered, *encrypt* makes a client's connection one over TLS.
+    OSError: no such port.
     """
 
     def __init__(
-        self, methods: Mapping[str, Method | StreamMethod], access: Access, host: str, port: int
+        self,
+        methods: Mapping[str, Method | StreamMethod],
+        access: Access,
+        host: str,
+        port: int,
+        encrypt: Callable[[socket.socket], Encrypted] | None = None,
     ) -> None:
+        self._encrypt = encrypt
         self.methods = methods
         self.access = access
         v6 = ":" in host
@@ -321,7 +341,7 @@ class Server:
             return
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(self, client)
+        connection = Connection(self, self._encrypt(client) if self._encrypt else client)
         self._connections.add(connection)
-        self._selector.register(client, selectors.EVENT_READ, connection.handle)
+        self._selector.register(connection.socket, selectors.EVENT_READ, connection.handle)
         connection.handle(0)

@@ -65,6 +65,7 @@ class Agent:
         self._under_way = 0
         self._held: str | None = None
         self.computation = b""
+        self._bound: Callable[[bytes], bytes] | None = None
         self._methods: dict[str, Callable[[bytes, OnEnd], bytes]] = {
             "Run": self._run,
             "Algo": self._algo,
@@ -117,6 +118,14 @@ class Agent:
             result_bytes,
             is_memory_default=not memory_mib,
         )
+
+    def bind_reports_to(self, bound: Callable[[bytes], bytes]) -> None:
+        """From now on reports say what *bound* makes of their caller's nonce, and nothing else.
+
+        If the agent had anything signed, one who sits between it and a caller could have his own
+        key signed.
+        """
+        self._bound = bound
 
     def close(self) -> None:
         """Forgets all that it was sent. No call may be under way."""
@@ -177,7 +186,8 @@ class Agent:
             why = f"{len(report_data)} bytes of report data, at most {REPORT_DATA_BYTES} fit"
             raise Refusal(StatusCode.INVALID_ARGUMENT, why)
         self._settle()
-        return evidence(report_data.ljust(REPORT_DATA_BYTES, b"\0"))
+        nonce = report_data.ljust(REPORT_DATA_BYTES, b"\0")
+        return evidence(self._bound(nonce) if self._bound else nonce)
 
 
 def methods(agent: Agent) -> dict[str, Method]:
