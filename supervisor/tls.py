@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 
 
@@ -14,3 +15,32 @@ def as_tolerant_as_others(context: ssl.SSLContext) -> ssl.SSLContext:
     """
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
+
+
+def shown_by(address: str, timeout_s: float) -> bytes:
+    """The certificate that a gRPC server shows, in PEM, whoever has signed it. Blocking.
+
+    :param address: ``host:port``, or ``unix:`` and a path
+    :raises OSError: if nothing speaks TLS there in time
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with _connected(address, timeout_s) as plain, context.wrap_socket(plain) as encrypted:
+        der = encrypted.getpeercert(binary_form=True)
+    assert der  # a server always shows one
+    return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+def _connected(address: str, timeout_s: float) -> socket.socket:
+    if not address.startswith("unix:"):
+        host, _, port = address.rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), timeout_s)
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.settimeout(timeout_s)
+        made.connect(address.removeprefix("unix:"))
+    except BaseException:
+        made.close()
+        raise
+    return made

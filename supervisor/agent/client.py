@@ -10,6 +10,7 @@ import asyncio
 import socket
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,6 +18,7 @@ import grpc
 import trio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from supervisor import tls
 from supervisor.bridge import aio_as_trio
 from supervisor.config import MAX_COMPUTATION, Timing
 from supervisor.errors import AgentError, HostError
@@ -40,6 +42,12 @@ if TYPE_CHECKING:
     Metadata = tuple[tuple[str, str], ...]
 
 _CLOSE_S = 2.0
+
+#: The name in a certificate that the reference agent has made.
+_OWN_NAME = "agent"
+
+#: How long to wait before an agent is looked for again.
+_LOOK_AGAIN_S = 0.1
 
 #: How much longer than an attempt its connection may last.
 _CLOSE_LAG_S = 0.2
@@ -107,6 +115,9 @@ class Agent:
 
     refused = False
 
+    #: What an agent with a certificate of its own showed last, in PEM; else None.
+    certificate: bytes | None = None
+
     #: Of grpc.aio; None before `wait_ready`.
     _channel: Any = None
 
@@ -140,11 +151,29 @@ class Agent:
             waited_s = trio.current_time() - began
             this_s = max(shortest_s, waited_s * self._timing.agent_attempt_share)
             await self.close()
-            self._channel = await aio_as_trio(self._open)(this_s)
             with trio.move_on_after(this_s):
+                while True:
+                    if await self._look(this_s):
+                        break
+                    await trio.sleep(_LOOK_AGAIN_S)
+                self._channel = await aio_as_trio(self._open)(this_s)
                 await aio_as_trio(self._channel.channel_ready)()
                 return
-            self.refused = self._channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            if self._channel:
+                failed = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+                self.refused = self._channel.get_state() is failed
+
+    async def _look(self, attempt_s: float) -> bool:
+        """Have the certificate that the agent has made itself; False if it is not there."""
+        if not self._config.own_certs:
+            return True
+        look = partial(tls.shown_by, self.address, attempt_s)
+        try:
+            self.certificate = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+        except OSError as error:
+            self.refused = isinstance(error, ConnectionRefusedError)
+            return False
+        return True
 
     async def _open(self, attempt_s: float) -> grpc.aio.Channel:
         """A new channel. Asyncio-flavoured: grpc.aio asks for the running loop.
@@ -159,9 +188,10 @@ class Agent:
         if not self._config.client_tls:
             return grpc.aio.insecure_channel(self.address, options=options)
         # The address is a forwarded port of the host, and no certificate has the host's name.
-        name = self._config.server_name or self._config.url.host
-        options.append(("grpc.ssl_target_name_override", name))
-        return grpc.aio.secure_channel(self.address, _credentials(self._config), options=options)
+        default = _OWN_NAME if self._config.own_certs else self._config.url.host
+        options.append(("grpc.ssl_target_name_override", self._config.server_name or default))
+        credentials = _credentials(self._config, self.certificate)
+        return grpc.aio.secure_channel(self.address, credentials, options=options)
 
     async def close(self) -> None:
         """Close the channel, if there is one. What is asked over the channel ends."""
@@ -232,6 +262,8 @@ class Agent:
 
     async def _life(self, attempt_s: float, open_to_all: bool) -> Life:
         if self._channel is None:
+            if not await self._look(attempt_s):
+                raise AgentError(self._vm_id, "UNAVAILABLE", "nothing speaks TLS there")
             self._channel = await aio_as_trio(self._open)(attempt_s)
         # A stranger first: an agent that answers a stranger asks nobody.
         status, code = await self._status(())
@@ -360,9 +392,10 @@ async def connect(
         await guest_agent.close()
 
 
-def _credentials(config: AgentConfig) -> grpc.ChannelCredentials:
+def _credentials(config: AgentConfig, own: bytes | None) -> grpc.ChannelCredentials:
+    """:param own: the certificate that the agent has made itself, if it is to be taken"""
     return grpc.ssl_channel_credentials(
-        root_certificates=read_pem(config.ca_certs),
+        root_certificates=own or read_pem(config.ca_certs),
         private_key=read_pem(config.client_key),
         certificate_chain=read_pem(config.client_cert),
     )

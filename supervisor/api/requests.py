@@ -24,7 +24,7 @@ from supervisor.config import (
 from supervisor.config.settings import parse_seconds
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.state.record import EndMode, RunOptions, request_hash
-from supervisor.tee import certificate
+from supervisor.tee import binding, certificate
 from supervisor.tee.evidence import BadEvidence, from_hex
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ Pem = NewType("Pem", str)
 _LONGEST_KEY = 255
 #: Of a certificate, a session or a secret's packet; a page of the processor's, in base64.
 _LONGEST_BASE64 = 32768
-#: What a report has room for, in bytes.
-_NONCE_BYTES = 64
 #: The most events of a page.
 MAX_PAGE = 1000
 #: Digits of an event's number.
@@ -246,9 +244,9 @@ def nonce(given: object) -> Nonce:
     try:
         if not isinstance(given, str):
             raise BadEvidence("it is no string")
-        return Nonce(from_hex(given, _NONCE_BYTES, fill=True))
+        return Nonce(from_hex(given, binding.NONCE_BYTES, fill=True))
     except BadEvidence as error:
-        why = f"nonce is 2 to {2 * _NONCE_BYTES} hexadecimal digits: {error.detail}"
+        why = f"nonce is 2 to {2 * binding.NONCE_BYTES} hexadecimal digits: {error.detail}"
         raise InvalidRequest(why, member="nonce") from None
 
 

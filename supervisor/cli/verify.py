@@ -60,6 +60,11 @@ _OPTIONS = {
 
 #: Of both kinds of evidence.
 _nonce = click.option("--nonce", type=Hex(64, fill=True), help="What you asked with.")
+_tls_certificate = click.option(
+    "--tls-certificate",
+    type=FileContent(),
+    help="What the agent showed you over TLS: the evidence must be of its key and --nonce.",
+)
 _allow_debug = click.option("--allow-debug", is_flag=True, help="Let one pass that can be read.")
 _allow_migration = click.option(
     "--allow-migration", is_flag=True, help="Let one pass that an agent can take over."
@@ -107,6 +112,7 @@ def verify() -> None:
     "--minimum-tcb", type=SecurityVersions(), help="Such as bootloader=3,snp=8,microcode=115."
 )
 @_nonce
+@_tls_certificate
 @_allow_debug
 @_allow_migration
 @_crl
@@ -137,7 +143,7 @@ def of_snp(report: bytes, leaf: bytes | None, as_json: bool, **given: Any) -> No
 def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
     same = ("measurement", "id_key_digest", "author_key_digest", "policy", "vmpl")
     return verify_snp.Expected(
-        report_data=given["nonce"],
+        report_data=_report_data(given),
         host_data=_bound(given, "host_data", Technology.SEV_SNP),
         allowed=_allowed(given, PolicyBit.DEBUG, PolicyBit.MIGRATE_MA),
         minimum_tcb=given["minimum_tcb"] or {},
@@ -166,6 +172,7 @@ def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
     help="Let a platform pass of which Intel says this.",
 )
 @_nonce
+@_tls_certificate
 @_allow_debug
 @_allow_migration
 @_crl
@@ -195,7 +202,7 @@ def of_tdx(quote: bytes, as_json: bool, **given: Any) -> None:
 def _expected_of_quote(given: dict[str, Any]) -> verify_tdx.Expected:
     same = ("mrtd", "mrowner", "mrownerconfig", "attributes")
     return verify_tdx.Expected(
-        report_data=given["nonce"],
+        report_data=_report_data(given),
         mrconfigid=_bound(given, "mrconfigid", Technology.TDX),
         rtmr=dict(given["rtmr"]),
         allowed=_allowed(given, Attribute.DEBUG, Attribute.MIGRATABLE),
@@ -273,6 +280,15 @@ def _launch_digest(given: dict[str, Any]) -> bytes:
         raise BadEvidence(found.problem)
     legacy = technology is Technology.SEV_ES and given["legacy_vm_type"]
     return bytes.fromhex(found.legacy_digest if legacy else found.digest)
+
+
+def _report_data(given: dict[str, Any]) -> bytes | None:
+    nonce: bytes | None = given["nonce"]
+    if given["tls_certificate"] is None:
+        return nonce
+    if nonce is None:
+        raise BadEvidence("--tls-certificate needs the --nonce that you asked with")
+    return binding.report_data(certificate.load(given["tls_certificate"])[0].public_key, nonce)
 
 
 def _bound(given: dict[str, Any], member: str, technology: Technology) -> bytes | None:

@@ -162,6 +162,11 @@ def _contradictions(config: Config) -> list[str]:
     agent = config.agent
     if (agent.client_cert is None) != (agent.client_key is None):
         found.append("MANAGER_AGENT_GRPC_CLIENT_CERT and MANAGER_AGENT_GRPC_CLIENT_KEY go together")
+    if agent.own_certs and (agent.ca_certs or not agent.client_tls):
+        found.append(
+            "MANAGER_AGENT_GRPC_OWN_CERTS needs MANAGER_AGENT_GRPC_CLIENT_TLS=true, and no"
+            " MANAGER_AGENT_GRPC_CA_CERTS"
+        )
     if (agent.ca_certs or agent.client_cert) and not agent.client_tls:
         found.append("certificates for the agent need MANAGER_AGENT_GRPC_CLIENT_TLS=true")
     net = config.qemu.net

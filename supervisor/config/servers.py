@@ -87,6 +87,12 @@ class AgentConfig:
         "true: TLS to the agents",
         "AGENT_GRPC_CLIENT_TLS",
     )
+    own_certs: bool = setting(
+        "MANAGER_AGENT_GRPC_OWN_CERTS",
+        False,
+        "true: take the certificate that each agent has made itself, as the reference agent's"
+        " --tls does; its owner believes the key by the guest's evidence",
+    )
     client_cert: Path | None = setting(
         "MANAGER_AGENT_GRPC_CLIENT_CERT", None, "PEM certificate to show to the agent"
     )

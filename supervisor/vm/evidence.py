@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+import attrs
 import structlog
 import trio
 
@@ -13,7 +14,8 @@ from supervisor.agent import client
 from supervisor.errors import AgentTimeout, Busy
 from supervisor.state.record import EventKind
 from supervisor.state.status import VmState
-from supervisor.tee import verdict
+from supervisor.tee import binding, verdict
+from supervisor.tee.certificate import load
 from supervisor.tee.checks import ExitCode, exit_code
 from supervisor.tee.facts import Technology
 from supervisor.vm import claims
@@ -28,10 +30,22 @@ log = structlog.stdlib.get_logger()
 _KINDS = {Technology.SEV_SNP: 0, Technology.TDX: 4}
 
 
-async def ask(vm: Vm, report_data: bytes) -> bytes:
-    """The report, with what the host gives to go with it; or the quote. As the agent sent it.
+@attrs.frozen
+class Evidence:
+    """What an agent sent.
 
-    :param report_data: 64 bytes
+    :param content: the report, with what the host gives to go with it; or the quote
+    :param report_data: what it must say
+    :param certificate: in PEM, of an agent with a TLS key of its own, to which it is bound
+    """
+
+    content: bytes
+    report_data: bytes
+    certificate: bytes | None
+
+
+async def ask(vm: Vm, nonce: bytes) -> Evidence:
+    """:param nonce: 64 bytes
     :raises Busy: if no processor reports on the guest, or its agent cannot be asked now
     :raises AgentError: if the agent has none, or does not answer; AgentTimeout if not in time
     """
@@ -47,7 +61,7 @@ async def ask(vm: Vm, report_data: bytes) -> bytes:
             raise Busy(f"the agent of VM {vm.id} cannot be asked now: the VM is {vm.status}{why}")
         timeout_s = vm.config.agent.timeout_s
         with trio.move_on_after(timeout_s):
-            return await _ask(vm, report_data, kind)
+            return await _ask(vm, nonce, kind)
     raise AgentTimeout(
         vm.id,
         f"the agent of VM {vm.id} did not answer Attestation within {timeout_s:g} s",
@@ -55,19 +69,21 @@ async def ask(vm: Vm, report_data: bytes) -> bytes:
     )
 
 
-async def _ask(vm: Vm, report_data: bytes, kind: int) -> bytes:
+async def _ask(vm: Vm, nonce: bytes, kind: int) -> Evidence:
     config = vm.config
     target = vm.record.agent_address or client.address(config.agent, vm.record.forwards)
     credential = vm.secret.credential if vm.secret else None
     connecting = client.connect(vm.id, target, config.agent, config.timing, credential)
     async with connecting as agent:
         await agent.wait_ready()
-        return await agent.attest(report_data, kind)
+        content, certificate = await agent.attest(nonce, kind), agent.certificate
+    if certificate:
+        (shown,) = load(certificate)
+        return Evidence(content, binding.report_data(shown.public_key, nonce), certificate)
+    return Evidence(content, nonce, None)
 
 
-async def judge(
-    vm: Vm, evidence: bytes, report_data: bytes, leaf: bytes | None, by: str
-) -> list[Check]:
+async def judge(vm: Vm, evidence: Evidence, leaf: bytes | None, by: str) -> list[Check]:
     """What it comes to, held against the VM's launch. That it is verified goes on record.
 
     :param leaf: the certificate of the key that signed, if it is not with the evidence
@@ -75,7 +91,7 @@ async def judge(
     :raises Busy: if no processor reports on the guest
     """
     claimed, began, now = claims.of(vm), vm.record.restarts, datetime.now(UTC)
-    judging = partial(verdict.judge, claimed, evidence, report_data, leaf, at=now)
+    judging = partial(verdict.judge, claimed, evidence.content, evidence.report_data, leaf, at=now)
     checks = await trio.to_thread.run_sync(judging)
     if exit_code(checks) is not ExitCode.VERIFIED:
         log.warning("evidence is not verified", vm=vm.id)

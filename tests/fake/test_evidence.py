@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import shutil
 import struct
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
+from click.testing import CliRunner
 
-from supervisor.tee import verdict
+from supervisor.agent.reference import tls
+from supervisor.cli import main
+from supervisor.tee import binding, verdict
 from supervisor.tee.snp import endorsement
 from supervisor.tee.tdx import pck
 from tests.fake.test_control import events_of
@@ -103,6 +108,7 @@ async def test_owner_gets_the_report_as_the_agent_sent_it(
             "tee": "sev-snp",
             "report_data": REPORT_DATA.hex(),
             "evidence": base64.b64encode(evidence).decode(),
+            "certificate": None,
         }
         assert supervisor.vm(vm_id).record.attested_at is None
 
@@ -294,3 +300,88 @@ async def test_next_boot_is_not_attested(milan: World, processor: Processor) -> 
         await guest.exit(1)
         await supervisor.wait_record(vm_id, lambda record: record.restarts == 1)
         assert supervisor.vm(vm_id).record.attested_at is None
+
+
+# --- an agent with a TLS key of its own -------------------------------------------------------
+
+
+OWN = {"MANAGER_AGENT_GRPC_CLIENT_TLS": "true", "MANAGER_AGENT_GRPC_OWN_CERTS": "true"}
+
+
+class Keyed:
+    """Of an agent: its files, and what a report says of its key."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        identity = tls.make_identity()
+        (directory / "key.pem").write_bytes(identity.key)
+        for name in ("cert.pem", "ca.pem"):
+            (directory / name).write_bytes(identity.certificate)
+        self.directory, self.certificate = directory, identity.certificate
+        self.report_data = binding.report_data(identity.public_key, REPORT_DATA)
+
+
+@pytest.fixture
+def keyed(milan: World, processor: Processor, tmp_path: Path) -> Keyed:
+    found = Keyed(tmp_path / "tls")
+    milan.scenario(evidence=str(processor.directory), agent_tls=str(found.directory))
+    return found
+
+
+async def test_report_is_bound_to_the_agents_key(
+    milan: World, processor: Processor, keyed: Keyed
+) -> None:
+    report = CHIP.report(**GOOD | {"report_data": keyed.report_data})
+    processor.says(with_table(report, CHIP.der))
+    async with milan.serve(**OWN) as supervisor:
+        vm_id = (await run(supervisor.http, tee="sev-snp"))["id"]
+        answer = await ask(supervisor, vm_id)
+        assert answer.json()["verdict"]["verified"], answer.text
+        assert answer.json()["report_data"] == keyed.report_data.hex()
+        assert answer.json()["certificate"].encode() == keyed.certificate
+        # An owner who believes nothing of this verifies it with what he saw himself.
+        (keyed.directory / "evidence").write_text(answer.json()["evidence"])
+        arguments = ["verify", "snp", str(keyed.directory / "evidence"), "--nonce", NONCE,
+                     "--tls-certificate", str(keyed.directory / "cert.pem"), "--json"]  # fmt: skip
+        shown = json.loads(CliRunner().invoke(main, arguments).output)
+        (said,) = [one for one in shown["checks"] if one["field"] == "report data"]
+        assert said["verdict"] == "ok"
+
+
+async def test_report_without_the_key_is_refused(
+    milan: World, processor: Processor, keyed: Keyed, tmp_path: Path
+) -> None:
+    """As one in between would have it: of his own key, or of the nonce alone."""
+    another = Keyed(tmp_path / "another")
+    async with milan.serve(**OWN) as supervisor:
+        vm_id = (await run(supervisor.http, tee="sev-snp"))["id"]
+        for said in (REPORT_DATA, another.report_data):
+            processor.says(with_table(CHIP.report(**GOOD | {"report_data": said}), CHIP.der))
+            answer = await ask(supervisor, vm_id)
+            assert verdicts(answer)["report data"] == "failed"
+
+
+async def test_agent_that_is_started_again_has_another_key(
+    milan: World, processor: Processor, keyed: Keyed, tmp_path: Path
+) -> None:
+    """Each connection takes the certificate that it is shown."""
+    async with milan.serve(**OWN, MANAGER_HEARTBEAT="50ms") as supervisor:
+        vm = supervisor.vm((await run(supervisor.http, tee="sev-snp"))["id"])
+        guest = await milan.guest()
+        await guest.order("end-agent", how="signal 9")
+        await vm.until(lambda: vm.agent_lost)
+        another = Keyed(tmp_path / "another")
+        shutil.copytree(another.directory, keyed.directory, dirs_exist_ok=True)
+        await guest.order("start-agent", kind="recorder")
+        await vm.until(lambda: vm.agent_ready)
+        report = CHIP.report(**GOOD | {"report_data": another.report_data})
+        processor.says(with_table(report, CHIP.der))
+        answer = await ask(supervisor, vm.id)
+        assert answer.json()["certificate"].encode() == another.certificate
+        assert answer.json()["verdict"]["verified"], answer.text
+
+
+def test_guest_and_verifier_mean_the_same() -> None:
+    nonce = bytes(64)
+    assert tls.binding(b"key", nonce) == binding.report_data(b"key", nonce)
+    assert binding.report_data(b"key", b"") == binding.report_data(b"key", nonce)

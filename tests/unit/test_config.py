@@ -289,6 +289,15 @@ def test_setting_that_needs_others(name: str, path: str, others: dict[str, str])
     assert at(config.load({name: "/file", **others}), path) == Path("/file")
 
 
+def test_certificates_of_the_agents_own_need_tls_and_no_authority() -> None:
+    own, tls = {"MANAGER_AGENT_GRPC_OWN_CERTS": "true"}, {"MANAGER_AGENT_GRPC_CLIENT_TLS": "true"}
+    assert config.load({}).agent.own_certs is False
+    assert config.load({**own, **tls}).agent.own_certs is True
+    for others in ({}, {**tls, "MANAGER_AGENT_GRPC_CA_CERTS": "/file"}):
+        with pytest.raises(ConfigError, match="OWN_CERTS needs"):
+            config.load({**own, **others})
+
+
 def test_networks_that_guests_may_reach_though_they_are_private() -> None:
     assert config.load({}).qemu.net.guest_allow == ()
     internet = {"MANAGER_QEMU_GUEST_NETWORK": "internet"}
@@ -364,6 +373,7 @@ def test_where_quotes_come_from(written: str) -> None:
 def test_every_setting_is_tested_here() -> None:
     tested = {row[0] for row in ROWS} | {row[0] for row in TOGETHER}
     tested |= {"MANAGER_QEMU_GUEST_FWD_3", "MANAGER_AGENT_GRPC_SERVER_NAME"}
+    tested |= {"MANAGER_AGENT_GRPC_OWN_CERTS"}
     tested |= {"MANAGER_QEMU_GUEST_NETWORK_ALLOW", "MANAGER_TEE_CMDLINE"}
     assert {one.names[0] for one in settings.declared(Config)} == tested
 

@@ -57,11 +57,11 @@ def blueprint(service: Service) -> Blueprint:
         vm = service.vms.get(vm_id, current())
         wanted = await json_body.read(EvidenceRequest)
         found = await evidence.ask(vm, wanted.nonce)
-        answer = views.evidence(vm, wanted.nonce, found)
+        answer = views.evidence(vm, found)
         if request.args.get("verify") != "1":
             return answer
         leaf = wanted.leaf.encode() if wanted.leaf else None
-        judged = await evidence.judge(vm, found, wanted.nonce, leaf, current().name)
+        judged = await evidence.judge(vm, found, leaf, current().name)
         return answer | {"verdict": checks.document(judged)}
 
     @routes.get("/<vm_id>/launch-measurement")

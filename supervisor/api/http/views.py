@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Forward
     from supervisor.qemu.qmp import RunStatus, SevMeasurement, SevStatus
     from supervisor.templates.registry import Entry
+    from supervisor.vm.evidence import Evidence
     from supervisor.vm.vm import Vm
 
 
@@ -91,13 +92,14 @@ def measurement(vm: Vm, found: SevMeasurement) -> dict[str, Any]:
     }
 
 
-def evidence(vm: Vm, report_data: bytes, found: bytes) -> dict[str, Any]:
+def evidence(vm: Vm, found: Evidence) -> dict[str, Any]:
     """``POST /vms/<id>/attestation``."""
     return {
         "vm": vm.id,
         "tee": vm.record.options.tee,
-        "report_data": report_data.hex(),
-        "evidence": base64.b64encode(found).decode(),
+        "report_data": found.report_data.hex(),
+        "evidence": base64.b64encode(found.content).decode(),
+        "certificate": found.certificate.decode() if found.certificate else None,
     }
 
 
