@@ -9,7 +9,7 @@ import tracemalloc
 
 import pytest
 
-from supervisor.api.http.streamed_json import PIECE, Body
+from supervisor.api.http.streamed_json import PIECE, Body, _members
 from supervisor.config import MAX_COMPUTATION
 from supervisor.errors import InvalidRequest, TooLarge
 
@@ -110,6 +110,22 @@ def test_member_that_is_there_twice(body: str) -> None:
     """Two readers would understand two things."""
     with pytest.raises(InvalidRequest, match="twice"):
         read((body.replace("%s", '"computation": "AA=="')).encode())
+
+
+def test_looking_for_a_member_that_is_there_twice_is_one_pass() -> None:
+    """The interpreter does nothing else meanwhile."""
+    hashed = 0
+
+    class Name(str):
+        def __hash__(self) -> int:
+            nonlocal hashed
+            hashed += 1
+            return super().__hash__()
+
+    names = [*map(str, range(1000)), "999"]
+    with pytest.raises(InvalidRequest, match="'999' is there twice"):
+        _members([(Name(name), 1) for name in names])
+    assert hashed <= 3 * len(names)
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,11 @@ def decoded(value: str | list[object]) -> bytes:
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Two members of one name mean different things to different readers."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
-        raise InvalidRequest(f"{twice[:64]!r} is there twice", member=twice[:64])
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidRequest(f"{name[:64]!r} is there twice", member=name[:64])
+        found[name] = value
     return found
 
 
