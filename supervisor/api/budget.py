@@ -14,6 +14,8 @@ from supervisor.errors import Overloaded
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from supervisor.api.rates import Who
+
 #: What a body takes beside its computation, at most.
 _BESIDE = 256 * 1024
 #: The most that one body takes.
@@ -34,7 +36,7 @@ class Budget:
     def __init__(self, most_bytes: int, wait_s: float) -> None:
         self._most = most_bytes
         self._wait_s = wait_s
-        self._held: Counter[str] = Counter()
+        self._held: Counter[Who] = Counter()
         self._changed = trio.Event()
 
     @property
@@ -42,7 +44,7 @@ class Budget:
         return self._held.total()
 
     @asynccontextmanager
-    async def reserve(self, who: str, announced: int | None) -> AsyncIterator[None]:
+    async def reserve(self, who: Who, announced: int | None) -> AsyncIterator[None]:
         """Room for one body.
 
         :param who: the caller
@@ -71,6 +73,6 @@ class Budget:
             self._changed.set()
             self._changed = trio.Event()
 
-    def _fits(self, who: str, size: int) -> bool:
+    def _fits(self, who: Who, size: int) -> bool:
         mine = self._held[who] + size <= self._most // 2
         return mine and self.held_bytes + size <= self._most

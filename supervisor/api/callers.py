@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
 from supervisor.api import trace
+from supervisor.api.rates import Who
 from supervisor.caller import Caller, Right, roles_with
 from supervisor.errors import Forbidden, SupervisorError
 
@@ -50,13 +51,13 @@ def serving(caller: Caller | SupervisorError) -> Iterator[None]:
         _caller.reset(token)
 
 
-def who() -> str:
+def who() -> Who:
     """Whose share of the limits the present request takes: its caller's, else its address's."""
     try:
         name = current().name
     except SupervisorError:
         name = ""
-    return name or trace.present().peer
+    return Who(name, known=True) if name else Who.at(trace.present().peer)
 
 
 def needs(right: Right | None) -> Callable[[Handler], Handler]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+from collections import Counter
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
 
@@ -14,9 +15,27 @@ from supervisor.errors import TooOften
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Callers that have a share of their own. Those beyond have one together: the table is bounded.
+#: Callers, and addresses, that have a share of their own. Those beyond have one together: a table
+#: is bounded.
 _MOST_CALLERS = 4096
 _OTHERS = "\0"
+
+
+class Who(NamedTuple):
+    """Whose share of a limit something takes.
+
+    :param name: a caller's, or the network of an address
+    :param known: whether it is a caller's. A caller may be called like an address, and whoever has
+        many addresses must not take what callers have
+    """
+
+    name: str
+    known: bool
+
+    @classmethod
+    def at(cls, address: str) -> Who:
+        """Nobody is known to call from there."""
+        return cls(network_of(address), known=False)
 
 
 @attrs.define
@@ -37,9 +56,10 @@ class Rates:
         self._per_s = per_s
         self._burst = burst
         self._now_s = now_s
-        self._shares: dict[str, _Share] = {}
+        self._known: dict[str, _Share] = {}
+        self._addresses: dict[str, _Share] = {}
 
-    def take(self, who: str) -> bool:
+    def take(self, who: Who) -> bool:
         """Whether the caller had a token, which is gone now."""
         if not self._per_s:
             return True
@@ -49,27 +69,28 @@ class Rates:
         share.tokens -= 1
         return True
 
-    def wait_s(self, who: str) -> int:
+    def wait_s(self, who: Who) -> int:
         """Whole seconds until there is a token."""
         return max(1, math.ceil((1 - self._share(who).tokens) / self._per_s))
 
-    def _share(self, who: str) -> _Share:
-        now_s, who = self._now_s(), network_of(who)
-        if who not in self._shares and len(self._shares) >= _MOST_CALLERS:
-            self._forget(now_s)
-            if len(self._shares) >= _MOST_CALLERS:
-                who = _OTHERS
-        share = self._shares.setdefault(who, _Share(self._burst, now_s))
+    def _share(self, who: Who) -> _Share:
+        now_s, name = self._now_s(), who.name
+        shares = self._known if who.known else self._addresses
+        if name not in shares and len(shares) >= _MOST_CALLERS:
+            self._forget(shares, now_s)
+            if len(shares) >= _MOST_CALLERS:
+                name = _OTHERS
+        share = shares.setdefault(name, _Share(self._burst, now_s))
         share.tokens = min(self._burst, share.tokens + (now_s - share.at_s) * self._per_s)
         share.at_s = now_s
         return share
 
-    def _forget(self, now_s: float) -> None:
+    def _forget(self, shares: dict[str, _Share], now_s: float) -> None:
         """Those whose bucket is full again are as good as new."""
         full_s = self._burst / self._per_s
-        for who, share in list(self._shares.items()):
+        for name, share in list(shares.items()):
             if now_s - share.at_s >= full_s:
-                del self._shares[who]
+                del shares[name]
 
 
 class AtOnce:
@@ -79,11 +100,11 @@ class AtOnce:
         self._most = most
         self._what = what
         self._setting = setting
-        self._held: dict[str, int] = {}
+        self._held: Counter[Who] = Counter()
 
-    def check(self, who: str) -> None:
+    def check(self, who: Who) -> None:
         """:raises TooOften:"""
-        held = self._held.get(network_of(who), 0)
+        held = self._held[who]
         if held >= self._most:
             raise TooOften(
                 f"there are {held} {self._what} of this caller already",
@@ -92,11 +113,10 @@ class AtOnce:
             )
 
     @contextmanager
-    def one_more(self, who: str) -> Iterator[None]:
+    def one_more(self, who: Who) -> Iterator[None]:
         """:raises TooOften: if the caller has as many as one may have"""
         self.check(who)
-        who = network_of(who)
-        self._held[who] = self._held.get(who, 0) + 1
+        self._held[who] += 1
         try:
             yield
         finally:
@@ -105,10 +125,17 @@ class AtOnce:
                 del self._held[who]
 
 
-def network_of(who: str) -> str:
-    """One host may have a whole /64 of IPv6 addresses; all else is as it is."""
+def network_of(address: str) -> str:
+    """The addresses that one host has at will: a /64 of IPv6, and all of loopback."""
     try:
-        address = ipaddress.IPv6Address(who)
+        ip = ipaddress.ip_address(address)
     except ValueError:
-        return who
-    return str(ipaddress.IPv6Network((address, 64), strict=False))
+        return address  # a unix socket's
+    if isinstance(ip, ipaddress.IPv6Address):
+        # A socket for both families has IPv4 addresses so.
+        ip = ip.ipv4_mapped or ip
+    if ip.is_loopback:
+        return "loopback"
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    return str(ipaddress.IPv6Network((ip, 64), strict=False))

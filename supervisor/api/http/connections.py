@@ -43,6 +43,7 @@ from supervisor.api.auth.door import STRANGER, Peer, uid_of
 from supervisor.api.callers import serving
 from supervisor.api.http.bodies import Incoming
 from supervisor.api.http.problems import document
+from supervisor.api.rates import Who
 from supervisor.errors import SupervisorError, TooOften, single
 
 __all__ = ["Exchange", "Settings", "serve"]
@@ -231,7 +232,7 @@ class Connection(TCPServer):
         # What becomes ``scope["state"]`` of each request.
         self.state = LifespanState({**self.state, "stream": self.stream})
         try:
-            with self.config.per_address.one_more(_address(self.stream)):
+            with self.config.per_address.one_more(Who.at(_address(self.stream))):
                 if await self._shake_hands():
                     await super().run()
                 else:
