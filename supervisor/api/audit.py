@@ -1,8 +1,9 @@
 """The audit log: a JSON line for each request that changes something, and for each refusal.
 
 A line has names that the supervisor chose, and values that were checked or are escaped by JSON: no
-body, no query, no header but the request's id. Refusals are limited in rate for each caller, so
-that no flood of them pushes other lines out; the next line says how many are missing.
+body, no query, no header but the request's id. Refusals are limited in rate for each caller, and
+so is all that callers do whom nobody knows: no flood of them pushes other lines out. The next line
+says how many are missing.
 
 A line that cannot be written goes to the supervisor's own log instead. The request is served: on
 a full disk it may be the one that removes a VM.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from supervisor.api.rates import Rates
     from supervisor.api.trace import Trace
+    from supervisor.caller import Caller
 
 log = structlog.stdlib.get_logger()
 
@@ -60,7 +62,7 @@ class Audit:
     """The log. `open` comes first, `close` last.
 
     :param size_bytes: a longer file is set aside as ``<name>.1``, in the place of the one before
-    :param refusals: how many refusals of one caller get a line
+    :param refusals: how many refusals of one caller get a line, and how much else of a stranger
     """
 
     def __init__(self, file: Path, size_bytes: int, refusals: Rates) -> None:
@@ -84,18 +86,23 @@ class Audit:
         try:
             yield
         finally:
-            if outcome.refused and not self._refusals.take(callers.who()):
-                self._missing += 1
-            elif outcome.refused or outcome.changes:
-                self._write(trace, outcome)
+            caller = _caller()
+            if outcome.refused or outcome.changes:
+                limited = outcome.refused or caller is None
+                if limited and not self._refusals.take(callers.who()):
+                    self._missing += 1
+                else:
+                    self._write(trace, outcome, caller)
 
-    def _write(self, trace: Trace, outcome: Outcome) -> None:
+    def _write(self, trace: Trace, outcome: Outcome, caller: Caller | None) -> None:
         line: dict[str, Any] = {
             "ts": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "request_id": trace.id,
             "wire": trace.wire,
             "peer": trace.peer,
-            **_caller(),
+            "caller": caller and caller.name,
+            "known_by": caller and caller.known_by,
+            "role": caller and caller.role,
             "what": outcome.what,
             "vm": trace.vm_id and trace.vm_id[:_LONGEST],
             "outcome": outcome.word,
@@ -124,9 +131,8 @@ class Audit:
             raise OSError(f"only {written} bytes of {len(line)} could be written")
 
 
-def _caller() -> dict[str, str | None]:
+def _caller() -> Caller | None:
     try:
-        caller = callers.current()
+        return callers.current()
     except SupervisorError:
-        return {"caller": None, "known_by": None, "role": None}
-    return {"caller": caller.name, "known_by": caller.known_by, "role": caller.role}
+        return None

@@ -69,6 +69,22 @@ network(
 
 @attack(
     From.NETWORK,
+    "a stranger calls a path that does not exist by a long method, and sends no body",
+    held_by="asking who calls at every path",
+    refusal="401",
+    through="404",
+)
+def long_method_of_no_path(place: Place) -> Came:
+    with place.main.raw() as connection:
+        connection.sendall(
+            b"%b /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            % (b"A" * 15000)
+        )
+        return place.main.came_of(connection.recv(65536), "another method ")
+
+
+@attack(
+    From.NETWORK,
     "a stranger goes on where a caller with a token has left the connection",
     held_by="asking who calls",
     refusal="401",

@@ -115,6 +115,19 @@ async def test_caller_who_leaves(world: World) -> None:
     assert line["vm"] == guest.vm_id
 
 
+async def test_method_that_no_route_has(world: World) -> None:
+    log = world.tmp / "audit.jsonl"
+    async with world.serve() as supervisor:
+        for path in ("/vms", "/nowhere"):
+            answer = await supervisor.http.request("PLANTED" * 1000, path)
+            assert answer.status_code in (404, 405)
+        assert (await supervisor.http.delete("/nowhere")).status_code == 404
+    assert [one["what"] for one in lines(log)] == [
+        *["another method of no path"] * 2,
+        "DELETE of no path",
+    ]
+
+
 async def test_flood_of_refusals_is_counted_and_not_written(world: World) -> None:
     log = world.tmp / "audit.jsonl"
     async with world.serve() as supervisor:

@@ -230,15 +230,25 @@ async def test_paths_that_look_like_another(short_tmp: Path, target: str) -> Non
     assert b'"vms":' not in answer
 
 
-async def test_stranger_is_turned_away_before_the_body_is_read(short_tmp: Path) -> None:
-    head = (
-        b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b"Content-Length: 60000000\r\n\r\n"
+@pytest.mark.parametrize("length", [b"Content-Length: 60000000", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("target", [b"POST /run", b"POST /nowhere", b"NONSENSE /vms"])
+async def test_stranger_is_turned_away_before_the_body_is_read(
+    short_tmp: Path, target: bytes, length: bytes
+) -> None:
+    head = (b"%b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n%b\r\n\r\n") % (
+        target,
+        length,
     )
     async with serving(short_tmp) as running:
-        async with await trio.open_tcp_stream("127.0.0.1", running.http_port) as stream:
+        stream = await trio.open_tcp_stream("127.0.0.1", running.http_port)
+        async with stream:
             await stream.send_all(head)
-            assert b" 401 " in await stream.receive_some(1000)
+            with trio.fail_after(PATIENCE_S):
+                assert b" 401 " in await stream.receive_some(1000)
+
+
+async def test_stranger_is_turned_away_before_the_message_is_read(short_tmp: Path) -> None:
+    async with serving(short_tmp) as running:
         # More than grpc takes: the status would be another one if it had read the message.
         code = await trio.to_thread.run_sync(_too_much, running.grpc_port)
         assert code is grpc.StatusCode.UNAUTHENTICATED

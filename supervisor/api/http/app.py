@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from quart import request, websocket
 from quart_trio import QuartTrio
 
 from supervisor.api.audit import Outcome
-from supervisor.api.callers import check, right_of
+from supervisor.api.callers import check, current, right_of
 from supervisor.api.http import (
     attestation,
     events,
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 MAX_BODY = 5 * MAX_COMPUTATION + 64 * 1024
 
 _CHANGES_NOTHING = {"GET", "HEAD", "OPTIONS"}
+#: In the audit log, for a method that no route has: a caller may send kilobytes as one.
+_OTHER_METHOD = "another method"
 #: For browsers: no other site's page shows or embeds an answer, and none runs what a guest wrote.
 _FOR_BROWSERS = {
     "X-Content-Type-Options": "nosniff",
@@ -57,6 +59,11 @@ class App(QuartTrio):
         super().__init__("supervisor", static_folder=None)
         self._gate = gate
 
+    @cached_property
+    def _methods(self) -> set[str]:
+        """Those that a route has."""
+        return {method for rule in self.url_map.iter_rules() for method in rule.methods or ()}
+
     async def handle_request(self, request: Request) -> Any:
         return await self._watched(request, super().handle_request)
 
@@ -70,12 +77,13 @@ class App(QuartTrio):
         peer = (asked.scope.get("client") or ("unix",))[0]
         given, parents = headers.getlist("X-Request-Id"), headers.getlist("traceparent")
         trace = Trace(request_id(given, parents), "http", peer)
-        outcome = Outcome(asked.method, asked.method not in _CHANGES_NOTHING)
+        method = asked.method if asked.method in self._methods else _OTHER_METHOD
+        outcome = Outcome(method, method not in _CHANGES_NOTHING)
         with self._gate.watching(trace, outcome):
             try:
                 answer = await handle(asked)
             finally:
-                outcome.what = f"{asked.method} {asked.url_rule or 'of no path'}"
+                outcome.what = f"{method} {asked.url_rule or 'of no path'}"
                 trace.vm_id = trace.vm_id or (asked.view_args or {}).get("vm_id")
             outcome.status = answer.status_code
             outcome.refused = 400 <= answer.status_code < 500 or answer.status_code == 503
@@ -120,12 +128,14 @@ def create_app(
     async def check_request() -> None:
         sent = Sent.of(request.scope)
         hosts.check_host(sent)
-        if not _is_health():
-            check_origin(sent)
-        if request.url_rule:  # else there is no such path
-            check(rights[request.url_rule.endpoint])
-        if not _is_health():
-            await json_body.check_type()
+        if _is_health():  # which needs no right
+            return
+        check_origin(sent)
+        if not request.url_rule:
+            current()  # a stranger learns no path and no method, and nobody's body is waited for
+            return
+        check(rights[request.url_rule.endpoint])
+        await json_body.check_type()
 
     @app.before_websocket
     async def check_sender_of_websocket() -> None:

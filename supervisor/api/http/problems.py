@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
+#: Characters of a path that the log has; a caller may send kilobytes.
+_LONGEST_PATH = 200
+
 #: The first class that fits decides; the root at the end fits all.
 _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
     errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -153,7 +156,7 @@ async def _https(error: HTTPException) -> Response:
 
 
 async def _bug(error: Exception) -> Response:
-    log.error("bug in a request handler", path=_asked().path, exc_info=error)
+    log.error("bug in a request handler", path=_asked().path[:_LONGEST_PATH], exc_info=error)
     return problem(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "InternalError",
