@@ -42,7 +42,10 @@ class CallersConfig:
         "MANAGER_CALLER_READERS", 64, "readers of events that one caller may have"
     )
     connections: int = setting(
-        "MANAGER_HTTP_CONNECTIONS", 512, "connections from one address, to each of HTTP and gRPC"
+        "MANAGER_HTTP_CONNECTIONS",
+        512,
+        "connections from one address, to each of HTTP and gRPC, or of one user over the unix"
+        " socket of HTTP",
     )
     header_timeout_s: Seconds = setting(
         "MANAGER_HTTP_HEADER_TIMEOUT", 10.0, "longest time for TLS, or for a request's headers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import AsyncExitStack, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,15 @@ import pytest
 import trio
 import trio.testing
 
+from supervisor.api.http import connections
 from supervisor.pb import manager_pb2, vm_pb2
 from tests.fake.test_connections import ask
 from tests.support.event_reader import reading
 from tests.support.world import PATIENCE_S, in_thread
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.world import Supervisor, World
 
 POST = b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -120,6 +124,51 @@ async def test_too_many_connections_over_grpc(world: World) -> None:
             list((await supervisor.call(supervisor.vm_service.List, vm_pb2.ListRequest())).vms)
             == []
         )
+
+
+async def get_over(path: Path) -> bytes:
+    """What a connection to a unix socket answers; empty if it is closed at once."""
+    with trio.fail_after(PATIENCE_S):
+        async with await trio.open_unix_socket(path) as stream:
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(b"GET /health HTTP/1.0\r\n\r\n")
+                return b"".join([part async for part in stream])
+    return b""
+
+
+@pytest.mark.parametrize("limit", ["of one user", "of all"])
+async def test_user_of_the_socket_leaves_connections_to_root(
+    world: World, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    uids = [0]
+    monkeypatch.setattr(connections, "uid_of", lambda _: uids[0])
+    settings = {"MANAGER_HTTP_CONNECTIONS": "2"} if limit == "of one user" else {}
+    if limit == "of all":
+        monkeypatch.setattr(connections, "_most_connections", lambda: 2)
+    path = world.tmp / "api.sock"
+    async with world.serve(**settings), AsyncExitStack() as stack:
+        uids[0] = 12345
+        for _ in range(2):
+            stream = await stack.enter_async_context(await trio.open_unix_socket(path))
+            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert await stream.receive_some()
+        assert await get_over(path) == b""
+        for uids[0] in (0, os.geteuid()):
+            assert b" 200 " in await get_over(path)
+
+
+async def test_connections_beyond_the_limit_are_told_once_a_second(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with world.serve(MANAGER_HTTP_CONNECTIONS="1") as supervisor:
+        port = supervisor.running.http_port
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert await stream.receive_some()
+            for _ in range(20):
+                assert await ask(supervisor, b"") == (b"", b"")
+    told = [line for line in capsys.readouterr().out.splitlines() if "connection refused" in line]
+    assert 0 < len(told) < 20
 
 
 async def test_headers_that_come_too_slowly(world: World) -> None:

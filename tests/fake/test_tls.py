@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import ssl
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,7 +19,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from supervisor.api.http.connections import Connection
 from supervisor.cli import main
 from supervisor.pb import vm_pb2
 from tests.support.world import Secure, in_thread
@@ -236,7 +234,6 @@ async def test_failed_handshake_is_told_once_a_second(
     other.configure_cert(stranger)
     settings = tls.server_settings("HTTP", mutual=True)
     async with world.serve(Secure(http=stranger), **settings) as supervisor:
-        Connection._told_at = -math.inf
         for _ in range(5):
             with pytest.raises(httpx.TransportError):
                 await supervisor.http.get("/health")

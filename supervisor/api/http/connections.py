@@ -16,6 +16,7 @@ Sources: RFC 9112, sections 6.1, 9.3 and 9.6; hypercorn's ``protocol/h11.py`` an
 from __future__ import annotations
 
 import math
+import os
 import resource
 import socket
 import ssl
@@ -196,16 +197,30 @@ class LocalStream(trio.abc.HalfCloseableStream):
         await self._stream.aclose()
 
 
+class Warnings:
+    """Lines of the log that strangers cause: one a second of each kind."""
+
+    def __init__(self) -> None:
+        self._told_at: dict[str, float] = {}
+
+    def tell(self, what: str, **more: str) -> None:
+        now = trio.current_time()
+        if now > self._told_at.get(what, -math.inf) + 1:
+            self._told_at[what] = now
+            log.warning(what, **more)
+
+
 class Settings(HypercornConfig):
     """Hypercorn's settings, and ours.
 
-    :ivar per_address: connections that one address has
+    :ivar per_caller: connections that one address has, or one user of the unix socket
     :ivar unread_s: after this, a client of the unix socket that reads nothing is cut off
     """
 
     unread_s: float
     header_timeout_s: float
-    per_address: AtOnce
+    per_caller: AtOnce
+    warnings: Warnings
 
     #: None: no TLS.
     tls: Watched[ssl.SSLContext] | None = None
@@ -220,28 +235,28 @@ class Connection(TCPServer):
 
     #: How many there are.
     _count: ClassVar[int] = 0
-    #: When a failed handshake was told last.
-    _told_at: ClassVar[float] = -math.inf
 
     async def run(self) -> None:
-        if Connection._count >= _most_connections():
+        # If others have all that there are, it is an admin's to end that.
+        if Connection._count >= _most_connections() and not _is_admins(self.stream):
             await trio.aclose_forcefully(self.stream)
             return
         Connection._count += 1
+        accepted = self.stream
         self._choose_stream()
         # What becomes ``scope["state"]`` of each request.
         self.state = LifespanState({**self.state, "stream": self.stream})
         try:
-            with self.config.per_address.one_more(Who.at(_address(self.stream))):
+            with self.config.per_caller.one_more(_who(accepted)):
                 if await self._shake_hands():
                     await super().run()
                 else:
                     await trio.aclose_forcefully(self.stream)
         except TooOften as error:
-            log.warning("HTTP connection refused", problem=str(error))
+            self.config.warnings.tell("HTTP connection refused", problem=str(error))
             await trio.aclose_forcefully(self.stream)
         except Exception as error:
-            log.warning("HTTP connection failed", problem=repr(single(error)))
+            self.config.warnings.tell("HTTP connection failed", problem=repr(single(error)))
         finally:
             Connection._count -= 1
 
@@ -265,12 +280,10 @@ class Connection(TCPServer):
                 await self.stream.do_handshake()
                 return True
         except trio.BrokenResourceError as error:
-            # One line a second: strangers cause them.
-            why, now = error.__cause__, trio.current_time()
-            if isinstance(why, ssl.SSLError) and now > Connection._told_at + 1:
-                Connection._told_at = now
+            why = error.__cause__
+            if isinstance(why, ssl.SSLError):
                 problem = getattr(why, "verify_message", "") or why.reason
-                log.warning("TLS handshake failed", peer=peer, problem=problem)
+                self.config.warnings.tell("TLS handshake failed", peer=peer, problem=problem)
         return False
 
     async def _read_data(self) -> None:
@@ -359,6 +372,19 @@ def _address(stream: Any) -> str:
     plain = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     address = plain.socket.getpeername()
     return str(address[0]) if isinstance(address, tuple) else "unix"
+
+
+def _who(stream: trio.SocketStream) -> Who:
+    """Whose share of the connections it takes."""
+    if stream.socket.family == socket.AF_UNIX:
+        return Who(f"uid:{uid_of(stream.socket)}", known=True)
+    return Who.at(_address(stream))
+
+
+def _is_admins(stream: trio.SocketStream) -> bool:
+    """Whether the kernel says that root or our own user has made it."""
+    is_local = stream.socket.family == socket.AF_UNIX
+    return is_local and uid_of(stream.socket) in (0, os.geteuid())
 
 
 def _most_connections() -> int:
