@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import enum
+import re
 from typing import TYPE_CHECKING, NewType, TypeVar
 
 import attrs
@@ -43,8 +44,8 @@ _LONGEST_KEY = 255
 _LONGEST_BASE64 = 32768
 #: The most events of a page.
 MAX_PAGE = 1000
-#: Digits of an event's number.
-_LONGEST_NUMBER = 18
+#: As an event's is. Python turns no more than some thousand digits into a number.
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def _fits(_: object, __: object, computation: bytes) -> None:
@@ -263,14 +264,13 @@ def pem(given: object) -> Pem:
 
 def page_size(given: str) -> int:
     """:raises InvalidRequest:"""
-    if not given.isdecimal() or not 1 <= int(given[:_LONGEST_NUMBER]) <= MAX_PAGE:
+    if not _NUMBER.fullmatch(given) or not 1 <= int(given) <= MAX_PAGE:
         raise InvalidRequest(f"limit must be a number from 1 to {MAX_PAGE}", member="limit")
     return int(given)
 
 
 def event_number(given: str | int) -> int:
     """:raises InvalidRequest:"""
-    text = str(given)
-    if not text.isdecimal() or len(text) > _LONGEST_NUMBER:
+    if not _NUMBER.fullmatch(str(given)):
         raise InvalidRequest("Last-Event-ID, or after, must be an event's number")
-    return int(text)
+    return int(given)

@@ -8,7 +8,7 @@ import pytest
 
 from supervisor import config
 from supervisor.api.grpc import messages
-from supervisor.api.requests import EventsRequest, RunRequest, event_number
+from supervisor.api.requests import EventsRequest, RunRequest, event_number, page_size
 from supervisor.config import MAX_COMPUTATION, Forwards, Policy, RestartPolicy, Tee, TemplateUse
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.pb import manager_pb2, vm_pb2
@@ -137,10 +137,24 @@ def test_keys_that_are_none(key: str) -> None:
         RunRequest(b"1").options(DEFAULTS, key)
 
 
-@pytest.mark.parametrize("given", ["", "x", "-1", "1.5", "9" * 19, -1, 10**18])
+@pytest.mark.parametrize("given", ["", "x", "-1", "1.5", "٣", "9" * 19, -1, 10**18])
 def test_what_is_no_number_of_an_event(given: str | int) -> None:
     with pytest.raises(InvalidRequest, match="must be an event's number"):
         event_number(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "x", "0", "-1", "1.5", "٣", "1001", "0" * 17 + "199999", "0" * 17 + "1" + "0" * 5000],
+)
+def test_what_is_no_size_of_a_page(given: str) -> None:
+    with pytest.raises(InvalidRequest, match="limit must be a number from 1 to 1000"):
+        page_size(given)
+
+
+@pytest.mark.parametrize(("given", "size"), [("1", 1), ("1000", 1000), ("007", 7)])
+def test_size_of_a_page(given: str, size: int) -> None:
+    assert page_size(given) == size
 
 
 @pytest.mark.parametrize(
