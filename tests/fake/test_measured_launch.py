@@ -101,6 +101,26 @@ async def test_owner_verifies_gives_a_secret_and_lets_it_run(host: World) -> Non
         assert (guest.count("sev-inject-launch-secret"), guest.count("cont")) == (1, 1)
 
 
+async def test_measurement_is_a_step_that_is_on_the_audit_log(host: World) -> None:
+    async with host.serve() as supervisor:
+        vm = await begun(supervisor)
+        path = f"/vms/{vm.id}/launch-measurement"
+        head = await supervisor.http.head(path)
+        assert head.status_code == 405
+        assert set(head.headers["Allow"].split(", ")) == {"GET", "OPTIONS"}
+        assert (await supervisor.http.options(path)).status_code == 200
+        assert vm.awaits_owner
+        assert vm.record.launch == "waiting"
+        assert (await get(supervisor, vm)).status_code == 200
+        assert vm.record.launch == "measured"
+    lines = map(json.loads, (host.tmp / "audit.jsonl").read_text().splitlines())
+    assert [(one["what"], one["vm"], one["status"]) for one in lines] == [
+        ("POST /run", vm.id, 202),
+        ("HEAD of no path", None, 405),
+        ("GET /vms/<vm_id>/launch-measurement", vm.id, 200),
+    ]
+
+
 async def test_qemu_gets_the_owners_session(host: World) -> None:
     async with host.serve() as supervisor:
         vm = await begun(supervisor, dh_cert=CERTIFICATE, session=SESSION)

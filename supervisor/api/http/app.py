@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 MAX_BODY = 5 * MAX_COMPUTATION + 64 * 1024
 
 _CHANGES_NOTHING = {"GET", "HEAD", "OPTIONS"}
+#: Endpoints of which GET changes something, and HEAD does not exist: it would change it unseen.
+_CHANGED_BY_GET = {"attestation.launch_measurement"}
 #: In the audit log, for a method that no route has: a caller may send kilobytes as one.
 _OTHER_METHOD = "another method"
 #: For browsers: no other site's page shows or embeds an answer, and none runs what a guest wrote.
@@ -83,7 +85,10 @@ class App(QuartTrio):
             try:
                 answer = await handle(asked)
             finally:
-                outcome.what = f"{method} {asked.url_rule or 'of no path'}"
+                rule = asked.url_rule
+                outcome.what = f"{method} {rule or 'of no path'}"
+                if rule and method == "GET" and rule.endpoint in _CHANGED_BY_GET:
+                    outcome.changes = True
                 trace.vm_id = trace.vm_id or (asked.view_args or {}).get("vm_id")
             outcome.status = answer.status_code
             outcome.refused = 400 <= answer.status_code < 500 or answer.status_code == 503
@@ -121,6 +126,9 @@ def create_app(
     app.register_blueprint(templates.blueprint(service))
     app.register_blueprint(host.blueprint(service))
     app.register_blueprint(ops.blueprint(service, instance_id))
+    for rule in app.url_map.iter_rules():
+        if rule.methods and rule.endpoint in _CHANGED_BY_GET:
+            rule.methods.discard("HEAD")
     problems.register(app)
     rights = {name: right_of(view) for name, view in app.view_functions.items()}
 
