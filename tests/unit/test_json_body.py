@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from quart_trio import QuartTrio
 
-from supervisor.api.http import json_body, problems
+from supervisor.api.http import json_body, problems, streamed_json
 from supervisor.api.http.connections import Exchange
 from supervisor.api.requests import RunRequest, ShutdownRequest
 from supervisor.caller import ANYBODY, Caller
@@ -70,6 +70,32 @@ async def test_computation(written: object, read: bytes) -> None:
     answer = await post("/run", {"computation": written})
     assert answer.status_code == 200
     assert await answer.get_data() == read.hex().encode()
+
+
+async def test_body_that_comes_a_byte_at_a_time_is_decoded_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pieces = 0
+
+    class Counted(streamed_json.Body):
+        def feed(self, part: bytes) -> None:
+            nonlocal pieces
+            pieces += 1
+            super().feed(part)
+
+    monkeypatch.setattr(streamed_json, "Body", Counted)
+    body = b'{"computation": "%b"}' % (b"A" * streamed_json.PIECE)
+    async with (
+        an_app()
+        .test_client()
+        .request("/run", method="POST", headers={"Content-Type": "application/json"}) as connection
+    ):
+        for byte in body:
+            await connection.send(bytes([byte]))
+        await connection.send_complete()
+    answer = await connection.as_response()
+    assert await answer.get_data() == bytes(streamed_json.PIECE * 3 // 4).hex().encode()
+    assert pieces < 5
 
 
 NOT_A_BYTE = "not a number from 0 to 255"

@@ -50,11 +50,16 @@ async def read(cls: type[T]) -> T:
         raise UnsupportedMedia(
             f"the body is encoded as {encoding}", advice="send it without Content-Encoding"
         )
-    body = streamed_json.Body()
+    body, arrived = streamed_json.Body(), bytearray()
     async for part in incoming():
-        for start in range(0, len(part), streamed_json.PIECE):
+        arrived += part
+        # Whole pieces alone: a body may come a byte at a time, and each takes a look at all of it.
+        while len(arrived) >= streamed_json.PIECE:
             async with _turn:
-                body.feed(part[start : start + streamed_json.PIECE])
+                body.feed(bytes(arrived[: streamed_json.PIECE]))
+            del arrived[: streamed_json.PIECE]
+    async with _turn:
+        body.feed(bytes(arrived))
     return _structure(cls, body.finish())
 
 
