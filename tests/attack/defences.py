@@ -65,6 +65,14 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     "limiting the lines of refusals": (
         Cut("api/audit.py", "not self._refusals.take(callers.who())", "False"),
     ),
+    "shares of callers": (
+        Cut("api/rates.py", "if ip.is_loopback:", "if False:"),
+        Cut(
+            "api/rates.py",
+            "self._known if who.known else self._addresses",
+            "self._addresses",
+        ),
+    ),
     "certificates of clients": (
         Cut("app.py", "files.verify_mode = ssl.CERT_REQUIRED", "files.verify_mode = ssl.CERT_NONE"),
     ),
@@ -169,6 +177,9 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
             "_STRANGERS_CALLS, _ALL_STRANGERS_CALLS = 8, 64",
             "_STRANGERS_CALLS, _ALL_STRANGERS_CALLS = 800, 800",
         ),
+    ),
+    "connections of a user": (
+        Cut("api/http/connections.py", 'f"uid:{uid_of(stream.socket)}"', '"unix"'),
     ),
     # --- web pages ---
     "the names of a host": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from typing import TYPE_CHECKING
 
 import httpx
@@ -12,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from supervisor.pb import vm_pb2
 from tests.attack.asking import BOBS, grpc, http, network
 from tests.attack.kinds import Came, From, Request, attack
-from tests.attack.service import ANSWER_S
+from tests.attack.service import ANSWER_S, read_all
 
 if TYPE_CHECKING:
     from tests.attack.place import Place
@@ -364,3 +365,24 @@ def audit_flood(place: Place) -> Came:
     lines = [line for line in place.tight.audit() if line["caller"] is None]
     many = f"{len(lines)} lines"
     return Came("limited" if len(lines) < 120 else "through", detail=many + json.dumps(lines[-1]))
+
+
+@attack(
+    From.NETWORK,
+    "strangers are refused from thousands of addresses, so that a party's refusal has no line",
+    held_by="shares of callers",
+    refusal="403",
+    through="unseen",
+    short=False,
+)
+def many_addresses(place: Place) -> Came:
+    ask = b"GET /vms HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    for number in range(4096 + 110):
+        source = f"127.1.{number // 250}.{number % 250 + 1}"
+        at = "127.0.0.1", place.tight.http_port
+        with socket.create_connection(at, ANSWER_S, (source, 0)) as connection:
+            connection.sendall(ask)
+            read_all(connection)
+    answer = place.tight.ask("GET", "/templates", by="alice")
+    seen = place.tight.audit_line(answer.request.id)
+    return answer.came if seen else Came("unseen")

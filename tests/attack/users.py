@@ -376,6 +376,61 @@ for _what, _uid, _method, _path, _defence, _status in (
     )
 
 
+_HOLD = """
+import os, socket, sys
+path, uid, group, count = sys.argv[1:]
+os.setgroups([int(group)])
+os.setgid(int(uid))
+os.setuid(int(uid))
+held = []
+for _ in range(int(count)):
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].connect(path)
+    held[-1].sendall(b"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+    held[-1].recv(1)
+print("held", flush=True)
+sys.stdin.read()
+"""
+_CONNECTIONS = 8
+
+
+@attack(
+    From.LOCAL_USER,
+    "a user of the socket's group holds all its connections, and root is locked out",
+    held_by="connections of a user",
+    refusal="root is answered",
+    below="its connections are below the limit",
+    needs=ROOT,
+)
+def holds_connections(place: Place) -> Came:
+    path = place.directory / "shared.sock"
+    settings = {
+        "MANAGER_SOCKET": str(path),
+        "MANAGER_SOCKET_GROUP": GROUP,
+        "MANAGER_HTTP_CONNECTIONS": str(_CONNECTIONS),
+    }
+    place.serve("shared", settings)
+    words = (path, MALLORY, getgrnam(GROUP).gr_gid, _CONNECTIONS)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-I", "-c", _HOLD, *map(str, words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as mallory,
+        socket.socket(socket.AF_UNIX) as root,
+    ):
+        assert mallory.stdout
+        assert mallory.stdout.readline() == b"held\n"
+        root.settimeout(ANSWER_S)
+        root.connect(str(path))
+        try:
+            root.sendall(b"GET /vms HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answered = root.recv(65536)
+        except ConnectionError:
+            answered = b""
+    return Came("root is answered" if b" 200 " in answered else "through")
+
+
 def _starts(place: Place, name: str, settings: dict[str, str]) -> Came:
     try:
         place.serve(name, settings)
