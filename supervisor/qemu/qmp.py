@@ -23,10 +23,11 @@ from qemu.qmp.qmp_client import ExecuteError
 
 from supervisor.bridge import aio_as_trio
 from supervisor.errors import MonitorError, SocketGone
+from supervisor.qemu import qapi
 from supervisor.qemu.version import Version, pass_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
     from qemu.qmp.message import Message
@@ -39,6 +40,9 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 _DISCONNECT_GRACE_S = 2.0
 
+#: Longer than any message that QEMU has for us. A longer one ends the connection.
+_MESSAGE_BYTES = 1 << 16
+
 #: What qemu.qmp raises if the connection is lost. The last two come from JSON's decoder, if the
 #: other end sends garbage.
 _BROKEN = (QMPError, OSError, EOFError, UnicodeDecodeError, RecursionError)
@@ -46,7 +50,10 @@ _BROKEN = (QMPError, OSError, EOFError, UnicodeDecodeError, RecursionError)
 
 @attrs.frozen
 class QmpEvent:
-    """A QMP event: its name, such as ``SHUTDOWN``, and its data."""
+    """A QMP event: its name, such as ``SHUTDOWN``, and its data.
+
+    :param data: has those of `_MEMBERS` that QEMU sent, if they follow QAPI
+    """
 
     name: str
     data: Mapping[str, Any]
@@ -139,14 +146,16 @@ class Monitor:
         except trio.TooSlowError as error:
             raise MonitorError(f"{command}: QEMU did not answer in {self._answer_s:g} s") from error
         except ExecuteError as error:
-            raise MonitorError(f"{command}: {error}", error_class=error.error_class) from error
+            raise MonitorError(
+                f"{command}: {qapi.sentence(str(error))}", error_class=qapi.word(error.error_class)
+            ) from error
         except _BROKEN as error:
             raise MonitorError(f"{command}: the QMP connection is lost") from error
 
     async def query_status(self) -> RunStatus:
         answer = await self.execute("query-status")
         with _as_qapi_says():
-            return RunStatus(answer["status"], answer["running"])
+            return RunStatus(qapi.word(answer["status"]), qapi.flag(answer["running"]))
 
     async def query_sev(self) -> SevStatus:
         """SEV's status. It is not enabled if QEMU refuses the command, as one without SEV does."""
@@ -167,7 +176,7 @@ class Monitor:
         answer = await self.execute("query-sev-launch-measure")
         status = await self.query_sev()
         with _as_qapi_says():
-            return SevMeasurement(str(answer["data"]), status)
+            return SevMeasurement(qapi.word(answer["data"]), status)
 
     async def sev_inject_secret(self, header: str, secret: str) -> None:
         """Give the guest a secret. QEMU finds the place in the firmware.
@@ -268,22 +277,29 @@ def _as_qapi_says() -> Iterator[None]:
         raise MonitorError(f"QEMU's answer does not follow QAPI: {error!r}") from error
 
 
-def parse_sev(answer: Mapping[str, Any]) -> SevStatus:
+def parse_sev(answer: Mapping[str, object]) -> SevStatus:
     """Read ``query-sev``'s answer: a plain struct (QEMU 2.12) or a union on ``sev-type`` (9.1).
 
-    :raises KeyError: if ``enabled`` is missing
+    :raises KeyError, TypeError, ValueError: if it does not follow QAPI
     """
-    if not answer["enabled"]:
+    if not qapi.flag(answer["enabled"]):
         return SevStatus(enabled=False)
+
+    def word(name: str) -> str | None:
+        return qapi.word(answer[name]) if name in answer else None
+
+    def number(name: str, bits: int) -> int | None:
+        return qapi.number(answer[name], bits) if name in answer else None
+
     return SevStatus(
         enabled=True,
-        state=answer.get("state"),
-        sev_type=answer.get("sev-type", "sev"),
-        api_major=answer.get("api-major"),
-        api_minor=answer.get("api-minor"),
-        build_id=answer.get("build-id"),
-        policy=answer.get("policy", answer.get("snp-policy")),
-        handle=answer.get("handle"),
+        state=word("state"),
+        sev_type=word("sev-type") or "sev",
+        api_major=number("api-major", 8),
+        api_minor=number("api-minor", 8),
+        build_id=number("build-id", 8),
+        policy=number("snp-policy", 64) if "snp-policy" in answer else number("policy", 32),
+        handle=number("handle", 32),
     )
 
 
@@ -298,7 +314,7 @@ async def connect(
     :raises SocketGone: if nothing listens on the path
     :raises MonitorError: if QEMU goes away before its greeting, or the greeting is late
     """
-    client = _Client()
+    client = _Client(readbuflen=_MESSAGE_BYTES)
     send, receive = trio.open_memory_channel[QmpEvent](timing.qmp_flood_events)
     forwarder = _Forwarder(send, timing)
     client.register_listener(forwarder)
@@ -308,8 +324,11 @@ async def connect(
     except trio.TooSlowError as error:
         raise MonitorError(f"no greeting on {socket_path} within {greeting_s:g} s") from error
     except _BROKEN as error:
-        kind = SocketGone if isinstance(_root_cause(error), _NO_LISTENER) else MonitorError
-        raise kind(f"no QMP connection on {socket_path}: {error}") from error
+        cause = _root_cause(error)
+        kind = SocketGone if isinstance(cause, _NO_LISTENER) else MonitorError
+        # Other errors repeat what QEMU has sent.
+        why = cause.strerror if isinstance(cause, OSError) else type(cause).__name__
+        raise kind(f"no QMP connection on {socket_path}: {why}") from error
     try:
         yield Monitor(client, receive, forwarder, answer_s)
     finally:
@@ -350,6 +369,28 @@ RELEVANT_EVENTS = frozenset(
 )
 
 
+#: Members of events that somebody reads, with what each is.
+_MEMBERS: Mapping[str, Callable[[object], str | bool]] = {
+    "reason": qapi.word,
+    "action": qapi.word,
+    "operation": qapi.word,
+    "nospace": qapi.flag,
+}
+
+
+def read_event(message: Mapping[str, object]) -> QmpEvent | None:
+    """An event that is relevant, else None. What is in it and does not follow QAPI is left out."""
+    name, sent = message["event"], message.get("data")
+    if not isinstance(name, str) or name not in RELEVANT_EVENTS:
+        return None
+    given = sent if isinstance(sent, dict) else {}
+    data = {}
+    for member in _MEMBERS.keys() & given.keys():
+        with contextlib.suppress(TypeError):
+            data[member] = _MEMBERS[member](given[member])
+    return QmpEvent(name, data)
+
+
 class _Forwarder(EventListener):
     """Passes events on to trio as they arrive. asyncio-flavoured.
 
@@ -381,11 +422,9 @@ class _Forwarder(EventListener):
             self._channel.close()
         elif event["event"] == "MIGRATION":
             self._note_migration(event.get("data"))
-        elif event["event"] in RELEVANT_EVENTS:
-            data = event.get("data", {})
-            data = data if isinstance(data, dict) else {}
+        elif found := read_event(event):
             try:
-                self._channel.send_nowait(QmpEvent(str(event["event"]), data))
+                self._channel.send_nowait(found)
             except trio.WouldBlock:  # they come faster than they are dealt with
                 self.flooded = True
                 self._channel.close()
@@ -420,6 +459,7 @@ async def _end_with(client: QMPClient, forwarder: _Forwarder) -> None:
 async def _close(client: QMPClient, watch: asyncio.Task[None]) -> None:
     """asyncio-flavoured."""
     watch.cancel()
-    with contextlib.suppress(*_BROKEN):
-        # Raises the error that ended the connection. Its users have already seen it.
+    with contextlib.suppress(Exception):
+        # Raises the error that ended the connection, of any kind, for it depends on what QEMU has
+        # sent. Its users have already seen that the connection is lost.
         await client.disconnect()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
+from supervisor.qemu import qapi
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -31,7 +33,7 @@ class Version:
         :raises KeyError, TypeError, ValueError: if the answer does not follow QAPI
         """
         triple = answer["qemu"]
-        return cls(int(triple["major"]), int(triple["minor"]), int(triple["micro"]))
+        return cls(*(qapi.number(triple[part], 16) for part in ("major", "minor", "micro")))
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.micro}"

@@ -160,8 +160,12 @@ async def test_end_that_is_asked_for_while_the_link_is_broken(world: World) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["\x00" * 100, "[" * 50_000, '{"event": 3}', '{"event": "WATCHDOG", "data": 3}'],
-    ids=["zeros", "deep", "name", "data"],
+    [
+        *("\x00" * 100, "[" * 50_000, '{"event": 3}', '{"event": "WATCHDOG", "data": 3}'),
+        *('{"event": {}}', '{"return": {}, "id": {}}', '{"return": ' + "1" * 5000 + "}"),
+        '{"event": "STOP", "data": {"reason": "' + "long" * 50_000 + '"}}',
+    ],
+    ids=["zeros", "deep", "name", "data", "unhashable name", "unhashable id", "digits", "long"],
 )
 async def test_garbage_in_place_of_qmp(world: World, text: str) -> None:
     async with world.serve(**BEAT) as supervisor:

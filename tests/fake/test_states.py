@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from supervisor.pb import vm_pb2
 from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
@@ -112,6 +113,42 @@ async def test_bad_end_of_a_shutdown(world: World) -> None:
         await guest.exit(1)
         await vm.wait_ended()
         assert vm.status == Status(VmState.CRASHED, "exit:1")
+
+
+#: What a guest makes of QEMU's words that has taken it over: a terminal's title, lines of a log.
+EVIL = "\x1b]0;owned\x07\nlevel=error forged " + "x" * 10_000
+
+
+async def test_words_of_a_qemu_that_was_taken_over(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        await guest.emit("WATCHDOG", action=EVIL)
+        await guest.emit("BLOCK_IO_ERROR", operation=EVIL, action=[], nospace={}, reason=EVIL)
+        await guest.order("set-status", status=EVIL)
+        await guest.emit("STOP")
+        await supervisor.wait_state(vm.id, "paused")
+        assert vm.status.reason.startswith("level=error forged")
+        told = vm.dir.events.read_text()
+        assert "level=error forged" in told
+        assert "owned" not in told
+        assert max(map(len, told.splitlines())) < 500
+        await guest.emit("SHUTDOWN", guest=True, reason={"a": ["b"]})
+        await supervisor.wait_state(vm.id, "shutdown")
+        assert vm.status.reason == "shutdown"
+        listed = await supervisor.call(supervisor.vm_service.List, vm_pb2.ListRequest())
+        assert [one.reason for one in listed.vms] == ["shutdown"]
+
+
+async def test_refusal_by_a_qemu_that_was_taken_over(world: World) -> None:
+    world.scenario(refuses={"set-action": (EVIL, EVIL)})
+    async with world.serve() as supervisor:
+        vm = supervisor.vm(await supervisor.begin())
+        await vm.wait_ended()
+        error = vm.record.error or ""
+        assert "level=error forged" in error
+        assert error.isprintable()
+        assert len(error) < 1000
 
 
 @pytest.mark.parametrize("event", ["NIC_RX_FILTER_CHANGED", "WAKEUP", "RESUME", "SOMETHING_NEW"])
