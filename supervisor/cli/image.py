@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from supervisor.cli.environment import CommandFailed
-from supervisor.cli.output import stderr
+from supervisor.cli.output import stderr, update
 from supervisor.errors import SupervisorError
 from supervisor.image.image import DISK, build
 
@@ -78,7 +78,7 @@ def build_image(output: Path, agent: Path | None, agent_arguments: list[str]) ->
 
 def _step(status: Status, began: float, line: str) -> None:
     status.console.print(f"{time.monotonic() - began:5.1f} s  {line}")
-    status.update(line)
+    update(status, line)
 
 
 def next_line(disk: Path) -> str:

@@ -5,17 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from supervisor.guest_text import clean
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 #: Without a screen there is no width to keep, and no line should be cut.
 _PIPE_WIDTH = 10_000
+
+
+class _Console(Console):
+    """Shows each text, a table's cells as well, as `shown` has it."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What rich calls for every text that it gets."""
+        return super().render_str(shown(text, err=self.stderr), **options)
 
 
 def stdout() -> Console:
@@ -31,23 +43,31 @@ def stderr() -> Console:
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PIPE_WIDTH
-    # Ids and paths are not markup, and numbers need no colours.
-    return Console(stderr=stderr, width=width, markup=False, highlight=False)
+    # Ids, paths and what a stranger wrote are not markup or emoji, and numbers need no colours.
+    return _Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
-def shown(text: str, *, err: bool = False) -> str:
+def update(status: Status, text: str) -> None:
+    """Have a status, of `stderr`, show a text. By itself it would take the text for markup."""
+    status.update(Text(shown(text, err=True)))
+
+
+def shown(text: str, *, err: bool = False, lines: bool = True) -> str:
     """The text as standard output, or standard error, may have it.
 
     A guest may have written parts of it. A terminal must not get them as they are: control
     sequences would act on it. A pipe gets every byte.
+
+    :param lines: whether it may be more than one line
     """
     stream = sys.stderr if err else sys.stdout
-    return clean(text, sys.maxsize, lines=True) if stream.isatty() else text
+    return clean(text, sys.maxsize, lines=lines) if stream.isatty() else text
 
 
-def echo(text: str, *, err: bool = False) -> None:
+def echo(text: str, *, err: bool = False, lines: bool = True) -> None:
     """Print a text of which a guest may have written parts."""
-    click.echo(shown(text, err=err), err=err, color=True)  # else click takes from a pipe's bytes
+    text = shown(text, err=err, lines=lines)
+    click.echo(text, err=err, color=True)  # else click takes from a pipe's bytes
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from supervisor.cli.client import uses_supervisor
-from supervisor.cli.output import as_json, print_json, shown, stderr, stdout
+from supervisor.cli.output import as_json, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from supervisor.cli.client import Client
@@ -34,6 +34,6 @@ def templates(client: Client, as_json: bool) -> None:
         size = "" if one["size_bytes"] is None else f"{one['size_bytes'] >> 20}"
         table.add_row(
             *(one["digest"], one["state"], one["since"], size),
-            *(str(one["clones"]), shown(one["problem"] or "")),
+            *(str(one["clones"]), one["problem"] or ""),
         )
     stdout().print(table)

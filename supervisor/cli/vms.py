@@ -72,7 +72,7 @@ def show(client: Client, vm_id: str, as_json: bool) -> None:
         return
     console = stdout()
     for name, text in _rows(vm):
-        first, *more = shown(text).splitlines()
+        first, *more = shown(text).splitlines() or [""]
         console.print(f"{name:9}", style="bold", end=" ")
         # The terminal wraps the line, so that a command line can be copied as one line.
         console.print(first, soft_wrap=True)
@@ -154,7 +154,11 @@ def shutdown(client: Client, vm_id: str, force: bool, as_json: bool) -> None:
     if as_json:
         print_json(vm)
         return
-    click.echo(f"{vm['id']} {vm['state']} ({vm['reason']})")
+    _print_state(vm)
+
+
+def _print_state(vm: dict[str, Any]) -> None:
+    echo(f"{vm['id']} {vm['state']} ({vm['reason']})", lines=False)
 
 
 def _control(name: str, what: str) -> click.Command:
@@ -167,7 +171,7 @@ def _control(name: str, what: str) -> click.Command:
         if as_json:
             print_json(vm)
             return
-        click.echo(f"{vm['id']} {vm['state']} ({vm['reason']})")
+        _print_state(vm)
 
     return command
 
@@ -189,7 +193,7 @@ def events(client: Client, vm_id: str | None, after: int | None, as_json: bool) 
     """
     path = f"/vms/{client.find(vm_id)}/events" if vm_id else "/events"
     for event in client.events(path, after):
-        echo(json.dumps(event) if as_json else event_line(event))
+        echo(json.dumps(event) if as_json else event_line(event), lines=False)
 
 
 def event_line(event: dict[str, Any]) -> str:
@@ -223,4 +227,4 @@ def remove(client: Client, vm_ids: tuple[str, ...]) -> None:
     """Remove VMs: end them by force if they run, then delete their directories and records."""
     for found in [client.find(vm_id) for vm_id in vm_ids]:
         client.delete(f"/vms/{found}")
-        click.echo(found)
+        echo(found, lines=False)

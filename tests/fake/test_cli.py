@@ -16,7 +16,7 @@ import pytest
 import trio
 import trustme
 
-from supervisor.state.status import VmState
+from supervisor.state.status import Status, VmState
 from tests.support.world import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -308,6 +308,23 @@ async def test_a_terminal_gets_no_control_sequence_of_a_guest(world: World, host
             assert sequence not in shown
         piped = await cli(supervisor)("reply", vm_id)
         assert piped.stdout.decode() == f"before{hostile}after\n"
+
+
+async def test_a_terminal_gets_no_control_sequence_of_a_vms_reason(world: World) -> None:
+    hostile = "before\x1b]0;root@host\x07[bold]\nforged after"
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        # As a supervisor shows it that let QEMU say it.
+        vm.record = attrs.evolve(
+            vm.record, status=Status(VmState.PAUSED, hostile), error="\x1b[2J"
+        )
+        for words in (("ls",), ("show", vm.id), ("pause", vm.id), ("ls", "--json")):
+            shown = await on_a_terminal(supervisor, *words)
+            assert "before" in shown
+            assert "\x1b]" not in shown
+            assert "\x07" not in shown
+        shown = await on_a_terminal(supervisor, "pause", vm.id)
+        assert shown.strip() == f"{vm.id} paused (before[bold] forged after)"
 
 
 async def test_json_reply_on_a_terminal_is_clean_after_it_was_parsed(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import shlex
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from click.testing import CliRunner
+from rich.table import Table
 
 from supervisor import config
 from supervisor.api.sockets import bind_unix
-from supervisor.cli import main
+from supervisor.cli import main, output
 from supervisor.cli.client import Client, default_url
 from supervisor.cli.environment import CommandFailed, load_config
 from supervisor.cli.output import duration
@@ -238,6 +240,32 @@ def test_durations(seconds: float | None, text: str) -> None:
 def test_events_are_told_in_words(kind: str, data: dict[str, Any], words: str) -> None:
     event = {"sequence": 7, "at": "2026-01-01T00:00:00.000Z", "vm": FIRST, "event": kind, **data}
     assert event_line(event) == f"     7 2026-01-01T00:00:00.000Z 6f1d9e0a {words}"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("text", ["[red]x", ":warning: [/]", "[link=http://a]b"])
+def test_a_text_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    table = Table(box=None)
+    table.add_row(f"{text}\x1b[2J", "second")
+    output.stdout().print(table)
+    output.stdout().print(f"line {text}\x1b]0;title\x07")
+    shown = terminal.getvalue()
+    assert shown.count(text) == 2
+    assert "title" not in shown
+    assert "\x1b[2J" not in shown
+
+
+def test_a_status_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with output.stderr().status("", refresh_per_second=1) as status:
+        output.update(status, "[red]x\x1b[2J")
+    assert "[red]x" in terminal.getvalue()
+    assert "\x1b[2J" not in terminal.getvalue()
 
 
 def test_image_build_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
