@@ -9,6 +9,7 @@ Source: RFC 5280, RFC 4055 (RSASSA-PSS).
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -23,7 +24,9 @@ from supervisor.tee.evidence import BadEvidence, decoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import datetime
+
+#: Of a common name: RFC 5280, ub-common-name.
+_NAME_CHARACTERS = 64
 
 #: What asn1crypto raises of bytes that are no certificate.
 MALFORMED = (
@@ -41,7 +44,7 @@ MALFORMED = (
 class Certificate:
     """One certificate, read.
 
-    :param subject: its common name, as of its issuer; empty if there is none
+    :param subject: its common name, as of its issuer; empty if there is none that can be shown
     :param public_key: SubjectPublicKeyInfo, in DER
     :param extensions: the values, in DER, by object identifier in dots
     """
@@ -68,14 +71,13 @@ class Certificate:
         return signed_by(issuer.public_key, self._signed, self._signature, self._algorithm)
 
     def integer(self, oid: str) -> int | None:
-        """An extension's value; None if it is not there or no integer."""
+        """An extension's value; None if it is not there or no integer of a byte."""
         value = self._native(oid)
-        return value if isinstance(value, int) else None
+        return value if isinstance(value, int) and value in range(256) else None
 
     def text(self, oid: str) -> str:
-        """An extension's value; empty if it is not there or no string."""
-        value = self._native(oid)
-        return value if isinstance(value, str) else ""
+        """An extension's value; empty if it is not there or no string that can be shown."""
+        return _shown(self._native(oid))
 
     def _native(self, oid: str) -> object:
         try:
@@ -128,8 +130,8 @@ def _read(parsed: Any) -> Certificate:
         subject=_common_name(parsed.subject),
         issuer=_common_name(parsed.issuer),
         serial=parsed.serial_number,
-        begins_at=parsed.not_valid_before,
-        ends_at=parsed.not_valid_after,
+        begins_at=_moment(parsed.not_valid_before),
+        ends_at=_moment(parsed.not_valid_after),
         public_key=parsed.public_key.dump(),
         extensions={
             one["extn_id"].dotted: bytes(one["extn_value"].contents) for one in inner["extensions"]
@@ -142,8 +144,23 @@ def _read(parsed: Any) -> Certificate:
 
 
 def _common_name(name: Any) -> str:
-    found = name.native.get("common_name", "")
-    return found if isinstance(found, str) else ""
+    return _shown(name.native.get("common_name"))
+
+
+def _shown(value: object) -> str:
+    """A name that is one line without control characters; else empty. Anybody may have made it."""
+    fits = isinstance(value, str) and value.isprintable() and len(value) <= _NAME_CHARACTERS
+    return str(value) if fits else ""
+
+
+def _moment(value: object) -> datetime:
+    """A time that can be compared and shown. asn1crypto has others, such as of the year 0.
+
+    :raises ValueError: if it is none
+    """
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise ValueError("not a time")
+    return value
 
 
 def validity(found: Certificate, at: datetime) -> Check:
@@ -177,6 +194,7 @@ def revocation(
         signed, signature = inner.dump(), parsed.signature
         revoked = {one["user_certificate"].native for one in inner["revoked_certificates"]}
         until = inner["next_update"].native
+        until = None if until is None else _moment(until)
     except MALFORMED as error:
         raise BadEvidence(f"not a revocation list in DER or PEM: {error}") from error
     if not signed_by(authority.public_key, signed, signature, algorithm):

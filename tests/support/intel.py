@@ -21,14 +21,14 @@ from cryptography.x509.oid import NameOID
 from supervisor.tee import certificate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from supervisor.tee.certificate import Certificate
 
 #: When all that is made here is valid.
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 _YEAR = timedelta(days=365)
-_OID = "1.2.840.113741.1.13.1"
+PLATFORM_OID = "1.2.840.113741.1.13.1"
 SVNS = (5, 5, 13, 2, 3, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0)
 PCESVN = 11
 FMSPC = bytes.fromhex("50806f000000")
@@ -70,9 +70,13 @@ class Intel:
         enclave: Mapping[str, Any] = ENCLAVE,
         auth_data: bytes = b"auth",
         serial: int = 5,
+        platform: bytes | None = None,
         **fields: Any,
     ) -> bytes:
-        """A quote; the fields are those of `FIELDS` and of a TD's report."""
+        """A quote; the fields are those of `FIELDS` and of a TD's report.
+
+        :param platform: what the PCK's certificate says; see `platform_extension`
+        """
         known = FIELDS | fields
         report = bytearray(648 if version == 5 else 584)
         struct.pack_into("<Q", report, 120, known.pop("attributes"))
@@ -86,21 +90,16 @@ class Intel:
         point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)[1:]
         named = hashlib.sha256(point + auth_data).digest().ljust(64, b"\0")
         qe = _qe_report({**enclave, "report_data": enclave.get("report_data", named)})
-        chain = b"".join(_pem(der) for der in (self._pck(pck, serial), self._platform_der)) + b"\0"
+        leaf = self._pck(pck, serial, platform or platform_extension())
+        chain = b"".join(_pem(der) for der in (leaf, self._platform_der)) + b"\0"
         certified = qe + _sign(pck, qe) + struct.pack("<H", len(auth_data)) + auth_data
         certified += struct.pack("<HI", 5, len(chain)) + chain
         body = _sign(key, signed) + point + struct.pack("<HI", 6, len(certified)) + certified
         return signed + struct.pack("<I", len(body)) + body
 
-    def _pck(self, key: ec.EllipticCurvePrivateKey, serial: int) -> bytes:
-        tcb = [(f"2.{n}", core.Integer(svn)) for n, svn in enumerate((*SVNS, PCESVN), 1)]
-        extension = _sequence(
-            _pair("2", _sequence(*(_pair(oid, value.dump()) for oid, value in tcb))),
-            _pair("3", core.OctetString(bytes(2)).dump()),
-            _pair("4", core.OctetString(FMSPC).dump()),
-        )
+    def _pck(self, key: ec.EllipticCurvePrivateKey, serial: int, platform: bytes) -> bytes:
         return _certificate("Intel SGX PCK Certificate", key, "Intel SGX PCK Platform CA",
-                            self._platform_key, serial, {_OID: extension})  # fmt: skip
+                            self._platform_key, serial, {PLATFORM_OID: platform})  # fmt: skip
 
     def tcb_info(self, *, statuses: Mapping[str, str] | None = None, **members: Any) -> bytes:
         """:param statuses: of the platform and of the module"""
@@ -158,6 +157,21 @@ class Intel:
         return built.sign(self._platform_key, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
+def platform_extension(
+    svns: Iterable[int] = SVNS,
+    pcesvn: int = PCESVN,
+    pce_id: bytes = bytes(2),
+    fmspc: bytes = FMSPC,
+) -> bytes:
+    """What the certificate of a PCK says of its platform, in DER."""
+    tcb = [(f"2.{n}", core.Integer(svn)) for n, svn in enumerate((*svns, pcesvn), 1)]
+    return _sequence(
+        _pair("2", _sequence(*(_pair(oid, value.dump()) for oid, value in tcb))),
+        _pair("3", core.OctetString(pce_id).dump()),
+        _pair("4", core.OctetString(fmspc).dump()),
+    )
+
+
 @functools.cache
 def intel() -> Intel:
     root, signing, platform = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
@@ -212,7 +226,7 @@ def _pem(der: bytes) -> bytes:
 
 
 def _pair(oid: str, value: bytes) -> bytes:
-    return _sequence(core.ObjectIdentifier(f"{_OID}.{oid}").dump(), value)
+    return _sequence(core.ObjectIdentifier(f"{PLATFORM_OID}.{oid}").dump(), value)
 
 
 def _sequence(*parts: bytes) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from asn1crypto import core, x509
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -282,6 +283,38 @@ def test_certificate_of_other_firmware(oid: str, part: str) -> None:
     field = [f"reported TCB: {part}"]
     assert judged(amd().vcek(tcb={**TCB, oid: TCB[oid] + 1})) == field
     assert judged(amd().vcek(tcb={one: TCB[one] for one in TCB if one != oid})) == field
+
+
+@pytest.mark.parametrize("value", [256, 1 << 900])
+def test_security_version_that_cannot_be_is_none(value: int) -> None:
+    other = amd().vcek(tcb=TCB | {"3.3": value})
+    assert judged(other) == ["reported TCB: snp"]
+
+
+HOSTILE = ["SEV-VCEK\x1b[2J\x1b[Hverified", "SEV-VCEK\nverified", "\u202eKECV"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_common_name_that_cannot_be_shown_is_none(name: str) -> None:
+    chip = amd().vcek(subject=name)
+    assert chip.leaf.subject == ""
+    assert judged(chip) == ["signing key"]
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "x" * 65])
+def test_product_that_cannot_be_shown_is_none(name: str) -> None:
+    chip = amd().vcek(product=name)
+    assert endorsement.Leaf.of(chip.leaf).product == ""
+    assert judged(chip) == ["product"]
+
+
+@pytest.mark.parametrize("time", [b"00000101000000Z", b"20250101000000"])
+def test_certificate_of_no_time_is_none(chip: Chip, time: bytes) -> None:
+    parsed = x509.Certificate.load(chip.der)
+    validity = parsed["tbs_certificate"]["validity"]
+    validity["not_before"] = x509.Time("general_time", core.GeneralizedTime(contents=time))
+    with pytest.raises(BadEvidence, match="not a certificate"):
+        certificate.load(parsed.dump())
 
 
 def test_certificate_of_another_chip() -> None:

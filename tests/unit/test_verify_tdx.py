@@ -6,17 +6,30 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from supervisor.tee import certificate
 from supervisor.tee.checks import ExitCode, Verdict, exit_code
 from supervisor.tee.evidence import BadEvidence, Unsupported
 from supervisor.tee.tdx import collateral, pck
 from supervisor.tee.tdx.collateral import ALLOWABLE
+from supervisor.tee.tdx.pck import Platform
 from supervisor.tee.tdx.quote import Attribute, decode
 from supervisor.tee.tdx.verify import Expected, verify
-from tests.support.intel import ENCLAVE, FMSPC, NOW, QE_SIGNER, TEE_TCB_SVN, intel
+from tests.support.intel import (
+    ENCLAVE,
+    FMSPC,
+    NOW,
+    PLATFORM_OID,
+    QE_SIGNER,
+    SVNS,
+    TEE_TCB_SVN,
+    intel,
+    platform_extension,
+)
 from tests.unit.test_verify_snp import VECTORS
 
 if TYPE_CHECKING:
@@ -303,6 +316,41 @@ def test_document_that_is_none(content: bytes) -> None:
         collateral.tcb_info(content, [intel().signing], intel().root)
 
 
+@pytest.mark.parametrize(
+    "number",
+    [-1, 256, 10**4000, float("inf"), float("nan"), "many", None],
+    ids=["negative", "wide", "4001 digits", "infinite", "nan", "text", "null"],
+)
+def test_numbers_of_documents_have_bounds(number: Any) -> None:
+    signers, root = [intel().signing], intel().root
+    level = {"tcb": {"sgxtcbcomponents": [{"svn": number}]}, "tcbStatus": "UpToDate"}
+    with pytest.raises(BadEvidence, match="tcbInfo cannot be read"):
+        collateral.tcb_info(intel().tcb_info(tcbLevels=[level]), signers, root)
+    wider = number << 8 if isinstance(number, int) else number
+    with pytest.raises(BadEvidence, match="enclaveIdentity cannot be read"):
+        collateral.qe_identity(intel().qe_identity(isvprodid=wider), signers, root)
+    level = {"tcb": {"isvsvn": wider}, "tcbStatus": "UpToDate"}
+    with pytest.raises(BadEvidence, match="enclaveIdentity cannot be read"):
+        collateral.qe_identity(intel().qe_identity(tcbLevels=[level]), signers, root)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"svns": (1 << 16_000, *SVNS[1:])},
+        {"svns": (*SVNS[:-1], 256)},
+        {"svns": (-1, *SVNS[1:])},
+        {"pcesvn": 1 << 16},
+        {"pcesvn": -1},
+        {"pce_id": bytes(3)},
+        {"fmspc": FMSPC + b"\0"},
+    ],
+)
+def test_platform_that_cannot_be_is_no_evidence(said: dict[str, Any]) -> None:
+    with pytest.raises(BadEvidence, match="is not a PCK's"):
+        judged(platform=platform_extension(**said))
+
+
 def test_document_of_another_kind() -> None:
     signers, root = [intel().signing], intel().root
     for members, problem in (({"id": "SGX"}, "of SGX, version 3"), ({"version": 4}, "version 4")):
@@ -336,6 +384,24 @@ def test_a_changed_quote_is_judged_or_refused(data: st.DataObject) -> None:
         return
     same = decode(real(5))
     assert wrong(checks) or (found.report, found.qe) == (same.report, same.qe)
+
+
+_NUMBERS = st.integers() | st.integers(0, 16_000).map(lambda bits: 1 << bits)
+
+
+@given(st.lists(_NUMBERS, min_size=16, max_size=16), _NUMBERS, st.binary(), st.binary())
+def test_a_platform_has_bounds_or_is_an_error(
+    svns: list[int], pcesvn: int, pce_id: bytes, fmspc: bytes
+) -> None:
+    said = platform_extension(svns, pcesvn, pce_id, fmspc)
+    leaf = certificate.load(decode(real(5)).pck_chain)[0]
+    try:
+        found = Platform.of(attrs.evolve(leaf, extensions={PLATFORM_OID: said}))
+    except BadEvidence:
+        return
+    assert max(*found.svns, 0) < 256
+    assert found.pcesvn < 1 << 16
+    assert (len(found.pce_id), len(found.fmspc)) == (2, 6)
 
 
 @given(st.binary(max_size=300))

@@ -42,17 +42,22 @@ ALLOWABLE = (*sorted(NEEDS_MORE), *sorted(OUT_OF_DATE))
 _FIRST_MEMBER = re.compile(r'\s*\{\s*"(\w+)"\s*:\s*')
 
 
+def _bits(number: int) -> Any:
+    """A validator of an unsigned number."""
+    return attrs.validators.and_(attrs.validators.ge(0), attrs.validators.lt(1 << number))
+
+
 @attrs.frozen
 class _Svn:
-    svn: int
+    svn: int = attrs.field(validator=_bits(8))
 
 
 @attrs.frozen
 class _Tcb:
     sgxtcbcomponents: tuple[_Svn, ...] = ()
     tdxtcbcomponents: tuple[_Svn, ...] = ()
-    pcesvn: int = 0
-    isvsvn: int = 0
+    pcesvn: int = attrs.field(default=0, validator=_bits(16))
+    isvsvn: int = attrs.field(default=0, validator=_bits(16))
 
 
 @attrs.frozen
@@ -95,7 +100,7 @@ class QeIdentity:
     attributes: bytes
     attributesMask: bytes  # noqa: N815
     mrsigner: bytes
-    isvprodid: int
+    isvprodid: int = attrs.field(validator=_bits(16))
     tcbLevels: tuple[_Level, ...]  # noqa: N815
 
 

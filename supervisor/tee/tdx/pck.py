@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _EXTENSION = "1.2.840.113741.1.13.1"
 _TCB, _PCE_ID, _FMSPC = (f"{_EXTENSION}.{number}" for number in (2, 3, 4))
 _COMPONENTS = 16
+#: Of a component's security version, and of the PCE's behind them.
+_LIMITS = (*[1 << 8] * _COMPONENTS, 1 << 16)
+_PCE_ID_BYTES, _FMSPC_BYTES = 2, 6
 
 
 @attrs.frozen
@@ -44,11 +47,27 @@ class Platform:
         try:
             parts = dict(_members(core.load(found.extensions[_EXTENSION], strict=True)))
             tcb = dict(_members(parts[_TCB]))
-            numbers = [int(tcb[f"{_TCB}.{index}"].native) for index in range(1, _COMPONENTS + 2)]
-            pce_id, fmspc = bytes(parts[_PCE_ID].native), bytes(parts[_FMSPC].native)
+            numbers = [
+                _below(limit, tcb[f"{_TCB}.{index}"].native)
+                for index, limit in enumerate(_LIMITS, 1)
+            ]
+            pce_id = _of_length(_PCE_ID_BYTES, parts[_PCE_ID].native)
+            fmspc = _of_length(_FMSPC_BYTES, parts[_FMSPC].native)
         except certificate.MALFORMED as error:
             raise BadEvidence(f"the certificate of {found.subject} is not a PCK's") from error
         return cls(tuple(numbers[:_COMPONENTS]), numbers[_COMPONENTS], pce_id, fmspc)
+
+
+def _below(limit: int, value: object) -> int:
+    if not isinstance(value, int) or value not in range(limit):
+        raise ValueError(f"not a number below {limit}")
+    return value
+
+
+def _of_length(length: int, value: object) -> bytes:
+    if not isinstance(value, bytes) or len(value) != length:
+        raise ValueError(f"not {length} bytes")
+    return value
 
 
 def _members(sequence: core.Sequence) -> Iterator[tuple[str, core.Asn1Value]]:
