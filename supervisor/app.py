@@ -30,10 +30,9 @@ from supervisor.api.gate import Gate
 from supervisor.api.grpc import server as grpc_server
 from supervisor.api.http.app import create_app
 from supervisor.api.http.connections import Settings as HypercornSettings
-from supervisor.api.http.connections import Warnings
 from supervisor.api.http.connections import serve as hypercorn_serve
 from supervisor.api.http.web_pages import Hosts, names_of
-from supervisor.api.rates import AtOnce
+from supervisor.api.rates import Warnings
 from supervisor.api.sockets import (
     bind_tcp,
     bind_unix,
@@ -217,6 +216,7 @@ async def serve_on(
         tls = watched_tls("gRPC", config.grpc, partial(grpc_server.certificates, config.grpc))
         # The ports first: a supervisor that cannot serve starts no template and takes up no VM.
         gate = Gate(config.callers, tmp)
+        hypercorn.per_caller = gate.connections()
         with (
             locked(tmp),
             gate.open(),
@@ -285,10 +285,7 @@ def _hypercorn(config: Config) -> HypercornSettings:
     hypercorn.graceful_timeout = 1
     hypercorn.ssl_handshake_timeout = config.callers.header_timeout_s
     hypercorn.header_timeout_s = config.callers.header_timeout_s
-    hypercorn.per_caller = AtOnce(
-        config.callers.connections, "connections", "MANAGER_HTTP_CONNECTIONS"
-    )
-    hypercorn.warnings = Warnings()
+    hypercorn.warnings = Warnings(trio.current_time)
     hypercorn.keep_alive_timeout = config.timing.http_idle_s
     hypercorn.keep_alive_max_requests = 2**31  # pollers keep their connection open
     hypercorn.loglevel = "WARNING"

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
+import structlog
 
 from supervisor.errors import TooOften
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+log = structlog.stdlib.get_logger()
 
 #: Callers, and addresses, that have a share of their own. Those beyond have one together: a table
 #: is bounded.
@@ -91,6 +94,23 @@ class Rates:
         for name, share in list(shares.items()):
             if now_s - share.at_s >= full_s:
                 del shares[name]
+
+
+class Warnings:
+    """Lines of the log that strangers cause: one a second of each kind.
+
+    :param now_s: a monotonic clock
+    """
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._told_at: dict[str, float] = {}
+
+    def tell(self, what: str, **more: str) -> None:
+        now_s = self._now_s()
+        if now_s > self._told_at.get(what, -math.inf) + 1:
+            self._told_at[what] = now_s
+            log.warning(what, **more)
 
 
 class AtOnce:

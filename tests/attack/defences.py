@@ -167,8 +167,7 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
             'AtOnce(1000, "readers',
         ),
     ),
-    "connections of an address": (Cut("app.py", "config.callers.connections,", "1000,"),),
-    "connections of an address to gRPC": (
+    "connections of an address": (
         Cut("api/gate.py", "AtOnce(self.limits.connections,", "AtOnce(1000,"),
     ),
     "few calls of strangers": (

@@ -265,7 +265,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 @attack(
     From.NETWORK,
     "an address makes more connections to gRPC than it may",
-    held_by="connections of an address to gRPC",
+    held_by="connections of an address",
     refusal="closed",
     below="the connection is closed before a call",
 )

@@ -315,9 +315,7 @@ async def test_a_terminal_gets_no_control_sequence_of_a_vms_reason(world: World)
     async with world.serve() as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         # As a supervisor shows it that let QEMU say it.
-        vm.record = attrs.evolve(
-            vm.record, status=Status(VmState.PAUSED, hostile), error="\x1b[2J"
-        )
+        vm.record = attrs.evolve(vm.record, status=Status(VmState.PAUSED, hostile), error="\x1b[2J")
         for words in (("ls",), ("show", vm.id), ("pause", vm.id), ("ls", "--json")):
             shown = await on_a_terminal(supervisor, *words)
             assert "before" in shown

@@ -20,7 +20,7 @@ from supervisor.api.budget import LARGEST, Budget
 from supervisor.api.callers import current, is_known, serving, who
 from supervisor.api.grpc.connections import Origin
 from supervisor.api.grpc.errors import answer_error
-from supervisor.api.rates import AtOnce
+from supervisor.api.rates import AtOnce, Who
 from supervisor.bridge import aio_as_trio, trio_as_aio
 from supervisor.errors import InvalidRequest, Stopping, SupervisorError, TooSlow
 
@@ -44,6 +44,7 @@ _PARENT = "traceparent"
 _FOR_STRANGERS = "/grpc.health.v1.Health/Check"
 _CHANGES_NOTHING = {"List", "Get", "Watch", "Check", "ServerReflectionInfo"}
 _STRANGERS = "calls"
+_ALL = Who("", known=False)
 _REFUSED = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -129,7 +130,7 @@ class Callers(grpc.aio.ServerInterceptor):
             with ExitStack() as stack:
                 try:
                     stack.enter_context(self._strangers.one_more(who()))
-                    stack.enter_context(self._all_strangers.one_more(""))
+                    stack.enter_context(self._all_strangers.one_more(_ALL))
                 except SupervisorError as error:
                     await answer_error(error, context)
                 return await behaviour(request, context)

@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from supervisor.api.auth.door import uid_of
-from supervisor.api.rates import AtOnce, Rates
+from supervisor.api.rates import AtOnce, Warnings, Who
 from supervisor.errors import TooOften, single
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Connections:
         self.origins: dict[str, Origin] = {}
         self._per_address = per_address
         self._per_user = AtOnce(_MOST_OF_ONE, "connections", "nothing")
-        self._told = Rates(1, 1, trio.current_time)
+        self._warnings = Warnings(trio.current_time)
 
     async def serve(self, listener: socket.socket, inner: Path, nursery: trio.Nursery) -> None:
         """Accept until cancelled. The listener is the caller's to close.
@@ -79,8 +79,7 @@ class Connections:
                     outer, trio.SocketStream(trio.socket.from_stdlib_socket(named))
                 )
         except* TooOften as refused:
-            if self._told.take(""):
-                log.warning("gRPC connection refused", problem=str(single(refused)))
+            self._warnings.tell("gRPC connection refused", problem=str(single(refused)))
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as gone:
             log.debug("gRPC connection failed", problem=repr(single(gone)))
 
@@ -90,10 +89,10 @@ class Connections:
         with ExitStack() as stack:
             origin = _origin(outer.socket)
             if origin.uid is None:
-                stack.enter_context(self._per_address.one_more(origin.address))
+                stack.enter_context(self._per_address.one_more(Who.at(origin.address)))
                 self._check_all()
             elif origin.uid not in (0, os.geteuid()):  # who can end the supervisor anyway
-                stack.enter_context(self._per_user.one_more(f"uid:{origin.uid}"))
+                stack.enter_context(self._per_user.one_more(Who(f"uid:{origin.uid}", known=True)))
             named.bind("")
             peer = f"unix-abstract:{named.getsockname()[1:].decode()}"
             self.origins[peer] = origin

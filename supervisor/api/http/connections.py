@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from supervisor.api.auth.door import Door
     from supervisor.api.auth.files import Watched
-    from supervisor.api.rates import AtOnce
+    from supervisor.api.rates import AtOnce, Warnings
     from supervisor.caller import Caller
 
 log = structlog.stdlib.get_logger()
@@ -195,19 +195,6 @@ class LocalStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-
-class Warnings:
-    """Lines of the log that strangers cause: one a second of each kind."""
-
-    def __init__(self) -> None:
-        self._told_at: dict[str, float] = {}
-
-    def tell(self, what: str, **more: str) -> None:
-        now = trio.current_time()
-        if now > self._told_at.get(what, -math.inf) + 1:
-            self._told_at[what] = now
-            log.warning(what, **more)
 
 
 class Settings(HypercornConfig):
