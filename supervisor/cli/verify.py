@@ -136,7 +136,7 @@ def of_snp(report: bytes, leaf: bytes | None, as_json: bool, **given: Any) -> No
             revocations=given["crl"],
         )
     except SupervisorError as error:
-        _end(error)
+        _end(error, as_json=as_json)
     _show(checks, as_json=as_json)
 
 
@@ -195,7 +195,7 @@ def of_tdx(quote: bytes, as_json: bool, **given: Any) -> None:
             revocations=given["crl"],
         )
     except SupervisorError as error:
-        _end(error)
+        _end(error, as_json=as_json)
     _show(checks, as_json=as_json)
 
 
@@ -253,7 +253,7 @@ def of_sev(measurement: bytes, tik: bytes, as_json: bool, **given: Any) -> None:
             frozenset(allowed),
         )
     except SupervisorError as error:
-        _end(error)
+        _end(error, as_json=as_json)
     _show(checks, as_json=as_json)
 
 
@@ -329,9 +329,13 @@ def fetch_certs(report: bytes, product: str | None) -> None:
         click.echo(f"curl -sSf -o {file} '{url}'")
 
 
-def _end(error: SupervisorError) -> NoReturn:
-    fail(error)
+def _end(error: SupervisorError, *, as_json: bool = False) -> NoReturn:
+    """What cannot be read is told to a program in the same form as what was."""
     bad = ExitCode.UNSUPPORTED if isinstance(error, Unsupported) else ExitCode.BAD_ARGUMENT
+    if as_json:
+        print_json({"verified": False, "exit_code": int(bad), "checks": [], "problem": str(error)})
+    else:
+        fail(error)
     raise SystemExit(bad)
 
 

@@ -125,6 +125,18 @@ def test_as_json() -> None:
     } in answer["checks"]
 
 
+@pytest.mark.parametrize(("content", "code"), [(b"short", 4), (b"\7" + bytes(1183), 2)])
+def test_evidence_that_cannot_be_read_as_json(tmp_path: Path, content: bytes, code: int) -> None:
+    (tmp_path / "report").write_bytes(content)
+    leaf = str(VECTORS / GOOD[1])
+    done = CliRunner().invoke(
+        main, ["verify", "snp", str(tmp_path / "report"), "--leaf", leaf, "--json"]
+    )
+    answer = json.loads(done.stdout)
+    assert (answer["verified"], answer["exit_code"], done.exit_code) == (False, code, code)
+    assert "report" in answer["problem"]
+
+
 def tdx(version: int, *options: str) -> Result:
     quote = str(VECTORS / f"tdx{version}.dat")
     return CliRunner().invoke(main, ["verify", "tdx", quote, *options])
