@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from supervisor.config import DiskConfig, FirmwareConfig, QemuConfig, WatchdogAction
+from supervisor.config import (
+    DiskConfig,
+    FirmwareConfig,
+    Policy,
+    QemuConfig,
+    TeeConfig,
+    WatchdogAction,
+)
 from supervisor.config.settings import Size
 from supervisor.errors import TemplateError
 from supervisor.image.manifest import File, Manifest
@@ -134,6 +141,43 @@ def test_a_setting_that_changes_is_another_recipe(place: Place, change: dict[str
 def test_kvm_is_a_part_of_it(place: Place) -> None:
     host = attrs.evolve(place.host, accel=Accel(kvm=True))
     assert attrs.evolve(place, host=host).digest != place.digest
+
+
+CONFIDENTIAL = ("firmware", "kernel", "initrd", "igvm")
+
+
+def confidential(place: Place, technology: Technology | None = Technology.SEV) -> Place:
+    for name in CONFIDENTIAL:
+        (place.path / name).write_text(name)
+    files: dict[str, Any] = {name: place.path / name for name in CONFIDENTIAL}
+    tee = TeeConfig(**files)
+    host = attrs.evolve(place.host, accel=Accel(kvm=True, tee=technology))
+    return attrs.evolve(place, host=host, config=attrs.evolve(place.config, tee=tee))
+
+
+@pytest.mark.parametrize("name", CONFIDENTIAL)
+def test_a_measured_file_is_a_part_of_it(place: Place, name: str) -> None:
+    """Else a run would get a VM of the pool that was launched with another one."""
+    for technology, changes in ((Technology.SEV, True), (None, False)):
+        there = confidential(place, technology)
+        before = there.digest
+        (place.path / name).write_text("another")
+        assert (there.digest != before) is changes
+
+
+@pytest.mark.parametrize("change", [{"policy": Policy.read("no-debug")}, {"cmdline": "quiet"}])
+def test_what_a_confidential_guest_is_launched_with_is_a_part_of_it(
+    place: Place, change: dict[str, Any]
+) -> None:
+    there = confidential(place)
+    tee = attrs.evolve(there.config.tee, **change)
+    other = attrs.evolve(there, config=attrs.evolve(there.config, tee=tee))
+    assert other.digest != there.digest
+
+
+def test_the_technology_is_a_part_of_it(place: Place) -> None:
+    digests = {confidential(place, one).digest for one in (*Technology, None)}
+    assert len(digests) == len(Technology) + 1
 
 
 def test_a_boot_of_the_host_is_a_part_of_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
