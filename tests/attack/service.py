@@ -283,10 +283,11 @@ class Service:
 
     def audit(self) -> list[dict[str, Any]]:
         try:
-            lines = (self.tmp / "audit.jsonl").read_text().splitlines()
+            lines = (self.tmp / "audit.jsonl").read_text().splitlines(keepends=True)
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines]
+        # Half of a line may be there for a moment: the kernel writes it page by page.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def audit_line(self, request_id: str) -> dict[str, Any] | None:
         """The line of a request; None if there is none.
