@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import ssl
+import threading
 from typing import TYPE_CHECKING
 
 import grpc
@@ -12,7 +13,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from supervisor.agent.reference import service, tls
+from supervisor.agent.reference import http as agent_http
+from supervisor.agent.reference import rpc, service, tls
+from supervisor.agent.reference.access import Access
 from supervisor.agent.reference.wire import decode_fields, encode_message
 from tests.support.agent_process import OPTIONS, Running, open_channel, running_agent
 
@@ -73,6 +76,38 @@ def test_client_that_does_not_finish_its_handshake_holds_nobody_up(running: Runn
             slow.sendall(begun[50:])
             assert slow.recv(5)[:1] == b"\x16"  # the agent's part of the handshake
             silent.close()
+
+
+def test_client_that_is_gone_before_it_is_taken_ends_nothing() -> None:
+    """Python's ssl looks at the connection, and raises."""
+    left = threading.Event()
+
+    def gone(_: socket.socket) -> tls.Encrypted:
+        left.set()
+        raise ssl.SSLError("Closed before TLS handshake with data in recv buffer.")
+
+    server = rpc.Server({}, Access(), "127.0.0.1", 0, gone)
+    for _ in range(2):  # the second shows that the server goes on after the first
+        left.clear()
+        with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+            assert left.wait(30)
+            assert client.recv(1) == b""
+    server.stop()
+
+
+@pytest.mark.parametrize(("error", "told"), [(ConnectionResetError, False), (KeyError, True)])
+def test_bug_of_http_is_told_and_a_client_that_goes_is_not(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: type, told: bool
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(agent_http.Handler, "handle", fail)
+    server = agent_http.serve_http(service.Agent(60), Access(), "127.0.0.1", 0)
+    with socket.create_connection(("127.0.0.1", server.server_address[1]), 30) as client:
+        assert client.recv(1) == b""
+    server.stop()
+    assert (error.__name__ in capfd.readouterr().err) is told
 
 
 def test_reports_say_the_key_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -341,7 +341,11 @@ class Server:
             return
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(self, self._encrypt(client) if self._encrypt else client)
+        try:
+            connection = Connection(self, self._encrypt(client) if self._encrypt else client)
+        except OSError:  # it has left already
+            client.close()
+            return
         self._connections.add(connection)
         self._selector.register(connection.socket, selectors.EVENT_READ, connection.handle)
         connection.handle(0)

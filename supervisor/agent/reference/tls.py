@@ -16,11 +16,12 @@ import hashlib
 import os
 import ssl
 import tempfile
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 LIBRARY = "libcrypto.so.3"
 CURVE = b"P-256"
@@ -120,11 +121,11 @@ class Encrypted:
 
     def do_handshake(self) -> None:
         """BlockingIOError: the client has to say more. OSError: it fails."""
-        with _Patience():
+        with _as_a_socket():
             self._socket.do_handshake()
 
     def recv(self, size: int) -> bytes:
-        with _Patience():
+        with _as_a_socket():
             data = self._socket.recv(size)
         # What is decrypted already makes no descriptor readable.
         while waiting := self._socket.pending():
@@ -132,17 +133,14 @@ class Encrypted:
         return data
 
     def send(self, data: bytes) -> int:
-        with _Patience():
+        with _as_a_socket():
             return self._socket.send(data)
-        raise AssertionError
 
 
-class _Patience:
-    """Where TLS must wait for its peer, says so as a socket would."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: object, __: object) -> None:
-        if isinstance(error, ssl.SSLWantReadError | ssl.SSLWantWriteError):
-            raise BlockingIOError from None
+@contextmanager
+def _as_a_socket() -> Iterator[None]:
+    """Where TLS must wait for its peer, say so as a socket does."""
+    try:
+        yield
+    except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        raise BlockingIOError from None
