@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from supervisor.api import trace
 from supervisor.api.rates import Who
 from supervisor.caller import Caller, Right, roles_with
-from supervisor.errors import Forbidden, SupervisorError
+from supervisor.errors import Forbidden, SupervisorError, Unauthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,6 +22,7 @@ Handler = TypeVar("Handler", bound="Callable[..., object]")
 
 #: An error if nobody is known to call.
 _caller: ContextVar[Caller | SupervisorError] = ContextVar("caller")
+_ask: ContextVar[Callable[[], Caller]] = ContextVar("ask")
 
 
 def current() -> Caller:
@@ -42,13 +43,35 @@ def is_known() -> bool:
 
 
 @contextmanager
-def serving(caller: Caller | SupervisorError) -> Iterator[None]:
-    """:param caller: or why nobody is known to call, which `current` then raises"""
-    token = _caller.set(caller)
+def serving(ask: Callable[[], Caller]) -> Iterator[None]:
+    """:param ask: finds out who calls. If it raises a SupervisorError, so does `current`"""
+    found: Caller | SupervisorError
+    try:
+        found = ask()
+    except SupervisorError as error:
+        found = error
+    caller, asking = _caller.set(found), _ask.set(ask)
     try:
         yield
     finally:
-        _caller.reset(token)
+        _ask.reset(asking)
+        _caller.reset(caller)
+
+
+def standing() -> Callable[[], None]:
+    """For an answer without an end: a function to call before each part of it.
+
+    It raises Unauthenticated if the caller's token was revoked or has expired, or if the caller is
+    another one by now: of another role, or without an entry on file.
+    """
+    ask = _ask.get()
+    first = ask()
+
+    def check_again() -> None:
+        if ask() != first:
+            raise Unauthenticated("the caller's name or role has changed since the answer began")
+
+    return check_again
 
 
 def who() -> Who:

@@ -57,6 +57,9 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
         ),
     ),
     "the end of a token": (Cut("api/auth/tokens.py", "if token.ended_at(now):", "if False:"),),
+    "readers who may read no more": (
+        Cut("api/callers.py", "        if ask() != first:", "        if False:"),
+    ),
     "reading the tokens again": (Cut("api/auth/files.py", "if now != self._seen:", "if False:"),),
     "one Authorization": (Cut("api/auth/door.py", "if len(authorization) > 1:", "if False:"),),
     "the scheme of an Authorization": (Cut("api/auth/door.py", r'r"bearer +(', r'r"[a-z]+ +('),),

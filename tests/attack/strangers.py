@@ -245,6 +245,33 @@ def revoked(place: Place) -> Came:
 
 @attack(
     From.NETWORK,
+    "a token is revoked while it reads a stream of events, and is told on",
+    held_by="readers who may read no more",
+    refusal="nothing",
+    below="the answer has begun",
+)
+def told_on(place: Place) -> Came:
+    victim, service = place.victim(), place.main
+    service.create_token("told", "read")
+    connection = service.connection()
+    try:
+        headers = {"Authorization": f"Bearer {service.tokens['told']}"}
+        connection.request("GET", "/events", headers=headers)
+        stream = connection.getresponse()
+        assert stream.readline() == b": events\n"
+        service.revoke_token("told")
+        for action in ("pause", "resume"):
+            assert service.ask("POST", f"/vms/{victim}/{action}", by="bob").status == 200
+        for line in stream:
+            if victim.encode() in line:
+                return Came("through")
+        return Came("nothing")
+    finally:
+        connection.close()
+
+
+@attack(
+    From.NETWORK,
     "a revoked token is shown over gRPC",
     held_by="the end of a token",
     refusal="UNAUTHENTICATED",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 import trio
 
+from supervisor.api.auth import tokens
+from supervisor.caller import Role
 from supervisor.config import OnStop
 from supervisor.pb import vm_pb2
 from supervisor.state.record import EventKind
 from tests.support.event_reader import Reader, numbers, reading
-from tests.support.world import in_thread
+from tests.support.world import PATIENCE_S, in_thread
 
 if TYPE_CHECKING:
     from tests.support.world import Supervisor, World
@@ -155,3 +158,71 @@ async def test_no_more_readers_than_are_allowed(world: World) -> None:
             await trio.lowlevel.checkpoint()
         async with reading(supervisor):
             pass
+
+
+# --- readers who may read no more -------------------------------------------------------------
+
+
+@pytest.fixture
+def reader(world: World) -> dict[str, str]:
+    """The headers of a reader of all events, whose token is not known before there is tmp/."""
+    world.tmp.mkdir(mode=0o700, exist_ok=True)
+    file = world.tmp / "tokens.json"
+    _, secret = tokens.create(file, "reader", Role.READ, None, tokens.now())
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def take_back(world: World) -> None:
+    tokens.revoke(world.tmp / "tokens.json", "reader", tokens.now())
+
+
+async def run_of_another(world: World, supervisor: Supervisor) -> str:
+    file = world.tmp / "tokens.json"
+    _, secret = tokens.create(file, "another", Role.RUN, None, tokens.now())
+    headers = {"Authorization": f"Bearer {secret}"}
+    answer = await supervisor.post(b"{}", **headers)
+    assert answer.status_code == 200
+    return str(answer.json()["id"])
+
+
+@pytest.mark.parametrize("what", ["keep-alive", "event"])
+async def test_stream_of_a_revoked_token_ends(
+    world: World, reader: dict[str, str], what: str
+) -> None:
+    """At the next part of it: nothing that happens later is told."""
+    world.hasten(sse_keep_alive_s=0.05 if what == "keep-alive" else 1000)
+    async with (
+        world.serve(MANAGER_AUTH="on") as supervisor,
+        supervisor.http.stream("GET", "/events", headers=reader) as answer,
+    ):
+        lines = answer.aiter_lines()
+        assert await anext(lines) == ": events"
+        take_back(world)
+        if what == "event":
+            await run_of_another(world, supervisor)
+        with trio.fail_after(PATIENCE_S):
+            assert not [line async for line in lines if line.startswith("data")]
+
+
+@pytest.mark.parametrize("what", ["keep-alive", "event"])
+async def test_watch_of_a_revoked_token_ends(
+    world: World, reader: dict[str, str], what: str
+) -> None:
+    world.hasten(sse_keep_alive_s=0.05 if what == "keep-alive" else 1000)
+    async with world.serve(MANAGER_AUTH="on") as supervisor:
+        metadata = [("authorization", reader["Authorization"])]
+        await run_of_another(world, supervisor)
+        stream = supervisor.vm_service.Watch(
+            vm_pb2.WatchRequest(), timeout=PATIENCE_S, metadata=metadata
+        )
+        await in_thread(partial(next, stream))  # the present state: it is followed
+        take_back(world)
+        later = await run_of_another(world, supervisor) if what == "event" else ""
+
+        def all_told() -> None:
+            assert later not in [event.id for event in stream]
+
+        with pytest.raises(grpc.RpcError) as refused:
+            await in_thread(all_told)
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "revoked" in (refused.value.details() or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from supervisor.api.rates import Rates
 from supervisor.api.trace import Trace, tracing
 from supervisor.caller import ANYBODY, Caller, KnownBy, Role
 from supervisor.errors import SupervisorError, Unauthenticated
+from tests.support.tenants import answer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,9 +52,9 @@ def test_lines_of_ten_requests(
     trace = Trace("1", "http", "127.0.0.1")
     audit.open()
     for _ in range(10):
-        with serving(caller), tracing(trace), audit.watching(trace, outcome):
+        with serving(partial(answer, caller)), tracing(trace), audit.watching(trace, outcome):
             pass
-    with serving(ALICE), tracing(trace), audit.watching(trace, CHANGED):
+    with serving(lambda: ALICE), tracing(trace), audit.watching(trace, CHANGED):
         pass
     audit.close()
     written = [json.loads(line) for line in audit.file.read_text().splitlines()]

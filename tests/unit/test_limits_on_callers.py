@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import attrs
 import pytest
 import trio
@@ -13,6 +15,7 @@ from supervisor.api.rates import AtOnce, Rates, Who, network_of
 from supervisor.api.trace import Trace, request_id, tracing
 from supervisor.caller import ANYBODY, Caller, KnownBy, Role
 from supervisor.errors import Overloaded, TooOften, Unauthenticated
+from tests.support.tenants import answer
 
 A, B = Who("a", known=True), Who("b", known=True)
 
@@ -96,10 +99,10 @@ def test_strangers_from_many_addresses_take_nothing_of_callers() -> None:
 def test_whose_share_a_request_takes() -> None:
     caller = Caller("127.0.0.1", Role.RUN, KnownBy.TOKEN)
     with tracing(Trace("1", "http", "127.0.0.2")):
-        with serving(caller):
+        with serving(lambda: caller):
             assert who() == Who("127.0.0.1", known=True)
         for nobody in (ANYBODY, Unauthenticated("nobody")):
-            with serving(nobody):
+            with serving(partial(answer, nobody)):
                 assert who() == Who.at("127.0.0.1")
 
 

@@ -7,6 +7,7 @@ of any method may be as large as a computation.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -144,7 +145,7 @@ class Callers(grpc.aio.ServerInterceptor):
             id_ = trace.request_id(_metadata(context, "x-request-id"), _metadata(context, _PARENT))
             present = trace.Trace(id_, "grpc", self._origin(context).address)
             outcome = Outcome(method, method.rpartition("/")[2] not in _CHANGES_NOTHING)
-            with serving(self._caller(context)), self._gate.watching(present, outcome):
+            with serving(partial(self._caller, context)), self._gate.watching(present, outcome):
                 await context.send_initial_metadata((("x-request-id", id_),))
                 try:
                     answer = await behaviour(request, context)
@@ -157,12 +158,9 @@ class Callers(grpc.aio.ServerInterceptor):
 
         return behave
 
-    def _caller(self, context: Context) -> Caller | SupervisorError:
-        """Who calls; an error if nobody is known to."""
-        try:
-            return self._door.caller(self._peer(context), _metadata(context, "authorization"))
-        except SupervisorError as error:
-            return error
+    def _caller(self, context: Context) -> Caller:
+        """:raises SupervisorError: if nobody is known to call"""
+        return self._door.caller(self._peer(context), _metadata(context, "authorization"))
 
     def _origin(self, context: Context) -> Origin:
         """Who comes to an inner socket by himself is a stranger."""

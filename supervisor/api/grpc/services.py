@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import trio
 from google.protobuf import empty_pb2
 
 from supervisor.api import trace
-from supervisor.api.callers import current, who
+from supervisor.api.callers import current, standing, who
 from supervisor.api.grpc import messages
 from supervisor.api.grpc.callers import read_message
 from supervisor.api.grpc.errors import answers
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from supervisor.api.budget import Budget
     from supervisor.api.rates import AtOnce
     from supervisor.api.requests import EventsRequest
-    from supervisor.caller import Caller
     from supervisor.runs.service import Service
     from supervisor.state.record import RunOptions
     from supervisor.vm.vm import Vm
@@ -119,7 +119,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
     async def Watch(self, request: vm_pb2.WatchRequest, context: Context) -> None:  # noqa: N802
         wanted = messages.events_request(request)
         with self._readers.one_more(who()):
-            await trio_as_aio(self._tell)(wanted, current(), aio_as_trio(context.write))
+            await trio_as_aio(self._tell)(wanted, aio_as_trio(context.write))
         await context.abort(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "the reader fell behind, or the supervisor stops; go on after the last sequence",
@@ -128,22 +128,32 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
     async def _tell(
         self,
         wanted: EventsRequest,
-        caller: Caller,
         write: Callable[[vm_pb2.Event], Awaitable[None]],
     ) -> None:
         """Tell a reader of events until there are no more. trio-flavoured.
+
+        :raises Unauthenticated, UnknownCertificate: if the caller may read no more
 
         All in one task. If ``trio_as_aio`` stepped into ``follow`` and out of it separately, a
         reader who leaves at the wrong moment would cancel the step out, and ``follow`` would stay
         open.
         """
-        vms = self._service.vms
+        caller, check_again = current(), standing()
+        vms, quiet_s = self._service.vms, self._service.config.timing.sse_keep_alive_s
         seen = [vms.get(wanted.vm_id, caller)] if wanted.vm_id else vms.seen_by(caller)
         async with self._service.follow(caller, wanted.after, wanted.vm_id) as (old, news):
             if wanted.after is None:
                 for message in [messages.present_state(vm) for vm in seen]:
                     await write(message)
             async for event in old:
+                check_again()
                 await write(messages.event(event))
-            async for event in news:
-                await write(messages.event(event))
+            while True:
+                with trio.move_on_after(quiet_s) as quiet:
+                    try:
+                        event = await news.receive()
+                    except trio.EndOfChannel:
+                        return
+                check_again()
+                if not quiet.cancelled_caught:
+                    await write(messages.event(event))

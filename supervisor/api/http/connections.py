@@ -45,7 +45,7 @@ from supervisor.api.callers import serving
 from supervisor.api.http.bodies import Incoming
 from supervisor.api.http.problems import document
 from supervisor.api.rates import Who
-from supervisor.errors import SupervisorError, TooOften, single
+from supervisor.errors import TooOften, single
 
 __all__ = ["Exchange", "Settings", "serve"]
 
@@ -89,19 +89,16 @@ class Exchange(TrioASGIHTTPConnection):
         super().__init__(app, scope)
         self._door = door
 
-    def _caller(self) -> Caller | SupervisorError:
-        """Who asks; an error if nobody is known to."""
+    def _caller(self) -> Caller:
+        """:raises SupervisorError: if nobody is known to ask"""
         headers = self.scope["headers"]
         shown = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
-        try:
-            return self._door.caller(_peer(self.scope["state"]["stream"]), shown)
-        except SupervisorError as error:
-            return error
+        return self._door.caller(_peer(self.scope["state"]["stream"]), shown)
 
     async def __call__(
         self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> None:
-        with serving(self._caller()):
+        with serving(self._caller):
             await super().__call__(receive, send)
 
     def _create_request_from_scope(self, send: Any) -> Request:

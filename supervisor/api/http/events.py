@@ -6,18 +6,20 @@ Source: the WHATWG's HTML standard, "Server-sent events".
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
 from quart import Blueprint, Response, request
 
-from supervisor.api.callers import current, needs, who
+from supervisor.api.callers import current, needs, standing, who
 from supervisor.api.requests import EventsRequest, event_number, page_size
 from supervisor.caller import Right
+from supervisor.errors import Unauthenticated, UnknownCertificate
 from supervisor.state.record import Event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractContextManager
 
     from supervisor.api.rates import AtOnce
@@ -67,21 +69,27 @@ async def _page(service: Service, wanted: EventsRequest, limit: str) -> dict[str
 def _stream(service: Service, wanted: EventsRequest, readers: AtOnce) -> Response:
     readers.check(who())  # while there is still another answer than a stream
     following = service.follow(current(), wanted.after, wanted.vm_id)
+    one_reader, keep_alive_s = readers.one_more(who()), service.config.timing.sse_keep_alive_s
     return Response(
-        _lines(following, readers.one_more(who()), service.config.timing.sse_keep_alive_s),
+        _lines(following, one_reader, keep_alive_s, standing()),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
 async def _lines(
-    following: Following, one_reader: AbstractContextManager[None], keep_alive_s: float
+    following: Following,
+    one_reader: AbstractContextManager[None],
+    keep_alive_s: float,
+    check_again: Callable[[], None],
 ) -> AsyncIterator[bytes]:
-    with one_reader:
+    """Ends if the caller may read no more; one who comes again is told why."""
+    with suppress(Unauthenticated, UnknownCertificate), one_reader:
         async with following as (old, news):
             # The head of the answer goes out with its first bytes.
             yield b": events\n\n"
             async for event in old:
+                check_again()
                 yield _message(event)
             while True:
                 text = b": keep-alive\n\n"
@@ -90,6 +98,7 @@ async def _lines(
                         text = _message(await news.receive())
                     except trio.EndOfChannel:
                         return
+                check_again()
                 yield text
 
 
