@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
-_LONGEST = 200
+#: Else a caller who puts a token into the place of an id has it in the log.
+_VM_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @attrs.define
@@ -104,7 +106,7 @@ class Audit:
             "known_by": caller and caller.known_by,
             "role": caller and caller.role,
             "what": outcome.what,
-            "vm": trace.vm_id and trace.vm_id[:_LONGEST],
+            "vm": trace.vm_id if _VM_ID.fullmatch(trace.vm_id or "") else None,
             "outcome": outcome.word,
             "status": outcome.status,
             "error": trace.error,

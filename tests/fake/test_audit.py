@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tests.support.world import Supervisor, World
 
 
+#: The id of a VM that does not exist.
+ANOTHER = "00000000-0000-4000-8000-000000000000"
+
+
 def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -40,13 +44,13 @@ async def test_each_change_and_each_refusal_has_a_line(world: World) -> None:
         await http.get(f"/vms/{vm_id}")
         await http.post(f"/vms/{vm_id}/pause")
         await http.post(f"/vms/{vm_id}/pause", headers={"Origin": "null"})
-        await http.get("/vms/another")
+        await http.get(f"/vms/{ANOTHER}")
         other = await supervisor.call(
             supervisor.manager.Run, manager_pb2.RunRequest(computation=b"x")
         )
         await supervisor.call(services.List, vm_pb2.ListRequest())
         await supervisor.call(services.Delete, vm_pb2.DeleteRequest(id=other.ID))
-        code = await refused(supervisor, services.Get, vm_pb2.GetRequest(id="another"))
+        code = await refused(supervisor, services.Get, vm_pb2.GetRequest(id=ANOTHER))
         assert code is grpc.StatusCode.NOT_FOUND
         await http.delete(f"/vms/{vm_id}")
     found = [
@@ -58,10 +62,10 @@ async def test_each_change_and_each_refusal_has_a_line(world: World) -> None:
         ("http", "POST /run", vm_id, "answered", 200, None),
         ("http", f"POST {path}/pause", vm_id, "answered", 200, None),
         ("http", f"POST {path}/pause", vm_id, "refused", 403, "CrossSite"),
-        ("http", f"GET {path}", "another", "refused", 404, "VmNotFound"),
+        ("http", f"GET {path}", ANOTHER, "refused", 404, "VmNotFound"),
         ("grpc", "/manager.ManagerService/Run", other.ID, "answered", "OK", None),
         ("grpc", "/supervisor.v1.VmService/Delete", other.ID, "answered", "OK", None),
-        ("grpc", "/supervisor.v1.VmService/Get", "another", "refused", "NOT_FOUND", "VmNotFound"),
+        ("grpc", "/supervisor.v1.VmService/Get", ANOTHER, "refused", "NOT_FOUND", "VmNotFound"),
         ("http", f"DELETE {path}", vm_id, "answered", 204, None),
     ]
     for one in lines(log):
@@ -188,3 +192,16 @@ async def test_request_id_is_in_answer_and_record(world: World) -> None:
         assert ("x-request-id", "1" * 32) in done.initial_metadata()
         assert supervisor.vm(reply.ID).record.options.request_id == "1" * 32
     assert [one["request_id"] for one in lines(log)] == ["mine-1", "mine-1", "1" * 32]
+
+
+async def test_what_stands_in_the_place_of_an_id_is_in_no_line(world: World) -> None:
+    """It may be a token that was pasted there."""
+    secret = "qs_pasted-here-by-mistake"
+    async with world.serve() as supervisor:
+        assert (await supervisor.http.post(f"/vms/{secret}/pause")).status_code == 404
+        with pytest.raises(grpc.RpcError):
+            await supervisor.call(supervisor.vm_service.Pause, vm_pb2.PauseRequest(id=secret))
+        assert (await supervisor.http.post(f"/vms/{ANOTHER}/pause")).status_code == 404
+    text = (world.tmp / "audit.jsonl").read_text()
+    assert secret not in text
+    assert [json.loads(line)["vm"] for line in text.splitlines()] == [None, None, ANOTHER]
