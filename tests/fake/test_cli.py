@@ -312,7 +312,8 @@ async def test_a_terminal_gets_no_control_sequence_of_a_guest(world: World, host
 
 async def test_a_terminal_gets_no_control_sequence_of_a_vms_reason(world: World) -> None:
     hostile = "before\x1b]0;root@host\x07[bold]\nforged after"
-    async with world.serve() as supervisor:
+    # A heartbeat would find out what QEMU really says.
+    async with world.serve(MANAGER_HEARTBEAT="1h") as supervisor:
         vm = supervisor.vm((await supervisor.run())["id"])
         # As a supervisor shows it that let QEMU say it.
         vm.record = attrs.evolve(vm.record, status=Status(VmState.PAUSED, hostile), error="\x1b[2J")
