@@ -8,9 +8,15 @@ from typing import Any
 
 import click
 
+from supervisor.cli.computations import computation
+from supervisor.config import MAX_COMPUTATION
+from supervisor.errors import InvalidRequest
 from supervisor.tee.checks import ExitCode
 from supervisor.tee.evidence import MAX_BYTES, BadEvidence, from_hex
 from supervisor.tee.snp.report import TCB_PARTS
+
+#: As an array, a byte takes up to five characters, and more if it is laid out.
+_LONGEST_REQUEST = 8 * MAX_COMPUTATION
 
 
 class Command(click.Command):
@@ -45,6 +51,27 @@ class FileContent(click.ParamType[bytes]):
         if len(content) > self._most:
             self.fail(f"{value}: longer than {self._most} bytes", param, ctx)
         return content
+
+
+class Computation(FileContent):
+    """What a guest was started for. As ``run``, it takes a request for one, too."""
+
+    def __init__(self) -> None:
+        super().__init__(_LONGEST_REQUEST)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bytes:
+        content = super().convert(value, param, ctx)
+        if isinstance(value, bytes):
+            return content
+        try:
+            found = computation(content)
+        except InvalidRequest as error:
+            self.fail(f"{value}: {error}", param, ctx)
+        if len(found) > MAX_COMPUTATION:
+            self.fail(f"{value}: longer than {MAX_COMPUTATION} bytes", param, ctx)
+        return found
 
 
 class Hex(click.ParamType[bytes]):

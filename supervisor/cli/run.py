@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import json
 import signal
 import sys
 import time
@@ -14,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from supervisor.cli.client import uses_supervisor
+from supervisor.cli.computations import request_body
 from supervisor.cli.environment import CommandFailed, fail
 from supervisor.cli.output import as_json, forward, print_json, print_reply, stderr
 
@@ -90,17 +88,6 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options:
     if credential:
         console.print(f"its agent asks for the credential {credential}")
     console.print(f"end it with: qmp-supervisor shutdown {vm['id'][:8]}")
-
-
-def request_body(content: bytes, *, raw: bool) -> dict[str, Any]:
-    """The body of ``POST /run`` for a file's content."""
-    if not raw:
-        # The supervisor names the mistakes in a request.
-        with contextlib.suppress(ValueError, RecursionError):
-            parsed = json.loads(content)
-            if isinstance(parsed, dict) and "computation" in parsed:
-                return parsed
-    return {"computation": base64.b64encode(content).decode()}
 
 
 def _follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:

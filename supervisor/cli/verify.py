@@ -16,6 +16,7 @@ from supervisor.cli.environment import fail
 from supervisor.cli.output import as_json, print_json, stdout
 from supervisor.cli.parameters import (
     Command,
+    Computation,
     FileContent,
     Hex,
     Number,
@@ -23,7 +24,7 @@ from supervisor.cli.parameters import (
     SecurityVersions,
     Version,
 )
-from supervisor.config import MAX_COMPUTATION, PolicyWord
+from supervisor.config import PolicyWord
 from supervisor.errors import SupervisorError
 from supervisor.tee import binding, certificate, sev
 from supervisor.tee.checks import ExitCode, Verdict, document, exit_code
@@ -101,7 +102,7 @@ def verify() -> None:
 @click.option("--chain", type=FileContent(), help="Certificates above it, if not those shipped.")
 @click.option("--measurement", type=Hex(48), help="The launch digest that you expect.")
 @click.option(
-    "--computation", type=FileContent(MAX_COMPUTATION), help="Its SHA-256 must be the host data."
+    "--computation", type=Computation(), help="Its SHA-256 must be the host data. As run takes it."
 )
 @click.option("--host-data", type=Hex(32), help="The host data, if not of a computation.")
 @click.option("--id-key-digest", type=Hex(48), help="SHA-384 of the key of the ID block.")
@@ -156,7 +157,7 @@ def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
 @click.option("--mrtd", type=Hex(48), help="The launch digest that you expect.")
 @click.option("--rtmr", type=Registers(), multiple=True, help="A register, such as 1=HEX.")
 @click.option(
-    "--computation", type=FileContent(MAX_COMPUTATION), help="Its SHA-256 must be MRCONFIGID."
+    "--computation", type=Computation(), help="Its SHA-256 must be MRCONFIGID. As run takes it."
 )
 @click.option("--mrconfigid", type=Hex(48), help="MRCONFIGID, if not of a computation.")
 @click.option("--mrowner", type=Hex(48), help="MROWNER.")

@@ -20,9 +20,9 @@ from supervisor import config
 from supervisor.api.sockets import bind_unix
 from supervisor.cli import main, output
 from supervisor.cli.client import Client, default_url
+from supervisor.cli.computations import request_body
 from supervisor.cli.environment import CommandFailed, load_config
 from supervisor.cli.output import duration
-from supervisor.cli.run import request_body
 from supervisor.cli.vms import event_line
 from supervisor.image.image import DISK
 from supervisor.image.manifest import File, Manifest

@@ -63,6 +63,23 @@ def test_exit_codes(files: tuple[str, str], options: tuple[str, ...], code: int)
 
 
 @pytest.mark.parametrize(
+    "written",
+    [
+        b"{}",
+        b'{"computation": [123, 125]}',
+        b'{"computation": "e30=", "ttl": "1h"}',
+        b'{\n  "computation": [\n    123,\n    125\n  ]\n}\n',
+    ],
+)
+def test_computation_as_run_takes_it(tmp_path: Path, written: bytes) -> None:
+    """A guest is bound to the bytes, however they were sent."""
+    (tmp_path / "computation").write_bytes(written)
+    done = snp(GOOD, *AT, "--computation", str(tmp_path / "computation"), "--json")
+    (host_data,) = [one for one in json.loads(done.output)["checks"] if one["field"] == "host data"]
+    assert host_data["expected"] == hashlib.sha256(b"{}").hexdigest()
+
+
+@pytest.mark.parametrize(
     ("options", "problem"),
     [
         (("--nonce", "xyz"), "'xyz' is not hex"),
