@@ -62,12 +62,13 @@ def create(name: str, role: str, expires: float | None, env_file: str | None) ->
 
     Runs belong to the NAME: tokens of one name are one owner.
     """
+    file = _file(env_file)
     try:
-        made, secret = tokens.create(_file(env_file), name, Role(role), expires, tokens.now())
+        made, secret = tokens.create(file, name, Role(role), expires, tokens.now())
     except HostError as error:
         raise CommandFailed(str(error)) from error
     until = _shown(made.expires_at) if made.expires_at else "revoked"
-    stderr().print(f"token {made.id} of {name}, role {role}, is valid until {until}")
+    stderr().print(f"token {made.id} of {name}, role {role}, in {file}, is valid until {until}")
     click.echo(secret)
 
 
@@ -76,8 +77,9 @@ def create(name: str, role: str, expires: float | None, env_file: str | None) ->
 @env_file
 def list_tokens(as_json: bool, env_file: str | None) -> None:
     """List tokens. Those that ended are listed for thirty days."""
+    file = _file(env_file)
     try:
-        found = tokens.read(_file(env_file))
+        found = tokens.read(file)
     except HostError as error:
         raise CommandFailed(str(error)) from error
     now = tokens.now()
@@ -95,6 +97,8 @@ def list_tokens(as_json: bool, env_file: str | None) -> None:
     if as_json:
         print_json(rows)
         return
+    if not rows:
+        stderr().print(f"there is no token in {file}")
     table = Table("ID", "NAME", "ROLE", "STATE", "CREATED", "EXPIRES", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(value or "-" for value in row.values()))
@@ -106,12 +110,13 @@ def list_tokens(as_json: bool, env_file: str | None) -> None:
 @env_file
 def revoke(name_or_id: str, env_file: str | None) -> None:
     """Revoke the token of this id, or all tokens of this name."""
+    file = _file(env_file)
     try:
-        revoked = tokens.revoke(_file(env_file), name_or_id, tokens.now())
+        revoked = tokens.revoke(file, name_or_id, tokens.now())
     except HostError as error:
         raise CommandFailed(str(error)) from error
     if not revoked:
-        raise CommandFailed(f"no valid token has the id or the name {name_or_id}")
+        raise CommandFailed(f"no valid token in {file} has the id or the name {name_or_id}")
     for one in revoked:
         stderr().print(f"token {one.id} of {one.name} is revoked")
 

@@ -203,7 +203,7 @@ def _ask_all(process: subprocess.Popen[str], questions: Sequence[str], answers: 
             if "return" in said:
                 answers.append(said["return"])
             if "error" in said:
-                raise ValueError(said["error"]["desc"])
+                raise LaunchError(f"QEMU says: {said['error']['desc']}", advice=_ADVICE)
         process.stdin.write(json.dumps({"execute": "quit"}))
         process.stdin.close()
         process.stdout.read()

@@ -525,3 +525,20 @@ async def test_socket_of_another_supervisor(short_tmp: Path) -> None:
         assert "somebody listens" in str(await refusal(short_tmp / "t"))
     async with serving(short_tmp / "t"), local(path) as client:  # nobody listens there any more
         assert (await client.get("/vms")).status_code == 200
+
+
+def test_token_commands_name_their_file(short_tmp: Path) -> None:
+    """One run with other settings has another file, which no supervisor reads."""
+    environ = {"MANAGER_QEMU_TMP_FILE_LOC": str(short_tmp)}
+
+    def token(*words: str) -> Any:
+        return CliRunner(env=environ).invoke(cli.main, ["token", *words])
+
+    file = str(short_tmp / "tokens.json")
+    for words, code in (
+        (("list",), 0),
+        (("revoke", "alice"), 1),
+        (("create", "alice", "--role", "run"), 0),
+    ):
+        done = token(*words)
+        assert (done.exit_code, file in done.stderr.replace("\n", "")) == (code, True), done.stderr

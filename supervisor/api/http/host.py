@@ -47,7 +47,7 @@ def blueprint(service: Service) -> Blueprint:
         except LaunchError as error:
             raise TeeUnavailable(
                 f"this host has no certificates of an SEV platform: {error.detail}",
-                advice="see the lines 'host' of 'qmp-supervisor doctor'",
+                advice="'qmp-supervisor doctor' tells the host's operator what is missing",
             ) from error
         return attrs.asdict(found)
 
