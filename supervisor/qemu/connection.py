@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from supervisor.config import LifeConfig
     from supervisor.config.timing import Timing
     from supervisor.qemu.process import Qemu
-    from supervisor.qemu.qmp import Monitor, QmpEvent, RunStatus
+    from supervisor.qemu.qapi import QmpEvent, RunStatus
+    from supervisor.qemu.qmp import Monitor
 
 log = structlog.stdlib.get_logger()
 

@@ -27,7 +27,7 @@ from supervisor.qemu import qapi
 from supervisor.qemu.version import Version, pass_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from qemu.qmp.message import Message
@@ -49,69 +49,25 @@ _BROKEN = (QMPError, OSError, EOFError, UnicodeDecodeError, RecursionError)
 
 
 @attrs.frozen
-class QmpEvent:
-    """A QMP event: its name, such as ``SHUTDOWN``, and its data.
-
-    :param data: has those of `_MEMBERS` that QEMU sent, if they follow QAPI
-    """
-
-    name: str
-    data: Mapping[str, Any]
-
-
-@attrs.frozen
-class RunStatus:
-    """``query-status``: QEMU's RunState, raw, and whether virtual CPUs run."""
-
-    status: str
-    running: bool
-
-
-@attrs.frozen
-class SevStatus:
-    """``query-sev``'s answer. All members are None if ``enabled`` is false.
-
-    :param policy: SEV's policy of 32 bits; SNP's of 64 bits if ``sev_type`` is ``sev-snp``
-    """
-
-    enabled: bool
-    state: str | None = None
-    sev_type: str | None = None
-    api_major: int | None = None
-    api_minor: int | None = None
-    build_id: int | None = None
-    policy: int | None = None
-    handle: int | None = None
-
-
-@attrs.frozen
-class SevMeasurement:
-    """:param data: the measurement and its nonce, in base64"""
-
-    data: str
-    status: SevStatus
-
-
-@attrs.frozen
 class Facts:
     """What QEMU answered to `Monitor.query`, and when."""
 
-    run_status: RunStatus
-    sev: SevStatus
+    run_status: qapi.RunStatus
+    sev: qapi.SevStatus
     at: datetime
 
 
 class Monitor:
     """One QMP connection.
 
-    :ivar events: yields every event of `RELEVANT_EVENTS` since the connection was made; ends with
-        the connection, and when QEMU sends too many events of any kind
+    :ivar events: yields every event of `qapi.RELEVANT_EVENTS` since the connection was made; ends
+        with the connection, and when QEMU sends too many events of any kind
     """
 
     def __init__(
         self,
         client: QMPClient,
-        events: trio.MemoryReceiveChannel[QmpEvent],
+        events: trio.MemoryReceiveChannel[qapi.QmpEvent],
         forwarder: _Forwarder,
         answer_s: float,
     ) -> None:
@@ -152,23 +108,23 @@ class Monitor:
         except _BROKEN as error:
             raise MonitorError(f"{command}: the QMP connection is lost") from error
 
-    async def query_status(self) -> RunStatus:
+    async def query_status(self) -> qapi.RunStatus:
         answer = await self.execute("query-status")
         with _as_qapi_says():
-            return RunStatus(qapi.word(answer["status"]), qapi.flag(answer["running"]))
+            return qapi.RunStatus(qapi.word(answer["status"]), qapi.flag(answer["running"]))
 
-    async def query_sev(self) -> SevStatus:
+    async def query_sev(self) -> qapi.SevStatus:
         """SEV's status. It is not enabled if QEMU refuses the command, as one without SEV does."""
         try:
             answer = await self.execute("query-sev")
         except MonitorError as error:
             if error.error_class is None:
                 raise
-            return SevStatus(enabled=False)
+            return qapi.SevStatus(enabled=False)
         with _as_qapi_says():
-            return parse_sev(answer)
+            return qapi.parse_sev(answer)
 
-    async def sev_measurement(self) -> SevMeasurement:
+    async def sev_measurement(self) -> qapi.SevMeasurement:
         """What SEV's firmware has measured of a guest that has not run.
 
         :raises MonitorError: if QEMU refuses, as for SEV-SNP
@@ -176,7 +132,7 @@ class Monitor:
         answer = await self.execute("query-sev-launch-measure")
         status = await self.query_sev()
         with _as_qapi_says():
-            return SevMeasurement(qapi.word(answer["data"]), status)
+            return qapi.SevMeasurement(qapi.word(answer["data"]), status)
 
     async def sev_inject_secret(self, header: str, secret: str) -> None:
         """Give the guest a secret. QEMU finds the place in the firmware.
@@ -277,32 +233,6 @@ def _as_qapi_says() -> Iterator[None]:
         raise MonitorError(f"QEMU's answer does not follow QAPI: {error!r}") from error
 
 
-def parse_sev(answer: Mapping[str, object]) -> SevStatus:
-    """Read ``query-sev``'s answer: a plain struct (QEMU 2.12) or a union on ``sev-type`` (9.1).
-
-    :raises KeyError, TypeError, ValueError: if it does not follow QAPI
-    """
-    if not qapi.flag(answer["enabled"]):
-        return SevStatus(enabled=False)
-
-    def word(name: str) -> str | None:
-        return qapi.word(answer[name]) if name in answer else None
-
-    def number(name: str, bits: int) -> int | None:
-        return qapi.number(answer[name], bits) if name in answer else None
-
-    return SevStatus(
-        enabled=True,
-        state=word("state"),
-        sev_type=word("sev-type") or "sev",
-        api_major=number("api-major", 8),
-        api_minor=number("api-minor", 8),
-        build_id=number("build-id", 8),
-        policy=number("snp-policy", 64) if "snp-policy" in answer else number("policy", 32),
-        handle=number("handle", 32),
-    )
-
-
 @asynccontextmanager
 async def connect(
     socket_path: Path, greeting_s: float, answer_s: float, timing: Timing
@@ -315,7 +245,7 @@ async def connect(
     :raises MonitorError: if QEMU goes away before its greeting, or the greeting is late
     """
     client = _Client(readbuflen=_MESSAGE_BYTES)
-    send, receive = trio.open_memory_channel[QmpEvent](timing.qmp_flood_events)
+    send, receive = trio.open_memory_channel[qapi.QmpEvent](timing.qmp_flood_events)
     forwarder = _Forwarder(send, timing)
     client.register_listener(forwarder)
     try:
@@ -359,45 +289,13 @@ class _Client(QMPClient):
         return msg
 
 
-#: The events that `Monitor.events` yields. A guest can make QEMU send some of the others, such as
-#: GUEST_CRASHLOADED, as fast as it can write to a port.
-RELEVANT_EVENTS = frozenset(
-    (
-        *("RESUME", "STOP", "SUSPEND", "WAKEUP", "SHUTDOWN", "RESET"),
-        *("GUEST_PANICKED", "WATCHDOG", "BLOCK_IO_ERROR"),
-    )
-)
-
-
-#: Members of events that somebody reads, with what each is.
-_MEMBERS: Mapping[str, Callable[[object], str | bool]] = {
-    "reason": qapi.word,
-    "action": qapi.word,
-    "operation": qapi.word,
-    "nospace": qapi.flag,
-}
-
-
-def read_event(message: Mapping[str, object]) -> QmpEvent | None:
-    """An event that is relevant, else None. What is in it and does not follow QAPI is left out."""
-    name, sent = message["event"], message.get("data")
-    if not isinstance(name, str) or name not in RELEVANT_EVENTS:
-        return None
-    given = sent if isinstance(sent, dict) else {}
-    data = {}
-    for member in _MEMBERS.keys() & given.keys():
-        with contextlib.suppress(TypeError):
-            data[member] = _MEMBERS[member](given[member])
-    return QmpEvent(name, data)
-
-
 class _Forwarder(EventListener):
     """Passes events on to trio as they arrive. asyncio-flavoured.
 
     Too many events close the channel: to read them all would leave no time for other VMs.
     """
 
-    def __init__(self, channel: trio.MemorySendChannel[QmpEvent], timing: Timing) -> None:
+    def __init__(self, channel: trio.MemorySendChannel[qapi.QmpEvent], timing: Timing) -> None:
         super().__init__()
         self._timing = timing
         self.flooded = False
@@ -422,7 +320,7 @@ class _Forwarder(EventListener):
             self._channel.close()
         elif event["event"] == "MIGRATION":
             self._note_migration(event.get("data"))
-        elif found := read_event(event):
+        elif found := qapi.read_event(event):
             try:
                 self._channel.send_nowait(found)
             except trio.WouldBlock:  # they come faster than they are dealt with

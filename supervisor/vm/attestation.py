@@ -20,7 +20,7 @@ from supervisor.state.record import EndCause, EndMode, EventKind, Launch
 from supervisor.state.status import VmState
 
 if TYPE_CHECKING:
-    from supervisor.qemu.qmp import SevMeasurement
+    from supervisor.qemu.qapi import SevMeasurement
     from supervisor.vm.vm import Vm
 
 

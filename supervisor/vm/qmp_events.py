@@ -14,7 +14,7 @@ import trio
 from supervisor.config.qemu import size_in_bytes
 from supervisor.errors import MonitorError, SocketGone
 from supervisor.qemu.connection import MonitorState
-from supervisor.qemu.qmp import RunStatus
+from supervisor.qemu.qapi import RunStatus
 from supervisor.state.record import EndCause, EndMode, EventKind, Launch, Phase
 from supervisor.state.status import (
     IllegalTransition,
@@ -33,7 +33,8 @@ from supervisor.waiting import Budget
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from supervisor.qemu.qmp import Monitor, QmpEvent
+    from supervisor.qemu.qapi import QmpEvent
+    from supervisor.qemu.qmp import Monitor
     from supervisor.vm.relay import Relay
     from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm

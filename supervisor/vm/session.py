@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from supervisor.qemu.connection import Connection, Handler
     from supervisor.qemu.process import Qemu
-    from supervisor.qemu.qmp import Facts, Monitor, RunStatus
+    from supervisor.qemu.qapi import RunStatus
+    from supervisor.qemu.qmp import Facts, Monitor
 
 #: How long events that QEMU sent before its exit may take to be read.
 _DRAIN_S = 5.0

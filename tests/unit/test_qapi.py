@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.qemu import qapi
-from supervisor.qemu.qmp import QmpEvent, SevStatus, parse_sev, read_event
+from supervisor.qemu.qapi import QmpEvent, SevStatus, parse_sev, read_event
 from supervisor.qemu.version import Version
 
 ANYTHING = st.recursive(

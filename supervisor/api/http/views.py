@@ -13,7 +13,7 @@ from supervisor.vm import claims
 
 if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Forward
-    from supervisor.qemu.qmp import RunStatus, SevMeasurement, SevStatus
+    from supervisor.qemu.qapi import RunStatus, SevMeasurement, SevStatus
     from supervisor.templates.registry import Entry
     from supervisor.vm.evidence import Evidence
     from supervisor.vm.vm import Vm
