@@ -159,7 +159,7 @@ class CrossSite(SupervisorError):
 
 class VmNotFound(SupervisorError):
     def __init__(self, vm_id: str) -> None:
-        super().__init__(f"no VM has the id {vm_id!r}")
+        super().__init__(f"no VM has the id {vm_id!r}", advice="list the VMs to see their ids")
         self.vm_id = vm_id
 
 

@@ -35,6 +35,11 @@ _TIMEOUT = httpx.Timeout(30.0)
 #: A stream of events has a line at least every fifteen seconds.
 _SILENCE = httpx.Timeout(40.0)
 _RETRY_S = 1.0
+#: The server's advice is for who writes headers.
+_WHO = (
+    "show a token with --token-file or QMP_SUPERVISOR_TOKEN, or name the supervisor's unix socket"
+    " with --url unix:PATH"
+)
 #: What OpenSSL says of an answer that is not TLS, by its version and by how the answer comes.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 
@@ -156,7 +161,11 @@ def _words(error: httpx.HTTPError) -> str:
 def _problem(response: httpx.Response) -> str:
     """The detail of a problem document; the status if the answer is not one."""
     try:
-        return str(response.json()["detail"])
+        problem = response.json()
+        detail = str(problem["detail"])
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            detail = f"{detail.removesuffix('; ' + str(problem.get('advice')))}; {_WHO}"
+        return detail
     except (ValueError, KeyError, TypeError):
         return f"{response.url} answered {response.status_code} {response.reason_phrase}"
 

@@ -85,7 +85,9 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options:
     console.print(f"VM {vm['id']} is {vm['state']}")
     for one in vm["forwards"]:
         console.print(f"  {forward(one)}")
-    if credential:
+    if not vm["forwards"]:
+        console.print("no port leads to its agent: it got this computation and gets no other")
+    elif credential:
         console.print(f"its agent asks for the credential {credential}")
     console.print(f"end it with: qmp-supervisor shutdown {vm['id'][:8]}")
 

@@ -41,7 +41,7 @@ def of(vm: Vm) -> Claims:
     if technology is None:
         raise Busy(
             f"VM {vm.id} is a plain one, of which no processor reports",
-            advice="send its run with a tee: see docs/how-to/start-confidential-guests.md",
+            advice='send its run with "tee": "auto", or with the technology that GET /host names',
         )
     if not record.command:
         raise Busy(f"VM {vm.id} is not launched yet", advice="try again in a moment")

@@ -180,6 +180,13 @@ def test_the_problems_detail_is_shown() -> None:
         asked.get("/vms")
 
 
+def test_who_shows_no_token_is_told_the_commands_options() -> None:
+    problem = {"detail": "nobody calls; send a header", "advice": "send a header"}
+    asked = client(lambda _: httpx.Response(401, json=problem))
+    with pytest.raises(CommandFailed, match=r"^nobody calls; show a token with --token-file"):
+        asked.get("/vms")
+
+
 @pytest.mark.parametrize(
     "answer", [httpx.Response(200, text="<html>"), httpx.Response(502, text="<html>")]
 )

@@ -159,7 +159,7 @@ async def test_http(error: SupervisorError, status: int, code: grpc.StatusCode) 
     [
         (InvalidRequest("x", member="computation[3]"), {"member": "computation[3]"}),
         (InvalidRequest("x"), {}),
-        (VmNotFound("v"), {"vm": "v"}),
+        (VmNotFound("v"), {"vm": "v", "advice": "list the VMs to see their ids"}),
         (VmEnded("v", "crashed", "exit:1"), {"vm": "v"}),
         (Busy("x", advice="end it first"), {"advice": "end it first"}),
         (

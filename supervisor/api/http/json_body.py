@@ -80,7 +80,10 @@ async def check_type() -> None:
 def _check_type() -> None:
     if request.mimetype != "application/json":
         given = (request.content_type or "none")[:_LONGEST_NAME]
-        raise UnsupportedMedia(f"the content type must be application/json, it is {given}")
+        raise UnsupportedMedia(
+            f"the content type must be application/json, it is {given}",
+            advice="send the header 'Content-Type: application/json'",
+        )
 
 
 def incoming() -> Incoming:
@@ -107,7 +110,11 @@ def _first_problem(cls: type, group: ClassValidationError) -> InvalidRequest:
         name = name[:_LONGEST_NAME]
         return InvalidRequest(f"{name!r} is not a member{nearest(name, known)}", member=name)
     if isinstance(problem, KeyError):
-        return InvalidRequest(f"{problem.args[0]!r} is missing", member=problem.args[0])
+        return InvalidRequest(
+            f"{problem.args[0]!r} is missing",
+            member=problem.args[0],
+            advice=f"the members are {', '.join(known)}",
+        )
     return InvalidRequest(str(problem))
 
 
