@@ -41,7 +41,7 @@ from supervisor.api.sockets import (
     watched_tls,
 )
 from supervisor.bridge import open_loop
-from supervisor.config import Auth, OnStop
+from supervisor.config import WITHOUT_EFFECT, Auth, OnStop
 from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import accel, confine, firmware, groups, network, trial, users
 from supervisor.qemu.host import Clock, Host
@@ -206,6 +206,8 @@ async def serve_on(
     """
     door = await trio.to_thread.run_sync(open_door, config)
     hypercorn = _hypercorn(config)
+    for name in config.without_effect:
+        log.warning("setting without an effect", name=name, instead=WITHOUT_EFFECT[name])
     if config.jaeger_url:
         log.warning("MANAGER_JAEGER_URL is set, but there is no tracing yet")
     async with open_loop() as loop:

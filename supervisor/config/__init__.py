@@ -40,6 +40,7 @@ from supervisor.config.qemu import (
 from supervisor.config.servers import AgentConfig, GrpcConfig, HttpConfig
 from supervisor.config.settings import Switch, UidRange, setting
 from supervisor.config.start import StartConfig, TemplateUse
+from supervisor.config.successor import WITHOUT_EFFECT
 from supervisor.config.tee import Policy, PolicyWord, QuoteSocket, Tee, TeeConfig
 from supervisor.config.timing import Timing
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LONGEST_BACKOFF_S",
     "MAX_COMPUTATION",
+    "WITHOUT_EFFECT",
     "AccessConfig",
     "AccessPaths",
     "AgentConfig",
@@ -121,6 +123,8 @@ class Config:
     stop: StopConfig = attrs.field(factory=StopConfig)
     retention: RetentionConfig = attrs.field(factory=RetentionConfig)
     qemu: QemuConfig = attrs.field(factory=QemuConfig)
+    #: The successor's variables that are set, and that nothing reads.
+    without_effect: tuple[str, ...] = attrs.field(default=(), metadata={"names": None})
     #: Not settings. Only tests pass other values.
     timing: Timing = attrs.field(factory=Timing, metadata={"names": None})
 
@@ -137,9 +141,10 @@ def load(environ: Mapping[str, str]) -> Config:
 
     :raises ConfigError: with a line for each problem
     """
-    config = settings.read(Config, environ, "MANAGER_", _REFUSED)
+    config = settings.read(Config, environ, "MANAGER_", _REFUSED, WITHOUT_EFFECT)
     settings.refuse(_contradictions(config))
-    return config
+    given = tuple(name for name in WITHOUT_EFFECT if environ.get(name))
+    return attrs.evolve(config, without_effect=given)
 
 
 def against_no_forwards(config: Config) -> list[str]:

@@ -88,9 +88,17 @@ class NetConfig:
     )
     guest_fwd_2: Port = setting("MANAGER_QEMU_GUEST_FWD_2", 9031, "guest port of the agent's HTTP")
     host_fwd_3: Port = setting(
-        "MANAGER_QEMU_HOST_FWD_3", 7020, "first host port to try for GUEST_FWD_3"
+        "MANAGER_QEMU_HOST_FWD_3",
+        7020,
+        "first host port to try for GUEST_FWD_3",
+        "MANAGER_QEMU_HOST_FWD_AGENT",
     )
-    guest_fwd_3: Port = setting("MANAGER_QEMU_GUEST_FWD_3", 7002, "guest port of the agent's gRPC")
+    guest_fwd_3: Port = setting(
+        "MANAGER_QEMU_GUEST_FWD_3",
+        7002,
+        "guest port of the agent's gRPC",
+        "MANAGER_QEMU_GUEST_FWD_AGENT",
+    )
     host_fwd_range: PortRange | None = setting(
         "MANAGER_QEMU_HOST_FWD_RANGE",
         None,
@@ -131,6 +139,9 @@ class FirmwareConfig:
         Path("/usr/share/OVMF/OVMF_VARS.fd"),
         "VARS file, of which each VM gets a copy; chosen like the CODE file",
     )
+    version: str = setting(
+        "MANAGER_QEMU_OVMF_VERSION", "", "what CVMInfo says of the firmware's version"
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -138,12 +149,27 @@ class DiskConfig:
     """The base image and its SCSI controller. Each VM writes to an overlay of its own."""
 
     file: Path = setting(
-        "MANAGER_QEMU_DISK_IMG_FILE", Path("img/focal-server-cloudimg-amd64.img"), "base image"
+        "MANAGER_QEMU_DISK_IMG_FILE",
+        Path("img/focal-server-cloudimg-amd64.img"),
+        "base image",
+        "MANAGER_QEMU_SRC_DISK_FILE",
     )
     interface: str = setting("MANAGER_QEMU_DISK_IMG_IF", "none", "interface of the disk's drive")
-    id: str = setting("MANAGER_QEMU_DISK_IMG_ID", "disk0", "id of the disk's drive")
-    format: str = setting("MANAGER_QEMU_DISK_IMG_FORMAT", "qcow2", "format of the base image")
-    scsi_id: str = setting("MANAGER_QEMU_VIRTIO_SCSI_PCI_ID", "scsi", "id of the SCSI controller")
+    id: str = setting(
+        "MANAGER_QEMU_DISK_IMG_ID", "disk0", "id of the disk's drive", "MANAGER_QEMU_DISK_ID"
+    )
+    format: str = setting(
+        "MANAGER_QEMU_DISK_IMG_FORMAT",
+        "qcow2",
+        "format of the base image",
+        "MANAGER_QEMU_DISK_FORMAT",
+    )
+    scsi_id: str = setting(
+        "MANAGER_QEMU_VIRTIO_SCSI_PCI_ID",
+        "scsi",
+        "id of the SCSI controller",
+        "MANAGER_QEMU_DISK_SCSI_ID",
+    )
     disable_legacy: OnOff = setting(
         "MANAGER_QEMU_VIRTIO_SCSI_PCI_DISABLE_LEGACY",
         "on",
@@ -160,16 +186,20 @@ class DiskConfig:
 class SevConfig:
     """What the objects of SEV, SEV-ES and SEV-SNP have in common on the command line."""
 
-    id: str = setting("MANAGER_QEMU_SEV_ID", "sev0", "id of the object")
+    id: str = setting("MANAGER_QEMU_SEV_ID", "sev0", "id of the object", "MANAGER_QEMU_SEV_SNP_ID")
     cbitpos: int | None = setting(
         "MANAGER_QEMU_SEV_CBITPOS",
         None,
         "position of the C-bit in a page table entry; another than the host's is refused",
+        "MANAGER_QEMU_SEV_SNP_CBIT_POS",
         shown="the host's, by CPUID",
     )
     #: Not the host's, which CPUID tells: QEMU's manual says that an EPYC's guest loses one bit.
     reduced_phys_bits: int = setting(
-        "MANAGER_QEMU_SEV_REDUCED_PHYS_BITS", 1, "physical address bits that a guest loses"
+        "MANAGER_QEMU_SEV_REDUCED_PHYS_BITS",
+        1,
+        "physical address bits that a guest loses",
+        "MANAGER_QEMU_SEV_SNP_REDUCED_PHYS_BITS",
     )
 
 
@@ -218,6 +248,9 @@ class QemuConfig:
         None,
         "action of an i6300esb watchdog: reset, shutdown, poweroff, pause, inject-nmi or none;"
         " unset: no watchdog",
+    )
+    eos_version: str = setting(
+        "MANAGER_EOS_VERSION", "", "what CVMInfo says of the version of the guest's system"
     )
     firmware: FirmwareConfig = attrs.field(factory=FirmwareConfig)
     disk: DiskConfig = attrs.field(factory=DiskConfig)

@@ -22,7 +22,7 @@ import isodate
 from supervisor.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 T = TypeVar("T")
 
@@ -143,18 +143,26 @@ def declared(cls: type[Any], path: tuple[str, ...] = ()) -> Iterator[Setting]:
             )
 
 
-def read(cls: type[T], environ: Mapping[str, str], prefix: str, refused: Mapping[str, str]) -> T:
+def read(
+    cls: type[T],
+    environ: Mapping[str, str],
+    prefix: str,
+    refused: Mapping[str, str],
+    without_effect: Collection[str] = (),
+) -> T:
     """An instance of ``cls`` from environment variables.
 
     :param prefix: variables with this prefix must be declared; others are ignored
     :param refused: why a known name is not accepted, by name
+    :param without_effect: names that are accepted and not read
     :raises ConfigError: with a line for each problem
     """
     settings = list(declared(cls))
     problems = [f"{name}: {why}" for name, why in refused.items() if environ.get(name)]
     known = {name for setting in settings for name in setting.names}
+    accepted = {*known, *refused, *without_effect}
     for name in sorted(environ):
-        if name.startswith(prefix) and name not in known | refused.keys():
+        if name.startswith(prefix) and name not in accepted:
             problems.append(f"{name} is not a setting{nearest(name, known)}")
     values: dict[str, Any] = {}
     for setting in settings:

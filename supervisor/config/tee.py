@@ -133,10 +133,23 @@ class TeeConfig:
         shown="the first OVMF that says that it can",
     )
     kernel: Path | None = setting(
-        "MANAGER_TEE_KERNEL", None, "kernel that is booted directly and measured"
+        "MANAGER_TEE_KERNEL",
+        None,
+        "kernel that is booted directly and measured",
+        "MANAGER_QEMU_DISK_IMG_KERNEL_FILE",
     )
-    initrd: Path | None = setting("MANAGER_TEE_INITRD", None, "its initramfs, measured as well")
-    cmdline: str = setting("MANAGER_TEE_CMDLINE", "", "its command line, measured as well")
+    initrd: Path | None = setting(
+        "MANAGER_TEE_INITRD",
+        None,
+        "its initramfs, measured as well",
+        "MANAGER_QEMU_DISK_IMG_ROOTFS_FILE",
+    )
+    cmdline: str = setting(
+        "MANAGER_TEE_CMDLINE",
+        "",
+        "its command line, measured as well",
+        "MANAGER_QEMU_KERNEL_CMDLINE",
+    )
     igvm: Path | None = setting(
         "MANAGER_TEE_IGVM",
         None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from supervisor.image.command import ImageBuildError, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
 # Before the agent: it reads there who may call it.
@@ -32,6 +32,8 @@ LATER = (
     "vmw_vsock_virtio_transport",
     "virtio_balloon",
 )
+# For a guest that reads shares of its host, before its agent starts.
+SHARES = ("9pnet_virtio", "9p")
 # Without these the guest has no network, or its agent cannot know who may call it: the kernel must
 # have them, as modules or built in.
 REQUIRED = ("virtio_pci", "virtio_net", "qemu_fw_cfg")
@@ -39,10 +41,11 @@ MODULE_HEADER = (b"\x7fELF\x02\x01", 1, 62)  # 64 bits, little-endian; relocatab
 
 
 def install(root: Path, version: str, directory: Path) -> None:
-    """Moves what EARLY, FIRST and LATER need from the kernel *version* in *root* to *directory*.
+    """Moves what the orders need from the kernel *version* in *root* to *directory*.
 
-    There, the file ``NAME.ko`` is a module. The files ``early``, ``first`` and ``later``
-    name one module a line, in the order in which they load.
+    There, the file ``NAME.ko`` is a module. The files ``early``, ``first``, ``later`` and
+    ``shares`` name one module a line, in the order in which they load; the last goes after the
+    first two.
 
     A module that the kernel does not have is left out. ImageBuildError: the kernel lacks a module
     of REQUIRED, or a file is not a module that the guest can load.
@@ -57,12 +60,18 @@ def install(root: Path, version: str, directory: Path) -> None:
         why = f"the kernel {version} has no {' and no '.join(missing)}: guests need them"
         raise ImageBuildError("find the kernel's modules", (), why)
     directory.mkdir(parents=True)
-    loaded: set[str] = set()
-    for name, wanted in (("early", EARLY), ("first", FIRST), ("later", LATER)):
-        order = [path for path in load_order(wanted, paths) if path not in loaded]
-        loaded.update(order)
-        for path in order:
-            unpack(kernel / path, directory / f"{module_name(path)}.ko")
+    early = load_order(EARLY, paths)
+    first = load_order(FIRST, paths, after=early)
+    orders = {
+        "early": early,
+        "first": first,
+        # In a guest with shares both of these load, and what both name loads once.
+        "shares": load_order(SHARES, paths, after=(*early, *first)),
+        "later": load_order(LATER, paths, after=(*early, *first)),
+    }
+    for path in dict.fromkeys(path for order in orders.values() for path in order):
+        unpack(kernel / path, directory / f"{module_name(path)}.ko")
+    for name, order in orders.items():
         (directory / name).write_text("".join(f"{module_name(path)}\n" for path in order))
 
 
@@ -79,9 +88,15 @@ def read_dependencies(modules_dep: str) -> dict[str, list[str]]:
     return paths
 
 
-def load_order(names: Iterable[str], paths: Mapping[str, Sequence[str]]) -> list[str]:
-    """The files to load for all of *names*, each once. A name that is not in *paths* has none."""
-    return list(dict.fromkeys(path for name in names for path in paths.get(name, ())))
+def load_order(
+    names: Iterable[str], paths: Mapping[str, Sequence[str]], after: Collection[str] = ()
+) -> list[str]:
+    """The files to load for all of *names*, each once. A name that is not in *paths* has none.
+
+    *after*: files that are loaded already.
+    """
+    wanted = dict.fromkeys(path for name in names for path in paths.get(name, ()))
+    return [path for path in wanted if path not in after]
 
 
 def module_name(path: str) -> str:

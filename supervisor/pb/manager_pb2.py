@@ -22,19 +22,34 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsupervisor/pb/manager.proto\x12\x07manager\"!\n\nRunRequest\x12\x13\n\x0b\x63omputation\x18\x01 \x01(\x0c\"B\n\x0bRunResponse\x12\n\n\x02ID\x18\x01 \x01(\t\x12\x13\n\x0b\x63omputation\x18\x02 \x01(\t\x12\x12\n\ncredential\x18\x03 \x01(\t2D\n\x0eManagerService\x12\x32\n\x03Run\x12\x13.manager.RunRequest\x1a\x14.manager.RunResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsupervisor/pb/manager.proto\x12\x07manager\x1a\x1bgoogle/protobuf/empty.proto\"!\n\nRunRequest\x12\x13\n\x0b\x63omputation\x18\x01 \x01(\x0c\"B\n\x0bRunResponse\x12\n\n\x02ID\x18\x01 \x01(\t\x12\x13\n\x0b\x63omputation\x18\x02 \x01(\t\x12\x12\n\ncredential\x18\x03 \x01(\t\"\xe2\x02\n\tCreateReq\x12\x17\n\x0f\x61gent_log_level\x18\x01 \x01(\t\x12 \n\x18\x61gent_cvm_server_ca_cert\x18\x02 \x01(\x0c\x12\x1c\n\x14\x61gent_cvm_client_key\x18\x03 \x01(\x0c\x12\x1d\n\x15\x61gent_cvm_client_cert\x18\x04 \x01(\x0c\x12\x1c\n\x14\x61gent_cvm_server_url\x18\x05 \x01(\t\x12\x18\n\x10\x61gent_cvm_ca_url\x18\x06 \x01(\t\x12\x0b\n\x03ttl\x18\x07 \x01(\t\x12\x19\n\x11\x61gent_certs_token\x18\x08 \x01(\t\x12\x19\n\x11\x61ws_access_key_id\x18\t \x01(\t\x12\x1d\n\x15\x61ws_secret_access_key\x18\n \x01(\t\x12\x18\n\x10\x61ws_endpoint_url\x18\x0b \x01(\t\x12\x12\n\naws_region\x18\x0c \x01(\t\x12\x15\n\raa_kbs_params\x18\r \x01(\t\"3\n\tCreateRes\x12\x16\n\x0e\x66orwarded_port\x18\x01 \x01(\t\x12\x0e\n\x06\x63vm_id\x18\x02 \x01(\t\"\x1b\n\tRemoveReq\x12\x0e\n\x06\x63vm_id\x18\x01 \x01(\t\"\x18\n\nCVMInfoReq\x12\n\n\x02id\x18\x01 \x01(\t\"z\n\nCVMInfoRes\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0covmf_version\x18\x02 \x01(\t\x12\x0f\n\x07\x63pu_num\x18\x03 \x01(\x05\x12\x10\n\x08\x63pu_type\x18\x04 \x01(\t\x12\x12\n\nkernel_cmd\x18\x05 \x01(\t\x12\x13\n\x0b\x65os_version\x18\x06 \x01(\t\"\"\n\x14\x41ttestationPolicyReq\x12\n\n\x02id\x18\x01 \x01(\t\"0\n\x14\x41ttestationPolicyRes\x12\x0c\n\x04info\x18\x01 \x01(\x0c\x12\n\n\x02id\x18\x02 \x01(\t2\xc0\x02\n\x0eManagerService\x12\x32\n\x03Run\x12\x13.manager.RunRequest\x1a\x14.manager.RunResponse\"\x00\x12\x34\n\x08\x43reateVm\x12\x12.manager.CreateReq\x1a\x12.manager.CreateRes\"\x00\x12\x38\n\x08RemoveVm\x12\x12.manager.RemoveReq\x1a\x16.google.protobuf.Empty\"\x00\x12\x35\n\x07\x43VMInfo\x12\x13.manager.CVMInfoReq\x1a\x13.manager.CVMInfoRes\"\x00\x12S\n\x11\x41ttestationPolicy\x12\x1d.manager.AttestationPolicyReq\x1a\x1d.manager.AttestationPolicyRes\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'supervisor.pb.manager_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNREQUEST']._serialized_start=40
-  _globals['_RUNREQUEST']._serialized_end=73
-  _globals['_RUNRESPONSE']._serialized_start=75
-  _globals['_RUNRESPONSE']._serialized_end=141
-  _globals['_MANAGERSERVICE']._serialized_start=143
-  _globals['_MANAGERSERVICE']._serialized_end=211
+  _globals['_RUNREQUEST']._serialized_start=69
+  _globals['_RUNREQUEST']._serialized_end=102
+  _globals['_RUNRESPONSE']._serialized_start=104
+  _globals['_RUNRESPONSE']._serialized_end=170
+  _globals['_CREATEREQ']._serialized_start=173
+  _globals['_CREATEREQ']._serialized_end=527
+  _globals['_CREATERES']._serialized_start=529
+  _globals['_CREATERES']._serialized_end=580
+  _globals['_REMOVEREQ']._serialized_start=582
+  _globals['_REMOVEREQ']._serialized_end=609
+  _globals['_CVMINFOREQ']._serialized_start=611
+  _globals['_CVMINFOREQ']._serialized_end=635
+  _globals['_CVMINFORES']._serialized_start=637
+  _globals['_CVMINFORES']._serialized_end=759
+  _globals['_ATTESTATIONPOLICYREQ']._serialized_start=761
+  _globals['_ATTESTATIONPOLICYREQ']._serialized_end=795
+  _globals['_ATTESTATIONPOLICYRES']._serialized_start=797
+  _globals['_ATTESTATIONPOLICYRES']._serialized_end=845
+  _globals['_MANAGERSERVICE']._serialized_start=848
+  _globals['_MANAGERSERVICE']._serialized_end=1168
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from supervisor.pb import manager_pb2 as supervisor_dot_pb_dot_manager__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -39,6 +40,26 @@ class ManagerServiceStub:
                 request_serializer=supervisor_dot_pb_dot_manager__pb2.RunRequest.SerializeToString,
                 response_deserializer=supervisor_dot_pb_dot_manager__pb2.RunResponse.FromString,
                 _registered_method=True)
+        self.CreateVm = channel.unary_unary(
+                '/manager.ManagerService/CreateVm',
+                request_serializer=supervisor_dot_pb_dot_manager__pb2.CreateReq.SerializeToString,
+                response_deserializer=supervisor_dot_pb_dot_manager__pb2.CreateRes.FromString,
+                _registered_method=True)
+        self.RemoveVm = channel.unary_unary(
+                '/manager.ManagerService/RemoveVm',
+                request_serializer=supervisor_dot_pb_dot_manager__pb2.RemoveReq.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.CVMInfo = channel.unary_unary(
+                '/manager.ManagerService/CVMInfo',
+                request_serializer=supervisor_dot_pb_dot_manager__pb2.CVMInfoReq.SerializeToString,
+                response_deserializer=supervisor_dot_pb_dot_manager__pb2.CVMInfoRes.FromString,
+                _registered_method=True)
+        self.AttestationPolicy = channel.unary_unary(
+                '/manager.ManagerService/AttestationPolicy',
+                request_serializer=supervisor_dot_pb_dot_manager__pb2.AttestationPolicyReq.SerializeToString,
+                response_deserializer=supervisor_dot_pb_dot_manager__pb2.AttestationPolicyRes.FromString,
+                _registered_method=True)
 
 
 class ManagerServiceServicer:
@@ -53,6 +74,34 @@ class ManagerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateVm(self, request, context):
+        """Starts a VM whose agent asks another service for its computation. Returns once the guest runs.
+        If the caller leaves before that, the VM is ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveVm(self, request, context):
+        """Shuts a VM down, and removes all trace of it. Returns when it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CVMInfo(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AttestationPolicy(self, request, context):
+        """What an owner is to expect of the VM's report.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ManagerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +109,26 @@ def add_ManagerServiceServicer_to_server(servicer, server):
                     servicer.Run,
                     request_deserializer=supervisor_dot_pb_dot_manager__pb2.RunRequest.FromString,
                     response_serializer=supervisor_dot_pb_dot_manager__pb2.RunResponse.SerializeToString,
+            ),
+            'CreateVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateVm,
+                    request_deserializer=supervisor_dot_pb_dot_manager__pb2.CreateReq.FromString,
+                    response_serializer=supervisor_dot_pb_dot_manager__pb2.CreateRes.SerializeToString,
+            ),
+            'RemoveVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveVm,
+                    request_deserializer=supervisor_dot_pb_dot_manager__pb2.RemoveReq.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'CVMInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.CVMInfo,
+                    request_deserializer=supervisor_dot_pb_dot_manager__pb2.CVMInfoReq.FromString,
+                    response_serializer=supervisor_dot_pb_dot_manager__pb2.CVMInfoRes.SerializeToString,
+            ),
+            'AttestationPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttestationPolicy,
+                    request_deserializer=supervisor_dot_pb_dot_manager__pb2.AttestationPolicyReq.FromString,
+                    response_serializer=supervisor_dot_pb_dot_manager__pb2.AttestationPolicyRes.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +158,114 @@ class ManagerService:
             '/manager.ManagerService/Run',
             supervisor_dot_pb_dot_manager__pb2.RunRequest.SerializeToString,
             supervisor_dot_pb_dot_manager__pb2.RunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/manager.ManagerService/CreateVm',
+            supervisor_dot_pb_dot_manager__pb2.CreateReq.SerializeToString,
+            supervisor_dot_pb_dot_manager__pb2.CreateRes.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/manager.ManagerService/RemoveVm',
+            supervisor_dot_pb_dot_manager__pb2.RemoveReq.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CVMInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/manager.ManagerService/CVMInfo',
+            supervisor_dot_pb_dot_manager__pb2.CVMInfoReq.SerializeToString,
+            supervisor_dot_pb_dot_manager__pb2.CVMInfoRes.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttestationPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/manager.ManagerService/AttestationPolicy',
+            supervisor_dot_pb_dot_manager__pb2.AttestationPolicyReq.SerializeToString,
+            supervisor_dot_pb_dot_manager__pb2.AttestationPolicyRes.FromString,
             options,
             channel_credentials,
             insecure,

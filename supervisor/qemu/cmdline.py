@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import attrs
@@ -37,6 +38,9 @@ _TEMPLATE = re.compile(r"/([0-9a-f]{16}(?:-[0-9]+)?)/ram,share=off")
 #: The guest's memory is in no core file. The kernel does not look for equal pages of other guests:
 #: the time that a write takes would tell one guest what is in another's memory.
 _PRIVATE = "dump-guest-core=off,mem-merge=off"
+
+#: What a guest of the successor's mounts its environment and its certificates by.
+_SHARES = ("env_share", "certs_share")
 
 #: System calls that QEMU must not make. No device on this command line needs them.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -80,6 +84,7 @@ class Machine:
 
     :param overlay: a qcow2 file on the base image or on a template's overlay
     :param ram: None if the memory is not in a file
+    :param shares: the directories that the guest reads over 9p: environment and certificates
     :param confidential: None for a plain VM
     :param credential_hash: what the agent knows its callers by; None if it asks nobody
     """
@@ -93,6 +98,7 @@ class Machine:
     serial_log: Path
     qmp_socket: Path
     ram: Ram | None = None
+    shares: tuple[Path, Path] | None = None
     credential_hash: str | None = None
     confidential: Confidential | None = None
 
@@ -128,6 +134,11 @@ def forwards_in(words: Sequence[str]) -> list[Forward]:
     """The forwards on a command line."""
     matches = (match for word in words for match in _FORWARD.findall(word))
     return [Forward(int(guest), address, int(host)) for address, host, guest in matches]
+
+
+def value_in(words: Sequence[str], option: str) -> str:
+    """What follows an option on a command line; empty if the option is not there."""
+    return next((value for name, value in pairwise(words) if name == option), "")
 
 
 def template_in(words: Sequence[str]) -> str | None:
@@ -292,6 +303,23 @@ def memory_args(config: QemuConfig, machine: Machine) -> list[str]:
     ]
 
 
+def share_args(config: QemuConfig, machine: Machine) -> list[str]:
+    """Two directories over 9p, for reading alone."""
+    if machine.shares is None:
+        return []
+    net, words = config.net, []
+    for tag, directory in zip(_SHARES, machine.shares, strict=True):
+        name = f"{tag}-{machine.vm_id}"
+        words += [
+            "-fsdev",
+            f"local,id={name},path={escape(directory)},security_model=none,readonly=on",
+            "-device",
+            f"virtio-9p-pci,fsdev={name},mount_tag={tag},"
+            f"disable-legacy={net.disable_legacy},iommu_platform={net.iommu_platform}",
+        ]
+    return words
+
+
 def access_args(machine: Machine) -> list[str]:
     """The item of the firmware's configuration by which an agent knows its callers.
 
@@ -318,6 +346,7 @@ def our_args(config: QemuConfig, machine: Machine) -> list[str]:
         *(["-vga", "none"] if config.no_graphic else []),
         *watchdog_args(config),
         *memory_args(config, machine),
+        *share_args(config, machine),
         *access_args(machine),
         # With the disk first, the firmware does not try the network: half a second faster. A
         # kernel that QEMU boots has this place itself.

@@ -28,7 +28,8 @@ from supervisor.runs.idempotency import IdempotencyKeys
 from supervisor.runs.metrics import Gauges, Metrics, Outcome
 from supervisor.runs.quotas import Quotas
 from supervisor.state.journal import EventsOnRecord
-from supervisor.state.record import EndCause, EndMode
+from supervisor.state.record import EndCause, EndMode, Purpose
+from supervisor.state.shares import Shares
 from supervisor.tee import policy
 from supervisor.tee.facts import Technology
 
@@ -73,7 +74,26 @@ class Service:
         :raises SupervisorError: if it is not admitted
         """
         async with self._keys.claim(options, caller.name) as known:
-            return known or await self._admit(computation, options, caller)
+            if known:
+                return known
+            vm = await self._admit(computation, options, caller)
+            self.vms.spawn(self.measure, vm)
+            return vm
+
+    async def create(self, shares: Shares, options: RunOptions, caller: Caller) -> Vm:
+        """A VM whose guest runs, and asks another service for its computation.
+
+        If that fails, or is cancelled, the VM is ended.
+
+        :raises SupervisorError: if it is not admitted, or its guest does not run
+        """
+        vm = await self._admit(shares, options, caller)
+        try:
+            await vm.wait_ran()
+        except trio.Cancelled:
+            self._abandon(vm)
+            raise
+        return vm
 
     async def wait_answered(self, vm: Vm, options: RunOptions) -> None:
         """Return when the agent has answered the computation.
@@ -91,9 +111,10 @@ class Service:
                 self._abandon(vm)
             raise
 
-    async def _admit(self, computation: bytes, options: RunOptions, caller: Caller) -> Vm:
+    async def _admit(self, work: bytes | Shares, options: RunOptions, caller: Caller) -> Vm:
         """A VM within the caller's quota, once there is room for it.
 
+        :param work: a computation, or what the guest reads to find one
         :raises AtCapacity: as the log says why; a party is not told what others have
         """
         if self.vms.closing:
@@ -107,12 +128,12 @@ class Service:
                     await self._check_host(options.technology, caller)
                 if options.template is TemplateUse.REQUIRE:
                     await self._wait_template(caller)
-                vm = await self._start(computation, options, requested_s, room, caller)
+                if isinstance(work, Shares):
+                    return await self._start_cvm(work, options, requested_s, room, caller)
+                return await self._start(work, options, requested_s, room, caller)
         except AtCapacity as error:
             log.warning("run refused", problem=str(error.__cause__ or error), owner=caller.name)
             raise
-        self.vms.spawn(self.measure, vm)
-        return vm
 
     def _settle_tee(self, options: RunOptions) -> RunOptions:
         """The options with what ``auto`` comes to here.
@@ -195,6 +216,22 @@ class Service:
                 await self._enter(room, caller)
                 vm = await vms.start(room, options, computation, requested_s, owner=owner)
         return vm
+
+    async def _start_cvm(
+        self,
+        shares: Shares,
+        options: RunOptions,
+        requested_s: float,
+        room: Resources,
+        caller: Caller,
+    ) -> Vm:
+        """Never one of the pool, whose guests have read no shares."""
+        vms = self.vms
+        if not vms.admission.try_enter(room):
+            await self._enter(room, caller)
+        return await vms.start(
+            room, options, None, requested_s, Purpose.CVM, owner=caller.name, shares=shares
+        )
 
     async def _enter(self, room: Resources, caller: Caller) -> None:
         """Take room when there is some; a VM of the pool that does not fit the run gives way."""

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from supervisor.qemu.users import User
     from supervisor.state.journal import Journal
     from supervisor.state.recovery import Recovered
+    from supervisor.state.shares import Shares
 
 log = structlog.stdlib.get_logger()
 
@@ -99,18 +100,23 @@ class Vms:
         requested_s: float,
         purpose: Purpose = Purpose.RUN,
         owner: str = "",
+        shares: Shares | None = None,
     ) -> Vm:
         """A VM on record, and its task.
 
         :param room: has been taken for it, and is given back if it cannot be put on record
+        :param shares: what its guest reads over 9p. A VM that has them is bound to its environment
+            as others are to their computation
         :param requested_s: when it was asked for, by the host's clock
         :raises LaunchError: if its record cannot be written
         :raises Busy: if another VM has the only agent there is
         :raises Stopping: if the supervisor stops
         """
         self._starting += 1
+        vm_id = str(uuid.uuid4())
+        bound_to = shares.environment_of(vm_id) if shares else computation or b""
         record = Record(
-            id=str(uuid.uuid4()),
+            id=vm_id,
             created_at=datetime.now(UTC),
             options=options,
             owner=owner,
@@ -119,7 +125,7 @@ class Vms:
             memory_bytes=room.memory_bytes,
             vcpus=room.vcpus,
             launch=Launch.ASKED if options.attest else Launch.PLAIN,
-            bound_to=binding.field(options.technology, computation or b"").hex(),
+            bound_to=binding.field(options.technology, bound_to).hex(),
             phases={Phase.QUEUE: self.host.clock.boottime_s() - requested_s},
         )
         secret = Secret.new()
@@ -127,7 +133,7 @@ class Vms:
             if self.closing:
                 raise Stopping
             self._check_agent(owner)
-            record = await self.journal.create(record, computation, secret)
+            record = await self.journal.create(record, computation, secret, shares)
         except OSError as error:
             self.admission.leave(room)
             raise self.unrecorded(record.id, error) from error
@@ -305,6 +311,6 @@ class Vms:
     def _end(self, vms: Iterable[Vm]) -> None:
         for vm in vms:
             # What has no computation has nothing that it could lose.
-            idle = vm.record.purpose is not Purpose.RUN
+            idle = not vm.record.purpose.is_for_a_caller
             mode = EndMode.FORCE if idle else EndMode.GRACEFUL
             vm.request_end(mode, EndCause.STOPPING, "the supervisor stops")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
     from supervisor.state.secret import Secret
+    from supervisor.state.shares import Shares
     from supervisor.state.store import Store
 
 log = structlog.stdlib.get_logger()
@@ -59,8 +60,15 @@ class Journal:
         self._reserving = trio.Lock()
         self._written: dict[int, Event | None] = {}
 
-    async def create(self, record: Record, computation: bytes | None, secret: Secret) -> Record:
-        """Make a VM's directory with its record, its secret and, if there is one, its computation.
+    async def create(
+        self,
+        record: Record,
+        computation: bytes | None,
+        secret: Secret,
+        shares: Shares | None = None,
+    ) -> Record:
+        """Make a VM's directory with its record, its secret and, if it has them, its computation
+        and what its guest reads.
 
         :returns: the record, with the number of its first event
         :raises OSError: if the directory cannot be written; nothing of it is left then
@@ -71,7 +79,7 @@ class Journal:
         record = attrs.evolve(record, sequence=event.sequence)
         written = False
         try:
-            await _in_thread(self._store.create, record, [event], computation, secret)
+            await _in_thread(self._store.create, record, [event], computation, secret, shares)
             written = True
         finally:
             self._publish(event.sequence, event if written else None)

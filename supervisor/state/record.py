@@ -67,6 +67,12 @@ class Purpose(enum.StrEnum):
     POOL = "pool"
     #: Booted to become a template.
     TEMPLATE = "template"
+    #: Its agent asks another service for its computation.
+    CVM = "cvm"
+
+    @property
+    def is_for_a_caller(self) -> bool:
+        return self in (Purpose.RUN, Purpose.CVM)
 
 
 class EndMode(enum.StrEnum):
@@ -182,6 +188,8 @@ class RunOptions:
     :param tee_policy: the guest's policy, in the words of `supervisor.config.Policy`
     :param attest: whether the guest waits for its owner's word before it runs
     :param dh_cert, session: of the owner's launch session, in base64; empty if he has none
+    :param kernel_words: what follows the settings' words on the command line of a kernel that is
+        booted directly
     :param request_hash: the hash of the request that had the key, from `request_hash`
     :param request_id: the id of the request that asked for it; empty if it had none
     """
@@ -196,6 +204,7 @@ class RunOptions:
     attest: bool = False
     dh_cert: str = ""
     session: str = ""
+    kernel_words: str = ""
     idempotency_key: str | None = None
     request_hash: str = ""
     request_id: str = ""

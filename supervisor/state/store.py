@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from supervisor.state.secret import Secret
+    from supervisor.state.shares import Shares
 
 log = structlog.stdlib.get_logger()
 
@@ -110,7 +111,12 @@ class Store:
         self._noting = threading.Lock()
 
     def create(
-        self, new: Record, events: Sequence[Event], computation: bytes | None, secret: Secret
+        self,
+        new: Record,
+        events: Sequence[Event],
+        computation: bytes | None,
+        secret: Secret,
+        shares: Shares | None = None,
     ) -> None:
         """Make a VM's directory. After a crash it is complete, or `load` removes the draft.
 
@@ -125,6 +131,8 @@ class Store:
             secret.write(draft.secret)
             if computation is not None:
                 draft.computation.write_bytes(computation)
+            if shares is not None:
+                shares.write(*draft.shares, new.id)
             draft.path.rename(path)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)

@@ -95,6 +95,11 @@ class VmDir:
         return self.path / "dh-cert.b64", self.path / "session.b64"
 
     @property
+    def shares(self) -> tuple[Path, Path]:
+        """The directories that the guest reads over 9p, if it does: environment, certificates."""
+        return self.path / "environment", self.path / "certificates"
+
+    @property
     def record(self) -> Path:
         """The VM's record, which `store` writes and reads."""
         return self.path / "vm.json"
@@ -159,6 +164,12 @@ class VmDir:
         files = (self.overlay, self.firmware_vars, self.serial_log, self.ram, *self.session)
         for file in files:
             with suppress(FileNotFoundError):
+                os.chown(file, user.uid, user.gid, follow_symlinks=False)
+        for share in filter(Path.exists, self.shares):
+            # QEMU lists it for its guest, and puts nothing there.
+            os.chown(share, -1, user.gid)
+            share.chmod(0o750)
+            for file in share.iterdir():
                 os.chown(file, user.uid, user.gid, follow_symlinks=False)
 
     def take_back(self) -> None:
@@ -253,6 +264,8 @@ class VmDir:
         for file in files:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
+        for share in self.shares:
+            shutil.rmtree(share, ignore_errors=True)
         self.take_back()
 
     def listen_qmp(self) -> socket.socket:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from supervisor.config import Policy
 from supervisor.errors import Busy
-from supervisor.tee import policy
+from supervisor.tee import corim, policy
 from supervisor.tee.expected import Claims
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from supervisor.tee.facts import Technology
     from supervisor.vm.vm import Vm
 
@@ -52,6 +54,16 @@ def of(vm: Vm) -> Claims:
         bound_to=record.bound_to,
         measurement=record.measurement,
     )
+
+
+def as_corim(vm: Vm, key: Path | None) -> bytes:
+    """The same in CBOR, signed if there is a key. Blocking.
+
+    :raises Busy: as `of` does
+    :raises SupervisorError: if the key cannot be used
+    """
+    encoded = corim.encode(of(vm))
+    return encoded if key is None else corim.sign(encoded, corim.load_key(key))
 
 
 def _has_igvm(vm: Vm) -> bool:

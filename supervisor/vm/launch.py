@@ -224,6 +224,7 @@ class Launcher:
             ram = cmdline.Ram(self.template.ram, shared=False)
         elif self._vm.record.purpose is Purpose.TEMPLATE:
             ram = cmdline.Ram(vm_dir.ram, shared=True)
+        reads_shares = self._vm.record.purpose is Purpose.CVM
         return cmdline.Machine(
             vm_id=self._vm.id,
             qemu=await trio.to_thread.run_sync(self._host.look_at_qemu),
@@ -234,6 +235,7 @@ class Launcher:
             serial_log=vm_dir.serial_log,
             qmp_socket=vm_dir.qmp_socket,
             ram=ram,
+            shares=vm_dir.shares if reads_shares else None,
             credential_hash=self._vm.secret.credential_hash if self._vm.secret else None,
             confidential=await trio.to_thread.run_sync(self._confidential),
         )
@@ -249,6 +251,9 @@ class Launcher:
             return None
         number = policy.encode(technology, Policy.read(record.options.tee_policy))
         config, bound_to = self._vm.config.qemu, bytes.fromhex(record.bound_to)
+        if words := record.options.kernel_words:
+            tee = attrs.evolve(config.tee, cmdline=f"{config.tee.cmdline} {words}".strip())
+            config = attrs.evolve(config, tee=tee)
         guest = measured.choose(config, self._host.look_at_qemu(), technology, number, bound_to)
         if record.options.session:
             guest = attrs.evolve(guest, session=self._vm.dir.write_session(record.options))

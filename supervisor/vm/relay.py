@@ -67,6 +67,9 @@ class Relay:
         """
         vm = self._vm
         await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
+        if vm.record.purpose is Purpose.CVM:
+            # Its agent answers nobody before another service has told it what to do.
+            await trio.sleep_forever()
         try:
             while True:
                 self._reset = trio.Event()

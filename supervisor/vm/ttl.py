@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose
+from supervisor.state.record import EndCause, EndMode, EventKind, Phase
 
 if TYPE_CHECKING:
     from supervisor.vm.vm import Vm
@@ -18,7 +18,7 @@ async def end_in_time(vm: Vm) -> None:
     The time is counted from the guest's first instruction, or from when the run got a VM of the
     pool, by a clock that nobody can set.
     """
-    await vm.until(lambda: vm.record.purpose is Purpose.RUN)
+    await vm.until(lambda: vm.record.purpose.is_for_a_caller)
     ttl_s = vm.record.options.ttl_s
     if ttl_s is None:
         return

@@ -239,6 +239,16 @@ class Vm:
         if not await self.wait_over():
             raise Stopping(f"the supervisor stops; VM {self.id} runs on, for the next one to adopt")
 
+    async def wait_ran(self) -> None:
+        """Return when the guest has begun to run.
+
+        :raises SupervisorError: if it never will; the VM has ended then
+        """
+        await self.until(lambda: self.record.first_ran_s is not None or self._over.is_set())
+        if self.record.first_ran_s is None:
+            await self.wait_ended()
+            raise self.failure or RunFailed(self.id, self.record.error or str(self.status))
+
     async def wait_answered(self) -> None:
         """Return when the agent has answered the computation.
 

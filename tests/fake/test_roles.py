@@ -54,6 +54,10 @@ ROUTES: dict[str, tuple[set[Role], int]] = {
 
 METHODS: dict[str, tuple[set[Role], str]] = {
     "manager.ManagerService/Run": (USE, "INVALID_ARGUMENT"),
+    "manager.ManagerService/CreateVm": (USE, "INVALID_ARGUMENT"),
+    "manager.ManagerService/RemoveVm": (USE, "NOT_FOUND"),
+    "manager.ManagerService/CVMInfo": (SEE, "NOT_FOUND"),
+    "manager.ManagerService/AttestationPolicy": (SEE, "NOT_FOUND"),
     "supervisor.v1.VmService/List": (SEE, "OK"),
     "supervisor.v1.VmService/Get": (SEE, "NOT_FOUND"),
     "supervisor.v1.VmService/Shutdown": (USE, "NOT_FOUND"),
@@ -66,6 +70,10 @@ METHODS: dict[str, tuple[set[Role], str]] = {
 
 REQUESTS: dict[str, Any] = {
     "Run": manager_pb2.RunRequest(),
+    "CreateVm": manager_pb2.CreateReq(),
+    "RemoveVm": manager_pb2.RemoveReq(cvm_id=ID),
+    "CVMInfo": manager_pb2.CVMInfoReq(id=ID),
+    "AttestationPolicy": manager_pb2.AttestationPolicyReq(id=ID),
     "List": vm_pb2.ListRequest(),
     "Get": vm_pb2.GetRequest(id=ID),
     "Shutdown": vm_pb2.ShutdownRequest(id=ID),

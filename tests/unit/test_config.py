@@ -211,6 +211,8 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
         "false",
         "false",
     ),
+    ("MANAGER_EOS_VERSION", "qemu.eos_version", "", "1.2", "1.2"),
+    ("MANAGER_QEMU_OVMF_VERSION", "qemu.firmware.version", "", "2025.02", "2025.02"),
     ("MANAGER_QEMU_SEV_ID", "qemu.sev.id", "sev0", "x", "x"),
     ("MANAGER_QEMU_SEV_CBITPOS", "qemu.sev.cbitpos", None, "47", 47),
     ("MANAGER_QEMU_SEV_REDUCED_PHYS_BITS", "qemu.sev.reduced_phys_bits", 1, "5", 5),
@@ -257,6 +259,23 @@ ALIASES = {
     "AGENT_GRPC_TIMEOUT": ("agent.timeout_s", "3s", 3.0),
     "AGENT_GRPC_CLIENT_TLS": ("agent.client_tls", "true", True),
     "AGENT_GRPC_CA_CERTS": ("agent.ca_certs", "/ca", Path("/ca")),
+}
+
+
+#: The successor's words for the same things: their values, and where ours are.
+SUCCESSORS = {
+    "MANAGER_QEMU_HOST_FWD_AGENT": ("6100", "qemu.net.host_fwd_3", 6100),
+    "MANAGER_QEMU_GUEST_FWD_AGENT": ("7002", "qemu.net.guest_fwd_3", 7002),
+    "MANAGER_QEMU_SRC_DISK_FILE": ("/d", "qemu.disk.file", Path("/d")),
+    "MANAGER_QEMU_DISK_ID": ("d", "qemu.disk.id", "d"),
+    "MANAGER_QEMU_DISK_FORMAT": ("raw", "qemu.disk.format", "raw"),
+    "MANAGER_QEMU_DISK_SCSI_ID": ("s", "qemu.disk.scsi_id", "s"),
+    "MANAGER_QEMU_SEV_SNP_ID": ("t", "qemu.sev.id", "t"),
+    "MANAGER_QEMU_SEV_SNP_CBIT_POS": ("51", "qemu.sev.cbitpos", 51),
+    "MANAGER_QEMU_SEV_SNP_REDUCED_PHYS_BITS": ("2", "qemu.sev.reduced_phys_bits", 2),
+    "MANAGER_QEMU_DISK_IMG_KERNEL_FILE": ("/k", "qemu.tee.kernel", Path("/k")),
+    "MANAGER_QEMU_DISK_IMG_ROOTFS_FILE": ("/r", "qemu.tee.initrd", Path("/r")),
+    "MANAGER_QEMU_KERNEL_CMDLINE": ("quiet console=null", "qemu.tee.cmdline", "quiet console=null"),
 }
 
 
@@ -392,7 +411,21 @@ def test_alias(alias: str) -> None:
 
 def test_aliases_are_the_only_ones() -> None:
     declared = {name for one in settings.declared(Config) for name in one.names[1:]}
-    assert declared == set(ALIASES)
+    assert declared == {*ALIASES, *SUCCESSORS}
+
+
+def test_the_successors_environment_file_is_taken_as_it_is() -> None:
+    words = {name: written for name, (written, _, _) in SUCCESSORS.items()}
+    loaded = config.load(words | dict.fromkeys(config.WITHOUT_EFFECT, "x"))
+    for _, path, read in SUCCESSORS.values():
+        assert at(loaded, path) == read
+    assert loaded.without_effect == tuple(config.WITHOUT_EFFECT)
+    assert config.load(words).without_effect == ()
+
+
+def test_what_has_no_effect_is_no_setting_of_ours() -> None:
+    declared = {name for one in settings.declared(Config) for name in one.names}
+    assert not declared & config.WITHOUT_EFFECT.keys()
 
 
 @pytest.mark.parametrize("name", [row[0] for row in ROWS])

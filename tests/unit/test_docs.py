@@ -18,7 +18,7 @@ from supervisor.api.grpc import errors as grpc_errors
 from supervisor.api.http import problems
 from supervisor.api.http.app import create_app
 from supervisor.api.http.web_pages import Hosts
-from supervisor.config import CallersConfig, Forwards, RestartPolicy, TemplateUse
+from supervisor.config import CallersConfig, Forwards, RestartPolicy, TemplateUse, successor
 from supervisor.pb import agent_pb2, clone_pb2, compute_pb2, guest_pb2, manager_pb2, vm_pb2
 from supervisor.qemu.connection import MonitorState
 from supervisor.runs.metrics import Gauges, Metrics
@@ -98,6 +98,14 @@ def test_settings() -> None:
     table, end, _ = rest.partition("<!-- /settings -->")
     assert end
     assert table.strip() == config.markdown_table()
+
+
+def test_variables_of_the_successor() -> None:
+    page = pages.ROOT / "docs" / "from-the-original.md"
+    _, _, rest = page.read_text().partition("<!-- without effect -->")
+    table, end, _ = rest.partition("<!-- /without effect -->")
+    assert end
+    assert table.strip() == successor.markdown_table()
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def test_modules_are_plain_files_in_the_order_in_which_they_load(
         "i6300esb": module(needs="watchdog_register"),
         "watchdog": module(exports="watchdog_register"),
         "qemu_fw_cfg": module(),
+        "9p": module(needs="watchdog_register"),
         "sound": module(),
     }
     for name, content in files.items():
@@ -139,6 +140,7 @@ def test_modules_are_plain_files_in_the_order_in_which_they_load(
     first = ["virtio_ring", "failover", "virtio_net", "pvpanic_mmio"]
     assert (target / "first").read_text().split() == first
     assert (target / "later").read_text().split() == ["watchdog", "i6300esb", "sev_guest"]
+    assert (target / "shares").read_text().split() == ["watchdog", "9p"]
     del files["sound"]
     installed = {path.stem: path.read_bytes() for path in target.glob("*.ko")}
     assert installed == {name.replace("-", "_"): content for name, content in files.items()}

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from supervisor.state.shares import Shares
+
 PATIENCE_S = 60
 
 
@@ -65,7 +67,12 @@ class SlowStore(Store):
         return self._gates.setdefault(number, threading.Event())
 
     def create(
-        self, new: Record, events: Sequence[Event], computation: bytes | None, secret: Secret
+        self,
+        new: Record,
+        events: Sequence[Event],
+        computation: bytes | None,
+        secret: Secret,
+        shares: Shares | None = None,
     ) -> None:
         self._pass(events[-1])
 

@@ -99,8 +99,10 @@ def _run(page: Path, directory: Path, environ: dict[str, str]) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        code: int | None = None  # it hangs
         try:
-            code = session.wait(PATIENCE_S)
+            with suppress(subprocess.TimeoutExpired):
+                code = session.wait(PATIENCE_S)
         finally:
             # A supervisor in the background outlives a page that fails.
             with suppress(ProcessLookupError):

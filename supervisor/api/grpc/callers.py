@@ -43,7 +43,10 @@ _STRANGERS_CALLS, _ALL_STRANGERS_CALLS = 8, 64
 _NOWHERE = Origin("unix")
 _PARENT = "traceparent"
 _FOR_STRANGERS = "/grpc.health.v1.Health/Check"
-_CHANGES_NOTHING = {"List", "Get", "Watch", "Check", "ServerReflectionInfo"}
+_CHANGES_NOTHING = {
+    *("List", "Get", "Watch", "Check", "ServerReflectionInfo"),
+    *("CVMInfo", "AttestationPolicy"),
+}
 _STRANGERS = "calls"
 _ALL = Who("", known=False)
 _REFUSED = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import grpc
 import trio
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 
@@ -162,14 +163,20 @@ async def _start(server: grpc.aio.Server, service: Service, gate: Gate) -> None:
 
 
 def _add_manager(manager: ManagerServicer, server: grpc.aio.Server) -> None:
-    """On the wire a unary call is a stream of one message."""
-    run = grpc.stream_unary_rpc_method_handler(
-        manager.Run,
-        request_deserializer=manager_pb2.RunRequest.FromString,
-        response_serializer=manager_pb2.RunResponse.SerializeToString,
-    )
-    name = manager_pb2.DESCRIPTOR.services_by_name["ManagerService"].full_name
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Run": run}),))
+    """Run reads its message itself, for it is large: for the server it is a stream of one."""
+    described = manager_pb2.DESCRIPTOR.services_by_name["ManagerService"]
+    handlers = {}
+    for method in described.methods:
+        make = grpc.unary_unary_rpc_method_handler
+        if method.name == "Run":
+            make = grpc.stream_unary_rpc_method_handler
+        handlers[method.name] = make(
+            getattr(manager, method.name),
+            request_deserializer=GetMessageClass(method.input_type).FromString,
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    generic = grpc.method_handlers_generic_handler(described.full_name, handlers)
+    server.add_generic_rpc_handlers((generic,))
 
 
 class _Reflection(_async.ReflectionServicer):

@@ -14,13 +14,14 @@ from google.protobuf import empty_pb2
 
 from supervisor.api import trace
 from supervisor.api.callers import current, standing, who
-from supervisor.api.grpc import messages
+from supervisor.api.grpc import cvms, messages
 from supervisor.api.grpc.callers import read_message
 from supervisor.api.grpc.errors import answers
 from supervisor.bridge import aio_as_trio, trio_as_aio
 from supervisor.caller import Right
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
-from supervisor.vm import control
+from supervisor.state.record import EndMode
+from supervisor.vm import claims, control
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
-    """The original manager's service."""
+    """The original manager's service, and its successor's."""
 
     def __init__(self, service: Service, budget: Budget) -> None:
         self._service = service
@@ -64,6 +65,44 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
             vm = await self._service.submit(wanted.computation, options, current())
             trace.present().vm_id = vm.id
             return vm, options
+
+    @answers(Right.RUN)
+    async def CreateVm(  # noqa: N802
+        self, request: manager_pb2.CreateReq, context: object
+    ) -> manager_pb2.CreateRes:
+        shares = cvms.shares(request)
+        options = cvms.options(request, self._service.config, trace.present().id)
+        vm = await trio_as_aio(self._service.create)(shares, options, current())
+        trace.present().vm_id = vm.id
+        return cvms.created(vm)
+
+    @answers(Right.USE)
+    async def RemoveVm(  # noqa: N802
+        self, request: manager_pb2.RemoveReq, context: object
+    ) -> empty_pb2.Empty:
+        trace.present().vm_id = request.cvm_id
+        await trio_as_aio(self._remove)(self._service.vms.get(request.cvm_id, current()))
+        return empty_pb2.Empty()
+
+    async def _remove(self, vm: Vm) -> None:
+        """trio-flavoured."""
+        if not vm.ended:
+            await self._service.end(vm, EndMode.GRACEFUL)
+        await self._service.vms.delete(vm)
+
+    @answers(Right.SEE)
+    async def CVMInfo(  # noqa: N802
+        self, request: manager_pb2.CVMInfoReq, context: object
+    ) -> manager_pb2.CVMInfoRes:
+        return cvms.info(self._service.vms.get(request.id, current()))
+
+    @answers(Right.SEE)
+    async def AttestationPolicy(  # noqa: N802
+        self, request: manager_pb2.AttestationPolicyReq, context: object
+    ) -> manager_pb2.AttestationPolicyRes:
+        vm, key = self._service.vms.get(request.id, current()), self._service.config.qemu.tee
+        policy = await trio_as_aio(trio.to_thread.run_sync)(claims.as_corim, vm, key.signing_key)
+        return manager_pb2.AttestationPolicyRes(info=policy, id=vm.id)
 
 
 class VmServicer(vm_pb2_grpc.VmServiceServicer):

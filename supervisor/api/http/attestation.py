@@ -32,7 +32,7 @@ def _signed(vm: Vm, key: Path | None) -> bytes:
             "nothing is signed here: there is no key",
             advice=f"set MANAGER_CORIM_SIGNING_KEY, or ask for {corim.PLAIN}",
         )
-    return corim.sign(corim.encode(claims.of(vm)), corim.load_key(key))
+    return claims.as_corim(vm, key)
 
 
 def blueprint(service: Service) -> Blueprint:
@@ -44,7 +44,7 @@ def blueprint(service: Service) -> Blueprint:
         vm = service.vms.get(vm_id, current())
         match request.accept_mimetypes.best_match(_FORMS):
             case corim.PLAIN:
-                return Response(corim.encode(claims.of(vm)), content_type=corim.PLAIN)
+                return Response(claims.as_corim(vm, None), content_type=corim.PLAIN)
             case corim.SIGNED:
                 key = service.config.qemu.tee.signing_key
                 signed = await trio.to_thread.run_sync(_signed, vm, key)
