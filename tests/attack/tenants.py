@@ -63,6 +63,32 @@ for _what, _name, _make in CALLS:
         "NOT_FOUND",
     )
 
+SUCCESSORS: list[tuple[str, str, Callable[[str], Any], str]] = [
+    (
+        "reads of what another's VM is made",
+        "CVMInfo",
+        lambda id_: manager_pb2.CVMInfoReq(id=id_),
+        "OK",
+    ),
+    (
+        "reads what a report of another's VM says",
+        "AttestationPolicy",
+        lambda id_: manager_pb2.AttestationPolicyReq(id=id_),
+        "FAILED_PRECONDITION",  # it is a plain one
+    ),
+    ("removes another's VM", "RemoveVm", lambda id_: manager_pb2.RemoveReq(cvm_id=id_), "OK"),
+]
+for _what, _name, _make, _through in SUCCESSORS:
+    tenant(
+        f"a party {_what}, by the successor's call",
+        grpc(
+            "main", f"manager.{_name}", lambda place, make=_make: make(place.victim()), by="alice"
+        ),  # type: ignore[misc]
+        OWNER,
+        "NOT_FOUND",
+        through=_through,
+    )
+
 # --- lists and streams -------------------------------------------------------------------------
 
 _OWN = "the answer is a good one, of what is the party's own: nothing"
