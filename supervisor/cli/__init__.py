@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import click
 
-from supervisor.cli import command, doctor, image, run, serve, templates, token, verify, vms
+from supervisor.cli import (
+    command,
+    doctor,
+    evidence,
+    image,
+    run,
+    serve,
+    templates,
+    token,
+    verify,
+    vms,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,6 +40,7 @@ for _command in (
     token.token,
     image.image,
     doctor.doctor,
+    evidence.evidence,
     verify.verify,
     verify.fetch_certs,
     command.command,

@@ -55,39 +55,32 @@ CALLS: list[tuple[str, str, Callable[[str], Any]]] = [
     ("shuts another's VM down", "Shutdown", lambda id_: vm_pb2.ShutdownRequest(id=id_)),
     ("deletes another's VM", "Delete", lambda id_: vm_pb2.DeleteRequest(id=id_)),
 ]
-for _what, _name, _make in CALLS:
-    tenant(
-        f"a party {_what}, over gRPC",
-        grpc("main", f"vms.{_name}", lambda place, make=_make: make(place.victim()), by="alice"),  # type: ignore[misc]
-        OWNER,
-        "NOT_FOUND",
-    )
-
-SUCCESSORS: list[tuple[str, str, Callable[[str], Any], str]] = [
-    (
-        "reads of what another's VM is made",
-        "CVMInfo",
-        lambda id_: manager_pb2.CVMInfoReq(id=id_),
-        "OK",
-    ),
-    (
-        "reads what a report of another's VM says",
-        "AttestationPolicy",
-        lambda id_: manager_pb2.AttestationPolicyReq(id=id_),
-        "FAILED_PRECONDITION",  # it is a plain one
-    ),
-    ("removes another's VM", "RemoveVm", lambda id_: manager_pb2.RemoveReq(cvm_id=id_), "OK"),
+SUCCESSORS: list[tuple[str, str, Callable[[str], Any]]] = [
+    ("reads what another's VM is made of", "CVMInfo", lambda id_: manager_pb2.CVMInfoReq(id=id_)),
+    ("removes another's VM", "RemoveVm", lambda id_: manager_pb2.RemoveReq(cvm_id=id_)),
 ]
-for _what, _name, _make, _through in SUCCESSORS:
-    tenant(
-        f"a party {_what}, by the successor's call",
-        grpc(
-            "main", f"manager.{_name}", lambda place, make=_make: make(place.victim()), by="alice"
-        ),  # type: ignore[misc]
-        OWNER,
-        "NOT_FOUND",
-        through=_through,
-    )
+
+
+def of_victim(make: Callable[[str], Any]) -> Callable[[Place], Any]:
+    return lambda place: make(place.victim())
+
+
+for _service, _calls in (("vms", CALLS), ("manager", SUCCESSORS)):
+    for _what, _name, _make in _calls:
+        _call = grpc("main", f"{_service}.{_name}", of_victim(_make), by="alice")
+        tenant(f"a party {_what}, over gRPC", _call, OWNER, "NOT_FOUND")
+tenant(
+    "a party reads what a report of another's VM says, over gRPC",
+    grpc(
+        "main",
+        "manager.AttestationPolicy",
+        lambda place: manager_pb2.AttestationPolicyReq(id=place.victim()),
+        by="alice",
+    ),
+    OWNER,
+    "NOT_FOUND",
+    through="FAILED_PRECONDITION",  # it is a plain one
+)
 
 # --- lists and streams -------------------------------------------------------------------------
 

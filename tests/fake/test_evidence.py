@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 import shutil
 import struct
 from datetime import UTC, datetime
@@ -19,10 +20,13 @@ import pytest
 from click.testing import CliRunner
 
 from supervisor.agent.reference import tls
+from supervisor.api import requests
+from supervisor.api.http import json_body
 from supervisor.cli import main
 from supervisor.tee import binding, verdict
 from supervisor.tee.snp import endorsement
 from supervisor.tee.tdx import pck
+from tests.fake.test_cli import cli
 from tests.fake.test_control import events_of
 from tests.fake.test_tee import milan, on
 from tests.support import hosts
@@ -251,7 +255,8 @@ async def test_nonce_is_needed(milan: World, processor: Processor) -> None:
     async with milan.serve() as supervisor:
         vm_id = (await run(supervisor.http, tee="sev-snp"))["id"]
         answer = await supervisor.http.post(f"/vms/{vm_id}/attestation", json={})
-        assert (answer.status_code, answer.json()["detail"]) == (400, "'nonce' is missing")
+        assert (answer.status_code, answer.json()["member"]) == (400, "nonce")
+        assert answer.json()["detail"] == "'nonce' is missing; the members are nonce, leaf"
 
 
 async def test_vms_without_reports(milan: World) -> None:
@@ -385,3 +390,56 @@ def test_guest_and_verifier_mean_the_same() -> None:
     nonce = bytes(64)
     assert tls.binding(b"key", nonce) == binding.report_data(b"key", nonce)
     assert binding.report_data(b"key", b"") == binding.report_data(b"key", nonce)
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+async def test_command_that_it_prints_verifies_what_it_wrote(
+    milan: World, processor: Processor, keyed: Keyed, tmp_path: Path
+) -> None:
+    content = with_table(CHIP.report(**GOOD | {"report_data": keyed.report_data}), CHIP.der)
+    processor.says(content)
+    written, computation = tmp_path / "report.bin", tmp_path / "computation"
+    computation.write_bytes(b"{}")
+    async with milan.serve(**OWN) as supervisor:
+        vm_id = (await run(supervisor.http, tee="sev-snp"))["id"]
+        words = (vm_id[:8], "--nonce", NONCE, "--output", str(written))
+        done = await cli(supervisor)("evidence", *words)
+        assert written.read_bytes() == content
+        assert "the one that your own connection" in done.stderr.decode()
+        command = (
+            done.stdout.decode()
+            .replace("CERTIFICATE", str(keyed.directory / "cert.pem"))
+            .replace("COMPUTATION", str(computation))
+        )
+        _, *arguments = shlex.split(command)
+        shown = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).output)
+        found = {one["field"]: one["verdict"] for one in shown["checks"]}
+        assert (found["report data"], found["host data"]) == ("ok", "ok")
+        told = await cli(supervisor).json("evidence", *words)
+        assert (told["verify"], told["nonce"]) == (done.stdout.decode().strip(), NONCE)
+
+
+async def test_nonce_is_new_each_time(
+    milan: World, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent has no report for it; the supervisor was asked for one all the same."""
+    asked: list[bytes] = []
+    of_wire = requests.nonce
+
+    def noting(given: object) -> requests.Nonce:
+        asked.append(of_wire(given))
+        return requests.Nonce(asked[-1])
+
+    monkeypatch.setattr(json_body, "nonce", noting)
+    async with milan.serve() as supervisor:
+        vm_id = (await run(supervisor.http, tee="sev-snp"))["id"]
+        for _ in range(2):
+            written = tmp_path / "report.bin"
+            words = ("evidence", vm_id, "--output", str(written))
+            assert (await cli(supervisor)(*words, check=False)).returncode == 1
+            assert not written.exists()
+    first, second = asked
+    assert first != second
+    assert first[32:] == second[32:] == bytes(32)
