@@ -252,6 +252,7 @@ class Record:
     :param launch_by_s: until when its owner may take, in seconds of CLOCK_BOOTTIME
     :param attested_by, attested_at: who let it run after a measured launch, and when; None if
         nobody did
+    :param attested_without: the fields on what was launched that were not compared then
     :param renewed: whether its guest, a clone, has been told that it is a copy
     :param ending: how the VM is ended; None until its end is requested
     :param end_cause: who requested the end, or what made it necessary
@@ -286,6 +287,7 @@ class Record:
     launch_by_s: float = 0.0
     attested_by: str = ""
     attested_at: datetime | None = None
+    attested_without: tuple[str, ...] = ()
     renewed: bool = False
     ending: EndMode | None = None
     end_cause: EndCause | None = None

@@ -36,12 +36,14 @@ class Claims:
 
     :param number: the guest's policy; None if it is in an IGVM file, which nobody has read
     :param bound_to: in hexadecimal digits; see `supervisor.tee.binding`
+    :param bound_by: what that is the hash of, in words
     """
 
     vm_id: str
     technology: Technology
     number: int | None
     bound_to: str
+    bound_by: str = "the computation"
     measurement: Measurement
 
 
@@ -141,7 +143,7 @@ def _snp(claims: Claims) -> Iterator[Rule]:
     yield Rule(
         "HOST_DATA",
         claims.bound_to or None,
-        "SHA-256 of the computation",
+        f"SHA-256 of {claims.bound_by}",
         "--computation COMPUTATION",
     )
     yield _policy(claims)
@@ -158,7 +160,7 @@ def _tdx(claims: Claims) -> Iterator[Rule]:
     yield Rule("MRTD", *_digest(claims.measurement, ""))
     yield Rule("RTMR0 to RTMR3", None, "they depend on what the guest measures while it boots")
     yield Rule(
-        "MRCONFIGID", claims.bound_to, "SHA-256 of the computation, filled with zeros",
+        "MRCONFIGID", claims.bound_to, f"SHA-256 of {claims.bound_by}, filled with zeros",
         "--computation COMPUTATION",
     )  # fmt: skip
     yield Rule("TDATTRIBUTES: DEBUG", "0", "QEMU starts no TD that can be debugged")

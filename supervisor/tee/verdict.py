@@ -19,9 +19,23 @@ from supervisor.tee.tdx import quote as tdx_quote
 from supervisor.tee.tdx import verify as tdx
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from supervisor.tee.expected import Claims
+
+
+#: What was launched, and for whom.
+_OF_THE_LAUNCH = ("measurement", "host data", "MRTD", "MRCONFIGID")
+
+
+def not_compared(checks: Iterable[Check]) -> tuple[str, ...]:
+    """The fields that say what was launched, and that nothing was known to compare them with."""
+    return tuple(
+        one.field
+        for one in checks
+        if one.verdict is Verdict.NOT_COMPARED and one.field in _OF_THE_LAUNCH
+    )
 
 
 def judge(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.config import Policy
 from supervisor.errors import Busy
+from supervisor.state.record import Purpose
 from supervisor.tee import corim, policy
 from supervisor.tee.expected import Claims
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from supervisor.vm.vm import Vm
 
 _PLAIN = "it is a plain VM: the host can read and change the guest's memory"
+_BOUND_BY = dict.fromkeys(Purpose, "the computation") | {
+    Purpose.CVM: "the guest's file environment"
+}
 _IGVM = "the policy is what its IGVM file says, and that was not read"
 
 
@@ -52,6 +56,7 @@ def of(vm: Vm) -> Claims:
         technology=technology,
         number=None if _has_igvm(vm) else _number(vm, technology),
         bound_to=record.bound_to,
+        bound_by=_BOUND_BY[record.purpose],
         measurement=record.measurement,
     )
 

@@ -96,5 +96,8 @@ async def judge(vm: Vm, evidence: Evidence, leaf: bytes | None, by: str) -> list
     if exit_code(checks) is not ExitCode.VERIFIED:
         log.warning("evidence is not verified", vm=vm.id)
     elif not vm.ended and vm.record.restarts == began:
-        await vm.commit(EventKind.ATTESTED, {"by": by}, attested_by=by, attested_at=now)
+        without = verdict.not_compared(checks)
+        data = {"by": by, "not_compared": list(without)}
+        changes = {"attested_by": by, "attested_at": now, "attested_without": without}
+        await vm.commit(EventKind.ATTESTED, data, **changes)
     return checks

@@ -41,6 +41,11 @@ async def wait(vm: Vm, relay: Relay, verdict: Status) -> bool:
     restarted = next_status(vm.status, Trigger.RESTART, RunState.PRELAUNCH)
     # Counted now, not before the wait: a supervisor that adopts the VM meanwhile waits again.
     await vm.set_status(
-        restarted, running_since_s=None, restarts=number, attested_by="", attested_at=None
+        restarted,
+        running_since_s=None,
+        restarts=number,
+        attested_by="",
+        attested_at=None,
+        attested_without=(),
     )
     return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,7 +262,11 @@ async def test_confidential_guest_is_bound_to_its_environment(milan: World) -> N
 
         path = f"/vms/{vm_id}/attestation-policy"
         told = await supervisor.http.get(path)
-        assert expected.hex() in json.dumps(told.json())
+        (rule,) = [one for one in told.json()["rules"] if one["field"] == "HOST_DATA"]
+        assert (rule["expected"], rule["why"]) == (
+            expected.hex(),
+            "SHA-256 of the guest's file environment",
+        )
         encoded = await supervisor.http.get(path, headers={"Accept": corim.PLAIN})
         wanted = manager_pb2.AttestationPolicyReq(id=vm_id)
         answer = await supervisor.call(supervisor.manager.AttestationPolicy, wanted)

@@ -105,8 +105,14 @@ def evidence(vm: Vm, found: Evidence) -> dict[str, Any]:
 
 def _attested(vm: Vm) -> dict[str, Any] | None:
     """Who let the guest run after he had its measurement, or had a report of it verified."""
-    at = vm.record.attested_at
-    return {"by": vm.record.attested_by or None, "at": moment(at)} if at else None
+    record = vm.record
+    if record.attested_at is None:
+        return None
+    return {
+        "by": record.attested_by or None,
+        "at": moment(record.attested_at),
+        "not_compared": list(record.attested_without),
+    }
 
 
 def everything(vm: Vm) -> dict[str, Any]:
