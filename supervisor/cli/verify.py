@@ -345,9 +345,16 @@ def _show(checks: list[Check], *, as_json: bool) -> None:
     if as_json:
         print_json(document(checks))
         raise SystemExit(code)
-    table = Table("FIELD", "VERDICT", "FOUND", "EXPECTED", "WHY", box=None, pad_edge=False)
-    for one in checks:
-        cells = (one.field, str(one.verdict), one.found, one.expected, one.why)
+    columns = {
+        "FIELD": [one.field for one in checks],
+        "VERDICT": [str(one.verdict) for one in checks],
+        "FOUND": [one.found for one in checks],
+        "EXPECTED": [one.expected for one in checks],
+        "WHY": [one.why for one in checks],
+    }
+    filled = {heading: cells for heading, cells in columns.items() if any(cells)}
+    table = Table(*filled, box=None, pad_edge=False)
+    for one, cells in zip(checks, zip(*filled.values(), strict=True), strict=True):
         table.add_row(*(cell or "-" for cell in cells), style=_STYLES.get(one.verdict, ""))
     stdout().print(table)
     bad = [one.field for one in checks if one.verdict in (Verdict.FAILED, Verdict.INSECURE)]
