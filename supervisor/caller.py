@@ -63,11 +63,14 @@ _RIGHTS = {
 
 @attrs.frozen
 class Caller:
-    """:param name: what a run's record has as its owner; the same name is the same owner"""
+    """:param name: what a run's record has as its owner; the same name is the same owner
+    :param token_id: of the token that was shown; empty if none was. One caller may have several
+    """
 
     name: str
     role: Role
     known_by: KnownBy
+    token_id: str = attrs.field(default="", eq=False)
 
     def may(self, right: Right) -> bool:
         return right in _RIGHTS[self.role]

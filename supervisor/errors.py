@@ -111,14 +111,18 @@ class TooSlow(InvalidRequest):
 
 
 class Unauthenticated(SupervisorError):
-    """Nobody knows who calls."""
+    """Nobody knows who calls.
 
-    def __init__(self, detail: str) -> None:
+    :param token_id: of a token on file that is not valid any more; empty if none was shown
+    """
+
+    def __init__(self, detail: str, *, token_id: str = "") -> None:
         super().__init__(
             detail,
             advice="send 'Authorization: Bearer' with a token of 'qmp-supervisor token create',"
             " or call over the unix socket (MANAGER_SOCKET)",
         )
+        self.token_id = token_id
 
 
 class UnknownCertificate(SupervisorError):

@@ -105,6 +105,7 @@ class Audit:
             "caller": caller and caller.name,
             "known_by": caller and caller.known_by,
             "role": caller and caller.role,
+            "token": callers.token_id() or None,
             "what": outcome.what,
             "vm": trace.vm_id if _VM_ID.fullmatch(trace.vm_id or "") else None,
             "outcome": outcome.word,

@@ -37,6 +37,14 @@ def current() -> Caller:
     return caller
 
 
+def token_id() -> str:
+    """The id of the token that the caller shows, also of one that is not valid any more; empty if
+    there is none, or it is not on file.
+    """
+    found = _caller.get(None)
+    return found.token_id if isinstance(found, Caller | Unauthenticated) else ""
+
+
 def is_known() -> bool:
     """Whether somebody is known to call."""
     return isinstance(_caller.get(None), Caller)

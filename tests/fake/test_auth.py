@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
 import socket
 import ssl
@@ -130,6 +131,17 @@ async def test_tokens(short_tmp: Path) -> None:
             wanted = grpc.StatusCode.OK if status == 200 else grpc.StatusCode.UNAUTHENTICATED
             assert code is wanted, values
             assert why in text
+        await client.post("/run", headers={"Authorization": f"Bearer {good}"})
+    # Who takes a token back sees who has tried it since.
+    states = {one.id: one.state(tokens.now()) for one in tokens.read(short_tmp / "tokens.json")}
+    lines = [json.loads(one) for one in (short_tmp / "audit.jsonl").read_text().splitlines()]
+    shown_on = {(one["wire"], one["error"], states.get(one["token"], "of nobody")) for one in lines}
+    assert shown_on == {
+        *((wire, "Unauthenticated", "of nobody") for wire in ("http", "grpc")),
+        *((wire, "Unauthenticated", "expired") for wire in ("http", "grpc")),
+        *((wire, "Unauthenticated", "revoked") for wire in ("http", "grpc")),
+        ("http", "UnsupportedMedia", "valid"),
+    }
 
 
 async def test_token_of_now(short_tmp: Path) -> None:

@@ -175,8 +175,9 @@ def find(tokens: Sequence[Token], secret: str, now: datetime) -> Caller:
         raise Unauthenticated("the token is not known here")
     token = found[0]
     if token.ended_at(now):
-        raise Unauthenticated(f"the token {token.id} is {token.state(now)}")
-    return Caller(token.name, token.role, KnownBy.TOKEN)
+        why = f"the token {token.id} is {token.state(now)}"
+        raise Unauthenticated(why, token_id=token.id)
+    return Caller(token.name, token.role, KnownBy.TOKEN, token.id)
 
 
 def _hash(secret: str) -> str:
