@@ -230,6 +230,11 @@ def _contradictions_of_tee(qemu: QemuConfig) -> list[str]:
         Switch.FALSE: set(Tee) - {Tee.NONE},
         Switch.AUTO: set[Tee](),
     }
+    if qemu.enable_sev_snp and qemu.enable_tdx and tee.use is None:
+        found.append(
+            "MANAGER_QEMU_ENABLE_SEV_SNP and MANAGER_QEMU_ENABLE_TDX exclude each other: set"
+            " MANAGER_TEE"
+        )
     if tee.use in excluded[qemu.enable_sev]:
         found.append(
             f"MANAGER_QEMU_ENABLE_SEV={qemu.enable_sev} and MANAGER_TEE={tee.use} exclude each"

@@ -192,6 +192,7 @@ class SevConfig:
         None,
         "position of the C-bit in a page table entry; another than the host's is refused",
         "MANAGER_QEMU_SEV_SNP_CBIT_POS",
+        "MANAGER_QEMU_SEV_SNP_CBITPOS",
         shown="the host's, by CPUID",
     )
     #: Not the host's, which CPUID tells: QEMU's manual says that an EPYC's guest loses one bit.
@@ -230,6 +231,12 @@ class QemuConfig:
         Switch.AUTO,
         "the original's, for MANAGER_TEE=auto (auto), sev (true) and none (false)",
     )
+    enable_sev_snp: bool = setting(
+        "MANAGER_QEMU_ENABLE_SEV_SNP", False, "the successor's, for MANAGER_TEE=sev-snp"
+    )
+    enable_tdx: bool = setting(
+        "MANAGER_QEMU_ENABLE_TDX", False, "the successor's, for MANAGER_TEE=tdx"
+    )
     machine: str = setting("MANAGER_QEMU_MACHINE", "q35", "QEMU's machine type")
     cpu: str | None = setting(
         "MANAGER_QEMU_CPU",
@@ -261,8 +268,14 @@ class QemuConfig:
     @property
     def default_tee(self) -> Tee:
         """What VMs are unless their run says otherwise."""
+        if self.tee.use is not None:
+            return self.tee.use
+        if self.enable_sev_snp:
+            return Tee.SEV_SNP
+        if self.enable_tdx:
+            return Tee.TDX
         by_switch = {Switch.AUTO: Tee.AUTO, Switch.TRUE: Tee.SEV, Switch.FALSE: Tee.NONE}
-        return self.tee.use or by_switch[self.enable_sev]
+        return by_switch[self.enable_sev]
 
     @property
     def memory_bytes(self) -> int:

@@ -269,6 +269,8 @@ def _size(text: str) -> str:
 _GO_DURATION = r"[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d|w))+"
 #: Not all that isodate reads: no date after the P, and no P alone.
 _ISO_DURATION = r"[+-]?P(?=.*[0-9])([0-9.,]+[YMWD])*(T([0-9.,]+[HMS])+)?"
+#: Characters. What is longer takes the libraries long to read.
+_LONGEST_DURATION = 64
 #: A hundred years. A longer duration is a mistake, and leads to dates that cannot be written.
 _LONGEST_S = 100 * 365 * 24 * 3600.0
 
@@ -278,6 +280,8 @@ def parse_seconds(text: str) -> float:
 
     :raises ValueError: with a text such as "must be ...", to follow the name of the duration
     """
+    if len(text) > _LONGEST_DURATION:
+        raise ValueError("must be a duration such as 90s, 1h30m, 250ms or PT1H30M")
     if re.fullmatch(_GO_DURATION, text):
         parse = durationpy.from_str
     elif re.fullmatch(_ISO_DURATION, text):

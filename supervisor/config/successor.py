@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_TEE = "MANAGER_TEE"
 _BOUND = "every report is bound to its run; see GET /vms/<id>/attestation-policy"
+_CLIENTS = "it is a client's; of clients' authorities: MANAGER_GRPC_CLIENT_CA_CERTS"
 _EACH_VM = "every VM has files of its own in MANAGER_QEMU_TMP_FILE_LOC"
 _FIXED = "the names and places of these devices are not chosen"
 _NO_GPU = "no GPU is passed to guests"
 
 WITHOUT_EFFECT: Mapping[str, str] = {
-    "MANAGER_QEMU_ENABLE_SEV_SNP": _TEE,
-    "MANAGER_QEMU_ENABLE_TDX": _TEE,
     "MANAGER_QEMU_IGVM_FILE": "MANAGER_TEE_IGVM",
     "MANAGER_QEMU_OVMF_FILE": "MANAGER_TEE_FIRMWARE",
     "MANAGER_QEMU_QUOTE_GENERATION_PORT": "MANAGER_TEE_QUOTE_SOCKET=vsock:2:PORT",
@@ -27,7 +25,20 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "MANAGER_QEMU_HOST_DATA": _BOUND,
     "MANAGER_PCR_VALUES": _BOUND,
     "MANAGER_ATTESTATION_POLICY_BINARY_PATH": _BOUND,
-    "MANAGER_QEMU_ENABLE_DISK": "a VM always has a disk, an overlay on MANAGER_QEMU_DISK_IMG_FILE",
+    "MANAGER_ATTESTATION_POLICY_BINARY": _BOUND,
+    "MANAGER_IGVMMEASURE_BINARY": _BOUND,
+    "MANAGER_SEV_SNP_POLICY": "MANAGER_TEE_POLICY",
+    **dict.fromkeys(
+        (
+            *("MANAGER_MRSEAM", "MANAGER_MRTD", "MANAGER_TD_ATTRIBUTES", "MANAGER_XFAM"),
+            *(f"MANAGER_RTMR{number}" for number in range(4)),
+        ),
+        _BOUND,
+    ),
+    "MANAGER_GRPC_SERVER_CA_CERTS": _CLIENTS,
+    "MANAGER_HTTP_SERVER_CA_CERTS": _CLIENTS,
+    "MANAGER_GRPC_TIMEOUT": "it is a client's",
+    "MANAGER_QEMU_ENABLE_DISK": "a VM of CreateVm has a disk if MANAGER_TEE_KERNEL is not set",
     "MANAGER_QEMU_DST_DISK_FILE": _EACH_VM,
     "MANAGER_QEMU_CERTS_MOUNT": _EACH_VM,
     "MANAGER_QEMU_ENV_MOUNT": _EACH_VM,

@@ -135,7 +135,7 @@ class TeeConfig:
     kernel: Path | None = setting(
         "MANAGER_TEE_KERNEL",
         None,
-        "kernel that is booted directly and measured",
+        "kernel that confidential VMs boot directly, measured; VMs of CreateVm boot it as well",
         "MANAGER_QEMU_DISK_IMG_KERNEL_FILE",
     )
     initrd: Path | None = setting(

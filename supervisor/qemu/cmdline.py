@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from supervisor.config import QemuConfig
-    from supervisor.qemu.confidential import Confidential
+    from supervisor.qemu.confidential import Confidential, DirectBoot
     from supervisor.qemu.version import Binary
 
 #: The option of the QMP socket if a supervisor starts QEMU. For a person it is ``path=...``.
@@ -82,7 +82,8 @@ class Ram:
 class Machine:
     """What differs between the command lines of two VMs.
 
-    :param overlay: a qcow2 file on the base image or on a template's overlay
+    :param overlay: a qcow2 file on the base image or on a template's overlay; None: no disk
+    :param kernel: what a plain VM boots directly
     :param ram: None if the memory is not in a file
     :param shares: the directories that the guest reads over 9p: environment and certificates
     :param confidential: None for a plain VM
@@ -93,12 +94,13 @@ class Machine:
     qemu: Binary
     accel: Accel
     forwards: Sequence[Forward]
-    overlay: Path
+    overlay: Path | None
     firmware_vars: Path
     serial_log: Path
     qmp_socket: Path
     ram: Ram | None = None
     shares: tuple[Path, Path] | None = None
+    kernel: DirectBoot | None = None
     credential_hash: str | None = None
     confidential: Confidential | None = None
 
@@ -107,8 +109,9 @@ class Machine:
         return self.confidential.technology if self.confidential else None
 
     @property
-    def boots_directly(self) -> bool:
-        return self.confidential is not None and self.confidential.boot is not None
+    def boot(self) -> DirectBoot | None:
+        """What it boots without a boot loader."""
+        return self.confidential.boot if self.confidential else self.kernel
 
 
 def argv(config: QemuConfig, machine: Machine) -> list[str]:
@@ -126,24 +129,30 @@ def command(config: QemuConfig, machine: Machine) -> list[str]:
 
 def by_hand(words: Sequence[str], qmp_socket: Path) -> list[str]:
     """The result of `command`, from the result of `argv`."""
-    path = f"path={escape(qmp_socket)}"
-    return [word.replace(f",{QMP_BY_DESCRIPTOR},", f",{path},") for word in words if word != "-S"]
+    by_path = f",path={escape(qmp_socket)},"
+    return [
+        word.replace(f",{QMP_BY_DESCRIPTOR},", by_path) if option == "-chardev" else word
+        for option, word in pairwise(["", *words])
+        if word != "-S"
+    ]
 
 
 def forwards_in(words: Sequence[str]) -> list[Forward]:
     """The forwards on a command line."""
-    matches = (match for word in words for match in _FORWARD.findall(word))
+    matches = (match for word in values_in(words, "-netdev") for match in _FORWARD.findall(word))
     return [Forward(int(guest), address, int(host)) for address, host, guest in matches]
 
 
-def value_in(words: Sequence[str], option: str) -> str:
-    """What follows an option on a command line; empty if the option is not there."""
-    return next((value for name, value in pairwise(words) if name == option), "")
+def values_in(words: Sequence[str], option: str) -> list[str]:
+    """What follows each of these options on a command line. Nobody but this project writes that,
+    where an owner's words may be in ``-append``.
+    """
+    return [value for name, value in pairwise(words) if name == option]
 
 
 def template_in(words: Sequence[str]) -> str | None:
     """The name of the template whose memory a command line uses; None if there is none."""
-    names = (match for word in words for match in _TEMPLATE.findall(word))
+    names = (match for word in values_in(words, "-object") for match in _TEMPLATE.findall(word))
     return next(names, None)
 
 
@@ -175,6 +184,7 @@ def _command(config: QemuConfig, machine: Machine, qmp: str) -> list[str]:
         *disk_args(config, machine),
         *network_args(config, machine),
         *confidential_args(config, machine),
+        *confidential.boot_args(machine.boot),
         *(["-nographic"] if config.no_graphic else []),
         *monitor_args(qmp, machine.qemu),
         *our_args(config, machine),
@@ -224,6 +234,8 @@ def firmware_args(config: QemuConfig, machine: Machine) -> list[str]:
 
 
 def disk_args(config: QemuConfig, machine: Machine) -> list[str]:
+    if machine.overlay is None:
+        return []
     disk = config.disk
     drive = f"{disk.id}-{machine.vm_id}"
     return [
@@ -259,10 +271,7 @@ def confidential_args(config: QemuConfig, machine: Machine) -> list[str]:
     guest = machine.confidential
     if guest is None:
         return []
-    return [
-        *confidential.object_args(config.sev, machine.vm_id, guest, machine.qemu),
-        *confidential.boot_args(guest),
-    ]
+    return confidential.object_args(config.sev, machine.vm_id, guest, machine.qemu)
 
 
 def monitor_args(qmp: str, qemu: Binary) -> list[str]:
@@ -350,7 +359,7 @@ def our_args(config: QemuConfig, machine: Machine) -> list[str]:
         *access_args(machine),
         # With the disk first, the firmware does not try the network: half a second faster. A
         # kernel that QEMU boots has this place itself.
-        *([] if machine.boots_directly else ["-global", "scsi-hd.bootindex=0"]),
+        *([] if machine.boot else ["-global", "scsi-hd.bootindex=0"]),
         # A reboot in the same process would leave no record of its cause.
         *("-action", "reboot=shutdown"),
         # QEMU merges this with the original's -machine.

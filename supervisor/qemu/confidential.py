@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import attrs
@@ -33,7 +34,9 @@ _AUTHOR_KEY_ALGORITHM = slice(4, 8)
 
 @attrs.frozen
 class DirectBoot:
-    """What QEMU boots without a boot loader. The firmware has the hashes of all three."""
+    """What QEMU boots without a boot loader. Of a confidential guest the firmware has the hashes of
+    all three.
+    """
 
     kernel: Path
     initrd: Path | None = None
@@ -100,7 +103,9 @@ class Found:
 
 def found_in(words: Sequence[str]) -> Found | None:
     """What makes the guest of a command line confidential; None if it is a plain one."""
-    for word in words:
+    for option, word in pairwise(words):
+        if option != "-object":
+            continue
         if word.startswith("{") and '"tdx-guest"' in word:
             bound_to = json.loads(word).get("mrconfigid", "")
             return Found(Technology.TDX, 0, base64.b64decode(bound_to).hex())
@@ -122,8 +127,7 @@ def firmware_args(guest: Confidential) -> list[str]:
     return ["-bios", str(guest.firmware)] if guest.firmware else []
 
 
-def boot_args(guest: Confidential) -> list[str]:
-    boot = guest.boot
+def boot_args(boot: DirectBoot | None) -> list[str]:
     if boot is None:
         return []
     return [

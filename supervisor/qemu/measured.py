@@ -17,7 +17,7 @@ from supervisor.tee.facts import Technology
 from supervisor.tee.measure import Measured
 
 if TYPE_CHECKING:
-    from supervisor.config import QemuConfig
+    from supervisor.config import QemuConfig, TeeConfig
     from supervisor.qemu.cmdline import Accel
     from supervisor.qemu.version import Binary
 
@@ -55,6 +55,18 @@ def lacks(
     return judge.Cell(judge.Verdict.MISSING, found, _OVMF)
 
 
+def direct_boot(tee: TeeConfig) -> DirectBoot | None:
+    """The kernel of the settings. Blocking.
+
+    :raises LaunchError: if a file is missing
+    """
+    if tee.kernel is None:
+        return None
+    for file in filter(None, (tee.kernel, tee.initrd)):
+        _read(file, 1)
+    return DirectBoot(tee.kernel, tee.initrd, tee.cmdline)
+
+
 def choose(
     config: QemuConfig, qemu: Binary, technology: Technology, policy: int, bound_to: bytes
 ) -> Confidential:
@@ -79,8 +91,7 @@ def choose(
                 f"{technology.label} needs firmware in one file, and none was found",
                 advice=_OVMF,
             )
-    boot = DirectBoot(tee.kernel, tee.initrd, tee.cmdline) if tee.kernel else None
-    for file in filter(None, (chosen, tee.igvm, tee.kernel, tee.initrd)):
+    for file in filter(None, (chosen, tee.igvm)):
         _read(file, 1)
     snp = technology is Technology.SEV_SNP
     return Confidential(
@@ -88,7 +99,7 @@ def choose(
         policy=policy,
         bound_to=bound_to,
         firmware=chosen,
-        boot=boot,
+        boot=direct_boot(tee),
         igvm=tee.igvm,
         id_block=_structure("MANAGER_TEE_ID_BLOCK", tee.id_block, _ID_BLOCK) if snp else b"",
         id_auth=_structure("MANAGER_TEE_ID_AUTH", tee.id_auth, _ID_AUTH) if snp else b"",

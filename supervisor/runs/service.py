@@ -81,19 +81,22 @@ class Service:
             return vm
 
     async def create(self, shares: Shares, options: RunOptions, caller: Caller) -> Vm:
-        """A VM whose guest runs, and asks another service for its computation.
+        """A VM, on record, whose guest asks another service for its computation.
 
-        If that fails, or is cancelled, the VM is ended.
-
-        :raises SupervisorError: if it is not admitted, or its guest does not run
+        :raises SupervisorError: if it is not admitted
         """
-        vm = await self._admit(shares, options, caller)
+        return await self._admit(shares, options, caller)
+
+    async def wait_ran(self, vm: Vm) -> None:
+        """Return when the guest has begun to run. If this is cancelled, the VM is ended.
+
+        :raises SupervisorError: if it never will
+        """
         try:
             await vm.wait_ran()
         except trio.Cancelled:
             self._abandon(vm)
             raise
-        return vm
 
     async def wait_answered(self, vm: Vm, options: RunOptions) -> None:
         """Return when the agent has answered the computation.

@@ -226,19 +226,19 @@ class Vms:
 
     # --- removing ---------------------------------------------------------------------------
 
-    async def delete(self, vm: Vm) -> None:
-        """End the VM by force if need be, and remove its directory and all trace of it.
+    async def delete(self, vm: Vm, mode: EndMode = EndMode.FORCE) -> None:
+        """End the VM if need be, and remove its directory and all trace of it.
 
         Being cancelled does not leave it half done.
         """
-        await self.discard(vm).wait()
+        await self.discard(vm, mode).wait()
         await vm.wait_ended()
 
-    def discard(self, vm: Vm) -> trio.Event:
+    def discard(self, vm: Vm, mode: EndMode = EndMode.FORCE) -> trio.Event:
         """Begin to do that; the event is set when it is done, or the VM is left to run on."""
         done = trio.Event()
         self._deleting.add(vm.id)
-        vm.request_end(EndMode.FORCE, EndCause.DELETED, "it was deleted")
+        vm.request_end(mode, EndCause.DELETED, "it was deleted")
         self.spawn(self._remove, vm, done)
         return done
 

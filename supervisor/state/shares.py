@@ -31,8 +31,9 @@ _LONGEST_VALUE = 4096
 
 def is_plain(value: str) -> bool:
     """Whether a value can stand in an environment, and can set nothing but its own name."""
-    plain = _PLAIN.fullmatch(value) and not _MARKS & set(value)
-    return bool(plain) and len(value) <= _LONGEST_VALUE
+    if len(value) > _LONGEST_VALUE:
+        return False
+    return _PLAIN.fullmatch(value) is not None and not _MARKS & set(value)
 
 
 @attrs.frozen(kw_only=True)

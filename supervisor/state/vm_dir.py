@@ -137,12 +137,13 @@ class VmDir:
         return self.path / "qemu.log"
 
     async def prepare(
-        self, disk: DiskConfig, firmware: FirmwareConfig, ram_bytes: int | None = None
-    ) -> BaseImage:
+        self, disk: DiskConfig | None, firmware: FirmwareConfig, ram_bytes: int | None = None
+    ) -> BaseImage | None:
         """Make the VM's firmware variables and disk, in a worker thread.
 
+        :param disk: None for a VM without one
         :param ram_bytes: the size of the memory file, if the VM has its memory in a file
-        :returns: the image that the disk lies on
+        :returns: the image that the disk lies on; None without a disk
         :raises ImageError: if the base image is missing or cannot be used
         :raises FirmwareError: if a firmware file is missing, or CODE and VARS are no pair
         :raises LaunchError: if a file cannot be written
@@ -182,9 +183,9 @@ class VmDir:
                 os.chown(file, 0, 0, follow_symlinks=False)
 
     def given_to(self) -> int | None:
-        """The id of the user who has the VM's disk; None if there is no disk. Blocking."""
+        """The id of the user who has the VM's files; None if there are none. Blocking."""
         with suppress(OSError):
-            return self.overlay.lstat().st_uid
+            return self.serial_log.lstat().st_uid
         return None
 
     async def check_base(self, base: BaseImage | None) -> None:
@@ -264,8 +265,12 @@ class VmDir:
         for file in files:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
-        for share in self.shares:
-            shutil.rmtree(share, ignore_errors=True)
+        for share in filter(Path.exists, self.shares):
+            try:
+                shutil.rmtree(share)
+            except OSError as error:
+                problem, _ = file_errors.describe(error, share)
+                log.error("a guest's secrets cannot be removed", directory=share, problem=problem)
         self.take_back()
 
     def listen_qmp(self) -> socket.socket:
@@ -367,15 +372,17 @@ def base_image(file: Path) -> BaseImage:
 
 
 def _prepare(
-    vm_dir: VmDir, disk: DiskConfig, firmware: FirmwareConfig, ram_bytes: int | None
-) -> BaseImage:
+    vm_dir: VmDir, disk: DiskConfig | None, firmware: FirmwareConfig, ram_bytes: int | None
+) -> BaseImage | None:
+    base = None
     try:
         check_pair(firmware, read_descriptors())
         shutil.copyfile(firmware.vars_file, vm_dir.firmware_vars)
-        check_image(disk)
-        # Before the disk: if the image is replaced meanwhile, no start takes it for the same.
-        base = base_image(disk.file)
-        make_overlay(disk, vm_dir.overlay)
+        if disk is not None:
+            check_image(disk)
+            # Before the disk: if the image is replaced meanwhile, no start takes it for the same.
+            base = base_image(disk.file)
+            make_overlay(disk, vm_dir.overlay)
         if ram_bytes is not None:
             _make_ram(vm_dir.ram, ram_bytes)
         vm_dir.serial_log.touch()  # so that it is ours even if QEMU runs as root

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.config import Policy
 from supervisor.errors import Busy
+from supervisor.qemu.cmdline import values_in
 from supervisor.state.record import Purpose
 from supervisor.tee import corim, policy
 from supervisor.tee.expected import Claims
@@ -72,7 +73,8 @@ def as_corim(vm: Vm, key: Path | None) -> bytes:
 
 
 def _has_igvm(vm: Vm) -> bool:
-    return any("igvm-cfg=" in word for word in vm.record.command)
+    objects = values_in(vm.record.command, "-object")
+    return any(word.startswith("igvm-cfg,") for word in objects)
 
 
 def _number(vm: Vm, technology: Technology) -> int:

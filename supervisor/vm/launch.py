@@ -42,6 +42,7 @@ from supervisor.vm.session import Session
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
+    from supervisor.config import QemuConfig
     from supervisor.errors import SupervisorError
     from supervisor.qemu.cmdline import Forward
     from supervisor.qemu.confidential import Confidential
@@ -81,6 +82,12 @@ class Launcher:
         self._user = user
         self._ports = ports
         self._templates = templates
+        #: With the VM's own words for its kernel.
+        self._config = _with_words(vm.config.qemu, vm.record.options.kernel_words)
+        #: As the successor's guests are: the kernel of the settings, and no disk.
+        self._is_in_initramfs = (
+            vm.record.purpose is Purpose.CVM and self._config.tee.kernel is not None
+        )
         self._net = attrs.evolve(vm.config.qemu.net, forwards=vm.record.options.forwards)
         #: What the record says of what the VM is made of, once QEMU runs.
         self._fingerprint = vm.record.fingerprint
@@ -112,7 +119,8 @@ class Launcher:
                 self._base = await trio.to_thread.run_sync(clone_into, limiter=preparers)
         else:
             ram_bytes = config.memory_bytes if becomes_template else None
-            self._base = await vm.dir.prepare(config.disk, config.firmware, ram_bytes)
+            disk = None if self._is_in_initramfs else config.disk
+            self._base = await vm.dir.prepare(disk, config.firmware, ram_bytes)
         vm.reached(Phase.OVERLAY)
 
     async def prepare_cold_boot(self, failure: CloneFailed | None, verdict: Status) -> None:
@@ -225,19 +233,24 @@ class Launcher:
         elif self._vm.record.purpose is Purpose.TEMPLATE:
             ram = cmdline.Ram(vm_dir.ram, shared=True)
         reads_shares = self._vm.record.purpose is Purpose.CVM
+        confidential = await trio.to_thread.run_sync(self._confidential)
+        kernel = None
+        if self._is_in_initramfs and confidential is None:
+            kernel = await trio.to_thread.run_sync(measured.direct_boot, self._config.tee)
         return cmdline.Machine(
             vm_id=self._vm.id,
             qemu=await trio.to_thread.run_sync(self._host.look_at_qemu),
             accel=self._host.accel,
             forwards=forwards,
-            overlay=vm_dir.overlay,
+            overlay=None if self._is_in_initramfs else vm_dir.overlay,
             firmware_vars=vm_dir.firmware_vars,
             serial_log=vm_dir.serial_log,
             qmp_socket=vm_dir.qmp_socket,
             ram=ram,
             shares=vm_dir.shares if reads_shares else None,
+            kernel=kernel,
             credential_hash=self._vm.secret.credential_hash if self._vm.secret else None,
-            confidential=await trio.to_thread.run_sync(self._confidential),
+            confidential=confidential,
         )
 
     def _confidential(self) -> Confidential | None:
@@ -250,10 +263,7 @@ class Launcher:
         if technology is None:
             return None
         number = policy.encode(technology, Policy.read(record.options.tee_policy))
-        config, bound_to = self._vm.config.qemu, bytes.fromhex(record.bound_to)
-        if words := record.options.kernel_words:
-            tee = attrs.evolve(config.tee, cmdline=f"{config.tee.cmdline} {words}".strip())
-            config = attrs.evolve(config, tee=tee)
+        config, bound_to = self._config, bytes.fromhex(record.bound_to)
         guest = measured.choose(config, self._host.look_at_qemu(), technology, number, bound_to)
         if record.options.session:
             guest = attrs.evolve(guest, session=self._vm.dir.write_session(record.options))
@@ -304,6 +314,11 @@ class Launcher:
         return LaunchError(
             detail, advice=advice, argv=command, exit_code=exit_code, log_tail=log_tail
         )
+
+
+def _with_words(config: QemuConfig, words: str) -> QemuConfig:
+    cmdline = f"{config.tee.cmdline} {words}".strip()
+    return attrs.evolve(config, tee=attrs.evolve(config.tee, cmdline=cmdline)) if words else config
 
 
 def new_session(vm: Vm, qemu: Qemu) -> Session:

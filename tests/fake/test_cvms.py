@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 import trio
+import trio.testing
 
 from supervisor.pb import manager_pb2
 from supervisor.qemu import firmware
@@ -86,8 +88,11 @@ async def test_guest_reads_what_its_agent_needs_and_nobody_else_can(world: World
             "AWS_ACCESS_KEY_ID=id",
             f"AWS_SECRET_ACCESS_KEY={AWS.decode()}",
             "AGENT_CVM_GRPC_CLIENT_CERT=/etc/certs/cert.pem",
+            f"AGENT_CVM_GRPC_CLIENT_CERT_SHA256={hashlib.sha256(b'CERT').hexdigest()}",
             "AGENT_CVM_GRPC_CLIENT_KEY=/etc/certs/key.pem",
+            f"AGENT_CVM_GRPC_CLIENT_KEY_SHA256={hashlib.sha256(KEY).hexdigest()}",
             "AGENT_CVM_GRPC_SERVER_CA_CERTS=/etc/certs/ca.pem",
+            f"AGENT_CVM_GRPC_SERVER_CA_CERTS_SHA256={hashlib.sha256(b'CA').hexdigest()}",
             f"AGENT_CVM_ID={vm_id}",
         ]
         found = {file.name: file.read_bytes() for file in certificates.iterdir()}
@@ -144,6 +149,7 @@ async def test_secrets_of_a_guest_are_told_to_nobody(world: World) -> None:
         ({"agent_cvm_client_key": b""}, "go together"),
         ({"agent_cvm_server_ca_cert": bytes(65537)}, "is over 65536 bytes"),
         ({"ttl": "soon"}, "ttl must be a duration"),
+        ({"ttl": "1ns" * 100_000}, "ttl must be a duration"),
         ({"aa_kbs_params": "cc_kbc::http://h:1"}, "MANAGER_TEE_KERNEL"),
     ],
 )
@@ -182,6 +188,44 @@ async def test_caller_who_leaves_before_there_is_an_id(world: World) -> None:
         (vm,) = supervisor.running.service.vms
         await vm.wait_over()
         assert vm.record.end_cause == "caller-left"
+
+
+async def test_what_nobody_knows_in_a_message_is_bounded(world: World) -> None:
+    """It would stay in memory for as long as the call."""
+    grown = manager_pb2.RemoveReq(cvm_id=UNKNOWN).SerializeToString()
+    grown += b"\xfa\x01\x80\x80\x40" + bytes(1024 * 1024)  # field 31, of a mebibyte
+    async with world.serve() as supervisor:
+        call: Any = supervisor.channel.unary_unary("/manager.ManagerService/RemoveVm")
+        with pytest.raises(grpc.RpcError) as raised:
+            await supervisor.call(call, grown)
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "the limit is 524288" in str(raised.value.details())
+
+
+async def test_remover_who_leaves_has_it_removed(world: World) -> None:
+    world.scenario(deaf_to_powerdown=1)
+    async with world.serve(MANAGER_POWERDOWN_INTERVAL="1s") as supervisor:
+        vm_id, guest = (await create(supervisor)).cvm_id, await world.guest()
+        message = manager_pb2.RemoveReq(cvm_id=vm_id)
+        call = supervisor.manager.RemoveVm.future(message, timeout=PATIENCE_S)
+        await guest.until("system_powerdown")
+        call.cancel()
+        while (world.tmp / vm_id).exists():
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert guest.count("quit") == 0
+
+
+async def test_audit_names_the_vm(world: World) -> None:
+    world.scenario(says="no such machine", exits=1)
+    async with world.serve() as supervisor:
+        await refusal(supervisor, "CreateVm", REQUEST)
+        vm_id = supervisor.only_vm().id
+        await refusal(supervisor, "RemoveVm", manager_pb2.RemoveReq(cvm_id=UNKNOWN))
+    lines = map(json.loads, (world.tmp / "audit.jsonl").read_text().splitlines())
+    assert [(one["what"].rpartition("/")[2], one["vm"]) for one in lines] == [
+        ("CreateVm", vm_id),
+        ("RemoveVm", UNKNOWN),
+    ]
 
 
 async def test_time_to_live_is_the_requests(world: World) -> None:
@@ -283,7 +327,7 @@ async def test_word_for_a_kernel_that_is_measured(milan: World) -> None:
         "MANAGER_QEMU_KERNEL_CMDLINE": "quiet console=null",
     }
     async with milan.serve(**settings) as supervisor:
-        for word in ("a b", "a'b", "a\nb", "ü"):
+        for word in ("a b", "a'b", "a\nb", "ü", "hostfwd=tcp::1-:1,"):
             code, said = await refusal(supervisor, "CreateVm", request(aa_kbs_params=word))
             assert (code, "must be one word" in said) == (grpc.StatusCode.INVALID_ARGUMENT, True)
         vm_id = (await create(supervisor, aa_kbs_params="cc_kbc::http://h:8080")).cvm_id
@@ -292,6 +336,35 @@ async def test_word_for_a_kernel_that_is_measured(milan: World) -> None:
         assert shown["argv"][shown["argv"].index("-append") + 1] == cmdline
         info = await supervisor.call(supervisor.manager.CVMInfo, manager_pb2.CVMInfoReq(id=vm_id))
         assert info.kernel_cmd == cmdline
+
+
+async def test_kernel_of_a_plain_vm_and_no_disk(world: World) -> None:
+    kernel, initrd = world.directory / "kernel", world.directory / "initrd"
+    kernel.write_bytes(b"k")
+    world.image.unlink()
+    settings = {
+        "MANAGER_TEE_KERNEL": str(kernel),
+        "MANAGER_TEE_INITRD": str(initrd),
+        "MANAGER_TEE_CMDLINE": "quiet",
+    }
+    async with world.serve(**settings) as supervisor:
+        code, said = await refusal(supervisor, "CreateVm", REQUEST)
+        assert (code, f"{initrd} cannot be read" in said) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            True,
+        )
+        initrd.write_bytes(b"i")
+        vm_id = (await create(supervisor, aa_kbs_params="a::b")).cvm_id
+        words = (await supervisor.http.get(f"/vms/{vm_id}")).json()["argv"]
+        at = words.index("-kernel")
+        assert words[at : at + 6] == [
+            *("-kernel", str(kernel), "-initrd", str(initrd)),
+            *("-append", "quiet agent.aa_kbc_params=a::b"),
+        ]
+        assert not [word for word in words if "scsi" in word]
+        assert not (world.tmp / vm_id / "overlay.qcow2").exists()
+        # A run boots from the disk, as ever.
+        assert "base.qcow2 is missing" in (await supervisor.post(b"{}")).json()["detail"]
 
 
 async def test_vm_of_the_pool_is_not_taken(world: World) -> None:
@@ -312,9 +385,10 @@ async def test_shut_down_with_its_supervisor_it_is_asked(world: World) -> None:
 
 
 async def test_variables_of_the_successor_without_an_effect_are_named(world: World) -> None:
-    given = {"MANAGER_QEMU_ENABLE_TDX": "true", "MANAGER_QEMU_GPU_BDF": ""}
+    given = {"MANAGER_QEMU_HOST_DATA": "x", "MANAGER_QEMU_GPU_BDF": ""}
     async with world.serve_apart(**given) as supervisor:
         (said,) = [
             line for line in supervisor.log if line["message"] == "setting without an effect"
         ]
-        assert (said["name"], said["instead"]) == ("MANAGER_QEMU_ENABLE_TDX", "MANAGER_TEE")
+        assert said["name"] == "MANAGER_QEMU_HOST_DATA"
+        assert "attestation-policy" in said["instead"]

@@ -19,9 +19,9 @@ from supervisor.config import (
     load,
 )
 from supervisor.config.settings import Size
-from supervisor.qemu import cmdline
+from supervisor.qemu import cmdline, confidential
 from supervisor.qemu.cmdline import Accel, Forward, Machine, Ram
-from supervisor.qemu.confidential import Confidential
+from supervisor.qemu.confidential import Confidential, DirectBoot
 from supervisor.qemu.version import Binary, Version
 from supervisor.tee.facts import Technology
 
@@ -282,6 +282,37 @@ def test_memory_of_a_template_and_of_what_is_started_from_it() -> None:
         # Its balloon would punch holes into what others map as well.
         assert not any("balloon" in word for word in words)
         assert cmdline.template_in(words) == (None if shared else "0123456789abcdef")
+
+
+def test_what_an_owner_has_put_on_the_kernels_line_is_read_as_nothing_else() -> None:
+    said = "a=hostfwd=tcp::1-:22,fd=0,igvm-cfg,/0123456789abcdef/ram,share=off"
+    for line in (said, f"sev-snp-guest,{said}"):
+        kernel = DirectBoot(Path("/k"), None, line)
+        words = cmdline.argv(CONFIG, attrs.evolve(a_machine(), kernel=kernel))
+        assert [one.host_port for one in cmdline.forwards_in(words)] == [2222, 9301, 7020]
+        assert cmdline.template_in(words) is None
+        assert confidential.found_in(words) is None
+        assert line in cmdline.by_hand(words, Path("/qmp"))
+
+
+def test_shares_and_a_kernel_without_a_disk() -> None:
+    made = attrs.evolve(
+        a_machine(),
+        shares=(Path("/e,1"), Path("/c")),
+        kernel=DirectBoot(Path("/k"), Path("/i"), "quiet"),
+        overlay=None,
+    )
+    words = cmdline.argv(CONFIG, made)
+    assert option(words, "-fsdev", having="env_share") == (
+        f"local,id=env_share-{VM_ID},path=/e,,1,security_model=none,readonly=on"
+    )
+    assert option(words, "-device", having="certs_share") == (
+        f"virtio-9p-pci,fsdev=certs_share-{VM_ID},mount_tag=certs_share,disable-legacy=on,"
+        "iommu_platform=true"
+    )
+    assert (option(words, "-kernel"), option(words, "-initrd")) == ("/k", "/i")
+    assert option(words, "-append") == "quiet"
+    assert not any("scsi" in word for word in words)
 
 
 def test_memory_of_encrypted_guests_stays_where_it_is() -> None:

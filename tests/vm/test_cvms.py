@@ -26,6 +26,7 @@ echo "agent: level [$AGENT_LOG_LEVEL] region [$AWS_REGION] of $(ls /etc/certs | 
 for file in /etc/certs/cert.pem /etc/certs/new /etc/cocos/environment; do
     (echo x >"$file") 2>/dev/null && echo "agent: wrote $file"
 done
+echo "agent: booted $(cat /proc/cmdline)"
 echo "agent: done"
 exec sleep 1000000
 """
@@ -40,6 +41,30 @@ def telling_image() -> Iterator[Path]:
         agent.write_text(_AGENT)
         image.build(directory / "image", agent=agent)
         yield directory / "image" / image.DISK
+
+
+def test_kernel_that_is_booted_directly_has_the_word_for_it(telling_image: Path) -> None:
+    """As the successor's guests are: everything is in the initramfs, and there is no disk."""
+    files = telling_image.parent
+    settings: dict[str, Any] = {
+        "MANAGER_TEE_KERNEL": str(files / image.KERNEL),
+        "MANAGER_TEE_INITRD": str(files / image.INITRAMFS),
+        "MANAGER_TEE_CMDLINE": image.COMMAND_LINE,
+        "MANAGER_QEMU_DISK_IMG_FILE": str(files / "missing"),
+        "MANAGER_QEMU_GUEST_NETWORK": "open",
+    }
+    request = manager_pb2.CreateReq(agent_cvm_server_url="h:1", aa_kbs_params="cc_kbc::http://h:2")
+    with (
+        started(**settings) as supervisor,
+        grpc.insecure_channel(f"127.0.0.1:{supervisor.grpc_port}") as channel,
+    ):
+        manager = manager_pb2_grpc.ManagerServiceStub(channel)
+        vm_id = manager.CreateVm(request, timeout=PATIENCE_S).cvm_id
+        console = supervisor.tmp / vm_id / "serial.log"
+        supervisor.until(f"/vms/{vm_id}", lambda _: "agent: done" in console.read_text())
+        booted = f"agent: booted {image.COMMAND_LINE} agent.aa_kbc_params=cc_kbc::http://h:2"
+        assert booted in console.read_text().splitlines()
+        manager.RemoveVm(manager_pb2.RemoveReq(cvm_id=vm_id), timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("own_user", [False, True], ids=["", "another user's QEMU"])
@@ -71,7 +96,8 @@ def test_agent_finds_its_environment_and_its_certificates(
         console = supervisor.tmp / vm_id / "serial.log"
         # The guest's last word of its start. Its agent's are before that: it has slept since.
         supervisor.until(f"/vms/{vm_id}", lambda _: "agent: done" in console.read_text())
-        said = [line for line in console.read_text().splitlines() if line.startswith("agent: ")]
+        lines = console.read_text().splitlines()
+        said = [line for line in lines if line.startswith("agent: ") and "booted" not in line]
         assert said == [
             f"agent: {vm_id} asks 203.0.113.7:7010 as the certificate",
             "agent: level [] region [eu-1] of cert.pem key.pem ",

@@ -178,7 +178,7 @@ def console(machine: Machine, ovmf: Path) -> Iterator[IO[str]]:
     del words[place - 1 : place + 1]
     in_flash = [index for index, word in enumerate(words) if "if=pflash" in word]
     words = [word for index, word in enumerate(words) if not {index, index + 1} & set(in_flash)]
-    words += [*confidential.firmware_args(guest), *confidential.boot_args(guest)]
+    words += [*confidential.firmware_args(guest), *confidential.boot_args(guest.boot)]
     with subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
     ) as process:

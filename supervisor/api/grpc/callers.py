@@ -23,7 +23,7 @@ from supervisor.api.grpc.connections import Origin
 from supervisor.api.grpc.errors import answer_error
 from supervisor.api.rates import AtOnce, Who
 from supervisor.bridge import aio_as_trio, trio_as_aio
-from supervisor.errors import InvalidRequest, Stopping, SupervisorError, TooSlow
+from supervisor.errors import InvalidRequest, Stopping, SupervisorError, TooLarge, TooSlow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 #: Messages of methods other than Run that are read at once; one caller has half of them. Those of
 #: strangers, who may only ask for health, are counted apart, and have little time.
 _SMALL_MESSAGES, _STRANGERS_MESSAGES, _STRANGERS_S = 8, 4, 2.0
+#: The largest message of a method other than Run: CreateVm's has three certificates.
+_LARGEST_SMALL = 512 * 1024
 #: Calls of strangers at once: of one address, and of all.
 _STRANGERS_CALLS, _ALL_STRANGERS_CALLS = 8, 64
 _NOWHERE = Origin("unix")
@@ -104,14 +106,18 @@ class Callers(grpc.aio.ServerInterceptor):
             budget = self._budget if known else self._strangers_budget
             timeout_s = self._timeout_s if known else min(self._timeout_s, _STRANGERS_S)
             async with budget.reserve(who(), None):
-                return await read_message(context, timeout_s)
+                message = await read_message(context, timeout_s)
+            # It stays for as long as the call, and what nobody knows in it stays as well.
+            if (size := message.ByteSize()) > _LARGEST_SMALL:
+                raise TooLarge(f"the message is {size} bytes, the limit is {_LARGEST_SMALL}")
+            return message
 
         async def behave(_: object, context: Context) -> Any:
             try:
                 message = await trio_as_aio(read)(context)
             except SupervisorError as error:
                 await answer_error(error, context)
-            trace.present().vm_id = getattr(message, "id", None)
+            trace.present().vm_id = getattr(message, "id", "") or getattr(message, "cvm_id", None)
             return await behaviour(message, context)
 
         return behave

@@ -5,6 +5,7 @@ Its messages are its own; what is done with them is what is done with every VM.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from supervisor.config import GuestNetwork, TemplateUse
 from supervisor.config.settings import parse_seconds
 from supervisor.errors import Busy, InvalidRequest
 from supervisor.pb import manager_pb2
-from supervisor.qemu.cmdline import value_in
+from supervisor.qemu.cmdline import values_in
 from supervisor.state.record import RunOptions
 from supervisor.state.shares import Shares, is_plain
 
@@ -46,7 +47,7 @@ _IN_THE_GUEST = "/etc/certs"
 _LONGEST_FILE = 64 * 1024
 
 #: A word of a kernel's command line that can set nothing but itself.
-_KERNEL_WORD = re.compile(r"[A-Za-z0-9._~:/?&=%+@,-]{1,1024}")
+_KERNEL_WORD = re.compile(r"[A-Za-z0-9._~:/?&=%+@-]{1,1024}")
 
 
 def shares(message: manager_pb2.CreateReq) -> Shares:
@@ -87,8 +88,10 @@ def _environment(message: manager_pb2.CreateReq) -> Iterator[tuple[str, str]]:
         if value or member in _ALWAYS:
             yield name, value
     for member, (file, name) in _FILES.items():
-        if getattr(message, member):
+        if content := getattr(message, member):
             yield name, f"{_IN_THE_GUEST}/{file}"
+            # A report that is bound to the environment is bound to the certificates, too.
+            yield f"{name}_SHA256", hashlib.sha256(content).hexdigest()
 
 
 def options(message: manager_pb2.CreateReq, config: Config, request_id: str) -> RunOptions:
@@ -125,7 +128,7 @@ def _kernel_words(given: str, config: Config) -> str:
         return ""
     if config.qemu.tee.kernel is None:
         raise InvalidRequest(
-            "aa_kbs_params has no place here: the guest's own boot loader starts its kernel",
+            "aa_kbs_params has no place here: the disk's boot loader starts the guest's kernel",
             member="aa_kbs_params",
             advice="the operator can set MANAGER_TEE_KERNEL",
         )
@@ -153,7 +156,7 @@ def info(vm: Vm) -> manager_pb2.CVMInfoRes:
         id=vm.id,
         ovmf_version=config.firmware.version,
         cpu_num=vm.record.vcpus,
-        cpu_type=value_in(command, "-cpu"),
-        kernel_cmd=value_in(command, "-append"),
+        cpu_type="".join(values_in(command, "-cpu")),
+        kernel_cmd="".join(values_in(command, "-append")),
         eos_version=config.eos_version,
     )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from supervisor.api.requests import EventsRequest
     from supervisor.runs.service import Service
     from supervisor.state.record import RunOptions
+    from supervisor.state.shares import Shares
     from supervisor.vm.vm import Vm
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -72,23 +73,23 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
     ) -> manager_pb2.CreateRes:
         shares = cvms.shares(request)
         options = cvms.options(request, self._service.config, trace.present().id)
-        vm = await trio_as_aio(self._service.create)(shares, options, current())
-        trace.present().vm_id = vm.id
+        vm = await trio_as_aio(self._create)(shares, options)
         return cvms.created(vm)
+
+    async def _create(self, shares: Shares, options: RunOptions) -> Vm:
+        """trio-flavoured."""
+        vm = await self._service.create(shares, options, current())
+        trace.present().vm_id = vm.id
+        await self._service.wait_ran(vm)
+        return vm
 
     @answers(Right.USE)
     async def RemoveVm(  # noqa: N802
         self, request: manager_pb2.RemoveReq, context: object
     ) -> empty_pb2.Empty:
-        trace.present().vm_id = request.cvm_id
-        await trio_as_aio(self._remove)(self._service.vms.get(request.cvm_id, current()))
+        vm = self._service.vms.get(request.cvm_id, current())
+        await trio_as_aio(self._service.vms.delete)(vm, EndMode.GRACEFUL)
         return empty_pb2.Empty()
-
-    async def _remove(self, vm: Vm) -> None:
-        """trio-flavoured."""
-        if not vm.ended:
-            await self._service.end(vm, EndMode.GRACEFUL)
-        await self._service.vms.delete(vm)
 
     @answers(Right.SEE)
     async def CVMInfo(  # noqa: N802
