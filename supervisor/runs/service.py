@@ -300,7 +300,11 @@ class Service:
                 advice="end one, or read pages of events with ?limit=",
                 retry_after_s=_READER_RETRY_S,
             )
-        return self.journal.follow(after, self._whose(caller, vm_id), _wanted(caller, vm_id))
+        if vm_id:
+            whose = partial(tuple, self._whose(caller, vm_id))
+        else:
+            whose = partial(self._whose, caller, None)
+        return self.journal.follow(after, whose, _wanted(caller, vm_id))
 
     def on_record(self, caller: Caller, after: int, vm_id: str | None) -> EventsOnRecord:
         """The caller's events on record with a greater number; of one VM alone if it is named."""

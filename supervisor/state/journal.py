@@ -129,7 +129,7 @@ class Journal:
     async def follow(
         self,
         after: int | None,
-        vm_ids: Iterable[str],
+        vm_ids: Callable[[], Iterable[str]],
         wants: Callable[[Event], bool] = everything,
     ) -> AsyncIterator[tuple[EventsOnRecord, trio.MemoryReceiveChannel[Event]]]:
         """The events on record with a number over ``after``, and a channel of later events.
@@ -137,13 +137,14 @@ class Journal:
         The channel ends if its reader falls behind, and when the supervisor stops.
 
         :param after: None for no events on record
-        :param vm_ids: the VMs whose events on record are read; the channel has events of all VMs
+        :param vm_ids: the VMs whose events on record are read; the channel has events of all VMs.
+            Asked when the channel is there: a VM that came before it must not be in neither
         :param wants: which of all these events the reader is told
         """
         with self.events.subscribe(wants) as channel:
             last = self.sequence
             begin = last if after is None else after
-            yield EventsOnRecord(self, begin, last, tuple(vm_ids), wants), channel
+            yield EventsOnRecord(self, begin, last, tuple(vm_ids()), wants), channel
 
     async def page(self, after: int, vm_ids: Iterable[str], limit: int) -> list[Event]:
         """The next events on record with a number over ``after``: ``limit`` of them at most."""

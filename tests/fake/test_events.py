@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from supervisor.caller import ANYBODY
 from supervisor.pb import vm_pb2
 from supervisor.state.record import EventKind
 from tests.support.event_reader import numbers, reading
@@ -28,6 +29,17 @@ async def test_life_of_a_vm(world: World) -> None:
         assert relays == ["sent", "answered"]
         first = events[0]["sequence"]
         assert numbers(events) == list(range(first, first + len(events)))
+
+
+async def test_vm_that_comes_while_a_reader_does(world: World) -> None:
+    """A reader asks first, and its answer begins a little later."""
+    async with world.serve() as supervisor:
+        following = supervisor.running.service.follow(ANYBODY, 0)
+        vm_id = (await supervisor.run())["id"]
+        async with following as (old, _):
+            told = [event async for event in old]
+    assert next(event.kind for event in told if event.vm_id == vm_id) is EventKind.STATE
+    assert [event.sequence for event in told] == list(range(1, len(told) + 1))
 
 
 async def test_of_one_vm_alone(world: World) -> None:
@@ -83,7 +95,7 @@ async def test_slow_reader_is_cut_off_and_can_go_on(world: World) -> None:
     async with world.serve() as supervisor:
         told = supervisor.running.service.journal
         vm_id = (await supervisor.run())["id"]
-        async with told.follow(None, []) as (_, news):
+        async with told.follow(None, list) as (_, news):
             for _ in range(world.timing.reader_buffer + 1):
                 await told.note(EventKind.MONITOR, None)
             got = [event.sequence async for event in news]

@@ -288,7 +288,7 @@ async def test_reader_misses_nothing_and_hears_nothing_twice(tmp_path: Path) -> 
     heard: list[list[int]] = []
 
     async def read(after: int) -> None:
-        async with told.follow(after, ids) as (old, news):
+        async with told.follow(after, lambda: ids) as (old, news):
             got = [event.sequence async for event in old]
             while not got or got[-1] < last:
                 got.append((await news.receive()).sequence)
@@ -311,7 +311,7 @@ async def test_reader_misses_nothing_and_hears_nothing_twice(tmp_path: Path) -> 
 async def test_reader_without_a_number_hears_only_what_comes(tmp_path: Path) -> None:
     told = opened(tmp_path)
     record = await told.create(new(), b"x", Secret.new())
-    async with told.follow(None, [record.id]) as (old, news):
+    async with told.follow(None, lambda: [record.id]) as (old, news):
         assert not [event async for event in old]
         await told.commit(record, (EventKind.RESET, {}))
         assert numbers(await take(news, 1)) == [2]
@@ -321,7 +321,7 @@ async def test_reader_that_is_ahead(tmp_path: Path) -> None:
     """Of another directory, perhaps; it hears what comes all the same."""
     told = opened(tmp_path)
     record = await told.create(new(), b"x", Secret.new())
-    async with told.follow(10**15, [record.id]) as (old, news):
+    async with told.follow(10**15, lambda: [record.id]) as (old, news):
         assert not [event async for event in old]
         await told.commit(record, (EventKind.RESET, {}))
         assert numbers(await take(news, 1)) == [2]
@@ -331,10 +331,10 @@ async def test_reader_that_falls_behind_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = opened(tmp_path, reader_buffer=3)
-    async with told.follow(None, []) as (_, news):
+    async with told.follow(None, list) as (_, news):
         for _ in range(5):
             await told.note(EventKind.RESET, None)
         got = [event.sequence async for event in news]
     assert got == [1, 2, 3]
-    async with told.follow(got[-1], []) as (old, _):
+    async with told.follow(got[-1], list) as (old, _):
         assert [event.sequence async for event in old] == [4, 5]

@@ -63,7 +63,7 @@ def test_kernel_that_is_booted_directly_has_the_word_for_it(telling_image: Path)
         console = supervisor.tmp / vm_id / "serial.log"
         supervisor.until(f"/vms/{vm_id}", lambda _: "agent: done" in console.read_text())
         booted = f"agent: booted {image.COMMAND_LINE} agent.aa_kbc_params=cc_kbc::http://h:2"
-        assert booted in console.read_text().splitlines()
+        assert booted in console.read_text()  # the firmware adds the name of the initramfs
         manager.RemoveVm(manager_pb2.RemoveReq(cvm_id=vm_id), timeout=PATIENCE_S)
 
 
