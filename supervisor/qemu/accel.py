@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     from supervisor.qemu.users import User
     from supervisor.tee.facts import HostFacts
 
+#: The original's switch, and its successor's.
+_SWITCHES = {
+    Tee.SEV: "MANAGER_QEMU_ENABLE_SEV",
+    Tee.SEV_SNP: "MANAGER_QEMU_ENABLE_SEV_SNP",
+    Tee.TDX: "MANAGER_QEMU_ENABLE_TDX",
+}
+
 _PROBE = bytes.fromhex(
     "fa2e660f0116d0000f20c00c010f22c066ea18000f00080066b810008ed88ec08ed0bf001000000f22df31c0"
     "b9000c0000f3abc7050010000003200000c7050020000003300000c7050030000083000000b8200600000f22"
@@ -124,10 +131,10 @@ def _decide_tee(
         return best, [f"VMs are not confidential: {missing.found}"] if missing else []
     technology = Technology(wanted)
     if missing := what_lacks(config, facts, technology):
-        asked = f"MANAGER_TEE={wanted}" if config.tee.use else "MANAGER_QEMU_ENABLE_SEV=true"
-        advice = "set it to auto or none to start plain VMs"
+        asked, advice = f"MANAGER_TEE={wanted}", "set it to auto or none to start plain VMs"
         if not config.tee.use:
-            advice = "set it to auto or false to start plain VMs"
+            asked = f"{_SWITCHES[wanted]}=true"
+            advice = f"set {_SWITCHES[wanted]} to false to start plain VMs"
         raise HostError(
             f"{asked}, but {missing.found}",
             advice=f"{missing.advice}; or {advice}" if missing.advice else advice,

@@ -85,11 +85,13 @@ async def test_kvm_that_is_insisted_on(world: World) -> None:
     assert str(error).startswith("MANAGER_QEMU_ENABLE_KVM=true, but ")
 
 
-async def test_sev_that_is_insisted_on(world: World) -> None:
-    error = await refusal(world.serve(MANAGER_QEMU_ENABLE_SEV="true"))
-    assert str(error).startswith("MANAGER_QEMU_ENABLE_SEV=true, but ")
+@pytest.mark.parametrize("kind", ["SEV", "SEV_SNP", "TDX"])
+async def test_tee_that_is_insisted_on(world: World, kind: str) -> None:
+    switch = f"MANAGER_QEMU_ENABLE_{kind}"
+    error = await refusal(world.serve(**{switch: "true"}))
+    assert str(error).startswith(f"{switch}=true, but ")
     assert isinstance(error, HostError)
-    assert error.advice.endswith("set it to auto or false to start plain VMs")
+    assert error.advice.endswith(f"set {switch} to false to start plain VMs")
 
 
 async def test_kvm_and_sev_are_done_without_where_they_are_not_there(world: World) -> None:

@@ -246,7 +246,7 @@ def test_sev_needs_kvm(qemu: FakeQemu, milan: HostFacts) -> None:
     assert warnings[0].startswith("VMs are not confidential: SEV needs KVM")
     with pytest.raises(HostError, match="ENABLE_SEV=true, but SEV needs KVM") as raised:
         decide(qemu, Switch.FALSE, Switch.TRUE)
-    assert "MANAGER_QEMU_ENABLE_KVM; or set it to auto" in raised.value.advice
+    assert "MANAGER_QEMU_ENABLE_KVM; or set MANAGER_QEMU_ENABLE_SEV to false" in raised.value.advice
 
 
 @needs_device
