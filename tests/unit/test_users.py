@@ -18,6 +18,7 @@ from supervisor.qemu import confine, process, users
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.users import User, Users
 from supervisor.state.tmp_dir import close_tmp
+from supervisor.state.shares import Shares
 from supervisor.state.vm_dir import VmDir
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as another")
@@ -217,8 +218,9 @@ def test_a_vms_files_are_its_users_until_its_end(short_tmp: Path) -> None:
     short_tmp.chmod(0o755)
     vm_dir = VmDir(tmp / "vm")
     vm_dir.path.mkdir(mode=0o700)
-    for file in (vm_dir.overlay, vm_dir.reply):
+    for file in (vm_dir.overlay, vm_dir.reply, vm_dir.serial_log):
         file.touch(0o600)
+    Shares(environment=(), certificates=(("key.pem", b"secret"),)).write(*vm_dir.shares, "vm")
     vm_dir.give_to(one)
     assert vm_dir.given_to() == one.uid
     assert may(one, "-w", vm_dir.overlay)
@@ -227,8 +229,15 @@ def test_a_vms_files_are_its_users_until_its_end(short_tmp: Path) -> None:
     assert not may(one, "-r", tmp)
     assert not may(other, "-e", vm_dir.overlay)
     assert not may(User(IDS.last + 1, IDS.last + 1, ()), "-e", vm_dir.path)
+    for share in vm_dir.shares:
+        (file,) = share.iterdir()
+        assert may(one, "-r", share)
+        assert may(one, "-r", file)
+        assert not may(one, "-w", share)
+        assert not may(other, "-e", file)
     vm_dir.clear(disks=False)
     assert vm_dir.given_to() == 0
+    assert not any(share.exists() for share in vm_dir.shares)
     assert not may(one, "-e", vm_dir.overlay)
 
 
