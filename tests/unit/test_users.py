@@ -17,8 +17,8 @@ from supervisor.errors import ConfigError, HostError
 from supervisor.qemu import confine, process, users
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.users import User, Users
-from supervisor.state.tmp_dir import close_tmp
 from supervisor.state.shares import Shares
+from supervisor.state.tmp_dir import close_tmp
 from supervisor.state.vm_dir import VmDir
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as another")
