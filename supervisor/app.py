@@ -46,9 +46,9 @@ from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import accel, confine, firmware, groups, network, trial, users
 from supervisor.qemu.host import Clock, Host
 from supervisor.runs.nursery import open_service
+from supervisor.state.disk import check_image
 from supervisor.state.store import Store, locked
 from supervisor.state.tmp_dir import check_tmp, close_tmp
-from supervisor.state.vm_dir import check_image
 from supervisor.tee import binding, corim, policy, reading
 from supervisor.tls import as_tolerant_as_others
 

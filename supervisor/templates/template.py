@@ -24,8 +24,9 @@ from supervisor.qemu import cmdline
 from supervisor.qemu.host import boot_id
 from supervisor.qemu.version import Binary, Version
 from supervisor.state import file_errors
+from supervisor.state.disk import make_overlay
 from supervisor.state.record import BaseImage
-from supervisor.state.vm_dir import make_overlay, open_to_group
+from supervisor.state.vm_dir import open_to_group
 
 if TYPE_CHECKING:
     from supervisor.config import QemuConfig, TeeConfig

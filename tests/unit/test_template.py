@@ -26,7 +26,8 @@ from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.groups import Bounds, Groups
 from supervisor.qemu.host import Clock, Host
 from supervisor.qemu.users import User, Users
-from supervisor.state.vm_dir import VmDir, base_image
+from supervisor.state.disk import base_image
+from supervisor.state.vm_dir import VmDir
 from supervisor.tee.facts import Technology
 from supervisor.templates import template
 from supervisor.templates.template import Template

@@ -16,8 +16,9 @@ from supervisor.config import DiskConfig, FirmwareConfig
 from supervisor.errors import HostError, ImageError, LaunchError
 from supervisor.pb import agent_pb2
 from supervisor.pb.agent_pb2_grpc import AgentServiceStub
+from supervisor.state.disk import make_overlay
 from supervisor.state.tmp_dir import check_tmp, close_tmp
-from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir, make_overlay
+from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir
 
 
 def firmware(tmp: Path) -> FirmwareConfig:
