@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ def evidence(client: Client, vm_id: str, nonce: str | None, output: Path, as_jso
 
 
 def _command(answer: dict[str, Any], output: Path, nonce: str) -> str:
+    """Ready to be pasted into a shell. What is in capitals the owner puts in."""
     kind = "tdx" if answer["tee"] == "tdx" else "snp"
-    key = " --tls-certificate CERTIFICATE" if answer["certificate"] else ""
-    return f"qmp-supervisor verify {kind} {output} --nonce {nonce}{key} --computation COMPUTATION"
+    key = ["--tls-certificate", "CERTIFICATE"] if answer["certificate"] else []
+    words = ["qmp-supervisor", "verify", kind, str(output), "--nonce", nonce, *key]
+    return shlex.join([*words, "--computation", "COMPUTATION"])

@@ -420,7 +420,7 @@ async def test_command_that_it_prints_verifies_what_it_wrote(
 ) -> None:
     content = with_table(CHIP.report(**GOOD | {"report_data": keyed.report_data}), CHIP.der)
     processor.says(content)
-    written, computation = tmp_path / "report.bin", tmp_path / "computation"
+    written, computation = tmp_path / "a report; ls", tmp_path / "computation"
     computation.write_bytes(b"{}")
     async with milan.serve(**OWN) as supervisor:
         vm_id = (await run(supervisor.http, tee="sev-snp"))["id"]
