@@ -17,8 +17,8 @@ from supervisor.state.record import (
     Record,
     RelayState,
     RunOptions,
-    confidential_by_command,
 )
+from supervisor.state.record_file import confidential_by_command
 from supervisor.state.secret import Secret
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir

@@ -23,8 +23,9 @@ import attrs
 import structlog
 
 from supervisor.errors import HostError
-from supervisor.state import record
-from supervisor.state.record import Damaged, Event, EventKind, Record, event_line
+from supervisor.state import record_file
+from supervisor.state.record import Event, EventKind, Record
+from supervisor.state.record_file import Damaged, event_line
 from supervisor.state.tmp_dir import LOCK
 from supervisor.state.vm_dir import VmDir
 
@@ -126,7 +127,7 @@ class Store:
         draft = VmDir(path.with_name(new.id + _NEW))
         try:
             draft.path.mkdir(mode=0o700)
-            _replace(draft.record, record.dump(new, events))
+            _replace(draft.record, record_file.dump(new, events))
             _append(draft.events, map(event_line, events))
             secret.write(draft.secret)
             if computation is not None:
@@ -150,7 +151,7 @@ class Store:
         """
         vm_dir = VmDir(self.tmp / changed.id)
         owed = self._owe(vm_dir.events, events)
-        _replace(vm_dir.record, record.dump(changed, events))
+        _replace(vm_dir.record, record_file.dump(changed, events))
         size = _append(vm_dir.events, owed)
         del self._owed[vm_dir.events]
         if size > self._events_bytes:
@@ -225,7 +226,7 @@ class Store:
         return heapq.nsmallest(limit, chain(own, *of_vms), key=lambda event: event.sequence)
 
     def _later_events(self, file: Path, after: int) -> Iterator[Event]:
-        owed = [record.parse_event(line) for line in tuple(self._owed.get(file, ()))]
+        owed = [record_file.parse_event(line) for line in tuple(self._owed.get(file, ()))]
         numbers = {event.sequence for event in owed}  # they may be in the file by now
         yield from (event for event in _events(file, after) if event.sequence not in numbers)
         yield from (event for event in owed if event.sequence > after)
@@ -278,7 +279,7 @@ class Store:
         with contextlib.suppress(OSError):
             vm_dir.record_draft.unlink()
         try:
-            loaded, events = record.parse(vm_dir.record.read_bytes())
+            loaded, events = record_file.parse(vm_dir.record.read_bytes())
             if loaded.id != vm_id:
                 raise Damaged(f"the record is that of VM {loaded.id}")
         except (OSError, Damaged) as error:
@@ -343,7 +344,7 @@ def _events(file: Path, after: int = 0) -> Iterator[Event]:
             if number and int(number[1]) <= after:
                 continue
             with contextlib.suppress(Damaged):
-                event = record.parse_event(line)
+                event = record_file.parse_event(line)
                 if event.sequence > after:
                     yield event
 

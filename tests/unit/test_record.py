@@ -13,10 +13,9 @@ import pytest
 from supervisor.config import RestartPolicy
 from supervisor.qemu.cmdline import Forward
 from supervisor.qemu.process import ProcessId
-from supervisor.state import record
+from supervisor.state import record_file
 from supervisor.state.record import (
     BaseImage,
-    Damaged,
     EndMode,
     Event,
     EventKind,
@@ -24,6 +23,7 @@ from supervisor.state.record import (
     RelayState,
     RunOptions,
 )
+from supervisor.state.record_file import Damaged
 from supervisor.state.status import Status, VmState
 
 VM_ID = "7f0c5f3e-0000-4000-8000-000000000001"
@@ -67,12 +67,12 @@ STATE = Event(17, AT, VM_ID, EventKind.STATE, {"state": "running", "reason": "ru
 
 def content(**changes: Any) -> dict[str, Any]:
     """vm.json's value, with members of it put in another's place."""
-    value: dict[str, Any] = json.loads(record.dump(LEAST, [STATE]))
+    value: dict[str, Any] = json.loads(record_file.dump(LEAST, [STATE]))
     return value | changes
 
 
 def parsed(value: object) -> tuple[Record, list[Event]]:
-    return record.parse(json.dumps(value).encode())
+    return record_file.parse(json.dumps(value).encode())
 
 
 # --- vm.json --------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def parsed(value: object) -> tuple[Record, list[Event]]:
 def test_record_is_read_as_it_was_written(given: Record) -> None:
     events = [attrs.evolve(STATE, sequence=16), STATE]
     given = attrs.evolve(given, base=BASE)
-    again, its_events = record.parse(record.dump(given, events))
+    again, its_events = record_file.parse(record_file.dump(given, events))
     assert again == given
     assert [event.sequence for event in its_events] == [16, 17]
     assert [event.to_dict() for event in its_events] == [event.to_dict() for event in events]
@@ -90,7 +90,7 @@ def test_record_is_read_as_it_was_written(given: Record) -> None:
 
 def test_record_is_one_line_of_ascii() -> None:
     """It can be looked at, and searched, with a shell's tools."""
-    written = record.dump(FULL, [STATE])
+    written = record_file.dump(FULL, [STATE])
     assert written.count(b"\n") == 1
     assert written.endswith(b"\n")
     assert written.isascii()
@@ -105,7 +105,7 @@ def test_other_version_is_not_guessed_at(version: object) -> None:
 def test_version_before_is_read() -> None:
     """The file was written by the last supervisor that had the names of version 1."""
     written = Path(__file__).with_name("vm-of-version-1.json").read_bytes()
-    assert record.parse(written)[0] == FULL
+    assert record_file.parse(written)[0] == FULL
 
 
 def test_version_before_without_the_members_that_came_later() -> None:
@@ -136,7 +136,7 @@ def test_version_before_without_the_members_that_came_later() -> None:
 )
 def test_garbage_is_damaged(damaged: bytes) -> None:
     with pytest.raises(Damaged):
-        record.parse(damaged)
+        record_file.parse(damaged)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_time_without_a_zone_compares_with_others() -> None:
     vm = content()["vm"] | {"created_at": "2026-11-23T09:00:00"}
     found, _ = parsed(content(vm=vm))
     assert abs(found.created_at - AT).days <= 1
-    line = record.event_line(STATE).replace(b"123Z", b"123")
-    assert record.parse_event(line).at.tzinfo is not None
+    line = record_file.event_line(STATE).replace(b"123Z", b"123")
+    assert record_file.parse_event(line).at.tzinfo is not None
 
 
 def test_events_that_are_not_the_records_own() -> None:
@@ -196,21 +196,21 @@ def test_events_that_are_not_the_records_own() -> None:
 
 
 def test_record_that_was_cut_off_anywhere() -> None:
-    written = record.dump(FULL, [STATE])
+    written = record_file.dump(FULL, [STATE])
     for length in range(len(written) - 1):  # the line's end is none of JSON's business
         with pytest.raises(Damaged):
-            record.parse(written[:length])
+            record_file.parse(written[:length])
 
 
 def test_record_with_any_byte_changed_is_read_or_damaged() -> None:
     """Whatever a disk makes of it, a supervisor starts."""
-    written = record.dump(FULL, [STATE])
+    written = record_file.dump(FULL, [STATE])
     for place in range(len(written)):
         for bit in (1, 2, 16, 128):
             changed = bytearray(written)
             changed[place] ^= bit
             try:
-                again, _ = record.parse(bytes(changed))
+                again, _ = record_file.parse(bytes(changed))
             except Damaged:
                 continue
             assert isinstance(again, Record)
@@ -220,7 +220,7 @@ def test_record_with_any_byte_changed_is_read_or_damaged() -> None:
 
 
 def test_line_of_an_event() -> None:
-    assert json.loads(record.event_line(STATE)) == {
+    assert json.loads(record_file.event_line(STATE)) == {
         "sequence": 17,
         "at": "2026-11-23T09:00:00.123Z",
         "vm": VM_ID,
@@ -241,9 +241,9 @@ def test_line_of_an_event() -> None:
     ids=lambda event: event.kind,
 )
 def test_event_is_read_as_it_was_written(event: Event) -> None:
-    line = record.event_line(event)
+    line = record_file.event_line(event)
     assert len(line.splitlines()) == 1
-    again = record.parse_event(line)
+    again = record_file.parse_event(line)
     assert again.to_dict() == event.to_dict()
     assert again.owner == event.owner
     assert "owner" not in event.to_dict(), "no reader is told"
@@ -261,18 +261,18 @@ def test_event_is_read_as_it_was_written(event: Event) -> None:
         b"\x00\x00",
         b"[" * 100_000,
         b'{"sequence": 1}',
-        record.event_line(STATE)[:-10],
-        record.event_line(STATE).replace(b"17", b'"x"'),
-        record.event_line(STATE).replace(b"17", b"Infinity"),
-        record.event_line(STATE).replace(b"17", b"NaN"),
-        record.event_line(STATE).replace(b'"vm": "', b'"vm": 3, "x": "'),
-        record.event_line(STATE).replace(b'"vm": "', b'"owner": 3, "vm": "'),
-        record.event_line(STATE).replace(b'"event": "state"', b'"event": null'),
-        record.event_line(STATE).replace(b"running", b"runnjng"),
-        record.event_line(STATE).replace(b'"reason": "running"', b'"reason": 3'),
-        record.event_line(STATE).replace(b"2026-11-23T", b"2026-11-99T"),
+        record_file.event_line(STATE)[:-10],
+        record_file.event_line(STATE).replace(b"17", b'"x"'),
+        record_file.event_line(STATE).replace(b"17", b"Infinity"),
+        record_file.event_line(STATE).replace(b"17", b"NaN"),
+        record_file.event_line(STATE).replace(b'"vm": "', b'"vm": 3, "x": "'),
+        record_file.event_line(STATE).replace(b'"vm": "', b'"owner": 3, "vm": "'),
+        record_file.event_line(STATE).replace(b'"event": "state"', b'"event": null'),
+        record_file.event_line(STATE).replace(b"running", b"runnjng"),
+        record_file.event_line(STATE).replace(b'"reason": "running"', b'"reason": 3'),
+        record_file.event_line(STATE).replace(b"2026-11-23T", b"2026-11-99T"),
     ],
 )
 def test_what_is_no_event(line: bytes) -> None:
     with pytest.raises(Damaged):
-        record.parse_event(line)
+        record_file.parse_event(line)

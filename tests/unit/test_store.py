@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from supervisor.errors import HostError
-from supervisor.state import record, store
+from supervisor.state import record_file, store
 from supervisor.state.record import EventKind
 from supervisor.state.store import Store
 from tests.support.small_store import ONE, OTHER, created, listing, new, news, on_disk, write
@@ -52,8 +52,8 @@ def test_reader_of_a_record_sees_the_old_one_or_the_new_one(tmp_path: Path) -> N
     file = tmp_path / ONE / "vm.json"
     with file.open("rb") as opened:
         changed = write(made, 2)
-        assert record.parse(opened.read())[0] == new()
-    assert record.parse(file.read_bytes())[0] == changed
+        assert record_file.parse(opened.read())[0] == new()
+    assert record_file.parse(file.read_bytes())[0] == changed
 
 
 def test_vm_that_cannot_be_put_on_record_leaves_nothing(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_events_that_could_not_be_written_are_with_the_next(tmp_path: Path) -> N
         with pytest.raises(IsADirectoryError):
             write(made, number)
     # The record is ahead of the events, and has the last.
-    assert record.parse((tmp_path / ONE / "vm.json").read_bytes())[0].sequence == 3
+    assert record_file.parse((tmp_path / ONE / "vm.json").read_bytes())[0].sequence == 3
     events.rmdir()
     events.write_bytes(kept)
     write(made, 4)

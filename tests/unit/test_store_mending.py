@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.state import record, store
+from supervisor.state import record_file, store
 from supervisor.state.store import Store
 from tests.support.small_store import ONE, OTHER, created, listing, new, news, on_disk, write
 
@@ -19,7 +19,7 @@ def test_drafts_are_nothing(tmp_path: Path) -> None:
     (tmp_path / ONE / "vm.json.new").write_text('{"versi')
     draft = tmp_path / f"{OTHER}.new"
     draft.mkdir()
-    (draft / "vm.json").write_bytes(record.dump(new(5, OTHER), [news(5, OTHER)]))
+    (draft / "vm.json").write_bytes(record_file.dump(new(5, OTHER), [news(5, OTHER)]))
     found = Store(tmp_path).load()
     assert (found.records, found.damaged) == ([new()], {})
     assert listing(tmp_path) == {ONE}
@@ -63,9 +63,9 @@ def test_unreadable_line_is_passed_over(tmp_path: Path) -> None:
         b"garbage",
         b"[" * 100_000,
         b'{"version": 2, "vm": [], "events": []}',
-        record.dump(new(), [news(1)])[:-30],
-        record.dump(new(), [news(1)]).replace(b'"version": 2', b'"version": 3'),
-        record.dump(new(1, OTHER), [news(1, OTHER)]),
+        record_file.dump(new(), [news(1)])[:-30],
+        record_file.dump(new(), [news(1)]).replace(b'"version": 2', b'"version": 3'),
+        record_file.dump(new(1, OTHER), [news(1, OTHER)]),
     ],
     ids=["empty", "garbage", "deep", "kinds", "truncated", "version", "other"],
 )
@@ -99,7 +99,7 @@ def test_what_is_no_vms_directory_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_only_the_last_events_of_the_supervisor_are_kept(tmp_path: Path) -> None:
-    lines = [record.event_line(news(number, None)) for number in range(1, 1501)]
+    lines = [record_file.event_line(news(number, None)) for number in range(1, 1501)]
     (tmp_path / "events.jsonl").write_bytes(b"".join(lines))
     again = Store(tmp_path)
     assert again.load().sequence == 1500
