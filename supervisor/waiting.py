@@ -70,6 +70,11 @@ class Budget:
         self._full_at = full_at
         return True
 
+    async def wait(self) -> None:
+        """Spend one, and return when it was there."""
+        self._full_at = max(self._full_at, trio.current_time()) + self._interval_s
+        await trio.sleep_until(self._full_at - self._most * self._interval_s)
+
 
 async def sleep_in_step(pause_s: float) -> None:
     """Sleep until a full second after the pause, if it is a second or more.

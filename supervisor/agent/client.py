@@ -115,6 +115,9 @@ class Agent:
 
     refused = False
 
+    #: The original's agents say nothing but their answers.
+    last_words = ""
+
     #: What an agent with a certificate of its own showed last, in PEM; else None.
     certificate: bytes | None = None
 

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, NewType, TypeVar
 
 import attrs
 
+from supervisor.agent import manifest
 from supervisor.config import (
     MAX_COMPUTATION,
+    AgentDials,
     Forwards,
     Policy,
     RestartPolicy,
     Tee,
     TemplateUse,
-    against_no_forwards,
+    against_namespaces,
 )
 from supervisor.config.settings import parse_seconds
 from supervisor.errors import InvalidRequest, TooLarge
@@ -89,15 +91,19 @@ class RunRequest:
         if key is not None and not 0 < len(key) <= _LONGEST_KEY:
             raise InvalidRequest(f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters")
         forwards = self.forwards or config.qemu.net.forwards
-        if forwards is Forwards.NONE and (excluded := against_no_forwards(config)):
+        if forwards is Forwards.NONE and (excluded := against_namespaces(config)):
             raise InvalidRequest(f"forwards=none excludes {excluded[0]}", member="forwards")
         self._check_attest(config)
+        dials = config.agent.dials is not AgentDials.NO
+        if dials:
+            self._check_manifest()
         return RunOptions(
             ttl_s=config.life.ttl_s if self.ttl is None else self.ttl,
             restart=self.restart or config.life.restart,
             keep_disk=config.retention.disks if keep is None else keep,
-            template=self.template or config.start.templates,
+            template=TemplateUse.OFF if dials else self.template or config.start.templates,
             forwards=forwards,
+            dials=dials,
             tee=self.tee or config.qemu.default_tee,
             tee_policy=str(config.qemu.tee.policy if self.tee_policy is None else self.tee_policy),
             attest=bool(self.attest),
@@ -122,6 +128,16 @@ class RunRequest:
                 session=self.session,
             ),
         )
+
+    def _check_manifest(self) -> None:
+        """:raises InvalidRequest: if an agent that dials could do nothing with this run"""
+        if self.template is TemplateUse.REQUIRE:
+            raise InvalidRequest(
+                "template=require excludes MANAGER_AGENT_DIALS: each guest reads an environment of"
+                " its own",
+                member="template",
+            )
+        manifest.parse(self.computation)
 
     def _check_attest(self, config: Config) -> None:
         """:raises InvalidRequest: if a measured launch excludes another member"""

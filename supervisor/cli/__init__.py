@@ -35,6 +35,7 @@ for _command in (
     vms.pause,
     vms.resume,
     vms.reset,
+    vms.computation,
     vms.events,
     templates.templates,
     token.token,

@@ -182,6 +182,23 @@ reset = _control("reset", "Press a VM's reset button: its guest boots again.")
 
 
 @click.command()
+@_vm_id
+@click.option("--stop", is_flag=True, help="Have the agent stop it. The VM runs on.")
+@as_json
+@uses_supervisor
+def computation(client: Client, vm_id: str, stop: bool, as_json: bool) -> None:
+    """Ask an agent that dials the supervisor for the state of its computation."""
+    path = f"/vms/{client.find(vm_id)}/computation"
+    answer = client.post(f"{path}/stop", {}) if stop else client.get(path)
+    if as_json:
+        print_json(answer)
+    elif stop:
+        _print_state(answer)
+    else:
+        echo(answer["state"], lines=False)
+
+
+@click.command()
 @click.argument("vm_id", metavar="[ID]", required=False)
 @click.option("--after", type=int, help="Begin after the event of this number.")
 @as_json

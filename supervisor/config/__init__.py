@@ -37,7 +37,7 @@ from supervisor.config.qemu import (
     WatchdogAction,
     size_in_bytes,
 )
-from supervisor.config.servers import AgentConfig, GrpcConfig, HttpConfig
+from supervisor.config.servers import AgentConfig, AgentDials, GrpcConfig, HttpConfig
 from supervisor.config.settings import Switch, UidRange, setting
 from supervisor.config.start import StartConfig, TemplateUse
 from supervisor.config.successor import WITHOUT_EFFECT
@@ -54,6 +54,7 @@ __all__ = [
     "AccessConfig",
     "AccessPaths",
     "AgentConfig",
+    "AgentDials",
     "Auth",
     "CallersConfig",
     "Config",
@@ -82,7 +83,7 @@ __all__ = [
     "TemplateUse",
     "Timing",
     "WatchdogAction",
-    "against_no_forwards",
+    "against_namespaces",
     "help_rows",
     "load",
     "markdown_table",
@@ -144,11 +145,19 @@ def load(environ: Mapping[str, str]) -> Config:
     config = settings.read(Config, environ, "MANAGER_", _REFUSED, WITHOUT_EFFECT)
     settings.refuse(_contradictions(config))
     given = tuple(name for name in WITHOUT_EFFECT if environ.get(name))
-    return attrs.evolve(config, without_effect=given)
+    config = attrs.evolve(config, without_effect=given)
+    return _for_dialling(config) if config.agent.dials is not AgentDials.NO else config
 
 
-def against_no_forwards(config: Config) -> list[str]:
-    """The settings with which no VM can do without forwards, and why."""
+def _for_dialling(config: Config) -> Config:
+    """Each guest reads an environment of its own, so none can be copied."""
+    start = attrs.evolve(config.start, templates=TemplateUse.OFF)
+    net = attrs.evolve(config.qemu.net, dials=True)
+    return attrs.evolve(config, start=start, qemu=attrs.evolve(config.qemu, net=net))
+
+
+def against_namespaces(config: Config) -> list[str]:
+    """The settings with which no VM can be in a network namespace of its own, and why."""
     found = []
     if config.qemu.net.guest is GuestNetwork.OPEN:
         found.append("MANAGER_QEMU_GUEST_NETWORK=open, which needs QEMU in the host's network")
@@ -192,7 +201,10 @@ def _contradictions(config: Config) -> list[str]:
     if config.qemu.smp_count < 1 or config.qemu.smp_count > config.qemu.smp_maxcpus:
         found.append("MANAGER_QEMU_SMP_COUNT must be 1 to MANAGER_QEMU_SMP_MAXCPUS")
     if net.forwards is Forwards.NONE:
-        found += [f"MANAGER_FORWARDS=none excludes {one}" for one in against_no_forwards(config)]
+        found += [f"MANAGER_FORWARDS=none excludes {one}" for one in against_namespaces(config)]
+    if agent.dials is not AgentDials.NO:
+        asked = f"MANAGER_AGENT_DIALS={agent.dials}"
+        found += [f"{asked} excludes {one}" for one in against_namespaces(config)]
     found += _contradictions_of_users(config.qemu, config.limits)
     found += _contradictions_of_tee(config.qemu)
     found += _contradictions_of_start(config.start, config.limits)

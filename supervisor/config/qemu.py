@@ -111,6 +111,9 @@ class NetConfig:
         "MANAGER_QEMU_VIRTIO_NET_PCI_IOMMU_PLATFORM", "true", "iommu_platform of the network card"
     )
     romfile: str = setting("MANAGER_QEMU_VIRTIO_NET_PCI_ROMFILE", "", "romfile of the network card")
+    #: Not a setting: whether a way leads from the guest to the supervisor, as MANAGER_AGENT_DIALS
+    #: says. QEMU is in a network namespace of its own then, whatever its guest reaches besides.
+    dials: bool = attrs.field(default=False, metadata={"names": None})
 
 
 @attrs.frozen(kw_only=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path  # noqa: TC003 - settings are read by their resolved types
 
 import attrs
 
-from supervisor.config.settings import AgentUrl, Names, Port, Seconds, setting
+from supervisor.config.settings import AgentUrl, Names, Port, Seconds, choice, setting
 
 
 @attrs.frozen(kw_only=True)
@@ -55,6 +56,15 @@ class GrpcConfig:
         None,
         "PEM authorities; if set, clients must show a certificate",
     )
+
+
+@choice
+class AgentDials(enum.StrEnum):
+    """Whether agents dial the supervisor, and how they get their manifest then."""
+
+    NO = "no"
+    CHUNKED = "chunked"
+    WHOLE = "whole"
 
 
 @attrs.frozen(kw_only=True)
@@ -108,6 +118,14 @@ class AgentConfig:
         "MANAGER_BOOT_TIMEOUT",
         180.0,
         "longest time from the guest's first instruction to its agent being ready",
+    )
+
+    dials: AgentDials = setting(
+        "MANAGER_AGENT_DIALS",
+        AgentDials.NO,
+        "no: the supervisor dials the agent; chunked, whole: the agent, one of the original's"
+        " successor, dials the supervisor, which sends it the computation, a manifest, in parts or"
+        " in one message",
     )
 
     @property

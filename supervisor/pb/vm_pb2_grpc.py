@@ -71,6 +71,16 @@ class VmServiceStub:
                 request_serializer=supervisor_dot_pb_dot_vm__pb2.ResetRequest.SerializeToString,
                 response_deserializer=supervisor_dot_pb_dot_vm__pb2.Vm.FromString,
                 _registered_method=True)
+        self.Computation = channel.unary_unary(
+                '/supervisor.v1.VmService/Computation',
+                request_serializer=supervisor_dot_pb_dot_vm__pb2.ComputationRequest.SerializeToString,
+                response_deserializer=supervisor_dot_pb_dot_vm__pb2.ComputationState.FromString,
+                _registered_method=True)
+        self.StopComputation = channel.unary_unary(
+                '/supervisor.v1.VmService/StopComputation',
+                request_serializer=supervisor_dot_pb_dot_vm__pb2.StopComputationRequest.SerializeToString,
+                response_deserializer=supervisor_dot_pb_dot_vm__pb2.Vm.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/supervisor.v1.VmService/Watch',
                 request_serializer=supervisor_dot_pb_dot_vm__pb2.WatchRequest.SerializeToString,
@@ -129,6 +139,20 @@ class VmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Computation(self, request, context):
+        """Of an agent that dials the supervisor: see MANAGER_AGENT_DIALS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopComputation(self, request, context):
+        """Has such an agent stop its computation. The VM runs on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """With after: every later event on record, then each new event. Without after: the present state
         of every requested VM, then each new event. If a reader falls behind, the stream ends with
@@ -174,6 +198,16 @@ def add_VmServiceServicer_to_server(servicer, server):
             'Reset': grpc.unary_unary_rpc_method_handler(
                     servicer.Reset,
                     request_deserializer=supervisor_dot_pb_dot_vm__pb2.ResetRequest.FromString,
+                    response_serializer=supervisor_dot_pb_dot_vm__pb2.Vm.SerializeToString,
+            ),
+            'Computation': grpc.unary_unary_rpc_method_handler(
+                    servicer.Computation,
+                    request_deserializer=supervisor_dot_pb_dot_vm__pb2.ComputationRequest.FromString,
+                    response_serializer=supervisor_dot_pb_dot_vm__pb2.ComputationState.SerializeToString,
+            ),
+            'StopComputation': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopComputation,
+                    request_deserializer=supervisor_dot_pb_dot_vm__pb2.StopComputationRequest.FromString,
                     response_serializer=supervisor_dot_pb_dot_vm__pb2.Vm.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
@@ -371,6 +405,60 @@ class VmService:
             target,
             '/supervisor.v1.VmService/Reset',
             supervisor_dot_pb_dot_vm__pb2.ResetRequest.SerializeToString,
+            supervisor_dot_pb_dot_vm__pb2.Vm.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Computation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/supervisor.v1.VmService/Computation',
+            supervisor_dot_pb_dot_vm__pb2.ComputationRequest.SerializeToString,
+            supervisor_dot_pb_dot_vm__pb2.ComputationState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopComputation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/supervisor.v1.VmService/StopComputation',
+            supervisor_dot_pb_dot_vm__pb2.StopComputationRequest.SerializeToString,
             supervisor_dot_pb_dot_vm__pb2.Vm.FromString,
             options,
             channel_credentials,

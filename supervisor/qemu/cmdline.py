@@ -87,6 +87,7 @@ class Machine:
     :param ram: None if the memory is not in a file
     :param shares: the directories that the guest reads over 9p: environment and certificates
     :param confidential: None for a plain VM
+    :param dials: whether the guest reaches its QEMU's loopback, for its agent dials the supervisor
     :param credential_hash: what the agent knows its callers by; None if it asks nobody
     """
 
@@ -101,6 +102,7 @@ class Machine:
     ram: Ram | None = None
     shares: tuple[Path, Path] | None = None
     kernel: DirectBoot | None = None
+    dials: bool = False
     credential_hash: str | None = None
     confidential: Confidential | None = None
 
@@ -255,8 +257,10 @@ def network_args(config: QemuConfig, machine: Machine) -> list[str]:
         f",hostfwd=tcp:{forward.host_address}:{forward.host_port}-:{forward.guest_port}"
         for forward in machine.forwards
     )
-    # Of what a guest sends, QEMU then passes on answers to forwarded connections only.
-    restrict = ",restrict=on" if net.guest is GuestNetwork.NONE else ""
+    # Of what a guest sends, QEMU then passes on answers to forwarded connections only. One that
+    # dials is kept in by its QEMU's namespace.
+    is_restricted = net.guest is GuestNetwork.NONE and not machine.dials
+    restrict = ",restrict=on" if is_restricted else ""
     return [
         *("-netdev", f"user,id={netdev}{forwards}{restrict}"),
         "-device",

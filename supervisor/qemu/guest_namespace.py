@@ -8,12 +8,14 @@ the kernel kills when QEMU ends:
 - systemd-socket-proxyd passes on, to a port of the namespace, what connects to a socket that the
   supervisor listens on. It takes the socket as a descriptor: nothing here may make a file where
   the supervisor would look for it
+- a second one passes on, to a socket of the supervisor's, what connects to a port of the namespace
 
 Whoever takes over QEMU is still held by the rules: QEMU has no capability in its namespaces.
 
 Arguments: the rules for nft, the name server in the namespace, the words of pasta up to ``--``,
-the descriptor of the socket and the words of systemd-socket-proxyd up to ``--``, and QEMU's
-command. Without words there is no such child. It imports Python's library only.
+the descriptor of the socket and the words of systemd-socket-proxyd up to ``--``, the port and the
+words of the second one up to ``--``, and QEMU's command. Without words there is no such child. It
+imports Python's library only.
 
 Source: unshare(2), user_namespaces(7), prctl(2), pasta(1), nft(8), systemd-socket-proxyd(8),
 sd_listen_fds(3).
@@ -54,16 +56,21 @@ def search_path() -> str:
 def main(rules: str, name_server: str, *words: str) -> None:
     os.environ["PATH"] = search_path()
     pasta, words = _split(words)
-    proxy, qemu = _split(words)
-    if proxy:
-        os.set_inheritable(int(proxy[0]), False)  # else QEMU and pasta would have the socket too
+    inward, words = _split(words)
+    outward, qemu = _split(words)
+    if inward:
+        os.set_inheritable(int(inward[0]), False)  # else QEMU and pasta would have the socket too
     _enter_user_namespace()
     with _packets(pasta, rules, name_server) if pasta else nullcontext():
         _check(_libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS))
         _run("ip", "link", "set", "lo", "up")
     parent = os.getpid()
-    if proxy and os.fork() == 0:
-        _become_proxy(int(proxy[0]), proxy[1:], parent)
+    if inward and os.fork() == 0:
+        _become_proxy(int(inward[0]), inward[1:], parent)
+    if outward:
+        listener = _listen(int(outward[0]))
+        if os.fork() == 0:
+            _become_proxy(listener, outward[1:], parent)
     os.execvp(_WITHOUT_RIGHTS[0], [*_WITHOUT_RIGHTS, *qemu])
 
 
@@ -132,6 +139,13 @@ def _to_loopback(pasta: str) -> list[str]:
     word = "--host-lo-to-ns-lo"
     asked = subprocess.run((pasta, word, "--version"), capture_output=True, check=False)
     return [] if asked.returncode else [word]
+
+
+def _listen(port: int) -> int:
+    """A listening socket of the namespace's loopback, which no program inherits."""
+    import socket  # a VM's start would wait for it, and few need it
+
+    return socket.create_server(("127.0.0.1", port)).detach()
 
 
 def _become_proxy(listener: int, words: tuple[str, ...], parent: int) -> None:

@@ -7,6 +7,9 @@ stands for QEMU's own loopback, leads to nothing but the VM's own forwards.
 
 Without forwards each QEMU is in such a namespace too, and no port leads there. What connects to the
 socket in the VM's directory is passed on to the forward that QEMU has made to the agent.
+
+If the agent dials the supervisor, its QEMU is in such a namespace whatever the guest reaches. What
+connects to `DIALLED` there, the guest alone, is passed on to another socket in the VM's directory.
 """
 
 from __future__ import annotations
@@ -36,11 +39,21 @@ if TYPE_CHECKING:
 #: Stands for the host's resolver in a namespace. The block is for benchmarks: RFC 2544.
 NAME_SERVER = "198.18.0.53"
 
+#: What an agent dials, as its guest sees it: QEMU's user network has 10.0.2.2 stand for the
+#: loopback of QEMU's namespace. No forward has a port below 1024 there.
+_DIALLED_PORT = 701
+DIALLED = f"10.0.2.2:{_DIALLED_PORT}"
+#: Connections of one agent at once. It has two.
+_MOST_DIALLED = 8
+
 #: Programs that a namespace needs, and Debian's packages of them.
 _PROGRAMS = {"ip": "iproute2", "setpriv": "util-linux"}
-_PROGRAMS_OF_INTERNET = {"pasta": "passt", "nft": "nftables"}
+_PROGRAMS_OF_PACKETS = {"pasta": "passt", "nft": "nftables"}
 _PROXY = "systemd-socket-proxyd"
-_PROGRAMS_WITHOUT_FORWARDS = {_PROXY: "systemd"}
+_PROGRAMS_OF_SOCKETS = {_PROXY: "systemd"}
+
+#: The rule for connections within a namespace. Answers to forwarded ones are that as well.
+_LOOPBACK = 'oifname "lo" accept'
 
 #: What is not the internet, or leads back to the host by translation: IANA's registry of special
 #: addresses, and multicast.
@@ -80,12 +93,16 @@ def check(net: NetConfig, user: User | None) -> None:
         " kernel.apparmor_restrict_unprivileged_userns)"
     )
     if net.guest is GuestNetwork.INTERNET:
-        programs = programs | _PROGRAMS_OF_INTERNET
         wanted.append("MANAGER_QEMU_GUEST_NETWORK=internet")
-        advice += " and let this user open /dev/net/tun"
     if net.forwards is Forwards.NONE:
-        programs = programs | _PROGRAMS_WITHOUT_FORWARDS
         wanted.append("forwards=none")  # of a run, or of MANAGER_FORWARDS
+    if net.dials:
+        wanted.append("MANAGER_AGENT_DIALS")
+    if _has_packets(net):
+        programs = programs | _PROGRAMS_OF_PACKETS
+        advice += " and let this user open /dev/net/tun"
+    if net.forwards is Forwards.NONE or net.dials:
+        programs = programs | _PROGRAMS_OF_SOCKETS
     problem = " and ".join(wanted)
     for program, package in programs.items():
         if shutil.which(program, path=guest_namespace.search_path()) is None:
@@ -114,28 +131,41 @@ def wrapped(
     forwards: Iterable[Forward],
     argv: Sequence[str],
     agent: tuple[int, Forward] | None = None,
+    dialled: Path | None = None,
 ) -> list[str]:
     """The command that runs QEMU with this network. Reads the host's addresses.
 
     :param forwards: those that QEMU makes
     :param agent: without forwards of the host: the descriptor of a listening socket, and the one of
         QEMU's forwards that its connections are passed on to
+    :param dialled: the socket that connections to `DIALLED` are passed on to
     """
     if not _is_apart(net):
         return list(argv)
     program = [sys.executable, "-I", str(Path(guest_namespace.__file__))]
-    within, pasta, proxy = "", [], []
-    if net.guest is GuestNetwork.INTERNET:
-        within, pasta = rules(net.guest_allow, own_addresses()), _pasta(() if agent else forwards)
+    within, pasta, inward, outward = "", [], [], []
+    if _has_packets(net):
+        reaches = net.guest is GuestNetwork.INTERNET
+        within = rules(net.guest_allow, own_addresses()) if reaches else _table([_LOOPBACK])
+        pasta = _pasta(() if agent else forwards)
     if agent:
         listener, forward = agent
-        proxy = [str(listener), _PROXY, f"{forward.host_address}:{forward.host_port}"]
-    return [*program, within, NAME_SERVER, *pasta, "--", *proxy, "--", *argv]
+        inward = [str(listener), _PROXY, f"{forward.host_address}:{forward.host_port}"]
+    if dialled:
+        most = f"--connections-max={_MOST_DIALLED}"
+        outward = [str(_DIALLED_PORT), _PROXY, most, str(dialled)]
+    return [*program, within, NAME_SERVER, *pasta, "--", *inward, "--", *outward, "--", *argv]
 
 
 def _is_apart(net: NetConfig) -> bool:
     """Whether QEMU needs a namespace of its own."""
-    return net.guest is GuestNetwork.INTERNET or net.forwards is Forwards.NONE
+    return net.guest is GuestNetwork.INTERNET or net.forwards is Forwards.NONE or net.dials
+
+
+def _has_packets(net: NetConfig) -> bool:
+    """Whether something must carry packets into QEMU's namespace, or out of it."""
+    is_reached = net.dials and net.forwards is Forwards.HOST
+    return net.guest is GuestNetwork.INTERNET or is_reached
 
 
 def _pasta(forwards: Iterable[Forward]) -> list[str]:
@@ -164,7 +194,7 @@ def rules(allowed: Iterable[Network], own: Iterable[str]) -> str:
     :param allowed: networks that may be reached though they are private
     :param own: the host's addresses, which may not be reached though they may be public
     """
-    lines = ["type filter hook output priority 0; policy drop;", 'oifname "lo" accept']
+    lines = [_LOOPBACK]
     lines.append(f"ip daddr {NAME_SERVER} udp dport 53 accept")
     # Without these there is no IPv6 at all: the namespace's own search for its router.
     lines.append(
@@ -177,7 +207,12 @@ def rules(allowed: Iterable[Network], own: Iterable[str]) -> str:
     lines.append("meta nfproto ipv4 accept")
     lines.append(f"ip6 daddr {{ {', '.join(_NOT_PUBLIC_6)} }} drop")
     lines.append("ip6 daddr 2000::/3 accept")
-    body = "".join(f"    {line}\n" for line in lines)
+    return _table(lines)
+
+
+def _table(lines: Iterable[str]) -> str:
+    rules = ["type filter hook output priority 0; policy drop;", *lines]
+    body = "".join(f"    {line}\n" for line in rules)
     return f"table inet guest {{\n  chain out {{\n{body}  }}\n}}\n"
 
 

@@ -72,6 +72,7 @@ async def _hold(
         with trio.move_on_after(config.shutdown.longest_s):
             await vms.leave_all()
         journal.events.close()
+        await vms.dialled.close()
         nursery.cancel_scope.cancel()
 
 

@@ -66,6 +66,7 @@ class Pool:
         for vm in self.vms:
             fits = options.template in (TemplateUse.AUTO, _kind(vm))
             fits &= options.forwards is vm.record.options.forwards
+            fits &= options.dials is vm.record.options.dials
             fits &= options.tee is vm.record.options.tee
             fits &= options.tee_policy == vm.record.options.tee_policy
             present = vm.record.fingerprint == fingerprint or vm.status.state is VmState.PRELAUNCH

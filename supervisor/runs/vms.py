@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from supervisor.agent import dialled
+from supervisor.agent.dialled import Dialled
 from supervisor.config import RestartPolicy, Tee
 from supervisor.errors import Busy, LaunchError, Stopping, SupervisorError, VmNotFound
 from supervisor.qemu.host import is_shutting_down
@@ -50,6 +52,7 @@ log = structlog.stdlib.get_logger()
 class Vms:
     """The VMs in the order of their start, their room, their templates, and their nursery.
 
+    :ivar dialled: where agents come out that dial the supervisor
     :ivar ended: notified whenever a VM's task is over
     """
 
@@ -59,6 +62,7 @@ class Vms:
         self.journal = journal
         self.admission = Admission(config.limits, host_resources())
         self.templates = Templates(config, host)
+        self.dialled = Dialled(config.qemu.tmp)
         self.ended = Signal()
         self.closing = False
         self._by_id: dict[str, Vm] = {}
@@ -115,6 +119,8 @@ class Vms:
         self._starting += 1
         vm_id = str(uuid.uuid4())
         bound_to = shares.environment_of(vm_id) if shares else computation or b""
+        if options.dials:
+            shares = dialled.shares()
         record = Record(
             id=vm_id,
             created_at=datetime.now(UTC),
@@ -157,6 +163,7 @@ class Vms:
         options = RunOptions(
             template=self.config.start.templates,
             forwards=self.config.qemu.net.forwards,
+            dials=self.config.qemu.net.dials,
             tee=Tee(technology or Tee.NONE),
             tee_policy=str(self.config.qemu.tee.policy) if technology else "",
         )
@@ -211,7 +218,8 @@ class Vms:
 
     async def _supervise(self, vm: Vm, left: Left | None, user: User | None) -> None:
         try:
-            await VmTask(vm, self.host, user, self._ports, self.templates).run(left)
+            task = VmTask(vm, self.host, user, self._ports, self.templates, self.dialled)
+            await task.run(left)
         finally:
             self.host.users.give_back(user)
             self.admission.leave(Resources.on_record(vm.record))

@@ -250,6 +250,7 @@ def _rebuildable(record: Record) -> dict[str, Any]:
         "restart": options.restart,
         "keep_disk": options.keep_disk,
         "forwards": options.forwards,
+        **({"dials": True} if options.dials else {}),
         **(
             {"tee": options.tee, "tee_policy": options.tee_policy, "bound_to": record.bound_to}
             if record.options.technology

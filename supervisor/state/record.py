@@ -110,6 +110,8 @@ class EventKind(enum.StrEnum):
     AGENT = "agent"
     AGENT_LATE = "agent-late"
     AGENT_LOST = "agent-lost"
+    AGENT_LOG = "agent-log"
+    AGENT_EVENT = "agent-event"
     RELAY = "relay"
     RENEWED = "renewed"
     FALLBACK = "fallback"
@@ -169,6 +171,7 @@ class RunOptions:
 
     :param ttl_s: seconds from the guest's first instruction to the VM's shutdown
     :param forwards: whether ports of the host lead into the VM, or ``rpc.sock`` to its agent
+    :param dials: whether the agent dials the supervisor
     :param tee: what the VM is confidential by. On record it is never ``auto``
     :param tee_policy: the guest's policy, in the words of `supervisor.config.Policy`
     :param attest: whether the guest waits for its owner's word before it runs
@@ -184,6 +187,7 @@ class RunOptions:
     keep_disk: bool = False
     template: TemplateUse = TemplateUse.AUTO
     forwards: Forwards = Forwards.HOST
+    dials: bool = False
     tee: Tee = Tee.NONE
     tee_policy: str = ""
     attest: bool = False
@@ -291,6 +295,11 @@ class Record:
     ended_at: datetime | None = None
     ended_s: float = 0.0
     ended_boot: str = ""
+
+    @property
+    def reads_shares(self) -> bool:
+        """Whether its guest is one of the successor's, and reads its environment over 9p."""
+        return self.options.dials or self.purpose is Purpose.CVM
 
     @property
     def ended(self) -> bool:

@@ -158,6 +158,7 @@ def _options(events: list[Event], config: Config, vm_dir: VmDir) -> RunOptions:
         restart=restart,
         keep_disk=keep_disk is not False,
         forwards=Forwards.NONE if without else Forwards.HOST,
+        dials=first.get("dials") is True,
         tee=Tee(first["tee"]) if first.get("tee") in list(Technology) else Tee.NONE,
         tee_policy=str(first.get("tee_policy", "")),
     )

@@ -62,6 +62,11 @@ class VmDir:
         return self.path / "rpc.sock"  # a longer name would make some paths of tmp/ too long
 
     @property
+    def dialled_socket(self) -> Path:
+        """Where an agent comes out that dials the supervisor."""
+        return self.path / "out.sock"  # no longer than the others
+
+    @property
     def agent_address(self) -> str:
         """The same, as gRPC has it."""
         return f"unix:{quote(os.fsencode(self.agent_socket))}"
@@ -254,7 +259,8 @@ class VmDir:
 
         :param disks: also remove the disk, the firmware variables, the memory and the state
         """
-        files = [self.qmp_socket, self.agent_socket, self.computation, self.secret, *self.session]
+        files = [self.qmp_socket, self.agent_socket, self.dialled_socket, self.computation]
+        files += [self.secret, *self.session]
         if disks:
             files += [self.overlay, self.firmware_vars, self.ram, self.state]
         for file in files:
@@ -283,6 +289,19 @@ class VmDir:
     def listen_agent(self) -> socket.socket:
         """The same for the agent, whose connections `network.wrapped` passes on. Blocking."""
         return _listen(self.agent_socket)
+
+    def listen_dialled(self) -> socket.socket:
+        """A listening socket for an agent that dials, which QEMU's user may connect to. Blocking.
+
+        The caller closes it.
+
+        :raises OSError: if the socket's path cannot be made
+        """
+        listener = _listen(self.dialled_socket)
+        user = self.given_to()
+        if os.geteuid() == 0 and user is not None:
+            os.chown(self.dialled_socket, user, -1, follow_symlinks=False)
+        return listener
 
     def cut_logs(self, limit: int) -> None:
         """Keep the logs of the guest and of QEMU from filling the host's disk. Blocking.

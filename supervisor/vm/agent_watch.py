@@ -16,6 +16,7 @@ from supervisor.waiting import Budget, move_on_when, sleep_in_step
 
 if TYPE_CHECKING:
     from supervisor.agent.client import Agent, Life
+    from supervisor.agent.dialled import DialledAgent
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
@@ -159,6 +160,39 @@ class AgentWatch:
                 log.info("the guest's clock is set", vm=self._vm.id, moved_s=round(moved_s, 3))
         if patience.cancelled_caught:
             log.warning("the guest's clock is not set", vm=self._vm.id, problem="no answer")
+
+
+class StreamWatch:
+    """The same for an agent that dials the supervisor: it lives as long as its stream.
+
+    :ivar death: that its stream was last found to have ended
+    """
+
+    def __init__(self, vm: Vm, agent: DialledAgent) -> None:
+        self._vm = vm
+        self._agent = agent
+        self.death = ""
+
+    async def wait_death(self) -> None:
+        """Return when its stream is not there. Its answers came over that stream."""
+        await self._agent.wait_lost()
+        self.death = "its stream ended"
+
+    async def run(self) -> None:
+        """Tell of the end of each of its streams, and of the next. Does not return."""
+        vm = self._vm
+        while True:
+            await self._agent.wait_lost()
+            if vm.ending:
+                await trio.sleep_forever()
+            vm.note_agent(problem="its stream ended")
+            log.warning("agent lost", vm=vm.id, reason="disconnected")
+            data = {"reason": "disconnected", "why": "the agent's stream ended"}
+            await vm.commit(EventKind.AGENT_LOST, data)
+            await self._agent.wait_ready()
+            vm.note_agent(problem="")
+            log.info("agent is back", vm=vm.id)
+            await vm.commit(EventKind.AGENT, {"address": self._agent.address})
 
 
 def _runs(vm: Vm) -> bool:

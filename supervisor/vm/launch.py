@@ -85,10 +85,9 @@ class Launcher:
         #: With the VM's own words for its kernel.
         self._config = _with_words(vm.config.qemu, vm.record.options.kernel_words)
         #: As the successor's guests are: the kernel of the settings, and no disk.
-        self._is_in_initramfs = (
-            vm.record.purpose is Purpose.CVM and self._config.tee.kernel is not None
-        )
-        self._net = attrs.evolve(vm.config.qemu.net, forwards=vm.record.options.forwards)
+        self._is_in_initramfs = vm.record.reads_shares and self._config.tee.kernel is not None
+        options = vm.record.options
+        self._net = attrs.evolve(vm.config.qemu.net, forwards=options.forwards, dials=options.dials)
         #: What the record says of what the VM is made of, once QEMU runs.
         self._fingerprint = vm.record.fingerprint
         self._template_name = vm.record.template
@@ -214,8 +213,9 @@ class Launcher:
                 if self._net.forwards is Forwards.NONE:
                     door = ours.enter_context(await trio.to_thread.run_sync(vm.dir.listen_agent))
                     agent = door.fileno(), client.forward_to_agent(vm.config.agent, forwards)
+                out = vm.dir.dialled_socket if self._net.dials else None
                 starting = process.start(
-                    network.wrapped(self._net, forwards, argv, agent),
+                    network.wrapped(self._net, forwards, argv, agent, out),
                     listener,
                     vm.dir.qemu_log,
                     leave=lambda: vm.leaving,
@@ -232,7 +232,6 @@ class Launcher:
             ram = cmdline.Ram(self.template.ram, shared=False)
         elif self._vm.record.purpose is Purpose.TEMPLATE:
             ram = cmdline.Ram(vm_dir.ram, shared=True)
-        reads_shares = self._vm.record.purpose is Purpose.CVM
         confidential = await trio.to_thread.run_sync(self._confidential)
         kernel = None
         if self._is_in_initramfs and confidential is None:
@@ -247,8 +246,9 @@ class Launcher:
             serial_log=vm_dir.serial_log,
             qmp_socket=vm_dir.qmp_socket,
             ram=ram,
-            shares=vm_dir.shares if reads_shares else None,
+            shares=vm_dir.shares if self._vm.record.reads_shares else None,
             kernel=kernel,
+            dials=self._net.dials,
             credential_hash=self._vm.secret.credential_hash if self._vm.secret else None,
             confidential=confidential,
         )

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from supervisor.agent import client
+from supervisor.agent.dialled import DialledAgent
 from supervisor.config import RestartPolicy
 from supervisor.errors import (
     AgentError,
@@ -25,7 +26,7 @@ from supervisor.qemu.process import EXIT_LAG_S
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.secret import Secret
 from supervisor.state.status import VmState
-from supervisor.vm.agent_watch import AgentWatch
+from supervisor.vm.agent_watch import AgentWatch, StreamWatch
 from supervisor.vm.diagnosis import CONSOLE_BYTES, diagnose, how_agent_ended
 from supervisor.waiting import move_on_when
 
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from supervisor.agent.client import Agent
+    from supervisor.agent.dialled import Dialled
     from supervisor.templates.registry import Templates
     from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm
+
+    AnyAgent = Agent | DialledAgent
+    AnyWatch = AgentWatch | StreamWatch
 
 log = structlog.stdlib.get_logger()
 
@@ -49,10 +54,11 @@ class Relay:
     :ivar clone_failure: why a guest from a template did not come up; QEMU was killed for it
     """
 
-    def __init__(self, vm: Vm, templates: Templates) -> None:
+    def __init__(self, vm: Vm, templates: Templates, dialled: Dialled) -> None:
         self.clone_failure: CloneFailed | None = None
         self._vm = vm
         self._templates = templates
+        self._dialled = dialled
         self._reset = trio.Event()
         self._interrupting = trio.Lock()
         #: Why the agent will never be there.
@@ -126,6 +132,8 @@ class Relay:
         """All there is to do with one guest's agent. Returns only if the VM becomes a template."""
         vm, record = self._vm, self._vm.record
         target = record.agent_address or client.address(vm.config.agent, record.forwards)
+        if record.options.dials:
+            await self._meet_dialled(session, target)
         if vm.was_reached(Phase.AGENT) and record.relay not in _BEFORE_SENDING:
             # It was ready when the VM was adopted, and nobody waits for it.
             await AgentWatch(vm, target).run()
@@ -164,6 +172,24 @@ class Relay:
         vm.prepared = True
         vm.notify()
 
+    async def _meet_dialled(self, session: Session, target: str) -> None:
+        """The same for an agent that dials the supervisor. Does not return."""
+        vm = self._vm
+        agent = DialledAgent(vm.id, target, vm.config.agent.dials, vm.commit)
+        with await trio.to_thread.run_sync(vm.dir.listen_dialled) as listener:
+            async with self._dialled.expect(vm.id, listener, agent):
+                await self._wait_ready(agent)
+                if vm.ending:
+                    await trio.sleep_forever()  # too late for a computation
+                if vm.reached(Phase.AGENT):
+                    vm.defer(EventKind.AGENT, {"address": target})
+                    log.info("agent ready", vm=vm.id, agent=target)
+                vm.note_agent(problem="")
+                watch = StreamWatch(vm, agent)
+                async with move_on_when(watch.run):
+                    await self._serve(agent, session, watch)
+                    await trio.sleep_forever()
+
     async def _open(self, agent: Agent) -> None:
         """Let everybody call the agent of a guest that was reset. No computation does it there."""
         with suppress(AgentError, HostError):  # the watch tries again
@@ -190,7 +216,7 @@ class Relay:
         vm.defer(EventKind.RENEWED, {}, renewed=True)
         self._templates.came_up(vm.record.template or "")
 
-    async def _wait_ready(self, agent: Agent) -> None:
+    async def _wait_ready(self, agent: AnyAgent) -> None:
         vm, timeout_s = self._vm, self._vm.config.agent.boot_timeout_s
         if vm.record.relay not in _BEFORE_SENDING:
             return await self._reach(agent)  # nobody waits for an answer
@@ -214,7 +240,7 @@ class Relay:
             )
         return None
 
-    async def _look_for_cause(self, agent: Agent) -> None:
+    async def _look_for_cause(self, agent: AnyAgent) -> None:
         """Return when it is certain that the agent will not be there; tell of other signs of that.
 
         A guest may still be about to start its agent, or its network. So a sign must last.
@@ -238,7 +264,7 @@ class Relay:
                 vm.agent_problem = found.why
                 await vm.commit(EventKind.AGENT_LATE, {"why": found.why})
 
-    async def _reach(self, agent: Agent, attempt_s: float | None = None) -> None:
+    async def _reach(self, agent: AnyAgent, attempt_s: float | None = None) -> None:
         """Return when the agent is ready. A guest that is paused meanwhile is left alone.
 
         It could not answer, and QEMU's user network forgets none of the connections that are tried.
@@ -252,7 +278,7 @@ class Relay:
                 return
             await agent.close()
 
-    async def _serve(self, agent: Agent, session: Session, watch: AgentWatch) -> None:
+    async def _serve(self, agent: AnyAgent, session: Session, watch: AnyWatch) -> None:
         """Send the computation, once there is one."""
         vm = self._vm
         if vm.record.relay is not RelayState.WAITING:
@@ -265,7 +291,7 @@ class Relay:
     async def _wait_assigned(self) -> None:
         await self._vm.until(lambda: self._vm.record.relay is not RelayState.IDLE)
 
-    async def _send(self, agent: Agent, session: Session, watch: AgentWatch) -> None:
+    async def _send(self, agent: AnyAgent, session: Session, watch: AnyWatch) -> None:
         vm = self._vm
         try:
             computation = await vm.dir.read_computation()
@@ -285,7 +311,7 @@ class Relay:
             await self._commit(RelayState.ANSWERED, answered=True)
 
     async def _call(
-        self, agent: Agent, session: Session, watch: AgentWatch, computation: bytes
+        self, agent: AnyAgent, session: Session, watch: AnyWatch, computation: bytes
     ) -> str:
         vm, timeout_s = self._vm, self._vm.config.agent.timeout_s
         try:
@@ -305,7 +331,7 @@ class Relay:
         raise AgentTimeout(
             vm.id,
             f"the agent of VM {vm.id} at {agent.address} did not answer Run within {timeout_s:g} s",
-            advice="see MANAGER_AGENT_GRPC_TIMEOUT",
+            advice=f"see MANAGER_AGENT_GRPC_TIMEOUT{_said_by(agent)}",
         )
 
     @asynccontextmanager
@@ -360,6 +386,10 @@ class Relay:
 
     async def _commit(self, state: RelayState, **changes: object) -> None:
         await self._vm.commit(EventKind.RELAY, {"state": state}, relay=state, **changes)
+
+
+def _said_by(agent: AnyAgent) -> str:
+    return f"; its last words: {agent.last_words}" if agent.last_words else ""
 
 
 def _is_paused(vm: Vm) -> bool:

@@ -31,6 +31,7 @@ from supervisor.vm.qmp_events import QmpEvents
 from supervisor.vm.relay import Relay
 
 if TYPE_CHECKING:
+    from supervisor.agent.dialled import Dialled
     from supervisor.qemu.host import Host
     from supervisor.qemu.ports import PortPool
     from supervisor.qemu.process import ProcessId
@@ -62,14 +63,20 @@ class VmTask:
     """The task of one VM, and the owner of all that happens to it. `run` is called once."""
 
     def __init__(
-        self, vm: Vm, host: Host, user: User | None, ports: PortPool, templates: Templates
+        self,
+        vm: Vm,
+        host: Host,
+        user: User | None,
+        ports: PortPool,
+        templates: Templates,
+        dialled: Dialled,
     ) -> None:
         self._vm = vm
         self._groups = host.groups
         self._ports = ports
         self._templates = templates
         self._launcher = Launcher(vm, host, user, ports, templates)
-        self._relay = Relay(vm, templates)
+        self._relay = Relay(vm, templates, dialled)
         #: Why the last launch failed, if it did and another one follows.
         self._relaunch_failure: SupervisorError | None = None
 

@@ -183,6 +183,7 @@ class Vm:
     def credential(self) -> str | None:
         """What its run must show to the agent; None if nobody must, or if no run has this VM."""
         is_asked = self.config.auth is Auth.ON and self.record.purpose is Purpose.RUN
+        is_asked &= not self.record.options.dials  # such an agent knows its users by their keys
         return self.secret.credential if self.secret and is_asked and not self.ended else None
 
     @property

@@ -215,7 +215,7 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     ),
     # --- guests ---
     "the guest's network": (
-        Cut("qemu/cmdline.py", '",restrict=on" if net.guest is GuestNetwork.NONE else ""', '""'),
+        Cut("qemu/cmdline.py", '",restrict=on" if is_restricted else ""', '""'),
     ),
     "cutting logs": (
         Cut(
@@ -233,7 +233,9 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     "the credential of an agent": (
         Cut("qemu/cmdline.py", "if machine.credential_hash is None:", "if True:"),
     ),
-    "no forwards": (Cut("qemu/network.py", " or net.forwards is Forwards.NONE\n", "\n"),),
+    "no forwards": (
+        Cut("qemu/network.py", " or net.forwards is Forwards.NONE or net.dials\n", "\n"),
+    ),
     "no balloon in copies": (
         Cut(
             "qemu/cmdline.py",

@@ -42,6 +42,8 @@ ROUTES: dict[str, tuple[set[Role], int]] = {
     "POST /vms/<vm_id>/pause": (USE, 404),
     "POST /vms/<vm_id>/resume": (USE, 404),
     "POST /vms/<vm_id>/reset": (USE, 404),
+    "GET /vms/<vm_id>/computation": (SEE, 404),
+    "POST /vms/<vm_id>/computation/stop": (USE, 404),
     "DELETE /vms/<vm_id>": (USE, 404),
     "GET /vms/<vm_id>/events": (SEE, 404),
     "GET /events": (SEE, 200),
@@ -65,6 +67,8 @@ METHODS: dict[str, tuple[set[Role], str]] = {
     "supervisor.v1.VmService/Pause": (USE, "NOT_FOUND"),
     "supervisor.v1.VmService/Resume": (USE, "NOT_FOUND"),
     "supervisor.v1.VmService/Reset": (USE, "NOT_FOUND"),
+    "supervisor.v1.VmService/Computation": (SEE, "NOT_FOUND"),
+    "supervisor.v1.VmService/StopComputation": (USE, "NOT_FOUND"),
     "supervisor.v1.VmService/Watch": (SEE, "NOT_FOUND"),
 }
 
@@ -81,6 +85,8 @@ REQUESTS: dict[str, Any] = {
     "Pause": vm_pb2.PauseRequest(id=ID),
     "Resume": vm_pb2.ResumeRequest(id=ID),
     "Reset": vm_pb2.ResetRequest(id=ID),
+    "Computation": vm_pb2.ComputationRequest(id=ID),
+    "StopComputation": vm_pb2.StopComputationRequest(id=ID),
     "Watch": vm_pb2.WatchRequest(id=ID),
 }
 

@@ -12,6 +12,7 @@ import pytest
 from supervisor import config
 from supervisor.caller import Role
 from supervisor.config import (
+    AgentDials,
     Auth,
     Config,
     Forwards,
@@ -167,6 +168,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
         "/v",
         Path("/v"),
     ),
+    ("MANAGER_AGENT_DIALS", "agent.dials", AgentDials.NO, "whole", AgentDials.WHOLE),
     ("MANAGER_QEMU_NETDEV_ID", "qemu.net.id", "vmnic", "n", "n"),
     ("MANAGER_QEMU_GUEST_NETWORK", "qemu.net.guest", GuestNetwork.NONE, "open", GuestNetwork.OPEN),
     ("MANAGER_FORWARDS", "qemu.net.forwards", Forwards.HOST, "none", Forwards.NONE),
@@ -489,6 +491,10 @@ def test_monitor_is_refused_with_what_replaces_it() -> None:
         (
             {"MANAGER_FORWARDS": "none", "MANAGER_AGENT_GRPC_URL": "192.0.2.1:{port}"},
             ["MANAGER_AGENT_GRPC_URL"],
+        ),
+        (
+            {"MANAGER_AGENT_DIALS": "whole", "MANAGER_QEMU_GUEST_NETWORK": "open"},
+            ["MANAGER_AGENT_DIALS=whole", "MANAGER_QEMU_GUEST_NETWORK=open"],
         ),
         ({"MANAGER_HTTP_SERVER_CERT": "/c"}, ["MANAGER_HTTP_SERVER_KEY"]),
         ({"MANAGER_HTTP_SERVER_KEY": "/k"}, ["MANAGER_HTTP_SERVER_CERT"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -18,7 +19,6 @@ from tests.support.namespaces import needs_namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 INTERNET = config.load({"MANAGER_QEMU_GUEST_NETWORK": "internet"}).qemu.net
 WITHOUT = config.load({"MANAGER_FORWARDS": "none"}).qemu.net
@@ -48,12 +48,33 @@ def test_forwards_lead_into_the_namespace_and_no_other_port_does() -> None:
 def test_without_forwards_one_socket_leads_to_the_agent() -> None:
     argv = network.wrapped(WITHOUT, [], ["qemu", "-S"], (5, AGENT))
     proxy = ["5", "systemd-socket-proxyd", "127.0.0.1:7003"]
-    assert argv[-7:] == ["--", *proxy, "--", "qemu", "-S"]
+    assert argv[-8:] == ["--", *proxy, "--", "--", "qemu", "-S"]
     assert "pasta" not in argv
     both = attrs.evolve(WITHOUT, guest=config.GuestNetwork.INTERNET)
     argv = network.wrapped(both, [AGENT], ["qemu"], (5, AGENT))
-    assert argv[-6:] == ["--", *proxy, "--", "qemu"]
+    assert argv[-7:] == ["--", *proxy, "--", "--", "qemu"]
     assert ports_of(argv) == ["none"]
+
+
+def test_way_of_an_agent_that_dials() -> None:
+    """Its QEMU's loopback leads to one socket, whatever else the guest reaches."""
+    out = Path("/t/a/out.sock")
+    proxy = ["701", "systemd-socket-proxyd", "--connections-max=8", str(out)]
+    for environ, ports, within in (
+        ({"MANAGER_FORWARDS": "none"}, [], ""),
+        ({}, ["127.0.0.1/7020"], 'oifname "lo" accept'),
+        ({"MANAGER_QEMU_GUEST_NETWORK": "internet"}, ["127.0.0.1/7020"], "ip daddr"),
+    ):
+        net = config.load({"MANAGER_AGENT_DIALS": "chunked", **environ}).qemu.net
+        forwards = [Forward(7002, "127.0.0.1", 7020)]
+        inward = (5, AGENT) if net.forwards is config.Forwards.NONE else None
+        argv = network.wrapped(net, forwards, ["qemu"], inward, out)
+        assert argv[-6:] == [*proxy, "--", "qemu"]
+        assert ports_of(argv) == ports
+        rules = argv[argv.index(network.NAME_SERVER) - 1]
+        assert within in rules
+        assert ("policy drop" in rules) == bool(ports)
+        assert ("ip daddr" in rules) == (net.guest is config.GuestNetwork.INTERNET)
 
 
 def test_rules_by_their_order() -> None:

@@ -120,6 +120,16 @@ def test_backoff_doubles_up_to_the_longest() -> None:
     assert backoff.wait_s(10**9) == 3
 
 
+async def test_budget_that_is_waited_for(autojump_clock: trio.abc.Clock) -> None:
+    budget, began, waited = Budget(3, 10.0), trio.current_time(), []
+    for _ in range(5):
+        await budget.wait()
+        waited.append(trio.current_time() - began)
+    assert waited == [0, 0, 0, 10, 20]
+    await trio.sleep(1000)
+    assert [budget.spend() for _ in range(4)] == [True] * 3 + [False]
+
+
 async def test_budget_comes_back_one_at_a_time(autojump_clock: trio.abc.Clock) -> None:
     budget = Budget(3, 10.0)
     assert [budget.spend() for _ in range(5)] == [True] * 3 + [False] * 2

@@ -1,11 +1,9 @@
 """The gRPC API's connections: where each comes from, and how many there may be.
 
 grpc does not say which user is at the other end of a unix socket, and it takes any number of
-connections. So they are accepted here, and each is copied to and from a second socket on which grpc
-listens. The second connection has a name that the kernel chose and that nobody else can have, and
-grpc calls its peer by that name.
+connections. So they are accepted here, and passed on: see `supervisor.inner`.
 
-Source: unix(7), SO_PEERCRED and autobind.
+Source: unix(7), SO_PEERCRED.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import trio
 from supervisor.api.auth.door import uid_of
 from supervisor.api.rates import AtOnce, Warnings, Who
 from supervisor.errors import TooOften, single
+from supervisor.inner import name, pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +32,6 @@ log = structlog.stdlib.get_logger()
 
 #: Connections of one user at a time. Each takes three descriptors.
 _MOST_OF_ONE = 64
-_CHUNK = 65536
 
 
 @attrs.frozen
@@ -73,11 +71,7 @@ class Connections:
     async def _serve_one(self, outer: trio.SocketStream, inner: Path) -> None:
         try:
             with socket.socket(socket.AF_UNIX) as named, self._admitted(named, outer):
-                named.setblocking(False)
-                named.connect(str(inner))
-                await _copy_both_ways(
-                    outer, trio.SocketStream(trio.socket.from_stdlib_socket(named))
-                )
+                await pass_on(outer, named, inner)
         except* TooOften as refused:
             self._warnings.tell("gRPC connection refused", problem=str(single(refused)))
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as gone:
@@ -93,8 +87,7 @@ class Connections:
                 self._check_all()
             elif origin.uid not in (0, os.geteuid()):  # who can end the supervisor anyway
                 stack.enter_context(self._per_user.one_more(Who(f"uid:{origin.uid}", known=True)))
-            named.bind("")
-            peer = f"unix-abstract:{named.getsockname()[1:].decode()}"
+            peer = name(named)
             self.origins[peer] = origin
             try:
                 yield
@@ -121,16 +114,3 @@ def _origin(outer: trio.socket.SocketType) -> Origin:
 def _most_remote() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft // 16
-
-
-async def _copy_both_ways(one: trio.SocketStream, other: trio.SocketStream) -> None:
-    """Until either side ends: HTTP/2 does not close one direction alone."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_copy, one, other, nursery.cancel_scope)
-        nursery.start_soon(_copy, other, one, nursery.cancel_scope)
-
-
-async def _copy(source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope) -> None:
-    while data := await source.receive_some(_CHUNK):
-        await sink.send_all(data)
-    both.cancel()

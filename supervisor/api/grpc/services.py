@@ -21,7 +21,7 @@ from supervisor.bridge import aio_as_trio, trio_as_aio
 from supervisor.caller import Right
 from supervisor.pb import manager_pb2, manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 from supervisor.state.record import EndMode
-from supervisor.vm import claims, control
+from supervisor.vm import claims, computation, control
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -153,6 +153,22 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
     async def _control(self, act: Callable[[Vm], Awaitable[None]], vm_id: str) -> vm_pb2.Vm:
         vm = self._service.vms.get(vm_id, current())
         await trio_as_aio(act)(vm)
+        return messages.vm(vm)
+
+    @answers(Right.SEE)
+    async def Computation(  # noqa: N802
+        self, request: vm_pb2.ComputationRequest, context: object
+    ) -> vm_pb2.ComputationState:
+        vm = self._service.vms.get(request.id, current())
+        dialled = self._service.vms.dialled
+        return vm_pb2.ComputationState(state=await trio_as_aio(computation.state)(vm, dialled))
+
+    @answers(Right.USE)
+    async def StopComputation(  # noqa: N802
+        self, request: vm_pb2.StopComputationRequest, context: object
+    ) -> vm_pb2.Vm:
+        vm = self._service.vms.get(request.id, current())
+        await trio_as_aio(computation.stop)(vm, self._service.vms.dialled)
         return messages.vm(vm)
 
     @answers(Right.SEE)

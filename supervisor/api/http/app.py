@@ -12,6 +12,7 @@ from supervisor.api.audit import Outcome
 from supervisor.api.callers import check, current, right_of
 from supervisor.api.http import (
     attestation,
+    computations,
     events,
     host,
     json_body,
@@ -122,6 +123,7 @@ def create_app(
     app.register_blueprint(runs.blueprint(service, gate.budget))
     app.register_blueprint(vms.blueprint(service))
     app.register_blueprint(attestation.blueprint(service))
+    app.register_blueprint(computations.blueprint(service))
     app.register_blueprint(events.blueprint(service, gate.readers))
     app.register_blueprint(templates.blueprint(service))
     app.register_blueprint(host.blueprint(service))

@@ -1,0 +1,374 @@
+"""The supervisor's end of ``cvms.Service``: agents that dial it, instead of being called.
+
+What an agent dials ends at a socket in its VM's directory: see `supervisor.qemu.network`. So it is
+the socket that says whose agent it is, and not what the agent says. All are passed on to one server
+of grpc's, which is started with the first.
+
+grpc.aio belongs to asyncio. The functions here are trio-flavoured, but for one that says so.
+
+Source: protos/cvms.proto, and how the successor's agent uses it: it opens its stream again 5 s
+after it broke, and answers each request on the stream of that time.
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+import trio
+from google.protobuf import json_format
+
+from supervisor.agent import manifest
+from supervisor.bridge import aio_as_trio, trio_as_aio
+from supervisor.config import AgentDials
+from supervisor.errors import AgentError
+from supervisor.guest_text import clean
+from supervisor.inner import name, pass_on
+from supervisor.pb import cvms_pb2, cvms_pb2_grpc
+from supervisor.qemu import network
+from supervisor.state.record import EventKind
+from supervisor.state.shares import Shares
+from supervisor.waiting import Budget, Signal, move_on_when
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Tell = Callable[[EventKind, Mapping[str, object]], Awaitable[None]]
+
+log = structlog.stdlib.get_logger()
+
+#: An agent has two. So many are taken at a time; and so many at once, after that one in each
+#: interval. Others wait in the guest.
+_MOST_CONNECTIONS = 8
+_CONNECTIONS, _CONNECTION_INTERVAL_S = 16, 0.5
+#: Streams that an agent may open at once; after that, one in each interval.
+_STREAMS, _STREAM_INTERVAL_S = 8, 2.0
+#: Messages that are read at once; after that, one in each interval. The guest's network holds the
+#: others back.
+_MESSAGES, _MESSAGE_INTERVAL_S = 500, 0.01
+#: Of those, so many logs and events are told.
+_TOLD, _TOLD_INTERVAL_S = 200, 2.0
+#: Of all that an agent sends, a log line is the longest that has a use.
+_LARGEST_MESSAGE = 64 * 1024
+_CHUNK = 1024 * 1024
+_WORDS_BYTES, _WORD_BYTES = 1024, 200
+_STOP_S = 2.0
+
+_FORWARDER = ("connection-type", "log-forwarder")
+
+
+def shares() -> Shares:
+    """What the guest of such an agent reads."""
+    return Shares(
+        environment=(
+            ("AGENT_LOG_LEVEL", "info"),
+            ("AGENT_CVM_GRPC_URL", network.DIALLED),
+            ("AGENT_CERTS_TOKEN", ""),
+            ("AGENT_CVM_CA_URL", ""),
+        )
+    )
+
+
+class DialledAgent:
+    """One VM's. It is what `supervisor.agent.client.Agent` is for an agent that is called.
+
+    :ivar address: where it is reached; nothing listens there before it has its manifest
+    :ivar refused: never: nobody calls it
+    """
+
+    refused = False
+
+    def __init__(self, vm_id: str, address: str, how: AgentDials, tell: Tell) -> None:
+        """
+        :param tell: is told of logs and events, made clean
+        """
+        self.address = address
+        self._vm_id = vm_id
+        self._how = how
+        self._tell = tell
+        self._changed = Signal()
+        self._stream: _Stream | None = None
+        #: Who waits for an answer, by its kind and the id in it.
+        self._waiting: dict[tuple[str, str], trio.MemorySendChannel[Any]] = {}
+        self._stopping = trio.Lock()
+        self._streams = Budget(_STREAMS, _STREAM_INTERVAL_S)
+        self._messages = Budget(_MESSAGES, _MESSAGE_INTERVAL_S)
+        self._news = Budget(_TOLD, _TOLD_INTERVAL_S)
+        #: Logs and events since that were not told.
+        self._untold = 0
+        #: The last of its logs, for errors of an agent that does not answer.
+        self.last_words = ""
+
+    # --- as an agent that is called ---------------------------------------------------------
+
+    async def wait_ready(self, attempt_s: float | None = None) -> None:
+        """Return when its stream is there."""
+        await self._changed.until(lambda: self._stream is not None)
+
+    async def wait_lost(self) -> None:
+        """Return when its stream is not there."""
+        await self._changed.until(lambda: self._stream is None)
+
+    async def close(self) -> None:
+        """Nothing: a guest that is paused keeps its stream."""
+
+    async def run(self, computation: bytes, *, open_to_all: bool) -> str:
+        """The agent's answer to a manifest, in JSON.
+
+        :raises AgentError: if the agent refuses it, or its stream ends before
+        """
+        wanted = manifest.parse(computation)
+        asked = [cvms_pb2.ServerStreamMessage(runReq=wanted)]
+        if self._how is not AgentDials.WHOLE:
+            asked = [
+                cvms_pb2.ServerStreamMessage(runReqChunks=chunk)
+                for chunk in chunks(wanted.id, wanted.SerializeToString())
+            ]
+        answer = await self._ask("run_res", wanted.id, *asked)
+        if answer.error:
+            raise AgentError(self._vm_id, "FAILED_PRECONDITION", clean(answer.error, _WORDS_BYTES))
+        return str(json_format.MessageToJson(answer, indent=None))
+
+    # --- what only such an agent can --------------------------------------------------------
+
+    async def state(self) -> str:
+        """The state of its computation, in its words.
+
+        :raises AgentError: if its stream is not there, or ends before
+        """
+        asked = cvms_pb2.AgentStateReq(id=str(uuid.uuid4()))
+        message = cvms_pb2.ServerStreamMessage(agentStateReq=asked)
+        return clean((await self._ask("agentStateRes", asked.id, message)).state, _WORD_BYTES)
+
+    async def stop(self, computation_id: str) -> None:
+        """Have it stop its computation.
+
+        :raises AgentError: if it says that it cannot, or its stream is not there, or ends before
+        """
+        asked = cvms_pb2.StopComputation(computation_id=computation_id)
+        message = cvms_pb2.ServerStreamMessage(stopComputation=asked)
+        async with self._stopping:  # one answer is not two
+            answer = await self._ask("stopComputationRes", computation_id, message)
+        if answer.message:
+            said = clean(answer.message, _WORDS_BYTES)
+            raise AgentError(self._vm_id, "FAILED_PRECONDITION", said)
+
+    async def _ask(self, kind: str, about: str, *messages: cvms_pb2.ServerStreamMessage) -> Any:
+        stream = self._stream
+        if stream is None:
+            raise AgentError(self._vm_id, "UNAVAILABLE", "its stream is not there")
+        send, receive = trio.open_memory_channel[Any](1)
+        self._waiting[kind, about] = send
+        try:
+            async with move_on_when(lambda: self._wait_end_of(stream)):
+                for message in messages:
+                    await stream.write(message)
+                return await receive.receive()
+        finally:
+            del self._waiting[kind, about]
+        raise AgentError(self._vm_id, "UNAVAILABLE", "its stream ended")
+
+    async def _wait_end_of(self, stream: _Stream) -> None:
+        await self._changed.until(lambda: self._stream is not stream)
+
+    # --- its streams ------------------------------------------------------------------------
+
+    def admits(self) -> bool:
+        """Whether it may open one more stream now."""
+        return self._streams.spend()
+
+    async def serve(self, context: Context) -> None:
+        """Read one of its streams to the end."""
+        if _FORWARDER in (context.invocation_metadata() or ()):
+            await self._read(context)
+            return
+        stream, before = _Stream(context), self._stream
+        self._stream = stream
+        self._changed.notify()
+        if before:
+            before.scope.cancel()  # of a connection that has died, or of an agent before
+        try:
+            with stream.scope:
+                await self._read(context)
+        finally:
+            if self._stream is stream:
+                self._stream = None
+                self._changed.notify()
+
+    async def _read(self, context: Context) -> None:
+        while (message := await aio_as_trio(context.read)()) is not grpc.aio.EOF:
+            await self._messages.wait()
+            await self._take_in(message)
+
+    async def _take_in(self, message: cvms_pb2.ClientStreamMessage) -> None:
+        kind = message.WhichOneof("message")
+        match kind:
+            case "agent_log":
+                said = message.agent_log
+                self.last_words = clean(said.message, _WORDS_BYTES)
+                await self._pass_on(
+                    EventKind.AGENT_LOG,
+                    level=clean(said.level, _WORD_BYTES),
+                    message=self.last_words,
+                    computation=clean(said.computation_id, _WORD_BYTES),
+                )
+            case "agent_event":
+                event = message.agent_event
+                await self._pass_on(
+                    EventKind.AGENT_EVENT,
+                    type=clean(event.event_type, _WORD_BYTES),
+                    status=clean(event.status, _WORD_BYTES),
+                    originator=clean(event.originator, _WORD_BYTES),
+                    computation=clean(event.computation_id, _WORD_BYTES),
+                    details=clean(event.details.decode(errors="replace"), _WORDS_BYTES),
+                )
+            case "run_res" | "stopComputationRes":
+                answer = getattr(message, kind)
+                self._answer(kind, answer.computation_id, answer)
+            case "agentStateRes":
+                self._answer(kind, message.agentStateRes.id, message.agentStateRes)
+
+    def _answer(self, kind: str, about: str, answer: Any) -> None:
+        waiting = self._waiting.get((kind, about))
+        if waiting is None or waiting.statistics().current_buffer_used:
+            log.warning("an agent answers what nobody asked", vm=self._vm_id, kind=kind)
+            return
+        waiting.send_nowait(answer)
+
+    async def _pass_on(self, kind: EventKind, **data: object) -> None:
+        if not self._news.spend():
+            self._untold += 1
+            return
+        if self._untold:
+            untold, self._untold = self._untold, 0
+            await self._tell(EventKind.DROPPED, {"count": untold})
+        await self._tell(kind, data)
+
+
+class _Stream:
+    """:ivar scope: what it is read in"""
+
+    def __init__(self, context: Context) -> None:
+        self.scope = trio.CancelScope()
+        self.write = aio_as_trio(context.write)
+
+
+class Dialled:
+    """Where all agents come out that dial.
+
+    :param tmp: where only the supervisor's user can enter
+    """
+
+    def __init__(self, tmp: Path) -> None:
+        self._inner = tmp / "agents-inner.sock"
+        self._starting = trio.Lock()
+        self._server: grpc.aio.Server | None = None
+        self._by_peer: dict[str, DialledAgent] = {}
+        self._by_vm: dict[str, DialledAgent] = {}
+
+    def of(self, vm_id: str) -> DialledAgent | None:
+        """A VM's agent; None if no QEMU of that VM runs, or its agent does not dial."""
+        return self._by_vm.get(vm_id)
+
+    @asynccontextmanager
+    async def expect(
+        self, vm_id: str, listener: socket.socket, agent: DialledAgent
+    ) -> AsyncIterator[None]:
+        """Have what connects to a socket be this agent. Its streams end with the block.
+
+        :param listener: is the caller's to close
+        """
+        await self._start()
+        self._by_vm[vm_id] = agent
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._accept, listener, agent, nursery)
+                yield
+                nursery.cancel_scope.cancel()
+        finally:
+            del self._by_vm[vm_id]
+
+    async def _accept(
+        self, listener: socket.socket, agent: DialledAgent, nursery: trio.Nursery
+    ) -> None:
+        """Not `trio.serve_listeners`, which would accept as many as a guest likes to make."""
+        room = trio.Semaphore(_MOST_CONNECTIONS)
+        budget = Budget(_CONNECTIONS, _CONNECTION_INTERVAL_S)
+        async with trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup())) as accepted:
+            while True:
+                await room.acquire()
+                await budget.wait()
+                try:
+                    nursery.start_soon(self._take, await accepted.accept(), agent, room)
+                except OSError as error:  # no descriptor is left now
+                    room.release()
+                    log.warning("no connection of an agent is taken", problem=str(error))
+
+    async def _take(
+        self, outer: trio.SocketStream, agent: DialledAgent, room: trio.Semaphore
+    ) -> None:
+        try:
+            async with outer:
+                await self._pass_on(outer, agent)
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as gone:
+            log.debug("an agent's connection failed", problem=repr(gone))
+        finally:
+            room.release()
+
+    async def _pass_on(self, outer: trio.SocketStream, agent: DialledAgent) -> None:
+        with socket.socket(socket.AF_UNIX) as named:
+            peer = name(named)
+            self._by_peer[peer] = agent
+            try:
+                await pass_on(outer, named, self._inner)
+            finally:
+                del self._by_peer[peer]  # before the name is free again
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if self._server is None:
+                self._server = await aio_as_trio(self._serve)()
+
+    async def _serve(self) -> grpc.aio.Server:
+        """asyncio-flavoured."""
+        server = grpc.aio.server(options=(("grpc.max_receive_message_length", _LARGEST_MESSAGE),))
+        server.add_insecure_port(f"unix:{self._inner}")
+        cvms_pb2_grpc.add_ServiceServicer_to_server(_Servicer(self._by_peer), server)
+        await server.start()
+        return server
+
+    async def close(self) -> None:
+        """Stop the server, if there is one."""
+        if self._server:
+            with trio.move_on_after(_STOP_S, shield=True):
+                await aio_as_trio(self._server.stop)(None)
+
+
+class _Servicer(cvms_pb2_grpc.ServiceServicer):
+    def __init__(self, by_peer: Mapping[str, DialledAgent]) -> None:
+        self._by_peer = by_peer
+
+    async def Process(self, _: object, context: Context) -> None:  # noqa: N802
+        """asyncio-flavoured. The requests are read by the context: see grpc's `Reflection`."""
+        agent = self._by_peer.get(context.peer())
+        if agent is None:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this is no VM's way here")
+        elif not agent.admits():
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
+        else:
+            await trio_as_aio(agent.serve)(context)
+
+
+def chunks(about: str, content: bytes) -> list[cvms_pb2.RunReqChunks]:
+    """A manifest in parts, of which the last is empty."""
+    parts = [content[at : at + _CHUNK] for at in range(0, len(content), _CHUNK)]
+    return [
+        *(cvms_pb2.RunReqChunks(id=about, data=part) for part in parts),
+        cvms_pb2.RunReqChunks(id=about, is_last=True),
+    ]

@@ -1,0 +1,58 @@
+"""Manifests: what an agent that dials the supervisor is sent as a computation. Pure.
+
+A manifest is the message ``cvms.ComputationRunReq``, in protobuf's bytes or in its JSON.
+
+Source: protobuf's "ProtoJSON Format".
+"""
+
+from __future__ import annotations
+
+from google.protobuf import json_format, message
+
+from supervisor.errors import InvalidRequest, TooLarge
+from supervisor.pb import cvms_pb2
+
+#: Its decoder makes an object of every other byte, and Python's takes its time for each.
+_LARGEST, _LARGEST_JSON = 1024 * 1024, 64 * 1024
+_LONGEST_ID = 255
+_HASH_BYTES = 32
+
+
+def parse(computation: bytes) -> cvms_pb2.ComputationRunReq:
+    """:raises InvalidRequest: if it is no manifest, or one that an agent could not take"""
+    # No manifest in protobuf's bytes begins like that: it would be a field of no known type.
+    is_json = computation.lstrip()[:1] == b"{"
+    largest = _LARGEST_JSON if is_json else _LARGEST
+    if len(computation) > largest:
+        raise TooLarge(
+            f"computation is {len(computation)} bytes, the limit of a manifest is {largest}"
+            f" {'in JSON' if is_json else ''}".rstrip(),
+            member="computation",
+        )
+    manifest = cvms_pb2.ComputationRunReq()
+    try:
+        if is_json:
+            json_format.Parse(computation, manifest, max_recursion_depth=8)
+        else:
+            manifest.ParseFromString(computation)
+    except (json_format.ParseError, message.DecodeError, UnicodeDecodeError) as error:
+        raise _wrong(f"is no manifest: {error}") from None
+    if not 0 < len(manifest.id) <= _LONGEST_ID:
+        raise _wrong(f"has an id of {len(manifest.id)} characters, and needs 1 to {_LONGEST_ID}")
+    hashes = [("a dataset", one.hash) for one in manifest.datasets]
+    if manifest.HasField("algorithm"):
+        hashes.append(("an algorithm", manifest.algorithm.hash))
+    for what, digest in hashes:
+        # The agent copies it without a look at its length, and would end.
+        if len(digest) != _HASH_BYTES:
+            raise _wrong(f"has {what} with a hash of {len(digest)} bytes: SHA3-256 has 32")
+    return manifest
+
+
+def _wrong(why: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"computation {why}",
+        member="computation",
+        advice="with MANAGER_AGENT_DIALS a computation is a cvms.ComputationRunReq: see"
+        " docs/how-to/use-the-successors-guests.md",
+    )
