@@ -12,7 +12,6 @@ from supervisor.qemu.cmdline import cpu_model
 from supervisor.qemu.confidential import Confidential, DirectBoot
 from supervisor.tee import judge
 from supervisor.tee import measure as measuring
-from supervisor.tee.expected import Measurement
 from supervisor.tee.facts import Technology
 from supervisor.tee.measure import Measured
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from supervisor.config import QemuConfig, TeeConfig
     from supervisor.qemu.cmdline import Accel
     from supervisor.qemu.version import Binary
+    from supervisor.tee.expected import Measurement
 
 #: These have no firmware in flash: it is measured as it is in memory.
 _IN_ONE_FILE = {Technology.SEV_SNP, Technology.TDX}
@@ -110,7 +110,7 @@ def choose(
 def measure(config: QemuConfig, accel: Accel, guest: Confidential) -> Measurement:
     """What the processor measures when the guest is launched. Blocking."""
     if guest.igvm:
-        return Measurement(problem="what an IGVM file comes to is not computed here")
+        return measuring.measure_igvm(guest.technology, guest.igvm, config.smp_count)
     boot = guest.boot
     return measuring.measure(
         guest.technology,

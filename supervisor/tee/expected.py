@@ -23,18 +23,20 @@ class Measurement:
 
     :param digest: in hexadecimal digits; empty if it is not known, and ``problem`` says why
     :param legacy_digest: the other one that it may be, of SEV-ES alone: see `measure.measure`
+    :param policy: that an IGVM file gives the guest, in place of what its run asked for
     """
 
     digest: str = ""
     problem: str = ""
     legacy_digest: str = ""
+    policy: int | None = None
 
 
 @attrs.frozen(kw_only=True)
 class Claims:
     """What the host says of one VM's launch.
 
-    :param number: the guest's policy; None if it is in an IGVM file, which nobody has read
+    :param number: the guest's policy; None if an IGVM file may say it, and could not be read
     :param bound_to: in hexadecimal digits; see `supervisor.tee.binding`
     :param bound_by: what that is the hash of, in words
     """
@@ -101,7 +103,7 @@ def _digest(measurement: Measurement, why: str, option: str = "") -> tuple[str |
 
 def _policy(claims: Claims) -> Rule:
     if claims.number is None:
-        return Rule("POLICY", None, "it is in the IGVM file, and was not read")
+        return Rule("POLICY", None, "an IGVM file may say it, and could not be read")
     words = policy.spelled(claims.technology, claims.number)
     number = f"{claims.number:#x}"
     return Rule("POLICY", number, f"the guest's policy: {words}", f"--policy {number}")
@@ -157,7 +159,8 @@ def _snp(claims: Claims) -> Iterator[Rule]:
 
 
 def _tdx(claims: Claims) -> Iterator[Rule]:
-    yield Rule("MRTD", *_digest(claims.measurement, ""))
+    made_of = "the pages of the firmware that it has measured, and their addresses"
+    yield Rule("MRTD", *_digest(claims.measurement, made_of, "--mrtd"))
     yield Rule("RTMR0 to RTMR3", None, "they depend on what the guest measures while it boots")
     yield Rule(
         "MRCONFIGID", claims.bound_to, f"SHA-256 of {claims.bound_by}, filled with zeros",

@@ -20,8 +20,11 @@ from sevsnpmeasure.sev_mode import SevMode
 from sevsnpmeasure.vmm_types import VMMType
 from sevsnpmeasure.vmsa import VMSA
 
+from supervisor.tee import igvm
+from supervisor.tee.evidence import BadEvidence
 from supervisor.tee.expected import Measurement
 from supervisor.tee.facts import Technology
+from supervisor.tee.tdx import mrtd
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +36,7 @@ _MODES = {
 }
 #: What QEMU sets in the first registers of an SEV-SNP guest: SNPActive, and nothing else.
 _GUEST_FEATURES = 0x1
+_LARGEST_IGVM = 64 * 1024 * 1024
 #: MXCSR and the x87 control word. Source: AMD64 Architecture Programmer's Manual, volume 2,
 #: "VMCB State Save Area".
 _NOT_LEGACY = slice(0x408, 0x40C), slice(0x410, 0x412)
@@ -61,9 +65,9 @@ def measure(technology: Technology, measured: Measured) -> Measurement:
     by KVM_SEV_INIT2, MXCSR and the x87 control word are among the first registers. Before, and with
     ``legacy-vm-type``, they were not, and libvirt's virt-qemu-sev-validate still expects that.
     """
-    mode = _MODES.get(technology)
-    if mode is None:
-        return Measurement(problem="MRTD and RTMRs are not computed here")
+    if technology is Technology.TDX:
+        return _measure_tdx(measured.firmware)
+    mode = _MODES[technology]
     model = measured.cpu.partition(",")[0]
     # The registers of the first CPU hold its signature; SEV does not measure registers.
     signature = vcpu_types.CPU_SIGS.get(model)
@@ -78,6 +82,39 @@ def measure(technology: Technology, measured: Measured) -> Measurement:
     except (OSError, RuntimeError, ValueError, LookupError, AssertionError) as error:
         return Measurement(problem=f"{measured.firmware}: {error}")
     return Measurement(digest.hex(), legacy_digest=legacy)
+
+
+def _measure_tdx(firmware: Path) -> Measurement:
+    """MRTD. A kernel that is booted directly has no part in it: the firmware measures that."""
+    try:
+        ovmf = OVMF(str(firmware))
+        from_end = int.from_bytes(ovmf.table_item(mrtd.METADATA)[:4], "little")
+        return Measurement(mrtd.measure(ovmf.data(), from_end).hex())
+    except LookupError:
+        return Measurement(problem=f"{firmware}: it says nothing of TDX")
+    except BadEvidence as error:
+        return Measurement(problem=f"{firmware}: {error.detail}")
+    except (OSError, RuntimeError, ValueError) as error:
+        return Measurement(problem=f"{firmware}: {error}")
+
+
+def measure_igvm(technology: Technology, file: Path, vcpus: int) -> Measurement:
+    """The same of a guest that is all in an IGVM file.
+
+    Under SEV and SEV-ES nobody has written down what of a file is measured, and how.
+    """
+    if technology is not Technology.SEV_SNP:
+        return Measurement(
+            problem=f"what an IGVM file comes to under {technology.label} is not computed here"
+        )
+    try:
+        with file.open("rb") as opened:
+            found = igvm.measure(opened.read(_LARGEST_IGVM), vcpus)
+    except OSError as error:
+        return Measurement(problem=f"{file}: {error.strerror}")
+    except igvm.BadIgvm as error:
+        return Measurement(problem=f"{file}: {error.detail}")
+    return Measurement(found.digest.hex(), policy=found.policy)
 
 
 def _legacy(firmware: str, boot: tuple[str, str, str], vcpus: int, signature: int) -> str:

@@ -21,13 +21,16 @@ _PLAIN = "it is a plain VM: the host can read and change the guest's memory"
 _BOUND_BY = dict.fromkeys(Purpose, "the computation") | {
     Purpose.CVM: "the guest's file environment"
 }
-_IGVM = "the policy is what its IGVM file says, and that was not read"
+_IGVM = "the policy may be what its IGVM file says, and that could not be read"
 
 
 def tee_policy(vm: Vm) -> str | None:
     """The guest's policy in words; None for a plain VM."""
     technology = vm.record.options.technology
-    return policy.spelled(technology, _number(vm, technology)) if technology else None
+    if technology is None:
+        return None
+    number = _number(vm, technology)
+    return policy.spelled(technology, _asked_for(vm, technology) if number is None else number)
 
 
 def insecure(vm: Vm) -> list[str]:
@@ -35,8 +38,10 @@ def insecure(vm: Vm) -> list[str]:
     technology = vm.record.options.technology
     if technology is None:
         return [_PLAIN]
-    found = policy.openings(technology, _number(vm, technology))
-    return [*found, _IGVM] if _has_igvm(vm) else found
+    number = _number(vm, technology)
+    if number is None:
+        return [*policy.openings(technology, _asked_for(vm, technology)), _IGVM]
+    return policy.openings(technology, number)
 
 
 def of(vm: Vm) -> Claims:
@@ -55,7 +60,7 @@ def of(vm: Vm) -> Claims:
     return Claims(
         vm_id=vm.id,
         technology=technology,
-        number=None if _has_igvm(vm) else _number(vm, technology),
+        number=_number(vm, technology),
         bound_to=record.bound_to,
         bound_by=_BOUND_BY[record.purpose],
         measurement=record.measurement,
@@ -77,5 +82,15 @@ def _has_igvm(vm: Vm) -> bool:
     return any(word.startswith("igvm-cfg,") for word in objects)
 
 
-def _number(vm: Vm, technology: Technology) -> int:
+def _number(vm: Vm, technology: Technology) -> int | None:
+    """The guest's policy; None if an IGVM file may say it, and could not be read."""
+    if not _has_igvm(vm):
+        return _asked_for(vm, technology)
+    measured = vm.record.measurement
+    if measured.policy is None and measured.digest:
+        return _asked_for(vm, technology)  # the file says nothing of it
+    return measured.policy
+
+
+def _asked_for(vm: Vm, technology: Technology) -> int:
     return policy.encode(technology, Policy.read(vm.record.options.tee_policy))

@@ -158,7 +158,8 @@ def test_kernel_without_initrd_and_command_line(made: Measured) -> None:
         (SNP, {"cpu": "host"}, "the signature of the CPU model host is not known here"),
         (ES, {"cpu": "Skylake-Client"}, "CPU model Skylake-Client"),
         (SNP, {"firmware": Path("/nowhere")}, "/nowhere: "),
-        (TDX, {}, "MRTD and RTMRs are not computed here"),
+        (TDX, {}, "ovmf.fd: it says nothing of TDX"),
+        (TDX, {"firmware": Path("/nowhere")}, "/nowhere"),
     ],
 )
 def test_what_cannot_be_computed_is_said(
@@ -195,7 +196,7 @@ def test_measured_is_what_the_vm_is_launched_with(made: Measured) -> None:
     found = of_vm.measure(config, Accel(kvm=True), guest)
     assert found == measure.measure(SNP, made)
     igvm = attrs.evolve(guest, firmware=None, boot=None, igvm=Path("/x"))
-    assert "IGVM" in of_vm.measure(config, Accel(kvm=True), igvm).problem
+    assert "/x: No such file" in of_vm.measure(config, Accel(kvm=True), igvm).problem
     # The pair in flash: its code alone is measured.
     code = attrs.evolve(config, firmware=attrs.evolve(config.firmware, code_file=made.firmware))
     in_flash = of_vm.measure(code, Accel(kvm=True), a_guest(SEV))
