@@ -97,6 +97,7 @@ class DialledAgent:
         #: Who waits for an answer, by its kind and the id in it.
         self._waiting: dict[tuple[str, str], trio.MemorySendChannel[Any]] = {}
         self._stopping = trio.Lock()
+        self._served = 0
         self._streams = Budget(_STREAMS, _STREAM_INTERVAL_S)
         self._messages = Budget(_MESSAGES, _MESSAGE_INTERVAL_S)
         self._news = Budget(_TOLD, _TOLD_INTERVAL_S)
@@ -170,6 +171,8 @@ class DialledAgent:
                 for message in messages:
                     await stream.write(message)
                 return await receive.receive()
+        except grpc.aio.BaseError as error:  # it ended just before
+            log.debug("an agent's stream failed", vm=self._vm_id, problem=repr(error))
         finally:
             del self._waiting[kind, about]
         raise AgentError(self._vm_id, "UNAVAILABLE", "its stream ended")
@@ -185,9 +188,21 @@ class DialledAgent:
 
     async def serve(self, context: Context) -> None:
         """Read one of its streams to the end."""
-        if _FORWARDER in (context.invocation_metadata() or ()):
-            await self._read(context)
-            return
+        self._served += 1
+        try:
+            if _FORWARDER in (context.invocation_metadata() or ()):
+                await self._read(context)
+            else:
+                await self._serve_main(context)
+        finally:
+            self._served -= 1
+            self._changed.notify()
+
+    async def wait_unserved(self) -> None:
+        """Return when nothing that it has said is being taken in any more."""
+        await self._changed.until(lambda: self._served == 0)
+
+    async def _serve_main(self, context: Context) -> None:
         stream, before = _Stream(context), self._stream
         self._stream = stream
         self._changed.notify()
@@ -199,7 +214,6 @@ class DialledAgent:
         finally:
             if self._stream is stream:
                 self._stream = None
-                self._changed.notify()
 
     async def _read(self, context: Context) -> None:
         while (message := await aio_as_trio(context.read)()) is not grpc.aio.EOF:
@@ -269,7 +283,8 @@ class Dialled:
         self._inner = tmp / "agents-inner.sock"
         self._starting = trio.Lock()
         self._server: grpc.aio.Server | None = None
-        self._by_peer: dict[str, DialledAgent] = {}
+        #: Agents, and what their connections are copied in.
+        self._by_peer: dict[str, tuple[DialledAgent, trio.CancelScope]] = {}
         self._by_vm: dict[str, DialledAgent] = {}
 
     def of(self, vm_id: str) -> DialledAgent | None:
@@ -287,28 +302,29 @@ class Dialled:
         await self._start()
         self._by_vm[vm_id] = agent
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._accept, listener, agent, nursery)
+            async with move_on_when(lambda: self._accept(listener, agent)):
                 yield
-                nursery.cancel_scope.cancel()
         finally:
             del self._by_vm[vm_id]
+            with trio.move_on_after(_STOP_S, shield=True):
+                await agent.wait_unserved()
 
-    async def _accept(
-        self, listener: socket.socket, agent: DialledAgent, nursery: trio.Nursery
-    ) -> None:
+    async def _accept(self, listener: socket.socket, agent: DialledAgent) -> None:
         """Not `trio.serve_listeners`, which would accept as many as a guest likes to make."""
         room = trio.Semaphore(_MOST_CONNECTIONS)
         budget = Budget(_CONNECTIONS, _CONNECTION_INTERVAL_S)
-        async with trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup())) as accepted:
+        accepted = trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup()))
+        async with accepted, trio.open_nursery() as connections:
             while True:
                 await room.acquire()
                 await budget.wait()
                 try:
-                    nursery.start_soon(self._take, await accepted.accept(), agent, room)
+                    stream = await accepted.accept()
                 except OSError as error:  # no descriptor is left now
                     room.release()
                     log.warning("no connection of an agent is taken", problem=str(error))
+                else:
+                    connections.start_soon(self._take, stream, agent, room)
 
     async def _take(
         self, outer: trio.SocketStream, agent: DialledAgent, room: trio.Semaphore
@@ -322,9 +338,9 @@ class Dialled:
             room.release()
 
     async def _pass_on(self, outer: trio.SocketStream, agent: DialledAgent) -> None:
-        with socket.socket(socket.AF_UNIX) as named:
+        with socket.socket(socket.AF_UNIX) as named, trio.CancelScope() as scope:
             peer = name(named)
-            self._by_peer[peer] = agent
+            self._by_peer[peer] = agent, scope
             try:
                 await pass_on(outer, named, self._inner)
             finally:
@@ -351,18 +367,19 @@ class Dialled:
 
 
 class _Servicer(cvms_pb2_grpc.ServiceServicer):
-    def __init__(self, by_peer: Mapping[str, DialledAgent]) -> None:
+    def __init__(self, by_peer: Mapping[str, tuple[DialledAgent, trio.CancelScope]]) -> None:
         self._by_peer = by_peer
 
     async def Process(self, _: object, context: Context) -> None:  # noqa: N802
         """asyncio-flavoured. The requests are read by the context: see grpc's `Reflection`."""
-        agent = self._by_peer.get(context.peer())
-        if agent is None:
+        agent, connection = self._by_peer.get(context.peer(), (None, None))
+        if agent is None or connection is None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this is no VM's way here")
-        elif not agent.admits():
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
-        else:
+        elif agent.admits():
             await trio_as_aio(agent.serve)(context)
+        else:
+            # To refuse streams one by one would be as much work as to serve them.
+            connection.cancel()
 
 
 def chunks(about: str, content: bytes) -> list[cvms_pb2.RunReqChunks]:
