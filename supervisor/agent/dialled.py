@@ -15,12 +15,14 @@ from __future__ import annotations
 import socket
 import uuid
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
 import trio
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from supervisor.agent import manifest
 from supervisor.bridge import aio_as_trio, trio_as_aio
@@ -28,7 +30,7 @@ from supervisor.config import AgentDials
 from supervisor.errors import AgentError
 from supervisor.guest_text import clean
 from supervisor.inner import name, pass_on
-from supervisor.pb import cvms_pb2, cvms_pb2_grpc
+from supervisor.pb import cvms_pb2
 from supervisor.qemu import network
 from supervisor.state.record import EventKind
 from supervisor.state.shares import Shares
@@ -39,15 +41,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Context = grpc.aio.ServicerContext[Any, Any]
+    #: Agents, and what their connections are copied in, by what grpc calls their peers.
+    _ByPeer = dict[str, tuple["DialledAgent", trio.CancelScope]]
     Tell = Callable[[EventKind, Mapping[str, object]], Awaitable[None]]
 
 log = structlog.stdlib.get_logger()
 
-#: An agent has two. So many are taken at a time; and so many at once, after that one in each
-#: interval. Others wait in the guest.
+#: An agent has two connections. So many are taken at a time; and so many at once, after that one in
+#: each interval. One that was cut keeps its place for a while.
 _MOST_CONNECTIONS = 8
 _CONNECTIONS, _CONNECTION_INTERVAL_S = 16, 0.5
-#: Streams that an agent may open at once; after that, one in each interval.
+_CUT_S = 60.0
+#: Streams on one connection. Of each kind an agent has one.
+_CONCURRENT = 4
+#: Parts of what a guest sends that are passed on at once, and after that in each interval.
+_PARTS, _PART_INTERVAL_S = 256, 0.01
+#: Streams that an agent may open at once, of whatever method; after that, one in each interval.
 _STREAMS, _STREAM_INTERVAL_S = 8, 2.0
 #: Messages that are read at once; after that, one in each interval. The guest's network holds the
 #: others back.
@@ -56,6 +65,7 @@ _MESSAGES, _MESSAGE_INTERVAL_S = 500, 0.01
 _TOLD, _TOLD_INTERVAL_S = 200, 2.0
 #: Of all that an agent sends, a log line is the longest that has a use.
 _LARGEST_MESSAGE = 64 * 1024
+_PROCESS = "/cvms.Service/Process"
 _CHUNK = 1024 * 1024
 _WORDS_BYTES, _WORD_BYTES = 1024, 200
 _STOP_S = 2.0
@@ -103,10 +113,15 @@ class DialledAgent:
         self._news = Budget(_TOLD, _TOLD_INTERVAL_S)
         #: Logs and events since that were not told.
         self._untold = 0
-        #: The last of its logs, for errors of an agent that does not answer.
-        self.last_words = ""
+        self._last_log = ""
+        self._closed = False
 
     # --- as an agent that is called ---------------------------------------------------------
+
+    @property
+    def last_words(self) -> str:
+        """The last of its logs, for errors of an agent that does not answer."""
+        return _clean(self._last_log, _WORDS_BYTES)
 
     async def wait_ready(self, attempt_s: float | None = None) -> None:
         """Return when its stream is there."""
@@ -133,7 +148,8 @@ class DialledAgent:
             ]
         answer = await self._ask("run_res", wanted.id, *asked)
         if answer.error:
-            raise AgentError(self._vm_id, "FAILED_PRECONDITION", clean(answer.error, _WORDS_BYTES))
+            said = _clean(answer.error, _WORDS_BYTES)
+            raise AgentError(self._vm_id, "FAILED_PRECONDITION", said)
         return str(json_format.MessageToJson(answer, indent=None))
 
     # --- what only such an agent can --------------------------------------------------------
@@ -145,7 +161,7 @@ class DialledAgent:
         """
         asked = cvms_pb2.AgentStateReq(id=str(uuid.uuid4()))
         message = cvms_pb2.ServerStreamMessage(agentStateReq=asked)
-        return clean((await self._ask("agentStateRes", asked.id, message)).state, _WORD_BYTES)
+        return _clean((await self._ask("agentStateRes", asked.id, message)).state, _WORD_BYTES)
 
     async def stop(self, computation_id: str) -> None:
         """Have it stop its computation.
@@ -157,7 +173,7 @@ class DialledAgent:
         async with self._stopping:  # one answer is not two
             answer = await self._ask("stopComputationRes", computation_id, message)
         if answer.message:
-            said = clean(answer.message, _WORDS_BYTES)
+            said = _clean(answer.message, _WORDS_BYTES)
             raise AgentError(self._vm_id, "FAILED_PRECONDITION", said)
 
     async def _ask(self, kind: str, about: str, *messages: cvms_pb2.ServerStreamMessage) -> Any:
@@ -168,8 +184,7 @@ class DialledAgent:
         self._waiting[kind, about] = send
         try:
             async with move_on_when(lambda: self._wait_end_of(stream)):
-                for message in messages:
-                    await stream.write(message)
+                await stream.write(*messages)
                 return await receive.receive()
         except grpc.aio.BaseError as error:  # it ended just before
             log.debug("an agent's stream failed", vm=self._vm_id, problem=repr(error))
@@ -188,6 +203,8 @@ class DialledAgent:
 
     async def serve(self, context: Context) -> None:
         """Read one of its streams to the end."""
+        if self._closed:
+            return
         self._served += 1
         try:
             if _FORWARDER in (context.invocation_metadata() or ()):
@@ -198,8 +215,9 @@ class DialledAgent:
             self._served -= 1
             self._changed.notify()
 
-    async def wait_unserved(self) -> None:
-        """Return when nothing that it has said is being taken in any more."""
+    async def finish(self) -> None:
+        """Take in nothing that it says any more. Its connections are closed."""
+        self._closed = True
         await self._changed.until(lambda: self._served == 0)
 
     async def _serve_main(self, context: Context) -> None:
@@ -216,32 +234,24 @@ class DialledAgent:
                 self._stream = None
 
     async def _read(self, context: Context) -> None:
-        while (message := await aio_as_trio(context.read)()) is not grpc.aio.EOF:
+        while (content := await aio_as_trio(context.read)()) is not grpc.aio.EOF:
             await self._messages.wait()
-            await self._take_in(message)
+            try:
+                await self._take_in(cvms_pb2.ClientStreamMessage.FromString(content))
+            except DecodeError:
+                self._untold += 1
 
     async def _take_in(self, message: cvms_pb2.ClientStreamMessage) -> None:
         kind = message.WhichOneof("message")
         match kind:
             case "agent_log":
-                said = message.agent_log
-                self.last_words = clean(said.message, _WORDS_BYTES)
-                await self._pass_on(
-                    EventKind.AGENT_LOG,
-                    level=clean(said.level, _WORD_BYTES),
-                    message=self.last_words,
-                    computation=clean(said.computation_id, _WORD_BYTES),
-                )
+                self._last_log = message.agent_log.message[: 4 * _WORDS_BYTES]
+                if self._may_tell():
+                    await self._pass_on(EventKind.AGENT_LOG, **_words_of_log(message.agent_log))
             case "agent_event":
-                event = message.agent_event
-                await self._pass_on(
-                    EventKind.AGENT_EVENT,
-                    type=clean(event.event_type, _WORD_BYTES),
-                    status=clean(event.status, _WORD_BYTES),
-                    originator=clean(event.originator, _WORD_BYTES),
-                    computation=clean(event.computation_id, _WORD_BYTES),
-                    details=clean(event.details.decode(errors="replace"), _WORDS_BYTES),
-                )
+                if self._may_tell():
+                    words = _words_of_event(message.agent_event)
+                    await self._pass_on(EventKind.AGENT_EVENT, **words)
             case "run_res" | "stopComputationRes":
                 answer = getattr(message, kind)
                 self._answer(kind, answer.computation_id, answer)
@@ -250,15 +260,19 @@ class DialledAgent:
 
     def _answer(self, kind: str, about: str, answer: Any) -> None:
         waiting = self._waiting.get((kind, about))
-        if waiting is None or waiting.statistics().current_buffer_used:
+        if waiting is not None and not waiting.statistics().current_buffer_used:
+            waiting.send_nowait(answer)
+        elif self._may_tell():
             log.warning("an agent answers what nobody asked", vm=self._vm_id, kind=kind)
-            return
-        waiting.send_nowait(answer)
+
+    def _may_tell(self) -> bool:
+        """Asked before anything is made of what it said: that takes longest."""
+        if self._news.spend():
+            return True
+        self._untold += 1
+        return False
 
     async def _pass_on(self, kind: EventKind, **data: object) -> None:
-        if not self._news.spend():
-            self._untold += 1
-            return
         if self._untold:
             untold, self._untold = self._untold, 0
             await self._tell(EventKind.DROPPED, {"count": untold})
@@ -270,7 +284,42 @@ class _Stream:
 
     def __init__(self, context: Context) -> None:
         self.scope = trio.CancelScope()
-        self.write = aio_as_trio(context.write)
+        self._write = aio_as_trio(context.write)
+        self._writing = trio.Lock()
+
+    async def write(self, *messages: cvms_pb2.ServerStreamMessage) -> None:
+        """Write messages with no other between them. If that fails, the stream is of no use."""
+        async with self._writing:
+            try:
+                for message in messages:
+                    await self._write(message.SerializeToString())
+            except BaseException:
+                self.scope.cancel()
+                raise
+
+
+def _words_of_log(said: cvms_pb2.AgentLog) -> dict[str, str]:
+    return {
+        "level": _clean(said.level, _WORD_BYTES),
+        "message": _clean(said.message, _WORDS_BYTES),
+        "computation": _clean(said.computation_id, _WORD_BYTES),
+    }
+
+
+def _words_of_event(event: cvms_pb2.AgentEvent) -> dict[str, str]:
+    details = event.details[: 4 * _WORDS_BYTES].decode(errors="replace")
+    return {
+        "type": _clean(event.event_type, _WORD_BYTES),
+        "status": _clean(event.status, _WORD_BYTES),
+        "originator": _clean(event.originator, _WORD_BYTES),
+        "computation": _clean(event.computation_id, _WORD_BYTES),
+        "details": _clean(details, _WORDS_BYTES),
+    }
+
+
+def _clean(text: str, limit_bytes: int) -> str:
+    """The same as `clean`, which reads all of a text of whatever length."""
+    return clean(text[: 4 * limit_bytes], limit_bytes)
 
 
 class Dialled:
@@ -283,8 +332,7 @@ class Dialled:
         self._inner = tmp / "agents-inner.sock"
         self._starting = trio.Lock()
         self._server: grpc.aio.Server | None = None
-        #: Agents, and what their connections are copied in.
-        self._by_peer: dict[str, tuple[DialledAgent, trio.CancelScope]] = {}
+        self._by_peer: _ByPeer = {}
         self._by_vm: dict[str, DialledAgent] = {}
 
     def of(self, vm_id: str) -> DialledAgent | None:
@@ -297,7 +345,7 @@ class Dialled:
     ) -> AsyncIterator[None]:
         """Have what connects to a socket be this agent. Its streams end with the block.
 
-        :param listener: is the caller's to close
+        :param listener: closed with the block
         """
         await self._start()
         self._by_vm[vm_id] = agent
@@ -307,13 +355,13 @@ class Dialled:
         finally:
             del self._by_vm[vm_id]
             with trio.move_on_after(_STOP_S, shield=True):
-                await agent.wait_unserved()
+                await agent.finish()
 
     async def _accept(self, listener: socket.socket, agent: DialledAgent) -> None:
         """Not `trio.serve_listeners`, which would accept as many as a guest likes to make."""
         room = trio.Semaphore(_MOST_CONNECTIONS)
         budget = Budget(_CONNECTIONS, _CONNECTION_INTERVAL_S)
-        accepted = trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup()))
+        accepted = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         async with accepted, trio.open_nursery() as connections:
             while True:
                 await room.acquire()
@@ -342,20 +390,30 @@ class Dialled:
             peer = name(named)
             self._by_peer[peer] = agent, scope
             try:
-                await pass_on(outer, named, self._inner)
+                await pass_on(outer, named, self._inner, Budget(_PARTS, _PART_INTERVAL_S))
             finally:
                 del self._by_peer[peer]  # before the name is free again
+        if scope.cancelled_caught:
+            log.warning("an agent opens too many streams: its connection is cut")
+            await outer.aclose()
+            await trio.sleep(_CUT_S)
 
     async def _start(self) -> None:
-        async with self._starting:
-            if self._server is None:
-                self._server = await aio_as_trio(self._serve)()
+        with trio.CancelScope(shield=True):  # one that is half started would be nobody's
+            async with self._starting:
+                if self._server is None:
+                    self._server = await aio_as_trio(self._serve)()
 
     async def _serve(self) -> grpc.aio.Server:
         """asyncio-flavoured."""
-        server = grpc.aio.server(options=(("grpc.max_receive_message_length", _LARGEST_MESSAGE),))
+        server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+                ("grpc.max_concurrent_streams", _CONCURRENT),
+            )
+        )
         server.add_insecure_port(f"unix:{self._inner}")
-        cvms_pb2_grpc.add_ServiceServicer_to_server(_Servicer(self._by_peer), server)
+        server.add_generic_rpc_handlers((_Methods(self._by_peer),))
         await server.start()
         return server
 
@@ -366,20 +424,27 @@ class Dialled:
                 await aio_as_trio(self._server.stop)(None)
 
 
-class _Servicer(cvms_pb2_grpc.ServiceServicer):
-    def __init__(self, by_peer: Mapping[str, tuple[DialledAgent, trio.CancelScope]]) -> None:
+class _Methods(grpc.GenericRpcHandler):
+    """Every method, known or not: each call of one is as much work as a stream is."""
+
+    def __init__(self, by_peer: _ByPeer) -> None:
         self._by_peer = by_peer
 
-    async def Process(self, _: object, context: Context) -> None:  # noqa: N802
-        """asyncio-flavoured. The requests are read by the context: see grpc's `Reflection`."""
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        return grpc.stream_stream_rpc_method_handler(partial(self._serve, details.method))
+
+    async def _serve(self, method: str, _: object, context: Context) -> None:
+        """asyncio-flavoured. The requests are read by the context, and are bytes."""
         agent, connection = self._by_peer.get(context.peer(), (None, None))
         if agent is None or connection is None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this is no VM's way here")
-        elif agent.admits():
-            await trio_as_aio(agent.serve)(context)
-        else:
+        elif not agent.admits():
             # To refuse streams one by one would be as much work as to serve them.
             connection.cancel()
+        elif method != _PROCESS:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"there is only {_PROCESS} here")
+        else:
+            await trio_as_aio(agent.serve)(context)
 
 
 def chunks(about: str, content: bytes) -> list[cvms_pb2.RunReqChunks]:

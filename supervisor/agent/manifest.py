@@ -12,16 +12,16 @@ from google.protobuf import json_format, message
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.pb import cvms_pb2
 
-#: Its decoder makes an object of every other byte, and Python's takes its time for each.
-_LARGEST, _LARGEST_JSON = 1024 * 1024, 64 * 1024
+#: Protobuf makes an object of every other byte, and its JSON's decoder takes its time for each.
+_LARGEST, _LARGEST_JSON = 1024 * 1024, 32 * 1024
 _LONGEST_ID = 255
 _HASH_BYTES = 32
 
 
 def parse(computation: bytes) -> cvms_pb2.ComputationRunReq:
     """:raises InvalidRequest: if it is no manifest, or one that an agent could not take"""
-    # No manifest in protobuf's bytes begins like that: it would be a field of no known type.
-    is_json = computation.lstrip()[:1] == b"{"
+    # Protobuf's bytes begin so with a field that nobody knows.
+    is_json = computation[:1] == b"{"
     largest = _LARGEST_JSON if is_json else _LARGEST
     if len(computation) > largest:
         raise TooLarge(
@@ -39,14 +39,17 @@ def parse(computation: bytes) -> cvms_pb2.ComputationRunReq:
         raise _wrong(f"is no manifest: {error}") from None
     if not 0 < len(manifest.id) <= _LONGEST_ID:
         raise _wrong(f"has an id of {len(manifest.id)} characters, and needs 1 to {_LONGEST_ID}")
-    hashes = [("a dataset", one.hash) for one in manifest.datasets]
     if manifest.HasField("algorithm"):
-        hashes.append(("an algorithm", manifest.algorithm.hash))
-    for what, digest in hashes:
-        # The agent copies it without a look at its length, and would end.
-        if len(digest) != _HASH_BYTES:
-            raise _wrong(f"has {what} with a hash of {len(digest)} bytes: SHA3-256 has 32")
+        _check_hash("an algorithm", manifest.algorithm.hash)
+    for dataset in manifest.datasets:
+        _check_hash("a dataset", dataset.hash)
     return manifest
+
+
+def _check_hash(whose: str, digest: bytes) -> None:
+    """The agent copies it without a look at its length, and would end."""
+    if len(digest) != _HASH_BYTES:
+        raise _wrong(f"has {whose} with a hash of {len(digest)} bytes: SHA3-256 has 32")
 
 
 def _wrong(why: str) -> InvalidRequest:

@@ -202,15 +202,26 @@ def _contradictions(config: Config) -> list[str]:
         found.append("MANAGER_QEMU_SMP_COUNT must be 1 to MANAGER_QEMU_SMP_MAXCPUS")
     if net.forwards is Forwards.NONE:
         found += [f"MANAGER_FORWARDS=none excludes {one}" for one in against_namespaces(config)]
-    if agent.dials is not AgentDials.NO:
-        asked = f"MANAGER_AGENT_DIALS={agent.dials}"
-        found += [f"{asked} excludes {one}" for one in against_namespaces(config)]
+    found += _contradictions_of_dialling(config)
     found += _contradictions_of_users(config.qemu, config.limits)
     found += _contradictions_of_tee(config.qemu)
     found += _contradictions_of_start(config.start, config.limits)
     if config.start.pool_size and agent.is_fixed:
         found.append(f"MANAGER_POOL_SIZE needs an agent for each VM, not {agent.url} alone")
     return [*found, *_contradictions_of_life(config.life, config.retention)]
+
+
+def _contradictions_of_dialling(config: Config) -> list[str]:
+    if config.agent.dials is AgentDials.NO:
+        return []
+    asked, net = f"MANAGER_AGENT_DIALS={config.agent.dials}", config.qemu.net
+    found = [f"{asked} excludes {one}" for one in against_namespaces(config)]
+    if net.host_fwd_addr != "127.0.0.1" and net.forwards is Forwards.HOST:
+        found.append(
+            f"{asked} excludes MANAGER_QEMU_HOST_FWD_ADDR={net.host_fwd_addr}: no answer to another"
+            " host leaves the guest's namespace"
+        )
+    return found
 
 
 def _contradictions_of_users(qemu: QemuConfig, limits: LimitsConfig) -> list[str]:

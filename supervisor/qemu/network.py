@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 NAME_SERVER = "198.18.0.53"
 
 #: What an agent dials, as its guest sees it: QEMU's user network has 10.0.2.2 stand for the
-#: loopback of QEMU's namespace. No forward has a port below 1024 there.
+#: loopback of QEMU's namespace. Forwards have ports above, unless the settings say otherwise.
 _DIALLED_PORT = 701
 DIALLED = f"10.0.2.2:{_DIALLED_PORT}"
 #: Connections of one agent at once. It has two.

@@ -45,11 +45,14 @@ async def stop(vm: Vm, dialled: Dialled) -> None:
 
 def _agent_of(vm: Vm, dialled: Dialled) -> DialledAgent:
     agent = dialled.of(vm.id)
-    if agent:
+    if not vm.record.options.dials:
+        why = "its agent does not dial"
+    elif agent is None or vm.status.is_held:
+        why = f"it is {vm.status}"
+    elif not vm.agent_ready:
+        why = f"its agent has not dialled{' again' if vm.agent_lost else ' yet'}"
+    else:
         return agent
-    why = "its agent does not dial"
-    if vm.record.options.dials:
-        why = f"it is {vm.status}" if vm.ended else "its agent has not dialled yet"
     raise Busy(f"VM {vm.id} cannot be asked for its computation: {why}")
 
 

@@ -23,6 +23,7 @@ from supervisor.errors import (
 )
 from supervisor.qemu import ports
 from supervisor.qemu.process import EXIT_LAG_S
+from supervisor.state import file_errors
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.secret import Secret
 from supervisor.state.status import VmState
@@ -31,6 +32,7 @@ from supervisor.vm.diagnosis import CONSOLE_BYTES, diagnose, how_agent_ended
 from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator
 
     from supervisor.agent.client import Agent
@@ -176,19 +178,36 @@ class Relay:
         """The same for an agent that dials the supervisor. Does not return."""
         vm = self._vm
         agent = DialledAgent(vm.id, target, vm.config.agent.dials, vm.commit)
-        with await trio.to_thread.run_sync(vm.dir.listen_dialled) as listener:
-            async with self._dialled.expect(vm.id, listener, agent):
-                await self._wait_ready(agent)
-                if vm.ending:
-                    await trio.sleep_forever()  # too late for a computation
-                if vm.reached(Phase.AGENT):
-                    vm.defer(EventKind.AGENT, {"address": target})
-                    log.info("agent ready", vm=vm.id, agent=target)
-                vm.note_agent(problem="")
-                watch = StreamWatch(vm, agent)
-                async with move_on_when(watch.run):
-                    await self._serve(agent, session, watch)
-                    await trio.sleep_forever()
+        async with self._dialled.expect(vm.id, await self._listen(), agent):
+            await self._wait_ready(agent)
+            if vm.ending:
+                await trio.sleep_forever()  # too late for a computation
+            if vm.reached(Phase.AGENT):
+                vm.defer(EventKind.AGENT, {"address": target})
+                log.info("agent ready", vm=vm.id, agent=target)
+            vm.note_agent(problem="")
+            watch = StreamWatch(vm, agent)
+            async with move_on_when(watch.run):
+                await self._serve(agent, session, watch)
+                await trio.sleep_forever()
+
+    async def _listen(self) -> socket.socket:
+        """What an agent that dials comes out at.
+
+        :raises HostError: if this host lacks something for that, and a run waits for its answer. A
+            VM that has answered does without, until the host has it
+        """
+        vm = self._vm
+        while True:
+            try:
+                return await trio.to_thread.run_sync(vm.dir.listen_dialled)
+            except OSError as error:
+                what, advice = file_errors.describe(error, vm.dir.path)
+                if vm.record.awaits_answer:
+                    raise HostError(what, advice=advice) from error
+                log.warning("an agent cannot dial", vm=vm.id, problem=what)
+                vm.note_agent(problem=what)
+            await trio.sleep(vm.config.timing.housekeeping_retry_s)
 
     async def _open(self, agent: Agent) -> None:
         """Let everybody call the agent of a guest that was reset. No computation does it there."""
@@ -286,6 +305,8 @@ class Relay:
         if vm.record.relay is RelayState.IDLE:
             await self._wait_assigned()
         if vm.record.relay is RelayState.WAITING:
+            if vm.record.options.dials:
+                await self._wait_ready(agent)  # its stream may have broken since
             await self._send(agent, session, watch)
 
     async def _wait_assigned(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 from google.protobuf import json_format
 
+from supervisor.agent import manifest
 from supervisor.errors import SupervisorError
 from supervisor.pb import cvms_pb2, manager_pb2, vm_pb2
 from tests.support.dialling_agent import Dialling, dialling
@@ -150,7 +151,7 @@ async def test_state_and_stop_over_both_wires(world: World) -> None:
             assert agent.stopped == ["c-1", "c-1"]
         await supervisor.vm(vm_id).until(lambda: supervisor.vm(vm_id).agent_lost)
         gone = await supervisor.http.get(path)
-        assert (gone.status_code, "its stream is not there" in gone.text) == (502, True)
+        assert (gone.status_code, "has not dialled again" in gone.text) == (409, True)
         await supervisor.http.post(f"/vms/{vm_id}/shutdown", json={"mode": "force"})
         over = await supervisor.http.get(path)
         assert (over.status_code, "it is shutoff" in over.text) == (409, True)
@@ -271,6 +272,99 @@ async def test_agent_that_opens_too_many_streams(world: World) -> None:
         assert set(codes[8:]) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
 
 
+async def test_agent_that_calls_other_methods(world: World) -> None:
+    """They do not exist, and each call would be work all the same."""
+    async with world.serve() as supervisor:
+        vm_id = await supervisor.begin(IN_JSON)
+        async with agent_of(world, vm_id):
+            await answered(supervisor, vm_id)
+        with grpc.insecure_channel(f"unix:{world.tmp / vm_id / 'out.sock'}") as channel:
+            call: Any = channel.unary_unary("/cvms.Service/Other")
+            codes = []
+            for _ in range(12):
+                with pytest.raises(grpc.RpcError) as raised:
+                    await supervisor.call(call, b"")
+                codes.append(raised.value.code())
+        assert codes[0] is grpc.StatusCode.UNIMPLEMENTED
+        assert grpc.StatusCode.UNAVAILABLE in codes
+
+
+async def test_many_who_ask_at_once(world: World) -> None:
+    """On one stream no two write at a time, and none comes between a manifest's parts."""
+    async with world.serve() as supervisor:
+        vm_id = await supervisor.begin(IN_JSON)
+        path, states = f"/vms/{vm_id}/computation", []
+
+        async def ask() -> None:
+            answer = await supervisor.http.get(path)
+            states.append((answer.status_code, answer.json()["state"]))
+
+        async with agent_of(world, vm_id), trio.open_nursery() as nursery:
+            await answered(supervisor, vm_id)
+            for _ in range(16):
+                nursery.start_soon(ask)
+        assert states == [(200, "ReceivingAlgorithm")] * 16
+
+
+async def test_what_is_no_message_and_what_nobody_asked_for(world: World) -> None:
+    async with world.serve_apart() as supervisor:
+        body = {"computation": list(IN_JSON)}
+        begun = await supervisor.http.post("/run", json=body, headers={"Prefer": "respond-async"})
+        vm_id = begun.json()["id"]
+        path = f"/vms/{vm_id}"
+        async with agent_of(world, vm_id) as agent:
+            await in_thread(agent.manifests.get)
+            agent.say_bytes(b"\x0a\x03\x0a\x01\xff")  # a log that is not UTF-8
+            for number in range(400):
+                answer = cvms_pb2.RunResponse(computation_id=str(number))
+                agent.say(run_res=answer)
+            agent.say(agent_log=cvms_pb2.AgentLog(message="\n" * 60_000))
+            assert (await supervisor.http.get(f"{path}/computation")).status_code == 200
+        await supervisor.http.post(f"{path}/shutdown", json={"mode": "force"})
+        told = [one for one in supervisor.log if "nobody asked" in one["message"]]
+        assert 0 < len(told) <= 202
+        assert not [one for one in supervisor.log if "DecodeError" in str(one)]
+
+
+async def test_host_that_cannot_listen_again(world: World) -> None:
+    """A VM that has answered is not ended for that."""
+    world.hasten(housekeeping_retry_s=0.05)
+    async with world.serve() as supervisor:
+        vm_id = await supervisor.begin(IN_JSON)
+        async with agent_of(world, vm_id):
+            await answered(supervisor, vm_id)
+            await supervisor.leave(await world.guest())
+    out = world.tmp / vm_id / "out.sock"
+    out.unlink()
+    out.mkdir()
+    async with world.serve() as supervisor:
+        vm = supervisor.vm(vm_id)
+        await vm.until(lambda: "out.sock" in vm.agent_problem)
+        out.rmdir()
+        # It tries until there is somebody.
+        async with agent_of(world, vm_id):
+            await vm.until(lambda: vm.agent_ready)
+        await supervisor.http.delete(f"/vms/{vm_id}")
+    await world.reap()
+
+
+async def test_paused_guest_is_not_asked(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = await supervisor.begin(IN_JSON)
+        async with agent_of(world, vm_id):
+            await answered(supervisor, vm_id)
+            await supervisor.http.post(f"/vms/{vm_id}/pause")
+            answer = await supervisor.http.get(f"/vms/{vm_id}/computation")
+            assert (answer.status_code, "it is paused" in answer.text) == (409, True)
+
+
+def test_manifest_whose_bytes_look_like_json() -> None:
+    """A field's length may be any character."""
+    for identifier in ("c" * 0x7B, "{" + "c" * 31):
+        whole = cvms_pb2.ComputationRunReq(id=identifier)
+        assert manifest.parse(whole.SerializeToString()) == whole
+
+
 async def test_way_in_that_is_no_vms(world: World) -> None:
     """The socket that grpc listens on knows nobody but whom the supervisor passes on."""
     async with world.serve() as supervisor:
@@ -341,7 +435,7 @@ async def test_guest_reads_whom_to_dial_and_nobody_asks_for_a_credential(world: 
         (b'{"name": "c"}', "has an id of 0 characters"),
         (b'{"id": "c", "algorithm": {"hash": "AAAA"}}', "an algorithm with a hash of 3 bytes"),
         (b'{"id": "c", "datasets": [{}]}', "a dataset with a hash of 0 bytes"),
-        (b'{"id": "%s"}' % (b"c" * 65536), "the limit of a manifest is 65536 in JSON"),
+        (b'{"id": "%s"}' % (b"c" * 32768), "the limit of a manifest is 32768 in JSON"),
         (b"\x0a" + bytes(1024 * 1024), "the limit of a manifest is 1048576"),
         (b"{" * 10_000, "is no manifest"),
     ],

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from supervisor.pb import cvms_pb2, cvms_pb2_grpc
+from supervisor.pb import cvms_pb2
 from tests.support.world import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    _Said = cvms_pb2.ClientStreamMessage | bytes
 
 FORWARDER = (("connection-type", "log-forwarder"),)
 
@@ -38,15 +40,23 @@ class Dialling:
         self._refuses = refuses
         self._silent = silent
         self._parts = b""
-        self._outgoing: queue.SimpleQueue[cvms_pb2.ClientStreamMessage | None] = queue.SimpleQueue()
-        stub = cvms_pb2_grpc.ServiceStub(channel)
+        self._outgoing: queue.SimpleQueue[_Said | None] = queue.SimpleQueue()
         metadata = (("job-id", vm_id), *(FORWARDER if forwards_logs else ()))
-        self._call: Any = stub.Process(iter(self._outgoing.get, None), metadata=metadata)
+        process: Any = channel.stream_stream(
+            "/cvms.Service/Process",
+            request_serializer=_serialised,
+            response_deserializer=cvms_pb2.ServerStreamMessage.FromString,
+        )
+        self._call = process(iter(self._outgoing.get, None), metadata=metadata)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def say(self, **member: Any) -> None:
         self._outgoing.put(cvms_pb2.ClientStreamMessage(**member))
+
+    def say_bytes(self, content: bytes) -> None:
+        """What is no message."""
+        self._outgoing.put(content)
 
     def end(self) -> None:
         """Have nothing more to say."""
@@ -96,6 +106,10 @@ class Dialling:
         if not self._silent:
             answer = cvms_pb2.RunResponse(computation_id=manifest.id, error=self._refuses)
             self.say(run_res=answer)
+
+
+def _serialised(said: _Said) -> bytes:
+    return said if isinstance(said, bytes) else said.SerializeToString()
 
 
 @contextmanager

@@ -496,6 +496,10 @@ def test_monitor_is_refused_with_what_replaces_it() -> None:
             {"MANAGER_AGENT_DIALS": "whole", "MANAGER_QEMU_GUEST_NETWORK": "open"},
             ["MANAGER_AGENT_DIALS=whole", "MANAGER_QEMU_GUEST_NETWORK=open"],
         ),
+        (
+            {"MANAGER_AGENT_DIALS": "whole", "MANAGER_QEMU_HOST_FWD_ADDR": "0.0.0.0"},
+            ["MANAGER_AGENT_DIALS=whole", "MANAGER_QEMU_HOST_FWD_ADDR=0.0.0.0"],
+        ),
         ({"MANAGER_HTTP_SERVER_CERT": "/c"}, ["MANAGER_HTTP_SERVER_KEY"]),
         ({"MANAGER_HTTP_SERVER_KEY": "/k"}, ["MANAGER_HTTP_SERVER_CERT"]),
         ({"MANAGER_GRPC_SERVER_CERT": "/c"}, ["MANAGER_GRPC_SERVER_KEY"]),
