@@ -112,7 +112,9 @@ async def test_connections_that_hang_are_given_up() -> None:
     async with network(hang=12) as one:
         assert '"id":"1"' in await meet(one)
         assert one.taken > 12
-        assert one.most_open < 6, "what was given up stays connected"
+        # Else all twelve would be open, and the one that is answered. How many are there at a time
+        # depends on how busy this machine is.
+        assert one.most_open < 12, "what was given up stays connected"
 
 
 async def test_slow_guest_is_given_the_time_it_needs() -> None:
