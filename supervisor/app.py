@@ -138,7 +138,8 @@ def examine(config: Config, clock: Clock) -> Host:
         raise HostError(problem.detail, advice=problem.advice)
     try:
         firmware.check_pair(config.qemu.firmware, descriptors)
-        check_image(config.qemu.disk)
+        if config.qemu.boots_disk:
+            check_image(config.qemu.disk)
     except LaunchError as error:
         # No error: the missing file can be added while the supervisor runs. Until then each run
         # fails with this error.

@@ -34,7 +34,7 @@ from supervisor.tee.judge import Layer
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from supervisor.config import Config, GrpcConfig, HttpConfig, QemuConfig
+    from supervisor.config import Config, DiskConfig, GrpcConfig, HttpConfig, QemuConfig
     from supervisor.errors import SupervisorError
     from supervisor.qemu.users import User
     from supervisor.tee.facts import HostFacts
@@ -289,8 +289,13 @@ def check_ovmf(config: QemuConfig) -> Check:
 
 
 def check_image(config: QemuConfig) -> Check:
-    disk = config.disk
     name = "base image"
+    if config.boots_disk:
+        return _check_disk(name, config.disk)
+    return Check(name, Verdict.OK, "none is booted: MANAGER_TEE_KERNEL is, without a disk")
+
+
+def _check_disk(name: str, disk: DiskConfig) -> Check:
     if not disk.file.exists():
         built = Path("img") / DISK
         make = "" if built.exists() else "build one with 'qmp-supervisor image build' and "
@@ -425,6 +430,8 @@ def check_guest_network(config: QemuConfig) -> Check:
         return _of_error(name, error)
     reached = "nothing" if config.net.guest is GuestNetwork.NONE else "public addresses"
     detail = f"MANAGER_QEMU_GUEST_NETWORK={config.net.guest}: guests reach {reached}"
+    if config.net.dials:
+        detail += ", and their agents this supervisor"
     return Check(name, Verdict.OK, detail)
 
 

@@ -49,7 +49,9 @@ def parse(computation: bytes) -> cvms_pb2.ComputationRunReq:
 def _check_hash(whose: str, digest: bytes) -> None:
     """The agent copies it without a look at its length, and would end."""
     if len(digest) != _HASH_BYTES:
-        raise _wrong(f"has {whose} with a hash of {len(digest)} bytes: SHA3-256 has 32")
+        raise _wrong(
+            f"has {whose} with a hash of {len(digest)} bytes: SHA3-256 has 32, in JSON as base64"
+        )
 
 
 def _wrong(why: str) -> InvalidRequest:

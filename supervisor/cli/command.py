@@ -62,6 +62,8 @@ def _line(config: QemuConfig, vm_id: str, vm_dir: VmDir) -> str:
     qemu = accel.find_qemu(config)
     decided, warnings = accel.decide(config, qemu)
     _explain(*warnings)
+    if config.net.dials:
+        _explain("with MANAGER_AGENT_DIALS a run's QEMU has shares, a namespace and no restrict=on")
     trial.check(config, qemu, decided)
     binary = trial.look_at(qemu, sudo=config.use_sudo)
     with PortPool(config.net).reserve() as forwards:

@@ -20,10 +20,17 @@ _LONGEST_REQUEST = 8 * MAX_COMPUTATION
 
 
 class Command(click.Command):
-    """Ends with `ExitCode.BAD_ARGUMENT` if it is called wrongly."""
+    """Ends with `ExitCode.BAD_ARGUMENT` if it is called wrongly.
+
+    What is said twice is wrong, too: of two expectations one would be dropped.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            for param in self.params:
+                if order.count(param) > 1 and not (param.multiple or param.nargs != 1):
+                    raise click.UsageError(f"{param.opts[-1]} is said twice", ctx)
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             error.show()
@@ -48,6 +55,8 @@ class FileContent(click.ParamType[bytes]):
                 content = opened.read(self._most + 1)
         except OSError as error:
             self.fail(f"{value}: {error.strerror}", param, ctx)
+        if not content:
+            self.fail(f"{value} is empty", param, ctx)  # as a download that failed is
         if len(content) > self._most:
             self.fail(f"{value}: longer than {self._most} bytes", param, ctx)
         return content
@@ -109,6 +118,8 @@ class SecurityVersions(click.ParamType[dict[str, int]]):
             if name not in TCB_PARTS or not number.isdecimal():
                 known = ", ".join(TCB_PARTS)
                 self.fail(f"{word.strip()!r} is not NAME=NUMBER with a NAME of {known}", param, ctx)
+            if name in found:
+                self.fail(f"{name} is said twice", param, ctx)
             found[name] = int(number)
         return found
 

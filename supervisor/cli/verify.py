@@ -187,6 +187,10 @@ def of_tdx(quote: bytes, as_json: bool, **given: Any) -> None:
     try:
         signers = certificate.load(given["tcb_signing"]) if given["tcb_signing"] else ()
         info, identity = given["tcb_info"], given["qe_identity"]
+        if given["tcb_signing"] and not (info or identity):
+            raise BadEvidence("--tcb-signing needs --tcb-info or --qe-identity, which it signed")
+        if given["allow_tcb_status"] and not info:
+            raise BadEvidence("--allow-tcb-status needs --tcb-info, which says the status")
         checks = verify_tdx.verify(
             tdx_quote.decode(decoded(quote)),
             _expected_of_quote(given),
@@ -201,6 +205,9 @@ def of_tdx(quote: bytes, as_json: bool, **given: Any) -> None:
 
 
 def _expected_of_quote(given: dict[str, Any]) -> verify_tdx.Expected:
+    registers = [number for number, _ in given["rtmr"]]
+    if len(registers) != len(set(registers)):
+        raise BadEvidence("a register of --rtmr is said twice")
     same = ("mrtd", "mrowner", "mrownerconfig", "attributes")
     return verify_tdx.Expected(
         report_data=_report_data(given),
@@ -262,9 +269,16 @@ def _launch_digest(given: dict[str, Any]) -> bytes:
     digest: bytes | None = given["digest"]
     if (digest is None) == (given["firmware"] is None):
         raise BadEvidence("say either --digest or --firmware")
-    if digest is not None:
-        return digest
     technology = sev.technology_of(given["policy"])
+    registers = given["vcpus"] or given["cpu"] or given["legacy_vm_type"]
+    if digest is not None:
+        if registers or given["kernel"] or given["initrd"] or given["cmdline"]:
+            raise BadEvidence("--digest is of everything: say no file, --cmdline, --vcpus or --cpu")
+        return digest
+    if registers and technology is not Technology.SEV_ES:
+        raise BadEvidence(
+            "--vcpus, --cpu and --legacy-vm-type are for SEV-ES, and the policy is of SEV"
+        )
     if technology is Technology.SEV_ES and not (given["vcpus"] and given["cpu"]):
         raise BadEvidence("the policy is of SEV-ES: say --vcpus and --cpu, which are measured")
     if not given["kernel"] and (given["initrd"] or given["cmdline"]):

@@ -281,6 +281,11 @@ class QemuConfig:
         return by_switch[self.enable_sev]
 
     @property
+    def boots_disk(self) -> bool:
+        """Whether runs boot the disk image. With agents that dial, a kernel takes its place."""
+        return not self.net.dials or self.tee.kernel is None
+
+    @property
     def memory_bytes(self) -> int:
         return size_in_bytes(self.memory_size)
 

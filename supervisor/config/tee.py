@@ -135,7 +135,8 @@ class TeeConfig:
     kernel: Path | None = setting(
         "MANAGER_TEE_KERNEL",
         None,
-        "kernel that confidential VMs boot directly, measured; VMs of CreateVm boot it as well",
+        "kernel that confidential VMs boot directly, measured; VMs of CreateVm, and those whose"
+        " agent dials, boot it as well",
         "MANAGER_QEMU_DISK_IMG_KERNEL_FILE",
     )
     initrd: Path | None = setting(

@@ -346,3 +346,16 @@ def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
         assert checks[name].verdict is OK, checks[name]
     assert checks["guest network"].verdict is OK
     assert all(check.advice for check in checks.values() if check.verdict is not OK)
+
+
+def test_guests_that_boot_no_disk(tmp_path: Path) -> None:
+    """Nobody is told to build an image that nothing boots."""
+    environ = {
+        "MANAGER_AGENT_DIALS": "chunked",
+        "MANAGER_TEE_KERNEL": str(tmp_path / "kernel"),
+        "MANAGER_QEMU_DISK_IMG_FILE": str(tmp_path / "missing"),
+    }
+    found = doctor.check_image(config.load(environ).qemu)
+    assert (found.verdict, "without a disk" in found.detail) == (doctor.Verdict.OK, True)
+    without = config.load({**environ, "MANAGER_AGENT_DIALS": "no"}).qemu
+    assert doctor.check_image(without).verdict is doctor.Verdict.FAIL

@@ -94,7 +94,13 @@ def test_computation_as_run_takes_it(tmp_path: Path, written: bytes) -> None:
         (("--chain", str(VECTORS / GOOD[0])), "not a certificate in DER or PEM"),
         (("--crl", str(VECTORS / GOOD[1])), "not a revocation list"),
         (("--computation", "/dev/zero"), "/dev/zero: longer than"),
-        (("--computation", "/dev/null", "--host-data", "00" * 32), "in two ways"),
+        (("--computation", str(VECTORS / "README.md"), "--host-data", "00" * 32), "in two ways"),
+        (("--computation", "/dev/null"), "/dev/null is empty"),
+        (("--chain", "/dev/null"), "/dev/null is empty"),
+        (("--crl", "/dev/null"), "/dev/null is empty"),
+        (("--measurement", "00" * 48, "--measurement", "11" * 48), "--measurement is said twice"),
+        (("--nonce", "00", "--nonce", "00"), "--nonce is said twice"),
+        (("--minimum-tcb", "snp=9,snp=8"), "snp is said twice"),
         (("--verbose",), "No such option"),
     ],
 )
@@ -157,6 +163,22 @@ def test_evidence_that_cannot_be_read_as_json(tmp_path: Path, content: bytes, co
 def tdx(version: int, *options: str) -> Result:
     quote = str(VECTORS / f"tdx{version}.dat")
     return CliRunner().invoke(main, ["verify", "tdx", quote, *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--tcb-info", "/dev/null"), "/dev/null is empty"),
+        (("--qe-identity", "/dev/null"), "/dev/null is empty"),
+        (("--tcb-signing", str(VECTORS / GOOD[1])), "--tcb-signing needs --tcb-info"),
+        (("--allow-tcb-status", "OutOfDate"), "--allow-tcb-status needs --tcb-info"),
+        (("--rtmr", "1=" + "00" * 48, "--rtmr", "1=" + "11" * 48), "is said twice"),
+    ],
+)
+def test_what_would_not_be_compared_is_refused(options: tuple[str, ...], problem: str) -> None:
+    """Who says what should be compared must not be told that all is well."""
+    done = tdx(5, *AT, *options)
+    assert (done.exit_code, problem in done.output) == (4, True), done.output
 
 
 @pytest.mark.parametrize(
