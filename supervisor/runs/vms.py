@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from supervisor.agent import dialled
-from supervisor.agent.dialled import Dialled
+from supervisor.agent.dialled_server import Dialled
 from supervisor.config import RestartPolicy, Tee
 from supervisor.errors import Busy, LaunchError, Stopping, SupervisorError, VmNotFound
 from supervisor.qemu.host import is_shutting_down

@@ -14,7 +14,8 @@ from supervisor.pb import cvms_pb2
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from supervisor.agent.dialled import Dialled, DialledAgent
+    from supervisor.agent.dialled import DialledAgent
+    from supervisor.agent.dialled_server import Dialled
     from supervisor.vm.vm import Vm
 
 

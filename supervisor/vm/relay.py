@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from supervisor.agent.client import Agent
-    from supervisor.agent.dialled import Dialled
+    from supervisor.agent.dialled_server import Dialled
     from supervisor.templates.registry import Templates
     from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm

@@ -31,7 +31,7 @@ from supervisor.vm.qmp_events import QmpEvents
 from supervisor.vm.relay import Relay
 
 if TYPE_CHECKING:
-    from supervisor.agent.dialled import Dialled
+    from supervisor.agent.dialled_server import Dialled
     from supervisor.qemu.host import Host
     from supervisor.qemu.ports import PortPool
     from supervisor.qemu.process import ProcessId
