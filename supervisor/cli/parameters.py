@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from supervisor.cli.computations import computation
-from supervisor.config import MAX_COMPUTATION
-from supervisor.errors import InvalidRequest
+from supervisor.cli.environment import fail
+from supervisor.cli.output import print_json
+from supervisor.config import MAX_COMPUTATION, Policy
+from supervisor.errors import InvalidRequest, SupervisorError
+from supervisor.tee import policy
 from supervisor.tee.checks import ExitCode
-from supervisor.tee.evidence import MAX_BYTES, BadEvidence, from_hex
+from supervisor.tee.evidence import MAX_BYTES, BadEvidence, Unsupported, from_hex
+from supervisor.tee.facts import Technology
 from supervisor.tee.snp.report import TCB_PARTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 #: As an array, a byte takes up to five characters, and more if it is laid out.
 _LONGEST_REQUEST = 8 * MAX_COMPUTATION
 
 
 class Command(click.Command):
-    """Ends with `ExitCode.BAD_ARGUMENT` if it is called wrongly.
+    """Ends with an `ExitCode` if it is called wrongly, or of what it cannot read.
 
-    What is said twice is wrong, too: of two expectations one would be dropped.
+    With ``--json`` a program is told so in the form of a verdict. What is said twice is wrong, too:
+    of two expectations one would be dropped.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        as_json = "--json" in args
         try:
             _, _, order = self.make_parser(ctx).parse_args(list(args))
             for param in self.params:
@@ -33,8 +44,28 @@ class Command(click.Command):
                     raise click.UsageError(f"{param.opts[-1]} is said twice", ctx)
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            error.show()
-            ctx.exit(ExitCode.BAD_ARGUMENT)
+            if not as_json:
+                error.show()
+                ctx.exit(ExitCode.BAD_ARGUMENT)
+            _end(ctx, error.format_message(), ExitCode.BAD_ARGUMENT, as_json=True)
+        except Unsupported as error:
+            _end(ctx, str(error), ExitCode.UNSUPPORTED, as_json=as_json)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SupervisorError as error:
+            unknown = isinstance(error, Unsupported)
+            code = ExitCode.UNSUPPORTED if unknown else ExitCode.BAD_ARGUMENT
+            _end(ctx, str(error), code, as_json=bool(ctx.params.get("as_json")))
+
+
+def _end(ctx: click.Context, problem: str, code: ExitCode, *, as_json: bool) -> NoReturn:
+    if as_json:
+        print_json({"verified": False, "exit_code": int(code), "checks": [], "problem": problem})
+    else:
+        fail(problem)
+    ctx.exit(code)
 
 
 class FileContent(click.ParamType[bytes]):
@@ -60,6 +91,25 @@ class FileContent(click.ParamType[bytes]):
         if len(content) > self._most:
             self.fail(f"{value}: longer than {self._most} bytes", param, ctx)
         return content
+
+
+class Parsed(click.ParamType[T]):
+    """What a file's content is read into.
+
+    :param read: raises `BadEvidence` or `Unsupported`
+    """
+
+    name = "file"
+
+    def __init__(self, read: Callable[[bytes], T]) -> None:
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
+        content = FileContent().convert(value, param, ctx)
+        try:
+            return self._read(content)
+        except BadEvidence as error:
+            self.fail(f"{value}: {error}", param, ctx)
 
 
 class Computation(FileContent):
@@ -134,6 +184,20 @@ class Number(click.ParamType[int]):
             return value if isinstance(value, int) else int(value, 0)
         except ValueError:
             self.fail(f"{value!r} is no number such as 0x30000", param, ctx)
+
+
+class SnpPolicy(Number):
+    """A policy of SEV-SNP, in hex or decimal, or in words as a run has it."""
+
+    name = "number|words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int) or value[:1].isdigit():
+            return super().convert(value, param, ctx)
+        try:
+            return policy.encode(Technology.SEV_SNP, Policy.read(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Version(click.ParamType[tuple[int, int]]):

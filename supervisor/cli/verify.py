@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
-from supervisor.cli.environment import fail
 from supervisor.cli.output import as_json, print_json, stdout
 from supervisor.cli.parameters import (
     Command,
@@ -20,15 +19,16 @@ from supervisor.cli.parameters import (
     FileContent,
     Hex,
     Number,
+    Parsed,
     Registers,
     SecurityVersions,
+    SnpPolicy,
     Version,
 )
 from supervisor.config import PolicyWord
-from supervisor.errors import SupervisorError
 from supervisor.tee import binding, certificate, sev
-from supervisor.tee.checks import ExitCode, Verdict, document, exit_code
-from supervisor.tee.evidence import BadEvidence, Unsupported, decoded
+from supervisor.tee.checks import Verdict, document, exit_code
+from supervisor.tee.evidence import BadEvidence, decoded
 from supervisor.tee.facts import Technology
 from supervisor.tee.measure import Measured, measure
 from supervisor.tee.snp import kds, table
@@ -41,7 +41,12 @@ from supervisor.tee.tdx import verify as verify_tdx
 from supervisor.tee.tdx.quote import Attribute
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from supervisor.tee.certificate import Certificate
     from supervisor.tee.checks import Check
+    from supervisor.tee.snp.report import Report
+    from supervisor.tee.tdx.quote import Quote
 
 T = TypeVar("T")
 
@@ -59,23 +64,34 @@ _OPTIONS = {
     "REPORTDATA": "--nonce",
 }
 
+_certificates = Parsed(certificate.load)
+
+
+def _snp_report(content: bytes) -> tuple[Report, Mapping[str, bytes]]:
+    """With the host's certificates, if there are any behind it."""
+    found, at_hand = table.split(decoded(content))
+    return snp_report.decode(found), at_hand
+
+
 #: Of both kinds of evidence.
 _nonce = click.option("--nonce", type=Hex(64, fill=True), help="What you asked with.")
 _tls_certificate = click.option(
     "--tls-certificate",
-    type=FileContent(),
+    type=_certificates,
     help="What the agent showed you over TLS: the evidence must be of its key and --nonce.",
 )
 _allow_debug = click.option("--allow-debug", is_flag=True, help="Let one pass that can be read.")
 _allow_migration = click.option(
     "--allow-migration", is_flag=True, help="Let one pass that an agent can take over."
 )
-_crl = click.option("--crl", type=FileContent(), help="The maker's revocation list.")
+_crl = click.option(
+    "--crl", type=Parsed(certificate.load_list), help="The maker's revocation list."
+)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _at = click.option(
     "--at",
-    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
-    help="When all that is signed must be valid; default now. UTC.",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]),
+    help="When all that is signed must be valid; default now. UTC, if it names no zone.",
 )
 
 
@@ -93,13 +109,13 @@ def verify() -> None:
 
 
 @verify.command("snp", cls=Command)
-@click.argument("report", type=FileContent())
+@click.argument("report", type=Parsed(_snp_report))
 @click.option(
     "--leaf",
-    type=FileContent(),
+    type=_certificates,
     help="Certificate of the key that signed, if it is not in REPORT: a VCEK or a VLEK.",
 )
-@click.option("--chain", type=FileContent(), help="Certificates above it, if not those shipped.")
+@click.option("--chain", type=_certificates, help="Certificates above it, if not those shipped.")
 @click.option("--measurement", type=Hex(48), help="The launch digest that you expect.")
 @click.option(
     "--computation", type=Computation(), help="Its SHA-256 must be the host data. As run takes it."
@@ -107,7 +123,11 @@ def verify() -> None:
 @click.option("--host-data", type=Hex(32), help="The host data, if not of a computation.")
 @click.option("--id-key-digest", type=Hex(48), help="SHA-384 of the key of the ID block.")
 @click.option("--author-key-digest", type=Hex(48), help="SHA-384 of the author's key.")
-@click.option("--policy", type=Number(), help="The policy that the guest must have, bit for bit.")
+@click.option(
+    "--policy",
+    type=SnpPolicy(),
+    help="The policy that the guest must have, bit for bit; or as a run has it, such as no-smt.",
+)
 @click.option("--vmpl", type=click.IntRange(0, 3), default=0, help="Least trusted level allowed.")
 @click.option(
     "--minimum-tcb", type=SecurityVersions(), help="Such as bootloader=3,snp=8,microcode=115."
@@ -119,25 +139,27 @@ def verify() -> None:
 @_crl
 @_at
 @as_json
-def of_snp(report: bytes, leaf: bytes | None, as_json: bool, **given: Any) -> None:
+def of_snp(
+    report: tuple[Report, Mapping[str, bytes]],
+    leaf: list[Certificate] | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Verify an SEV-SNP attestation report (versions 2 to 5).
 
     REPORT may have the host's table of certificates behind it, as guests get it.
 
     Tried with real reports and certificates of Milan, versions 2 and 3.
     """
-    try:
-        found, at_hand = table.split(decoded(report))
-        checks = verify_snp.verify(
-            snp_report.decode(found),
-            certificate.load(leaf)[0] if leaf else table.leaf(at_hand),
-            certificate.load(given["chain"]) if given["chain"] else (),
-            _expected_of_report(given),
-            _time(given),
-            revocations=given["crl"],
-        )
-    except SupervisorError as error:
-        _end(error, as_json=as_json)
+    found, at_hand = report
+    checks = verify_snp.verify(
+        found,
+        leaf[0] if leaf else table.leaf(at_hand),
+        given["chain"] or (),
+        _expected_of_report(given),
+        _time(given),
+        revocations=given["crl"],
+    )
     _show(checks, as_json=as_json)
 
 
@@ -153,7 +175,7 @@ def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
 
 
 @verify.command("tdx", cls=Command)
-@click.argument("quote", type=FileContent())
+@click.argument("quote", type=Parsed(lambda content: tdx_quote.decode(decoded(content))))
 @click.option("--mrtd", type=Hex(48), help="The launch digest that you expect.")
 @click.option("--rtmr", type=Registers(), multiple=True, help="A register, such as 1=HEX.")
 @click.option(
@@ -165,7 +187,7 @@ def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
 @click.option("--attributes", type=Number(), help="The TD's attributes, bit for bit.")
 @click.option("--tcb-info", type=FileContent(), help="Intel's TCB info of such platforms.")
 @click.option("--qe-identity", type=FileContent(), help="Intel's identity of the quoting enclave.")
-@click.option("--tcb-signing", type=FileContent(), help="Certificate that signed these two.")
+@click.option("--tcb-signing", type=_certificates, help="Certificate that signed these two.")
 @click.option(
     "--allow-tcb-status",
     type=click.Choice(collateral.ALLOWABLE),
@@ -179,28 +201,25 @@ def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
 @_crl
 @_at
 @as_json
-def of_tdx(quote: bytes, as_json: bool, **given: Any) -> None:
+def of_tdx(quote: Quote, as_json: bool, **given: Any) -> None:
     """Verify an Intel TDX quote (versions 4 and 5).
 
     Tried with real quotes, one of each version; collateral was tried with what the tests sign.
     """
-    try:
-        signers = certificate.load(given["tcb_signing"]) if given["tcb_signing"] else ()
-        info, identity = given["tcb_info"], given["qe_identity"]
-        if given["tcb_signing"] and not (info or identity):
-            raise BadEvidence("--tcb-signing needs --tcb-info or --qe-identity, which it signed")
-        if given["allow_tcb_status"] and not info:
-            raise BadEvidence("--allow-tcb-status needs --tcb-info, which says the status")
-        checks = verify_tdx.verify(
-            tdx_quote.decode(decoded(quote)),
-            _expected_of_quote(given),
-            _time(given),
-            info=collateral.tcb_info(info, signers, pck.root()) if info else None,
-            identity=collateral.qe_identity(identity, signers, pck.root()) if identity else None,
-            revocations=given["crl"],
-        )
-    except SupervisorError as error:
-        _end(error, as_json=as_json)
+    signers = given["tcb_signing"] or ()
+    info, identity = given["tcb_info"], given["qe_identity"]
+    if signers and not (info or identity):
+        raise BadEvidence("--tcb-signing needs --tcb-info or --qe-identity, which it signed")
+    if given["allow_tcb_status"] and not info:
+        raise BadEvidence("--allow-tcb-status needs --tcb-info, which says the status")
+    checks = verify_tdx.verify(
+        quote,
+        _expected_of_quote(given),
+        _time(given),
+        info=collateral.tcb_info(info, signers, pck.root()) if info else None,
+        identity=collateral.qe_identity(identity, signers, pck.root()) if identity else None,
+        revocations=given["crl"],
+    )
     _show(checks, as_json=as_json)
 
 
@@ -220,8 +239,10 @@ def _expected_of_quote(given: dict[str, Any]) -> verify_tdx.Expected:
 
 
 @verify.command("sev", cls=Command)
-@click.argument("measurement", type=FileContent())
-@click.option("--tik", type=FileContent(), required=True, help="Your transport integrity key.")
+@click.argument("measurement", type=Parsed(sev.read_measurement))
+@click.option(
+    "--tik", type=Parsed(sev.read_key), required=True, help="Your transport integrity key."
+)
 @click.option("--policy", type=Number(), required=True, help="The policy that the guest has.")
 @click.option(
     "--api", type=Version(), required=True, help="Of the SEV firmware, MAJOR.MINOR, by query-sev."
@@ -243,7 +264,7 @@ def _expected_of_quote(given: dict[str, Any]) -> verify_tdx.Expected:
 @click.option("--allow-send", is_flag=True, help="Let one pass that another machine may get.")
 @click.option("--allow-key-sharing", is_flag=True, help="Let one pass that shares its key.")
 @as_json
-def of_sev(measurement: bytes, tik: bytes, as_json: bool, **given: Any) -> None:
+def of_sev(measurement: sev.LaunchMeasurement, tik: bytes, as_json: bool, **given: Any) -> None:
     """Verify the launch measurement of an SEV or SEV-ES guest.
 
     Held against libvirt's virt-qemu-sev-validate. No measurement of a real processor was at hand.
@@ -251,17 +272,14 @@ def of_sev(measurement: bytes, tik: bytes, as_json: bool, **given: Any) -> None:
     words = (PolicyWord.DEBUG, PolicyWord.SEND, PolicyWord.KEY_SHARING)
     major, minor = given["api"]
     allowed = (word for word in words if given[f"allow_{word.replace('-', '_')}"])
-    try:
-        checks = sev.verify(
-            sev.read_measurement(measurement),
-            sev.read_key(tik),
-            sev.Platform(major, minor, given["build_id"]),
-            given["policy"],
-            _launch_digest(given),
-            frozenset(allowed),
-        )
-    except SupervisorError as error:
-        _end(error, as_json=as_json)
+    checks = sev.verify(
+        measurement,
+        tik,
+        sev.Platform(major, minor, given["build_id"]),
+        given["policy"],
+        _launch_digest(given),
+        frozenset(allowed),
+    )
     _show(checks, as_json=as_json)
 
 
@@ -303,7 +321,7 @@ def _report_data(given: dict[str, Any]) -> bytes | None:
         return nonce
     if nonce is None:
         raise BadEvidence("--tls-certificate needs the --nonce that you asked with")
-    return binding.report_data(certificate.load(given["tls_certificate"])[0].public_key, nonce)
+    return binding.report_data(given["tls_certificate"][0].public_key, nonce)
 
 
 def _bound(given: dict[str, Any], member: str, technology: Technology) -> bytes | None:
@@ -324,34 +342,22 @@ def _allowed(given: dict[str, Any], debug: T, migration: T) -> frozenset[T]:
 
 def _time(given: dict[str, Any]) -> datetime:
     at: datetime | None = given["at"]
-    return at.replace(tzinfo=UTC) if at else datetime.now(UTC)
+    if at is None:
+        return datetime.now(UTC)
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 @click.command(cls=Command)
-@click.argument("report", type=FileContent())
+@click.argument("report", type=Parsed(_snp_report))
 @click.option("--product", type=click.Choice([str(one) for one in Product]), help="If asked for.")
-def fetch_certs(report: bytes, product: str | None) -> None:
+def fetch_certs(report: tuple[Report, Mapping[str, bytes]], product: str | None) -> None:
     """Print where AMD has the certificates for a report, for those who have a network.
 
     Nothing is fetched. A report of version 2 does not say which processor it is of.
     """
-    try:
-        found, _ = table.split(decoded(report))
-        urls = kds.urls(snp_report.decode(found), Product(product) if product else None)
-    except SupervisorError as error:
-        _end(error)
+    urls = kds.urls(report[0], Product(product) if product else None)
     for file, url in urls.items():
         click.echo(f"curl -sSf -o {file} '{url}'")
-
-
-def _end(error: SupervisorError, *, as_json: bool = False) -> NoReturn:
-    """What cannot be read is told to a program in the same form as what was."""
-    bad = ExitCode.UNSUPPORTED if isinstance(error, Unsupported) else ExitCode.BAD_ARGUMENT
-    if as_json:
-        print_json({"verified": False, "exit_code": int(bad), "checks": [], "problem": str(error)})
-    else:
-        fail(error)
-    raise SystemExit(bad)
 
 
 def _show(checks: list[Check], *, as_json: bool) -> None:
@@ -359,21 +365,21 @@ def _show(checks: list[Check], *, as_json: bool) -> None:
     if as_json:
         print_json(document(checks))
         raise SystemExit(code)
-    columns = {
-        "FIELD": [one.field for one in checks],
-        "VERDICT": [str(one.verdict) for one in checks],
-        "FOUND": [one.found for one in checks],
-        "EXPECTED": [one.expected for one in checks],
-        "WHY": [one.why for one in checks],
-    }
-    filled = {heading: cells for heading, cells in columns.items() if any(cells)}
-    table = Table(*filled, box=None, pad_edge=False)
-    for one, cells in zip(checks, zip(*filled.values(), strict=True), strict=True):
-        table.add_row(*(cell or "-" for cell in cells), style=_STYLES.get(one.verdict, ""))
-    stdout().print(table)
-    bad = [one.field for one in checks if one.verdict in (Verdict.FAILED, Verdict.INSECURE)]
-    stdout().print(f"not verified: {', '.join(bad)}" if bad else "verified")
-    for field in (one.field for one in checks if one.verdict is Verdict.NOT_COMPARED):
-        if option := _OPTIONS.get(field):
-            stdout().print(f"{field} was not compared: say {option}")
+    console = stdout()
+    rows = Table("FIELD", "VERDICT", Column("FOUND", overflow="fold"), box=None, pad_edge=False)
+    for one in checks:
+        rows.add_row(one.field, one.verdict, one.found or "-", style=_STYLES.get(one.verdict, ""))
+    console.print(rows)
+    bad = [one for one in checks if one.verdict in (Verdict.FAILED, Verdict.INSECURE)]
+    console.print(f"not verified: {', '.join(one.field for one in bad)}" if bad else "verified")
+    for one in bad:
+        # In lines of their own, so that values of any length can be held against each other.
+        console.print(f"{one.field}: {one.why or 'it is not what it should be'}")
+        console.print(f"  found:    {one.found}", soft_wrap=True)
+        if one.expected:
+            console.print(f"  expected: {one.expected}", soft_wrap=True)
+    for one in (one for one in checks if one.verdict is Verdict.NOT_COMPARED):
+        advice = f"say {option}" if (option := _OPTIONS.get(one.field)) else one.why
+        if advice:
+            console.print(f"{one.field} was not compared: {advice}")
     raise SystemExit(code)

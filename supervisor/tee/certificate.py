@@ -175,34 +175,62 @@ def validity(found: Certificate, at: datetime) -> Check:
     )
 
 
-def revocation(
-    content: bytes, of: Iterable[Certificate], authority: Certificate, at: datetime
-) -> Check:
-    """Whether an authority's list says that one of its certificates is no longer to be believed.
+@attrs.frozen
+class RevocationList:
+    """An authority's list of certificates that are no longer to be believed, read.
 
-    :param content: the list, in DER or PEM
-    :raises BadEvidence: if it is not a list
+    :param revoked: serial numbers
+    :param until: when a newer one is due; None if it does not say
+    """
+
+    revoked: frozenset[int]
+    until: datetime | None
+    _signed: bytes = attrs.field(repr=False)
+    _signature: bytes = attrs.field(repr=False)
+    _algorithm: str = attrs.field(repr=False)
+
+    def signed_by(self, authority: Certificate) -> bool:
+        """Whether the authority's key made this list's signature."""
+        return signed_by(authority.public_key, self._signed, self._signature, self._algorithm)
+
+
+def load_list(content: bytes) -> RevocationList:
+    """The revocation list of a file, in DER or PEM.
+
+    :raises BadEvidence: if it is not one
     """
     content = decoded(content)
-    field = "revocation list"
     try:
         parsed = crl.CertificateList.load(
             pem.unarmor(content)[2] if pem.detect(content) else content, strict=True
         )
         inner = parsed["tbs_cert_list"]
-        algorithm = parsed["signature_algorithm"]["algorithm"].native
-        signed, signature = inner.dump(), parsed.signature
-        revoked = {one["user_certificate"].native for one in inner["revoked_certificates"]}
         until = inner["next_update"].native
-        until = None if until is None else _moment(until)
+        return RevocationList(
+            revoked=frozenset(
+                one["user_certificate"].native for one in inner["revoked_certificates"]
+            ),
+            until=None if until is None else _moment(until),
+            signed=inner.dump(),
+            signature=parsed.signature,
+            algorithm=parsed["signature_algorithm"]["algorithm"].native,
+        )
     except MALFORMED as error:
         raise BadEvidence(f"not a revocation list in DER or PEM: {error}") from error
-    if not signed_by(authority.public_key, signed, signature, algorithm):
+
+
+def revocation(
+    found: RevocationList, of: Iterable[Certificate], authority: Certificate, at: datetime
+) -> Check:
+    """Whether an authority's list says that one of its certificates is no longer to be believed."""
+    field = "revocation list"
+    if not found.signed_by(authority):
         return check(
             field, "somebody else's", good=False, expected=f"signed by {authority.subject}"
         )
-    if until is not None and at > until:
-        return check(field, f"valid until {until:%Y-%m-%d}", good=False, why="fetch a new one")
+    if found.until is not None and at > found.until:
+        until = f"valid until {found.until:%Y-%m-%d}"
+        return check(field, until, good=False, why="fetch a new one")
     # Every VCEK has the number 0.
-    bad = [one.subject for one in of if one.serial and one.serial in revoked]
+    bad = [one.subject for one in of if one.serial and one.serial in found.revoked]
     return check(field, f"revokes {', '.join(bad)}" if bad else "revokes none of these", not bad)

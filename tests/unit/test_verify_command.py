@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.cli import main
+from supervisor.cli import main, output
 from supervisor.tee.evidence import BadEvidence
 from supervisor.tee.snp import table
 from tests.unit.test_verify_snp import VECTORS
@@ -51,6 +51,9 @@ def snp(files: tuple[str, str], *options: str) -> Result:
         (GOOD, (*AT, "--minimum-tcb", "snp=9"), 1),
         (GOOD, (*AT, "--policy", "0x3001f"), 0),
         (GOOD, (*AT, "--policy", "0x13001f"), 1),
+        (GOOD, ("--at", "2025-06-01T00:00:00Z"), 0),
+        (GOOD, ("--at", "2030-01-24T19:00:00+02:00"), 0),
+        (GOOD, ("--at", "2030-01-24T19:00:00"), 1),
         (GOOD, (*AT, "--measurement", "00" * 48), 1),
         (GOOD, (*AT, "--host-data", "00" * 32), 0),
         (GOOD, (*AT, "--chain", str(VECTORS / "sev-cert_chain_milan")), 0),
@@ -87,12 +90,14 @@ def test_computation_as_run_takes_it(tmp_path: Path, written: bytes) -> None:
         (("--measurement", "00"), "has 1 bytes, not 48"),
         (("--minimum-tcb", "snp"), "'snp' is not NAME=NUMBER"),
         (("--minimum-tcb", "psp=1"), "fmc, bootloader, tee, snp, microcode"),
-        (("--policy", "debug"), "no number such as 0x30000"),
+        (("--policy", "0x30000z"), "no number such as 0x30000"),
+        (("--policy", "no-debugging"), "did you mean 'no-debug'?"),
+        (("--policy", "no-send"), "SEV-SNP does not know the word 'send'"),
         (("--vmpl", "4"), "4 is not in the range"),
         (("--at", "today"), "does not match the formats"),
         (("--chain", "/no/such/file"), "/no/such/file: No such file or directory"),
-        (("--chain", str(VECTORS / GOOD[0])), "not a certificate in DER or PEM"),
-        (("--crl", str(VECTORS / GOOD[1])), "not a revocation list"),
+        (("--chain", str(VECTORS / GOOD[0])), f"'--chain': {VECTORS / GOOD[0]}: not a certificate"),
+        (("--crl", str(VECTORS / GOOD[1])), f"'--crl': {VECTORS / GOOD[1]}: not a revocation list"),
         (("--computation", "/dev/zero"), "/dev/zero: longer than"),
         (("--computation", str(VECTORS / "README.md"), "--host-data", "00" * 32), "in two ways"),
         (("--computation", "/dev/null"), "/dev/null is empty"),
@@ -119,6 +124,25 @@ def test_bad_and_unsupported_reports(tmp_path: Path) -> None:
         (tmp_path / "report").write_bytes(report)
         done = snp((str(tmp_path / "report"), GOOD[1]))
         assert (done.exit_code, problem in done.output) == (code, True), done.output
+
+
+@pytest.mark.parametrize(("words", "right"), [("smt,no-debug", True), ("no-smt", False)])
+def test_policy_in_words(words: str, right: bool) -> None:
+    """As a run has them; what they leave open is as runs have it."""
+    done = snp(GOOD, *AT, "--policy", words, "--json")
+    checks = {one["field"]: one for one in json.loads(done.output)["checks"]}
+    assert (checks["policy: smt"]["verdict"] == "ok") is right
+    assert checks["policy: rapl_dis"]["verdict"] == "ok"
+
+
+def test_failures_are_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However narrow the terminal is, values can be held against each other."""
+    monkeypatch.setattr(output, "_PIPE_WIDTH", 80)
+    lines = snp(GOOD, *AT, "--measurement", "11" * 48).output.splitlines()
+    at = lines.index("measurement: it is not what it should be")
+    assert lines[at + 1].startswith("  found:    a1f39304")
+    assert [len(line) for line in lines[at + 1 : at + 3]] == [12 + 96] * 2
+    assert lines[at + 2] == f"  expected: {'11' * 48}"
 
 
 def test_computation_is_not_the_reports(tmp_path: Path) -> None:
@@ -158,6 +182,21 @@ def test_evidence_that_cannot_be_read_as_json(tmp_path: Path, content: bytes, co
     answer = json.loads(done.stdout)
     assert (answer["verified"], answer["exit_code"], done.exit_code) == (False, code, code)
     assert "report" in answer["problem"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--chain", "/no/such/file"), "/no/such/file: No such file or directory"),
+        (("--nonce", "00", "--nonce", "00"), "--nonce is said twice"),
+        (("--host-data", "00" * 32, "--computation", str(VECTORS / "README.md")), "in two ways"),
+    ],
+)
+def test_bad_arguments_as_json(options: tuple[str, ...], problem: str) -> None:
+    done = snp(GOOD, "--json", *options)
+    answer = json.loads(done.stdout)
+    assert (answer["verified"], answer["exit_code"], done.exit_code) == (False, 4, 4)
+    assert problem in answer["problem"]
 
 
 def tdx(version: int, *options: str) -> Result:

@@ -367,7 +367,7 @@ def test_revoked_signer(chip: Chip) -> None:
 
     def listed(revocations: bytes) -> list[str]:
         return wrong(verify(found, chip.leaf, (), Expected(), NOW, trusted=[amd().roots],
-                            revocations=revocations))  # fmt: skip
+                            revocations=certificate.load_list(revocations)))  # fmt: skip
 
     assert listed(amd().revocations(5)) == []
     assert listed(amd().revocations(77)) == ["revocation list"]

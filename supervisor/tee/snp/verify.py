@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from supervisor.tee.certificate import Certificate
+    from supervisor.tee.certificate import Certificate, RevocationList
     from supervisor.tee.snp.endorsement import Leaf, Roots
     from supervisor.tee.snp.report import Product, Report
 
@@ -61,7 +61,7 @@ def verify(
     expected: Expected,
     at: datetime,
     *,
-    revocations: bytes | None = None,
+    revocations: RevocationList | None = None,
     trusted: Sequence[Roots] | None = None,
 ) -> list[Check]:
     """All that can be said of a report.
@@ -69,10 +69,9 @@ def verify(
     :param leaf: the certificate of the key that signed it
     :param given: certificates between the leaf and AMD's root, if they are not this package's
     :param at: when the certificates must be valid
-    :param revocations: AMD's list for the product, in DER or PEM
+    :param revocations: AMD's list for the product
     :param trusted: AMD's roots, if not this package's
     :raises Unsupported: if nobody has signed the report, or by a key that is not known
-    :raises BadEvidence: if the list cannot be read
     """
     if report.signing_key in (None, SigningKey.NONE):
         raise Unsupported("the report is not signed by a VCEK or a VLEK")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from supervisor.tee.certificate import Certificate
+    from supervisor.tee.certificate import Certificate, RevocationList
     from supervisor.tee.tdx.collateral import QeIdentity, TcbInfo
     from supervisor.tee.tdx.quote import QeReport, Quote, TdReport
 
@@ -68,15 +68,15 @@ def verify(
     *,
     info: TcbInfo | None = None,
     identity: QeIdentity | None = None,
-    revocations: bytes | None = None,
+    revocations: RevocationList | None = None,
     root: Certificate | None = None,
 ) -> list[Check]:
     """All that can be said of a quote.
 
     :param at: when certificates and collateral must be valid
-    :param revocations: the list of the authority of the PCK's certificate, in DER or PEM
+    :param revocations: the list of the authority of the PCK's certificate
     :param root: Intel's, if not this package's
-    :raises BadEvidence: if the quote's certificates or the list cannot be read
+    :raises BadEvidence: if the quote's certificates cannot be read
     """
     given = certificate.load(quote.pck_chain)
     leaf, root = given[0], root or pck.root()
