@@ -43,7 +43,7 @@ from supervisor.api.sockets import (
 from supervisor.bridge import open_loop
 from supervisor.config import WITHOUT_EFFECT, Auth, OnStop
 from supervisor.errors import HostError, LaunchError
-from supervisor.qemu import accel, confine, firmware, groups, network, trial, users
+from supervisor.qemu import accel, confine, firmware, groups, measured, network, trial, users
 from supervisor.qemu.host import Clock, Host
 from supervisor.runs.nursery import open_service
 from supervisor.state.disk import check_image
@@ -161,15 +161,19 @@ def _about_tee(config: Config, decided: Accel) -> list[str]:
     """:raises HostError: if the technology does not know the policy, or a key is no key"""
     if key := config.qemu.tee.signing_key:
         corim.load_key(key)
+    # No error, as with the disk: each run that needs the file fails with this until it is there.
+    found = [str(error) for error in measured.problems(config.qemu.tee)]
+    words = config.qemu.tee.policy
+    problem = policy.conflict(words, decided.tee)
+    if problem and decided.tee:
+        raise HostError(problem, advice="change MANAGER_TEE_POLICY")
+    if problem:
+        found.append(f"no guest can have MANAGER_TEE_POLICY={words}: {problem}")
     if decided.tee is None:
-        return []
-    try:
-        number = policy.encode(decided.tee, config.qemu.tee.policy)
-    except ValueError as error:
-        raise HostError(str(error), advice="change MANAGER_TEE_POLICY") from None
-    found = [
-        f"MANAGER_TEE_POLICY={config.qemu.tee.policy}: {opening}"
-        for opening in policy.openings(decided.tee, number)
+        return found
+    number = policy.encode(decided.tee, words)
+    found += [
+        f"MANAGER_TEE_POLICY={words}: {opening}" for opening in policy.openings(decided.tee, number)
     ]
     if config.start.pool_size and binding.binds(decided.tee):
         found.append(

@@ -22,12 +22,12 @@ from supervisor.config import Forwards, GuestNetwork, Tee
 from supervisor.config.settings import Switch
 from supervisor.errors import FirmwareError, HostError, LaunchError, PortsTaken
 from supervisor.image.image import DISK
-from supervisor.qemu import accel, cgroup, cmdline, firmware, network, ports, trial, users
+from supervisor.qemu import accel, cgroup, cmdline, firmware, measured, network, ports, trial, users
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.version import Version
 from supervisor.runs import admission
 from supervisor.state.tmp_dir import check_tmp
-from supervisor.tee import judge
+from supervisor.tee import corim, judge, policy
 from supervisor.tee.facts import Technology
 from supervisor.tee.judge import Layer
 
@@ -48,6 +48,7 @@ _QUESTION_TIMEOUT_S = 20.0
 
 class Verdict(enum.StrEnum):
     OK = "ok"
+    NOTE = "note"  # something that this host does not have, and need not
     WARN = "warn"  # VMs start, but something is amiss
     FAIL = "fail"  # no VM starts
 
@@ -91,6 +92,7 @@ def examine(config: Config) -> Iterator[Check]:
         qemu, shutil.which(qemu.bin_path), chosen, kvm=kvm is not None and kvm.works
     )
     yield check_tee(qemu, facts)
+    yield from check_tee_settings(qemu)
     yield from check_technologies(judge.judge(facts, qemu.memory_bytes))
     yield check_ovmf(qemu)
     yield check_image(qemu)
@@ -249,6 +251,27 @@ def check_tee(config: QemuConfig, facts: HostFacts) -> Check:
     return Check(name, Verdict.FAIL, missing.found, advice)
 
 
+def check_tee_settings(config: QemuConfig) -> Iterator[Check]:
+    """Whether the files and the policy of confidential guests are as they should be.
+
+    VMs that are not confidential by default start without them, unless their agents dial.
+    """
+    name, tee = "TEE files", config.tee
+    needed = config.default_tee not in (Tee.NONE, Tee.AUTO)
+    verdict = Verdict.FAIL if needed or config.net.dials else Verdict.WARN
+    for error in measured.problems(tee):
+        yield Check(name, verdict, error.detail, error.advice)
+    technology = Technology(config.default_tee) if needed else None
+    if problem := policy.conflict(tee.policy, technology):
+        verdict = Verdict.FAIL if needed else Verdict.WARN
+        yield Check("TEE policy", verdict, problem, "change MANAGER_TEE_POLICY")
+    if tee.signing_key:
+        try:
+            corim.load_key(tee.signing_key)
+        except HostError as error:
+            yield _of_error("CoRIM key", error)
+
+
 def check_technologies(table: judge.Table) -> Iterator[Check]:
     """What this host could start. Technologies of which the same is to be said share a line."""
     lines: dict[tuple[Verdict, str, str], list[Technology]] = {}
@@ -264,12 +287,12 @@ def _line(row: judge.Row) -> tuple[Verdict, str, str]:
     """A host whose CPU could do it, and that lacks something, is not in order."""
     if missing := judge.obstacle(row):
         able = row[Layer.CPU].verdict is judge.Verdict.OK
-        return Verdict.WARN if able else Verdict.OK, missing.found, missing.advice
+        return Verdict.WARN if able else Verdict.NOTE, missing.found, missing.advice
     unknown = [cell for cell in row.values() if cell.verdict is judge.Verdict.UNKNOWN]
     if unknown:
         found = "; ".join(cell.found for cell in unknown)
         advice = "; ".join(cell.advice for cell in unknown if cell.advice)
-        return Verdict.OK, f"nothing is known to be missing, but {found}", advice
+        return Verdict.NOTE, f"nothing is known to be missing, but {found}", advice
     return Verdict.OK, row[Layer.ASIDS].found, ""
 
 

@@ -7,10 +7,15 @@ Source: protobuf's "ProtoJSON Format".
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from google.protobuf import json_format, message
 
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.pb import cvms_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 #: Protobuf makes an object of every other byte, and its JSON's decoder takes its time for each.
 _LARGEST, _LARGEST_JSON = 1024 * 1024, 32 * 1024
@@ -44,6 +49,18 @@ def parse(computation: bytes) -> cvms_pb2.ComputationRunReq:
     for dataset in manifest.datasets:
         _check_hash("a dataset", dataset.hash)
     return manifest
+
+
+def check_port(manifest: cvms_pb2.ComputationRunReq, reachable: Collection[int]) -> None:
+    """Whether the agent will listen where its callers come in.
+
+    :param reachable: the guest's ports that ports of the host lead to
+    :raises InvalidRequest: if it is told to listen on another
+    """
+    port = manifest.agent_config.port
+    if port and port not in map(str, reachable):
+        known = ", ".join(map(str, reachable))
+        raise _wrong(f"has the agentConfig.port {port[:16]!r}, and callers reach the ports {known}")
 
 
 def _check_hash(whose: str, digest: bytes) -> None:

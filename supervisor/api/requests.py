@@ -31,7 +31,7 @@ from supervisor.tee import binding, certificate
 from supervisor.tee.evidence import BadEvidence, from_hex
 
 if TYPE_CHECKING:
-    from supervisor.config import Config
+    from supervisor.config import Config, NetConfig
 
 E = TypeVar("E", bound=enum.StrEnum)
 
@@ -96,7 +96,7 @@ class RunRequest:
         self._check_attest(config)
         dials = config.agent.dials is not AgentDials.NO
         if dials:
-            self._check_manifest()
+            self._check_manifest(config.qemu.net, forwards)
         return RunOptions(
             ttl_s=config.life.ttl_s if self.ttl is None else self.ttl,
             restart=self.restart or config.life.restart,
@@ -129,7 +129,7 @@ class RunRequest:
             ),
         )
 
-    def _check_manifest(self) -> None:
+    def _check_manifest(self, net: NetConfig, forwards: Forwards) -> None:
         """:raises InvalidRequest: if an agent that dials could do nothing with this run"""
         if self.template is TemplateUse.REQUIRE:
             raise InvalidRequest(
@@ -137,7 +137,9 @@ class RunRequest:
                 " its own",
                 member="template",
             )
-        manifest.parse(self.computation)
+        found = manifest.parse(self.computation)
+        if forwards is Forwards.HOST:
+            manifest.check_port(found, (net.guest_fwd_1, net.guest_fwd_2, net.guest_fwd_3))
 
     def _check_attest(self, config: Config) -> None:
         """:raises InvalidRequest: if a measured launch excludes another member"""

@@ -12,7 +12,12 @@ from supervisor.cli.environment import env_file, load_config
 from supervisor.cli.output import as_json, print_json, stderr, stdout
 from supervisor.doctor import Check, Verdict
 
-_STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
+_STYLES = {
+    Verdict.OK: "green",
+    Verdict.NOTE: "dim",
+    Verdict.WARN: "yellow",
+    Verdict.FAIL: "bold red",
+}
 
 
 @click.command()

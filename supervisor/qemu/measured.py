@@ -16,6 +16,8 @@ from supervisor.tee.facts import Technology
 from supervisor.tee.measure import Measured
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from supervisor.config import QemuConfig, TeeConfig
     from supervisor.qemu.cmdline import Accel
     from supervisor.qemu.version import Binary
@@ -53,6 +55,23 @@ def lacks(
         return None
     found = f"{technology.label} needs firmware in one file, and none was found"
     return judge.Cell(judge.Verdict.MISSING, found, _OVMF)
+
+
+def problems(tee: TeeConfig) -> Iterator[LaunchError]:
+    """What is wrong with the files of the settings, whatever this host can start. Blocking."""
+    for file in filter(None, (tee.firmware, tee.kernel, tee.initrd, tee.igvm)):
+        try:
+            _read(file, 1)
+        except LaunchError as error:
+            yield error
+    for name, structure, length in (
+        ("MANAGER_TEE_ID_BLOCK", tee.id_block, _ID_BLOCK),
+        ("MANAGER_TEE_ID_AUTH", tee.id_auth, _ID_AUTH),
+    ):
+        try:
+            _structure(name, structure, length)
+        except LaunchError as error:
+            yield error
 
 
 def direct_boot(tee: TeeConfig) -> DirectBoot | None:

@@ -98,6 +98,22 @@ def encode(technology: Technology, policy: Policy) -> int:
     return number
 
 
+def conflict(policy: Policy, technology: Technology | None) -> str:
+    """Why no guest can have this policy; empty if one can.
+
+    :param technology: that guests have; None: any
+    """
+    problems = []
+    for one in [technology] if technology else Technology:
+        try:
+            encode(one, policy)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return ""
+    return "; ".join(problems)
+
+
 def decode(technology: Technology, number: int) -> dict[PolicyWord, bool]:
     """All words that this technology knows, and whether each holds."""
     return {

@@ -144,7 +144,8 @@ class Templates:
 
     def _look(self) -> tuple[Fingerprint | None, str | None]:
         if self._config.start.templates is TemplateUse.OFF:
-            return None, "MANAGER_TEMPLATES is off"
+            dials = self._config.qemu.net.dials
+            return None, "MANAGER_AGENT_DIALS is set" if dials else "MANAGER_TEMPLATES is off"
         if self._config.agent.is_fixed:
             return None, "MANAGER_AGENT_GRPC_URL is the address of one guest"
         try:

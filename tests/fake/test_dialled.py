@@ -454,6 +454,25 @@ async def test_computation_that_is_no_manifest(
         assert not len(supervisor.running.service.vms)
 
 
+async def test_agent_that_nobody_would_reach(world: World) -> None:
+    """What it is told is where it listens."""
+    world.settings["MANAGER_FORWARDS"] = "host"
+    async with world.serve() as supervisor:
+        answer = await supervisor.post(b'{"id": "c", "agentConfig": {"port": "7003"}}')
+        assert "reach the ports 22, 9031, 7002" in answer.json()["detail"]
+        assert not len(supervisor.running.service.vms)
+
+
+async def test_manifest_as_a_body(world: World) -> None:
+    """It looks like a request, and is told what it lacks."""
+    async with world.serve() as supervisor:
+        answer = await supervisor.http.post("/run", json={"id": "c", "agentConfig": {}})
+        assert answer.json()["detail"] == (
+            "'agentConfig' is not a member; the computation itself goes into the member"
+            " computation; 'qmp-supervisor run' takes its file as it is"
+        )
+
+
 async def test_template_is_of_no_use(world: World) -> None:
     async with world.serve() as supervisor:
         body = {"computation": list(IN_JSON), "template": "require"}

@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 import pytest
 
 from supervisor import config, doctor
+from supervisor.config import Policy, Tee
 from supervisor.config.settings import Port, PortRange, Size, Switch
 from supervisor.doctor import Check, Verdict
 from supervisor.qemu import guest_namespace
@@ -22,11 +24,10 @@ from tests.support import hosts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from supervisor.tee.facts import HostFacts
 
-OK, WARN, FAIL = Verdict.OK, Verdict.WARN, Verdict.FAIL
+OK, NOTE, WARN, FAIL = Verdict.OK, Verdict.NOTE, Verdict.WARN, Verdict.FAIL
 QEMU = config.QemuConfig()
 CANNOT_OPEN = Probe(works=False, detail="/dev/kvm cannot be opened: Permission denied")
 
@@ -82,6 +83,34 @@ def test_tee_where_it_is(c_bit: int | None, verdict: Verdict, detail: str) -> No
     assert (check.verdict, check.detail) == (verdict, detail)
 
 
+@pytest.mark.parametrize("wanted", [Tee.NONE, Tee.AUTO, Tee.SEV_SNP])
+def test_files_of_confidential_guests(tmp_path: Path, wanted: Tee) -> None:
+    """They are looked at on every host: a run may ask for such a guest."""
+    short = tmp_path / "id"
+    short.write_bytes(bytes(95))
+    tee = config.TeeConfig(
+        use=wanted, kernel=Path("/no/kernel"), id_block=short, id_auth=short,
+        policy=Policy.read("no-send,no-smt"), signing_key=short,
+    )  # fmt: skip
+    found = list(doctor.check_tee_settings(attrs.evolve(QEMU, tee=tee)))
+    problem = FAIL if wanted is Tee.SEV_SNP else WARN
+    assert [(one.name, one.verdict) for one in found] == [
+        *[("TEE files", problem)] * 3,
+        ("TEE policy", problem),
+        ("CoRIM key", FAIL),
+    ]
+    assert found[0].detail == "/no/kernel cannot be read: No such file or directory"
+    assert found[1].detail.endswith("has not 96 bytes")
+    assert "SEV-SNP does not know the word 'send'" in found[3].detail
+    assert "is no key to sign with" in found[4].detail
+
+
+def test_settings_of_confidential_guests_that_are_right(tmp_path: Path) -> None:
+    tee = config.TeeConfig(kernel=tmp_path / "kernel", policy=Policy.read("no-send,no-debug"))
+    (tmp_path / "kernel").touch()
+    assert list(doctor.check_tee_settings(attrs.evolve(QEMU, tee=tee))) == []
+
+
 def lines(facts: HostFacts) -> list[tuple[Verdict, str, str]]:
     table = judge.judge(facts, QEMU.memory_bytes)
     checks = list(doctor.check_technologies(table))
@@ -93,9 +122,9 @@ def lines(facts: HostFacts) -> list[tuple[Verdict, str, str]]:
 def test_a_host_without_any_technology_has_two_lines() -> None:
     cpu = "GenuineIntel family 6 model 167 (Intel(R) Xeon(R) Processor)"
     assert lines(hosts.THIS_MACHINE) == [
-        (OK, f"SEV, SEV-ES, SEV-SNP: no AMD EPYC: this CPU is {cpu}", ""),
+        (NOTE, f"SEV, SEV-ES, SEV-SNP: no AMD EPYC: this CPU is {cpu}", ""),
         (
-            OK,
+            NOTE,
             "TDX: this host is itself a virtual machine",
             "run the supervisor on the bare machine",
         ),
@@ -111,7 +140,7 @@ def test_a_host_that_lacks_one_thing_is_warned_of_it() -> None:
 def test_a_host_that_has_all_of_it() -> None:
     assert lines(hosts.GENOA)[0] == (OK, "SEV: 907 of 908 ASIDs are free", "")
     verdict, detail, advice = lines(hosts.GENOA)[1]
-    assert verdict is OK
+    assert verdict is NOTE
     assert detail.startswith("SEV-ES: nothing is known to be missing, but SEV-SNP is on")
     assert advice.startswith("if a launch ends with fw_error=21, use SEV-SNP")
 
@@ -345,7 +374,7 @@ def test_the_whole_of_it_on_this_machine(short_tmp: Path) -> None:
     for name in ("QEMU", "qemu-img", "tmp", "machine", "HTTP port", "GRPC port", "forwards"):
         assert checks[name].verdict is OK, checks[name]
     assert checks["guest network"].verdict is OK
-    assert all(check.advice for check in checks.values() if check.verdict is not OK)
+    assert all(check.advice for check in checks.values() if check.verdict in (WARN, FAIL))
 
 
 def test_guests_that_boot_no_disk(tmp_path: Path) -> None:

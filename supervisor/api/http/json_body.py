@@ -108,7 +108,14 @@ def _first_problem(cls: type, group: ClassValidationError) -> InvalidRequest:
     if isinstance(problem, ForbiddenExtraKeysError):
         name = min(problem.extra_fields)
         name = name[:_LONGEST_NAME]
-        return InvalidRequest(f"{name!r} is not a member{nearest(name, known)}", member=name)
+        missing = {one.args[0] for one in group.exceptions if isinstance(one, KeyError)}
+        # Whoever sends a computation of JSON as the body has the one for the other.
+        advice = "the computation itself goes into the member computation; 'qmp-supervisor run'"
+        return InvalidRequest(
+            f"{name!r} is not a member{nearest(name, known)}",
+            member=name,
+            advice=f"{advice} takes its file as it is" if "computation" in missing else "",
+        )
     if isinstance(problem, KeyError):
         return InvalidRequest(
             f"{problem.args[0]!r} is missing",
