@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from supervisor.pb import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
 
     from supervisor.config import AgentConfig
@@ -122,7 +122,7 @@ class Agent:
     certificate: bytes | None = None
 
     #: Of grpc.aio; None before `wait_ready`.
-    _channel: Any = None
+    channel: Any = None
 
     def __init__(
         self,
@@ -134,8 +134,8 @@ class Agent:
         reply_bytes: int = 2 * MAX_MESSAGE,
     ) -> None:
         shown = (("authorization", f"Bearer {credential}"),)
-        self._metadata: Metadata = shown if credential else ()
-        self._vm_id = vm_id
+        self.metadata: Metadata = shown if credential else ()
+        self.vm_id = vm_id
         self.address = address
         self._reply_bytes = reply_bytes
         self._config = config
@@ -159,12 +159,12 @@ class Agent:
                     if await self._look(this_s):
                         break
                     await trio.sleep(_LOOK_AGAIN_S)
-                self._channel = await aio_as_trio(self._open)(this_s)
-                await aio_as_trio(self._channel.channel_ready)()
+                self.channel = await aio_as_trio(self._open)(this_s)
+                await aio_as_trio(self.channel.channel_ready)()
                 return
-            if self._channel:
+            if self.channel:
                 failed = grpc.ChannelConnectivity.TRANSIENT_FAILURE
-                self.refused = self._channel.get_state() is failed
+                self.refused = self.channel.get_state() is failed
 
     async def _look(self, attempt_s: float) -> bool:
         """Have the certificate that the agent has made itself; False if it is not there."""
@@ -188,17 +188,30 @@ class Agent:
         longest = ("grpc.min_reconnect_backoff_ms", int((attempt_s + _CLOSE_LAG_S) * 1000))
         replies = ("grpc.max_receive_message_length", self._reply_bytes)
         options = [*_CHANNEL_OPTIONS, longest, replies]
+        channel: grpc.aio.Channel = self._channel_of(grpc.aio, options)
+        return channel
+
+    def open_blocking(self) -> grpc.Channel:
+        """Another channel, for calls that threads make. After `wait_ready`; the caller closes it.
+
+        :raises HostError: if a certificate cannot be read
+        """
+        channel: grpc.Channel = self._channel_of(grpc, list(_CHANNEL_OPTIONS))
+        return channel
+
+    def _channel_of(self, library: Any, options: list[tuple[str, str | int]]) -> Any:
+        """:param library: ``grpc``, or ``grpc.aio``"""
         if not self._config.client_tls:
-            return grpc.aio.insecure_channel(self.address, options=options)
+            return library.insecure_channel(self.address, options=options)
         # The address is a forwarded port of the host, and no certificate has the host's name.
         default = _OWN_NAME if self._config.own_certs else self._config.url.host
         options.append(("grpc.ssl_target_name_override", self._config.server_name or default))
         credentials = _credentials(self._config, self.certificate)
-        return grpc.aio.secure_channel(self.address, credentials, options=options)
+        return library.secure_channel(self.address, credentials, options=options)
 
     async def close(self) -> None:
         """Close the channel, if there is one. What is asked over the channel ends."""
-        channel, self._channel = self._channel, None
+        channel, self.channel = self.channel, None
         if channel:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
                 await aio_as_trio(channel.close)()
@@ -209,15 +222,15 @@ class Agent:
         :param open_to_all: whether the agent answers everybody from now on
         :raises AgentError: if the agent answers with an error, or not at all
         """
-        method = agent_pb2_grpc.AgentServiceStub(self._channel).Run
+        method = agent_pb2_grpc.AgentServiceStub(self.channel).Run
         request = agent_pb2.RunRequest(computation=computation)
-        shown = (*self._metadata, *(_OPEN if open_to_all else ()))
+        shown = (*self.metadata, *(_OPEN if open_to_all else ()))
         response = await self._ask(method, request, shown)
         return str(response.Computation)
 
     async def warm_up(self) -> None:
         """Ask for the agent's health and ignore the answer: a guest's first answer is slow."""
-        stub: Any = health_pb2_grpc.HealthStub(self._channel)  # its types have no methods
+        stub: Any = health_pb2_grpc.HealthStub(self.channel)  # its types have no methods
         with suppress(AgentError):
             await self._ask(stub.Check, health_pb2.HealthCheckRequest())
 
@@ -226,7 +239,7 @@ class Agent:
 
         :raises AgentError: if the agent refuses
         """
-        method = clone_pb2_grpc.CloneServiceStub(self._channel).Prepare
+        method = clone_pb2_grpc.CloneServiceStub(self.channel).Prepare
         await self._ask(method, clone_pb2.PrepareRequest())
 
     async def renew(self, entropy: bytes) -> None:
@@ -236,12 +249,12 @@ class Agent:
         :raises AgentError: if the agent refuses
         """
         request = clone_pb2.RenewRequest(
-            vm_id=self._vm_id,
-            hostname=f"vm-{self._vm_id.partition('-')[0]}",
+            vm_id=self.vm_id,
+            hostname=f"vm-{self.vm_id.partition('-')[0]}",
             entropy=entropy,
             unix_time_ns=time.time_ns(),
         )
-        await self._ask(clone_pb2_grpc.CloneServiceStub(self._channel).Renew, request)
+        await self._ask(clone_pb2_grpc.CloneServiceStub(self.channel).Renew, request)
 
     async def check(self, timeout_s: float, *, open_to_all: bool = False) -> Life:
         """Whether the agent answers, and which one. Makes a connection if there is none.
@@ -256,7 +269,7 @@ class Agent:
         try:
             with trio.move_on_after(timeout_s):
                 return await self._life(timeout_s, open_to_all)
-            raise AgentError(self._vm_id, "DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s")
+            raise AgentError(self.vm_id, "DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s")
         except AgentError as error:
             if error.code == "UNAVAILABLE":
                 _check_own_descriptors()
@@ -264,15 +277,15 @@ class Agent:
             raise
 
     async def _life(self, attempt_s: float, open_to_all: bool) -> Life:
-        if self._channel is None:
+        if self.channel is None:
             if not await self._look(attempt_s):
-                raise AgentError(self._vm_id, "UNAVAILABLE", "nothing speaks TLS there")
-            self._channel = await aio_as_trio(self._open)(attempt_s)
+                raise AgentError(self.vm_id, "UNAVAILABLE", "nothing speaks TLS there")
+            self.channel = await aio_as_trio(self._open)(attempt_s)
         # A stranger first: an agent that answers a stranger asks nobody.
         status, code = await self._status(())
         protected = code == "UNAUTHENTICATED"
         if protected:
-            shown = (*self._metadata, *(_OPEN if open_to_all else ()))
+            shown = (*self.metadata, *(_OPEN if open_to_all else ()))
             status, code = await self._status(shown)
             protected = not open_to_all or code == "UNAUTHENTICATED"
         last_end = clean(status.last_end, _WORD_BYTES)
@@ -280,7 +293,7 @@ class Agent:
 
     async def _status(self, metadata: Metadata) -> tuple[guest_pb2.StatusResponse, str]:
         """What the agent says of itself, or nothing and the code of its refusal."""
-        method = guest_pb2_grpc.GuestServiceStub(self._channel).Status
+        method = guest_pb2_grpc.GuestServiceStub(self.channel).Status
         try:
             return await self._ask(method, guest_pb2.StatusRequest(), metadata), "OK"
         except AgentError as error:
@@ -294,7 +307,7 @@ class Agent:
         :return: by how many seconds the clock was moved; None if the agent cannot do it
         :raises AgentError: if the agent refuses
         """
-        method = guest_pb2_grpc.GuestServiceStub(self._channel).SetClock
+        method = guest_pb2_grpc.GuestServiceStub(self.channel).SetClock
         try:
             now = guest_pb2.SetClockRequest(unix_time_ns=time.time_ns())
             response = await self._ask(method, now)
@@ -312,7 +325,7 @@ class Agent:
         :raises AgentError: if the agent has none, or does not answer
         """
         # The original's later agents answer with a stream, and one message is a stream too.
-        ask = self._channel.unary_stream(
+        ask = self.channel.unary_stream(
             "/agent.AgentService/Attestation",
             request_serializer=agent_pb2.AttestationRequest.SerializeToString,
             response_deserializer=agent_pb2.AttestationResponse.FromString,
@@ -325,7 +338,7 @@ class Agent:
                 found += part.file
                 if len(found) > _EVIDENCE_BYTES:
                     why = f"its evidence is longer than {_EVIDENCE_BYTES} bytes"
-                    raise AgentError(self._vm_id, "RESOURCE_EXHAUSTED", why)
+                    raise AgentError(self.vm_id, "RESOURCE_EXHAUSTED", why)
             return found
 
         return bytes(await self._ask(collect, request))
@@ -339,20 +352,27 @@ class Agent:
         """:param metadata: in place of the credential"""
 
         async def ask() -> Any:  # asyncio-flavoured
-            shown = self._metadata if metadata is None else metadata
+            shown = self.metadata if metadata is None else metadata
             return await method(request, metadata=shown)
 
-        try:
+        with told(self.vm_id):
             response = await aio_as_trio(ask)()
-        except grpc.aio.AioRpcError as error:
-            code, text = error.code().name, error.details() or "without a word"
-            raise AgentError(self._vm_id, code, text) from error
-        except asyncio.CancelledError:
-            # Trio reports its own cancellation otherwise: the channel was closed, the VM has ended.
-            raise AgentError(self._vm_id, "UNAVAILABLE", "the channel was closed") from None
         if response is None:  # so grpc.aio reports bytes that do not parse
-            raise AgentError(self._vm_id, "INTERNAL", "its answer is not what its protocol says")
+            raise AgentError(self.vm_id, "INTERNAL", "its answer is not what its protocol says")
         return response
+
+
+@contextmanager
+def told(vm_id: str) -> Iterator[None]:
+    """Have what grpc and grpc.aio raise be an `AgentError`."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        code, text = error.code().name, error.details() or "without a word"
+        raise AgentError(vm_id, code, text) from error
+    except asyncio.CancelledError:
+        # Trio reports its own cancellation otherwise: the channel was closed, the VM has ended.
+        raise AgentError(vm_id, "UNAVAILABLE", "the channel was closed") from None
 
 
 def forward_to_agent(config: AgentConfig, forwards: Sequence[Forward]) -> Forward:

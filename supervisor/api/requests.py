@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NewType, TypeVar
 import attrs
 
 from supervisor.agent import manifest
+from supervisor.agent.computing import MOST_DATASETS
 from supervisor.config import (
     MAX_COMPUTATION,
     AgentDials,
@@ -37,6 +38,8 @@ E = TypeVar("E", bound=enum.StrEnum)
 
 #: Members that need types of their own, so that a mistake can be named.
 Attest = NewType("Attest", bool)
+Limit = NewType("Limit", int)
+Memory = NewType("Memory", int)
 Base64 = NewType("Base64", str)
 Nonce = NewType("Nonce", bytes)
 Pem = NewType("Pem", str)
@@ -47,6 +50,7 @@ _LONGEST_BASE64 = 32768
 #: The most events of a page.
 MAX_PAGE = 1000
 #: As an event's is. Python turns no more than some thousand digits into a number.
+_MEMORY = re.compile(r"([1-9][0-9]{0,6})([MGmg])")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -170,6 +174,26 @@ class ShutdownRequest:
     mode: EndMode = EndMode.GRACEFUL
 
 
+class Then(enum.StrEnum):
+    """What follows once a result is here."""
+
+    KEEP = "keep"
+    END = "end"
+
+
+@attrs.frozen
+class ComputeRequest:
+    """How an agent is to run the algorithm that it was sent.
+
+    :param time_limit: seconds; None: the agent's default, as of ``memory_limit``
+    :param memory_limit: such as ``256M``
+    """
+
+    time_limit: Limit | None = None
+    memory_limit: Memory | None = None
+    then: Then = Then.KEEP
+
+
 @attrs.frozen
 class NoMembers:
     """A request about which there is nothing to say."""
@@ -207,6 +231,38 @@ def ttl(given: object) -> float:
         return parse_seconds(given if isinstance(given, str) else "")
     except ValueError as error:
         raise InvalidRequest(f"ttl {error}", member="ttl") from None
+
+
+def time_limit(given: object) -> Limit:
+    """Whole seconds, at least one, from a duration as `ttl` has it.
+
+    :raises InvalidRequest:
+    """
+    try:
+        return Limit(max(1, round(parse_seconds(given if isinstance(given, str) else ""))))
+    except ValueError as error:
+        raise InvalidRequest(f"time_limit {error}", member="time_limit") from None
+
+
+def memory_limit(given: object) -> Memory:
+    """MiB, from a size as QEMU writes it.
+
+    :raises InvalidRequest:
+    """
+    found = _MEMORY.fullmatch(given if isinstance(given, str) else "")
+    if not found:
+        raise InvalidRequest("memory_limit must be a size such as 256M", member="memory_limit")
+    return Memory(int(found[1]) * {"M": 1, "G": 1024}[found[2].upper()])
+
+
+def part_number(given: str) -> int:
+    """Of a data set, in a path.
+
+    :raises InvalidRequest:
+    """
+    if not _NUMBER.fullmatch(given) or int(given) >= MOST_DATASETS:
+        raise InvalidRequest(f"a data set has a number from 0 to {MOST_DATASETS - 1}")
+    return int(given)
 
 
 def tee_policy(given: object) -> Policy:

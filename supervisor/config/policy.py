@@ -6,6 +6,7 @@ import enum
 
 import attrs
 
+from supervisor.config.qemu import size_in_bytes
 from supervisor.config.settings import Ratio, Seconds, Size, choice, setting
 
 
@@ -166,6 +167,14 @@ class RetentionConfig:
         None,
         "how long a reply is kept after its VM's end; unset: as long as the VM's record",
     )
+    result_size: Size = setting(
+        "MANAGER_MAX_RESULT", "4G", "largest result of an algorithm that is taken"
+    )
+    results_size: Size = setting(
+        "MANAGER_KEEP_RESULTS",
+        "16G",
+        "results of ended VMs that are kept, all together; beyond this the oldest are removed",
+    )
     disks: bool = setting(
         "MANAGER_KEEP_DISKS",
         False,
@@ -176,3 +185,11 @@ class RetentionConfig:
         100,
         "ended VMs whose disk is kept; beyond this the oldest are removed, with their records",
     )
+
+    @property
+    def result_bytes(self) -> int:
+        return size_in_bytes(self.result_size)
+
+    @property
+    def results_bytes(self) -> int:
+        return size_in_bytes(self.results_size)

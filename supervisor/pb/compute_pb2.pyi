@@ -1,13 +1,14 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class UploadRequest(_message.Message):
-    __slots__ = ("kind", "size", "sha256", "chunk")
+    __slots__ = ("kind", "size", "sha256", "chunk", "number")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[UploadRequest.Kind]
@@ -20,11 +21,13 @@ class UploadRequest(_message.Message):
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     kind: UploadRequest.Kind
     size: int
     sha256: str
     chunk: bytes
-    def __init__(self, kind: _Optional[_Union[UploadRequest.Kind, str]] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    number: int
+    def __init__(self, kind: _Optional[_Union[UploadRequest.Kind, str]] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., chunk: _Optional[bytes] = ..., number: _Optional[int] = ...) -> None: ...
 
 class UploadResponse(_message.Message):
     __slots__ = ("id", "size")
@@ -55,7 +58,7 @@ class LastOutcomeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Outcome(_message.Message):
-    __slots__ = ("state", "error", "exit_status", "stdout", "stderr", "algorithm_id", "dataset_id", "duration_ms", "result_size", "result_sha256")
+    __slots__ = ("state", "error", "exit_status", "stdout", "stderr", "algorithm_id", "dataset_ids", "duration_ms", "result_size", "result_sha256")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Outcome.State]
@@ -78,7 +81,7 @@ class Outcome(_message.Message):
     STDOUT_FIELD_NUMBER: _ClassVar[int]
     STDERR_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_ID_FIELD_NUMBER: _ClassVar[int]
-    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    DATASET_IDS_FIELD_NUMBER: _ClassVar[int]
     DURATION_MS_FIELD_NUMBER: _ClassVar[int]
     RESULT_SIZE_FIELD_NUMBER: _ClassVar[int]
     RESULT_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -88,11 +91,11 @@ class Outcome(_message.Message):
     stdout: Output
     stderr: Output
     algorithm_id: str
-    dataset_id: str
+    dataset_ids: _containers.RepeatedScalarFieldContainer[str]
     duration_ms: int
     result_size: int
     result_sha256: str
-    def __init__(self, state: _Optional[_Union[Outcome.State, str]] = ..., error: _Optional[str] = ..., exit_status: _Optional[int] = ..., stdout: _Optional[_Union[Output, _Mapping]] = ..., stderr: _Optional[_Union[Output, _Mapping]] = ..., algorithm_id: _Optional[str] = ..., dataset_id: _Optional[str] = ..., duration_ms: _Optional[int] = ..., result_size: _Optional[int] = ..., result_sha256: _Optional[str] = ...) -> None: ...
+    def __init__(self, state: _Optional[_Union[Outcome.State, str]] = ..., error: _Optional[str] = ..., exit_status: _Optional[int] = ..., stdout: _Optional[_Union[Output, _Mapping]] = ..., stderr: _Optional[_Union[Output, _Mapping]] = ..., algorithm_id: _Optional[str] = ..., dataset_ids: _Optional[_Iterable[str]] = ..., duration_ms: _Optional[int] = ..., result_size: _Optional[int] = ..., result_sha256: _Optional[str] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("tail", "dropped_bytes")

@@ -56,18 +56,18 @@ class ComputeServiceServicer:
 
     def Upload(self, request_iterator, context):
         """Takes an algorithm or a data set in chunks. It replaces an earlier one when all of it has
-        arrived. INVALID_ARGUMENT: it is not what size or sha256 say. RESOURCE_EXHAUSTED: it is
-        longer than 256 MiB, or the guest lacks the memory for it.
+        arrived. INVALID_ARGUMENT: it is not what size or sha256 say. RESOURCE_EXHAUSTED: the guest
+        lacks the memory for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Compute(self, request, context):
-        """Runs the algorithm over the data set. The first message is the outcome; if that is a success, the
+        """Runs the algorithm over the data sets. The first message is the outcome; if that is a success, the
         result follows in chunks. An algorithm that fails is an outcome and no error of the call.
         Algorithms run one after another. If the caller leaves, the algorithm is killed.
-        FAILED_PRECONDITION: there is no algorithm or no data set yet.
+        FAILED_PRECONDITION: there is no algorithm, or no data set, or one before the last is missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import trio
 from supervisor.qemu.host import boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from supervisor.config import RetentionConfig
     from supervisor.runs.vms import Vms
@@ -30,14 +30,24 @@ async def keep_within_limits(vms: Vms) -> None:
     """Forget ended VMs, oldest first, and their replies, beyond what is to be kept."""
     while True:
         ended = vms.ended.next()
-        now = Now(datetime.now(UTC), vms.host.clock.boottime_s(), boot_id())
-        for vm in old_replies(vms.staying, vms.config.retention, now):
-            await vm.dir.drop_reply()
-        for vm in surplus(vms.staying, vms.config.retention, now):
-            log.info("forgetting an ended VM", vm=vm.id)
-            await vms.forget(vm)
+        await look(vms)
         with trio.move_on_after(vms.config.timing.retention_look_s):
             await ended.wait()
+
+
+async def look(vms: Vms) -> None:
+    """Do it once, by what has ended by now."""
+    now = Now(datetime.now(UTC), vms.host.clock.boottime_s(), boot_id())
+    limits = vms.config.retention
+    for vm in old_replies(vms.staying, limits, now):
+        await vm.dir.drop_reply()
+        await vm.dir.drop_result()
+    sizes = {vm: vm.dir.result_size() for vm in vms.staying if vm.ended and vm.record.computed}
+    for vm in surplus_results(sizes, limits, now):
+        await vm.dir.drop_result()
+    for vm in surplus(vms.staying, limits, now):
+        log.info("forgetting an ended VM", vm=vm.id)
+        await vms.forget(vm)
 
 
 @attrs.frozen
@@ -72,6 +82,24 @@ def old_replies(vms: Iterable[Vm], limits: RetentionConfig, now: Now) -> list[Vm
     if longest_s is None:
         return []
     return [vm for vm in vms if vm.ended and now.since_end_s(vm.record) > longest_s]
+
+
+def surplus_results(sizes: Mapping[Vm, int], limits: RetentionConfig, now: Now) -> list[Vm]:
+    """Those ended VMs whose results are too much: the oldest of the owner who has the most. Pure.
+
+    :param sizes: of the results of ended VMs, in bytes
+    """
+    kept = dict(sorted(sizes.items(), key=lambda one: now.since_end_s(one[0].record), reverse=True))
+    found = []
+    while sum(kept.values()) > limits.results_bytes:
+        held: Counter[str] = Counter()
+        for vm, size in kept.items():
+            held[vm.record.owner] += size
+        ((most, _),) = held.most_common(1)
+        oldest = next(vm for vm, size in kept.items() if size and vm.record.owner == most)
+        del kept[oldest]
+        found.append(oldest)
+    return found
 
 
 def surplus(vms: Iterable[Vm], limits: RetentionConfig, now: Now) -> list[Vm]:

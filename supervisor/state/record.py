@@ -84,6 +84,8 @@ class EndCause(enum.StrEnum):
     TEMPLATE_FAILED = "template-failed"
     #: QEMU's QMP socket is gone, so the supervisor cannot reach QEMU any more.
     SOCKET_GONE = "socket-gone"
+    #: Its run wanted no more than the result, which is here.
+    COMPUTED = "computed"
     #: Its owner did not attest its launch in time.
     UNATTESTED = "unattested"
     #: The guest makes QEMU send more events than the supervisor can read.
@@ -124,6 +126,8 @@ class EventKind(enum.StrEnum):
     IO_ERROR = "io-error"
     MEASURED_LAUNCH = "measured-launch"
     ATTESTED = "attested"
+    UPLOAD = "upload"
+    COMPUTE = "compute"
     MONITOR = "monitor"
     DROPPED = "dropped"
     DAMAGED = "damaged"
@@ -246,6 +250,9 @@ class Record:
     :param ending: how the VM is ended; None until its end is requested
     :param end_cause: who requested the end, or what made it necessary
     :param answered: whether the agent has ever answered; the answer is in the file ``reply``
+    :param computed: what became of its last algorithm: ``running``, ``interrupted``, or the state
+        of a `supervisor.agent.computing.Outcome`; empty if there was none. The result is in the
+        file ``result``
     :param first_ran_s: when the VM's first guest began to run, in seconds of the host's
         CLOCK_BOOTTIME, which counts while the host sleeps and cannot be set
     :param running_since_s: when the present guest began to run, on the same clock; a restart sets
@@ -286,6 +293,7 @@ class Record:
     agent_address: str | None = None
     relay: RelayState = RelayState.WAITING
     answered: bool = False
+    computed: str = ""
     restarts: int = 0
     first_ran_s: float | None = None
     running_since_s: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,9 @@ from supervisor.state import file_errors
 from supervisor.state.disk import base_image, check_image, make_overlay
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from io import BufferedWriter
+
     from supervisor.config import DiskConfig, FirmwareConfig
     from supervisor.qemu.users import User
     from supervisor.state.record import BaseImage, RunOptions
@@ -122,6 +125,16 @@ class VmDir:
     def reply(self) -> Path:
         """The agent's answer. Not in the record, which is rewritten at each change."""
         return self.path / "reply"
+
+    @property
+    def outcome(self) -> Path:
+        """What became of the last algorithm, in JSON."""
+        return self.path / "outcome.json"
+
+    @property
+    def result(self) -> Path:
+        """What the last algorithm that succeeded has computed."""
+        return self.path / "result"
 
     @property
     def secret(self) -> Path:
@@ -226,6 +239,42 @@ class VmDir:
     async def drop_reply(self) -> None:
         """Remove the agent's answer, if it is there, in a worker thread. A failure is logged."""
         await self._drop(self.reply)
+
+    async def drop_result(self) -> None:
+        """The same of the last result and its outcome."""
+        await self._drop(self.result)
+        await self._drop(self.outcome)
+
+    def result_size(self) -> int:
+        """In bytes; 0 if there is none. Blocking, for no longer than a look at a directory."""
+        try:
+            return self.result.stat().st_size
+        except OSError:
+            return 0
+
+    @asynccontextmanager
+    async def writing_result(self) -> AsyncIterator[trio._file_io.AsyncIOWrapper[BufferedWriter]]:
+        """A file that becomes the result at the end of the block, synced.
+
+        :raises OSError: if it cannot be written
+        """
+        draft = self.path / "result.new"
+        try:
+            async with await trio.open_file(draft, "wb") as file:
+                yield file
+                await file.flush()
+                await trio.to_thread.run_sync(os.fsync, file.fileno())
+            await trio.to_thread.run_sync(os.replace, draft, self.result)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._drop(draft)
+
+    def write_outcome(self, content: bytes) -> None:
+        """Blocking.
+
+        :raises OSError: if it cannot be written
+        """
+        _write_synced(self.outcome, content)
 
     async def _drop(self, file: Path) -> None:
         try:

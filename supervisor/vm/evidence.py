@@ -10,15 +10,13 @@ import attrs
 import structlog
 import trio
 
-from supervisor.agent import client
 from supervisor.errors import AgentTimeout, Busy
 from supervisor.state.record import EventKind
-from supervisor.state.status import VmState
 from supervisor.tee import binding, verdict
 from supervisor.tee.certificate import load
 from supervisor.tee.checks import ExitCode, exit_code
 from supervisor.tee.facts import Technology
-from supervisor.vm import claims
+from supervisor.vm import agent_calls, claims
 
 if TYPE_CHECKING:
     from supervisor.tee.checks import Check
@@ -56,9 +54,6 @@ async def ask(vm: Vm, nonce: bytes) -> Evidence:
             advice='send its run with "attest": true, and ask for its launch measurement',
         )
     async with vm.attesting:
-        if not vm.agent_ready or vm.status.state is not VmState.RUNNING or vm.ending:
-            why = f": {vm.agent_problem}" if vm.agent_problem else ""
-            raise Busy(f"the agent of VM {vm.id} cannot be asked now: the VM is {vm.status}{why}")
         timeout_s = vm.config.agent.timeout_s
         with trio.move_on_after(timeout_s):
             return await _ask(vm, nonce, kind)
@@ -70,12 +65,7 @@ async def ask(vm: Vm, nonce: bytes) -> Evidence:
 
 
 async def _ask(vm: Vm, nonce: bytes, kind: int) -> Evidence:
-    config = vm.config
-    target = vm.record.agent_address or client.address(config.agent, vm.record.forwards)
-    credential = vm.secret.credential if vm.secret else None
-    connecting = client.connect(vm.id, target, config.agent, config.timing, credential)
-    async with connecting as agent:
-        await agent.wait_ready()
+    async with agent_calls.connected(vm) as agent:
         content, certificate = await agent.attest(nonce, kind), agent.certificate
     if certificate:
         (shown,) = load(certificate)

@@ -24,7 +24,7 @@ from supervisor.qemu.host import boot_id
 from supervisor.state import file_errors
 from supervisor.state.record import EndCause, EventKind
 from supervisor.state.status import Reason, Status, VmState, status_after_missed_end
-from supervisor.vm import attestation, decisions, restart, shutdown, ttl
+from supervisor.vm import attestation, compute, decisions, restart, shutdown, ttl
 from supervisor.vm.decisions import Next
 from supervisor.vm.launch import Launcher, new_session
 from supervisor.vm.qmp_events import QmpEvents
@@ -196,6 +196,7 @@ class VmTask:
                     return vm.status  # of what is on record as crashed, the rest
                 vm.resumes += 1  # nobody knows whether it was paused before
                 await self._relay.interrupt()
+                await compute.was_cut_off(vm)
                 if identity != record.process:
                     data = {"pid": identity.pid, "template": record.template}
                     await vm.commit(EventKind.LAUNCHED, data, process=identity)

@@ -106,6 +106,7 @@ class Vm:
         self.scope = trio.CancelScope()
         self.resetting = trio.Lock()
         self.attesting = trio.Lock()
+        self.computing = trio.Lock()
         self._journal = journal
         self._writing = trio.Lock()
         self._changed = Signal()

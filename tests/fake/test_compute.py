@@ -13,7 +13,6 @@ import grpc
 import psutil
 import pytest
 
-from supervisor.agent.reference import store as stores
 from supervisor.agent.reference.refusal import Refusal, StatusCode
 from supervisor.agent.reference.store import DATASET, Store
 from supervisor.pb import (
@@ -35,6 +34,11 @@ if TYPE_CHECKING:
 PATIENCE_S = 120
 MIB = 1 << 20
 ALGORITHM_, DATASET_ = UploadRequest.KIND_ALGORITHM, UploadRequest.KIND_DATASET
+#: All data sets, in the order of their numbers.
+READ_ALL = b"""b"|".join(
+    open(f"{os.environ['DATASET_DIR']}/{name}", "rb").read()
+    for name in sorted(os.listdir(os.environ["DATASET_DIR"]))
+)"""
 #: Tells by the pipe that is its data set that it runs, and then waits for ever.
 HANG = b"import signal, sys\nopen(sys.argv[1], 'w').close()\nsignal.pause()"
 
@@ -48,9 +52,14 @@ class World(NamedTuple):
     guest: guest_pb2_grpc.GuestServiceStub
 
     def upload(
-        self, kind: UploadRequest.Kind, *chunks: bytes, size: int = 0, sha256: str = ""
+        self,
+        kind: UploadRequest.Kind,
+        *chunks: bytes,
+        size: int = 0,
+        sha256: str = "",
+        number: int = 0,
     ) -> compute_pb2.UploadResponse:
-        first = UploadRequest(kind=kind, size=size, sha256=sha256)
+        first = UploadRequest(kind=kind, size=size, sha256=sha256, number=number)
         requests = [first, *(UploadRequest(chunk=chunk) for chunk in chunks)]
         answer: compute_pb2.UploadResponse
         answer = self.compute.Upload(iter(requests), timeout=PATIENCE_S)
@@ -113,7 +122,7 @@ def test_upload_is_told_by_its_hash_and_computed_with(world: World) -> None:
     world.upload(ALGORITHM_, b"import os", WRITE % read)
     outcome, result = world.run()
     assert outcome.state == Outcome.STATE_SUCCEEDED
-    assert (outcome.dataset_id, outcome.result_sha256) == (digest, digest)
+    assert (list(outcome.dataset_ids), outcome.result_sha256) == ([digest], digest)
     assert (outcome.result_size, outcome.error) == (len(content), "")
     assert result == content
 
@@ -165,9 +174,19 @@ def test_empty_data_set_is_one(world: World) -> None:
             "a message has",
         ),
         (
-            [UploadRequest(kind=DATASET_, size=(256 << 20) + 1)],
+            [UploadRequest(kind=DATASET_, size=1 << 60)],
             grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "exceeds 268435456 bytes",
+            "1152921504606846976 bytes were announced",
+        ),
+        (
+            [UploadRequest(kind=DATASET_, number=64)],
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "numbers below 64",
+        ),
+        (
+            [UploadRequest(kind=ALGORITHM_, number=1)],
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "tells the kind",
         ),
     ],
 )
@@ -182,15 +201,17 @@ def test_upload_that_is_refused_changes_nothing(
     assert world.run()[1] == b"the one before"
 
 
-def test_upload_grows_to_a_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stores, "MAX_BYTES", 10)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    store = Store()
-    store.put(DATASET, b"0123456789")
-    with pytest.raises(Refusal, match="exceeds 10 bytes") as caught:
-        store.put(DATASET, b"0123456789a")
-    assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
-    store.close()
+def test_many_data_sets(world: World) -> None:
+    world.have(b"import os\n" + WRITE % READ_ALL, b"first")
+    world.upload(DATASET_, b"third", number=2)
+    code, told = refused(lambda: world.run())
+    assert (code, told) == (grpc.StatusCode.FAILED_PRECONDITION, "there is no dataset 1 yet")
+    world.upload(DATASET_, b"second", number=1)
+    outcome, result = world.run()
+    assert result == b"first|second|third"
+    assert list(outcome.dataset_ids) == [
+        hashlib.sha256(one).hexdigest() for one in (b"first", b"second", b"third")
+    ]
 
 
 def test_upload_that_does_not_fit_is_refused_at_once_with_numbers(

@@ -227,7 +227,7 @@ def start(
     if kind == "deaf":
         return _Deaf(port)
     if kind == "reference":
-        from supervisor.agent.reference import access, rpc, service
+        from supervisor.agent.reference import access, compute, rpc, service
 
         agent = service.Agent(algorithm_timeout_s=10)
         given = directory / f"hash-{port}"
@@ -236,7 +236,8 @@ def start(
         opened = directory / f"open-{port}-{os.getpid()}"
         opened.unlink(missing_ok=True)  # a guest that boots has an empty /run
         asks = access.Access(hash_file, str(opened))
-        return _Reference(rpc.Server(service.methods(agent), asks, "127.0.0.1", port))
+        methods = service.methods(agent) | compute.methods(agent)
+        return _Reference(rpc.Server(methods, asks, "127.0.0.1", port))
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=2),
         options=(("grpc.max_receive_message_length", _LIMIT), ("grpc.so_reuseport", 0)),

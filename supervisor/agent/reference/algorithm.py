@@ -1,4 +1,4 @@
-"""Runs an algorithm, a Python program, over a data set: one process, one socket."""
+"""Runs an algorithm, a Python program, over data sets: one process, one socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
 
 from .outcome import Outcome, State, Tail
 from .process import Shortage
-from .store import ALGORITHM, DATASET
+from .store import ALGORITHM, DATASET, DATASETS, dataset, file_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ def run_algorithm(
     on_end: OnEnd,
     result: BinaryIO,
 ) -> Outcome:
-    """Runs the algorithm over the data set, both files in *directory*; *result* gets the result.
+    """Runs the algorithm over the data sets, files in *directory*; *result* gets the result.
 
     *on_end* registers the algorithm's kill.
     """
@@ -65,7 +65,11 @@ def run_algorithm(
         os.chmod(path, 0o666)
         listener.listen(1)
         seen = isolation.seen(directory)
-        files = {"ALGORITHM_FILE": f"{seen}/{ALGORITHM}", "DATASET_FILE": f"{seen}/{DATASET}"}
+        files = {
+            "ALGORITHM_FILE": f"{seen}/{ALGORITHM}",
+            "DATASET_FILE": f"{seen}/{file_of(DATASET)}",
+            "DATASET_DIR": f"{seen}/{DATASETS}",
+        }
         command = _command(directory, seen, inputs)
         with (
             isolation.start(directory, command, files, limits.memory_mib) as process,
@@ -89,7 +93,7 @@ def run_algorithm(
         stdout=reader.stdout,
         stderr=reader.stderr,
         algorithm_id=inputs[ALGORITHM].id,
-        dataset_id=inputs[DATASET].id,
+        dataset_ids=tuple(inputs[dataset(number)].id for number in range(len(inputs) - 1)),
         duration_s=time.monotonic() - began,
         result_size=reader.size if state is State.SUCCEEDED else 0,
         result_sha256=reader.hash.hexdigest() if state is State.SUCCEEDED else "",
@@ -98,14 +102,16 @@ def run_algorithm(
 
 def _command(directory: str, seen: str, inputs: dict[str, Stored]) -> list[str | bytes]:
     """``python3 -c ALGORITHM DATASET SOCKET``; what cannot be an argument is its file's path."""
-    algorithm, dataset = (
-        _argument(f"{directory}/{kind}", inputs[kind].size) for kind in (ALGORITHM, DATASET)
+    algorithm, data = (
+        _argument(f"{directory}/{file_of(kind)}", inputs[kind].size)
+        for kind in (ALGORITHM, DATASET)
     )
     if algorithm is None or not _is_text(algorithm):
         program: list[str | bytes] = [f"{seen}/{ALGORITHM}"]
     else:
         program = ["-c", algorithm]
-    data = f"{seen}/{DATASET}" if dataset is None else dataset
+    if data is None:
+        data = f"{seen}/{file_of(DATASET)}".encode()
     return [sys.executable, *program, data, f"{seen}/{SOCKET}"]
 
 

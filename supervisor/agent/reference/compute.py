@@ -5,11 +5,12 @@ protos/compute.proto describes it.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, BinaryIO
 
 from .call import Method, StreamMethod
 from .refusal import Refusal, StatusCode
-from .store import ALGORITHM, DATASET, MAX_BYTES
+from .store import ALGORITHM, MOST_DATASETS, dataset
 from .wire import encode_fields, fields_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .store import Arriving
     from .wire import Fields
 
-KINDS = {1: ALGORITHM, 2: DATASET}
 MAX_CHUNK_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 18
 
@@ -40,7 +40,7 @@ class Upload:
         if self._arriving is None:
             self._arriving = self._begin(fields)
         elif (fields.payloads.keys() | fields.numbers.keys()) - {4}:
-            why = "only the first message of an upload tells kind, size and sha256"
+            why = "only the first message of an upload tells kind, size, sha256 and number"
             raise Refusal(StatusCode.INVALID_ARGUMENT, why)
         chunk = fields.payloads.get(4, b"")
         if len(chunk) > MAX_CHUNK_BYTES:
@@ -56,14 +56,8 @@ class Upload:
         return encode_fields((1, stored.id.encode()), (2, stored.size))
 
     def _begin(self, fields: Fields) -> Arriving:
-        kind = KINDS.get(fields.numbers.get(1, 0))
-        if not kind:
-            why = "the first message tells the kind: 1 for an algorithm, 2 for a data set"
-            raise Refusal(StatusCode.INVALID_ARGUMENT, why)
+        kind = _kind(fields.numbers.get(1, 0), fields.numbers.get(5, 0))
         size = fields.numbers.get(2, 0)
-        if size > MAX_BYTES:
-            why = f"the {kind} exceeds {MAX_BYTES} bytes"
-            raise Refusal(StatusCode.RESOURCE_EXHAUSTED, why)
         self._sha256 = fields.payloads.get(3, b"").decode(errors="replace")
         arriving = self._agent.begin_upload(kind, size)
         if not self._on_end(arriving.abort):
@@ -71,12 +65,24 @@ class Upload:
         return arriving
 
 
+def _kind(kind: int, number: int) -> str:
+    if kind == 1 and not number:
+        return ALGORITHM
+    if kind != 2:
+        why = "the first message tells the kind: 1 for an algorithm, 2 for a data set"
+        raise Refusal(StatusCode.INVALID_ARGUMENT, why)
+    if number >= MOST_DATASETS:
+        raise Refusal(StatusCode.INVALID_ARGUMENT, f"data sets have numbers below {MOST_DATASETS}")
+    return dataset(number)
+
+
 def methods(agent: Agent) -> dict[str, Method | StreamMethod]:
     """What *agent* serves over gRPC: methods by their paths."""
 
     def compute(message: bytes, on_end: OnEnd) -> Iterator[bytes]:
         numbers = fields_of(message).numbers
-        limits = agent.limits(MAX_BYTES, numbers.get(1, 0), numbers.get(2, 0))
+        # The guest's room for files bounds the result.
+        limits = agent.limits(sys.maxsize, numbers.get(1, 0), numbers.get(2, 0))
         outcome, result = agent.counted("Compute", lambda: agent.runner.run(limits, on_end))
         if not on_end(result.close):
             result.close()
@@ -113,7 +119,7 @@ def encode_outcome(outcome: Outcome) -> bytes:
         (4, _output(outcome.stdout)),
         (5, _output(outcome.stderr)),
         (6, outcome.algorithm_id.encode()),
-        (7, outcome.dataset_id.encode()),
+        *((7, one.encode()) for one in outcome.dataset_ids),
         (8, int(outcome.duration_s * 1000)),
         (9, outcome.result_size),
         (10, outcome.result_sha256.encode()),

@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
     stdout: Tail
     stderr: Tail
     algorithm_id: str
-    dataset_id: str
+    dataset_ids: tuple[str, ...]
     duration_s: float
     result_size: int
     result_sha256: str

@@ -1,4 +1,4 @@
-"""Holds the algorithm and the data set, and runs one algorithm at a time."""
+"""Holds the algorithm and the data sets, and runs one algorithm at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from .algorithm import run_algorithm
 from .refusal import Refusal, StatusCode
-from .store import ALGORITHM, DATASET, Store
+from .store import ALGORITHM, DATASET, Store, dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +77,8 @@ class Runner:
         return outcome, result
 
     def _begin(self, inputs: dict[str, Stored]) -> None:
-        for kind in (ALGORITHM, DATASET):
+        datasets = max(1, len(inputs) - (ALGORITHM in inputs))
+        for kind in (ALGORITHM, *map(dataset, range(datasets))):
             if kind not in inputs:
                 raise Refusal(StatusCode.FAILED_PRECONDITION, f"there is no {kind} yet")
         self.now = Now(inputs[ALGORITHM].id, inputs[DATASET].id, time.monotonic())

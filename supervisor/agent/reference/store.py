@@ -1,4 +1,4 @@
-"""The algorithm and the data set that the agent was sent, as files: in a guest, /tmp is RAM."""
+"""The algorithm and the data sets that the agent was sent, as files: in a guest, /tmp is RAM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ from typing import NamedTuple
 from .refusal import Refusal, StatusCode
 
 ALGORITHM, DATASET = "algorithm", "dataset"
-MAX_BYTES = 256 << 20
+MOST_DATASETS = 64
+# Below the store's directory, and below that of an algorithm that runs.
+DATASETS = "data"
+
+
+def dataset(number: int) -> str:
+    """The kind of a data set."""
+    return f"{DATASET} {number}" if number else DATASET
+
+
+def file_of(kind: str) -> str:
+    """Where a file of this kind is, below a directory."""
+    if kind == ALGORITHM:
+        return ALGORITHM
+    return f"{DATASETS}/{kind.removeprefix(DATASET).strip() or 0}"
 
 
 class Stored(NamedTuple):
@@ -72,8 +86,10 @@ class Store:
         """Gives the new *directory* a link to each file, named by its kind; what they are."""
         with self._lock:
             os.mkdir(directory)
+            os.mkdir(f"{directory}/{DATASETS}")
             for kind in self._stored:
-                os.link(f"{self._directory}/{kind}", f"{directory}/{kind}")
+                file = file_of(kind)
+                os.link(f"{self._directory}/{file}", f"{directory}/{file}")
             return dict(self._stored)
 
     def name(self) -> str:
@@ -84,7 +100,7 @@ class Store:
 
     def keep(self, arriving: Arriving, stored: Stored) -> None:
         with self._lock:
-            os.replace(arriving.path, f"{self._directory}/{arriving.kind}")
+            os.replace(arriving.path, f"{self._directory}/{file_of(arriving.kind)}")
             self._stored[arriving.kind] = stored
             self._arriving.remove(arriving)
 
@@ -123,7 +139,9 @@ class Store:
         # Imported here because it takes long and the agent should answer before.
         import tempfile
 
-        self._directory = self._directory or tempfile.mkdtemp(prefix="agent-")
+        if not self._directory:
+            self._directory = tempfile.mkdtemp(prefix="agent-")
+            os.mkdir(f"{self._directory}/{DATASETS}")
         return self._directory
 
 
@@ -142,9 +160,6 @@ class Arriving:
 
     def write(self, content: bytes) -> None:
         """Refusal: there is no room for *content*."""
-        if self.received + len(content) > MAX_BYTES:
-            why = f"the {self.kind} exceeds {MAX_BYTES} bytes"
-            raise Refusal(StatusCode.RESOURCE_EXHAUSTED, why)
         written = 0
         try:
             while written < len(content):

@@ -13,6 +13,7 @@ from supervisor.api.callers import check, current, right_of
 from supervisor.api.http import (
     attestation,
     computations,
+    compute,
     events,
     host,
     json_body,
@@ -124,6 +125,7 @@ def create_app(
     app.register_blueprint(vms.blueprint(service))
     app.register_blueprint(attestation.blueprint(service))
     app.register_blueprint(computations.blueprint(service))
+    app.register_blueprint(compute.blueprint(service))
     app.register_blueprint(events.blueprint(service, gate.readers))
     app.register_blueprint(templates.blueprint(service))
     app.register_blueprint(host.blueprint(service))
@@ -145,7 +147,7 @@ def create_app(
             current()  # a stranger learns no path and no method, and nobody's body is waited for
             return
         check(rights[request.url_rule.endpoint])
-        await json_body.check_type()
+        await json_body.check_type(app.view_functions[request.url_rule.endpoint])
 
     @app.before_websocket
     async def check_sender_of_websocket() -> None:

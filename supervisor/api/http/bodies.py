@@ -38,6 +38,10 @@ class Incoming:
         self._taken = 0
         self._waited_s = 0.0
 
+    def allow(self, most: int) -> None:
+        """Let it be longer than others: none of it is kept. To be called before it is read."""
+        self._most = most
+
     async def is_empty(self) -> bool:
         """Whether there is no body at all. Waits for its first bytes if the client does not say."""
         if self.announced is not None:

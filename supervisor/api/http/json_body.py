@@ -5,7 +5,7 @@ An unknown member is an error. The bytes of a computation are an array of number
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import cattrs
@@ -18,21 +18,30 @@ from supervisor.api.http.bodies import Incoming  # noqa: TC001
 from supervisor.api.requests import (
     Attest,
     Base64,
+    Limit,
+    Memory,
     Nonce,
     Pem,
+    Then,
     attest,
     base64_text,
+    memory_limit,
     nonce,
     one_of,
     pem,
     tee_policy,
+    time_limit,
     ttl,
 )
 from supervisor.config import Forwards, Policy, RestartPolicy, Tee, TemplateUse
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
 from supervisor.state.record import EndMode
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 T = TypeVar("T")
+Handler = TypeVar("Handler", bound="Callable[..., object]")
 
 #: Characters of an unknown member's name that an error shows.
 _LONGEST_NAME = 64
@@ -68,13 +77,19 @@ async def read_optional(cls: type[T]) -> T:
     return cls() if await incoming().is_empty() else await read(cls)
 
 
-async def check_type() -> None:
+async def check_type(handler: Callable[..., object]) -> None:
     """For each request, also if its handler reads no body: browsers send others than JSON unasked.
 
-    :raises UnsupportedMedia: if the body is not JSON
+    :raises UnsupportedMedia: if the body is not JSON, and the handler does not take others
     """
-    if not await incoming().is_empty():
+    if not getattr(handler, "takes_bytes", False) and not await incoming().is_empty():
         _check_type()
+
+
+def takes_bytes(handler: Handler) -> Handler:
+    """Declare that a handler takes a body of any type as it is. No browser sends a PUT unasked."""
+    handler.takes_bytes = True  # type: ignore[attr-defined]
+    return handler
 
 
 def _check_type() -> None:
@@ -145,6 +160,9 @@ def _keep_disk(value: object, _: Any) -> bool:
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 _converter.register_structure_hook(bytes, _computation)
+_converter.register_structure_hook(Then, lambda given, _: one_of(Then, "then", given))
+_converter.register_structure_hook(Limit | None, lambda given, _: time_limit(given))
+_converter.register_structure_hook(Memory | None, lambda given, _: memory_limit(given))
 _converter.register_structure_hook(EndMode, lambda given, _: one_of(EndMode, "mode", given))
 _converter.register_structure_hook(
     RestartPolicy | None, lambda given, _: one_of(RestartPolicy, "restart", given)

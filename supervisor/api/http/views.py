@@ -37,6 +37,7 @@ def summary(vm: Vm) -> dict[str, Any]:
         "forwards": [_forward(one) for one in vm.record.forwards],
         "tee": vm.record.options.tee,
         "attested": _attested(vm),
+        "computed": vm.record.computed or None,
     }
 
 

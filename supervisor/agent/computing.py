@@ -1,0 +1,207 @@
+"""Algorithms, data sets and results, to and from the reference agent: ``protos/compute.proto``.
+
+All of it passes in chunks, and no faster than the slower side takes it.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import grpc
+import trio
+
+from supervisor.agent.client import told
+from supervisor.bridge import aio_as_trio
+from supervisor.errors import AgentError
+from supervisor.guest_text import clean
+from supervisor.pb import compute_pb2, compute_pb2_grpc
+from supervisor.waiting import move_on_when
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+
+    from supervisor.agent.client import Agent
+
+#: Of a message. The agent takes up to 1 MiB.
+_CHUNK = 1 << 20
+
+#: What is kept of each of an agent's sentences, and of what an algorithm has printed.
+_WORD_BYTES, _PRINTED_BYTES = 1000, 64 * 1024
+
+#: An agent takes so many data sets.
+MOST_DATASETS = 64
+
+_STATES = {
+    compute_pb2.Outcome.STATE_SUCCEEDED: "succeeded",
+    compute_pb2.Outcome.STATE_FAILED: "failed",
+    compute_pb2.Outcome.STATE_TIMED_OUT: "timed-out",
+    compute_pb2.Outcome.STATE_OUT_OF_MEMORY: "out-of-memory",
+    compute_pb2.Outcome.STATE_RESULT_TOO_LARGE: "result-too-large",
+    compute_pb2.Outcome.STATE_CANCELLED: "cancelled",
+}
+
+
+@attrs.frozen
+class Part:
+    """What an agent is sent.
+
+    :param number: of a data set; None for the algorithm
+    """
+
+    number: int | None = None
+
+    def __str__(self) -> str:
+        return "algorithm" if self.number is None else f"data/{self.number}"
+
+
+@attrs.frozen
+class Stored:
+    """What the agent has got: SHA-256, in hexadecimal digits, and bytes."""
+
+    sha256: str
+    size: int
+
+
+@attrs.frozen
+class Outcome:
+    """What became of an algorithm, as the agent tells it. The guest may tell anything.
+
+    :param state: ``succeeded``, ``failed``, ``timed-out``, ``out-of-memory``,
+        ``result-too-large`` or ``cancelled``
+    :param error: a sentence; empty for a success
+    :param exit_status: minus the signal's number if one ended it
+    :param stdout, stderr: the last that was printed
+    """
+
+    state: str
+    error: str
+    exit_status: int
+    duration_s: float
+    stdout: str
+    stderr: str
+    algorithm_sha256: str
+    data_sha256: tuple[str, ...]
+    result_size: int
+    result_sha256: str
+
+
+async def upload(
+    agent: Agent, part: Part, chunks: AsyncIterable[bytes], size: int | None, sha256: str
+) -> Stored:
+    """Send an algorithm or a data set.
+
+    :param size: of it, in bytes; None if nobody knows
+    :param sha256: of it, in hexadecimal digits; empty if nobody knows. The agent compares both
+    :raises AgentError: if the agent refuses it, or does not know this service
+    """
+    request = compute_pb2.UploadRequest
+    kind = request.KIND_ALGORITHM if part.number is None else request.KIND_DATASET
+    first = request(kind=kind, number=part.number or 0, size=size or 0, sha256=sha256)
+    sender, receiver = trio.open_memory_channel[compute_pb2.UploadRequest](0)
+    answered, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+    def requests() -> Iterator[compute_pb2.UploadRequest]:  # in a thread of grpc's
+        with suppress(trio.EndOfChannel, trio.ClosedResourceError, trio.Cancelled):
+            while True:
+                yield trio.from_thread.run(receiver.receive, trio_token=token)
+
+    def tell(_: object) -> None:  # in another
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(answered.set)
+
+    # grpc.aio would forget an answer that comes while it writes, and tell an error of its own.
+    channel = agent.open_blocking()
+    try:
+        stub = compute_pb2_grpc.ComputeServiceStub(channel)
+        call = stub.Upload.future(requests(), metadata=agent.metadata)
+        call.add_done_callback(tell)
+        # An agent that refuses does not wait for the rest.
+        async with move_on_when(answered.wait), sender, aclosing(_of_size(chunks)) as of_size:
+            await sender.send(first)
+            async for chunk in of_size:
+                await sender.send(request(chunk=chunk))
+            await sender.aclose()
+            await answered.wait()
+        with told(agent.vm_id):
+            answer = call.result()
+    finally:
+        # Both end the threads.
+        receiver.close()
+        channel.close()
+    return Stored(answer.id[:64], answer.size)
+
+
+async def compute(
+    agent: Agent, time_limit_s: int, memory_limit_mib: int
+) -> AsyncGenerator[Outcome | bytes, None]:
+    """Run the algorithm: its outcome, and then the result in chunks.
+
+    It is killed when this generator is closed before its end.
+
+    :param time_limit_s, memory_limit_mib: 0 for the agent's own
+    :raises AgentError: if the agent refuses, dies, or sends what is no outcome
+    """
+    request = compute_pb2.ComputeRequest(
+        time_limit_s=time_limit_s, memory_limit_mib=memory_limit_mib
+    )
+    call: Any = None
+
+    async def begin() -> Any:  # asyncio-flavoured
+        stub = compute_pb2_grpc.ComputeServiceStub(agent.channel)
+        return stub.Compute(request, metadata=agent.metadata)
+
+    async def next_part() -> Any:  # asyncio-flavoured
+        part = await call.read()  # raises what the agent's status says
+        return None if part is grpc.aio.EOF else part
+
+    try:
+        with told(agent.vm_id):
+            call = await aio_as_trio(begin)()
+            part = await aio_as_trio(next_part)()
+        yield _outcome(agent.vm_id, part)
+        while True:
+            with told(agent.vm_id):
+                part = await aio_as_trio(next_part)()
+            if part is None:
+                return
+            yield part.chunk
+    finally:
+        if call:
+            call.cancel()
+
+
+def _outcome(vm_id: str, part: Any) -> Outcome:
+    outcome = part.outcome if part is not None else compute_pb2.Outcome()
+    state = _STATES.get(outcome.state)
+    if state is None:
+        raise AgentError(vm_id, "INTERNAL", "it tells no outcome of its algorithm")
+    return Outcome(
+        state=state,
+        error=clean(outcome.error, _WORD_BYTES),
+        exit_status=outcome.exit_status,
+        duration_s=outcome.duration_ms / 1000,
+        stdout=_printed(outcome.stdout),
+        stderr=_printed(outcome.stderr),
+        algorithm_sha256=outcome.algorithm_id[:64],
+        data_sha256=tuple(one[:64] for one in outcome.dataset_ids[:MOST_DATASETS]),
+        result_size=outcome.result_size,
+        result_sha256=outcome.result_sha256[:64],
+    )
+
+
+def _printed(output: compute_pb2.Output) -> str:
+    return output.tail[-_PRINTED_BYTES:].decode(errors="replace")
+
+
+async def _of_size(parts: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    """The same bytes in chunks that a message can have, and few of them."""
+    held = bytearray()
+    async for part in parts:
+        held += part
+        while len(held) >= _CHUNK:
+            yield bytes(held[:_CHUNK])
+            del held[:_CHUNK]
+    if held:
+        yield bytes(held)

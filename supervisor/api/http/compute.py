@@ -1,0 +1,107 @@
+"""Algorithms and data sets to a VM's agent, and the results that it computes of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from quart import Blueprint, Response, request
+from quart_trio.wrappers.response import TrioFileBody
+
+from supervisor.agent.computing import Part
+from supervisor.api.callers import current, needs
+from supervisor.api.http import json_body
+from supervisor.api.requests import ComputeRequest, Then, part_number
+from supervisor.caller import Right
+from supervisor.errors import InvalidRequest
+from supervisor.vm import compute
+
+if TYPE_CHECKING:
+    from supervisor.runs.service import Service
+
+#: RFC 9530's word for a digest of the content: a structured field, a byte sequence by its name.
+_DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]{0,64}):")
+_SHA256_BYTES = 32
+
+
+def blueprint(service: Service) -> Blueprint:
+    routes = Blueprint("compute", __name__, url_prefix="/vms")
+
+    @routes.put("/<vm_id>/algorithm")
+    @needs(Right.USE)
+    @json_body.takes_bytes
+    async def put_algorithm(vm_id: str) -> Any:
+        return await _put(vm_id, Part())
+
+    @routes.put("/<vm_id>/data/<number>")
+    @needs(Right.USE)
+    @json_body.takes_bytes
+    async def put_data(vm_id: str, number: str) -> Any:
+        return await _put(vm_id, Part(part_number(number)))
+
+    async def _put(vm_id: str, part: Part) -> Any:
+        vm = service.vms.get(vm_id, current())
+        body = json_body.incoming()
+        body.allow(sys.maxsize)  # the guest's room bounds it
+        stored = await compute.send(vm, part, body, body.announced, _sha256())
+        return {"vm": vm.id, "part": str(part), "size": stored.size, "sha256": stored.sha256}
+
+    @routes.post("/<vm_id>/compute")
+    @needs(Right.USE)
+    async def run_algorithm(vm_id: str) -> Any:
+        vm = service.vms.get(vm_id, current())
+        wanted = await json_body.read_optional(ComputeRequest)
+        limits = compute.Limits(wanted.time_limit or 0, wanted.memory_limit or 0)
+        outcome = await compute.run(vm, limits, then_end=wanted.then is Then.END)
+        return {"vm": vm.id, **outcome}
+
+    @routes.get("/<vm_id>/outcome")
+    @needs(Right.USE)
+    async def outcome(vm_id: str) -> Any:
+        vm = service.vms.get(vm_id, current())
+        return {"vm": vm.id, **await compute.read_outcome(vm)}
+
+    @routes.get("/<vm_id>/result")
+    @needs(Right.USE)
+    async def result(vm_id: str) -> Any:
+        vm = service.vms.get(vm_id, current())
+        file, outcome = await compute.result_file(vm)
+        size = outcome["result_size"]
+        digest = base64.b64encode(bytes.fromhex(outcome["result_sha256"])).decode()
+        answer = Response(
+            TrioFileBody(file, buffer_size=2**18),
+            content_type="application/octet-stream",
+            headers={
+                "Content-Length": str(size),
+                "Accept-Ranges": "bytes",
+                "ETag": f'"{outcome["result_sha256"]}"',
+                "Repr-Digest": f"sha-256=:{digest}:",
+                # Else a browser might run what a guest wrote.
+                "X-Content-Type-Options": "nosniff",
+                "Content-Disposition": "attachment; filename=result",
+            },
+        )
+        return await answer.make_conditional(request, accept_ranges=True, complete_length=size)
+
+    return routes
+
+
+def _sha256() -> str:
+    """What the client says that the content's SHA-256 is, in hexadecimal digits; empty if nothing.
+
+    :raises InvalidRequest: if it says something else
+    """
+    given = request.headers.get("Content-Digest") or request.headers.get("Repr-Digest") or ""
+    found = _DIGEST.search(given)
+    if not found:
+        return ""
+    try:
+        digest = base64.b64decode(found[1], validate=True)
+    except binascii.Error:
+        digest = b""
+    if len(digest) != _SHA256_BYTES:
+        raise InvalidRequest("Content-Digest has a sha-256 that is none")
+    return digest.hex()

@@ -1,0 +1,201 @@
+"""Algorithms and data sets on their way to a VM's agent, and results on their way back.
+
+Nothing of an algorithm or a data set is kept on this host. A result is, as a file of the VM, until
+it is no longer kept: whoever may have it may fetch it late, and after the VM's end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from supervisor.agent import computing
+from supervisor.agent.computing import Outcome, Part, Stored
+from supervisor.errors import AgentError, Busy, SupervisorError
+from supervisor.state import file_errors
+from supervisor.state.record import EndCause, EndMode, EventKind, RelayState, moment
+from supervisor.vm import agent_calls
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator
+    from pathlib import Path
+
+    from supervisor.agent.client import Agent
+    from supervisor.vm.vm import Vm
+
+#: In `Record.computed`, beside the states of an `Outcome`.
+RUNNING, INTERRUPTED = "running", "interrupted"
+
+
+@attrs.frozen
+class Limits:
+    """Of an algorithm. 0: the agent's own."""
+
+    time_s: int = 0
+    memory_mib: int = 0
+
+
+async def send(
+    vm: Vm, part: Part, chunks: AsyncIterable[bytes], size: int | None, sha256: str
+) -> Stored:
+    """Pass an algorithm or a data set on to the agent.
+
+    :param size: of it, in bytes; None if nobody knows
+    :param sha256: of it, in hexadecimal digits; empty if nobody knows
+    :raises Busy: if the agent cannot be asked now
+    :raises AgentError: if the agent refuses it; AgentTimeout if it cannot be reached
+    """
+    async with _connected(vm) as agent:
+        stored = await computing.upload(agent, part, chunks, size, sha256)
+    data = {"part": str(part), "size": stored.size, "sha256": stored.sha256}
+    await vm.commit(EventKind.UPLOAD, data)
+    return stored
+
+
+async def run(vm: Vm, limits: Limits, *, then_end: bool) -> dict[str, Any]:
+    """Have the agent run the algorithm, and keep its result. Cancelled, it is killed.
+
+    :param then_end: end the VM once the result is here, for nothing in it is needed any more
+    :return: as `read_outcome`
+    :raises Busy: if an algorithm runs already, or the agent cannot be asked now
+    :raises AgentError: if the agent refuses, dies, or sends another result than it said
+    :raises LaunchError: if the result cannot be written
+    """
+    if vm.computing.locked():
+        raise Busy(f"VM {vm.id} runs an algorithm already", advice="wait for its event compute")
+    async with vm.computing, _connected(vm) as agent:
+        await _commit(vm, {"state": RUNNING}, RUNNING)
+        try:
+            outcome = await _run(vm, agent, limits)
+            document = _document(outcome)
+            await trio.to_thread.run_sync(vm.dir.write_outcome, json.dumps(document).encode())
+        except OSError as error:
+            await _commit(vm, {"state": INTERRUPTED, "error": str(error)}, INTERRUPTED)
+            consequence = f"the result of VM {vm.id} could not be saved"
+            raise file_errors.launch_error(error, vm.dir.result, consequence) from error
+        except BaseException as error:
+            why = str(error) if isinstance(error, SupervisorError) else "its caller left"
+            await _commit(vm, {"state": INTERRUPTED, "error": why}, INTERRUPTED)
+            raise
+        said = ("state", "error", "duration_s", "result_size")
+        await _commit(vm, {name: document[name] for name in said}, outcome.state)
+    if then_end:
+        vm.request_end(EndMode.FORCE, EndCause.COMPUTED, "its result is here")
+    return document
+
+
+async def was_cut_off(vm: Vm) -> None:
+    """Put on record that an algorithm's result was lost with the supervisor that waited for it."""
+    if vm.record.computed == RUNNING:
+        why = "the supervisor that waited for the result is gone"
+        await _commit(vm, {"state": INTERRUPTED, "error": why}, INTERRUPTED)
+
+
+async def read_outcome(vm: Vm) -> dict[str, Any]:
+    """What became of the VM's last algorithm that ended: an `Outcome`, and when.
+
+    :raises Busy: if none has ended, or it is not kept any longer
+    """
+    try:
+        content = await trio.to_thread.run_sync(vm.dir.outcome.read_bytes)
+    except FileNotFoundError:
+        raise _nothing(vm, "outcome") from None
+    found: dict[str, Any] = json.loads(content)
+    return found
+
+
+async def result_file(vm: Vm) -> tuple[Path, dict[str, Any]]:
+    """The file of the last result, and its outcome.
+
+    :raises Busy: if there is none
+    """
+    outcome = await read_outcome(vm)
+    if outcome["state"] != "succeeded":
+        raise Busy(
+            f"VM {vm.id} has no result: its algorithm {outcome['state']}: {outcome['error']}",
+            advice=f"GET /vms/{vm.id}/outcome has what it printed",
+        )
+    if not await trio.Path(vm.dir.result).exists():
+        raise _nothing(vm, "result")
+    return vm.dir.result, outcome
+
+
+def _nothing(vm: Vm, what: str) -> Busy:
+    if vm.record.computed and vm.ended:
+        advice = "MANAGER_KEEP_REPLIES and MANAGER_KEEP_RESULTS say what is kept"
+        return Busy(f"VM {vm.id} has ended, and its {what} is not kept any longer", advice=advice)
+    state = f"is {vm.record.computed}" if vm.record.computed else "was not asked for"
+    return Busy(
+        f"VM {vm.id} has no {what}: a result {state}",
+        advice=f"POST /vms/{vm.id}/compute has its agent run the algorithm",
+    )
+
+
+@asynccontextmanager
+async def _connected(vm: Vm) -> AsyncIterator[Agent]:
+    if vm.record.options.dials:
+        raise Busy(
+            f"the agent of VM {vm.id} takes algorithms and data from its parties alone",
+            advice="see docs/how-to/use-the-successors-guests.md",
+        )
+    if vm.record.relay is not RelayState.ANSWERED:
+        raise Busy(f"VM {vm.id} has no computation yet: it is {vm.record.relay}")
+    try:
+        async with agent_calls.connected(vm) as agent:
+            yield agent
+    except AgentError as error:
+        if error.code != "UNIMPLEMENTED":
+            raise
+        raise Busy(
+            f"the agent of VM {vm.id} does not know compute.ComputeService",
+            advice="send algorithm and data by its own calls, to its own port",
+        ) from error
+
+
+async def _run(vm: Vm, agent: Agent, limits: Limits) -> Outcome:
+    parts = computing.compute(agent, limits.time_s, limits.memory_mib)
+    async with aclosing(parts):
+        outcome = await anext(parts)
+        assert isinstance(outcome, Outcome)
+        if outcome.state == "succeeded":
+            await _keep(vm, outcome, parts)
+        return outcome
+
+
+async def _keep(vm: Vm, outcome: Outcome, parts: AsyncIterator[Outcome | bytes]) -> None:
+    """Write the result. The one before stays until this one is whole."""
+    most = vm.config.retention.result_bytes
+    if outcome.result_size > most:
+        raise AgentError(
+            vm.id,
+            "RESOURCE_EXHAUSTED",
+            f"its result has {outcome.result_size} bytes, the limit is {most}",
+            advice="see MANAGER_MAX_RESULT, or fetch it from the agent's own port",
+        )
+    received, digest = 0, hashlib.sha256()
+    async with vm.dir.writing_result() as file:
+        async for chunk in parts:
+            assert isinstance(chunk, bytes)
+            received += len(chunk)
+            if received > outcome.result_size:
+                break
+            digest.update(chunk)
+            await file.write(chunk)
+        if (received, digest.hexdigest()) != (outcome.result_size, outcome.result_sha256):
+            text = "its result is not as long as it said, or has another SHA-256"
+            raise AgentError(vm.id, "DATA_LOSS", text)
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
+    return attrs.asdict(outcome) | {"ended_at": moment(datetime.now(UTC))}
+
+
+async def _commit(vm: Vm, data: dict[str, Any], state: str) -> None:
+    if not vm.ended:
+        await vm.commit(EventKind.COMPUTE, data, computed=state)
