@@ -6,6 +6,7 @@ import click
 
 from supervisor.cli import (
     command,
+    compute,
     doctor,
     evidence,
     image,
@@ -27,6 +28,9 @@ def main() -> None:
 for _command in (
     serve.serve,
     run.run,
+    compute.compute,
+    compute.send,
+    compute.result,
     vms.list_vms,
     vms.show,
     vms.reply,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import os
@@ -68,6 +69,43 @@ class Client:
 
     def post(self, path: str, body: object) -> Any:
         return self._json(self._ask("POST", path, json=body))
+
+    def post_slowly(self, path: str, body: object) -> Any:
+        """The same, of what takes as long as a guest takes."""
+        return self._json(self._ask("POST", path, json=body, timeout=None))
+
+    def put(self, path: str, pieces: Iterator[bytes], size: int, sha256: bytes) -> Any:
+        """Send bytes, as fast as the other side takes them."""
+        digest = base64.b64encode(sha256).decode()
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(size),
+            "Content-Digest": f"sha-256=:{digest}:",
+        }
+        asked = self._ask("PUT", path, content=pieces, headers=headers, timeout=None)
+        return self._json(asked)
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """A long answer. If the connection breaks, it goes on where it was, as long as it can."""
+        came, etag = 0, ""
+        while True:
+            headers = {"Range": f"bytes={came}-", "If-Range": etag} if came else {}
+            before = came
+            try:
+                with self._http.stream("GET", path, headers=headers) as response:
+                    if response.is_error:
+                        response.read()
+                        raise CommandFailed(_problem(response))
+                    if came and response.status_code != httpx.codes.PARTIAL_CONTENT:
+                        raise CommandFailed(f"{self.url}{path} has changed meanwhile")
+                    etag = response.headers.get("ETag", "")
+                    for piece in response.iter_bytes():
+                        came += len(piece)
+                        yield piece
+                    return
+            except httpx.HTTPError as error:
+                if came == before or not etag:
+                    raise CommandFailed(f"{self.url}: {_words(error)}") from error
 
     def run(self, body: object) -> Any:
         """A VM, on record. Waits for room, and for a template if the run requires one."""

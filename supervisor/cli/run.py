@@ -71,11 +71,11 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options:
     """
     body = request_body(file.read(), raw=raw)
     body |= {name: value for name, value in options.items() if value is not None}
-    with _stop_signals() as signals:
+    with stop_signals() as signals:
         with stderr().status("waiting for a VM"):
             vm = client.run(body)
         credential = vm.get("credential")  # an older supervisor has none
-        vm = _follow(client, vm["id"], signals)
+        vm = follow(client, vm["id"], signals)
     reply = client.text(f"/vms/{vm['id']}/reply")
     if as_json:
         print_json(_answer(vm, reply) | {"credential": credential})
@@ -92,7 +92,7 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options:
     console.print(f"end it with: qmp-supervisor shutdown {vm['id'][:8]}")
 
 
-def _follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
+def follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
     """The VM once its agent has answered."""
     path = f"/vms/{vm_id}"
     console = stderr()
@@ -148,7 +148,7 @@ def _answer(vm: dict[str, Any], reply: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """SIGINT and SIGTERM, collected while the context lasts; a second signal has its usual effect.
 
     A handler that raised could do so before the VM's id is known, and leave the VM running.

@@ -1,0 +1,254 @@
+"""``compute``, ``send`` and ``result``: from data and an algorithm to what it computes."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+import click
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from supervisor.cli.client import uses_supervisor
+from supervisor.cli.computations import request_body
+from supervisor.cli.environment import CommandFailed, fail
+from supervisor.cli.output import as_json, echo, print_json, stderr
+from supervisor.cli.run import follow, stop_signals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from supervisor.cli.client import Client
+
+_PIECE = 1 << 20
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_algorithm = click.option(
+    "--algorithm", type=_FILE, help="A Python program, or a zip archive with a __main__.py."
+)
+_output = click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for the result; default: standard output.",
+)
+
+
+@click.command()
+@_algorithm
+@click.option(
+    "--data",
+    type=_FILE,
+    multiple=True,
+    help="A data set; may be repeated: they have the numbers 0, 1, ...",
+)
+@_output
+@click.option("--vm", "vm_id", metavar="ID", help="A VM that is there, which runs on afterwards.")
+@click.option(
+    "--computation", type=click.File("rb"), help="What a new VM is started for, as run takes it."
+)
+@click.option("--time-limit", help="Longest time of the algorithm, such as 10m.")
+@click.option("--memory-limit", help="Most memory of the algorithm, such as 256M.")
+@click.option("--keep", is_flag=True, help="Let a new VM run on afterwards.")
+@as_json
+@uses_supervisor
+def compute(
+    client: Client,
+    /,
+    algorithm: Path | None,
+    data: tuple[Path, ...],
+    output: Path | None,
+    vm_id: str | None,
+    computation: IO[bytes] | None,
+    keep: bool,
+    as_json: bool,
+    **limits: str | None,
+) -> None:
+    """Have a VM run an algorithm over data, and fetch the result.
+
+    The VM is a new one, which ends once its result is here; or, with --vm, one that is there. What
+    was sent to that one before need not be sent again.
+
+    The result goes to the file or to standard output, all else to standard error. The exit code is
+    1 if the algorithm fails; what it has printed is shown.
+    """
+    if as_json and output is None:
+        raise click.UsageError("--json needs --output: standard output has the result otherwise")
+    if vm_id is None and not (algorithm and data):
+        raise click.UsageError("a new VM needs --algorithm and --data")
+    if vm_id is not None and (computation or keep):
+        raise click.UsageError("--computation and --keep are for a new VM, not for --vm")
+    if vm_id is not None:
+        outcome = _compute(client, client.find(vm_id), algorithm, data, limits)
+        _tell(client, outcome, output, as_json=as_json)
+        return
+    body = request_body(computation.read() if computation else b"{}", raw=False)
+    with _new_vm(client, body, keep=keep) as found:
+        outcome = _compute(client, found, algorithm, data, limits)
+    _tell(client, outcome, output, as_json=as_json)
+
+
+@click.command()
+@click.argument("vm_id", metavar="ID")
+@_algorithm
+@click.option("--data", type=_FILE, help="A data set.")
+@click.option("--number", type=int, default=0, show_default=True, help="Of the data set.")
+@as_json
+@uses_supervisor
+def send(
+    client: Client,
+    vm_id: str,
+    algorithm: Path | None,
+    data: Path | None,
+    number: int,
+    as_json: bool,
+) -> None:
+    """Send an algorithm or a data set to a VM's agent: see compute."""
+    if not (algorithm or data):
+        raise click.UsageError("say --algorithm, --data, or both")
+    found = client.find(vm_id)
+    stored = _send(client, found, algorithm, {number: data} if data else {})
+    if as_json:
+        print_json({"sent": stored})
+        return
+    for one in stored:
+        echo(f"{one['part']}: {one['size']} bytes, SHA-256 {one['sha256']}", lines=False)
+
+
+@click.command()
+@click.argument("vm_id", metavar="ID")
+@_output
+@as_json
+@uses_supervisor
+def result(client: Client, vm_id: str, output: Path | None, as_json: bool) -> None:
+    """Fetch what the last algorithm in a VM has computed, also after the VM's end."""
+    if as_json and output is None:
+        raise click.UsageError("--json needs --output: standard output has the result otherwise")
+    outcome = client.get(f"/vms/{client.find(vm_id)}/outcome")
+    _tell(client, outcome, output, as_json=as_json)
+
+
+def _compute(
+    client: Client,
+    vm_id: str,
+    algorithm: Path | None,
+    data: tuple[Path, ...],
+    limits: dict[str, str | None],
+) -> dict[str, Any]:
+    _send(client, vm_id, algorithm, dict(enumerate(data)))
+    wanted = {name: value for name, value in limits.items() if value is not None}
+    with stderr().status("the algorithm runs"):
+        outcome: dict[str, Any] = client.post_slowly(f"/vms/{vm_id}/compute", wanted)
+    return outcome
+
+
+def _send(
+    client: Client, vm_id: str, algorithm: Path | None, data: dict[int, Path]
+) -> list[dict[str, Any]]:
+    parts = {"algorithm": algorithm} if algorithm else {}
+    parts |= {f"data/{number}": file for number, file in data.items()}
+    return [_put(client, f"/vms/{vm_id}/{part}", file) for part, file in parts.items()]
+
+
+def _put(client: Client, path: str, file: Path) -> dict[str, Any]:
+    try:
+        size = file.stat().st_size
+        digest = hashlib.sha256()
+        with file.open("rb") as opened:
+            while piece := opened.read(_PIECE):
+                digest.update(piece)
+        with file.open("rb") as opened, _progress(f"sending {file.name}", size) as advance:
+
+            def pieces() -> Iterator[bytes]:
+                while piece := opened.read(_PIECE):
+                    yield piece
+                    advance(len(piece))
+
+            stored: dict[str, Any] = client.put(path, pieces(), size, digest.digest())
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be read: {error.strerror}") from error
+    return stored
+
+
+def _tell(client: Client, outcome: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
+    """Fetch the result of an algorithm that has succeeded; or end with what went wrong."""
+    succeeded = outcome["state"] == "succeeded"
+    if succeeded:
+        _fetch(client, outcome, output)
+    if as_json:
+        print_json(outcome)
+        sys.exit(not succeeded)
+    console = stderr()
+    for name in ("stdout", "stderr"):
+        if printed := outcome[name].rstrip("\n"):
+            console.print(f"{name} of the algorithm:\n{printed}", soft_wrap=True)
+    if not succeeded:
+        raise CommandFailed(f"{outcome['state']}: {outcome['error']} (VM {outcome['vm']})")
+    console.print(f"computed in {outcome['duration_s']:.1f} s: {outcome['result_size']} bytes")
+
+
+def _fetch(client: Client, outcome: dict[str, Any], output: Path | None) -> None:
+    """Complete or not at all: a file has its name only once its SHA-256 is right."""
+    size, digest = outcome["result_size"], hashlib.sha256()
+    path = f"/vms/{outcome['vm']}/result"
+    draft = output.with_name(f"{output.name}.part") if output else None
+    try:
+        with (
+            draft.open("wb") if draft else click.open_file("-", "wb") as file,
+            _progress("fetching the result", size) as advance,
+        ):
+            for piece in client.pieces(path):
+                digest.update(piece)
+                file.write(piece)
+                advance(len(piece))
+        if digest.hexdigest() != outcome["result_sha256"]:
+            raise CommandFailed("the result did not arrive whole: fetch it again, see 'result'")
+        if draft and output:
+            draft.replace(output)
+    except OSError as error:
+        raise CommandFailed(f"{output or 'standard output'}: {error.strerror}") from error
+    finally:
+        if draft:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _new_vm(client: Client, body: dict[str, Any], *, keep: bool) -> Iterator[str]:
+    """A VM that ends with the block, unless it is kept. Ctrl-C ends it as well."""
+    with stop_signals() as signals:
+        with stderr().status("waiting for a VM"):
+            vm_id = str(client.run(body)["id"])
+        follow(client, vm_id, signals)
+
+    def stop(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield vm_id
+    except BaseException:
+        fail(f"ending VM {vm_id}")
+        client.shutdown(vm_id, "force")
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if keep:
+        stderr().print(f"VM {vm_id} runs on; end it with: qmp-supervisor shutdown {vm_id[:8]}")
+    else:
+        client.shutdown(vm_id, "force")
+
+
+@contextmanager
+def _progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing in a pipe."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    console = stderr()
+    with Progress(
+        *columns, TransferSpeedColumn(), console=console, disable=not console.is_terminal
+    ) as bars:
+        task = bars.add_task(what, total=size)
+        yield lambda amount: bars.update(task, advance=amount)
