@@ -34,16 +34,17 @@ def blueprint(service: Service) -> Blueprint:
     @needs(Right.USE)
     @json_body.takes_bytes
     async def put_algorithm(vm_id: str) -> Any:
-        return await _put(vm_id, Part())
+        return await _put(vm_id, None)
 
     @routes.put("/<vm_id>/data/<number>")
     @needs(Right.USE)
     @json_body.takes_bytes
     async def put_data(vm_id: str, number: str) -> Any:
-        return await _put(vm_id, Part(part_number(number)))
+        return await _put(vm_id, number)
 
-    async def _put(vm_id: str, part: Part) -> Any:
+    async def _put(vm_id: str, number: str | None) -> Any:
         vm = service.vms.get(vm_id, current())
+        part = Part(None if number is None else part_number(number))
         body = json_body.incoming()
         body.allow(sys.maxsize)  # the guest's room bounds it
         stored = await compute.send(vm, part, body, body.announced, _sha256())
