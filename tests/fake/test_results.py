@@ -310,3 +310,86 @@ async def test_supervisor_that_was_killed_meanwhile(world: World) -> None:
     async with world.serve() as supervisor:
         vm = supervisor.vm(vm_id)
         await vm.until(lambda: vm.record.computed == "interrupted")
+
+
+async def form(
+    supervisor: Supervisor, *parts: tuple[str, bytes], accept: str = "*/*"
+) -> httpx.Response:
+    """The answer to ``POST /run`` with these parts."""
+    files = [(name, (name, content)) for name, content in parts]
+    return await supervisor.http.post("/run", files=files, headers={"Accept": accept})
+
+
+async def test_all_in_one_request(world: World) -> None:
+    async with world.serve() as supervisor:
+        parts = [("algorithm", COUNT), ("data", b"x" * 3_000_000), ("data", b"second")]
+        wishes = [("run", b'{"ttl": "1h"}'), ("compute", b'{"then": "end"}')]
+        answer = (await form(supervisor, *wishes, *parts)).json()
+        assert answer["computation"] == "{}"
+        assert answer["outcome"]["state"] == "succeeded"
+        assert len(answer["outcome"]["data_sha256"]) == 2
+        vm = supervisor.vm(answer["id"])
+        await vm.wait_ended()
+        assert vm.record.options.ttl_s == 3600
+        assert (await supervisor.http.get(f"/vms/{vm.id}/result")).content == b"3000000"
+        only = await form(supervisor, *wishes, *parts, accept="application/octet-stream")
+        assert (only.content, only.headers["Content-Type"]) == (
+            b"3000000",
+            "application/octet-stream",
+        )
+
+
+async def test_algorithm_of_a_form_that_fails(world: World) -> None:
+    async with world.serve() as supervisor:
+        parts = [("algorithm", b"1 / 0"), ("data", b"x")]
+        answer = await form(supervisor, *parts, accept="application/octet-stream")
+        assert answer.json()["outcome"]["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([("run", b"{}")], "no algorithm and no data"),
+        ([("ruin", b"{}"), ("algorithm", COUNT)], "'ruin' too many"),
+        ([("run", b'{"tll": "1h"}'), ("algorithm", COUNT)], "did you mean 'ttl'?"),
+        ([("run", b"{}"), ("run", b"{}"), ("algorithm", COUNT)], "'run' too many"),
+        ([("run", b" " * 70000), ("algorithm", COUNT)], "longer than 65536 bytes"),
+        ([("algorithm", COUNT), ("run", b"{}")], "must come before"),
+        ([("algorithm", COUNT), ("algorithm", COUNT)], "too many parts 'algorithm'"),
+        ([("algorithm", COUNT)], "there is no dataset yet"),
+    ],
+)
+async def test_forms_that_are_refused(
+    world: World, parts: list[tuple[str, bytes]], words: str
+) -> None:
+    """No VM stays that nobody knows of."""
+    async with world.serve() as supervisor:
+        answer = await form(supervisor, *parts)
+        assert answer.is_error
+        assert words in answer.json()["detail"]
+        for vm in supervisor.running.service.vms:
+            await vm.wait_ended()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"--b", b"--b\r\nContent-Disposition: form-data; name=a",
+     b"--b\r\nX: y\r\n\r\nz\r\n--b--", b"--b\r\nX: " + b"y" * 600_000, b"--b\r\nX: \xff\r\n\r\n", b"x" * 1_000_000],
+)  # fmt: skip
+async def test_bodies_that_are_no_form(world: World, body: bytes) -> None:
+    async with world.serve() as supervisor:
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        answer = await supervisor.http.post("/run", content=body, headers=headers)
+        assert answer.status_code in (400, 413), answer.text
+
+
+async def test_caller_of_a_form_who_leaves_takes_the_vm_along(world: World) -> None:
+    async with world.serve() as supervisor:
+        fifo = world.tmp.parent / "runs"
+        os.mkfifo(fifo)
+        async with trio.open_nursery() as nursery:
+            parts = ("algorithm", HANG), ("data", str(fifo).encode())
+            nursery.start_soon(form, supervisor, *parts)
+            await in_thread(fifo.read_bytes)
+            nursery.cancel_scope.cancel()
+        await supervisor.only_vm().wait_ended()

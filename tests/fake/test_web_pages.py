@@ -115,7 +115,9 @@ async def test_body_without_its_type(world: World, kind: str | None) -> None:
             if path == "/nowhere":
                 continue
             answer = await supervisor.http.request(method, path, content=b"{}", headers=headers)
-            assert answer.status_code == 415, (method, path)
+            # This one takes forms, and this is none. Whose page may send one: the tests above.
+            takes = path == "/run" and (kind or "").startswith("multipart/")
+            assert answer.status_code == (400 if takes else 415), (method, path)
         assert (await supervisor.http.get(f"/vms/{vm_id}")).json()["state"] == "running"
 
 

@@ -21,10 +21,15 @@ from supervisor.vm import compute
 
 if TYPE_CHECKING:
     from supervisor.runs.service import Service
+    from supervisor.vm.vm import Vm
 
 #: RFC 9530's word for a digest of the content: a structured field, a byte sequence by its name.
 _DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]{0,64}):")
 _SHA256_BYTES = 32
+#: Of a body: the guest's room bounds it.
+ANY_LENGTH = sys.maxsize
+#: The first is for who accepts all.
+_FORMS = ("application/json", "application/octet-stream")
 
 
 def blueprint(service: Service) -> Blueprint:
@@ -46,7 +51,7 @@ def blueprint(service: Service) -> Blueprint:
         vm = service.vms.get(vm_id, current())
         part = Part(None if number is None else part_number(number))
         body = json_body.incoming()
-        body.allow(sys.maxsize)  # the guest's room bounds it
+        body.allow(ANY_LENGTH)
         stored = await compute.send(vm, part, body, body.announced, _sha256())
         return {"vm": vm.id, "part": str(part), "size": stored.size, "sha256": stored.sha256}
 
@@ -69,25 +74,38 @@ def blueprint(service: Service) -> Blueprint:
     @needs(Right.USE)
     async def result(vm_id: str) -> Any:
         vm = service.vms.get(vm_id, current())
-        file, outcome = await compute.result_file(vm)
-        size = outcome["result_size"]
-        digest = base64.b64encode(bytes.fromhex(outcome["result_sha256"])).decode()
-        answer = Response(
-            TrioFileBody(file, buffer_size=2**18),
-            content_type="application/octet-stream",
-            headers={
-                "Content-Length": str(size),
-                "Accept-Ranges": "bytes",
-                "ETag": f'"{outcome["result_sha256"]}"',
-                "Repr-Digest": f"sha-256=:{digest}:",
-                # Else a browser might run what a guest wrote.
-                "X-Content-Type-Options": "nosniff",
-                "Content-Disposition": "attachment; filename=result",
-            },
-        )
-        return await answer.make_conditional(request, accept_ranges=True, complete_length=size)
+        return await result_of(vm)
 
     return routes
+
+
+async def result_of(vm: Vm) -> Response:
+    """The answer to the present request is the VM's result, or a part of it.
+
+    :raises Busy: if there is none
+    """
+    file, outcome = await compute.result_file(vm)
+    size = outcome["result_size"]
+    digest = base64.b64encode(bytes.fromhex(outcome["result_sha256"])).decode()
+    answer = Response(
+        TrioFileBody(file, buffer_size=2**18),
+        content_type="application/octet-stream",
+        headers={
+            "Content-Length": str(size),
+            "Accept-Ranges": "bytes",
+            "ETag": f'"{outcome["result_sha256"]}"',
+            "Repr-Digest": f"sha-256=:{digest}:",
+            # Else a browser might run what a guest wrote.
+            "X-Content-Type-Options": "nosniff",
+            "Content-Disposition": "attachment; filename=result",
+        },
+    )
+    return await answer.make_conditional(request, accept_ranges=True, complete_length=size)
+
+
+def wants_bytes() -> bool:
+    """Whether the present request wants the result itself in its answer."""
+    return request.accept_mimetypes.best_match(_FORMS) == _FORMS[1]
 
 
 def _sha256() -> str:

@@ -9,7 +9,7 @@ from quart_trio.wrappers.response import TrioFileBody
 
 from supervisor.api import trace
 from supervisor.api.callers import current, needs, who
-from supervisor.api.http import json_body, views
+from supervisor.api.http import json_body, views, with_form
 from supervisor.api.requests import RunRequest
 from supervisor.caller import Right
 
@@ -25,7 +25,10 @@ def blueprint(service: Service, budget: Budget) -> Blueprint:
 
     @routes.post("/run")
     @needs(Right.RUN)
+    @json_body.takes_forms
     async def run() -> Any:
+        if request.mimetype == json_body.FORM:
+            return await with_form.run(service, budget)
         vm, options = await _submit()
         if _prefers_async():
             headers = {
