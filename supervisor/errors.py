@@ -12,6 +12,7 @@
     ├── Unauthenticated        nobody knows who calls
     ├── UnknownCertificate     the client's certificate is of nobody on file
     ├── Forbidden              the caller's role lacks a right
+    ├── NotTheirs              a party of a VM asks for what is another's
     ├── Misdirected            the request is for another host
     ├── CrossSite              a web page of another site sent the request
     ├── VmNotFound             no VM has this id, or the VM is another party's
@@ -151,6 +152,14 @@ class Forbidden(SupervisorError):
         )
         self.role = role
         self.right = right
+
+
+class NotTheirs(SupervisorError):
+    """A party of a VM asks for what is another's."""
+
+    def __init__(self, vm_id: str, what: str, whose: str) -> None:
+        super().__init__(f"{what} of VM {vm_id} is for {whose}")
+        self.vm_id = vm_id
 
 
 class Misdirected(SupervisorError):

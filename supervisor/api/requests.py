@@ -18,6 +18,7 @@ from supervisor.agent.computing import MOST_DATASETS
 from supervisor.config import (
     MAX_COMPUTATION,
     AgentDials,
+    Auth,
     Forwards,
     Policy,
     RestartPolicy,
@@ -27,6 +28,7 @@ from supervisor.config import (
 )
 from supervisor.config.settings import parse_seconds
 from supervisor.errors import InvalidRequest, TooLarge
+from supervisor.parties import Parties
 from supervisor.state.record import EndMode, RunOptions, request_hash
 from supervisor.tee import binding, certificate
 from supervisor.tee.evidence import BadEvidence, from_hex
@@ -50,6 +52,8 @@ _LONGEST_BASE64 = 32768
 #: The most events of a page.
 MAX_PAGE = 1000
 #: As an event's is. Python turns no more than some thousand digits into a number.
+_PARTIES = ("algorithm", "data", "result")
+_LONGEST_CALLER = 255
 _MEMORY = re.compile(r"([1-9][0-9]{0,6})([MGmg])")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -83,6 +87,7 @@ class RunRequest:
     attest: Attest | None = None
     dh_cert: Base64 | None = None
     session: Base64 | None = None
+    parties: Parties | None = None
 
     def options(
         self, config: Config, idempotency_key: str | None, request_id: str = ""
@@ -98,6 +103,10 @@ class RunRequest:
         if forwards is Forwards.NONE and (excluded := against_namespaces(config)):
             raise InvalidRequest(f"forwards=none excludes {excluded[0]}", member="forwards")
         self._check_attest(config)
+        if self.parties and config.auth is Auth.OFF:
+            raise InvalidRequest(
+                "parties exclude MANAGER_AUTH=off: nobody is asked who he is", member="parties"
+            )
         dials = config.agent.dials is not AgentDials.NO
         if dials:
             self._check_manifest(config.qemu.net, forwards)
@@ -113,6 +122,7 @@ class RunRequest:
             attest=bool(self.attest),
             dh_cert=self.dh_cert or "",
             session=self.session or "",
+            parties=self.parties,
             idempotency_key=key,
             request_id=request_id,
             # Megabytes to hash, for nobody but a repetition.
@@ -130,6 +140,7 @@ class RunRequest:
                 attest=self.attest,
                 dh_cert=self.dh_cert,
                 session=self.session,
+                parties=self.parties,
             ),
         )
 
@@ -271,6 +282,22 @@ def tee_policy(given: object) -> Policy:
         return Policy.read(given if isinstance(given, str) else "?")
     except ValueError as error:
         raise InvalidRequest(f"tee_policy: {error}", member="tee_policy") from None
+
+
+def parties(given: object) -> Parties:
+    """:raises InvalidRequest:"""
+    members = given if isinstance(given, dict) else {}
+    algorithm, data, result = (members.get(name) for name in _PARTIES)
+    lists = [one if isinstance(one, list) else [] for one in (data, result)]
+    names = [algorithm, *lists[0], *lists[1]]
+    good = all(isinstance(one, str) and 0 < len(one) <= _LONGEST_CALLER for one in names)
+    if set(members) != set(_PARTIES) or not all(lists) or not good or len(lists[0]) > MOST_DATASETS:
+        raise InvalidRequest(
+            "parties has the members algorithm, a caller's name, and data and result, arrays of"
+            " such names",
+            member="parties",
+        )
+    return Parties(algorithm=str(algorithm), data=tuple(lists[0]), result=tuple(lists[1]))
 
 
 def attest(given: object) -> Attest:

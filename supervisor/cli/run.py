@@ -57,9 +57,24 @@ DOING = {
     "--tee", help="none, auto, sev, sev-es, sev-snp or tdx: what keeps the VM from its host."
 )
 @click.option("--tee-policy", help="The guest's policy in words, such as no-debug,no-rapl.")
+@click.option("--algorithm-by", metavar="CALLER", help="Who alone brings the algorithm.")
+@click.option(
+    "--data-by", metavar="CALLER", multiple=True, help="Who alone brings data set 0, 1, ..."
+)
+@click.option("--result-for", metavar="CALLER", multiple=True, help="Who alone gets the result.")
 @as_json
 @uses_supervisor
-def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options: object) -> None:
+def run(
+    client: Client,
+    /,
+    file: IO[bytes],
+    raw: bool,
+    algorithm_by: str | None,
+    data_by: tuple[str, ...],
+    result_for: tuple[str, ...],
+    as_json: bool,
+    **options: object,
+) -> None:
     """Boot a VM, relay the computation in FILE to its agent and print the agent's answer.
 
     FILE is a request or a computation; "-" is standard input. A JSON object with a member
@@ -71,6 +86,11 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options:
     """
     body = request_body(file.read(), raw=raw)
     body |= {name: value for name, value in options.items() if value is not None}
+    parties = {"algorithm": algorithm_by, "data": list(data_by), "result": list(result_for)}
+    if any(parties.values()):
+        if not all(parties.values()):
+            raise click.UsageError("--algorithm-by, --data-by and --result-for go together")
+        body["parties"] = parties
     with stop_signals() as signals:
         with stderr().status("waiting for a VM"):
             vm = client.run(body)
@@ -85,7 +105,9 @@ def run(client: Client, /, file: IO[bytes], raw: bool, as_json: bool, **options:
     console.print(f"VM {vm['id']} is {vm['state']}")
     for one in vm["forwards"]:
         console.print(f"  {forward(one)}")
-    if not vm["forwards"]:
+    if any(parties.values()):
+        console.print("its parties send and fetch: see send, compute and result")
+    elif not vm["forwards"]:
         console.print("no port leads to its agent: it got this computation and gets no other")
     elif credential:
         console.print(f"its agent asks for the credential {credential}")

@@ -304,17 +304,24 @@ class Service:
             whose = partial(tuple, self._whose(caller, vm_id))
         else:
             whose = partial(self._whose, caller, None)
-        return self.journal.follow(after, whose, _wanted(caller, vm_id))
+        return self.journal.follow(after, whose, self._wanted(caller, vm_id))
 
     def on_record(self, caller: Caller, after: int, vm_id: str | None) -> EventsOnRecord:
         """The caller's events on record with a greater number; of one VM alone if it is named."""
-        whose, wants = self._whose(caller, vm_id), _wanted(caller, vm_id)
+        whose, wants = self._whose(caller, vm_id), self._wanted(caller, vm_id)
         return EventsOnRecord(self.journal, after, self.journal.sequence, whose, wants)
 
     def _whose(self, caller: Caller, vm_id: str | None) -> tuple[str, ...]:
         """:raises VmNotFound:"""
-        named = [self.vms.get(vm_id, caller)] if vm_id else self.vms.seen_by(caller)
+        named = [self.vms.see(vm_id, caller)] if vm_id else self.vms.seen_by(caller)
         return tuple(vm.id for vm in named)
+
+    def _wanted(self, caller: Caller, vm_id: str | None) -> Callable[[Event], bool]:
+        """Which events a caller is told: those of its VMs, and all if it sees all."""
+        return lambda event: (
+            vm_id in (None, event.vm_id)
+            and (caller.sees(event.owner) or self.vms.tells(event, caller))
+        )
 
     def _gauges(self) -> Gauges:
         templates = self.vms.templates
@@ -327,11 +334,6 @@ class Service:
             pool=Counter("ready" if vm.agent_ready else "coming" for vm in self.pool.vms),
             clones={"restored": templates.restored, "fallback": templates.fallen_back},
         )
-
-
-def _wanted(caller: Caller, vm_id: str | None) -> Callable[[Event], bool]:
-    """Which events a caller is told: those of its VMs, and all if it sees all."""
-    return lambda event: vm_id in (None, event.vm_id) and caller.sees(event.owner)
 
 
 def _without_others(error: AtCapacity) -> AtCapacity:

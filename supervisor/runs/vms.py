@@ -13,7 +13,14 @@ import trio
 from supervisor.agent import dialled
 from supervisor.agent.dialled_server import Dialled
 from supervisor.config import RestartPolicy, Tee
-from supervisor.errors import Busy, LaunchError, Stopping, SupervisorError, VmNotFound
+from supervisor.errors import (
+    Busy,
+    LaunchError,
+    NotTheirs,
+    Stopping,
+    SupervisorError,
+    VmNotFound,
+)
 from supervisor.qemu.host import is_shutting_down
 from supervisor.qemu.ports import PortPool
 from supervisor.runs.admission import Admission, Resources, host_resources
@@ -43,6 +50,7 @@ if TYPE_CHECKING:
     from supervisor.qemu.host import Host
     from supervisor.qemu.users import User
     from supervisor.state.journal import Journal
+    from supervisor.state.record import Event
     from supervisor.state.recovery import Recovered
     from supervisor.state.shares import Shares
 
@@ -81,18 +89,51 @@ class Vms:
         return len(self._by_id)
 
     def get(self, vm_id: str, caller: Caller) -> Vm:
-        """The one way from an id to a VM.
+        """A VM that this caller may use, as its owner may.
 
         :raises VmNotFound: for an id that nobody has and for a VM that the caller does not see,
             alike
+        :raises NotTheirs: if the caller has a part in it, and no more
+        """
+        vm = self.see(vm_id, caller)
+        if not caller.sees(vm.record.owner):
+            raise NotTheirs(vm_id, "this", "its owner")
+        return vm
+
+    def see(self, vm_id: str, caller: Caller) -> Vm:
+        """A VM that this caller may look at: every party of it may.
+
+        :raises VmNotFound: as `get`
         """
         vm = self._by_id.get(vm_id)
-        if vm is None or not caller.sees(vm.record.owner):
+        if vm is None or not _sees(caller, vm):
             raise VmNotFound(vm_id)
         return vm
 
+    def get_for(self, part: str, vm_id: str, caller: Caller) -> Vm:
+        """A VM of which this part is the caller's.
+
+        :param part: as in `Parties.of`
+        :raises VmNotFound: as `get`
+        :raises NotTheirs: if the part is another's, or there is none
+        """
+        vm = self.see(vm_id, caller)
+        parties = vm.record.options.parties
+        if parties is None:
+            return self.get(vm_id, caller)
+        if caller.name not in parties.of(part):
+            raise NotTheirs(vm_id, part, " and ".join(parties.of(part)) or "nobody")
+        return vm
+
+    def tells(self, event: Event, caller: Caller) -> bool:
+        """Whether an event is of a run that this caller has a part in."""
+        vm = self._by_id.get(event.vm_id or "")
+        # Before its run the VM was the pool's.
+        is_of_run = vm is not None and bool(event.owner) and event.owner == vm.record.owner
+        return vm is not None and is_of_run and _sees(caller, vm)
+
     def seen_by(self, caller: Caller) -> list[Vm]:
-        return [vm for vm in self if caller.sees(vm.record.owner)]
+        return [vm for vm in self if _sees(caller, vm)]
 
     # --- starting ---------------------------------------------------------------------------
 
@@ -322,3 +363,8 @@ class Vms:
             idle = not vm.record.purpose.is_for_a_caller
             mode = EndMode.FORCE if idle else EndMode.GRACEFUL
             vm.request_end(mode, EndCause.STOPPING, "the supervisor stops")
+
+
+def _sees(caller: Caller, vm: Vm) -> bool:
+    parties = vm.record.options.parties
+    return caller.sees(vm.record.owner) or (parties is not None and caller.name in parties.names)

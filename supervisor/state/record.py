@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from supervisor.config import Forwards, RestartPolicy, Tee, TemplateUse
+from supervisor.parties import Parties  # noqa: TC001 - cattrs resolves it
 from supervisor.qemu.cmdline import Forward  # noqa: TC001 - cattrs resolves it
 from supervisor.qemu.process import ProcessId  # noqa: TC001 - cattrs resolves it
 from supervisor.state.status import RunState, Status, VmState
@@ -182,6 +183,7 @@ class RunOptions:
     :param dh_cert, session: of the owner's launch session, in base64; empty if he has none
     :param kernel_words: what follows the settings' words on the command line of a kernel that is
         booted directly
+    :param parties: who brings and gets what; None: its owner does
     :param request_hash: the hash of the request that had the key, from `request_hash`
     :param request_id: the id of the request that asked for it; empty if it had none
     """
@@ -198,6 +200,7 @@ class RunOptions:
     dh_cert: str = ""
     session: str = ""
     kernel_words: str = ""
+    parties: Parties | None = None
     idempotency_key: str | None = None
     request_hash: str = ""
     request_id: str = ""
@@ -253,6 +256,7 @@ class Record:
     :param computed: what became of its last algorithm: ``running``, ``interrupted``, or the state
         of a `supervisor.agent.computing.Outcome`; empty if there was none. The result is in the
         file ``result``
+    :param sent: the parts that the present guest's agent has got: ``algorithm``, ``data/0``
     :param first_ran_s: when the VM's first guest began to run, in seconds of the host's
         CLOCK_BOOTTIME, which counts while the host sleeps and cannot be set
     :param running_since_s: when the present guest began to run, on the same clock; a restart sets
@@ -294,6 +298,7 @@ class Record:
     relay: RelayState = RelayState.WAITING
     answered: bool = False
     computed: str = ""
+    sent: tuple[str, ...] = ()
     restarts: int = 0
     first_ran_s: float | None = None
     running_since_s: float | None = None

@@ -53,8 +53,9 @@ async def send(
     """
     async with _connected(vm) as agent:
         stored = await computing.upload(agent, part, chunks, size, sha256)
-    data = {"part": str(part), "size": stored.size, "sha256": stored.sha256}
-    await vm.commit(EventKind.UPLOAD, data)
+    # No hash: who is told of the event may guess at the data of others.
+    sent = tuple(sorted({*vm.record.sent, str(part)}))
+    await vm.commit(EventKind.UPLOAD, {"part": str(part), "size": stored.size}, sent=sent)
     return stored
 
 
@@ -67,6 +68,10 @@ async def run(vm: Vm, limits: Limits, *, then_end: bool) -> dict[str, Any]:
     :raises AgentError: if the agent refuses, dies, or sends another result than it said
     :raises LaunchError: if the result cannot be written
     """
+    parties = vm.record.options.parties
+    if missing := [one for one in parties.parts if one not in vm.record.sent] if parties else []:
+        lacks = ", ".join(f"{one} of {parties.of(one)[0]}" for one in missing) if parties else ""
+        raise Busy(f"VM {vm.id} has not got all yet: {lacks}", advice="wait for its events upload")
     if vm.computing.locked():
         raise Busy(f"VM {vm.id} runs an algorithm already", advice="wait for its event compute")
     async with vm.computing, _connected(vm) as agent:

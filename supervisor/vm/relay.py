@@ -115,6 +115,7 @@ class Relay:
         vm = self._vm
         vm.forget_phases(Phase.AGENT)
         vm.prepared = False
+        vm.defer_untold(sent=())
         if vm.record.template and not vm.record.renewed:
             vm.defer(EventKind.RENEWED, {}, renewed=True)
         vm.forget_agent()
@@ -127,6 +128,7 @@ class Relay:
         """Prepare for another boot: the agent gets the computation again, as the run asked for."""
         self._vm.forget_phases(Phase.AGENT)
         self._has_answer = False
+        self._vm.defer_untold(sent=())
         if self._vm.record.relay is not RelayState.FAILED:
             await self._commit(RelayState.WAITING, error=None)
 

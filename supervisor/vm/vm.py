@@ -184,6 +184,8 @@ class Vm:
     def credential(self) -> str | None:
         """What its run must show to the agent; None if nobody must, or if no run has this VM."""
         is_asked = self.config.auth is Auth.ON and self.record.purpose is Purpose.RUN
+        # Whoever had it would get what is for the parties alone.
+        is_asked &= self.record.options.parties is None
         is_asked &= not self.record.options.dials  # such an agent knows its users by their keys
         return self.secret.credential if self.secret and is_asked and not self.ended else None
 
@@ -364,6 +366,10 @@ class Vm:
         For facts that another supervisor could find out by itself: they may be lost in a crash.
         """
         self._news.append((kind, data))
+        self.defer_untold(**changes)
+
+    def defer_untold(self, **changes: Any) -> None:
+        """Add a change to the next commit that another event tells of."""
         self._changes |= changes
 
     async def set_status(self, status: Status, **changes: Any) -> None:

@@ -30,6 +30,7 @@ _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.UnknownCertificate: grpc.StatusCode.PERMISSION_DENIED,
     errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NotTheirs: grpc.StatusCode.PERMISSION_DENIED,
     errors.VmNotFound: grpc.StatusCode.NOT_FOUND,
     errors.Busy: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AtCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -95,7 +95,7 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
     async def CVMInfo(  # noqa: N802
         self, request: manager_pb2.CVMInfoReq, context: object
     ) -> manager_pb2.CVMInfoRes:
-        return cvms.info(self._service.vms.get(request.id, current()))
+        return cvms.info(self._service.vms.see(request.id, current()))
 
     @answers(Right.SEE)
     async def AttestationPolicy(  # noqa: N802
@@ -120,7 +120,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
 
     @answers(Right.SEE)
     async def Get(self, request: vm_pb2.GetRequest, context: object) -> vm_pb2.Vm:  # noqa: N802
-        return messages.vm(self._service.vms.get(request.id, current()))
+        return messages.vm(self._service.vms.see(request.id, current()))
 
     @answers(Right.USE)
     async def Shutdown(  # noqa: N802
@@ -196,7 +196,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         """
         caller, check_again = current(), standing()
         vms, quiet_s = self._service.vms, self._service.config.timing.sse_keep_alive_s
-        seen = [vms.get(wanted.vm_id, caller)] if wanted.vm_id else vms.seen_by(caller)
+        seen = [vms.see(wanted.vm_id, caller)] if wanted.vm_id else vms.seen_by(caller)
         async with self._service.follow(caller, wanted.after, wanted.vm_id) as (old, news):
             if wanted.after is None:
                 for message in [messages.present_state(vm) for vm in seen]:

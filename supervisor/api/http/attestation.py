@@ -41,7 +41,7 @@ def blueprint(service: Service) -> Blueprint:
     @routes.get("/<vm_id>/attestation-policy")
     @needs(Right.SEE)
     async def attestation_policy(vm_id: str) -> Any:
-        vm = service.vms.get(vm_id, current())
+        vm = service.vms.see(vm_id, current())
         match request.accept_mimetypes.best_match(_FORMS):
             case corim.PLAIN:
                 return Response(claims.as_corim(vm, None), content_type=corim.PLAIN)
@@ -54,7 +54,8 @@ def blueprint(service: Service) -> Blueprint:
     @routes.post("/<vm_id>/attestation")
     @needs(Right.USE)
     async def attest(vm_id: str) -> Any:
-        vm = service.vms.get(vm_id, current())
+        # Each party asks for itself what it would trust.
+        vm = service.vms.see(vm_id, current())
         wanted = await json_body.read(EvidenceRequest)
         found = await evidence.ask(vm, wanted.nonce)
         answer = views.evidence(vm, found)

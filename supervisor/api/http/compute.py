@@ -17,6 +17,7 @@ from supervisor.api.http import json_body
 from supervisor.api.requests import ComputeRequest, Then, part_number
 from supervisor.caller import Right
 from supervisor.errors import InvalidRequest
+from supervisor.parties import RESULT
 from supervisor.vm import compute
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def blueprint(service: Service) -> Blueprint:
         return await _put(vm_id, number)
 
     async def _put(vm_id: str, number: str | None) -> Any:
-        vm = service.vms.get(vm_id, current())
+        service.vms.see(vm_id, current())
         part = Part(None if number is None else part_number(number))
+        vm = service.vms.get_for(str(part), vm_id, current())
         body = json_body.incoming()
         body.allow(ANY_LENGTH)
         stored = await compute.send(vm, part, body, body.announced, _sha256())
@@ -58,7 +60,7 @@ def blueprint(service: Service) -> Blueprint:
     @routes.post("/<vm_id>/compute")
     @needs(Right.USE)
     async def run_algorithm(vm_id: str) -> Any:
-        vm = service.vms.get(vm_id, current())
+        vm = service.vms.get_for(RESULT, vm_id, current())
         wanted = await json_body.read_optional(ComputeRequest)
         limits = compute.Limits(wanted.time_limit or 0, wanted.memory_limit or 0)
         outcome = await compute.run(vm, limits, then_end=wanted.then is Then.END)
@@ -67,13 +69,13 @@ def blueprint(service: Service) -> Blueprint:
     @routes.get("/<vm_id>/outcome")
     @needs(Right.USE)
     async def outcome(vm_id: str) -> Any:
-        vm = service.vms.get(vm_id, current())
+        vm = service.vms.get_for(RESULT, vm_id, current())
         return {"vm": vm.id, **await compute.read_outcome(vm)}
 
     @routes.get("/<vm_id>/result")
     @needs(Right.USE)
     async def result(vm_id: str) -> Any:
-        vm = service.vms.get(vm_id, current())
+        vm = service.vms.get_for(RESULT, vm_id, current())
         return await result_of(vm)
 
     return routes

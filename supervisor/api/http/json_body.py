@@ -28,6 +28,7 @@ from supervisor.api.requests import (
     memory_limit,
     nonce,
     one_of,
+    parties,
     pem,
     tee_policy,
     time_limit,
@@ -35,6 +36,7 @@ from supervisor.api.requests import (
 )
 from supervisor.config import Forwards, Policy, RestartPolicy, Tee, TemplateUse
 from supervisor.errors import InvalidRequest, UnsupportedMedia, nearest
+from supervisor.parties import Parties
 from supervisor.state.record import EndMode
 
 if TYPE_CHECKING:
@@ -203,6 +205,7 @@ _converter.register_structure_hook(Policy | None, lambda given, _: tee_policy(gi
 _converter.register_structure_hook(Attest | None, lambda given, _: attest(given))
 _converter.register_structure_hook(Base64, lambda given, _: base64_text(given))
 _converter.register_structure_hook(Base64 | None, lambda given, _: base64_text(given))
+_converter.register_structure_hook(Parties | None, lambda given, _: parties(given))
 _converter.register_structure_hook(Nonce, lambda given, _: nonce(given))
 _converter.register_structure_hook(Pem | None, lambda given, _: pem(given))
 _converter.register_structure_hook(float | None, lambda given, _: ttl(given))

@@ -47,6 +47,7 @@ _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
     errors.UnknownCertificate: HTTPStatus.FORBIDDEN,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
+    errors.NotTheirs: HTTPStatus.FORBIDDEN,
     errors.Misdirected: HTTPStatus.MISDIRECTED_REQUEST,
     errors.CrossSite: HTTPStatus.FORBIDDEN,
     errors.VmNotFound: HTTPStatus.NOT_FOUND,

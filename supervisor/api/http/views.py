@@ -38,6 +38,7 @@ def summary(vm: Vm) -> dict[str, Any]:
         "tee": vm.record.options.tee,
         "attested": _attested(vm),
         "computed": vm.record.computed or None,
+        "parties": _parties(vm),
     }
 
 
@@ -116,6 +117,12 @@ def _attested(vm: Vm) -> dict[str, Any] | None:
     }
 
 
+def _parties(vm: Vm) -> dict[str, Any] | None:
+    """Who brings and gets what, and what has been brought."""
+    parties = vm.record.options.parties
+    return None if parties is None else {**attrs.asdict(parties), "sent": list(vm.record.sent)}
+
+
 def everything(vm: Vm) -> dict[str, Any]:
     """``GET /vms/<id>``: everything."""
     record = vm.record
@@ -138,6 +145,7 @@ def everything(vm: Vm) -> dict[str, Any]:
         "restart": {"policy": options.restart, "count": record.restarts},
         "keep_disk": options.keep_disk,
         "owner": record.owner or None,
+        "parties": _parties(vm),
         "purpose": record.purpose,
         "template": record.template,
         "tee_policy": claims.tee_policy(vm),

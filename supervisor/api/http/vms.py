@@ -30,12 +30,12 @@ def blueprint(service: Service) -> Blueprint:
     @routes.get("/<vm_id>")
     @needs(Right.SEE)
     async def show(vm_id: str) -> Any:
-        return views.everything(service.vms.get(vm_id, current()))
+        return views.everything(service.vms.see(vm_id, current()))
 
     @routes.get("/<vm_id>/status")
     @needs(Right.SEE)
     async def status(vm_id: str) -> Any:
-        vm = service.vms.get(vm_id, current())
+        vm = service.vms.see(vm_id, current())
         if request.args.get("live") == "1":
             await vm.query_now()
         return views.status(vm)

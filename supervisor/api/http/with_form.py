@@ -44,6 +44,8 @@ async def run(service: Service, budget: Budget) -> Any:
         wanted = json_body.parse(RunRequest, first.get("run", b"{}"), computation=computation)
         then = json_body.parse(ComputeRequest, first.get("compute", b"{}"))
         options = wanted.options(service.config, None, trace.present().id)
+        if wanted.parties:
+            raise InvalidRequest("a form excludes parties: each sends its part singly")
         vm = await service.submit(wanted.computation, options, current())
         trace.present().vm_id = vm.id
     await service.wait_answered(vm, options)
