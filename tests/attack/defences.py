@@ -91,27 +91,27 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     ),
     # --- parties ---
     "the owner of a VM": (
-        Cut(
-            "runs/vms.py",
-            "if vm is None or not caller.sees(vm.record.owner):",
-            "if vm is None:",
-        ),
+        Cut("runs/vms.py", "if vm is None or not _sees(caller, vm):", "if vm is None:"),
+        Cut("runs/vms.py", "if not caller.sees(vm.record.owner):\n", "if False:\n"),
     ),
     "the owner first": (
         Cut(
             "runs/vms.py",
-            "if vm is None or not caller.sees(vm.record.owner):",
+            "if vm is None or not _sees(caller, vm):",
             "if vm:  # something that takes some milliseconds\n"
             "            str([str(vm.record) for _ in range(200)])\n"
-            "        if vm is None or not caller.sees(vm.record.owner):",
+            "        if vm is None or not _sees(caller, vm):",
         ),
     ),
+    "the part of a party": (
+        Cut("runs/vms.py", "if caller.name not in parties.of(part):", "if False:"),
+    ),
     "lists of what is one's own": (
-        Cut("runs/vms.py", "[vm for vm in self if caller.sees(vm.record.owner)]", "list(self)"),
+        Cut("runs/vms.py", "[vm for vm in self if _sees(caller, vm)]", "list(self)"),
     ),
     "events of what is one's own": (
-        Cut("runs/vms.py", "[vm for vm in self if caller.sees(vm.record.owner)]", "list(self)"),
-        Cut("runs/service.py", " and caller.sees(event.owner)", ""),
+        Cut("runs/vms.py", "[vm for vm in self if _sees(caller, vm)]", "list(self)"),
+        Cut("runs/service.py", "caller.sees(event.owner) or self.vms.tells(event, caller)", "True"),
     ),
     "the owner of a key": (Cut("runs/idempotency.py", " and vm.record.owner == owner", ""),),
     "errors that do not tell of others": (

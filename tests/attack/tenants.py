@@ -15,6 +15,7 @@ from tests.attack.place import KEY, bobs_body
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.attack.kinds import Act
     from tests.attack.place import Place
 
 OWNER = "the owner of a VM"
@@ -45,6 +46,52 @@ for _what, _method, _name, _through in CONFIDENTIAL:
     tenant(f"a party {_what}", _ask, OWNER, "404", through=_through)
 for _what, _method, _path in PLACES:
     tenant(f"a party {_what}", http("main", _method, _path, by="alice"), OWNER, "404")
+
+#: What needs an agent's algorithm, of which Bob's has none.
+COMPUTING: list[tuple[str, str, str, str]] = [
+    ("replaces the algorithm in another's VM", "PUT", "algorithm", "200"),
+    ("replaces the data in another's VM", "PUT", "data/0", "200"),
+    ("has another's VM compute", "POST", "compute", "200"),
+    ("reads what another's algorithm printed", "GET", "outcome", "200 409"),
+    ("takes another's result", "GET", "result", "200 409"),
+]
+for _what, _method, _name, _through in COMPUTING:
+    _ask = http("main", _method, f"/vms/{BOBS}/{_name}", by="alice")
+    tenant(f"a party {_what} through the API", _ask, OWNER, "404", through=_through)
+
+
+# --- a VM in which each party has a part --------------------------------------------------------
+
+PART = "the part of a party"
+
+
+def shared(place: Place) -> str:
+    """The id of a VM of Bob's: Alice brings the algorithm, Bob data, and Olivia gets the result."""
+    parties = {"algorithm": "alice", "data": ["bob"], "result": ["olivia"]}
+    run = place.main.ask("POST", "/run", bobs_body() | {"parties": parties}, by="bob")
+    assert run.status == 200, run.body
+    return str(run.json()["id"])
+
+
+def in_shared(method: str, what: str, by: str) -> Act:
+    def act(place: Place) -> Came:
+        vm_id = place.once("shared", shared)
+        came: Came = place.main.ask(method, f"/vms/{vm_id}/{what}", by=by).came
+        return came
+
+    return act
+
+
+for _what, _method, _name, _by, _through in (
+    ("the owner replaces the algorithm of a party", "PUT", "algorithm", "bob", "200"),
+    ("a party replaces the data of another", "PUT", "data/0", "alice", "200"),
+    ("a party has the algorithm run over another's data", "POST", "compute", "alice", "200 409"),
+    ("the owner takes the result that is for another", "GET", "result", "bob", "200 409"),
+    ("a party takes the result that is for another", "GET", "result", "alice", "200 409"),
+    ("a party reads what the algorithm printed of another's data", "GET", "outcome", "alice",
+     "200 409"),
+):  # fmt: skip
+    tenant(_what, in_shared(_method, _name, _by), PART, "403", through=_through)
 
 CALLS: list[tuple[str, str, Callable[[str], Any]]] = [
     ("reads all about another's VM", "Get", lambda id_: vm_pb2.GetRequest(id=id_)),
