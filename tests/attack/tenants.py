@@ -52,8 +52,8 @@ COMPUTING: list[tuple[str, str, str, str]] = [
     ("replaces the algorithm in another's VM", "PUT", "algorithm", "200"),
     ("replaces the data in another's VM", "PUT", "data/0", "200"),
     ("has another's VM compute", "POST", "compute", "200"),
-    ("reads what another's algorithm printed", "GET", "outcome", "200 409"),
-    ("takes another's result", "GET", "result", "200 409"),
+    ("reads what another's algorithm printed", "GET", "outcome", "200|409"),
+    ("takes another's result", "GET", "result", "200|409"),
 ]
 for _what, _method, _name, _through in COMPUTING:
     _ask = http("main", _method, f"/vms/{BOBS}/{_name}", by="alice")
@@ -85,11 +85,11 @@ def in_shared(method: str, what: str, by: str) -> Act:
 for _what, _method, _name, _by, _through in (
     ("the owner replaces the algorithm of a party", "PUT", "algorithm", "bob", "200"),
     ("a party replaces the data of another", "PUT", "data/0", "alice", "200"),
-    ("a party has the algorithm run over another's data", "POST", "compute", "alice", "200 409"),
-    ("the owner takes the result that is for another", "GET", "result", "bob", "200 409"),
-    ("a party takes the result that is for another", "GET", "result", "alice", "200 409"),
+    ("a party has the algorithm run over another's data", "POST", "compute", "alice", "200|409"),
+    ("the owner takes the result that is for another", "GET", "result", "bob", "200|409"),
+    ("a party takes the result that is for another", "GET", "result", "alice", "200|409"),
     ("a party reads what the algorithm printed of another's data", "GET", "outcome", "alice",
-     "200 409"),
+     "200|409"),
 ):  # fmt: skip
     tenant(_what, in_shared(_method, _name, _by), PART, "403", through=_through)
 
