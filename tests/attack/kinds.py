@@ -70,7 +70,8 @@ class Attack:
     :param defence: what holds it; a name of `tests.attack.defences`
     :param refusal: the status that it must meet
     :param below: why no line of the audit log tells of it; empty if a line must
-    :param through: the statuses that it may meet if it gets through, with | between; empty for any success
+    :param through: the statuses that it may meet if it gets through, with | between; empty for any
+        success
     """
 
     origin: From
@@ -134,7 +135,8 @@ def run(one: Attack, place: Place) -> Row:
         where = traceback.extract_tb(error.__traceback__)
         ours = [f"{frame.name}:{frame.lineno}" for frame in where if "/attack/" in frame.filename]
         return Row(one, f"{error!r} in {' > '.join(ours)}", held=False)
-    got_through = _succeeded(came.status) if not one.through else came.status in one.through.split("|")
+    ways = one.through.split("|") if one.through else []
+    got_through = came.status in ways if ways else _succeeded(came.status)
     if came.status != one.refusal:
         met = " ".join(f"{came.status} {came.detail}".split())
         return Row(one, met, held=False, got_through=got_through)
