@@ -3,6 +3,7 @@
 scripts/bench start [--rounds 10] [--cold-rounds 10] [--results DIR]
 scripts/bench scale [--vms 1000] [--real 50] [--seconds 60] [--json FILE]
 scripts/bench bodies [--posts 8] [--json FILE]
+scripts/bench data [--megabytes 2000] [--json FILE]
 scripts/bench runs [--runs 20000] [--json FILE]
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from scripts.benchmarks import bodies, runs, scale, start
+from scripts.benchmarks import bodies, data, runs, scale, start
 
 
 def main() -> None:
@@ -20,7 +21,13 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     commands = parser.add_subparsers(required=True)
-    for name, module in (("start", start), ("scale", scale), ("bodies", bodies), ("runs", runs)):
+    for name, module in (
+        ("start", start),
+        ("scale", scale),
+        ("bodies", bodies),
+        ("data", data),
+        ("runs", runs),
+    ):
         command = commands.add_parser(
             name,
             help=str(module.__doc__).partition("\n")[0],
