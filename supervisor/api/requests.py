@@ -40,6 +40,7 @@ E = TypeVar("E", bound=enum.StrEnum)
 
 #: Members that need types of their own, so that a mistake can be named.
 Attest = NewType("Attest", bool)
+Labels = NewType("Labels", dict[str, str])
 Limit = NewType("Limit", int)
 Memory = NewType("Memory", int)
 Base64 = NewType("Base64", str)
@@ -52,6 +53,9 @@ _LONGEST_BASE64 = 32768
 #: The most events of a page.
 MAX_PAGE = 1000
 #: As an event's is. Python turns no more than some thousand digits into a number.
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+_LABEL_VALUE = re.compile(r"[^=\x00-\x1f\x7f-\x9f]{0,63}")
+_MOST_LABELS = 16
 _PARTIES = ("algorithm", "data", "result")
 _LONGEST_CALLER = 255
 _MEMORY = re.compile(r"([1-9][0-9]{0,6})([MGmg])")
@@ -88,6 +92,7 @@ class RunRequest:
     dh_cert: Base64 | None = None
     session: Base64 | None = None
     parties: Parties | None = None
+    labels: Labels | None = None
 
     def options(
         self, config: Config, idempotency_key: str | None, request_id: str = ""
@@ -123,6 +128,7 @@ class RunRequest:
             dh_cert=self.dh_cert or "",
             session=self.session or "",
             parties=self.parties,
+            labels=self.labels or {},
             idempotency_key=key,
             request_id=request_id,
             # Megabytes to hash, for nobody but a repetition.
@@ -141,6 +147,7 @@ class RunRequest:
                 dh_cert=self.dh_cert,
                 session=self.session,
                 parties=self.parties,
+                labels=self.labels,
             ),
         )
 
@@ -282,6 +289,33 @@ def tee_policy(given: object) -> Policy:
         return Policy.read(given if isinstance(given, str) else "?")
     except ValueError as error:
         raise InvalidRequest(f"tee_policy: {error}", member="tee_policy") from None
+
+
+def labels(given: object) -> Labels:
+    """:raises InvalidRequest:"""
+    found = given if isinstance(given, dict) else {"": ""}
+    good = all(
+        _LABEL.fullmatch(name) and isinstance(value, str) and _LABEL_VALUE.fullmatch(value)
+        for name, value in found.items()
+    )
+    if not good or len(found) > _MOST_LABELS:
+        raise InvalidRequest(
+            f"labels is an object of at most {_MOST_LABELS} strings; names have letters, digits,"
+            " '.', '_', '/' and '-', values no '=' and no control characters, each 63 at most",
+            member="labels",
+        )
+    return Labels(found)
+
+
+def label(given: str) -> tuple[str, str]:
+    """One that is looked for: ``name=value``, or ``name`` for any value, which is empty then.
+
+    :raises InvalidRequest:
+    """
+    name, _, value = given.partition("=")
+    if not _LABEL.fullmatch(name):
+        raise InvalidRequest("label must be NAME=VALUE or NAME", member="label")
+    return name, value
 
 
 def parties(given: object) -> Parties:

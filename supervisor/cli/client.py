@@ -21,7 +21,7 @@ from supervisor.errors import nearest
 from supervisor.tls import as_tolerant_as_others
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -146,15 +146,12 @@ class Client:
 
     def find(self, prefix: str) -> str:
         """The one id that begins with ``prefix``."""
+        return self.find_all([prefix])[0]
+
+    def find_all(self, prefixes: Iterable[str]) -> list[str]:
+        """The same of each, before anything is done with one."""
         ids = [vm["id"] for vm in self.get("/vms")["vms"]]
-        found = [one for one in ids if one == prefix] or [
-            one for one in ids if one.startswith(prefix.lower())
-        ]
-        if not found:
-            raise CommandFailed(f"no VM has the id {prefix}{nearest(prefix, ids)}")
-        if len(found) > 1:
-            raise CommandFailed(f"{prefix} is ambiguous: it begins {', '.join(found)}")
-        return str(found[0])
+        return [_only(prefix, ids) for prefix in prefixes]
 
     def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
@@ -189,6 +186,17 @@ class Client:
             f"no supervisor answers at {self.url} ({_words(error)}); start one with"
             " 'qmp-supervisor serve', or name another with --url or QMP_SUPERVISOR_URL"
         )
+
+
+def _only(prefix: str, ids: list[str]) -> str:
+    found = [one for one in ids if one == prefix] or [
+        one for one in ids if one.startswith(prefix.lower())
+    ]
+    if not found:
+        raise CommandFailed(f"no VM has the id {prefix}{nearest(prefix, ids)}")
+    if len(found) > 1:
+        raise CommandFailed(f"{prefix} is ambiguous: it begins {', '.join(found)}")
+    return found[0]
 
 
 def _words(error: httpx.HTTPError) -> str:

@@ -57,6 +57,7 @@ DOING = {
     "--tee", help="none, auto, sev, sev-es, sev-snp or tdx: what keeps the VM from its host."
 )
 @click.option("--tee-policy", help="The guest's policy in words, such as no-debug,no-rapl.")
+@click.option("--label", multiple=True, help="NAME=VALUE, by which ls finds the VM again.")
 @click.option("--algorithm-by", metavar="CALLER", help="Who alone brings the algorithm.")
 @click.option(
     "--data-by", metavar="CALLER", multiple=True, help="Who alone brings data set 0, 1, ..."
@@ -69,6 +70,7 @@ def run(
     /,
     file: IO[bytes],
     raw: bool,
+    label: tuple[str, ...],
     algorithm_by: str | None,
     data_by: tuple[str, ...],
     result_for: tuple[str, ...],
@@ -86,6 +88,8 @@ def run(
     """
     body = request_body(file.read(), raw=raw)
     body |= {name: value for name, value in options.items() if value is not None}
+    if label:
+        body["labels"] = dict(one.partition("=")[::2] for one in label)
     parties = {"algorithm": algorithm_by, "data": list(data_by), "result": list(result_for)}
     if any(parties.values()):
         if not all(parties.values()):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import click
+from rich.live import Live
 from rich.table import Table
 
 from supervisor.cli.client import uses_supervisor
@@ -23,37 +26,80 @@ from supervisor.cli.output import (
 if TYPE_CHECKING:
     from supervisor.cli.client import Client
 
+#: Requests; a caller may have so many.
+_AT_ONCE = 8
+
 _vm_id = click.argument("vm_id", metavar="ID")
+_vm_ids = click.argument("vm_ids", metavar="ID...", nargs=-1, required=True)
 
 
 @click.command("ls")
 @click.option("-a", "--all", "everything", is_flag=True, help="Show ended VMs too.")
+@click.option("--state", multiple=True, help="In this state; said again: or in that one.")
+@click.option("--owner", multiple=True, help="Of this caller.")
+@click.option("--label", multiple=True, help="With this label: NAME=VALUE, or NAME.")
+@click.option("--newest", is_flag=True, help="The newest first.")
+@click.option("--limit", type=click.IntRange(1, 1000), help="So many at most.")
+@click.option("-w", "--watch", is_flag=True, help="Show it again whenever something happens.")
 @as_json
 @uses_supervisor
-def list_vms(client: Client, everything: bool, as_json: bool) -> None:
+def list_vms(
+    client: Client, /, everything: bool, newest: bool, watch: bool, as_json: bool, **filters: Any
+) -> None:
     """List the VMs, oldest first."""
-    vms = client.get("/vms")
-    vms["vms"] = [vm for vm in vms["vms"] if everything or not vm["ended"]]
+    asked = {name: value for name, value in filters.items() if value}
+    # What has ended in such a state is looked for.
+    if not everything and not filters["state"]:
+        asked["ended"] = "false"
+    path = f"/vms?{urlencode(asked | ({'order': 'newest'} if newest else {}), doseq=True)}"
     if as_json:
-        print_json(vms)
+        print_json(client.get(path))
         return
+    if not watch:
+        stdout().print(_table(client.get(path)["vms"], everything=everything))
+        return
+    with Live(console=stdout(), auto_refresh=False) as live:
+        live.update(_table(client.get(path)["vms"], everything=everything), refresh=True)
+        for _ in client.events("/events", None):
+            live.update(_table(client.get(path)["vms"], everything=everything), refresh=True)
+
+
+def _table(vms: list[dict[str, Any]], *, everything: bool) -> Table:
+    """Columns in which no row has anything are left out."""
+    columns = {
+        "ID": [vm["id"] for vm in vms],
+        "FOR": [vm["purpose"] for vm in vms],
+        "STATE": [vm["state"] for vm in vms],
+        "REASON": [vm["reason"] for vm in vms],
+        "OUTCOME": [_outcome(vm) for vm in vms],
+        "MONITOR": [vm["monitor"] if not vm["ended"] else "-" for vm in vms],
+        "AGENT": ["ready" if vm["agent_ready"] else "-" for vm in vms],
+        "UP": [duration(vm["uptime_s"]) for vm in vms],
+        "OWNER": [vm["owner"] or "" for vm in vms],
+        "LABELS": [" ".join(_label(one) for one in vm.get("labels", {}).items()) for vm in vms],
+        "CREATED": [vm["created_at"] if everything else "" for vm in vms],
+        "ENDED": [(vm["ended_at"] or "-") if everything else "" for vm in vms],
+        "FORWARDS": ["" if vm["ended"] else _ports(vm["forwards"]) for vm in vms],
+    }
+    always = ("ID", "FOR", "STATE", "REASON", "OUTCOME", "MONITOR", "AGENT", "UP")
+    kept = {name: cells for name, cells in columns.items() if name in always or any(cells)}
     table = Table(box=None, pad_edge=False)
-    times = ("CREATED", "ENDED") if everything else ()
-    for heading in ("ID", "FOR", "STATE", "REASON", "MONITOR", "AGENT", "UP", *times, "FORWARDS"):
-        table.add_column(heading, no_wrap=heading != "FORWARDS")
-    for vm in vms["vms"]:
-        table.add_row(
-            vm["id"],
-            vm["purpose"],
-            vm["state"],
-            vm["reason"],
-            vm["monitor"] if not vm["ended"] else "-",
-            "ready" if vm["agent_ready"] else "-",
-            duration(vm["uptime_s"]),
-            *((vm["created_at"], vm["ended_at"] or "-") if everything else ()),
-            "" if vm["ended"] else _ports(vm["forwards"]),
-        )
-    stdout().print(table)
+    for heading in kept:
+        table.add_column(heading, no_wrap=heading not in ("FORWARDS", "LABELS"))
+    for cells in zip(*kept.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _outcome(vm: dict[str, Any]) -> str:
+    """Of its algorithm, else of its computation."""
+    # An older supervisor knows neither.
+    return str(vm.get("computed") or vm.get("relay", {}).get("state") or "-")
+
+
+def _label(one: tuple[str, str]) -> str:
+    name, value = one
+    return f"{name}={value}" if value else name
 
 
 def _ports(forwards: list[dict[str, Any]]) -> str:
@@ -61,15 +107,25 @@ def _ports(forwards: list[dict[str, Any]]) -> str:
 
 
 @click.command()
-@_vm_id
+@_vm_ids
 @as_json
 @uses_supervisor
-def show(client: Client, vm_id: str, as_json: bool) -> None:
-    """Show everything about a VM. The first characters of an ID are enough."""
-    vm = client.get(f"/vms/{client.find(vm_id)}")
+def show(client: Client, vm_ids: tuple[str, ...], as_json: bool) -> None:
+    """Show everything about VMs. The first characters of an ID are enough.
+
+    --json prints an object for one VM, an array for several.
+    """
+    vms = [client.get(f"/vms/{found}") for found in client.find_all(vm_ids)]
     if as_json:
-        print_json(vm)
+        print_json(vms if len(vms) > 1 else vms[0])
         return
+    for number, vm in enumerate(vms):
+        if number:
+            stdout().print()
+        _show(vm)
+
+
+def _show(vm: dict[str, Any]) -> None:
     console = stdout()
     for name, text in _rows(vm):
         first, *more = shown(text).splitlines() or [""]
@@ -97,6 +153,9 @@ def _rows(vm: dict[str, Any]) -> list[tuple[str, str]]:
         "agent": f"{agent} at {address}" if address else agent,
         "forwards": "\n".join(map(forward, vm["forwards"])),
         "relay": vm["relay"]["state"],
+        "computed": vm.get("computed"),
+        "owner": vm["owner"],
+        "labels": " ".join(_label(one) for one in vm.get("labels", {}).items()),
         "ttl": duration(vm["ttl_s"]) if vm["ttl_s"] is not None else None,
         "restarts": _restarts(vm["restart"]),
         "phases": "  ".join(f"{name} {at:.3f} s" for name, at in vm["phases_s"].items()),
@@ -141,20 +200,31 @@ def reply(client: Client, vm_id: str) -> None:
 
 
 @click.command()
-@_vm_id
-@click.option("--force", is_flag=True, help="End the VM without asking its guest.")
+@_vm_ids
+@click.option("--force", is_flag=True, help="End the VMs without asking their guests.")
 @as_json
 @uses_supervisor
-def shutdown(client: Client, vm_id: str, force: bool, as_json: bool) -> None:
-    """End a VM and wait for its end. Its record and logs stay: see rm.
+def shutdown(client: Client, vm_ids: tuple[str, ...], force: bool, as_json: bool) -> None:
+    """End VMs and wait for their ends. Their records and logs stay: see rm.
 
     The guest is asked to power off and gets time for it, except with --force.
+
+    --json prints an object for one VM, an array for several.
     """
-    vm = client.shutdown(client.find(vm_id), "force" if force else "graceful")
+    mode = "force" if force else "graceful"
+    found = client.find_all(vm_ids)
+    # At the same time: each guest may take a minute.
+    with ThreadPoolExecutor(min(len(found), _AT_ONCE)) as threads:
+        ended = list(threads.map(lambda one: client.shutdown(one, mode), found))
+    _print_states(ended, as_json=as_json)
+
+
+def _print_states(vms: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
-        print_json(vm)
+        print_json(vms if len(vms) > 1 else vms[0])
         return
-    _print_state(vm)
+    for vm in vms:
+        _print_state(vm)
 
 
 def _print_state(vm: dict[str, Any]) -> None:
@@ -163,22 +233,20 @@ def _print_state(vm: dict[str, Any]) -> None:
 
 def _control(name: str, what: str) -> click.Command:
     @click.command(name, help=what)
-    @_vm_id
+    @_vm_ids
     @as_json
     @uses_supervisor
-    def command(client: Client, vm_id: str, as_json: bool) -> None:
-        vm = client.post(f"/vms/{client.find(vm_id)}/{name}", {})
-        if as_json:
-            print_json(vm)
-            return
-        _print_state(vm)
+    def command(client: Client, vm_ids: tuple[str, ...], as_json: bool) -> None:
+        found = client.find_all(vm_ids)
+        vms = [client.post(f"/vms/{one}/{name}", {}) for one in found]
+        _print_states(vms, as_json=as_json)
 
     return command
 
 
-pause = _control("pause", "Pause a VM.")
-resume = _control("resume", "Resume a paused VM.")
-reset = _control("reset", "Press a VM's reset button: its guest boots again.")
+pause = _control("pause", "Pause VMs.")
+resume = _control("resume", "Resume paused VMs.")
+reset = _control("reset", "Press VMs' reset buttons: their guests boot again.")
 
 
 @click.command()
@@ -238,10 +306,10 @@ def _in_words(name: str, value: object) -> str:
 
 
 @click.command("rm")
-@click.argument("vm_ids", metavar="ID...", nargs=-1, required=True)
+@_vm_ids
 @uses_supervisor
 def remove(client: Client, vm_ids: tuple[str, ...]) -> None:
     """Remove VMs: end them by force if they run, then delete their directories and records."""
-    for found in [client.find(vm_id) for vm_id in vm_ids]:
+    for found in client.find_all(vm_ids):
         client.delete(f"/vms/{found}")
         echo(found, lines=False)

@@ -184,6 +184,7 @@ class RunOptions:
     :param kernel_words: what follows the settings' words on the command line of a kernel that is
         booted directly
     :param parties: who brings and gets what; None: its owner does
+    :param labels: its owner's own words, by which he finds it again
     :param request_hash: the hash of the request that had the key, from `request_hash`
     :param request_id: the id of the request that asked for it; empty if it had none
     """
@@ -201,6 +202,7 @@ class RunOptions:
     session: str = ""
     kernel_words: str = ""
     parties: Parties | None = None
+    labels: dict[str, str] = attrs.field(factory=dict)
     idempotency_key: str | None = None
     request_hash: str = ""
     request_id: str = ""

@@ -215,7 +215,7 @@ async def test_https(world: World, tmp_path: Path) -> None:
         run = Cli({"QMP_SUPERVISOR_URL": f"https://localhost:{supervisor.running.http_port}"})
         trusting = ("--cacert", paths["ca.pem"])
         known = ("--cert", paths["client.pem"], "--key", paths["client-key.pem"])
-        assert await run.json("ls", *trusting, *known) == {"vms": []}
+        assert await run.json("ls", *trusting, *known) == {"vms": [], "next": None}
         distrusting = await run("ls", check=False)
         assert distrusting.returncode == 1
         assert b"--cacert" in distrusting.stderr

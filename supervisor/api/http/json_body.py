@@ -18,6 +18,7 @@ from supervisor.api.http.bodies import Incoming  # noqa: TC001
 from supervisor.api.requests import (
     Attest,
     Base64,
+    Labels,
     Limit,
     Memory,
     Nonce,
@@ -25,6 +26,7 @@ from supervisor.api.requests import (
     Then,
     attest,
     base64_text,
+    labels,
     memory_limit,
     nonce,
     one_of,
@@ -205,6 +207,7 @@ _converter.register_structure_hook(Policy | None, lambda given, _: tee_policy(gi
 _converter.register_structure_hook(Attest | None, lambda given, _: attest(given))
 _converter.register_structure_hook(Base64, lambda given, _: base64_text(given))
 _converter.register_structure_hook(Base64 | None, lambda given, _: base64_text(given))
+_converter.register_structure_hook(Labels | None, lambda given, _: labels(given))
 _converter.register_structure_hook(Parties | None, lambda given, _: parties(given))
 _converter.register_structure_hook(Nonce, lambda given, _: nonce(given))
 _converter.register_structure_hook(Pem | None, lambda given, _: pem(given))

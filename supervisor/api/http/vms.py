@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from quart import Blueprint, Response, request
 
 from supervisor.api.callers import current, needs
-from supervisor.api.http import json_body, views
+from supervisor.api.http import json_body, listing, views
 from supervisor.api.requests import NoMembers, ShutdownRequest
 from supervisor.caller import Right
 from supervisor.vm import control
@@ -25,7 +25,8 @@ def blueprint(service: Service) -> Blueprint:
     @routes.get("")
     @needs(Right.SEE)
     async def list_vms() -> Any:
-        return {"vms": [views.summary(vm) for vm in service.vms.seen_by(current())]}
+        found, following = listing.page(service.vms.seen_by(current()), request.args)
+        return {"vms": [views.summary(vm) for vm in found], "next": following}
 
     @routes.get("/<vm_id>")
     @needs(Right.SEE)
