@@ -59,7 +59,7 @@ _WORD_BYTES = 200
 CHECK_BYTES = 64 * 1024
 
 #: The largest report, with the certificates behind it; a quote is shorter.
-_EVIDENCE_BYTES = 256 * 1024
+EVIDENCE_BYTES = 256 * 1024
 
 #: The largest message on any of our channels: a computation and the field around it.
 MAX_MESSAGE = MAX_COMPUTATION + 64 * 1024
@@ -336,8 +336,8 @@ class Agent:
             found = bytearray()
             async for part in ask(given, metadata=metadata):
                 found += part.file
-                if len(found) > _EVIDENCE_BYTES:
-                    why = f"its evidence is longer than {_EVIDENCE_BYTES} bytes"
+                if len(found) > EVIDENCE_BYTES:
+                    why = f"its evidence is longer than {EVIDENCE_BYTES} bytes"
                     raise AgentError(self.vm_id, "RESOURCE_EXHAUSTED", why)
             return found
 

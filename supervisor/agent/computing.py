@@ -5,7 +5,9 @@ All of it passes in chunks, and no faster than the slower side takes it.
 
 from __future__ import annotations
 
-from contextlib import aclosing, suppress
+import hashlib
+import re
+from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,7 +16,7 @@ import trio
 
 from supervisor.agent.client import told
 from supervisor.bridge import aio_as_trio
-from supervisor.errors import AgentError
+from supervisor.errors import AgentError, AgentTimeout
 from supervisor.guest_text import clean
 from supervisor.pb import compute_pb2, compute_pb2_grpc
 from supervisor.waiting import move_on_when
@@ -29,6 +31,12 @@ _CHUNK = 1 << 20
 
 #: What is kept of each of an agent's sentences, and of what an algorithm has printed.
 _WORD_BYTES, _PRINTED_BYTES = 1000, 64 * 1024
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_OF_NOTHING = hashlib.sha256().hexdigest()
+
+#: The largest message that is taken: a chunk, or an outcome with all that was printed.
+REPLY_BYTES = (1 << 20) + 64 * 1024
 
 #: An agent takes so many data sets.
 MOST_DATASETS = 64
@@ -88,18 +96,27 @@ class Outcome:
 
 
 async def upload(
-    agent: Agent, part: Part, chunks: AsyncIterable[bytes], size: int | None, sha256: str
+    agent: Agent,
+    part: Part,
+    chunks: AsyncIterable[bytes],
+    size: int | None,
+    sha256: str,
+    stall_s: float,
 ) -> Stored:
     """Send an algorithm or a data set.
 
     :param size: of it, in bytes; None if nobody knows
     :param sha256: of it, in hexadecimal digits; empty if nobody knows. The agent compares both
-    :raises AgentError: if the agent refuses it, or does not know this service
+    :param stall_s: how long the agent may take for a chunk, and for its answer
+    :raises AgentError: if the agent refuses it, does not know this service, or says that it has got
+        something else
+    :raises AgentTimeout: if it does not take it
     """
     request = compute_pb2.UploadRequest
     kind = request.KIND_ALGORITHM if part.number is None else request.KIND_DATASET
     first = request(kind=kind, number=part.number or 0, size=size or 0, sha256=sha256)
     sender, receiver = trio.open_memory_channel[compute_pb2.UploadRequest](0)
+    digest, sent = hashlib.sha256(), 0
     answered, token = trio.Event(), trio.lowlevel.current_trio_token()
 
     def requests() -> Iterator[compute_pb2.UploadRequest]:  # in a thread of grpc's
@@ -118,19 +135,40 @@ async def upload(
         call = stub.Upload.future(requests(), metadata=agent.metadata)
         call.add_done_callback(tell)
         # An agent that refuses does not wait for the rest.
-        async with move_on_when(answered.wait), sender, aclosing(_of_size(chunks)) as of_size:
-            await sender.send(first)
+        async with move_on_when(answered.wait), aclosing(_of_size(chunks)) as of_size:
+            with _stalling(agent.vm_id, part, stall_s):
+                await sender.send(first)
             async for chunk in of_size:
-                await sender.send(request(chunk=chunk))
+                digest.update(chunk)
+                sent += len(chunk)
+                with _stalling(agent.vm_id, part, stall_s):
+                    await sender.send(request(chunk=chunk))
             await sender.aclose()
-            await answered.wait()
+            with _stalling(agent.vm_id, part, stall_s):
+                await answered.wait()
         with told(agent.vm_id):
             answer = call.result()
     finally:
-        # Both end the threads.
-        receiver.close()
+        # The channel first: a stream of messages that ends before would tell that all was sent.
         channel.close()
-    return Stored(answer.id[:64], answer.size)
+        receiver.close()
+        sender.close()
+    stored = Stored(digest.hexdigest(), sent)
+    if (answer.id, answer.size) != (stored.sha256, stored.size):
+        raise AgentError(agent.vm_id, "DATA_LOSS", f"it says that it has got another {part}")
+    return stored
+
+
+@contextmanager
+def _stalling(vm_id: str, part: Part, stall_s: float) -> Iterator[None]:
+    with trio.move_on_after(stall_s) as patience:
+        yield
+    if patience.cancelled_caught:
+        raise AgentTimeout(
+            vm_id,
+            f"the agent of VM {vm_id} takes nothing of {part} for {stall_s:g} s",
+            advice="see MANAGER_AGENT_GRPC_TIMEOUT",
+        )
 
 
 async def compute(
@@ -184,11 +222,18 @@ def _outcome(vm_id: str, part: Any) -> Outcome:
         duration_s=outcome.duration_ms / 1000,
         stdout=_printed(outcome.stdout),
         stderr=_printed(outcome.stderr),
-        algorithm_sha256=outcome.algorithm_id[:64],
-        data_sha256=tuple(one[:64] for one in outcome.dataset_ids[:MOST_DATASETS]),
+        algorithm_sha256=_hash(vm_id, outcome.algorithm_id),
+        data_sha256=tuple(_hash(vm_id, one) for one in outcome.dataset_ids[:MOST_DATASETS]),
         result_size=outcome.result_size,
-        result_sha256=outcome.result_sha256[:64],
+        result_sha256=_hash(vm_id, outcome.result_sha256 or _OF_NOTHING),
     )
+
+
+def _hash(vm_id: str, given: str) -> str:
+    """A guest may have written anything there."""
+    if not _SHA256.fullmatch(given):
+        raise AgentError(vm_id, "INTERNAL", "it tells a SHA-256 that is none")
+    return given
 
 
 def _printed(output: compute_pb2.Output) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
+import stat
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -194,25 +197,48 @@ def _fetch(client: Client, outcome: dict[str, Any], output: Path | None) -> None
     """Complete or not at all: a file has its name only once its SHA-256 is right."""
     size, digest = outcome["result_size"], hashlib.sha256()
     path = f"/vms/{outcome['vm']}/result"
-    draft = output.with_name(f"{output.name}.part") if output else None
+    # A device or a pipe is written to; whatever else is there is replaced.
+    replaces = output is not None and (output.is_file() or not output.exists())
     try:
         with (
-            draft.open("wb") if draft else click.open_file("-", "wb") as file,
+            _written(output, replaces=replaces) as file,
             _progress("fetching the result", size) as advance,
         ):
             for piece in client.pieces(path):
                 digest.update(piece)
                 file.write(piece)
                 advance(len(piece))
-        if digest.hexdigest() != outcome["result_sha256"]:
-            raise CommandFailed("the result did not arrive whole: fetch it again, see 'result'")
-        if draft and output:
-            draft.replace(output)
+            if digest.hexdigest() != outcome["result_sha256"]:
+                raise CommandFailed("the result did not arrive whole: fetch it again, see 'result'")
     except OSError as error:
         raise CommandFailed(f"{output or 'standard output'}: {error.strerror}") from error
-    finally:
-        if draft:
-            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(output: Path | None, *, replaces: bool) -> Iterator[IO[bytes]]:
+    if output is None or not replaces:
+        with click.open_file(str(output or "-"), "wb") as file:
+            yield file
+        return
+    place = output.resolve()  # a link stays one
+    descriptor, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+    try:
+        with open(descriptor, "wb") as draft:
+            yield draft
+            # As a file that is opened has it; this one is for its owner alone until then.
+            mode = place.stat().st_mode if place.exists() else 0o666 & ~_umask()
+            os.chmod(draft.fileno(), stat.S_IMODE(mode))
+        Path(name).replace(place)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """The kernel tells it only by another being set."""
+    now = os.umask(0o077)
+    os.umask(now)
+    return now
 
 
 @contextmanager

@@ -97,6 +97,11 @@ class LifeConfig:
         600.0,
         "longest time that a guest with a measured launch waits for its owner",
     )
+    algorithm_s: Seconds = setting(
+        "MANAGER_ALGORITHM_TIMEOUT",
+        3600.0,
+        "longest time of an algorithm, unless its caller says otherwise",
+    )
     heartbeat_s: Seconds = setting(
         "MANAGER_HEARTBEAT", 30.0, "interval at which each QEMU is asked for its status"
     )

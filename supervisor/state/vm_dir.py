@@ -131,10 +131,14 @@ class VmDir:
         """What became of the last algorithm, in JSON."""
         return self.path / "outcome.json"
 
+    def result(self, sha256: str) -> Path:
+        """What an algorithm has computed. Its name is of its content, which never changes."""
+        return self.path / f"result-{sha256[:16]}"
+
     @property
-    def result(self) -> Path:
-        """What the last algorithm that succeeded has computed."""
-        return self.path / "result"
+    def results(self) -> list[Path]:
+        """All of them, and those that have not become one. Blocking."""
+        return list(self.path.glob("result-*"))
 
     @property
     def secret(self) -> Path:
@@ -240,42 +244,6 @@ class VmDir:
         """Remove the agent's answer, if it is there, in a worker thread. A failure is logged."""
         await self._drop(self.reply)
 
-    async def drop_result(self) -> None:
-        """The same of the last result and its outcome."""
-        await self._drop(self.result)
-        await self._drop(self.outcome)
-
-    def result_size(self) -> int:
-        """In bytes; 0 if there is none. Blocking, for no longer than a look at a directory."""
-        try:
-            return self.result.stat().st_size
-        except OSError:
-            return 0
-
-    @asynccontextmanager
-    async def writing_result(self) -> AsyncIterator[trio._file_io.AsyncIOWrapper[BufferedWriter]]:
-        """A file that becomes the result at the end of the block, synced.
-
-        :raises OSError: if it cannot be written
-        """
-        draft = self.path / "result.new"
-        try:
-            async with await trio.open_file(draft, "wb") as file:
-                yield file
-                await file.flush()
-                await trio.to_thread.run_sync(os.fsync, file.fileno())
-            await trio.to_thread.run_sync(os.replace, draft, self.result)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._drop(draft)
-
-    def write_outcome(self, content: bytes) -> None:
-        """Blocking.
-
-        :raises OSError: if it cannot be written
-        """
-        _write_synced(self.outcome, content)
-
     async def _drop(self, file: Path) -> None:
         try:
             await trio.to_thread.run_sync(partial(file.unlink, missing_ok=True))
@@ -292,6 +260,58 @@ class VmDir:
         except OSError as error:
             consequence = "the agent's answer could not be saved"
             raise file_errors.launch_error(error, self.reply, consequence) from error
+
+    async def drop_result(self) -> None:
+        """The same of the last result and its outcome."""
+        for file in (*await trio.to_thread.run_sync(lambda: self.results), self.outcome):
+            await self._drop(file)
+
+    def result_size(self) -> int:
+        """Of all results, in bytes. Blocking, for no longer than a look at a directory."""
+        size = 0
+        for file in self.results:
+            with suppress(OSError):
+                size += file.stat().st_size
+        return size
+
+    @asynccontextmanager
+    async def writing_result(
+        self, sha256: str
+    ) -> AsyncIterator[trio._file_io.AsyncIOWrapper[BufferedWriter]]:
+        """A file that becomes a result at the end of the block, synced. It counts once an outcome
+        names it.
+
+        :raises OSError: if it cannot be written
+        """
+        file = self.result(sha256)
+        draft = file.with_name(f"{file.name}.new")
+        try:
+            async with await trio.open_file(draft, "wb") as opened:
+                yield opened
+                await opened.flush()
+                await trio.to_thread.run_sync(os.fsync, opened.fileno())
+            await trio.to_thread.run_sync(os.replace, draft, file)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._drop(draft)
+
+    async def keep_outcome(self, content: bytes, sha256: str) -> None:
+        """Write what became of an algorithm, and remove all results but the one that it names.
+
+        :raises OSError: if it cannot be written
+        """
+        await trio.to_thread.run_sync(self._replace_outcome, content)
+        for file in await trio.to_thread.run_sync(lambda: self.results):
+            if file != self.result(sha256):
+                await self._drop(file)
+
+    def _replace_outcome(self, content: bytes) -> None:
+        draft = self.outcome.with_name(f"{self.outcome.name}.new")
+        try:
+            _write_synced(draft, content)
+            draft.replace(self.outcome)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def write_session(self, options: RunOptions) -> tuple[Path, Path]:
         """The files of an owner's launch session, for QEMU. Blocking.
@@ -312,6 +332,8 @@ class VmDir:
         files += [self.secret, *self.session]
         if disks:
             files += [self.overlay, self.firmware_vars, self.ram, self.state]
+        files += self.path.glob(f"{self.outcome.name}.new")
+        files += self.path.glob("result-*.new")
         for file in files:
             with suppress(OSError):
                 file.unlink(missing_ok=True)

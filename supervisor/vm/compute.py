@@ -10,24 +10,27 @@ import hashlib
 import json
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
 import trio
 
 from supervisor.agent import computing
 from supervisor.agent.computing import Outcome, Part, Stored
-from supervisor.errors import AgentError, Busy, SupervisorError
+from supervisor.errors import AgentError, AgentTimeout, Busy, SupervisorError
 from supervisor.state import file_errors
 from supervisor.state.record import EndCause, EndMode, EventKind, RelayState, moment
 from supervisor.vm import agent_calls
+from supervisor.vm.held_time import in_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
-    from pathlib import Path
 
     from supervisor.agent.client import Agent
     from supervisor.vm.vm import Vm
+
+#: At the same time, to one VM: each has a connection, and threads.
+_MOST_UPLOADS = 4
 
 #: In `Record.computed`, beside the states of an `Outcome`.
 RUNNING, INTERRUPTED = "running", "interrupted"
@@ -51,11 +54,21 @@ async def send(
     :raises Busy: if the agent cannot be asked now
     :raises AgentError: if the agent refuses it; AgentTimeout if it cannot be reached
     """
-    async with _connected(vm) as agent:
-        stored = await computing.upload(agent, part, chunks, size, sha256)
+    if vm.uploads >= _MOST_UPLOADS:
+        raise Busy(f"{vm.uploads} parts are on their way to VM {vm.id} already")
+    vm.uploads += 1
+    vm.notify()
+    try:
+        async with _connected(vm) as agent:
+            stall_s = vm.config.agent.timeout_s
+            stored = await computing.upload(agent, part, chunks, size, sha256, stall_s)
+    finally:
+        vm.uploads -= 1
+        vm.notify()
     # No hash: who is told of the event may guess at the data of others.
     sent = tuple(sorted({*vm.record.sent, str(part)}))
-    await vm.commit(EventKind.UPLOAD, {"part": str(part), "size": stored.size}, sent=sent)
+    data = {"part": str(part), "size": stored.size}
+    await vm.commit_unless_ended(EventKind.UPLOAD, data, sent=sent)
     return stored
 
 
@@ -79,11 +92,11 @@ async def run(vm: Vm, limits: Limits, *, then_end: bool) -> dict[str, Any]:
         try:
             outcome = await _run(vm, agent, limits)
             document = _document(outcome)
-            await trio.to_thread.run_sync(vm.dir.write_outcome, json.dumps(document).encode())
+            await vm.dir.keep_outcome(json.dumps(document).encode(), outcome.result_sha256)
         except OSError as error:
             await _commit(vm, {"state": INTERRUPTED, "error": str(error)}, INTERRUPTED)
             consequence = f"the result of VM {vm.id} could not be saved"
-            raise file_errors.launch_error(error, vm.dir.result, consequence) from error
+            raise file_errors.launch_error(error, vm.dir.path, consequence) from error
         except BaseException as error:
             why = str(error) if isinstance(error, SupervisorError) else "its caller left"
             await _commit(vm, {"state": INTERRUPTED, "error": why}, INTERRUPTED)
@@ -102,6 +115,11 @@ async def was_cut_off(vm: Vm) -> None:
         await _commit(vm, {"state": INTERRUPTED, "error": why}, INTERRUPTED)
 
 
+def final(computed: str) -> str:
+    """What is on record of an algorithm whose guest has ended."""
+    return INTERRUPTED if computed == RUNNING else computed
+
+
 async def read_outcome(vm: Vm) -> dict[str, Any]:
     """What became of the VM's last algorithm that ended: an `Outcome`, and when.
 
@@ -115,8 +133,8 @@ async def read_outcome(vm: Vm) -> dict[str, Any]:
     return found
 
 
-async def result_file(vm: Vm) -> tuple[Path, dict[str, Any]]:
-    """The file of the last result, and its outcome.
+async def open_result(vm: Vm) -> tuple[BinaryIO, dict[str, Any]]:
+    """The last result, opened, and its outcome. It stays readable whatever becomes of its file.
 
     :raises Busy: if there is none
     """
@@ -126,9 +144,11 @@ async def result_file(vm: Vm) -> tuple[Path, dict[str, Any]]:
             f"VM {vm.id} has no result: its algorithm {outcome['state']}: {outcome['error']}",
             advice=f"GET /vms/{vm.id}/outcome has what it printed",
         )
-    if not await trio.Path(vm.dir.result).exists():
-        raise _nothing(vm, "result")
-    return vm.dir.result, outcome
+    file = vm.dir.result(outcome["result_sha256"])
+    try:
+        return await trio.to_thread.run_sync(file.open, "rb"), outcome
+    except FileNotFoundError:
+        raise _nothing(vm, "result") from None
 
 
 def _nothing(vm: Vm, what: str) -> Busy:
@@ -152,7 +172,7 @@ async def _connected(vm: Vm) -> AsyncIterator[Agent]:
     if vm.record.relay is not RelayState.ANSWERED:
         raise Busy(f"VM {vm.id} has no computation yet: it is {vm.record.relay}")
     try:
-        async with agent_calls.connected(vm) as agent:
+        async with agent_calls.connected(vm, computing.REPLY_BYTES) as agent:
             yield agent
     except AgentError as error:
         if error.code != "UNIMPLEMENTED":
@@ -164,9 +184,14 @@ async def _connected(vm: Vm) -> AsyncIterator[Agent]:
 
 
 async def _run(vm: Vm, agent: Agent, limits: Limits) -> Outcome:
-    parts = computing.compute(agent, limits.time_s, limits.memory_mib)
+    limit_s = limits.time_s or round(vm.config.life.algorithm_s)
+    parts = computing.compute(agent, limit_s, limits.memory_mib)
     async with aclosing(parts):
-        outcome = await anext(parts)
+        # The agent has its own clock, and the last word only if it is in time.
+        async with in_time(vm, limit_s + vm.config.agent.timeout_s) as patience:
+            outcome = await anext(parts)
+        if patience.cancelled_caught:
+            raise _late(vm, f"did not end its algorithm, whose limit is {limit_s} s,")
         assert isinstance(outcome, Outcome)
         if outcome.state == "succeeded":
             await _keep(vm, outcome, parts)
@@ -184,11 +209,16 @@ async def _keep(vm: Vm, outcome: Outcome, parts: AsyncIterator[Outcome | bytes])
             advice="see MANAGER_MAX_RESULT, or fetch it from the agent's own port",
         )
     received, digest = 0, hashlib.sha256()
-    async with vm.dir.writing_result() as file:
-        async for chunk in parts:
-            assert isinstance(chunk, bytes)
+    async with vm.dir.writing_result(outcome.result_sha256) as file:
+        while True:
+            async with in_time(vm, vm.config.agent.timeout_s) as patience:
+                chunk = await anext(parts, None)
+            if patience.cancelled_caught:
+                raise _late(vm, "sends nothing of its result")
+            if not isinstance(chunk, bytes):
+                break
             received += len(chunk)
-            if received > outcome.result_size:
+            if not chunk or received > outcome.result_size:
                 break
             digest.update(chunk)
             await file.write(chunk)
@@ -197,10 +227,14 @@ async def _keep(vm: Vm, outcome: Outcome, parts: AsyncIterator[Outcome | bytes])
             raise AgentError(vm.id, "DATA_LOSS", text)
 
 
+def _late(vm: Vm, what: str) -> AgentTimeout:
+    advice = "see MANAGER_AGENT_GRPC_TIMEOUT"
+    return AgentTimeout(vm.id, f"the agent of VM {vm.id} {what} in time", advice=advice)
+
+
 def _document(outcome: Outcome) -> dict[str, Any]:
     return attrs.asdict(outcome) | {"ended_at": moment(datetime.now(UTC))}
 
 
 async def _commit(vm: Vm, data: dict[str, Any], state: str) -> None:
-    if not vm.ended:
-        await vm.commit(EventKind.COMPUTE, data, computed=state)
+    await vm.commit_unless_ended(EventKind.COMPUTE, data, computed=state)

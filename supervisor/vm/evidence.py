@@ -10,6 +10,7 @@ import attrs
 import structlog
 import trio
 
+from supervisor.agent import client
 from supervisor.errors import AgentTimeout, Busy
 from supervisor.state.record import EventKind
 from supervisor.tee import binding, verdict
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
+
+#: Of a message with evidence: fields, and their lengths.
+_BESIDE = 1024
 
 #: ``type`` of an agent's Attestation.
 _KINDS = {Technology.SEV_SNP: 0, Technology.TDX: 4}
@@ -65,7 +69,7 @@ async def ask(vm: Vm, nonce: bytes) -> Evidence:
 
 
 async def _ask(vm: Vm, nonce: bytes, kind: int) -> Evidence:
-    async with agent_calls.connected(vm) as agent:
+    async with agent_calls.connected(vm, client.EVIDENCE_BYTES + _BESIDE) as agent:
         content, certificate = await agent.attest(nonce, kind), agent.certificate
     if certificate:
         (shown,) = load(certificate)

@@ -5,7 +5,7 @@ The computation is sent once. It is sent again only after a restart that the run
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -29,11 +29,11 @@ from supervisor.state.secret import Secret
 from supervisor.state.status import VmState
 from supervisor.vm.agent_watch import AgentWatch, StreamWatch
 from supervisor.vm.diagnosis import CONSOLE_BYTES, diagnose, how_agent_ended
+from supervisor.vm.held_time import in_time
 from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
 
     from supervisor.agent.client import Agent
     from supervisor.agent.dialled_server import Dialled
@@ -115,6 +115,7 @@ class Relay:
         vm = self._vm
         vm.forget_phases(Phase.AGENT)
         vm.prepared = False
+        vm.guests += 1
         vm.defer_untold(sent=())
         if vm.record.template and not vm.record.renewed:
             vm.defer(EventKind.RENEWED, {}, renewed=True)
@@ -222,7 +223,7 @@ class Relay:
         # A clone of an earlier version may have had another one.
         entropy = (vm.secret or Secret.new()).entropy
         try:
-            async with self._in_time(timeout_s) as patience:
+            async with in_time(vm, timeout_s) as patience:
                 # A clone listens at once. If many start together, it only answers slowly.
                 await self._reach(agent, timeout_s / 3)
                 await agent.renew(entropy)
@@ -243,7 +244,7 @@ class Relay:
             return await self._reach(agent)  # nobody waits for an answer
         self._hopeless = ""
         looking = move_on_when(lambda: self._look_for_cause(agent))
-        async with self._in_time(timeout_s) as patience, looking:
+        async with in_time(vm, timeout_s) as patience, looking:
             await self._reach(agent)
         if self._hopeless:
             raise AgentTimeout(
@@ -338,7 +339,7 @@ class Relay:
     ) -> str:
         vm, timeout_s = self._vm, self._vm.config.agent.timeout_s
         try:
-            async with self._in_time(timeout_s):
+            async with in_time(vm, timeout_s):
                 # The connection of an agent that has died may hang, as may that of a guest.
                 async with move_on_when(watch.wait_death):
                     return await agent.run(computation, open_to_all=vm.opens_agent)
@@ -356,28 +357,6 @@ class Relay:
             f"the agent of VM {vm.id} at {agent.address} did not answer Run within {timeout_s:g} s",
             advice=f"see MANAGER_AGENT_GRPC_TIMEOUT{_said_by(agent)}",
         )
-
-    @asynccontextmanager
-    async def _in_time(self, allowed_s: float) -> AsyncIterator[trio.CancelScope]:
-        """Cancel the body when so much time is over. What the host holds the guest for is no time.
-
-        A guest cannot hold itself, so it cannot escape its limits.
-        """
-        vm = self._vm
-
-        async def time_is_up() -> None:
-            left_s = allowed_s
-            while True:
-                await vm.until(lambda: not vm.status.is_held)
-                began = trio.current_time()
-                with trio.move_on_after(left_s) as patience:
-                    await vm.until(lambda: vm.status.is_held)
-                    left_s -= trio.current_time() - began
-                if patience.cancelled_caught:
-                    return
-
-        async with move_on_when(time_is_up) as scope:
-            yield scope
 
     async def _let_the_end_decide(self, session: Session) -> None:
         """Return only if the VM goes on. If the VM ends, its end is the error to report."""

@@ -294,6 +294,7 @@ class VmTask:
             exit_code=exit_code,
             error=decisions.final_error(vm.record, status, vm.failure, log_tail),
             relay=decisions.final_relay(vm.record),
+            computed=compute.final(vm.record.computed),
             ended_at=datetime.now(UTC),
             ended_s=vm.clock.boottime_s(),
             ended_boot=boot_id(),

@@ -65,6 +65,7 @@ class Vm:
     :ivar agent_last_lost: the problem of the last time that it was lost, if this supervisor saw one
     :ivar agent_protected: whether the agent refused to answer a stranger; None if that is not known
     :ivar resumes: how often the guest has run on after a pause; 1 more if it was adopted
+    :ivar guests: how many were booted again or reset
     :ivar prepared: whether the guest is ready to become a template, and nobody is connected
     :ivar failure: why its run or its task failed, if the VM's own end does not say it
     :ivar end_request: what was asked for; it may become more urgent, never less
@@ -97,6 +98,7 @@ class Vm:
         self.agent_last_lost = ""
         self.agent_protected: bool | None = None
         self.resumes = 0
+        self.guests = 0
         self.prepared = False
         self.failure: SupervisorError | None = None
         self.end_request: EndRequest | None = None
@@ -107,6 +109,7 @@ class Vm:
         self.resetting = trio.Lock()
         self.attesting = trio.Lock()
         self.computing = trio.Lock()
+        self.uploads = 0
         self._journal = journal
         self._writing = trio.Lock()
         self._changed = Signal()
@@ -348,6 +351,16 @@ class Vm:
         """
         self.defer(kind, data, **changes)
         await self.write_deferred()
+
+    async def commit_unless_ended(
+        self, kind: EventKind, data: Mapping[str, Any], **changes: Any
+    ) -> None:
+        """The same of what a caller has done, whose answer may come after the VM's end."""
+        with trio.CancelScope(shield=True):
+            async with self._writing:
+                ended = self.record.ended
+            if not ended:
+                await self.commit(kind, data, **changes)
 
     async def write_deferred(self) -> None:
         """Write what has been put off, if anything."""

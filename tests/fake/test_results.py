@@ -135,7 +135,7 @@ async def test_data_without_a_length(world: World) -> None:
     [
         (hashlib.sha256(b"data").digest(), 200, ""),
         (hashlib.sha256(b"other").digest(), 502, "another SHA-256 than was announced"),
-        (b"short", 400, "has a sha-256 that is none"),
+        (b"short", 400, "must say one SHA-256"),
     ],
 )
 async def test_checksum(world: World, digest: bytes, code: int, words: str) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint, Response, request
-from quart_trio.wrappers.response import TrioFileBody
 
 from supervisor.agent.computing import Part
 from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body
+from supervisor.api.http.open_file import OpenFile
 from supervisor.api.requests import ComputeRequest, Then, part_number
 from supervisor.caller import Right
-from supervisor.errors import InvalidRequest
+from supervisor.errors import InvalidRequest, TooLarge, UnsupportedMedia
 from supervisor.parties import RESULT
 from supervisor.vm import compute
 
@@ -24,9 +23,10 @@ if TYPE_CHECKING:
     from supervisor.runs.service import Service
     from supervisor.vm.vm import Vm
 
-#: RFC 9530's word for a digest of the content: a structured field, a byte sequence by its name.
-_DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]{0,64}):")
-_SHA256_BYTES = 32
+#: RFC 9530's words for a digest of the content. Without an encoding they mean the same.
+_DIGESTS = ("Content-Digest", "Repr-Digest")
+#: In them, by RFC 9651: a byte sequence by its name.
+_SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):(?=\s*(?:[,;]|$))")
 #: Of a body: the guest's room bounds it.
 ANY_LENGTH = sys.maxsize
 #: The first is for who accepts all.
@@ -52,8 +52,11 @@ def blueprint(service: Service) -> Blueprint:
         service.vms.see(vm_id, current())
         part = Part(None if number is None else part_number(number))
         vm = service.vms.get_for(str(part), vm_id, current())
+        _check_headers()
         body = json_body.incoming()
         body.allow(ANY_LENGTH)
+        if (body.announced or 0) > ANY_LENGTH:
+            raise TooLarge(f"a body has {ANY_LENGTH} bytes at most")
         stored = await compute.send(vm, part, body, body.announced, _sha256())
         return {"vm": vm.id, "part": str(part), "size": stored.size, "sha256": stored.sha256}
 
@@ -86,11 +89,12 @@ async def result_of(vm: Vm) -> Response:
 
     :raises Busy: if there is none
     """
-    file, outcome = await compute.result_file(vm)
+    file, outcome = await compute.open_result(vm)
     size = outcome["result_size"]
     digest = base64.b64encode(bytes.fromhex(outcome["result_sha256"])).decode()
+    body = OpenFile(file, size)
     answer = Response(
-        TrioFileBody(file, buffer_size=2**18),
+        body,
         content_type="application/octet-stream",
         headers={
             "Content-Length": str(size),
@@ -102,7 +106,14 @@ async def result_of(vm: Vm) -> Response:
             "Content-Disposition": "attachment; filename=result",
         },
     )
-    return await answer.make_conditional(request, accept_ranges=True, complete_length=size)
+    try:
+        await answer.make_conditional(request, accept_ranges=True, complete_length=size)
+    except BaseException:
+        body.close()
+        raise
+    if answer.response is not body:  # the client has it already
+        body.close()
+    return answer
 
 
 def wants_bytes() -> bool:
@@ -110,19 +121,23 @@ def wants_bytes() -> bool:
     return request.accept_mimetypes.best_match(_FORMS) == _FORMS[1]
 
 
+def _check_headers() -> None:
+    """:raises InvalidRequest: if the body is not all of it; UnsupportedMedia if it is encoded"""
+    if "Content-Range" in request.headers:
+        raise InvalidRequest("a part cannot be sent in pieces: send all of it")
+    if encoding := request.content_encoding:
+        raise UnsupportedMedia(
+            f"the body is encoded as {encoding}", advice="send it without Content-Encoding"
+        )
+
+
 def _sha256() -> str:
     """What the client says that the content's SHA-256 is, in hexadecimal digits; empty if nothing.
 
-    :raises InvalidRequest: if it says something else
+    :raises InvalidRequest: if it gives a digest that says no SHA-256, or two
     """
-    given = request.headers.get("Content-Digest") or request.headers.get("Repr-Digest") or ""
-    found = _DIGEST.search(given)
-    if not found:
-        return ""
-    try:
-        digest = base64.b64decode(found[1], validate=True)
-    except binascii.Error:
-        digest = b""
-    if len(digest) != _SHA256_BYTES:
-        raise InvalidRequest("Content-Digest has a sha-256 that is none")
-    return digest.hex()
+    given = [line for name in _DIGESTS for line in request.headers.getlist(name)]
+    found = {base64.b64decode(one[1]).hex() for line in given for one in _SHA256.finditer(line)}
+    if len(found) > 1 or (given and not found):
+        raise InvalidRequest(f"{' and '.join(_DIGESTS)} must say one SHA-256, as sha-256=:BASE64:")
+    return "".join(found)
