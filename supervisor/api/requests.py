@@ -404,6 +404,13 @@ def page_size(given: str) -> int:
     return int(given)
 
 
+def line_count(given: str) -> int:
+    """:raises InvalidRequest:"""
+    if not _NUMBER.fullmatch(given):
+        raise InvalidRequest("tail must be a number of lines", member="tail")
+    return int(given)
+
+
 def event_number(given: str | int) -> int:
     """:raises InvalidRequest:"""
     if not _NUMBER.fullmatch(str(given)):

@@ -40,6 +40,7 @@ for _command in (
     vms.resume,
     vms.reset,
     vms.computation,
+    vms.logs,
     vms.events,
     templates.templates,
     token.token,

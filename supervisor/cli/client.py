@@ -107,6 +107,19 @@ class Client:
                 if came == before or not etag:
                     raise CommandFailed(f"{self.url}: {_words(error)}") from error
 
+    def stream(self, path: str) -> Iterator[bytes]:
+        """An answer that may take as long as its VM lives, as it comes."""
+        try:
+            with self._http.stream("GET", path, timeout=None) as response:
+                if response.is_error:
+                    response.read()
+                    raise CommandFailed(_problem(response))
+                yield from response.iter_bytes()
+        except httpx.ConnectError as error:
+            raise CommandFailed(self._nobody(error)) from error
+        except httpx.HTTPError as error:
+            raise CommandFailed(f"{self.url}: {_words(error)}") from error
+
     def run(self, body: object) -> Any:
         """A VM, on record. Waits for room, and for a template if the run requires one."""
         wish = {"Prefer": "respond-async"}

@@ -86,6 +86,19 @@ def print_reply(reply: str) -> None:
     echo(reply)
 
 
+def print_piece(text: str) -> None:
+    """A part of a log, as `echo` has it, without a line end of its own.
+
+    :param text: with bytes that are no text as surrogates
+    """
+    if sys.stdout.isatty():
+        text = text.encode(errors="surrogateescape").decode(errors="replace")
+        click.echo(shown(text), nl=False, color=True)
+    else:
+        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
+        sys.stdout.buffer.flush()
+
+
 def duration(seconds: float | None) -> str:
     """``5.2s``, ``3m 20s``, ``2h 5m`` or ``4d 1h``; ``-`` for None."""
     if seconds is None:

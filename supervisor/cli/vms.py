@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from supervisor.cli.output import (
     echo,
     forward,
     print_json,
+    print_piece,
     print_reply,
     shown,
     stdout,
@@ -264,6 +266,25 @@ def computation(client: Client, vm_id: str, stop: bool, as_json: bool) -> None:
         _print_state(answer)
     else:
         echo(answer["state"], lines=False)
+
+
+@click.command()
+@_vm_id
+@click.option("-f", "--follow", is_flag=True, help="Go on until the VM has ended.")
+@click.option("-n", "--tail", type=click.IntRange(0), help="The last so many lines.")
+@click.option("--qemu", is_flag=True, help="What QEMU has printed, and not the guest.")
+@uses_supervisor
+def logs(client: Client, vm_id: str, follow: bool, tail: int | None, qemu: bool) -> None:
+    """Print what a VM's guest has printed on its console. Ctrl-C ends the command.
+
+    A pipe gets it byte for byte. What an algorithm has printed is shown by compute and result.
+    """
+    asked = {"source": "qemu" if qemu else "serial", "follow": int(follow)}
+    path = f"/vms/{client.find(vm_id)}/logs?{urlencode(asked)}"
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+    for piece in client.stream(path if tail is None else f"{path}&tail={tail}"):
+        print_piece(decoder.decode(piece))
+    print_piece(decoder.decode(b"", final=True))
 
 
 @click.command()

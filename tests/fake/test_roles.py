@@ -38,6 +38,7 @@ ROUTES: dict[str, tuple[set[Role], int]] = {
     "POST /vms/<vm_id>/launch-secret": (USE, 404),
     "POST /vms/<vm_id>/launch": (USE, 404),
     "GET /vms/<vm_id>/reply": (USE, 404),
+    "GET /vms/<vm_id>/logs": (USE, 404),
     "PUT /vms/<vm_id>/algorithm": (USE, 404),
     "PUT /vms/<vm_id>/data/<number>": (USE, 404),
     "POST /vms/<vm_id>/compute": (USE, 404),

@@ -17,6 +17,7 @@ from supervisor.api.http import (
     events,
     host,
     json_body,
+    logs,
     ops,
     problems,
     runs,
@@ -127,6 +128,7 @@ def create_app(
     app.register_blueprint(computations.blueprint(service))
     app.register_blueprint(compute.blueprint(service))
     app.register_blueprint(events.blueprint(service, gate.readers))
+    app.register_blueprint(logs.blueprint(service, gate.readers))
     app.register_blueprint(templates.blueprint(service))
     app.register_blueprint(host.blueprint(service))
     app.register_blueprint(ops.blueprint(service, instance_id))
