@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import ssl
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this host can reach the address, or send to it: then nothing need be hidden."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def as_tolerant_as_others(context: ssl.SSLContext) -> ssl.SSLContext:

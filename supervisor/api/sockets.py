@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import grp
-import ipaddress
 import os
 import socket
 import ssl
@@ -18,6 +17,7 @@ from supervisor.api.auth.files import Watched, changing
 from supervisor.config import Auth
 from supervisor.errors import HostError
 from supervisor.state.vm_dir import MAX_SOCKET_PATH
+from supervisor.tls import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,14 +119,6 @@ def check_exposure(config: Config, *, knows_tokens: bool) -> None:
         raise HostError(
             f"{name} must not listen on {server.host or 'every interface'}: {why}", advice=advice
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this host can reach the address, or send to it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bind_tcp(what: str, host: str, port: int, setting: str) -> socket.socket:

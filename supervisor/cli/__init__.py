@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
+import importlib
+from collections import UserDict
+from typing import Any
+
 import click
 
-from supervisor.cli import (
-    command,
-    compute,
-    doctor,
-    evidence,
-    image,
-    run,
-    serve,
-    templates,
-    token,
-    verify,
-    vms,
+#: Where each command is, below this package. A module is imported when its command is called: those
+#: of the supervisor itself take longer than most commands.
+_COMMANDS = {
+    "serve": "serve:serve",
+    "run": "run:run",
+    "compute": "compute:compute",
+    "send": "compute:send",
+    "result": "compute:result",
+    "ls": "vms:list_vms",
+    "show": "vms:show",
+    "reply": "vms:reply",
+    "shutdown": "vms:shutdown",
+    "rm": "vms:remove",
+    "pause": "vms:pause",
+    "resume": "vms:resume",
+    "reset": "vms:reset",
+    "computation": "vms:computation",
+    "logs": "vms:logs",
+    "events": "vms:events",
+    "templates": "templates:templates",
+    "token": "token:token",
+    "image": "image:image",
+    "doctor": "doctor:doctor",
+    "evidence": "evidence:evidence",
+    "verify": "verify:verify",
+    "fetch-certs": "verify:fetch_certs",
+    "command": "command:command",
+}
+
+
+class _Commands(UserDict[str, Any]):
+    """The commands by their names, each imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, _, attribute = super().__getitem__(name).partition(":")
+        found: click.Command = getattr(
+            importlib.import_module(f"supervisor.cli.{module}"), attribute
+        )
+        return found
+
+
+@click.group(
+    commands=_Commands(_COMMANDS), context_settings={"help_option_names": ["-h", "--help"]}
 )
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qmp-supervisor")
 def main() -> None:
     """Start QEMU virtual machines, control them over QMP, relay computations to their agents."""
-
-
-for _command in (
-    serve.serve,
-    run.run,
-    compute.compute,
-    compute.send,
-    compute.result,
-    vms.list_vms,
-    vms.show,
-    vms.reply,
-    vms.shutdown,
-    vms.remove,
-    vms.pause,
-    vms.resume,
-    vms.reset,
-    vms.computation,
-    vms.logs,
-    vms.events,
-    templates.templates,
-    token.token,
-    image.image,
-    doctor.doctor,
-    evidence.evidence,
-    verify.verify,
-    verify.fetch_certs,
-    command.command,
-):
-    main.add_command(_command)

@@ -15,10 +15,9 @@ import attrs
 import click
 import httpx
 
-from supervisor.api.sockets import is_loopback
 from supervisor.cli.environment import CommandFailed
 from supervisor.errors import nearest
-from supervisor.tls import as_tolerant_as_others
+from supervisor.tls import as_tolerant_as_others, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -167,7 +167,7 @@ async def test_ls_show_shutdown_rm(world: World) -> None:
         listed = await run.json("ls")
         assert [vm["id"] for vm in listed["vms"]] == [first, second]
         rows = (await run("ls")).stdout.decode().splitlines()
-        headings = ["ID", "FOR", "STATE", "REASON", "MONITOR", "AGENT", "UP", "FORWARDS"]
+        headings = ["ID", "FOR", "STATE", "REASON", "OUTCOME", "MONITOR", "AGENT", "UP", "FORWARDS"]
         assert rows[0].split() == headings
         assert [row.split()[:3] for row in rows[1:]] == [
             [first, "run", "running"],
