@@ -172,17 +172,18 @@ def _stalling(vm_id: str, part: Part, stall_s: float) -> Iterator[None]:
 
 
 async def compute(
-    agent: Agent, time_limit_s: int, memory_limit_mib: int
+    agent: Agent, time_limit_s: int, memory_limit_mib: int, datasets: int
 ) -> AsyncGenerator[Outcome | bytes, None]:
     """Run the algorithm: its outcome, and then the result in chunks.
 
     It is killed when this generator is closed before its end.
 
     :param time_limit_s, memory_limit_mib: 0 for the agent's own
+    :param datasets: so many of the first; 0 for all
     :raises AgentError: if the agent refuses, dies, or sends what is no outcome
     """
     request = compute_pb2.ComputeRequest(
-        time_limit_s=time_limit_s, memory_limit_mib=memory_limit_mib
+        time_limit_s=time_limit_s, memory_limit_mib=memory_limit_mib, datasets=datasets
     )
     call: Any = None
 

@@ -43,6 +43,7 @@ Attest = NewType("Attest", bool)
 Labels = NewType("Labels", dict[str, str])
 Limit = NewType("Limit", int)
 Memory = NewType("Memory", int)
+Count = NewType("Count", int)
 Base64 = NewType("Base64", str)
 Nonce = NewType("Nonce", bytes)
 Pem = NewType("Pem", str)
@@ -205,10 +206,12 @@ class ComputeRequest:
 
     :param time_limit: seconds; None: the agent's default, as of ``memory_limit``
     :param memory_limit: such as ``256M``
+    :param datasets: over so many of the first; None: over all
     """
 
     time_limit: Limit | None = None
     memory_limit: Memory | None = None
+    datasets: Count | None = None
     then: Then = Then.KEEP
 
 
@@ -271,6 +274,16 @@ def memory_limit(given: object) -> Memory:
     if not found:
         raise InvalidRequest("memory_limit must be a size such as 256M", member="memory_limit")
     return Memory(int(found[1]) * {"M": 1, "G": 1024}[found[2].upper()])
+
+
+def count(given: object) -> Count:
+    """Of data sets.
+
+    :raises InvalidRequest:
+    """
+    if type(given) is not int or not 1 <= given <= MOST_DATASETS:
+        raise InvalidRequest(f"datasets is a number from 1 to {MOST_DATASETS}", member="datasets")
+    return Count(given)
 
 
 def part_number(given: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import stat
 import sys
@@ -20,6 +21,7 @@ from supervisor.cli.computations import request_body
 from supervisor.cli.environment import CommandFailed, fail
 from supervisor.cli.output import as_json, echo, print_json, stderr
 from supervisor.cli.run import follow, stop_signals
+from supervisor.config.settings import parse_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +42,21 @@ _output = click.option(
 )
 
 
+def _time(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """A mistake is told before a VM is started."""
+    try:
+        parse_seconds(value or "1s")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+def _memory(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[1-9][0-9]{0,6}[MGmg]", value):
+        raise click.BadParameter("must be a size such as 256M")
+    return value
+
+
 @click.command()
 @_algorithm
 @click.option(
@@ -53,8 +70,10 @@ _output = click.option(
 @click.option(
     "--computation", type=click.File("rb"), help="What a new VM is started for, as run takes it."
 )
-@click.option("--time-limit", help="Longest time of the algorithm, such as 10m.")
-@click.option("--memory-limit", help="Most memory of the algorithm, such as 256M.")
+@click.option("--time-limit", callback=_time, help="Longest time of the algorithm, such as 10m.")
+@click.option(
+    "--memory-limit", callback=_memory, help="Most memory of the algorithm, such as 256M."
+)
 @click.option("--keep", is_flag=True, help="Let a new VM run on afterwards.")
 @as_json
 @uses_supervisor
@@ -84,8 +103,14 @@ def compute(
         raise click.UsageError("a new VM needs --algorithm and --data")
     if vm_id is not None and (computation or keep):
         raise click.UsageError("--computation and --keep are for a new VM, not for --vm")
+    _check_place(output)
     if vm_id is not None:
-        outcome = _compute(client, client.find(vm_id), algorithm, data, limits)
+        found = client.find(vm_id)
+        try:
+            outcome = _compute(client, found, algorithm, data, limits)
+        except KeyboardInterrupt:
+            fail(f"the algorithm is killed; VM {found} runs on")
+            sys.exit(128 + signal.SIGINT)
         _tell(client, outcome, output, as_json=as_json)
         return
     body = request_body(computation.read() if computation else b"{}", raw=False)
@@ -112,6 +137,8 @@ def send(
     """Send an algorithm or a data set to a VM's agent: see compute."""
     if not (algorithm or data):
         raise click.UsageError("say --algorithm, --data, or both")
+    if number and not data:
+        raise click.UsageError("--number is of --data")
     found = client.find(vm_id)
     stored = _send(client, found, algorithm, {number: data} if data else {})
     if as_json:
@@ -130,6 +157,7 @@ def result(client: Client, vm_id: str, output: Path | None, as_json: bool) -> No
     """Fetch what the last algorithm in a VM has computed, also after the VM's end."""
     if as_json and output is None:
         raise click.UsageError("--json needs --output: standard output has the result otherwise")
+    _check_place(output)
     outcome = client.get(f"/vms/{client.find(vm_id)}/outcome")
     _tell(client, outcome, output, as_json=as_json)
 
@@ -142,7 +170,10 @@ def _compute(
     limits: dict[str, str | None],
 ) -> dict[str, Any]:
     _send(client, vm_id, algorithm, dict(enumerate(data)))
-    wanted = {name: value for name, value in limits.items() if value is not None}
+    wanted: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
+    if data:
+        # What the VM has of an earlier time is no part of this.
+        wanted["datasets"] = len(data)
     with stderr().status("the algorithm runs"):
         outcome: dict[str, Any] = client.post_slowly(f"/vms/{vm_id}/compute", wanted)
     return outcome
@@ -190,7 +221,10 @@ def _tell(client: Client, outcome: dict[str, Any], output: Path | None, *, as_js
             console.print(f"{name} of the algorithm:\n{printed}", soft_wrap=True)
     if not succeeded:
         raise CommandFailed(f"{outcome['state']}: {outcome['error']} (VM {outcome['vm']})")
-    console.print(f"computed in {outcome['duration_s']:.1f} s: {outcome['result_size']} bytes")
+    count = len(outcome["data_sha256"])
+    over = f"{count} data set{'s' if count > 1 else ''}"
+    seconds, size = outcome["duration_s"], outcome["result_size"]
+    console.print(f"computed over {over} in {seconds:.1f} s: {size} bytes")
 
 
 def _fetch(client: Client, outcome: dict[str, Any], output: Path | None) -> None:
@@ -211,7 +245,18 @@ def _fetch(client: Client, outcome: dict[str, Any], output: Path | None) -> None
             if digest.hexdigest() != outcome["result_sha256"]:
                 raise CommandFailed("the result did not arrive whole: fetch it again, see 'result'")
     except OSError as error:
-        raise CommandFailed(f"{output or 'standard output'}: {error.strerror}") from error
+        raise CommandFailed(
+            f"{output or 'standard output'}: {error.strerror}; fetch the result again with"
+            f" 'qmp-supervisor result {outcome['vm']}'"
+        ) from error
+
+
+def _check_place(output: Path | None) -> None:
+    """Before anything is computed that could not be written."""
+    if output and not output.exists() and not os.access(output.resolve().parent, os.W_OK):
+        raise click.UsageError(f"{output.resolve().parent} is no directory that can be written to")
+    if output and output.exists() and not os.access(output, os.W_OK):
+        raise click.UsageError(f"{output} cannot be written")
 
 
 @contextmanager
@@ -247,7 +292,7 @@ def _new_vm(client: Client, body: dict[str, Any], *, keep: bool) -> Iterator[str
     with stop_signals() as signals:
         with stderr().status("waiting for a VM"):
             vm_id = str(client.run(body)["id"])
-        follow(client, vm_id, signals)
+        follow(client, vm_id, signals, quiet=True)
 
     def stop(number: int, _: object) -> NoReturn:
         sys.exit(128 + number)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import attrs
 import click
 
 from supervisor.cli.computations import computation
@@ -186,16 +187,32 @@ class Number(click.ParamType[int]):
             self.fail(f"{value!r} is no number such as 0x30000", param, ctx)
 
 
-class SnpPolicy(Number):
+@attrs.frozen
+class GuestPolicy:
+    """A policy that an owner expects.
+
+    :param least_abi: None if he spoke of bits alone, in words
+    """
+
+    number: int
+    least_abi: int | None
+
+
+class SnpPolicy(click.ParamType[GuestPolicy]):
     """A policy of SEV-SNP, in hex or decimal, or in words as a run has it."""
 
     name = "number|words"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int) or value[:1].isdigit():
-            return super().convert(value, param, ctx)
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> GuestPolicy:
+        if isinstance(value, GuestPolicy):
+            return value
+        if value[:1].isdigit():
+            number = Number().convert(value, param, ctx)
+            return GuestPolicy(number, number)
         try:
-            return policy.encode(Technology.SEV_SNP, Policy.read(value))
+            return GuestPolicy(policy.encode(Technology.SEV_SNP, Policy.read(value)), None)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -118,8 +118,13 @@ def run(
     console.print(f"end it with: qmp-supervisor shutdown {vm['id'][:8]}")
 
 
-def follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
-    """The VM once its agent has answered."""
+def follow(
+    client: Client, vm_id: str, signals: list[int], *, quiet: bool = False
+) -> dict[str, Any]:
+    """The VM once its agent has answered.
+
+    :param quiet: without a line for each phase
+    """
     path = f"/vms/{vm_id}"
     console = stderr()
     shown_s, shown_reason = -1.0, None
@@ -129,7 +134,8 @@ def follow(client: Client, vm_id: str, signals: list[int]) -> dict[str, Any]:
             if signals:
                 _abandon(client, vm_id, signals[0])
             vm: dict[str, Any] = client.get(path)
-            shown_s = _show_progress(status, vm["phases_s"], shown_s)
+            if not quiet:
+                shown_s = _show_progress(status, vm["phases_s"], shown_s)
             # An older supervisor knows no reason.
             if (reason := vm["agent"].get("reason")) not in (None, shown_reason):
                 shown_reason = reason

@@ -69,8 +69,18 @@ _certificates = Parsed(certificate.load)
 
 def _snp_report(content: bytes) -> tuple[Report, Mapping[str, bytes]]:
     """With the host's certificates, if there are any behind it."""
-    found, at_hand = table.split(decoded(content))
+    content = decoded(content)
+    if tdx_quote.is_one(content):
+        raise BadEvidence("this is a quote of TDX: see verify tdx")
+    found, at_hand = table.split(content)
     return snp_report.decode(found), at_hand
+
+
+def _tdx_quote(content: bytes) -> Quote:
+    content = decoded(content)
+    if len(content) == snp_report.LENGTH:
+        raise BadEvidence("this looks like a report of SEV-SNP: see verify snp")
+    return tdx_quote.decode(content)
 
 
 #: Of both kinds of evidence.
@@ -91,7 +101,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _at = click.option(
     "--at",
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]),
-    help="When all that is signed must be valid; default now. UTC, if it names no zone.",
+    metavar="DATE",
+    help="When all that is signed must be valid, such as 2026-05-01 or 2026-05-01T12:00:00Z;"
+    " default now. UTC, if it names no zone.",
 )
 
 
@@ -164,8 +176,11 @@ def of_snp(
 
 
 def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
-    same = ("measurement", "id_key_digest", "author_key_digest", "policy", "vmpl")
+    same = ("measurement", "id_key_digest", "author_key_digest", "vmpl")
+    policy = given["policy"]
     return verify_snp.Expected(
+        policy=policy and policy.number,
+        least_abi=policy and policy.least_abi,
         report_data=_report_data(given),
         host_data=_bound(given, "host_data", Technology.SEV_SNP),
         allowed=_allowed(given, PolicyBit.DEBUG, PolicyBit.MIGRATE_MA),
@@ -175,7 +190,7 @@ def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
 
 
 @verify.command("tdx", cls=Command)
-@click.argument("quote", type=Parsed(lambda content: tdx_quote.decode(decoded(content))))
+@click.argument("quote", type=Parsed(_tdx_quote))
 @click.option("--mrtd", type=Hex(48), help="The launch digest that you expect.")
 @click.option("--rtmr", type=Registers(), multiple=True, help="A register, such as 1=HEX.")
 @click.option(

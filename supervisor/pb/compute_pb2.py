@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsupervisor/pb/compute.proto\x12\x07\x63ompute\"\xbb\x01\n\rUploadRequest\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.compute.UploadRequest.Kind\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\r\n\x05\x63hunk\x18\x04 \x01(\x0c\x12\x0e\n\x06number\x18\x05 \x01(\r\"B\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eKIND_ALGORITHM\x10\x01\x12\x10\n\x0cKIND_DATASET\x10\x02\"*\n\x0eUploadResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"@\n\x0e\x43omputeRequest\x12\x14\n\x0ctime_limit_s\x18\x01 \x01(\r\x12\x18\n\x10memory_limit_mib\x18\x02 \x01(\r\"O\n\x0f\x43omputeResponse\x12#\n\x07outcome\x18\x01 \x01(\x0b\x32\x10.compute.OutcomeH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x14\n\x12LastOutcomeRequest\"\xa9\x03\n\x07Outcome\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.compute.Outcome.State\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x13\n\x0b\x65xit_status\x18\x03 \x01(\x05\x12\x1f\n\x06stdout\x18\x04 \x01(\x0b\x32\x0f.compute.Output\x12\x1f\n\x06stderr\x18\x05 \x01(\x0b\x32\x0f.compute.Output\x12\x14\n\x0c\x61lgorithm_id\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x61taset_ids\x18\x07 \x03(\t\x12\x13\n\x0b\x64uration_ms\x18\x08 \x01(\x03\x12\x13\n\x0bresult_size\x18\t \x01(\x04\x12\x15\n\rresult_sha256\x18\n \x01(\t\"\xa4\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x01\x12\x10\n\x0cSTATE_FAILED\x10\x02\x12\x13\n\x0fSTATE_TIMED_OUT\x10\x03\x12\x17\n\x13STATE_OUT_OF_MEMORY\x10\x04\x12\x1a\n\x16STATE_RESULT_TOO_LARGE\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\"-\n\x06Output\x12\x0c\n\x04tail\x18\x01 \x01(\x0c\x12\x15\n\rdropped_bytes\x18\x02 \x01(\x04\x32\xd1\x01\n\x0e\x43omputeService\x12=\n\x06Upload\x12\x16.compute.UploadRequest\x1a\x17.compute.UploadResponse\"\x00(\x01\x12@\n\x07\x43ompute\x12\x17.compute.ComputeRequest\x1a\x18.compute.ComputeResponse\"\x00\x30\x01\x12>\n\x0bLastOutcome\x12\x1b.compute.LastOutcomeRequest\x1a\x10.compute.Outcome\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsupervisor/pb/compute.proto\x12\x07\x63ompute\"\xbb\x01\n\rUploadRequest\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.compute.UploadRequest.Kind\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\r\n\x05\x63hunk\x18\x04 \x01(\x0c\x12\x0e\n\x06number\x18\x05 \x01(\r\"B\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eKIND_ALGORITHM\x10\x01\x12\x10\n\x0cKIND_DATASET\x10\x02\"*\n\x0eUploadResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"R\n\x0e\x43omputeRequest\x12\x14\n\x0ctime_limit_s\x18\x01 \x01(\r\x12\x18\n\x10memory_limit_mib\x18\x02 \x01(\r\x12\x10\n\x08\x64\x61tasets\x18\x03 \x01(\r\"O\n\x0f\x43omputeResponse\x12#\n\x07outcome\x18\x01 \x01(\x0b\x32\x10.compute.OutcomeH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x14\n\x12LastOutcomeRequest\"\xa9\x03\n\x07Outcome\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.compute.Outcome.State\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x13\n\x0b\x65xit_status\x18\x03 \x01(\x05\x12\x1f\n\x06stdout\x18\x04 \x01(\x0b\x32\x0f.compute.Output\x12\x1f\n\x06stderr\x18\x05 \x01(\x0b\x32\x0f.compute.Output\x12\x14\n\x0c\x61lgorithm_id\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x61taset_ids\x18\x07 \x03(\t\x12\x13\n\x0b\x64uration_ms\x18\x08 \x01(\x03\x12\x13\n\x0bresult_size\x18\t \x01(\x04\x12\x15\n\rresult_sha256\x18\n \x01(\t\"\xa4\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x01\x12\x10\n\x0cSTATE_FAILED\x10\x02\x12\x13\n\x0fSTATE_TIMED_OUT\x10\x03\x12\x17\n\x13STATE_OUT_OF_MEMORY\x10\x04\x12\x1a\n\x16STATE_RESULT_TOO_LARGE\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\"-\n\x06Output\x12\x0c\n\x04tail\x18\x01 \x01(\x0c\x12\x15\n\rdropped_bytes\x18\x02 \x01(\x04\x32\xd1\x01\n\x0e\x43omputeService\x12=\n\x06Upload\x12\x16.compute.UploadRequest\x1a\x17.compute.UploadResponse\"\x00(\x01\x12@\n\x07\x43ompute\x12\x17.compute.ComputeRequest\x1a\x18.compute.ComputeResponse\"\x00\x30\x01\x12>\n\x0bLastOutcome\x12\x1b.compute.LastOutcomeRequest\x1a\x10.compute.Outcome\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,17 +38,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADRESPONSE']._serialized_start=230
   _globals['_UPLOADRESPONSE']._serialized_end=272
   _globals['_COMPUTEREQUEST']._serialized_start=274
-  _globals['_COMPUTEREQUEST']._serialized_end=338
-  _globals['_COMPUTERESPONSE']._serialized_start=340
-  _globals['_COMPUTERESPONSE']._serialized_end=419
-  _globals['_LASTOUTCOMEREQUEST']._serialized_start=421
-  _globals['_LASTOUTCOMEREQUEST']._serialized_end=441
-  _globals['_OUTCOME']._serialized_start=444
-  _globals['_OUTCOME']._serialized_end=869
-  _globals['_OUTCOME_STATE']._serialized_start=705
-  _globals['_OUTCOME_STATE']._serialized_end=869
-  _globals['_OUTPUT']._serialized_start=871
-  _globals['_OUTPUT']._serialized_end=916
-  _globals['_COMPUTESERVICE']._serialized_start=919
-  _globals['_COMPUTESERVICE']._serialized_end=1128
+  _globals['_COMPUTEREQUEST']._serialized_end=356
+  _globals['_COMPUTERESPONSE']._serialized_start=358
+  _globals['_COMPUTERESPONSE']._serialized_end=437
+  _globals['_LASTOUTCOMEREQUEST']._serialized_start=439
+  _globals['_LASTOUTCOMEREQUEST']._serialized_end=459
+  _globals['_OUTCOME']._serialized_start=462
+  _globals['_OUTCOME']._serialized_end=887
+  _globals['_OUTCOME_STATE']._serialized_start=723
+  _globals['_OUTCOME_STATE']._serialized_end=887
+  _globals['_OUTPUT']._serialized_start=889
+  _globals['_OUTPUT']._serialized_end=934
+  _globals['_COMPUTESERVICE']._serialized_start=937
+  _globals['_COMPUTESERVICE']._serialized_end=1146
 # @@protoc_insertion_point(module_scope)

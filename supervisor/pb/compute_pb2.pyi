@@ -38,12 +38,14 @@ class UploadResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ComputeRequest(_message.Message):
-    __slots__ = ("time_limit_s", "memory_limit_mib")
+    __slots__ = ("time_limit_s", "memory_limit_mib", "datasets")
     TIME_LIMIT_S_FIELD_NUMBER: _ClassVar[int]
     MEMORY_LIMIT_MIB_FIELD_NUMBER: _ClassVar[int]
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
     time_limit_s: int
     memory_limit_mib: int
-    def __init__(self, time_limit_s: _Optional[int] = ..., memory_limit_mib: _Optional[int] = ...) -> None: ...
+    datasets: int
+    def __init__(self, time_limit_s: _Optional[int] = ..., memory_limit_mib: _Optional[int] = ..., datasets: _Optional[int] = ...) -> None: ...
 
 class ComputeResponse(_message.Message):
     __slots__ = ("outcome", "chunk")

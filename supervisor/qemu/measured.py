@@ -59,9 +59,11 @@ def lacks(
 
 def problems(tee: TeeConfig) -> Iterator[LaunchError]:
     """What is wrong with the files of the settings, whatever this host can start. Blocking."""
-    for file in filter(None, (tee.firmware, tee.kernel, tee.initrd, tee.igvm)):
+    files = {"FIRMWARE": tee.firmware, "KERNEL": tee.kernel, "INITRD": tee.initrd, "IGVM": tee.igvm}
+    for name, file in files.items():
         try:
-            _read(file, 1)
+            if file:
+                _read(file, 1, f"MANAGER_TEE_{name}")
         except LaunchError as error:
             yield error
     for name, structure, length in (
@@ -151,7 +153,7 @@ def _quote_socket(chosen: QuoteSocket | None) -> QuoteSocket:
 
 
 def _structure(name: str, file: Path | None, length: int) -> bytes:
-    content = _read(file, length + 1) if file else b""
+    content = _read(file, length + 1, name) if file else b""
     if file and len(content) != length:
         raise LaunchError(
             f"{file} has not {length} bytes", advice=f"set {name} to the binary structure"
@@ -159,12 +161,12 @@ def _structure(name: str, file: Path | None, length: int) -> bytes:
     return content
 
 
-def _read(file: Path, most: int) -> bytes:
+def _read(file: Path, most: int, name: str = "MANAGER_TEE_*") -> bytes:
     """:raises LaunchError:"""
     try:
         with file.open("rb") as opened:
             return opened.read(most)
     except OSError as error:
         raise LaunchError(
-            f"{file} cannot be read: {error.strerror}", advice="see the settings MANAGER_TEE_*"
+            f"{file} cannot be read: {error.strerror}", advice=f"see the setting {name}"
         ) from error

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Of a common name: RFC 5280, ub-common-name.
 _NAME_CHARACTERS = 64
 
+#: Of AMD's reports: files are easily swapped.
+_REPORT_BYTES = 0x4A0
+
 #: What asn1crypto raises of bytes that are no certificate.
 MALFORMED = (
     ValueError,
@@ -112,6 +115,8 @@ def load(content: bytes) -> list[Certificate]:
     :raises BadEvidence: if there is none, or one cannot be read
     """
     content = decoded(content)
+    if len(content) == _REPORT_BYTES and content[:1] != b"\x30":
+        raise BadEvidence("this is an attestation report, and no certificate")
     try:
         if pem.detect(content):
             parts = [der for _, _, der in pem.unarmor(content, multiple=True)]
@@ -170,7 +175,7 @@ def validity(found: Certificate, at: datetime) -> Check:
         f"validity of {found.subject}",
         f"{begins} to {ends}",
         found.begins_at <= at <= found.ends_at,
-        expected=f"{at:%Y-%m-%d} within",
+        expected=f"a time that {at:%Y-%m-%d} is in",
         why="expired" if at > found.ends_at else "not valid yet",
     )
 

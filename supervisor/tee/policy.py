@@ -91,7 +91,9 @@ def encode(technology: Technology, policy: Policy) -> int:
     said = dict(policy.words)
     for word, holds in said.items():
         # Nothing else can be had, so that a policy of all technologies may say it.
-        if word not in known and (word is not PolicyWord.DEBUG or holds):
+        if word not in known and word is PolicyWord.DEBUG and holds:
+            raise ValueError(f"no {technology.label} guest can be debugged")
+        if word not in known and word is not PolicyWord.DEBUG:
             raise ValueError(f"{technology.label} does not know the word '{word}'")
     for word, bit in known.items():
         number |= (said.get(word, bit.holds) is not bit.forbids) << bit.number

@@ -64,6 +64,7 @@ def _snp(
         measurement=_known(claims.measurement.digest),
         host_data=_known(claims.bound_to),
         policy=claims.number,
+        least_abi=claims.number,
     )
     signer = certificate.load(leaf)[0] if leaf else table.leaf(at_hand)
     return snp.verify(snp_report.decode(report), signer, (), expected, at)

@@ -17,7 +17,7 @@ import trio
 
 from supervisor.agent import computing
 from supervisor.agent.computing import Outcome, Part, Stored
-from supervisor.errors import AgentError, AgentTimeout, Busy, SupervisorError
+from supervisor.errors import AgentError, AgentTimeout, Busy, InvalidRequest, SupervisorError
 from supervisor.state import file_errors
 from supervisor.state.record import EndCause, EndMode, EventKind, RelayState, moment
 from supervisor.vm import agent_calls
@@ -37,11 +37,16 @@ RUNNING, INTERRUPTED = "running", "interrupted"
 
 
 @attrs.frozen
-class Limits:
-    """Of an algorithm. 0: the agent's own."""
+class Wishes:
+    """How an algorithm is to run.
+
+    :param time_s, memory_mib: its limits; 0: the agent's own
+    :param datasets: over so many of the first; 0: over all
+    """
 
     time_s: int = 0
     memory_mib: int = 0
+    datasets: int = 0
 
 
 async def send(
@@ -72,8 +77,10 @@ async def send(
     return stored
 
 
-async def run(vm: Vm, limits: Limits, *, then_end: bool) -> dict[str, Any]:
+async def run(vm: Vm, wishes: Wishes, *, then_end: bool) -> dict[str, Any]:
     """Have the agent run the algorithm, and keep its result. Cancelled, it is killed.
+
+    What became of the algorithm before is forgotten: nobody takes its result for this one's.
 
     :param then_end: end the VM once the result is here, for nothing in it is needed any more
     :return: as `read_outcome`
@@ -88,9 +95,12 @@ async def run(vm: Vm, limits: Limits, *, then_end: bool) -> dict[str, Any]:
     if vm.computing.locked():
         raise Busy(f"VM {vm.id} runs an algorithm already", advice="wait for its event compute")
     async with vm.computing, _connected(vm) as agent:
+        if parties:
+            wishes = attrs.evolve(wishes, datasets=len(parties.data))
         await _commit(vm, {"state": RUNNING}, RUNNING)
+        await vm.dir.drop_result()
         try:
-            outcome = await _run(vm, agent, limits)
+            outcome = await _run(vm, agent, wishes)
             document = _document(outcome)
             await vm.dir.keep_outcome(json.dumps(document).encode(), outcome.result_sha256)
         except OSError as error:
@@ -134,14 +144,14 @@ async def read_outcome(vm: Vm) -> dict[str, Any]:
 
 
 async def open_result(vm: Vm) -> tuple[BinaryIO, dict[str, Any]]:
-    """The last result, opened, and its outcome. It stays readable whatever becomes of its file.
+    """The result, opened, and its outcome. It stays readable whatever becomes of its file.
 
     :raises Busy: if there is none
     """
     outcome = await read_outcome(vm)
     if outcome["state"] != "succeeded":
         raise Busy(
-            f"VM {vm.id} has no result: its algorithm {outcome['state']}: {outcome['error']}",
+            f"VM {vm.id} has no result ({outcome['state']}): {outcome['error']}",
             advice=f"GET /vms/{vm.id}/outcome has what it printed",
         )
     file = vm.dir.result(outcome["result_sha256"])
@@ -155,10 +165,12 @@ def _nothing(vm: Vm, what: str) -> Busy:
     if vm.record.computed and vm.ended:
         advice = "MANAGER_KEEP_REPLIES and MANAGER_KEEP_RESULTS say what is kept"
         return Busy(f"VM {vm.id} has ended, and its {what} is not kept any longer", advice=advice)
-    state = f"is {vm.record.computed}" if vm.record.computed else "was not asked for"
+    if vm.record.computed == RUNNING:
+        return Busy(f"VM {vm.id} has no {what} yet: its algorithm runs")
+    state = "was interrupted" if vm.record.computed else "was not asked to run"
     return Busy(
-        f"VM {vm.id} has no {what}: a result {state}",
-        advice=f"POST /vms/{vm.id}/compute has its agent run the algorithm",
+        f"VM {vm.id} has no {what}: an algorithm {state}",
+        advice=f"POST /vms/{vm.id}/compute has its agent run it",
     )
 
 
@@ -175,6 +187,10 @@ async def _connected(vm: Vm) -> AsyncIterator[Agent]:
         async with agent_calls.connected(vm, computing.REPLY_BYTES) as agent:
             yield agent
     except AgentError as error:
+        if error.code == "INVALID_ARGUMENT":
+            raise InvalidRequest(error.text) from error
+        if error.code == "FAILED_PRECONDITION":
+            raise Busy(f"the agent of VM {vm.id}: {error.text}") from error
         if error.code != "UNIMPLEMENTED":
             raise
         raise Busy(
@@ -183,9 +199,9 @@ async def _connected(vm: Vm) -> AsyncIterator[Agent]:
         ) from error
 
 
-async def _run(vm: Vm, agent: Agent, limits: Limits) -> Outcome:
-    limit_s = limits.time_s or round(vm.config.life.algorithm_s)
-    parts = computing.compute(agent, limit_s, limits.memory_mib)
+async def _run(vm: Vm, agent: Agent, wishes: Wishes) -> Outcome:
+    limit_s = wishes.time_s or round(vm.config.life.algorithm_s)
+    parts = computing.compute(agent, limit_s, wishes.memory_mib, wishes.datasets)
     async with aclosing(parts):
         # The agent has its own clock, and the last word only if it is in time.
         async with in_time(vm, limit_s + vm.config.agent.timeout_s) as patience:

@@ -118,6 +118,28 @@ async def test_many_data_sets(world: World) -> None:
         assert (answer.status_code, "from 0 to 63" in answer.text) == (400, True)
 
 
+async def test_fewer_data_sets_than_are_there(world: World) -> None:
+    every = b"repr(sorted(os.listdir(os.environ['DATASET_DIR']))).encode()"
+    async with world.serve() as supervisor:
+        vm_id = await started(supervisor, b"import os" + WRITE % every, b"one", b"two")
+        await put(supervisor.http, f"/vms/{vm_id}/data/5", b"astray")
+        answer = await supervisor.http.post(f"/vms/{vm_id}/compute")
+        assert (answer.status_code, "no dataset 2 yet" in answer.text) == (409, True)
+        for datasets, names in ((1, b"['0']"), (2, b"['0', '1']")):
+            outcome = await compute(supervisor, vm_id, datasets=datasets)
+            assert len(outcome["data_sha256"]) == datasets
+            assert (await supervisor.http.get(f"/vms/{vm_id}/result")).content == names
+        answer = await supervisor.http.post(f"/vms/{vm_id}/compute", json={"datasets": 3})
+        assert "no dataset 2 yet" in answer.text
+
+
+async def test_empty_algorithm(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        answer = await supervisor.http.put(f"/vms/{vm_id}/algorithm", content=b"")
+        assert (answer.status_code, "the algorithm is empty" in answer.text) == (400, True)
+
+
 async def test_data_without_a_length(world: World) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(3):
@@ -134,7 +156,7 @@ async def test_data_without_a_length(world: World) -> None:
     ("digest", "code", "words"),
     [
         (hashlib.sha256(b"data").digest(), 200, ""),
-        (hashlib.sha256(b"other").digest(), 502, "another SHA-256 than was announced"),
+        (hashlib.sha256(b"other").digest(), 400, "was announced"),
         (b"short", 400, "must say one SHA-256"),
     ],
 )
@@ -149,7 +171,7 @@ async def test_checksum(world: World, digest: bytes, code: int, words: str) -> N
 
 
 async def test_algorithm_that_fails(world: World) -> None:
-    """It is an outcome, and the result before it stays."""
+    """It is an outcome."""
     fails = b"import sys\nprint('got', sys.argv[1])\nsys.exit('no such column')"
     async with world.serve() as supervisor:
         vm_id = await started(supervisor, fails, b"x")
@@ -158,7 +180,7 @@ async def test_algorithm_that_fails(world: World) -> None:
         assert (outcome["stdout"], outcome["stderr"]) == ("got x\n", "no such column\n")
         answer = await supervisor.http.get(f"/vms/{vm_id}/result")
         assert answer.status_code == 409
-        assert "failed: the algorithm ended with status 1" in answer.json()["detail"]
+        assert "(failed): the algorithm ended with status 1" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +189,8 @@ async def test_algorithm_that_fails(world: World) -> None:
         ({"time_limit": "soon"}, "time_limit"),
         ({"memory_limit": "12"}, "such as 256M"),
         ({"then": "stay"}, "then must be one of keep, end"),
+        ({"datasets": 0}, "datasets is a number from 1 to 64"),
+        ({"datasets": True}, "datasets is a number from 1 to 64"),
         ({"ttl": "1h"}, "is not a member"),
     ],
 )
@@ -203,9 +227,9 @@ async def test_nothing_to_fetch(world: World) -> None:
         for what in ("outcome", "result"):
             answer = await supervisor.http.get(f"/vms/{vm_id}/{what}")
             assert answer.status_code == 409
-            assert "was not asked for" in answer.json()["detail"]
+            assert "an algorithm was not asked to run" in answer.json()["detail"]
         answer = await supervisor.http.post(f"/vms/{vm_id}/compute")
-        assert (answer.status_code, "there is no algorithm yet" in answer.text) == (502, True)
+        assert (answer.status_code, "there is no algorithm yet" in answer.text) == (409, True)
         assert (await supervisor.http.get(f"/vms/{vm_id}/outcome")).status_code == 409
 
 
@@ -247,9 +271,15 @@ async def test_caller_who_leaves_takes_the_algorithm_along(world: World) -> None
             with trio.fail_after(PATIENCE_S):
                 again = await supervisor.http.post(f"/vms/{vm_id}/compute")
                 assert (again.status_code, "runs an algorithm already" in again.text) == (409, True)
+                # Nobody takes an earlier one's for this one's.
+                for what in ("outcome", "result"):
+                    none = await supervisor.http.get(f"/vms/{vm_id}/{what}")
+                    assert (none.status_code, "its algorithm runs" in none.text) == (409, True)
             nursery.cancel_scope.cancel()
         vm = supervisor.vm(vm_id)
         await vm.until(lambda: vm.record.computed == "interrupted")
+        none = await supervisor.http.get(f"/vms/{vm_id}/result")
+        assert (none.status_code, "was interrupted" in none.text) == (409, True)
         await put(supervisor.http, f"/vms/{vm_id}/algorithm", COUNT)
         assert (await compute(supervisor, vm_id))["state"] == "succeeded"
 
@@ -490,7 +520,7 @@ async def test_what_each_party_may(world: World, asking: Asking) -> None:
                     answer = await supervisor.http.request(method, path)
                     may = caller.name in names.split()
                     refused = (404,) if caller is EVE else (403,)
-                    allowed = (200, 409, 502)
+                    allowed = (200, 400, 409)
                     wanted = allowed if may else refused
                     assert answer.status_code in wanted, (caller, method, what, answer.text)
         with asking(OWNER):

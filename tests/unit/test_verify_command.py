@@ -51,6 +51,8 @@ def snp(files: tuple[str, str], *options: str) -> Result:
         (GOOD, (*AT, "--minimum-tcb", "snp=9"), 1),
         (GOOD, (*AT, "--policy", "0x3001f"), 0),
         (GOOD, (*AT, "--policy", "0x13001f"), 1),
+        (GOOD, (*AT, "--policy", "0x30000"), 1),
+        (GOOD, (*AT, "--policy", "no-debug,smt"), 0),
         (GOOD, ("--at", "2025-06-01T00:00:00Z"), 0),
         (GOOD, ("--at", "2030-01-24T19:00:00+02:00"), 0),
         (GOOD, ("--at", "2030-01-24T19:00:00"), 1),
@@ -96,13 +98,14 @@ def test_computation_as_run_takes_it(tmp_path: Path, written: bytes) -> None:
         (("--vmpl", "4"), "4 is not in the range"),
         (("--at", "today"), "does not match the formats"),
         (("--chain", "/no/such/file"), "/no/such/file: No such file or directory"),
-        (("--chain", str(VECTORS / GOOD[0])), f"'--chain': {VECTORS / GOOD[0]}: not a certificate"),
+        (("--chain", str(VECTORS / "README.md")), "README.md: not a certificate"),
         (("--crl", str(VECTORS / GOOD[1])), f"'--crl': {VECTORS / GOOD[1]}: not a revocation list"),
         (("--computation", "/dev/zero"), "/dev/zero: longer than"),
         (("--computation", str(VECTORS / "README.md"), "--host-data", "00" * 32), "in two ways"),
         (("--computation", "/dev/null"), "/dev/null is empty"),
         (("--chain", "/dev/null"), "/dev/null is empty"),
         (("--crl", "/dev/null"), "/dev/null is empty"),
+        (("--chain", str(VECTORS / GOOD[0])), "an attestation report, and no certificate"),
         (("--measurement", "00" * 48, "--measurement", "11" * 48), "--measurement is said twice"),
         (("--nonce", "00", "--nonce", "00"), "--nonce is said twice"),
         (("--minimum-tcb", "snp=9,snp=8"), "snp is said twice"),
@@ -248,7 +251,10 @@ def test_exit_codes_of_quotes(version: int, options: tuple[str, ...], code: int)
 
 def test_quote_that_is_none() -> None:
     done = CliRunner().invoke(main, ["verify", "tdx", str(VECTORS / GOOD[0])])
-    assert (done.exit_code, "the quote has version 2" in done.output) == (2, True)
+    assert (done.exit_code, "a report of SEV-SNP: see verify snp" in done.output) == (4, True)
+    for command in (["verify", "snp"], ["fetch-certs"]):
+        done = CliRunner().invoke(main, [*command, str(VECTORS / "tdx5.dat")])
+        assert (done.exit_code, "a quote of TDX: see verify tdx" in done.output) == (4, True)
     assert "TCB status was not compared: say --tcb-info" in tdx(5, *AT).output
 
 

@@ -226,7 +226,9 @@ def test_bit_that_nobody_knows_is_refused(chip: Chip) -> None:
 
 
 def test_least_abi_version(chip: Chip) -> None:
-    assert judged(chip, Expected(policy=0x30137), policy=0x30136) == ["policy: least ABI version"]
+    assert judged(chip, Expected(policy=0x30137, least_abi=0x30137), policy=0x30136) == [
+        "policy: least ABI version"
+    ]
 
 
 @pytest.mark.parametrize("bit", [PolicyBit.DEBUG, PolicyBit.MIGRATE_MA])

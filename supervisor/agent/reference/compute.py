@@ -83,7 +83,10 @@ def methods(agent: Agent) -> dict[str, Method | StreamMethod]:
         numbers = fields_of(message).numbers
         # The guest's room for files bounds the result.
         limits = agent.limits(sys.maxsize, numbers.get(1, 0), numbers.get(2, 0))
-        outcome, result = agent.counted("Compute", lambda: agent.runner.run(limits, on_end))
+        datasets = min(numbers.get(3, 0), MOST_DATASETS)
+        outcome, result = agent.counted(
+            "Compute", lambda: agent.runner.run(limits, on_end, datasets)
+        )
         if not on_end(result.close):
             result.close()
         return _parts(outcome, result)

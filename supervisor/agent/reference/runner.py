@@ -47,8 +47,10 @@ class Runner:
         self._is_taken = False
         self._turn = threading.Condition()
 
-    def run(self, limits: Limits, on_end: OnEnd) -> tuple[Outcome, BinaryIO]:
+    def run(self, limits: Limits, on_end: OnEnd, datasets: int = 0) -> tuple[Outcome, BinaryIO]:
         """Runs the algorithm in its turn. The caller closes the result, which is at its start.
+
+        *datasets*: over so many of the first; 0 for all.
 
         Refusal: there is no algorithm or no data set, or the caller has left.
         """
@@ -58,9 +60,9 @@ class Runner:
 
         with self._in_turn(on_end):
             directory = self.store.name()
-            inputs = self.store.link(directory)
+            inputs = self.store.link(directory, datasets)
             try:
-                self._begin(inputs)
+                self._begin(inputs, datasets)
                 self._settle()
                 result: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
                 try:
@@ -76,8 +78,8 @@ class Runner:
             self.last = outcome
         return outcome, result
 
-    def _begin(self, inputs: dict[str, Stored]) -> None:
-        datasets = max(1, len(inputs) - (ALGORITHM in inputs))
+    def _begin(self, inputs: dict[str, Stored], datasets: int) -> None:
+        datasets = datasets or max(1, len(inputs) - (ALGORITHM in inputs))
         for kind in (ALGORITHM, *map(dataset, range(datasets))):
             if kind not in inputs:
                 raise Refusal(StatusCode.FAILED_PRECONDITION, f"there is no {kind} yet")

@@ -167,8 +167,6 @@ class Agent:
         return self.computation
 
     def _algo(self, algorithm: bytes, _: OnEnd) -> bytes:
-        if not algorithm:
-            raise Refusal(StatusCode.INVALID_ARGUMENT, "the algorithm is empty")
         return self.runner.store.put(ALGORITHM, algorithm).id.encode()
 
     def _data(self, dataset: bytes, _: OnEnd) -> bytes:

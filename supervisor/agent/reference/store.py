@@ -82,15 +82,23 @@ class Store:
             self._arriving.append(arriving)
         return arriving
 
-    def link(self, directory: str) -> dict[str, Stored]:
-        """Gives the new *directory* a link to each file, named by its kind; what they are."""
+    def link(self, directory: str, datasets: int) -> dict[str, Stored]:
+        """Gives the new *directory* a link to each file, named by its kind; what they are.
+
+        *datasets*: so many of the first; 0 for all.
+        """
+        first = {ALGORITHM, *map(dataset, range(datasets))}
         with self._lock:
             os.mkdir(directory)
             os.mkdir(f"{directory}/{DATASETS}")
-            for kind in self._stored:
-                file = file_of(kind)
+            wanted = {
+                kind: stored
+                for kind, stored in self._stored.items()
+                if not datasets or kind in first
+            }
+            for file in map(file_of, wanted):
                 os.link(f"{self._directory}/{file}", f"{directory}/{file}")
-            return dict(self._stored)
+            return wanted
 
     def name(self) -> str:
         """A path below the store's directory that nothing has had."""
@@ -178,8 +186,10 @@ class Arriving:
             why = f"{self.received} bytes of {self.kind} came, {self.size} were announced"
             raise Refusal(StatusCode.INVALID_ARGUMENT, why)
         if sha256.lower() not in ("", stored.id):
-            why = f"the {self.kind} has another SHA-256 than was announced: {stored.id}"
+            why = f"the {self.kind} that came has the SHA-256 {stored.id}, {sha256} was announced"
             raise Refusal(StatusCode.INVALID_ARGUMENT, why)
+        if self.kind == ALGORITHM and not stored.size:
+            raise Refusal(StatusCode.INVALID_ARGUMENT, "the algorithm is empty")
         self._close()
         self._store.keep(self, stored)
         return stored

@@ -65,8 +65,7 @@ def blueprint(service: Service) -> Blueprint:
     async def run_algorithm(vm_id: str) -> Any:
         vm = service.vms.get_for(RESULT, vm_id, current())
         wanted = await json_body.read_optional(ComputeRequest)
-        limits = compute.Limits(wanted.time_limit or 0, wanted.memory_limit or 0)
-        outcome = await compute.run(vm, limits, then_end=wanted.then is Then.END)
+        outcome = await compute.run(vm, wishes(wanted), then_end=wanted.then is Then.END)
         return {"vm": vm.id, **outcome}
 
     @routes.get("/<vm_id>/outcome")
@@ -82,6 +81,10 @@ def blueprint(service: Service) -> Blueprint:
         return await result_of(vm)
 
     return routes
+
+
+def wishes(wanted: ComputeRequest) -> compute.Wishes:
+    return compute.Wishes(wanted.time_limit or 0, wanted.memory_limit or 0, wanted.datasets or 0)
 
 
 async def result_of(vm: Vm) -> Response:

@@ -18,6 +18,7 @@ from supervisor.api.http.bodies import Incoming  # noqa: TC001
 from supervisor.api.requests import (
     Attest,
     Base64,
+    Count,
     Labels,
     Limit,
     Memory,
@@ -26,6 +27,7 @@ from supervisor.api.requests import (
     Then,
     attest,
     base64_text,
+    count,
     labels,
     memory_limit,
     nonce,
@@ -190,6 +192,7 @@ def _keep_disk(value: object, _: Any) -> bool:
 _converter = cattrs.Converter(forbid_extra_keys=True)
 _converter.register_structure_hook(bytes, _computation)
 _converter.register_structure_hook(Then, lambda given, _: one_of(Then, "then", given))
+_converter.register_structure_hook(Count | None, lambda given, _: count(given))
 _converter.register_structure_hook(Limit | None, lambda given, _: time_limit(given))
 _converter.register_structure_hook(Memory | None, lambda given, _: memory_limit(given))
 _converter.register_structure_hook(EndMode, lambda given, _: one_of(EndMode, "mode", given))

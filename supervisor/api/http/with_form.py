@@ -51,8 +51,7 @@ async def run(service: Service, budget: Budget) -> Any:
     await service.wait_answered(vm, options)
     with _ending_otherwise(vm):
         await _send(vm, form, name)
-        limits = compute.Limits(then.time_limit or 0, then.memory_limit or 0)
-        outcome = await compute.run(vm, limits, then_end=then.then is Then.END)
+        outcome = await compute.run(vm, computing.wishes(then), then_end=then.then is Then.END)
     if computing.wants_bytes() and outcome["state"] == "succeeded":
         return await computing.result_of(vm)
     reply = await vm.read_reply()

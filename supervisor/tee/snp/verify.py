@@ -38,7 +38,8 @@ class Expected:
     """What an owner knows. None: he does not say, and the field is not compared.
 
     :param vmpl: the least trusted level that the report may have been asked for from
-    :param policy: the policy that the guest must have, bit for bit
+    :param policy: the policy that the guest must have, bit for bit but for the least version
+    :param least_abi: of the firmware that the policy asks for, as its low 16 bits have it
     :param allowed: bits of a policy that are let through though they open the guest
     :param minimum_tcb: security versions, by their names in `report.TCB_PARTS`
     """
@@ -49,6 +50,7 @@ class Expected:
     id_key_digest: bytes | None = None
     author_key_digest: bytes | None = None
     policy: int | None = None
+    least_abi: int | None = None
     vmpl: int = 0
     allowed: frozenset[PolicyBit] = frozenset()
     minimum_tcb: Mapping[str, int] = attrs.field(factory=dict)
@@ -156,11 +158,12 @@ def _policy(report: Report, expected: Expected) -> list[Check]:
         expected=expected.policy,
     )
     checks += bits.judge(report.policy & ~_BESIDE_BITS)
-    if expected.policy is not None:
+    if expected.least_abi is not None:
         versions = (
-            f"{word >> 8 & 0xFF}.{word & 0xFF}" for word in (report.policy, expected.policy)
+            f"{word >> 8 & 0xFF}.{word & 0xFF}" for word in (report.policy, expected.least_abi)
         )
-        checks.append(compare("policy: least ABI version", *versions))
+        why = f"the whole policy is {report.policy:#x}"
+        checks.append(compare("policy: least ABI version", *versions, why=why))
     return checks
 
 

@@ -23,6 +23,11 @@ _CERTIFIED_QE, _PCK_CHAIN = 6, 5
 _NUMBER = 32
 
 
+def is_one(content: bytes) -> bool:
+    """Whether it looks like a quote of TDX, of any version."""
+    return len(content) > _HEADER and struct.unpack_from("<I", content, 4)[0] == _TEE_TDX
+
+
 class Attribute(enum.IntEnum):
     """The bits of a TD's attributes. All others are reserved, and zero."""
 
