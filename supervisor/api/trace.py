@@ -32,6 +32,7 @@ class Trace:
     :param peer: the address that it comes from, without its port; ``unix`` for a local socket
     :param vm_id: the VM that it is about; None if there is none, or none yet
     :param error: the name of the error that it is answered with
+    :param changed: whether it has changed something, though its method would not say so
     """
 
     id: str
@@ -39,6 +40,7 @@ class Trace:
     peer: str
     vm_id: str | None = None
     error: str | None = None
+    changed: bool = False
 
 
 _trace: ContextVar[Trace] = ContextVar("trace")

@@ -26,6 +26,7 @@ _COMMANDS = {
     "reset": "vms:reset",
     "computation": "vms:computation",
     "logs": "vms:logs",
+    "console": "console:console",
     "events": "vms:events",
     "templates": "templates:templates",
     "token": "token:token",

@@ -8,6 +8,7 @@ import json
 import os
 import ssl
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -21,6 +22,8 @@ from supervisor.tls import as_tolerant_as_others, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import httpx_ws
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,6 +117,22 @@ class Client:
                     response.read()
                     raise CommandFailed(_problem(response))
                 yield from response.iter_bytes()
+        except httpx.ConnectError as error:
+            raise CommandFailed(self._nobody(error)) from error
+        except httpx.HTTPError as error:
+            raise CommandFailed(f"{self.url}: {_words(error)}") from error
+
+    @contextmanager
+    def websocket(self, path: str) -> Iterator[httpx_ws.WebSocketSession]:
+        import httpx_ws  # of one command
+
+        try:
+            socket: httpx_ws.WebSocketSession
+            with httpx_ws.connect_ws(path, self._http) as socket:
+                yield socket
+        except httpx_ws.WebSocketUpgradeError as error:
+            error.response.read()
+            raise CommandFailed(_problem(error.response)) from error
         except httpx.ConnectError as error:
             raise CommandFailed(self._nobody(error)) from error
         except httpx.HTTPError as error:

@@ -58,6 +58,8 @@ class Timing:
     qmp_flood_s: float = 10.0
     reader_buffer: int = 1024
     readers: int = 256
+    #: How often it is looked at whether a console still has readers.
+    console_look_s: float = 1.0
     #: How often a log that somebody follows is looked at.
     log_look_s: float = 0.25
     retention_look_s: float = 60.0

@@ -27,6 +27,7 @@ from supervisor.qemu import qapi
 from supervisor.qemu.version import Version, pass_file
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 _DISCONNECT_GRACE_S = 2.0
+
+#: QEMU's name of a descriptor, until it is used.
+_CONSOLE = "console"
 
 #: Longer than any message that QEMU has for us. A longer one ends the connection.
 _MESSAGE_BYTES = 1 << 16
@@ -153,6 +157,22 @@ class Monitor:
         """
         await self.execute("set-action", dict(actions))
 
+    async def serve_serial(self, listener: socket.socket, log: Path) -> None:
+        """Have QEMU serve the serial console on a socket, and go on to write it to a file.
+
+        :param listener: QEMU gets a copy
+        """
+        await self._pass("getfd", {"fdname": _CONSOLE}, listener)
+        backend = {
+            "addr": {"type": "fd", "data": {"str": _CONSOLE}},
+            "server": True,
+            "wait": False,
+            "logfile": str(log),
+            "logappend": True,
+        }
+        change = {"id": "serial", "backend": {"type": "socket", "data": backend}}
+        await self.execute("chardev-change", change)
+
     async def stop(self) -> None:
         """Pause the guest."""
         await self.execute("stop")
@@ -191,14 +211,20 @@ class Monitor:
         """
         await self._migrate("migrate-incoming", file)
 
-    async def _migrate(self, command: str, file: IO[bytes]) -> None:
-        passing = pass_file(self._version())
+    async def _pass(
+        self, command: str, arguments: dict[str, Any], file: IO[bytes] | socket.socket
+    ) -> None:
+        """A command that takes a descriptor."""
         # The descriptor goes ahead of its command. Nothing may be sent between the two.
         try:
             self._client.send_fd_scm(file.fileno())
         except _BROKEN as error:
-            raise MonitorError(f"{passing.command}: the QMP connection is lost") from error
-        await self.execute(passing.command, dict(passing.arguments))
+            raise MonitorError(f"{command}: the QMP connection is lost") from error
+        await self.execute(command, arguments)
+
+    async def _migrate(self, command: str, file: IO[bytes]) -> None:
+        passing = pass_file(self._version())
+        await self._pass(passing.command, dict(passing.arguments), file)
         wanted = [
             {"capability": name, "state": True}
             # The guest's memory is in a file, where it stays.

@@ -129,6 +129,7 @@ class EventKind(enum.StrEnum):
     ATTESTED = "attested"
     UPLOAD = "upload"
     COMPUTE = "compute"
+    CONSOLE = "console"
     MONITOR = "monitor"
     DROPPED = "dropped"
     DAMAGED = "damaged"

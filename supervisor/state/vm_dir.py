@@ -70,6 +70,11 @@ class VmDir:
         return self.path / "out.sock"  # no longer than the others
 
     @property
+    def console_socket(self) -> Path:
+        """Where QEMU serves the serial console, once somebody has opened it."""
+        return self.path / "tty.sock"  # no longer than the others
+
+    @property
     def agent_address(self) -> str:
         """The same, as gRPC has it."""
         return f"unix:{quote(os.fsencode(self.agent_socket))}"
@@ -328,7 +333,8 @@ class VmDir:
 
         :param disks: also remove the disk, the firmware variables, the memory and the state
         """
-        files = [self.qmp_socket, self.agent_socket, self.dialled_socket, self.computation]
+        files = [self.qmp_socket, self.agent_socket, self.dialled_socket, self.console_socket]
+        files += [self.computation]
         files += [self.secret, *self.session]
         if disks:
             files += [self.overlay, self.firmware_vars, self.ram, self.state]
@@ -360,6 +366,10 @@ class VmDir:
     def listen_agent(self) -> socket.socket:
         """The same for the agent, whose connections `network.wrapped` passes on. Blocking."""
         return _listen(self.agent_socket)
+
+    def listen_console(self) -> socket.socket:
+        """The same for the serial console. Blocking."""
+        return _listen(self.console_socket)
 
     def listen_dialled(self) -> socket.socket:
         """A listening socket for an agent that dials, which QEMU's user may connect to. Blocking.
@@ -394,6 +404,15 @@ class VmDir:
     def log_tail(self, lines: int = 10) -> str:
         """The last lines that QEMU printed; empty if there are none. Blocking."""
         return "\n".join(last_lines(_end_of(self.qemu_log), lines, _TAIL_BYTES))
+
+    def printed(self, size: int) -> bytes:
+        """The same in bytes. Blocking, for no longer than a file in memory is read."""
+        try:
+            with self.serial_log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - size))
+                return log.read()
+        except OSError:
+            return b""
 
     def console(self, size: int = _TAIL_BYTES) -> str:
         """The end of what the guest printed, as it came. Blocking."""

@@ -26,6 +26,7 @@ from supervisor.state.record import (
 )
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
+from supervisor.vm.console import Console
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class Vm:
         self.attesting = trio.Lock()
         self.computing = trio.Lock()
         self.uploads = 0
+        self.console = Console()
         self._journal = journal
         self._writing = trio.Lock()
         self._changed = Signal()

@@ -201,8 +201,8 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     "the origin of a WebSocket": (
         Cut(
             "api/http/app.py",
-            "            hosts.check_host(sent)\n            check_origin(sent)\n\n    return",
-            "            pass\n\n    return",
+            "            hosts.check_host(sent)\n            check_origin(sent)\n            if",
+            "            if",
         ),
     ),
     "the content type of a body": (

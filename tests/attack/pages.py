@@ -113,17 +113,16 @@ browser(
 
 @attack(
     From.BROWSER,
-    "a WebSocket is opened",
+    "a page types on the console of a VM",
     held_by="the origin of a WebSocket",
     refusal="403",
-    # There are none; the page would be told so.
-    through="400",
+    through="101",
 )
 def websocket(place: Place) -> Came:
     sent = (
-        b"GET /events HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n"
+        b"GET /vms/%b/console HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n"
         b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % place.paused().encode()
     )
     return place.unasked.came_of(place.unasked.exchange(sent), "GET ")
 

@@ -27,6 +27,8 @@ SEE, USE = {R, P, O, A}, {P, O, A}
 ID = "00000000-0000-4000-8000-000000000000"
 
 #: Who may, and the status if nothing but the right is in order.
+#: test_console.py has what comes of them.
+WEBSOCKETS: dict[str, tuple[set[Role], int]] = {"GET /vms/<vm_id>/console": (USE, 101)}
 ROUTES: dict[str, tuple[set[Role], int]] = {
     "POST /run": (USE, 415),
     "GET /vms": (SEE, 200),
@@ -120,7 +122,7 @@ def test_the_tables_have_every_route_and_every_method() -> None:
     methods = {
         f"{service.full_name}/{method.name}" for service in SERVICES for method in service.methods
     }
-    assert set(ROUTES) == routes
+    assert set(ROUTES) | set(WEBSOCKETS) == routes
     assert set(METHODS) == methods
 
 
@@ -197,7 +199,7 @@ def test_the_table_for_people_is_this_one() -> None:
         for route in row[1].split("`")[1::2]:
             shown[route] = having
     known: dict[str, set[Role]] = {
-        route.replace("vm_id", "id"): roles for route, (roles, _) in ROUTES.items()
+        route.replace("vm_id", "id"): roles for route, (roles, _) in (ROUTES | WEBSOCKETS).items()
     }
     known |= {name.rpartition("/")[2]: roles for name, (roles, _) in METHODS.items()}
     assert shown == known

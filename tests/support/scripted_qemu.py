@@ -6,6 +6,7 @@ and takes orders over it, so that no test has to wait for a time to pass.
 
 from __future__ import annotations
 
+import _socket
 import json
 import os
 import signal
@@ -15,10 +16,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tests.support import migration, scenario
-from tests.support.fake_qemu import Connection, FakeQemu, Qmp, answer_trial, dumps
+from tests.support.fake_qemu import Connection, FakeQemu, Listener, Qmp, answer_trial, dumps
 
 if TYPE_CHECKING:
-    import _socket
     from collections.abc import Callable
     from pathlib import Path
 
@@ -40,6 +40,17 @@ class _Monitor(Qmp):
         )
         self.program.passed += descriptors
         return data
+
+
+class _Tty(Connection):
+    """The client of the serial console, whose guest prints what is typed."""
+
+    program: ScriptedQemu
+
+    def hear(self, data: bytes) -> None:
+        with open(self.program.serial_log, "ab") as log:
+            log.write(data)
+        self.send(data)
 
 
 class _Control(Connection):
@@ -82,6 +93,7 @@ class ScriptedQemu(FakeQemu):
         #: What QMP's client passed and has not named yet, and what it has.
         self.passed: list[int] = []
         self.named: dict[str, int] = {}
+        self.serial_log = ""
         self.capabilities: set[str] = set()
         self.ram = migration.ram(argv)
         #: Of the guest that runs: it is to be copied, or was and does not know that yet.
@@ -210,6 +222,11 @@ class ScriptedQemu(FakeQemu):
                 self.named[f"/dev/fdset/{arguments['fdset-id']}"] = self.passed.pop(0)
             case "remove-fd":
                 os.close(self.named.pop(f"/dev/fdset/{arguments['fdset-id']}"))
+            case "chardev-change":
+                data = arguments["backend"]["data"]
+                self.serial_log = data["logfile"]
+                number = self.named.pop(data["addr"]["data"]["str"])
+                Listener(self, _socket.socket(fileno=number), _Tty)
             case "migrate":
                 self.migrate(self._file(arguments["uri"]))
             case "migrate-incoming":

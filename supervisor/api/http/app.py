@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from quart import request, websocket
@@ -14,6 +15,7 @@ from supervisor.api.http import (
     attestation,
     computations,
     compute,
+    console,
     events,
     host,
     json_body,
@@ -24,7 +26,7 @@ from supervisor.api.http import (
     templates,
     vms,
 )
-from supervisor.api.http.connections import Exchange
+from supervisor.api.http.connections import Exchange, Talk
 from supervisor.api.http.web_pages import Sent, check_origin
 from supervisor.api.trace import Trace, request_id
 from supervisor.config import MAX_COMPUTATION
@@ -92,7 +94,11 @@ class App(QuartTrio):
                 outcome.what = f"{method} {rule or 'of no path'}"
                 if rule and method == "GET" and rule.endpoint in _CHANGED_BY_GET:
                     outcome.changes = True
+                outcome.changes |= trace.changed
                 trace.vm_id = trace.vm_id or (asked.view_args or {}).get("vm_id")
+            if answer is None:  # a WebSocket that is over
+                outcome.status = HTTPStatus.SWITCHING_PROTOCOLS
+                return None
             outcome.status = answer.status_code
             outcome.refused = 400 <= answer.status_code < 500 or answer.status_code == 503
         answer.headers["X-Request-Id"] = trace.id
@@ -116,6 +122,7 @@ def create_app(
 ) -> QuartTrio:
     app = App(gate)
     app.asgi_http_class = partial(Exchange, door)  # type: ignore[assignment]
+    app.asgi_websocket_class = partial(Talk, door)  # type: ignore[assignment]
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.config["CALLERS"] = gate.limits
     # An answer takes as long as its guest; deadlines elsewhere bound the wait.
@@ -129,6 +136,7 @@ def create_app(
     app.register_blueprint(compute.blueprint(service))
     app.register_blueprint(events.blueprint(service, gate.readers))
     app.register_blueprint(logs.blueprint(service, gate.readers))
+    app.register_blueprint(console.blueprint(service, gate.readers))
     app.register_blueprint(templates.blueprint(service))
     app.register_blueprint(host.blueprint(service))
     app.register_blueprint(ops.blueprint(service, instance_id))
@@ -157,6 +165,8 @@ def create_app(
         with gate.one_more():
             hosts.check_host(sent)
             check_origin(sent)
+            if websocket.url_rule:
+                check(rights[websocket.url_rule.endpoint])
 
     return app
 

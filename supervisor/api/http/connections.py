@@ -22,6 +22,7 @@ import socket
 import ssl
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -37,7 +38,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio import serve
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import LifespanState
-from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 
 from supervisor.api.auth.certificates import Names
 from supervisor.api.auth.door import STRANGER, Peer, uid_of
@@ -47,12 +48,12 @@ from supervisor.api.http.problems import document
 from supervisor.api.rates import Who
 from supervisor.errors import TooOften, single
 
-__all__ = ["Exchange", "Settings", "serve"]
+__all__ = ["Exchange", "Settings", "Talk", "serve"]
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from hypercorn.typing import HTTPScope
+    from hypercorn.typing import HTTPScope, WebsocketScope
     from quart import Request
     from quart_trio import QuartTrio
 
@@ -89,16 +90,10 @@ class Exchange(TrioASGIHTTPConnection):
         super().__init__(app, scope)
         self._door = door
 
-    def _caller(self) -> Caller:
-        """:raises SupervisorError: if nobody is known to ask"""
-        headers = self.scope["headers"]
-        shown = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
-        return self._door.caller(_peer(self.scope["state"]["stream"]), shown)
-
     async def __call__(
         self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> None:
-        with serving(self._caller):
+        with serving(partial(_caller, self._door, self.scope)):
             await super().__call__(receive, send)
 
     def _create_request_from_scope(self, send: Any) -> Request:
@@ -131,6 +126,26 @@ class Exchange(TrioASGIHTTPConnection):
                 await send(message)
 
         await super().handle_request(nursery, request, send_to_the_end)
+
+
+class Talk(TrioASGIWebsocketConnection):
+    """A WebSocket."""
+
+    def __init__(self, door: Door, app: QuartTrio, scope: WebsocketScope) -> None:
+        super().__init__(app, scope)
+        self._door = door
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        with serving(partial(_caller, self._door, self.scope)):
+            await super().__call__(receive, send)
+
+
+def _caller(door: Door, scope: HTTPScope | WebsocketScope) -> Caller:
+    """:raises SupervisorError: if nobody is known to ask"""
+    shown = [
+        value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"
+    ]
+    return door.caller(_peer(scope["state"]["stream"]), shown)
 
 
 class Http1(H11Protocol):

@@ -144,7 +144,8 @@ async def _https(error: HTTPException) -> Response:
             detail = "the body is over the limit"
             advice = f"send at most {current_app.config['MAX_CONTENT_LENGTH']} bytes"
         case _ if has_websocket_context():
-            detail, advice = "there are no websockets here", "send the request without Upgrade"
+            detail = f"there is no websocket {_asked().path}"
+            advice = "send the request without Upgrade, or to the console of a VM"
         case _:
             detail, advice = error.description or type(error).__name__, ""
     if advice:

@@ -1,0 +1,92 @@
+"""``GET /vms/<id>/console``: a WebSocket to the serial console of a VM.
+
+Binary messages are what the guest prints, and what is typed. Messages of text are JSON, about who
+writes. Source: RFC 6455.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import trio
+from quart import Blueprint, websocket
+
+from supervisor.api import trace
+from supervisor.api.callers import current, needs, standing, who
+from supervisor.caller import Right
+from supervisor.errors import NotTheirs, Unauthenticated, UnknownCertificate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.api.rates import AtOnce
+    from supervisor.runs.service import Service
+    from supervisor.vm.console import Console, Reader
+    from supervisor.vm.vm import Vm
+
+#: Of RFC 6455, 7.4.1: a normal end; one who may not; and one who is too slow, "try again later".
+_END, _POLICY, _TOO_SLOW = 1000, 1008, 1013
+#: The longest message of keys.
+_MOST_KEYS = 4096
+
+
+def blueprint(service: Service, readers: AtOnce) -> Blueprint:
+    routes = Blueprint("console", __name__, url_prefix="/vms")
+
+    @routes.websocket("/<vm_id>/console")
+    @needs(Right.USE)
+    async def console(vm_id: str) -> None:
+        vm = service.vms.get(vm_id, current())
+        if vm.record.options.parties:
+            # Who types there might get what is of its parties alone.
+            raise NotTheirs(vm.id, "the console", "nobody, for it has parties")
+        check_again = standing()
+        with readers.one_more(who()), vm.console.reading(vm, current().name) as reader:
+            await websocket.accept()
+            if vm.console.begins:
+                service.vms.spawn(vm.console.run, vm)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_print, reader, check_again, nursery.cancel_scope)
+                nursery.start_soon(_tell, vm.console, reader)
+                await _listen(vm, reader, check_again)
+
+    return routes
+
+
+async def _print(reader: Reader, check_again: Callable[[], None], scope: trio.CancelScope) -> None:
+    """Send what the guest prints; at its end, or the reader's, say why and end all."""
+    code, why = _END, "the VM has ended"
+    try:
+        async for piece in reader.pieces:
+            check_again()
+            await websocket.send(piece)
+    except (Unauthenticated, UnknownCertificate):
+        code, why = _POLICY, "the caller may read no more"
+    if reader.lagged:
+        code, why = _TOO_SLOW, "what the guest printed came faster than it was read"
+    with trio.CancelScope(shield=True), suppress(trio.BrokenResourceError):
+        await websocket.close(code, why)
+    scope.cancel()
+
+
+async def _tell(console: Console, reader: Reader) -> None:
+    """Say who writes, now and whenever that changes."""
+    while True:
+        changed, writer = reader.changed, console.writer
+        state = {"writer": writer.name if writer else None, "you": writer is reader}
+        await websocket.send(json.dumps(state))
+        await changed.wait()
+
+
+async def _listen(vm: Vm, reader: Reader, check_again: Callable[[], None]) -> None:
+    """Type what arrives. Who is not the writer is not heard, until he asks for it."""
+    while True:
+        message: Any = await websocket.receive()
+        check_again()
+        if isinstance(message, bytes):
+            await vm.console.write(reader, message[:_MOST_KEYS])
+        elif message == '{"write": true}':
+            trace.present().changed = True
+            await vm.console.take(vm, reader)
