@@ -12,7 +12,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import attrs
 import structlog
 import trio
 
@@ -22,12 +21,13 @@ from supervisor.state.record import EventKind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from supervisor.vm.console_readers import Reader
     from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
 
-#: Bytes that are read from QEMU at a time, and pieces that a reader may be behind: 1 MiB.
-_PIECE, _BEHIND = 16 * 1024, 64
+#: Bytes that are read from QEMU at a time.
+_PIECE = 16 * 1024
 
 #: What a new reader gets of what was printed before.
 _BEFORE = 16 * 1024
@@ -36,127 +36,58 @@ _BEFORE = 16 * 1024
 _AGAIN_S = 0.2
 
 
-@attrs.define(eq=False)
-class Reader:
-    """One who looks at a console.
+@contextmanager
+def reading(vm: Vm, name: str) -> Iterator[Reader]:
+    """A reader, who gets what was printed last at first.
 
-    :param name: of the caller
-    :ivar pieces: what is printed; ends with the VM, and when the reader is too slow
-    :ivar lagged: whether the reader was too slow
-    :ivar changed: is set when somebody else writes from now on, and then replaced
+    :raises Busy: if the VM has ended
     """
-
-    name: str
-    pieces: trio.MemoryReceiveChannel[bytes]
-    _sender: trio.MemorySendChannel[bytes]
-    lagged: bool = False
-    changed: trio.Event = attrs.field(factory=trio.Event)
-
-    def give(self, piece: bytes) -> None:
-        try:
-            self._sender.send_nowait(piece)
-        except trio.WouldBlock:
-            self.lagged = True
-            self._sender.close()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-
-    def end(self) -> None:
-        self._sender.close()
-
-    def tell(self) -> None:
-        changed, self.changed = self.changed, trio.Event()
-        changed.set()
+    if vm.ended:
+        raise Busy(f"VM {vm.id} has ended", advice="GET …/logs has what it printed")
+    # No checkpoint between: nothing is missed. What QEMU has just printed may come twice.
+    with vm.console.reading(name, vm.dir.printed(_BEFORE)) as reader:
+        yield reader
 
 
-class Console:
-    """One VM's. `run` is the task that reads; whoever opens the console begins it.
-
-    :ivar writer: the one reader who may write; None if nobody does
-    """
-
-    def __init__(self) -> None:
-        self.writer: Reader | None = None
-        self._readers: set[Reader] = set()
-        self._stream: trio.SocketStream | None = None
-        self._runs = False
-
-    @contextmanager
-    def reading(self, vm: Vm, name: str) -> Iterator[Reader]:
-        """A reader, who has got what was printed last.
-
-        :raises Busy: if the VM has ended
-        """
-        if vm.ended:
-            raise Busy(f"VM {vm.id} has ended", advice="GET …/logs has what it printed")
-        sender, pieces = trio.open_memory_channel[bytes](_BEHIND)
-        reader = Reader(name, pieces, sender)
-        # No checkpoint between: nothing is missed. What QEMU has just printed may come twice.
-        reader.give(vm.dir.printed(_BEFORE))
-        self._readers.add(reader)
-        try:
-            yield reader
-        finally:
-            self._readers.discard(reader)
-            reader.end()
-            pieces.close()
-            if self.writer is reader:
-                self._hand_over(None)
-
-    @property
-    def begins(self) -> bool:
-        """Whether nobody runs it yet; from now on somebody does."""
-        begins, self._runs = not self._runs, True
-        return begins
-
-    async def run(self, vm: Vm) -> None:
-        """Read while there are readers, and the VM has not ended."""
-        try:
-            while self._readers and not vm.ended:
-                try:
-                    await self._read(vm)
-                except (SupervisorError, OSError, trio.BrokenResourceError) as error:
-                    log.info("console cannot be reached", vm=vm.id, problem=str(error))
-                with trio.move_on_after(_AGAIN_S):
-                    await vm.until(lambda: vm.ended)
-        finally:
-            self._runs = False
-            for reader in tuple(self._readers):
-                reader.end()
-
-    async def _read(self, vm: Vm) -> None:
-        async with await _connect(vm) as stream:
-            self._stream = stream
+async def run(vm: Vm) -> None:
+    """Read while there are readers, and the VM has not ended. Returns at once if another does."""
+    console = vm.console
+    if console.runs:
+        return
+    console.runs = True
+    try:
+        while console.has_readers and not vm.ended:
             try:
-                while self._readers:
-                    with trio.move_on_after(vm.config.timing.console_look_s):
-                        piece = await stream.receive_some(_PIECE)
-                        if not piece:
-                            return
-                        for reader in tuple(self._readers):
-                            reader.give(piece)
-            finally:
-                self._stream = None
+                await _read(vm)
+            except (SupervisorError, OSError, trio.BrokenResourceError) as error:
+                log.info("console cannot be reached", vm=vm.id, problem=str(error))
+            with trio.move_on_after(_AGAIN_S):
+                await vm.until(lambda: vm.ended)
+    finally:
+        console.runs = False
+        console.end()
 
-    async def take(self, vm: Vm, reader: Reader) -> None:
-        """Have this reader be the one who writes. It goes on record."""
-        if self.writer is not reader:
-            self._hand_over(reader)
-            await vm.commit_unless_ended(EventKind.CONSOLE, {"by": reader.name})
 
-    def _hand_over(self, reader: Reader | None) -> None:
-        self.writer = reader
-        for one in tuple(self._readers):
-            one.tell()
-
-    async def write(self, reader: Reader, keys: bytes) -> None:
-        """Type into the guest; nothing happens if somebody else writes, or QEMU is not reached."""
-        if self.writer is not reader or self._stream is None:
-            return
+async def _read(vm: Vm) -> None:
+    console = vm.console
+    async with await _connect(vm) as stream:
+        console.stream = stream
         try:
-            await self._stream.send_all(keys)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-            log.info("console did not take what was typed")
+            while console.has_readers:
+                with trio.move_on_after(vm.config.timing.console_look_s):
+                    piece = await stream.receive_some(_PIECE)
+                    if not piece:
+                        return
+                    console.give(bytes(piece))
+        finally:
+            console.stream = None
+
+
+async def take(vm: Vm, reader: Reader) -> None:
+    """Have this reader be the one who writes. It goes on record."""
+    if vm.console.writer is not reader:
+        vm.console.hand_over(reader)
+        await vm.commit_unless_ended(EventKind.CONSOLE, {"by": reader.name})
 
 
 async def _connect(vm: Vm) -> trio.SocketStream:

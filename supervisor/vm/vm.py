@@ -26,7 +26,7 @@ from supervisor.state.record import (
 )
 from supervisor.state.status import Status, VmState
 from supervisor.state.vm_dir import VmDir
-from supervisor.vm.console import Console
+from supervisor.vm.console_readers import Console
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import wsproto.events
 
 from supervisor.caller import Caller, KnownBy, Role
 from supervisor.config import OnStop
-from supervisor.vm import console as consoles
+from supervisor.vm.console import reading
+from supervisor.vm.console_readers import BEHIND
 from tests.fake.test_control import events_of
 from tests.support.tenants import ALICE, BOB, Asking
 from tests.support.world import PATIENCE_S
@@ -170,13 +171,13 @@ async def test_reader_who_does_not_read(world: World) -> None:
         vm = supervisor.vm((await supervisor.run())["id"])
         async with opened(supervisor, vm.id) as tty:
             await connected(supervisor, tty, b"x")
-            with vm.console.reading(vm, "slow") as slow:
-                for _ in range(2 * consoles._BEHIND):
+            with reading(vm, "slow") as slow:
+                for _ in range(2 * BEHIND):
                     await tty.socket.send_bytes(b"y" * 1000)
                     await tty.until(b"y" * 1000)
                     tty.printed = b""
                 assert slow.lagged
-                assert slow.pieces.statistics().current_buffer_used <= consoles._BEHIND
+                assert slow.pieces.statistics().current_buffer_used <= BEHIND
 
 
 async def test_nobody_looks_any_more(world: World) -> None:

@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 
 COUNT = b"import os" + WRITE % b"str(os.path.getsize(os.environ['DATASET_FILE'])).encode()"
 #: Tells by the pipe that is its data set that it runs, and then waits for ever.
-HANG = b"import signal, sys\nopen(sys.argv[1], 'w').close()\nsignal.pause()"
+#: The agent's end is its own: no namespace ends it here.
+HANG = b"""
+import socket, sys
+open(sys.argv[1], "w").close()
+result = socket.socket(socket.AF_UNIX)
+result.connect(sys.argv[2])
+result.recv(1)
+"""
 
 
 @pytest.fixture

@@ -17,13 +17,14 @@ from supervisor.api import trace
 from supervisor.api.callers import current, needs, standing, who
 from supervisor.caller import Right
 from supervisor.errors import NotTheirs, Unauthenticated, UnknownCertificate
+from supervisor.vm.console import reading, run, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from supervisor.api.rates import AtOnce
     from supervisor.runs.service import Service
-    from supervisor.vm.console import Console, Reader
+    from supervisor.vm.console_readers import Console, Reader
     from supervisor.vm.vm import Vm
 
 #: Of RFC 6455, 7.4.1: a normal end; one who may not; and one who is too slow, "try again later".
@@ -43,10 +44,9 @@ def blueprint(service: Service, readers: AtOnce) -> Blueprint:
             # Who types there might get what is of its parties alone.
             raise NotTheirs(vm.id, "the console", "nobody, for it has parties")
         check_again = standing()
-        with readers.one_more(who()), vm.console.reading(vm, current().name) as reader:
+        with readers.one_more(who()), reading(vm, current().name) as reader:
             await websocket.accept()
-            if vm.console.begins:
-                service.vms.spawn(vm.console.run, vm)
+            service.vms.spawn(run, vm)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_print, reader, check_again, nursery.cancel_scope)
                 nursery.start_soon(_tell, vm.console, reader)
@@ -89,4 +89,4 @@ async def _listen(vm: Vm, reader: Reader, check_again: Callable[[], None]) -> No
             await vm.console.write(reader, message[:_MOST_KEYS])
         elif message == '{"write": true}':
             trace.present().changed = True
-            await vm.console.take(vm, reader)
+            await take(vm, reader)
