@@ -105,12 +105,8 @@ def compute(
         raise click.UsageError("--computation and --keep are for a new VM, not for --vm")
     _check_place(output)
     if vm_id is not None:
-        found = client.find(vm_id)
-        try:
+        with _a_vm(client.find(vm_id)) as found:
             outcome = _compute(client, found, algorithm, data, limits)
-        except KeyboardInterrupt:
-            fail(f"the algorithm is killed; VM {found} runs on")
-            sys.exit(128 + signal.SIGINT)
         _tell(client, outcome, output, as_json=as_json)
         return
     body = request_body(computation.read() if computation else b"{}", raw=False)
@@ -294,23 +290,43 @@ def _new_vm(client: Client, body: dict[str, Any], *, keep: bool) -> Iterator[str
             vm_id = str(client.run(body)["id"])
         follow(client, vm_id, signals, quiet=True)
 
+    try:
+        with _exit_at_signals():
+            yield vm_id
+    except BaseException:
+        fail(f"ending VM {vm_id}")
+        client.shutdown(vm_id, "force")
+        raise
+    if keep:
+        stderr().print(f"VM {vm_id} runs on; end it with: qmp-supervisor shutdown {vm_id[:8]}")
+    else:
+        client.shutdown(vm_id, "force")
+
+
+@contextmanager
+def _a_vm(vm_id: str) -> Iterator[str]:
+    """A VM that runs on, whatever becomes of the block."""
+    try:
+        with _exit_at_signals():
+            yield vm_id
+    except SystemExit:
+        fail(f"the algorithm is killed; VM {vm_id} runs on")
+        raise
+
+
+@contextmanager
+def _exit_at_signals() -> Iterator[None]:
+    """Also of a shell's background, which would have SIGINT ignored."""
+
     def stop(number: int, _: object) -> NoReturn:
         sys.exit(128 + number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield vm_id
-    except BaseException:
-        fail(f"ending VM {vm_id}")
-        client.shutdown(vm_id, "force")
-        raise
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if keep:
-        stderr().print(f"VM {vm_id} runs on; end it with: qmp-supervisor shutdown {vm_id[:8]}")
-    else:
-        client.shutdown(vm_id, "force")
 
 
 @contextmanager

@@ -227,7 +227,7 @@ async def test_ended_vm_has_no_monitor_to_ask(world: World) -> None:
 
 async def test_lists(world: World) -> None:
     async with world.serve() as supervisor:
-        assert (await supervisor.http.get("/vms")).json() == {"vms": []}
+        assert (await supervisor.http.get("/vms")).json() == {"vms": [], "next": None}
         ids = [(await supervisor.run())["id"] for _ in range(2)]
         listed = (await supervisor.http.get("/vms")).json()["vms"]
         assert [one["id"] for one in listed] == ids

@@ -52,7 +52,7 @@ def test_three_parties_and_an_owner(tmp_path: Path) -> None:
             words = command(supervisor, tmp_path, name, "compute", "--vm", vm_id, code=1)
             assert "is for carol" in words
         told = command(supervisor, tmp_path, "carol", "compute", "--vm", vm_id, "-o", "result")
-        assert "computed in" in told
+        assert "computed over 1 data set in" in told
         assert (tmp_path / "result").read_text() == "300000 rows: 3.00 x + 7.0"
         # Nobody was given the agent's credential, so its port is of no use.
         result = agent_pb2.ResultRequest()
