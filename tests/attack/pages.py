@@ -124,7 +124,8 @@ def websocket(place: Place) -> Came:
         b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % place.paused().encode()
     )
-    return place.unasked.came_of(place.unasked.exchange(sent), "GET ")
+    sent += b"\x88\x80\0\0\0\0"  # and closes it
+    return place.unasked.came_of(place.unasked.exchange(sent), "GET ", who="")
 
 
 # --- from a browser that sends neither ----------------------------------------------------------

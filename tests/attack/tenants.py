@@ -49,7 +49,7 @@ for _what, _method, _path in PLACES:
 
 #: What needs an agent's algorithm, of which Bob's has none.
 COMPUTING: list[tuple[str, str, str, str]] = [
-    ("replaces the algorithm in another's VM", "PUT", "algorithm", "200"),
+    ("replaces the algorithm in another's VM", "PUT", "algorithm", "200|400"),
     ("replaces the data in another's VM", "PUT", "data/0", "200"),
     ("has another's VM compute", "POST", "compute", "200"),
     ("reads what another's algorithm printed", "GET", "outcome", "200|409"),
@@ -83,7 +83,7 @@ def in_shared(method: str, what: str, by: str) -> Act:
 
 
 for _what, _method, _name, _by, _through in (
-    ("the owner replaces the algorithm of a party", "PUT", "algorithm", "bob", "200"),
+    ("the owner replaces the algorithm of a party", "PUT", "algorithm", "bob", "200|400"),
     ("a party replaces the data of another", "PUT", "data/0", "alice", "200"),
     ("a party has the algorithm run over another's data", "POST", "compute", "alice", "200|409"),
     ("the owner takes the result that is for another", "GET", "result", "bob", "200|409"),
