@@ -51,7 +51,7 @@ for _what, _method, _path in PLACES:
 COMPUTING: list[tuple[str, str, str, str]] = [
     ("replaces the algorithm in another's VM", "PUT", "algorithm", "200|400"),
     ("replaces the data in another's VM", "PUT", "data/0", "200"),
-    ("has another's VM compute", "POST", "compute", "200"),
+    ("has another's VM compute", "POST", "compute", "200|409"),
     ("reads what another's algorithm printed", "GET", "outcome", "200|409"),
     ("takes another's result", "GET", "result", "200|409"),
 ]
