@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import attrs
 import click
 import httpx
+from click.shell_completion import CompletionItem
 
 from supervisor.cli.environment import CommandFailed
 from supervisor.errors import nearest
@@ -299,6 +300,46 @@ def _context(tls: Tls) -> ssl.SSLContext:
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
+@contextmanager
+def _opened(url: str | None, token_file: str | None, tls: Tls) -> Iterator[Client]:
+    shown = (url or default_url(os.environ)).rstrip("/")
+    if not shown.startswith(("http://", "https://", "unix:")):
+        shown = f"http://{shown}"
+    _, is_unix, socket = shown.rpartition("unix:")
+    base = httpx.URL("http://localhost" if is_unix else shown)
+    verify = _context(tls) if base.scheme == "https" else True
+    transport = httpx.HTTPTransport(verify=verify, uds=socket if is_unix else None)
+    headers = _token(token_file, base)
+    # A supervisor is reached directly, never through the proxy of the environment.
+    with httpx.Client(
+        base_url=base, transport=transport, headers=headers, timeout=_TIMEOUT, trust_env=False
+    ) as http:
+        yield Client(shown, http)
+
+
+def complete_id(context: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The ids that a shell offers, with what tells one VM from another."""
+    words = context.params
+    tls = Tls(words.get("cacert"), words.get("cert"), words.get("key"))
+    try:
+        with _opened(words.get("url"), words.get("token_file"), tls) as client:
+            vms = client.get("/vms?order=newest")["vms"]
+    except (CommandFailed, OSError):
+        return []  # a shell has no place for errors
+    return [
+        CompletionItem(vm["id"], help=f"{vm['state']}, {vm['created_at']}")
+        for vm in vms
+        if vm["id"].startswith(begun)
+    ]
+
+
+#: Of commands that are about one VM, and about any number.
+one_vm = click.argument("vm_id", metavar="ID", shell_complete=complete_id)
+some_vms = click.argument(
+    "vm_ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete_id
+)
+
+
 def uses_supervisor(fn: Callable[Concatenate[Client, P], R]) -> Callable[..., R]:
     """Give a command the options that name a supervisor, and a `Client` as its first argument.
 
@@ -329,18 +370,7 @@ def uses_supervisor(fn: Callable[Concatenate[Client, P], R]) -> Callable[..., R]
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        shown = (url or default_url(os.environ)).rstrip("/")
-        if not shown.startswith(("http://", "https://", "unix:")):
-            shown = f"http://{shown}"
-        _, is_unix, socket = shown.rpartition("unix:")
-        base = httpx.URL("http://localhost" if is_unix else shown)
-        verify = _context(Tls(cacert, cert, key)) if base.scheme == "https" else True
-        transport = httpx.HTTPTransport(verify=verify, uds=socket if is_unix else None)
-        headers = _token(token_file, base)
-        # A supervisor is reached directly, never through the proxy of the environment.
-        with httpx.Client(
-            base_url=base, transport=transport, headers=headers, timeout=_TIMEOUT, trust_env=False
-        ) as http:
-            return fn(Client(shown, http), *args, **kwargs)
+        with _opened(url, token_file, Tls(cacert, cert, key)) as client:
+            return fn(client, *args, **kwargs)
 
     return with_client

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from supervisor.cli.client import uses_supervisor
+from supervisor.cli.client import complete_id, one_vm, uses_supervisor
 from supervisor.cli.computations import request_body
 from supervisor.cli.environment import CommandFailed, fail
 from supervisor.cli.output import as_json, echo, print_json, stderr
@@ -66,7 +66,13 @@ def _memory(_: click.Context, __: click.Parameter, value: str | None) -> str | N
     help="A data set; may be repeated: they have the numbers 0, 1, ...",
 )
 @_output
-@click.option("--vm", "vm_id", metavar="ID", help="A VM that is there, which runs on afterwards.")
+@click.option(
+    "--vm",
+    "vm_id",
+    metavar="ID",
+    shell_complete=complete_id,
+    help="A VM that is there, which runs on afterwards.",
+)
 @click.option(
     "--computation", type=click.File("rb"), help="What a new VM is started for, as run takes it."
 )
@@ -116,7 +122,7 @@ def compute(
 
 
 @click.command()
-@click.argument("vm_id", metavar="ID")
+@one_vm
 @_algorithm
 @click.option("--data", type=_FILE, help="A data set.")
 @click.option("--number", type=int, default=0, show_default=True, help="Of the data set.")
@@ -145,7 +151,7 @@ def send(
 
 
 @click.command()
-@click.argument("vm_id", metavar="ID")
+@one_vm
 @_output
 @as_json
 @uses_supervisor

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 import httpx_ws
 
-from supervisor.cli.client import uses_supervisor
+from supervisor.cli.client import one_vm, uses_supervisor
 from supervisor.cli.environment import CommandFailed
 from supervisor.cli.output import stderr
 
@@ -29,7 +29,7 @@ _MOST_KEYS = 1024
 
 
 @click.command()
-@click.argument("vm_id", metavar="ID")
+@one_vm
 @click.option("--read-only", is_flag=True, help="Type nothing.")
 @uses_supervisor
 def console(client: Client, vm_id: str, read_only: bool) -> None:

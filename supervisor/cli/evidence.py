@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.client import uses_supervisor
+from supervisor.cli.client import one_vm, uses_supervisor
 from supervisor.cli.environment import CommandFailed
 from supervisor.cli.output import as_json, print_json, stderr
 
@@ -21,7 +21,7 @@ _NONCE_BYTES = 32
 
 
 @click.command()
-@click.argument("vm_id", metavar="ID")
+@one_vm
 @click.option("--nonce", help="What the report must repeat, in hex. Default: a new one.")
 @click.option(
     "--output",

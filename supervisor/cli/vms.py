@@ -12,7 +12,7 @@ import click
 from rich.live import Live
 from rich.table import Table
 
-from supervisor.cli.client import uses_supervisor
+from supervisor.cli.client import complete_id, one_vm, some_vms, uses_supervisor
 from supervisor.cli.output import (
     as_json,
     duration,
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 #: Requests; a caller may have so many.
 _AT_ONCE = 8
-
-_vm_id = click.argument("vm_id", metavar="ID")
-_vm_ids = click.argument("vm_ids", metavar="ID...", nargs=-1, required=True)
 
 
 @click.command("ls")
@@ -109,7 +106,7 @@ def _ports(forwards: list[dict[str, Any]]) -> str:
 
 
 @click.command()
-@_vm_ids
+@some_vms
 @as_json
 @uses_supervisor
 def show(client: Client, vm_ids: tuple[str, ...], as_json: bool) -> None:
@@ -194,7 +191,7 @@ def _sev(facts: dict[str, Any] | None) -> str | None:
 
 
 @click.command()
-@_vm_id
+@one_vm
 @uses_supervisor
 def reply(client: Client, vm_id: str) -> None:
     """Print the agent's answer. A pipe gets it byte for byte."""
@@ -202,7 +199,7 @@ def reply(client: Client, vm_id: str) -> None:
 
 
 @click.command()
-@_vm_ids
+@some_vms
 @click.option("--force", is_flag=True, help="End the VMs without asking their guests.")
 @as_json
 @uses_supervisor
@@ -235,7 +232,7 @@ def _print_state(vm: dict[str, Any]) -> None:
 
 def _control(name: str, what: str) -> click.Command:
     @click.command(name, help=what)
-    @_vm_ids
+    @some_vms
     @as_json
     @uses_supervisor
     def command(client: Client, vm_ids: tuple[str, ...], as_json: bool) -> None:
@@ -252,7 +249,7 @@ reset = _control("reset", "Press VMs' reset buttons: their guests boot again.")
 
 
 @click.command()
-@_vm_id
+@one_vm
 @click.option("--stop", is_flag=True, help="Have the agent stop it. The VM runs on.")
 @as_json
 @uses_supervisor
@@ -269,7 +266,7 @@ def computation(client: Client, vm_id: str, stop: bool, as_json: bool) -> None:
 
 
 @click.command()
-@_vm_id
+@one_vm
 @click.option("-f", "--follow", is_flag=True, help="Go on until the VM has ended.")
 @click.option("-n", "--tail", type=click.IntRange(0), help="The last so many lines.")
 @click.option("--qemu", is_flag=True, help="What QEMU has printed, and not the guest.")
@@ -288,7 +285,7 @@ def logs(client: Client, vm_id: str, follow: bool, tail: int | None, qemu: bool)
 
 
 @click.command()
-@click.argument("vm_id", metavar="[ID]", required=False)
+@click.argument("vm_id", metavar="[ID]", required=False, shell_complete=complete_id)
 @click.option("--after", type=int, help="Begin after the event of this number.")
 @as_json
 @uses_supervisor
@@ -327,7 +324,7 @@ def _in_words(name: str, value: object) -> str:
 
 
 @click.command("rm")
-@_vm_ids
+@some_vms
 @uses_supervisor
 def remove(client: Client, vm_ids: tuple[str, ...]) -> None:
     """Remove VMs: end them by force if they run, then delete their directories and records."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
-from tests.fake.test_cli import cli
+from tests.fake.test_cli import Cli, cli
 from tests.fake.test_control import events_of
 from tests.support.clones import post
 
@@ -101,6 +104,31 @@ async def test_labels_that_are_none(world: World, labels: Any) -> None:
     async with world.serve() as supervisor:
         answer = await post(supervisor.http, labels=labels)
         assert (answer.status_code, answer.json()["member"]) == (400, "labels")
+
+
+async def test_a_shell_completes_ids(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        for words, offered in {
+            f"show {vm_id[:3]}": vm_id,
+            f"compute --vm {vm_id[:3]}": vm_id,
+            "pau": "pause",
+            "show zz": "",
+        }.items():
+            asked = {
+                "_QMP_SUPERVISOR_COMPLETE": "bash_complete",
+                "COMP_WORDS": f"qmp-supervisor {words}",
+                "COMP_CWORD": str(len(words.split())),
+            }
+            command = Cli(cli(supervisor).environ | asked)
+            # As its script has the name from.
+            told = await trio.run_process(
+                ["qmp-supervisor"],
+                executable=str(Path(sys.prefix, "bin", "qmp-supervisor")),
+                env=command.command()["env"],
+                capture_stdout=True,
+            )
+            assert told.stdout.decode().partition(",")[2].strip() == offered
 
 
 async def test_ls_finds_vms(world: World) -> None:
