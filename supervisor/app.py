@@ -62,6 +62,9 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
+#: Of a client to a console: what is typed, or pasted.
+_LONGEST_MESSAGE = 64 * 1024
+
 
 @attrs.frozen
 class Running:
@@ -295,6 +298,10 @@ def _hypercorn(config: Config) -> HypercornSettings:
     hypercorn.warnings = Warnings(trio.current_time)
     hypercorn.keep_alive_timeout = config.timing.http_idle_s
     hypercorn.keep_alive_max_requests = 2**31  # pollers keep their connection open
+    hypercorn.websocket_max_message_size = _LONGEST_MESSAGE
+    hypercorn.websocket_ping_interval = (
+        config.timing.sse_keep_alive_s
+    )  # so that who is gone is noticed
     hypercorn.loglevel = "WARNING"
     hypercorn.errorlog = logging.getLogger("hypercorn.error")  # so that our formatter writes it
     hypercorn.unread_s = config.timing.http_unread_s

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import termios
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx_ws
@@ -15,9 +20,10 @@ from supervisor.caller import Caller, KnownBy, Role
 from supervisor.config import OnStop
 from supervisor.vm.console import reading
 from supervisor.vm.console_readers import BEHIND
+from tests.fake.test_cli import cli
 from tests.fake.test_control import events_of
 from tests.support.tenants import ALICE, BOB, Asking
-from tests.support.world import PATIENCE_S
+from tests.support.world import PATIENCE_S, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -139,6 +145,15 @@ async def test_who_may_not(world: World, monkeypatch: pytest.MonkeyPatch, caller
         assert not (world.tmp / vm_id / "tty.sock").exists()
 
 
+async def test_what_is_too_long_to_be_typed(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        async with opened(supervisor, vm_id) as tty:
+            await tty.socket.send_bytes(bytes(100_000))
+            code, _ = await tty.until_closed()
+            assert code == 1009
+
+
 async def test_end_of_a_vm(world: World) -> None:
     async with world.serve() as supervisor:
         vm_id = (await supervisor.run())["id"]
@@ -188,3 +203,42 @@ async def test_nobody_looks_any_more(world: World) -> None:
             await connected(supervisor, tty, b"x")
         with trio.fail_after(PATIENCE_S):
             await vm.until(lambda: vm.console.writer is None)
+
+
+def _typed(tty: int, text: bytes, until: bytes) -> bytes:
+    """Type this again and again until that is printed; all that was printed. Blocking."""
+    printed = b""
+    while until not in printed:
+        os.write(tty, text)
+        while select.select([tty], [], [], 0.2)[0]:
+            printed += os.read(tty, 4096)
+    return printed
+
+
+async def test_a_terminal(world: World) -> None:
+    """Ctrl-C goes to the guest, Ctrl-] ends the command, and the terminal is as it was."""
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        ours, theirs = pty.openpty()
+        before = termios.tcgetattr(theirs)
+        try:
+            process = await trio.lowlevel.open_process(
+                **cli(supervisor).command("console", vm_id[:8]), stdin=theirs, stdout=theirs
+            )
+            with trio.fail_after(PATIENCE_S):
+                printed = await in_thread(partial(_typed, ours, b"hello\x03", b"hello\x03"))
+                assert b"hello\x03" in printed
+                os.write(ours, b"\x1d")
+                assert await process.wait() == 0
+            assert termios.tcgetattr(theirs) == before
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        assert (await supervisor.http.get(f"/vms/{vm_id}/logs")).content.startswith(b"hello\x03")
+
+
+async def test_no_terminal(world: World) -> None:
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        done = await cli(supervisor)("console", vm_id, check=False)
+        assert (done.returncode, b"is no terminal" in done.stderr) == (2, True)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from tests.support.world import Supervisor, World
 
-STALL_S = "1s"
+#: As long as a busy machine may take for what answers.
+STALL_S = "4s"
 RESPONSE = compute_pb2.ComputeResponse
 
 

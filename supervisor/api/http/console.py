@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 #: Of RFC 6455, 7.4.1: a normal end; one who may not; and one who is too slow, "try again later".
 _END, _POLICY, _TOO_SLOW = 1000, 1008, 1013
-#: The longest message of keys.
-_MOST_KEYS = 4096
 
 
 def blueprint(service: Service, readers: AtOnce) -> Blueprint:
@@ -86,7 +84,7 @@ async def _listen(vm: Vm, reader: Reader, check_again: Callable[[], None]) -> No
         message: Any = await websocket.receive()
         check_again()
         if isinstance(message, bytes):
-            await vm.console.write(reader, message[:_MOST_KEYS])
+            await vm.console.write(reader, message)
         elif message == '{"write": true}':
             trace.present().changed = True
             await take(vm, reader)
