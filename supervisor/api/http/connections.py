@@ -22,7 +22,6 @@ import socket
 import ssl
 import sys
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -90,10 +89,13 @@ class Exchange(TrioASGIHTTPConnection):
         super().__init__(app, scope)
         self._door = door
 
+    def _caller(self) -> Caller:
+        return _caller(self._door, self.scope)
+
     async def __call__(
         self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> None:
-        with serving(partial(_caller, self._door, self.scope)):
+        with serving(self._caller):
             await super().__call__(receive, send)
 
     def _create_request_from_scope(self, send: Any) -> Request:
@@ -135,8 +137,11 @@ class Talk(TrioASGIWebsocketConnection):
         super().__init__(app, scope)
         self._door = door
 
+    def _caller(self) -> Caller:
+        return _caller(self._door, self.scope)
+
     async def __call__(self, receive: Any, send: Any) -> None:
-        with serving(partial(_caller, self._door, self.scope)):
+        with serving(self._caller):
             await super().__call__(receive, send)
 
 
