@@ -111,22 +111,25 @@ browser(
 )
 
 
-@attack(
-    From.BROWSER,
+browser(
     "a page types on the console of a VM",
-    held_by="the origin of a WebSocket",
-    refusal="403",
-    # It is opened, and the server minds that the frame did not wait for that.
-    through="101|400",
+    http(
+        "unasked",
+        "GET",
+        f"/vms/{PAUSED}/console",
+        headers=[
+            ("Origin", "http://evil.example"),
+            ("Connection", "Upgrade"),
+            ("Upgrade", "websocket"),
+            ("Sec-WebSocket-Version", "13"),
+            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ],
+        who="",
+    ),
+    "the origin of a WebSocket",
+    "403",
+    through="101",
 )
-def websocket(place: Place) -> Came:
-    sent = (
-        b"GET /vms/%b/console HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n"
-        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % place.paused().encode()
-    )
-    sent += b"\x88\x80\0\0\0\0"  # and closes it
-    return place.unasked.came_of(place.unasked.exchange(sent), "GET ", who="")
 
 
 # --- from a browser that sends neither ----------------------------------------------------------
