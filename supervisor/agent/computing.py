@@ -119,11 +119,6 @@ async def upload(
     digest, sent = hashlib.sha256(), 0
     answered, token = trio.Event(), trio.lowlevel.current_trio_token()
 
-    def requests() -> Iterator[compute_pb2.UploadRequest]:  # in a thread of grpc's
-        with suppress(trio.EndOfChannel, trio.ClosedResourceError, trio.Cancelled):
-            while True:
-                yield trio.from_thread.run(receiver.receive, trio_token=token)
-
     def tell(_: object) -> None:  # in another
         with suppress(trio.RunFinishedError):
             token.run_sync_soon(answered.set)
@@ -132,7 +127,7 @@ async def upload(
     channel = agent.open_blocking()
     try:
         stub = compute_pb2_grpc.ComputeServiceStub(channel)
-        call = stub.Upload.future(requests(), metadata=agent.metadata)
+        call = stub.Upload.future(_taken(receiver, channel, token), metadata=agent.metadata)
         call.add_done_callback(tell)
         # An agent that refuses does not wait for the rest.
         async with move_on_when(answered.wait), aclosing(_of_size(chunks)) as of_size:
@@ -157,6 +152,21 @@ async def upload(
     if (answer.id, answer.size) != (stored.sha256, stored.size):
         raise AgentError(agent.vm_id, "DATA_LOSS", f"it says that it has got another {part}")
     return stored
+
+
+def _taken(
+    receiver: trio.MemoryReceiveChannel[compute_pb2.UploadRequest],
+    channel: grpc.Channel,
+    token: trio.lowlevel.TrioToken,
+) -> Iterator[compute_pb2.UploadRequest]:
+    """The messages, in a thread of grpc's, to which the end of this tells that all was sent."""
+    try:
+        while True:
+            yield trio.from_thread.run(receiver.receive, trio_token=token)
+    except trio.EndOfChannel:
+        return
+    except (trio.ClosedResourceError, trio.Cancelled, trio.RunFinishedError):
+        channel.close()  # it was not
 
 
 @contextmanager

@@ -215,7 +215,7 @@ async def _run(vm: Vm, agent: Agent, wishes: Wishes) -> Outcome:
 
 
 async def _keep(vm: Vm, outcome: Outcome, parts: AsyncIterator[Outcome | bytes]) -> None:
-    """Write the result. The one before stays until this one is whole."""
+    """Write the result. There is none until this one is whole."""
     most = vm.config.retention.result_bytes
     if outcome.result_size > most:
         raise AgentError(

@@ -360,20 +360,25 @@ class Vm:
         """The same of what a caller has done, whose answer may come after the VM's end."""
         with trio.CancelScope(shield=True):
             async with self._writing:
-                ended = self.record.ended
-            if not ended:
-                await self.commit(kind, data, **changes)
+                if self.record.ended:
+                    return
+                self.defer(kind, data, **changes)
+                await self._write()
+        self.notify()
 
     async def write_deferred(self) -> None:
         """Write what has been put off, if anything."""
         with trio.CancelScope(shield=True):
             async with self._writing:
                 if self._news:  # else the writer before us has written ours, too
-                    news, changes = self._news, self._changes | {"phases": dict(self._phases)}
-                    self._news, self._changes = [], {}
-                    changed = attrs.evolve(self.record, **changes)
-                    self.record = await self._journal.commit(changed, *news)
+                    await self._write()
         self.notify()
+
+    async def _write(self) -> None:
+        news, changes = self._news, self._changes | {"phases": dict(self._phases)}
+        self._news, self._changes = [], {}
+        changed = attrs.evolve(self.record, **changes)
+        self.record = await self._journal.commit(changed, *news)
 
     def defer(self, kind: EventKind, data: Mapping[str, Any], **changes: Any) -> None:
         """Add a change and its event to the next commit.

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Of RFC 6455, 7.4.1: a normal end; one who may not; and one who is too slow, "try again later".
 _END, _POLICY, _TOO_SLOW = 1000, 1008, 1013
+#: The longest time for saying so to a client that may not read it.
+_CLOSE_S = 2.0
 
 
 def blueprint(service: Service, readers: AtOnce) -> Blueprint:
@@ -64,7 +66,7 @@ async def _print(reader: Reader, check_again: Callable[[], None], scope: trio.Ca
         code, why = _POLICY, "the caller may read no more"
     if reader.lagged:
         code, why = _TOO_SLOW, "what the guest printed came faster than it was read"
-    with trio.CancelScope(shield=True), suppress(trio.BrokenResourceError):
+    with trio.move_on_after(_CLOSE_S, shield=True), suppress(trio.BrokenResourceError):
         await websocket.close(code, why)
     scope.cancel()
 
