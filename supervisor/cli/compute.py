@@ -298,6 +298,8 @@ def _new_vm(client: Client, body: dict[str, Any], *, keep: bool) -> Iterator[str
 
     try:
         with _exit_at_signals():
+            if signals:  # of the moment before
+                sys.exit(128 + signals[0])
             yield vm_id
     except BaseException:
         fail(f"ending VM {vm_id}")
