@@ -25,6 +25,7 @@ import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
 
+from supervisor import doctor
 from supervisor.api.auth.door import Door
 from supervisor.api.gate import Gate
 from supervisor.api.grpc import server as grpc_server
@@ -264,7 +265,8 @@ async def _serve_http(
 ) -> None:
     hosts = Hosts([*config.http.names, *await trio.to_thread.run_sync(_certified, config)])
     instance_id = config.instance_id or str(uuid.uuid4())
-    app = create_app(running.service, instance_id, running.door, running.gate, hosts)
+    examine = partial(doctor.examine, config, serves=True)
+    app = create_app(running.service, instance_id, running.door, running.gate, hosts, examine)
     async with trio.open_nursery() as nursery:
         over = trio.Event()
         served = partial(hypercorn_serve, app, hypercorn, shutdown_trigger=over.wait)

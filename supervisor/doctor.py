@@ -67,8 +67,11 @@ class Check:
     cells: judge.Table = attrs.field(factory=dict)
 
 
-def examine(config: Config) -> Iterator[Check]:
-    """All checks, each yielded as soon as it is made: the probe for KVM can take seconds."""
+def examine(config: Config, *, serves: bool = False) -> Iterator[Check]:
+    """All checks, each yielded as soon as it is made: the probe for KVM can take seconds.
+
+    :param serves: whether it is the supervisor itself that asks: then it has the ports
+    """
     qemu = config.qemu
     yield check_qemu(qemu)
     yield check_qemu_img()
@@ -101,9 +104,10 @@ def examine(config: Config) -> Iterator[Check]:
     yield check_memory(qemu, total=room.memory_bytes, available=available)
     yield check_cpus(qemu, room.vcpus)
     yield check_limits(config, room)
-    yield check_server("HTTP", config.http)
-    yield check_server("GRPC", config.grpc)
-    yield check_forwards(qemu)
+    if not serves:
+        yield check_server("HTTP", config.http)
+        yield check_server("GRPC", config.grpc)
+        yield check_forwards(qemu)
     yield check_guest_network(qemu)
 
 

@@ -332,15 +332,48 @@ def _is_trusted(pid: int, directory: Path) -> bool:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/<pid>/stat; None if the process is gone or a zombie."""
+    """None if the process is gone or a zombie."""
     # Not by psutil: it gives seconds of a clock that can be set.
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Fields of /proc/<pid>/stat from the third one; None if the process is gone or a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
     # The second field is the name, in parentheses, and may hold anything.
     fields = stat[stat.rindex(b")") + 2 :].split()
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return None if fields[0] in (b"Z", b"X") else fields
+
+
+@attrs.frozen
+class Usage:
+    """What a QEMU takes of the host.
+
+    :param cpu_s: CPU time, of all its threads, since it was started
+    :param memory_bytes: resident, with what it shares with other processes
+    """
+
+    cpu_s: float
+    memory_bytes: int
+
+
+def usage(identity: ProcessId) -> Usage | None:
+    """None if the process is gone. Blocking. Source: proc(5), /proc/pid/stat"""
+    pids = [identity.pid]
+    if identity.sudo:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            pids += [child.pid for child in psutil.Process(identity.pid).children(recursive=True)]
+    first, *others = [_stat(pid) for pid in pids]
+    if first is None or int(first[19]) != identity.start_ticks:
+        return None
+    found = [first, *(fields for fields in others if fields)]
+    ticks = sum(int(fields[11]) + int(fields[12]) for fields in found)
+    pages = sum(int(fields[21]) for fields in found)
+    return Usage(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _is_sudo(words: Sequence[str]) -> bool:

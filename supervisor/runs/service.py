@@ -27,6 +27,7 @@ from supervisor.runs.admission import NONE, Resources
 from supervisor.runs.idempotency import IdempotencyKeys
 from supervisor.runs.metrics import Gauges, Metrics, Outcome
 from supervisor.runs.quotas import Quotas
+from supervisor.runs.usage import Usages
 from supervisor.state.journal import EventsOnRecord
 from supervisor.state.record import EndCause, EndMode, Purpose
 from supervisor.state.shares import Shares
@@ -59,6 +60,7 @@ class Service:
         self.config = vms.config
         self.journal = vms.journal
         self.metrics = Metrics(self._gauges)
+        self.usages = Usages()
         self._keys = IdempotencyKeys(vms)
         self._quotas = Quotas(vms.config.limits, vms)
         #: Looks at the host, however many runs ask for confidential guests.

@@ -81,6 +81,11 @@ class Place:
         return self.directory / f"{wire}.sock"
 
     @cached_property
+    def parted(self) -> Service:
+        """Has room for a VM in which several parties have a part."""
+        return self.serve("parts", {})
+
+    @cached_property
     def pooled(self) -> Service:
         """Makes a template, then VMs from it for its pool."""
         return self.serve(

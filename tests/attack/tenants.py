@@ -68,7 +68,7 @@ PART = "the part of a party"
 def shared(place: Place) -> str:
     """The id of a VM of Bob's: Alice brings the algorithm, Bob data, and Olivia gets the result."""
     parties = {"algorithm": "alice", "data": ["bob"], "result": ["olivia"]}
-    run = place.main.ask("POST", "/run", bobs_body() | {"parties": parties}, by="bob")
+    run = place.parted.ask("POST", "/run", bobs_body() | {"parties": parties}, by="bob")
     assert run.status == 200, run.body
     return str(run.json()["id"])
 
@@ -76,7 +76,7 @@ def shared(place: Place) -> str:
 def in_shared(method: str, what: str, by: str) -> Act:
     def act(place: Place) -> Came:
         vm_id = place.once("shared", shared)
-        came: Came = place.main.ask(method, f"/vms/{vm_id}/{what}", by=by).came
+        came: Came = place.parted.ask(method, f"/vms/{vm_id}/{what}", by=by).came
         return came
 
     return act

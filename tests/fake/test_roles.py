@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -10,13 +9,10 @@ import pytest
 
 from supervisor import errors
 from supervisor.api import callers
-from supervisor.api.gate import Gate
-from supervisor.api.http.app import create_app
-from supervisor.api.http.web_pages import Hosts
 from supervisor.caller import Role
-from supervisor.config import CallersConfig
 from supervisor.pb import manager_pb2, vm_pb2
 from tests.support import pages
+from tests.support.routes import application
 from tests.support.tenants import Asking, first_of, party
 
 if TYPE_CHECKING:
@@ -57,8 +53,12 @@ ROUTES: dict[str, tuple[set[Role], int]] = {
     "GET /events": (SEE, 200),
     "GET /templates": ({O, A}, 200),
     "GET /host": ({R, O, A}, 200),
+    "GET /host/checks": ({R, O, A}, 200),
     "GET /host/sev": (USE, 409),
     "GET /health": (set(Role), 200),
+    "GET /whoami": (set(Role), 200),
+    "GET /": (set(Role), 200),
+    "GET /page/<path:name>": (set(Role), 404),
     "GET /metrics": ({M, R, O, A}, 200),
 }
 
@@ -111,12 +111,9 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> Asking:
 
 
 def test_the_tables_have_every_route_and_every_method() -> None:
-    app = create_app(
-        cast("Any", None), "", cast("Any", None), Gate(CallersConfig(), Path()), Hosts(())
-    )
     routes = {
         f"{method} {rule.rule}"
-        for rule in app.url_map.iter_rules()
+        for rule in application().url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     methods = {

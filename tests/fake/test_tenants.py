@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 import trio
 
-from supervisor.api.gate import Gate
-from supervisor.api.http.app import create_app
-from supervisor.api.http.web_pages import Hosts
 from supervisor.caller import ANYBODY, Role
-from supervisor.config import CallersConfig
 from supervisor.pb import manager_pb2, vm_pb2
 from supervisor.state.record import EventKind
 from tests.support.clones import COLD, pool, pooling
 from tests.support.event_reader import reading
+from tests.support.routes import application
 from tests.support.tenants import ALICE, BOB, OPERATOR, Asking, first_of, party
 from tests.support.world import watching
 
@@ -32,9 +28,7 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 BY_ID = [
     (method, rule.rule)
-    for rule in create_app(
-        cast("Any", None), "", cast("Any", None), Gate(CallersConfig(), Path()), Hosts(())
-    ).url_map.iter_rules()
+    for rule in application().url_map.iter_rules()
     for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
     if "vm_id" in rule.arguments and not rule.websocket  # test_console.py has that
 ]

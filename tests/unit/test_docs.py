@@ -6,19 +6,16 @@ import ast
 import re
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
 
 from supervisor import cli, config, errors
 from supervisor.agent.reference.__main__ import make_parser
-from supervisor.api.gate import Gate
 from supervisor.api.grpc import errors as grpc_errors
 from supervisor.api.http import problems
-from supervisor.api.http.app import create_app
-from supervisor.api.http.web_pages import Hosts
-from supervisor.config import CallersConfig, Forwards, RestartPolicy, TemplateUse, successor
+from supervisor.config import Forwards, RestartPolicy, TemplateUse, successor
 from supervisor.pb import agent_pb2, clone_pb2, compute_pb2, guest_pb2, manager_pb2, vm_pb2
 from supervisor.qemu.connection import MonitorState
 from supervisor.runs.metrics import Gauges, Metrics
@@ -34,6 +31,7 @@ from tests.attack import __main__ as _declares_attacks  # noqa: F401
 from tests.attack.defences import DEFENCES, copy_without
 from tests.attack.kinds import ATTACKS
 from tests.support import pages
+from tests.support.routes import application
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -199,12 +197,9 @@ def test_metrics() -> None:
 
 
 def test_routes() -> None:
-    app = create_app(
-        cast("Any", None), "", cast("Any", None), Gate(CallersConfig(), Path()), Hosts(())
-    )
     known = {
         f"{method} {rule.rule.replace('vm_id', 'id')}"
-        for rule in app.url_map.iter_rules()
+        for rule in application().url_map.iter_rules()
         for method in rule.methods or ()
         if method not in ("HEAD", "OPTIONS") and rule.endpoint != "static"
     }

@@ -21,6 +21,7 @@ from supervisor.api.http import (
     json_body,
     logs,
     ops,
+    page,
     problems,
     runs,
     templates,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from supervisor.api.auth.door import Door
     from supervisor.api.gate import Gate
+    from supervisor.api.http.host import Examine
     from supervisor.api.http.web_pages import Hosts
     from supervisor.runs.service import Service
 
@@ -102,7 +104,8 @@ class App(QuartTrio):
             outcome.status = answer.status_code
             outcome.refused = 400 <= answer.status_code < 500 or answer.status_code == 503
         answer.headers["X-Request-Id"] = trace.id
-        answer.headers.update(_FOR_BROWSERS)
+        for name, value in _FOR_BROWSERS.items():
+            answer.headers.setdefault(name, value)
         return answer
 
     async def full_dispatch_request(self, request_context: Any = None) -> Any:
@@ -118,8 +121,9 @@ class App(QuartTrio):
 
 
 def create_app(
-    service: Service, instance_id: str, door: Door, gate: Gate, hosts: Hosts
+    service: Service, instance_id: str, door: Door, gate: Gate, hosts: Hosts, examine: Examine
 ) -> QuartTrio:
+    """:param examine: what looks at the host, as ``qmp-supervisor doctor`` does"""
     app = App(gate)
     app.asgi_http_class = partial(Exchange, door)  # type: ignore[assignment]
     app.asgi_websocket_class = partial(Talk, door)  # type: ignore[assignment]
@@ -129,17 +133,21 @@ def create_app(
     app.config["RESPONSE_TIMEOUT"] = None
     app.url_map.merge_slashes = False  # else /vms//status would be another path
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.register_blueprint(runs.blueprint(service, gate.budget))
-    app.register_blueprint(vms.blueprint(service))
-    app.register_blueprint(attestation.blueprint(service))
-    app.register_blueprint(computations.blueprint(service))
-    app.register_blueprint(compute.blueprint(service))
-    app.register_blueprint(events.blueprint(service, gate.readers))
-    app.register_blueprint(logs.blueprint(service, gate.readers))
-    app.register_blueprint(console.blueprint(service, gate.readers))
-    app.register_blueprint(templates.blueprint(service))
-    app.register_blueprint(host.blueprint(service))
-    app.register_blueprint(ops.blueprint(service, instance_id))
+    for blueprint in (
+        runs.blueprint(service, gate.budget),
+        vms.blueprint(service),
+        attestation.blueprint(service),
+        computations.blueprint(service),
+        compute.blueprint(service),
+        events.blueprint(service, gate.readers),
+        logs.blueprint(service, gate.readers),
+        console.blueprint(service, gate.readers),
+        templates.blueprint(service),
+        host.blueprint(service, examine),
+        ops.blueprint(service, instance_id),
+        page.blueprint(),
+    ):
+        app.register_blueprint(blueprint)
     for rule in app.url_map.iter_rules():
         if rule.methods and rule.endpoint in _CHANGED_BY_GET:
             rule.methods.discard("HEAD")
@@ -152,7 +160,8 @@ def create_app(
         hosts.check_host(sent)
         if _is_health():  # which needs no right
             return
-        check_origin(sent)
+        if not _is_page():
+            check_origin(sent)
         if not request.url_rule:
             current()  # a stranger learns no path and no method, and nobody's body is waited for
             return
@@ -169,6 +178,11 @@ def create_app(
                 check(rights[websocket.url_rule.endpoint])
 
     return app
+
+
+def _is_page() -> bool:
+    """Others may link to it: its answer is the same for everybody."""
+    return request.path == "/" and request.method == "GET"
 
 
 def _is_health() -> bool:

@@ -73,6 +73,9 @@ _PART = 65536
 #: Bytes that are read at a time.
 _MOST_BYTES = 2**16
 
+#: Begins a WebSocket's subprotocol that is a token.
+_BEARER = "bearer."
+
 _GONE = trio.BrokenResourceError, trio.ClosedResourceError
 
 _MALFORMED = {
@@ -150,6 +153,9 @@ def _caller(door: Door, scope: HTTPScope | WebsocketScope) -> Caller:
     shown = [
         value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"
     ]
+    if scope["type"] == "websocket":  # of which a browser's scripts can choose nothing else
+        tokens = (one for one in scope["subprotocols"] if one.startswith(_BEARER))
+        shown += [f"Bearer {one.removeprefix(_BEARER)}" for one in tokens]
     return door.caller(_peer(scope["state"]["stream"]), shown)
 
 

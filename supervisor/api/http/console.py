@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from supervisor.vm.console_readers import Console, Reader
     from supervisor.vm.vm import Vm
 
+#: A subprotocol's name. Who offers any, as a browser does to show its token, needs one accepted.
+PROTOCOL = "console.qmp-supervisor"
+
 #: Of RFC 6455, 7.4.1: a normal end; one who may not; and one who is too slow, "try again later".
 _END, _POLICY, _TOO_SLOW = 1000, 1008, 1013
 #: The longest time for saying so to a client that may not read it.
@@ -45,7 +48,8 @@ def blueprint(service: Service, readers: AtOnce) -> Blueprint:
             raise NotTheirs(vm.id, "the console", "nobody, for it has parties")
         check_again = standing()
         with readers.one_more(who()), reading(vm, current().name) as reader:
-            await websocket.accept()
+            offered = websocket.requested_subprotocols
+            await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
             service.vms.spawn(run, vm)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_print, reader, check_again, nursery.cancel_scope)

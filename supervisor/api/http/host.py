@@ -1,4 +1,4 @@
-"""What this host has for confidential guests."""
+"""What this host is worth, for VMs and for confidential guests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ from supervisor.qemu import accel, trial
 from supervisor.tee.judge import judge
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from supervisor.runs.service import Service
 
+    #: Makes all checks; blocking. Of each it has the attributes name, verdict, detail and advice.
+    Examine = Callable[[], Iterable[Any]]
 
-def blueprint(service: Service) -> Blueprint:
+#: Of a check's attributes those that the answer has.
+_OF_CHECK = ("name", "verdict", "detail", "advice")
+
+
+def blueprint(service: Service, examine: Examine) -> Blueprint:
     routes = Blueprint("host", __name__)
     #: Each starts a QEMU.
     one_at_a_time = trio.CapacityLimiter(1)
@@ -35,6 +43,14 @@ def blueprint(service: Service) -> Blueprint:
                 technology: {layer: attrs.asdict(cell) for layer, cell in row.items()}
                 for technology, row in judge(facts, qemu.memory_bytes).items()
             }
+        }
+
+    @routes.get("/host/checks")
+    @needs(Right.HOST)
+    async def show_checks() -> Any:
+        found = await trio.to_thread.run_sync(lambda: list(examine()), limiter=one_at_a_time)
+        return {
+            "checks": [{name: getattr(check, name) for name in _OF_CHECK} for check in found],
         }
 
     @routes.get("/host/sev")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BOOLEANS = {"true": True, "false": False}
 _OLDEST, _NEWEST = "oldest", "newest"
 #: Of which one value is expected; the rest are filters, and may be repeated.
-_SINGLE = ("order", "limit", "after")
+_SINGLE = ("order", "limit", "after", "usage")
 
 
 def page(vms: Sequence[Vm], asked: MultiDict[str, str]) -> tuple[list[Vm], str | None]:
@@ -58,6 +58,11 @@ def page(vms: Sequence[Vm], asked: MultiDict[str, str]) -> tuple[list[Vm], str |
     found = found[:limit]
     query = [(name, value) for name, value in asked.items(multi=True) if name != "after"]
     return found, f"/vms?{urlencode([*query, ('after', _place(found[-1]))])}"
+
+
+def wants_usage(asked: MultiDict[str, str]) -> bool:
+    """:raises InvalidRequest:"""
+    return _boolean("usage", asked.get("usage", "false"))
 
 
 def _place(vm: Vm) -> str:

@@ -1,4 +1,4 @@
-"""``/health`` and ``/metrics``."""
+"""``/health``, ``/metrics`` and ``/whoami``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from quart import Blueprint, Response
 
-from supervisor.api.callers import needs
+from supervisor.api.callers import current, needs
 from supervisor.api.http.build import build_info
 from supervisor.caller import Right
 
@@ -30,6 +30,17 @@ def blueprint(service: Service, instance_id: str) -> Blueprint:
             "description": "QMP supervisor of virtual machines",
             "build_time": build.build_time,
             "instance_id": instance_id,
+        }
+
+    @routes.get("/whoami")
+    @needs(None)
+    async def whoami() -> Any:
+        caller = current()  # 401 for a stranger
+        return {
+            "name": caller.name or None,
+            "role": caller.role,
+            "known_by": caller.known_by,
+            "rights": [right for right in Right if caller.may(right)],
         }
 
     @routes.get("/metrics")

@@ -14,6 +14,7 @@ from supervisor.vm import claims
 if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Forward
     from supervisor.qemu.qapi import RunStatus, SevMeasurement, SevStatus
+    from supervisor.runs.usage import Sample
     from supervisor.templates.registry import Entry
     from supervisor.vm.evidence import Evidence
     from supervisor.vm.vm import Vm
@@ -95,6 +96,14 @@ def measurement(vm: Vm, found: SevMeasurement) -> dict[str, Any]:
         "build_id": status.build_id,
         "policy": status.policy,
     }
+
+
+def usage(sample: Sample, vm_id: str) -> dict[str, Any] | None:
+    """The member ``usage`` of a VM that runs."""
+    found = sample.vms.get(vm_id)
+    if found is None:
+        return None
+    return {"at": moment(sample.at), "cpu_s": found.cpu_s, "memory_bytes": found.memory_bytes}
 
 
 def evidence(vm: Vm, found: Evidence) -> dict[str, Any]:

@@ -26,12 +26,17 @@ def blueprint(service: Service) -> Blueprint:
     @needs(Right.SEE)
     async def list_vms() -> Any:
         found, following = listing.page(service.vms.seen_by(current()), request.args)
-        return {"vms": [views.summary(vm) for vm in found], "next": following}
+        rows = [views.summary(vm) for vm in found]
+        if listing.wants_usage(request.args):
+            await _add_usage(service, *rows)
+        return {"vms": rows, "next": following}
 
     @routes.get("/<vm_id>")
     @needs(Right.SEE)
     async def show(vm_id: str) -> Any:
-        return views.everything(service.vms.see(vm_id, current()))
+        answer = views.everything(service.vms.see(vm_id, current()))
+        await _add_usage(service, answer)
+        return answer
 
     @routes.get("/<vm_id>/status")
     @needs(Right.SEE)
@@ -81,3 +86,9 @@ def blueprint(service: Service) -> Blueprint:
         return answer
 
     return routes
+
+
+async def _add_usage(service: Service, *answers: dict[str, Any]) -> None:
+    sample = await service.usages.sample(service.vms)
+    for answer in answers:
+        answer["usage"] = views.usage(sample, answer["id"])

@@ -1,0 +1,77 @@
+// A terminal on a guest's serial console. Many may look, one types.
+
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.mjs";
+import { Terminal } from "./vendor/xterm.mjs";
+import { openConsole } from "./api.mjs";
+
+const [FIRST_WAIT_MS, LONGEST_WAIT_MS] = [500, 5000];
+const [NORMAL, POLICY] = [1000, 1008];
+const MOST_UNDRAWN = 4 * 2 ** 20;
+
+// xterm.js makes its style sheets here; the page's policy lets those with its nonce in.
+const { nonce } = document.querySelector("script[nonce]");
+const create = document.createElement.bind(document);
+document.createElement = (name, options) => {
+  const element = create(name, options);
+  if (name === "style") element.nonce = nonce;
+  return element;
+};
+
+export function Console({ vm }) {
+  const box = useRef();
+  const live = useRef();
+  const [told, setTold] = useState("connecting");
+  const [writer, setWriter] = useState({ writer: null, you: false });
+  useEffect(() => {
+    // A serial line knows no size: guests take it for this one.
+    const terminal = new Terminal({ cols: 80, rows: 24, scrollback: 5000, screenReaderMode: true });
+    terminal.open(box.current);
+    let [closed, wait, timer, undrawn, socket] = [false, FIRST_WAIT_MS, null, 0, null];
+    let who = { writer: null, you: false };
+    const connect = () => {
+      socket = openConsole(vm.id);
+      socket.onopen = () => {
+        terminal.reset(); // the last of what was printed comes again
+        wait = FIRST_WAIT_MS;
+        setTold("connected");
+      };
+      socket.onmessage = ({ data }) => {
+        if (typeof data === "string") return setWriter((who = JSON.parse(data)));
+        undrawn += data.byteLength;
+        if (undrawn > MOST_UNDRAWN) return socket.close();
+        return terminal.write(new Uint8Array(data), () => (undrawn -= data.byteLength));
+      };
+      socket.onclose = ({ code, reason }) => {
+        setWriter((who = { writer: null, you: false }));
+        if (closed) return;
+        if (code === NORMAL || code === POLICY) return setTold(reason);
+        setTold("the connection is gone; trying again. What you type now is lost");
+        timer = setTimeout(connect, wait);
+        wait = Math.min(2 * wait, LONGEST_WAIT_MS);
+      };
+    };
+    const send = (bytes) => socket.readyState === WebSocket.OPEN && socket.send(bytes);
+    live.current = { take: () => (send('{"write": true}'), terminal.focus()) };
+    terminal.onData((text) => {
+      if (!who.you && who.writer !== null) return setTold(`not heard: ${who.writer} types. Take over first`);
+      if (!who.you) send('{"write": true}');
+      return send(new TextEncoder().encode(text));
+    });
+    terminal.attachCustomKeyEventHandler((event) => {
+      if (!(event.ctrlKey && event.key === "]")) return true;
+      document.getElementById("take").focus();
+      return false;
+    });
+    connect();
+    return () => {
+      closed = true;
+      clearTimeout(timer);
+      socket.close();
+      terminal.dispose();
+    };
+  }, [vm.id]);
+  const types = writer.you ? "You type." : writer.writer === null ? "Nobody types: begin, and you do." : `${writer.writer || "Somebody"} types.`;
+  return html`<p role="status">${told}. ${types} Ctrl-] leaves the terminal.</p>
+    <p class="buttons"><button id="take" onClick=${() => live.current.take()}>Take over typing</button></p>
+    <div class="terminal-box" tabindex="-1" ref=${box}></div>`;
+}

@@ -1,0 +1,151 @@
+// What the page knows of the supervisor, and how it stays up to date.
+
+import { useEffect, useState } from "./vendor/htm-preact.mjs";
+import { Gone, Problem, follow, get } from "./api.mjs";
+
+/** A value that several parts of the page show. */
+class Shared {
+  #listeners = new Set();
+  constructor(value) {
+    this.value = value;
+  }
+  set(value) {
+    this.value = value;
+    for (const listener of [...this.#listeners]) listener(value);
+  }
+  listen(listener) {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+}
+
+export function useShared(shared) {
+  const [value, set] = useState(shared.value);
+  useEffect(() => {
+    set(shared.value);
+    return shared.listen(set);
+  }, [shared]);
+  return value;
+}
+
+export const shared = (value) => new Shared(value);
+
+/** Who calls: undefined before that is known, null for a stranger. */
+export const caller = shared(undefined);
+
+export const may = (right) => Boolean(caller.value?.rights.includes(right));
+
+/** Whether events arrive: "connecting", "live", or "gone" since the time in `goneSince`. */
+export const link = shared("connecting");
+export let goneSince = null;
+
+const events = shared(null);
+const [FIRST_WAIT_MS, LONGEST_WAIT_MS] = [500, 5000];
+
+const pause = (ms, signal) =>
+  new Promise((done) => {
+    const timer = setTimeout(done, ms);
+    signal?.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
+  });
+
+function setLink(value) {
+  if (value === "gone" && link.value !== "gone") goneSince = new Date();
+  if (link.value !== value) link.set(value);
+}
+
+/** Follow events while somebody looks: a tab in the background has no connection. */
+export function useEvents() {
+  useEffect(() => {
+    let last = 0;
+    let looking = null;
+    const look = async (signal) => {
+      for (let wait = FIRST_WAIT_MS; !signal.aborted; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
+        try {
+          await follow(last, signal, (event) => {
+            if (event) last = event.sequence;
+            else setLink("live");
+            wait = FIRST_WAIT_MS;
+            // Without an event: something may have been missed.
+            events.set(event);
+          });
+        } catch (error) {
+          if (signal.aborted) return;
+          if (error instanceof Problem && error.status !== 429 && error.status < 500) return;
+        }
+        setLink("gone");
+        await pause(wait, signal);
+      }
+    };
+    const turn = () => {
+      looking?.abort();
+      if (document.hidden) return;
+      looking = new AbortController();
+      look(looking.signal);
+    };
+    turn();
+    document.addEventListener("visibilitychange", turn);
+    return () => {
+      document.removeEventListener("visibilitychange", turn);
+      looking?.abort();
+    };
+  }, []);
+}
+
+/** Call `told` with each event, and with null if some may have been missed. */
+export function useEvent(told, key) {
+  useEffect(() => events.listen(told), [key]);
+}
+
+/**
+ * What `load(signal)` answers, and its last error: loaded at once, after each event for which
+ * `wakes` is true, and every `everyMs` while somebody looks. Another `key` is another thing.
+ */
+export function useLoaded(load, key, { everyMs = 0, wakes = () => true, soonMs = 150 } = {}) {
+  const [state, set] = useState({ key });
+  useEffect(() => {
+    const stop = new AbortController();
+    let [busy, again, soon] = [false, false, null];
+    const reload = async () => {
+      if (busy) return void (again = true);
+      busy = true;
+      try {
+        const value = await load(stop.signal);
+        if (!stop.signal.aborted) set({ key, value });
+      } catch (error) {
+        if (!stop.signal.aborted) set((old) => ({ key, value: old.key === key ? old.value : undefined, error }));
+      }
+      busy = false;
+      if (again) wake();
+    };
+    const wake = () => {
+      again = false;
+      soon ??= setTimeout(() => ((soon = null), reload()), soonMs);
+    };
+    const deaf = events.listen((event) => (event === null || wakes(event)) && wake());
+    const ticking = everyMs ? setInterval(() => document.hidden || reload(), everyMs) : null;
+    reload();
+    return () => {
+      stop.abort();
+      deaf();
+      clearInterval(ticking);
+      clearTimeout(soon);
+    };
+  }, [key]);
+  return state.key === key ? state : { key };
+}
+
+/** The VM, once `is` is true of it. The supervisor may go away meanwhile and come back. */
+export async function untilVm(id, is) {
+  for (;;) {
+    try {
+      const vm = await get(`vms/${id}`);
+      if (is(vm)) return vm;
+    } catch (error) {
+      if (!(error instanceof Gone)) throw error;
+    }
+    const heard = new AbortController();
+    const deaf = events.listen((event) => (event === null || event.vm === id) && heard.abort());
+    await pause(2000, heard.signal);
+    deaf();
+  }
+}

@@ -1,0 +1,50 @@
+// The table of VMs.
+
+import { html, useState } from "./vendor/htm-preact.mjs";
+import { get } from "./api.mjs";
+import { may, useLoaded } from "./live.mjs";
+import { At, Failure, NOTHING, State, cpu, duration, labels, outcome, percent, short, size, tee } from "./words.mjs";
+
+const WHICH = { live: "ended=false", ended: "ended=true", all: "" };
+
+export function Vms({ which = "live" }) {
+  const [limit, setLimit] = useState(100);
+  const path = `vms?order=newest&usage=true&limit=${limit}&${WHICH[which]}`;
+  const { value, error } = useLoaded((signal) => get(path, signal), path, { everyMs: 3000 });
+  return html`<h1>VMs</h1>
+    <nav class="tabs" aria-label="Which VMs">
+      ${Object.keys(WHICH).map((one) => html`<a href="#/vms?${one}" aria-current=${one === which ? "page" : undefined}>${one}</a>`)}
+      ${may("run") && html`<a class="action" href="#/run">Run a computation</a>`}
+    </nav>
+    <${Failure} error=${error} />
+    ${value && (value.vms.length ? html`<${Table} vms=${value.vms} />` : html`<p>There is no such VM.</p>`)}
+    ${value?.next && html`<p><button onClick=${() => setLimit(Math.min(1000, limit + 200))}>Show more</button></p>`}`;
+}
+
+export function Table({ vms }) {
+  const columns = ["VM", "State", "For", "Owner", "Up", "CPU", "Memory", "Agent", "TEE", "Outcome", "Labels", "Created"];
+  return html`<table class="cards">
+    <thead><tr>${columns.map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
+    <tbody>
+      ${vms.map((vm) => {
+        const cells = [
+          html`<${State} ...${vm} />`,
+          vm.purpose,
+          vm.owner ?? NOTHING,
+          duration(vm.uptime_s),
+          percent(cpu(vm)),
+          size(vm.usage?.memory_bytes),
+          vm.agent_ready ? "ready" : NOTHING,
+          tee(vm),
+          outcome(vm),
+          labels(vm).join(" ") || NOTHING,
+          html`<${At} at=${vm.created_at} />`,
+        ];
+        return html`<tr key=${vm.id}>
+          <th scope="row"><a href="#/vms/${vm.id}" title=${vm.id}>${short(vm.id)}</a></th>
+          ${cells.map((cell, number) => html`<td data-name=${columns[number + 1]}>${cell}</td>`)}
+        </tr>`;
+      })}
+    </tbody>
+  </table>`;
+}
