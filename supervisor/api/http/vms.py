@@ -91,4 +91,5 @@ def blueprint(service: Service) -> Blueprint:
 async def _add_usage(service: Service, *answers: dict[str, Any]) -> None:
     sample = await service.usages.sample(service.vms)
     for answer in answers:
-        answer["usage"] = views.usage(sample, answer["id"])
+        # It may have ended since.
+        answer["usage"] = None if answer["ended"] else views.usage(sample, answer["id"])
