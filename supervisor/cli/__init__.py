@@ -17,6 +17,7 @@ _COMMANDS = {
     "send": "compute:send",
     "result": "compute:result",
     "ls": "vms:list_vms",
+    "top": "top:top",
     "show": "vms:show",
     "reply": "vms:reply",
     "shutdown": "vms:shutdown",
