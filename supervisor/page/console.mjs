@@ -24,7 +24,13 @@ export function Console({ vm }) {
   const [writer, setWriter] = useState({ writer: null, you: false });
   useEffect(() => {
     // A serial line knows no size: guests take it for this one.
-    const terminal = new Terminal({ cols: 80, rows: 24, scrollback: 5000, screenReaderMode: true });
+    const terminal = new Terminal({
+      cols: 80,
+      rows: 24,
+      scrollback: 5000,
+      screenReaderMode: true,
+      linkHandler: { activate: () => {} }, // a guest chooses where its links lead
+    });
     terminal.open(box.current);
     let [closed, wait, timer, undrawn, socket] = [false, FIRST_WAIT_MS, null, 0, null];
     let who = { writer: null, you: false };

@@ -102,6 +102,7 @@ def test_a_day_at_the_page(tmp_path: Path) -> None:
     settings = {"MANAGER_AUTH": "on", "MANAGER_HTTP_PORT": str(free_port())}
     with workplace() as tmp, browser() as chromium:
         _, token = tokens.create(tmp / "tokens.json", "olivia", Role.OPERATE, None, tokens.now())
+        _, reader = tokens.create(tmp / "tokens.json", "rita", Role.READ, None, tokens.now())
         with started(tmp, **settings) as supervisor:
             url = f"http://127.0.0.1:{settings['MANAGER_HTTP_PORT']}/"
             with looking(chromium, url, told) as page:
@@ -125,6 +126,7 @@ def test_a_day_at_the_page(tmp_path: Path) -> None:
                     expect(page.get_by_text("has not answered since")).to_be_hidden()
                     told.clear()
                     _end(page, vm_id)
+                    _read(chromium, url, reader, told)
                     _phone(chromium, url, token, told)
                     assert told == []
 
@@ -154,6 +156,9 @@ def _watch(page: Page, vm_id: str) -> None:
     page.get_by_role("button", name="Show the result").click()
     expect(page.get_by_label("Result", exact=True)).to_have_text("y = 3.00 x + 7.0")
     expect(page.get_by_label("stdout")).to_contain_text("rows: 1000 <img src=x")
+    with page.expect_download() as saving:
+        page.get_by_role("button", name="Save the result").click()
+    assert saving.value.path().read_bytes() == b"y = 3.00 x + 7.0"
     check(page)
     # One that fails, and why.
     page.locator("[name=algorithm]").set_input_files(
@@ -216,6 +221,24 @@ def _end(page: Page, vm_id: str) -> None:
     page.get_by_role("row").filter(has_text=vm_id[:8]).get_by_role("link").click()
     page.get_by_role("link", name="Result").click()
     expect(page.get_by_label("stderr")).to_contain_text("no data")
+
+
+def _read(chromium: Browser, url: str, token: str, told: list[str]) -> None:
+    """One who may look and nothing else is shown nothing else."""
+    with looking(chromium, f"{url}#/vms?all", told) as page:
+        sign_in(page, token)
+        page.get_by_role("row").last.get_by_role("link").click()
+        expect(page.get_by_role("link", name="Events")).to_be_visible()
+        for name in ("Run", "Logs", "Console", "Result"):
+            expect(page.get_by_role("link", name=name, exact=True)).to_have_count(0)
+        expect(page.get_by_role("button")).to_have_count(1)  # Sign out
+        # In another tab nobody is asked again.
+        other = page.context.new_page()
+        other.goto(url)
+        expect(other.get_by_text("rita (read)")).to_be_visible()
+        page.get_by_role("button", name="Sign out").click()
+        expect(other.get_by_role("heading", name="Sign in")).to_be_visible()
+        told[:] = [line for line in told if "401" not in line]
 
 
 def _phone(chromium: Browser, url: str, token: str, told: list[str]) -> None:
