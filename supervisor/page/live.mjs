@@ -98,9 +98,10 @@ export function useEvent(told, key) {
 
 /**
  * What `load(signal)` answers, and its last error: loaded at once, after each event for which
- * `wakes` is true, and every `everyMs` while somebody looks. Another `key` is another thing.
+ * `wakes` is true, and every `everyMs` while somebody looks. Another `key` is another thing; with
+ * another `version` it is the same thing, which is loaded again.
  */
-export function useLoaded(load, key, { everyMs = 0, wakes = () => true, soonMs = 150 } = {}) {
+export function useLoaded(load, key, { everyMs = 0, wakes = () => true, soonMs = 150, version = null } = {}) {
   const [state, set] = useState({ key });
   useEffect(() => {
     const stop = new AbortController();
@@ -130,7 +131,7 @@ export function useLoaded(load, key, { everyMs = 0, wakes = () => true, soonMs =
       clearInterval(ticking);
       clearTimeout(soon);
     };
-  }, [key]);
+  }, [key, version]);
   return state.key === key ? state : { key };
 }
 

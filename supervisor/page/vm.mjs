@@ -116,10 +116,10 @@ const SHOWN = 64 * 1024;
 
 function Result({ vm }) {
   const [shown, setShown] = useState(null);
-  const wakes = (event) => event.vm === vm.id && ["compute", "relay", "state"].includes(event.event);
   const told = vm.computed !== null && !["running", "interrupted"].includes(vm.computed);
   const load = async (signal) => (told ? get(`vms/${vm.id}/outcome`, signal) : null);
-  const { value, error } = useLoaded(load, `${vm.id} ${vm.computed}`, { wakes });
+  // Not by events: only what is known of the VM says whether there is an outcome to ask for.
+  const { value, error } = useLoaded(load, `${vm.id} ${told}`, { wakes: () => false, version: vm.sequence });
   const fetch = (act) => () => perform("Fetch the result of", vm.id, async (say) => {
     const file = await getFile(`vms/${vm.id}/result`, (bytes) => say({ note: `${size(bytes)} of ${size(value.result_size)}` }));
     await act(file);
