@@ -66,10 +66,14 @@ const Choice = ({ name, values }) => html`<select name=${name}>
 function submitted(what, vm, act, setError) {
   return async (event) => {
     event.preventDefault();
+    const { dataset } = event.target;
+    if (dataset.busy) return;
     const form = new FormData(event.target);
     setError(null);
-    if (vm && !form.get("algorithm").size) return setError(new Error("Choose the file of an algorithm."));
-    return perform(what, vm, (say) => act(form, say));
+    if (vm && !form.get("algorithm").size) return void setError(new Error("Choose the file of an algorithm."));
+    dataset.busy = "yes"; // a second click is not a second run
+    await perform(what, vm, (say) => act(form, say));
+    delete dataset.busy;
   };
 }
 

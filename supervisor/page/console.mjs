@@ -33,11 +33,11 @@ export function Console({ vm }) {
     });
     terminal.open(box.current);
     let [closed, wait, timer, undrawn, socket] = [false, FIRST_WAIT_MS, null, 0, null];
-    let who = { writer: null, you: false };
+    let who = null; // until the supervisor has said
     const connect = () => {
       socket = openConsole(vm.id);
       socket.onopen = () => {
-        terminal.reset(); // the last of what was printed comes again
+        terminal.write("", () => terminal.reset()); // the last of what was printed comes again
         wait = FIRST_WAIT_MS;
         setTold("connected");
       };
@@ -48,7 +48,8 @@ export function Console({ vm }) {
         return terminal.write(new Uint8Array(data), () => (undrawn -= data.byteLength));
       };
       socket.onclose = ({ code, reason }) => {
-        setWriter((who = { writer: null, you: false }));
+        who = null;
+        setWriter({ writer: null, you: false });
         if (closed) return;
         if (code === NORMAL || code === POLICY) return setTold(reason);
         setTold("the connection is gone; trying again. What you type now is lost");
@@ -58,13 +59,17 @@ export function Console({ vm }) {
     };
     const send = (bytes) => socket.readyState === WebSocket.OPEN && socket.send(bytes);
     live.current = { take: () => (send('{"write": true}'), terminal.focus()) };
-    terminal.onData((text) => {
-      if (!who.you && who.writer !== null) return setTold(`not heard: ${who.writer} types. Take over first`);
-      if (!who.you) send('{"write": true}');
-      return send(new TextEncoder().encode(text));
+    // A key alone takes over: the terminal also answers questions of the guest's by itself.
+    terminal.onKey(() => {
+      if (who === null || who.you) return;
+      if (who.writer !== null) return void setTold(`not heard: ${who.writer || "somebody"} types. Take over first`);
+      send('{"write": true}');
+      who = { ...who, you: true };
     });
+    terminal.onData((text) => who?.you && send(new TextEncoder().encode(text)));
     terminal.attachCustomKeyEventHandler((event) => {
-      if (!(event.ctrlKey && event.key === "]")) return true;
+      const leaves = event.ctrlKey && !event.altKey && !event.getModifierState("AltGraph") && event.key === "]";
+      if (!leaves) return true;
       document.getElementById("take").focus();
       return false;
     });

@@ -13,7 +13,7 @@ export const Host = () => html`<h1>Host</h1>
 
 function Checks() {
   const [round, setRound] = useState(0);
-  const { value, error } = useLoaded((signal) => get("host/checks", signal), round, { wakes: () => false });
+  const { value, error } = useLoaded((signal) => get("host/checks", signal), round, { wakes: () => false, quiet: true });
   return html`<h2>Checks</h2>
     <${Failure} error=${error} />
     ${value ? html`<table><thead><tr><th scope="col">Verdict</th><th scope="col">Of</th><th scope="col">What was found</th></tr></thead>
@@ -23,7 +23,7 @@ function Checks() {
 }
 
 function Technologies() {
-  const { value, error } = useLoaded((signal) => get("host", signal), "host", { wakes: () => false });
+  const { value, error } = useLoaded((signal) => get("host", signal), "host", { wakes: () => false, quiet: true });
   const layers = Object.keys(Object.values(value?.technologies ?? {})[0] ?? {});
   return html`<h2>Confidential guests</h2>
     <${Failure} error=${error} />

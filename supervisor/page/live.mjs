@@ -35,9 +35,10 @@ export const caller = shared(undefined);
 
 export const may = (right) => Boolean(caller.value?.rights.includes(right));
 
-/** Whether events arrive: "connecting", "live", or "gone" since the time in `goneSince`. */
+/** Whether events arrive: "connecting", "live", "gone" since `goneSince`, "refused" by `linkProblem`. */
 export const link = shared("connecting");
 export let goneSince = null;
+export let linkProblem = null;
 
 const events = shared(null);
 const [FIRST_WAIT_MS, LONGEST_WAIT_MS] = [500, 5000];
@@ -70,7 +71,13 @@ export function useEvents() {
           });
         } catch (error) {
           if (signal.aborted) return;
-          if (error instanceof Problem && error.status !== 429 && error.status < 500) return;
+          if (error.status === 401) return; // whoever it is signs in again
+          if (error instanceof Problem) {
+            linkProblem = error;
+            setLink("refused");
+            await pause(1000 * (error.retryAfter || 5), signal);
+            continue;
+          }
         }
         setLink("gone");
         await pause(wait, signal);
@@ -99,9 +106,9 @@ export function useEvent(told, key) {
 /**
  * What `load(signal)` answers, and its last error: loaded at once, after each event for which
  * `wakes` is true, and every `everyMs` while somebody looks. Another `key` is another thing; with
- * another `version` it is the same thing, which is loaded again.
+ * another `version` it is the same thing, which is loaded again. `quiet`: not when events come back.
  */
-export function useLoaded(load, key, { everyMs = 0, wakes = () => true, soonMs = 150, version = null } = {}) {
+export function useLoaded(load, key, { everyMs = 0, wakes = () => true, soonMs = 500, version = null, quiet = false } = {}) {
   const [state, set] = useState({ key });
   useEffect(() => {
     const stop = new AbortController();
@@ -122,7 +129,7 @@ export function useLoaded(load, key, { everyMs = 0, wakes = () => true, soonMs =
       again = false;
       soon ??= setTimeout(() => ((soon = null), reload()), soonMs);
     };
-    const deaf = events.listen((event) => (event === null || wakes(event)) && wake());
+    const deaf = events.listen((event) => (event === null ? !quiet : wakes(event)) && wake());
     const ticking = everyMs ? setInterval(() => document.hidden || reload(), everyMs) : null;
     reload();
     return () => {
@@ -142,7 +149,8 @@ export async function untilVm(id, is) {
       const vm = await get(`vms/${id}`);
       if (is(vm)) return vm;
     } catch (error) {
-      if (!(error instanceof Gone)) throw error;
+      const passes = error instanceof Gone || error.status === 429 || error.status >= 500;
+      if (!passes) throw error;
     }
     const heard = new AbortController();
     const deaf = events.listen((event) => (event === null || event.vm === id) && heard.abort());

@@ -21,7 +21,7 @@ export function Logs({ vm }) {
     setOver(false);
     show(`vms/${vm.id}/logs?source=${source}&tail=${LINES}&follow=1`, text.current, stop.signal).then(
       () => stop.signal.aborted || setOver(true),
-      (failed) => stop.signal.aborted || setError(failed),
+      (failed) => stop.signal.aborted || (setOver(true), setError(failed)),
     );
     return () => stop.abort();
   }, [vm.id, source]);
@@ -30,7 +30,7 @@ export function Logs({ vm }) {
         <option value="serial">the guest (serial console)</option>
         <option value="qemu">QEMU</option>
       </select></label>
-      ${" "}${over ? "The VM has ended: this is all." : "New lines appear by themselves."}
+      ${" "}${over ? (vm.ended ? "The VM has ended: this is all." : "No more lines appear: choose anew.") : "New lines appear by themselves."}
     </p>
     <${Failure} error=${error} />
     <pre class="log" tabindex="0" role="log" aria-label="Log" ref=${text}></pre>`;

@@ -2,14 +2,14 @@
 
 import { html, render, useEffect, useState } from "./vendor/htm-preact.mjs";
 import { hasToken, signIn, signOut, whoAmI } from "./api.mjs";
-import { caller, goneSince, link, may, useEvents, useShared } from "./live.mjs";
+import { caller, goneSince, link, linkProblem, may, useEvents, useShared } from "./live.mjs";
 import { Run } from "./compute.mjs";
 import { Host } from "./host.mjs";
 import { Question } from "./question.mjs";
-import { Tasks } from "./tasks.mjs";
+import { Tasks, forget } from "./tasks.mjs";
 import { Vm } from "./vm.mjs";
 import { Vms } from "./vms.mjs";
-import { Failure } from "./words.mjs";
+import { Failure, sentence } from "./words.mjs";
 
 function useHash() {
   const [hash, set] = useState(location.hash);
@@ -33,6 +33,9 @@ function part(hash) {
 
 function Link() {
   const state = useShared(link);
+  if (state === "refused") {
+    return html`<p class="gone" role="alert"><span aria-hidden="true">!</span> Nothing changes here by itself now: ${sentence(linkProblem)}</p>`;
+  }
   if (state !== "gone") return null;
   return html`<p class="gone" role="alert"><span aria-hidden="true">!</span> The supervisor has not answered since ${goneSince.toLocaleTimeString()}.
     What you see is of that time. This page tries again by itself; VMs go on without it.</p>`;
@@ -106,11 +109,17 @@ function Page() {
       }
     };
     const stranger = () => caller.value && ask();
-    addEventListener("caller", ask);
+    // What one caller has seen and done is not for the next.
+    const change = () => {
+      forget();
+      caller.set(undefined);
+      ask();
+    };
+    addEventListener("caller", change);
     addEventListener("stranger", stranger);
     ask();
     return () => {
-      removeEventListener("caller", ask);
+      removeEventListener("caller", change);
       removeEventListener("stranger", stranger);
     };
   }, []);

@@ -5,7 +5,7 @@ import { shared, useShared } from "./live.mjs";
 import { duration, sentence, short } from "./words.mjs";
 
 const KEY = "qmp-supervisor.tasks";
-const MOST = 30;
+const [MOST, MOST_WORDS] = [30, 500];
 const UNDER_WAY = "under way";
 
 function kept() {
@@ -23,8 +23,14 @@ const tasks = shared(kept());
 function put(task) {
   const others = tasks.value.filter((one) => one.number !== task.number);
   const all = [task, ...others].sort((one, other) => other.number - one.number).slice(0, MOST);
-  sessionStorage.setItem(KEY, JSON.stringify(all));
   tasks.set(all);
+  sessionStorage.setItem(KEY, JSON.stringify(all));
+}
+
+/** Whoever looks now has done none of them. */
+export function forget() {
+  sessionStorage.removeItem(KEY);
+  tasks.set([]);
 }
 
 /**
@@ -40,7 +46,7 @@ export async function perform(what, vm, act) {
     say({ state: "done", note: note ?? "", ended: Date.now() });
     return true;
   } catch (error) {
-    say({ state: "failed", note: sentence(error), ended: Date.now() });
+    say({ state: "failed", note: sentence(error).slice(0, MOST_WORDS), ended: Date.now() });
     return false;
   }
 }

@@ -27,7 +27,7 @@ from supervisor.qemu.option import escape
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from supervisor.qemu.users import User
 
@@ -361,12 +361,18 @@ class Usage:
     memory_bytes: int
 
 
+def _below(pid: int) -> Iterator[int]:
+    """The processes that a process has started, and theirs."""
+    # Not by psutil: it looks at every process of the host.
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split():
+            yield int(child)
+            yield from _below(int(child))
+
+
 def usage(identity: ProcessId) -> Usage | None:
     """None if the process is gone. Blocking. Source: proc(5), /proc/pid/stat"""
-    pids = [identity.pid]
-    if identity.sudo:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            pids += [child.pid for child in psutil.Process(identity.pid).children(recursive=True)]
+    pids = [identity.pid, *(_below(identity.pid) if identity.sudo else ())]
     first, *others = [_stat(pid) for pid in pids]
     if first is None or int(first[19]) != identity.start_ticks:
         return None

@@ -30,7 +30,7 @@ _OF_CHECK = ("name", "verdict", "detail", "advice")
 def blueprint(service: Service, examine: Examine) -> Blueprint:
     routes = Blueprint("host", __name__)
     #: Each starts a QEMU.
-    one_at_a_time = trio.CapacityLimiter(1)
+    one_at_a_time, one_check = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
 
     @routes.get("/host")
     @needs(Right.HOST)
@@ -48,7 +48,7 @@ def blueprint(service: Service, examine: Examine) -> Blueprint:
     @routes.get("/host/checks")
     @needs(Right.HOST)
     async def show_checks() -> Any:
-        found = await trio.to_thread.run_sync(lambda: list(examine()), limiter=one_at_a_time)
+        found = await trio.to_thread.run_sync(lambda: list(examine()), limiter=one_check)
         return {
             "checks": [{name: getattr(check, name) for name in _OF_CHECK} for check in found],
         }
