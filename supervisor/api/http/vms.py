@@ -34,9 +34,7 @@ def blueprint(service: Service) -> Blueprint:
     @routes.get("/<vm_id>")
     @needs(Right.SEE)
     async def show(vm_id: str) -> Any:
-        answer = views.everything(service.vms.see(vm_id, current()))
-        await _add_usage(service, answer)
-        return answer
+        return await _everything(service, service.vms.see(vm_id, current()))
 
     @routes.get("/<vm_id>/status")
     @needs(Right.SEE)
@@ -52,7 +50,7 @@ def blueprint(service: Service) -> Blueprint:
         vm = service.vms.get(vm_id, current())
         wanted = await json_body.read_optional(ShutdownRequest)
         await service.end(vm, wanted.mode)
-        return views.everything(vm)
+        return await _everything(service, vm)
 
     @routes.post("/<vm_id>/pause")
     @needs(Right.USE)
@@ -86,6 +84,12 @@ def blueprint(service: Service) -> Blueprint:
         return answer
 
     return routes
+
+
+async def _everything(service: Service, vm: Vm) -> dict[str, Any]:
+    answer = views.everything(vm)
+    await _add_usage(service, answer)
+    return answer
 
 
 async def _add_usage(service: Service, *answers: dict[str, Any]) -> None:
