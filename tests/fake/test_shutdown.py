@@ -214,7 +214,7 @@ async def test_delete_of_a_vm_whose_qemu_hangs_at_its_start(world: World) -> Non
         await guest.until("end")
 
 
-@pytest.mark.parametrize("vm_id", ["no-such", "..", "%2e%2e", "0", "a%2fb"])
+@pytest.mark.parametrize("vm_id", ["no-such", "%2e%2e", "0", "a%2fb"])
 @pytest.mark.parametrize(
     ("method", "rest"), [("GET", ""), ("GET", "/status"), ("DELETE", ""), ("POST", "/shutdown")]
 )
