@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.waiting import Backoff
 from tests.support.world import World, open_world
 
 if TYPE_CHECKING:
@@ -44,10 +43,3 @@ async def world(short_tmp: Path, base_image: Path) -> AsyncIterator[World]:
     async with open_world(short_tmp) as made:
         shutil.copyfile(base_image, made.image)
         yield made
-
-
-@pytest.fixture
-def soon(world: World) -> None:
-    """Template builder and pool look all the time, and try at once again what has failed."""
-    at_once = Backoff(0.01, 0.01)
-    world.hasten(pool_look_s=0.01, pool_retry=at_once, template_look_s=0.01, template_retry=at_once)

@@ -40,8 +40,8 @@ def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 # --- what becomes of those that wait --------------------------------------------------------
 
 
-@pytest.mark.usefixtures("soon")
 async def test_one_that_crashes_is_replaced(world: World) -> None:
+    world.soon()
     async with world.serve(**COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
         (guest, _) = await guests_of(world, waiting)
@@ -102,8 +102,8 @@ class Patched:
         return getattr(trio, name)
 
 
-@pytest.mark.usefixtures("soon")
 async def test_those_that_are_too_old_are_replaced(world: World) -> None:
+    world.soon()
     async with world.serve(**COLD) as supervisor:
         waiting = await pool(supervisor.http, 2)
         for vm in map(supervisor.vm, waiting):
@@ -117,11 +117,11 @@ async def test_those_that_are_too_old_are_replaced(world: World) -> None:
             assert guest.count("Run") == 0
 
 
-@pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("settings", [{}, COLD], ids=["clones", "cold"])
 async def test_those_of_an_earlier_image_are_replaced(
     world: World, settings: dict[str, str]
 ) -> None:
+    world.soon()
     async with world.serve(**settings) as supervisor:
         waiting = await pool(supervisor.http, 2)
         old = (await show(supervisor.http, waiting[0]))["template"]

@@ -249,8 +249,8 @@ async def test_template_that_cannot_be_made(
         assert not directories(world)
 
 
-@pytest.mark.usefixtures("soon")
 async def test_it_is_tried_again(world: World) -> None:
+    world.soon()
     world.scenario(prepare="refuse")
     async with world.serve() as supervisor:
         for _ in range(3):
@@ -300,8 +300,8 @@ async def test_migration_that_hangs_is_not_waited_for_for_ever(world: World) -> 
         await builder.until("end")
 
 
-@pytest.mark.usefixtures("soon")
 async def test_builder_that_somebody_deletes(world: World) -> None:
+    world.soon()
     world.scenario(agent="none")
     async with world.serve() as supervisor:
         builder = await world.guest()

@@ -285,9 +285,9 @@ async def test_builder_takes_no_runs_place(world: World) -> None:
         assert not is_clone(await run(supervisor.http))
 
 
-@pytest.mark.usefixtures("soon")
 async def test_builder_waits_for_room(world: World) -> None:
     """All virtual CPUs are a VM's that an earlier supervisor left."""
+    world.soon()
     cpus = len(os.sched_getaffinity(0))
     one_vm = {"MANAGER_VCPU_OVERCOMMIT": "1", "MANAGER_QEMU_SMP_COUNT": str(cpus)}
     async with world.serve(MANAGER_TEMPLATES="off", **one_vm) as supervisor:

@@ -25,6 +25,7 @@ from supervisor.config import OnStop, Timing
 from supervisor.errors import SupervisorError
 from supervisor.pb import manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 from supervisor.qemu.host import Clock
+from supervisor.waiting import Backoff
 from tests.support import small_host
 from tests.support.guest import Apart, Guest
 from tests.support.scenario import Scenario
@@ -172,6 +173,11 @@ class World:
     def hasten(self, **timing: Any) -> None:
         """Have supervisors from now on wait less, or longer, where no setting says how long."""
         self.timing = attrs.evolve(self.timing, **timing)
+
+    def soon(self) -> None:
+        """Template builder and pool look all the time, and try at once again what has failed."""
+        again = Backoff(0.01, 0.01)
+        self.hasten(pool_look_s=0.01, pool_retry=again, template_look_s=0.01, template_retry=again)
 
     def scenario(self, **behaviour: Any) -> None:
         Scenario(**behaviour).write(self.directory / "scenario.json")
