@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Where the files are.
 DIRECTORY = Path(__file__).parents[2] / "page"
 _PAGE = "index.html"
-_TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".LICENSE": "text/plain"}
+_TYPES = {".mjs": "text/javascript", ".LICENSE": "text/plain"}
 #: In the page, in the place of what is another one in each answer.
 _NONCE = b"{{nonce}}"
 
