@@ -243,7 +243,8 @@ async def test_adopted_guest_may_have_been_paused_and_its_agent_may_be_gone(worl
         assert agent_events(world, vm_id)[-1] == ("agent-lost", "refused")
 
 
-async def test_pool_replaces_a_vm_whose_agent_is_lost(world: World, soon: None) -> None:
+async def test_pool_replaces_a_vm_whose_agent_is_lost(world: World) -> None:
+    world.soon()
     world.scenario(tells_life=True)
     async with world.serve(**BEAT, MANAGER_POOL_SIZE="1", MANAGER_TEMPLATES="off") as supervisor:
         first = await world.guest()

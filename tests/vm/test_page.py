@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
+from supervisor import bridge  # noqa: F401  it takes the place of asyncio's policy
 from supervisor.api.auth import tokens
 from supervisor.caller import Role
 from tests.vm.conftest import PATIENCE_S, started, workplace
@@ -35,6 +37,8 @@ SERIOUS = {"serious", "critical"}
 
 @contextmanager
 def browser() -> Iterator[Browser]:
+    """Its event loop is asyncio's own, and not the one of trio-asyncio, which is for trio alone."""
+    asyncio.set_event_loop_policy(asyncio.get_event_loop_policy())
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(
             executable_path=CHROMIUM,
