@@ -95,6 +95,20 @@ class Outcome:
     result_sha256: str
 
 
+@attrs.frozen
+class Printed:
+    """What algorithms have printed, as far as it is known. The guest may tell anything.
+
+    :param run: which algorithm of the agent's; 0 for none
+    :param position: how many bytes that one has printed, to the end of the data
+    :param data: the last of what was not known before
+    """
+
+    run: int = 0
+    position: int = 0
+    data: bytes = b""
+
+
 async def upload(
     agent: Agent,
     part: Part,
@@ -219,6 +233,22 @@ async def compute(
     finally:
         if call:
             call.cancel()
+
+
+async def printed(agent: Agent, known: Printed) -> Printed:
+    """What the algorithm that runs has printed beyond what is known, or else the last one.
+
+    :raises AgentError: if the agent refuses, or does not know this call
+    """
+    request = compute_pb2.PrintedRequest(run=known.run, position=known.position)
+
+    async def ask() -> Any:  # asyncio-flavoured
+        stub = compute_pb2_grpc.ComputeServiceStub(agent.channel)
+        return await stub.Printed(request, metadata=agent.metadata)
+
+    with told(agent.vm_id):
+        answer = await aio_as_trio(ask)()
+    return Printed(answer.run, answer.position, answer.data[-_PRINTED_BYTES:])
 
 
 def _outcome(vm_id: str, part: Any) -> Outcome:

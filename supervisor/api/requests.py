@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import enum
 import re
+from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NewType, TypeVar
 
 import attrs
@@ -422,6 +424,23 @@ def line_count(given: str) -> int:
     if not _NUMBER.fullmatch(given):
         raise InvalidRequest("tail must be a number of lines", member="tail")
     return int(given)
+
+
+def point_in_time(member: str, given: str, now: datetime) -> datetime:
+    """So long ago, or a time as RFC 3339 has it.
+
+    :raises InvalidRequest: also if the time has no offset
+    """
+    try:
+        return now - timedelta(seconds=parse_seconds(given))
+    except ValueError:
+        with suppress(ValueError):
+            # A plus sign that was not escaped in a query is a space there.
+            found = datetime.fromisoformat(given.replace(" ", "+"))
+            if found.tzinfo:
+                return found
+        text = f"{member} must be a duration such as 10m, or a time such as 2026-01-31T13:05:00Z"
+        raise InvalidRequest(text, member=member) from None
 
 
 def event_number(given: str | int) -> int:

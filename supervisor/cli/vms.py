@@ -269,17 +269,29 @@ def computation(client: Client, vm_id: str, stop: bool, as_json: bool) -> None:
 @one_vm
 @click.option("-f", "--follow", is_flag=True, help="Go on until the VM has ended.")
 @click.option("-n", "--tail", type=click.IntRange(0), help="The last so many lines.")
-@click.option("--qemu", is_flag=True, help="What QEMU has printed, and not the guest.")
+@click.option("--since", help="So long ago or later, 10m, or at this time or later.")
+@click.option(
+    "--algorithm", "source", flag_value="algorithm", help="What the VM's algorithms have printed."
+)
+@click.option("--qemu", "source", flag_value="qemu", help="What QEMU has printed.")
 @uses_supervisor
-def logs(client: Client, vm_id: str, follow: bool, tail: int | None, qemu: bool) -> None:
+def logs(
+    client: Client,
+    vm_id: str,
+    follow: bool,
+    tail: int | None,
+    since: str | None,
+    source: str | None,
+) -> None:
     """Print what a VM's guest has printed on its console. Ctrl-C ends the command.
 
-    A pipe gets it byte for byte. What an algorithm has printed is shown by compute and result.
+    A pipe gets it byte for byte.
     """
-    asked = {"source": "qemu" if qemu else "serial", "follow": int(follow)}
+    wishes = {"source": source, "follow": int(follow), "tail": tail, "since": since}
+    asked = {name: wish for name, wish in wishes.items() if wish is not None}
     path = f"/vms/{client.find(vm_id)}/logs?{urlencode(asked)}"
     decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
-    for piece in client.stream(path if tail is None else f"{path}&tail={tail}"):
+    for piece in client.stream(path):
         print_piece(decoder.decode(piece))
     print_piece(decoder.decode(b"", final=True))
 

@@ -62,6 +62,8 @@ class Timing:
     console_look_s: float = 1.0
     #: How often a log that somebody follows is looked at.
     log_look_s: float = 0.25
+    #: How often an agent is asked what its algorithm has printed.
+    printed_look_s: float = 1.0
     retention_look_s: float = 60.0
     sse_keep_alive_s: float = 15.0
     template_look_s: float = 10.0

@@ -28,6 +28,7 @@ export function Logs({ vm }) {
   return html`<p>
       <label>Of <select value=${source} onChange=${(event) => setSource(event.target.value)}>
         <option value="serial">the guest (serial console)</option>
+        <option value="algorithm">its algorithms</option>
         <option value="qemu">QEMU</option>
       </select></label>
       ${" "}${over ? (vm.ended ? "The VM has ended: this is all." : "No more lines appear: choose anew.") : "New lines appear by themselves."}

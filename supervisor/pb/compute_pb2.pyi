@@ -59,6 +59,24 @@ class LastOutcomeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class PrintedRequest(_message.Message):
+    __slots__ = ("run", "position")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    run: int
+    position: int
+    def __init__(self, run: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+
+class PrintedResponse(_message.Message):
+    __slots__ = ("run", "position", "data")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    run: int
+    position: int
+    data: bytes
+    def __init__(self, run: _Optional[int] = ..., position: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
 class Outcome(_message.Message):
     __slots__ = ("state", "error", "exit_status", "stdout", "stderr", "algorithm_id", "dataset_ids", "duration_ms", "result_size", "result_sha256")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):

@@ -49,6 +49,11 @@ class ComputeServiceStub:
                 request_serializer=supervisor_dot_pb_dot_compute__pb2.LastOutcomeRequest.SerializeToString,
                 response_deserializer=supervisor_dot_pb_dot_compute__pb2.Outcome.FromString,
                 _registered_method=True)
+        self.Printed = channel.unary_unary(
+                '/compute.ComputeService/Printed',
+                request_serializer=supervisor_dot_pb_dot_compute__pb2.PrintedRequest.SerializeToString,
+                response_deserializer=supervisor_dot_pb_dot_compute__pb2.PrintedResponse.FromString,
+                _registered_method=True)
 
 
 class ComputeServiceServicer:
@@ -81,6 +86,14 @@ class ComputeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Printed(self, request, context):
+        """What the algorithm that runs has printed, or else the last one: stdout and stderr as they came.
+        Who follows it asks again with the answer's run and position.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ComputeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -98,6 +111,11 @@ def add_ComputeServiceServicer_to_server(servicer, server):
                     servicer.LastOutcome,
                     request_deserializer=supervisor_dot_pb_dot_compute__pb2.LastOutcomeRequest.FromString,
                     response_serializer=supervisor_dot_pb_dot_compute__pb2.Outcome.SerializeToString,
+            ),
+            'Printed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Printed,
+                    request_deserializer=supervisor_dot_pb_dot_compute__pb2.PrintedRequest.FromString,
+                    response_serializer=supervisor_dot_pb_dot_compute__pb2.PrintedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +199,33 @@ class ComputeService:
             '/compute.ComputeService/LastOutcome',
             supervisor_dot_pb_dot_compute__pb2.LastOutcomeRequest.SerializeToString,
             supervisor_dot_pb_dot_compute__pb2.Outcome.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Printed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/compute.ComputeService/Printed',
+            supervisor_dot_pb_dot_compute__pb2.PrintedRequest.SerializeToString,
+            supervisor_dot_pb_dot_compute__pb2.PrintedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,10 +41,11 @@ async def look(vms: Vms) -> None:
     limits = vms.config.retention
     for vm in old_replies(vms.staying, limits, now):
         await vm.dir.drop_reply()
-        await vm.dir.drop_result()
-    sizes = {vm: vm.dir.result_size() for vm in vms.staying if vm.ended and vm.record.computed}
+        await vm.dir.results.drop()
+        await vm.dir.results.drop_printed()
+    sizes = {vm: vm.dir.results.size() for vm in vms.staying if vm.ended and vm.record.computed}
     for vm in surplus_results(sizes, limits, now):
-        await vm.dir.drop_result()
+        await vm.dir.results.drop()
     for vm in surplus(vms.staying, limits, now):
         log.info("forgetting an ended VM", vm=vm.id)
         await vms.forget(vm)

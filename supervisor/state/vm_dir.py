@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from contextlib import asynccontextmanager, suppress
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +21,11 @@ from supervisor.guest_text import last_lines
 from supervisor.qemu.firmware import check_pair, read_descriptors
 from supervisor.state import file_errors
 from supervisor.state.disk import base_image, check_image, make_overlay
+from supervisor.state.files import remove, write_synced
+from supervisor.state.log_file import LogFile
+from supervisor.state.results import Results
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from io import BufferedWriter
-
     from supervisor.config import DiskConfig, FirmwareConfig
     from supervisor.qemu.users import User
     from supervisor.state.record import BaseImage, RunOptions
@@ -132,18 +133,8 @@ class VmDir:
         return self.path / "reply"
 
     @property
-    def outcome(self) -> Path:
-        """What became of the last algorithm, in JSON."""
-        return self.path / "outcome.json"
-
-    def result(self, sha256: str) -> Path:
-        """What an algorithm has computed. Its name is of its content, which never changes."""
-        return self.path / f"result-{sha256[:16]}"
-
-    @property
-    def results(self) -> list[Path]:
-        """All of them, and those that have not become one. Blocking."""
-        return list(self.path.glob("result-*"))
+    def results(self) -> Results:
+        return Results(self.path)
 
     @property
     def secret(self) -> Path:
@@ -243,17 +234,11 @@ class VmDir:
 
     async def drop_computation(self) -> None:
         """Remove the computation, in a worker thread. A failure is logged: nobody needs it."""
-        await self._drop(self.computation)
+        await remove(self.computation)
 
     async def drop_reply(self) -> None:
         """Remove the agent's answer, if it is there, in a worker thread. A failure is logged."""
-        await self._drop(self.reply)
-
-    async def _drop(self, file: Path) -> None:
-        try:
-            await trio.to_thread.run_sync(partial(file.unlink, missing_ok=True))
-        except OSError as error:
-            log.warning("file cannot be removed", problem=file_errors.describe(error, self.path)[0])
+        await remove(self.reply)
 
     async def keep_reply(self, reply: str) -> None:
         """Write the agent's answer, synced, so that it survives a crash.
@@ -261,62 +246,10 @@ class VmDir:
         :raises LaunchError: if it cannot be written
         """
         try:
-            await trio.to_thread.run_sync(_write_synced, self.reply, reply.encode())
+            await trio.to_thread.run_sync(write_synced, self.reply, reply.encode())
         except OSError as error:
             consequence = "the agent's answer could not be saved"
             raise file_errors.launch_error(error, self.reply, consequence) from error
-
-    async def drop_result(self) -> None:
-        """The same of the last result and its outcome."""
-        for file in (*await trio.to_thread.run_sync(lambda: self.results), self.outcome):
-            await self._drop(file)
-
-    def result_size(self) -> int:
-        """Of all results, in bytes. Blocking, for no longer than a look at a directory."""
-        size = 0
-        for file in self.results:
-            with suppress(OSError):
-                size += file.stat().st_size
-        return size
-
-    @asynccontextmanager
-    async def writing_result(
-        self, sha256: str
-    ) -> AsyncIterator[trio._file_io.AsyncIOWrapper[BufferedWriter]]:
-        """A file that becomes a result at the end of the block, synced. It counts once an outcome
-        names it.
-
-        :raises OSError: if it cannot be written
-        """
-        file = self.result(sha256)
-        draft = file.with_name(f"{file.name}.new")
-        try:
-            async with await trio.open_file(draft, "wb") as opened:
-                yield opened
-                await opened.flush()
-                await trio.to_thread.run_sync(os.fsync, opened.fileno())
-            await trio.to_thread.run_sync(os.replace, draft, file)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._drop(draft)
-
-    async def keep_outcome(self, content: bytes, sha256: str) -> None:
-        """Write what became of an algorithm, and remove all results but the one that it names.
-
-        :raises OSError: if it cannot be written
-        """
-        await trio.to_thread.run_sync(self._replace_outcome, content)
-        for file in await trio.to_thread.run_sync(lambda: self.results):
-            if file != self.result(sha256):
-                await self._drop(file)
-
-    def _replace_outcome(self, content: bytes) -> None:
-        draft = self.outcome.with_name(f"{self.outcome.name}.new")
-        try:
-            _write_synced(draft, content)
-            draft.replace(self.outcome)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def write_session(self, options: RunOptions) -> tuple[Path, Path]:
         """The files of an owner's launch session, for QEMU. Blocking.
@@ -338,8 +271,7 @@ class VmDir:
         files += [self.secret, *self.session]
         if disks:
             files += [self.overlay, self.firmware_vars, self.ram, self.state]
-        files += self.path.glob(f"{self.outcome.name}.new")
-        files += self.path.glob("result-*.new")
+        files += self.results.drafts
         for file in files:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
@@ -384,22 +316,14 @@ class VmDir:
             os.chown(self.dialled_socket, user, -1, follow_symlinks=False)
         return listener
 
-    def cut_logs(self, limit: int) -> None:
-        """Keep the logs of the guest and of QEMU from filling the host's disk. Blocking.
+    def look_at_logs(self, limit: int) -> None:
+        """Keep what guest, QEMU and algorithms print from filling the host's disk. Blocking.
 
-        The end of a log over the limit is copied to ``<name>.1``, which replaces the earlier
-        copy, and the log is emptied. What is written between the two steps is lost.
-
-        :param limit: in bytes
-        :raises OSError: if a log cannot be copied or emptied
+        :param limit: of each, in bytes
+        :raises OSError: if a log cannot be read or cut
         """
-        for log in (self.serial_log, self.qemu_log):
-            with suppress(FileNotFoundError):
-                if (size := log.stat().st_size) > limit:
-                    with log.open("rb") as old:
-                        old.seek(size - limit)
-                        log.with_name(f"{log.name}.1").write_bytes(old.read(limit))
-                    os.truncate(log, 0)
+        for log in (self.serial_log, self.qemu_log, self.results.printed):
+            LogFile(log).look(limit, time.time())
 
     def log_tail(self, lines: int = 10) -> str:
         """The last lines that QEMU printed; empty if there are none. Blocking."""
@@ -456,13 +380,6 @@ def _end_of(file: Path, size: int = _TAIL_BYTES) -> str:
             return log.read().decode(errors="replace")
     except OSError:
         return ""
-
-
-def _write_synced(file: Path, content: bytes) -> None:
-    with file.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
 
 
 def _prepare(

@@ -20,7 +20,7 @@ from supervisor.agent.computing import Outcome, Part, Stored
 from supervisor.errors import AgentError, AgentTimeout, Busy, InvalidRequest, SupervisorError
 from supervisor.state import file_errors
 from supervisor.state.record import EndCause, EndMode, EventKind, RelayState, moment
-from supervisor.vm import agent_calls
+from supervisor.vm import agent_calls, printed
 from supervisor.vm.held_time import in_time
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ async def run(vm: Vm, wishes: Wishes, *, then_end: bool) -> dict[str, Any]:
         if parties:
             wishes = attrs.evolve(wishes, datasets=len(parties.data))
         await _commit(vm, {"state": RUNNING}, RUNNING)
-        await vm.dir.drop_result()
+        await vm.dir.results.drop()
         try:
             outcome = await _run(vm, agent, wishes)
             document = _document(outcome)
-            await vm.dir.keep_outcome(json.dumps(document).encode(), outcome.result_sha256)
+            await vm.dir.results.keep(json.dumps(document).encode(), outcome.result_sha256)
         except OSError as error:
             await _commit(vm, {"state": INTERRUPTED, "error": str(error)}, INTERRUPTED)
             consequence = f"the result of VM {vm.id} could not be saved"
@@ -136,7 +136,7 @@ async def read_outcome(vm: Vm) -> dict[str, Any]:
     :raises Busy: if none has ended, or it is not kept any longer
     """
     try:
-        content = await trio.to_thread.run_sync(vm.dir.outcome.read_bytes)
+        content = await trio.to_thread.run_sync(vm.dir.results.outcome.read_bytes)
     except FileNotFoundError:
         raise _nothing(vm, "outcome") from None
     found: dict[str, Any] = json.loads(content)
@@ -154,7 +154,7 @@ async def open_result(vm: Vm) -> tuple[BinaryIO, dict[str, Any]]:
             f"VM {vm.id} has no result ({outcome['state']}): {outcome['error']}",
             advice=f"GET /vms/{vm.id}/outcome has what it printed",
         )
-    file = vm.dir.result(outcome["result_sha256"])
+    file = vm.dir.results.file(outcome["result_sha256"])
     try:
         return await trio.to_thread.run_sync(file.open, "rb"), outcome
     except FileNotFoundError:
@@ -204,7 +204,10 @@ async def _run(vm: Vm, agent: Agent, wishes: Wishes) -> Outcome:
     parts = computing.compute(agent, limit_s, wishes.memory_mib, wishes.datasets)
     async with aclosing(parts):
         # The agent has its own clock, and the last word only if it is in time.
-        async with in_time(vm, limit_s + vm.config.agent.timeout_s) as patience:
+        async with (
+            printed.kept(vm, agent),
+            in_time(vm, limit_s + vm.config.agent.timeout_s) as patience,
+        ):
             outcome = await anext(parts)
         if patience.cancelled_caught:
             raise _late(vm, f"did not end its algorithm, whose limit is {limit_s} s,")
@@ -225,7 +228,7 @@ async def _keep(vm: Vm, outcome: Outcome, parts: AsyncIterator[Outcome | bytes])
             advice="see MANAGER_MAX_RESULT, or fetch it from the agent's own port",
         )
     received, digest = 0, hashlib.sha256()
-    async with vm.dir.writing_result(outcome.result_sha256) as file:
+    async with vm.dir.results.writing(outcome.result_sha256) as file:
         while True:
             async with in_time(vm, vm.config.agent.timeout_s) as patience:
                 chunk = await anext(parts, None)

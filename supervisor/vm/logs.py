@@ -1,15 +1,17 @@
-"""What a VM's guest has printed on its console, and what QEMU has printed."""
+"""What a VM's guest has printed on its console, what its algorithms have, and what QEMU has."""
 
 from __future__ import annotations
 
 import enum
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from supervisor.state.log_file import LogFile
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from pathlib import Path
 
     from supervisor.vm.vm import Vm
 
@@ -18,25 +20,27 @@ class Source(enum.StrEnum):
     """Who has printed it."""
 
     SERIAL = "serial"
+    ALGORITHM = "algorithm"
     QEMU = "qemu"
 
 
 async def read(
-    vm: Vm, source: Source, tail: int | None, *, follow: bool
+    vm: Vm, source: Source, tail: int | None, since: float | None, *, follow: bool
 ) -> AsyncGenerator[bytes, None]:
     """The log, with the part before that was cut off; empty pieces while nothing new comes.
 
     A log that is cut while it is followed goes on at its new beginning.
 
     :param tail: so many last lines; None for all
+    :param since: leave out what was printed before, as far as that is known; seconds since 1970
     :param follow: go on until the VM has ended
     """
-    log = vm.dir.serial_log if source is Source.SERIAL else vm.dir.qemu_log
-    kept, position = await trio.to_thread.run_sync(_all, log)
+    log = _log(vm, source)
+    kept, position = await trio.to_thread.run_sync(log.read, since)
     yield kept if tail is None else _last(kept, tail)
     while follow:
         ended = vm.ended  # first: what is printed until then is read below
-        piece, position = await trio.to_thread.run_sync(_new, log, position)
+        piece, position = await trio.to_thread.run_sync(partial(log.read_on, position))
         yield piece
         if ended and not piece:
             return
@@ -45,32 +49,9 @@ async def read(
                 await vm.until(lambda: vm.ended)
 
 
-def _all(log: Path) -> tuple[bytes, int]:
-    """The content, and where the present file ends."""
-    before = _content(log.with_name(f"{log.name}.1"), 0)
-    now = _content(log, 0)
-    return before + now, len(now)
-
-
-def _new(log: Path, position: int) -> tuple[bytes, int]:
-    """What has come since then, and where that ends."""
-    try:
-        size = log.stat().st_size
-    except OSError:
-        return b"", position
-    position = position if size >= position else 0  # it was cut
-    piece = _content(log, position)
-    return piece, position + len(piece)
-
-
-def _content(file: Path, begin: int) -> bytes:
-    """Empty if there is none. A log is never longer than twice `LifeConfig.log_size`."""
-    try:
-        with file.open("rb") as opened:
-            opened.seek(begin)
-            return opened.read()
-    except OSError:
-        return b""
+def _log(vm: Vm, source: Source) -> LogFile:
+    by_source = {Source.SERIAL: vm.dir.serial_log, Source.QEMU: vm.dir.qemu_log}
+    return LogFile(by_source.get(source, vm.dir.results.printed))
 
 
 def _last(content: bytes, lines: int) -> bytes:

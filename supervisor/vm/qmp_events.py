@@ -260,9 +260,9 @@ class QmpEvents:
         vm = self._vm
         try:
             limit = size_in_bytes(vm.config.life.log_size)
-            await trio.to_thread.run_sync(vm.dir.cut_logs, limit)
+            await trio.to_thread.run_sync(vm.dir.look_at_logs, limit)
         except OSError as error:
-            log.warning("logs cannot be cut", vm=vm.id, problem=str(error))
+            log.warning("logs cannot be looked at", vm=vm.id, problem=str(error))
         if answer is not None:
             self._session.note(answer)
             await self._correct(status_of_runstate(answer.status))

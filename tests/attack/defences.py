@@ -220,7 +220,7 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     "cutting logs": (
         Cut(
             "vm/qmp_events.py",
-            "await trio.to_thread.run_sync(vm.dir.cut_logs, limit)",
+            "await trio.to_thread.run_sync(vm.dir.look_at_logs, limit)",
             "size_in_bytes(vm.config.life.log_size)",
         ),
     ),

@@ -68,6 +68,7 @@ def calls(channel: Any) -> dict[str, tuple[Any, Any]]:
             compute.LastOutcome,
             compute_pb2.LastOutcomeRequest(),
         ),
+        "reads what another's algorithm prints": (compute.Printed, compute_pb2.PrintedRequest()),
         "sends another's agent a computation": (
             agent.Run,
             agent_pb2.RunRequest(computation=b'{"id": "mine"}'),

@@ -23,7 +23,7 @@ from supervisor.pb import (
     guest_pb2,
     guest_pb2_grpc,
 )
-from supervisor.pb.compute_pb2 import Outcome, UploadRequest
+from supervisor.pb.compute_pb2 import Outcome, PrintedResponse, UploadRequest
 from supervisor.pb.guest_pb2 import StatusResponse
 from tests.support.agent_process import WRITE, Running, running_agent
 
@@ -87,6 +87,11 @@ class World(NamedTuple):
         while not condition(status := self.status()):
             assert time.monotonic() < deadline, status
         return status
+
+    def printed(self, run: int = 0, position: int = 0) -> PrintedResponse:
+        request = compute_pb2.PrintedRequest(run=run, position=position)
+        answer: PrintedResponse = self.compute.Printed(request, timeout=PATIENCE_S)
+        return answer
 
     def last(self) -> Outcome:
         answer: Outcome
@@ -270,6 +275,28 @@ def test_of_much_that_was_printed_the_last_is_told(world: World) -> None:
     assert (outcome.state, outcome.exit_status) == (Outcome.STATE_FAILED, 1)
     assert outcome.error == "the algorithm ended with status 1"
     assert b"ZeroDivisionError" in outcome.stderr.tail
+
+
+def test_what_is_printed_is_told_while_it_runs(world: World, tmp_path: Path) -> None:
+    assert world.printed() == PrintedResponse()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    world.have(b"import os\nos.write(1, b'one ')\nos.write(2, b'two')\n" + HANG, bytes(pipe))
+    running = world.compute.Compute(compute_pb2.ComputeRequest())
+    pipe.read_bytes()
+    deadline = time.monotonic() + PATIENCE_S
+    while (told := world.printed()).position < 7:
+        assert time.monotonic() < deadline, told
+    assert told in [
+        PrintedResponse(run=1, position=7, data=data) for data in (b"one two", b"twoone ")
+    ]
+    assert world.printed(1, 4) == PrintedResponse(run=1, position=7, data=told.data[4:])
+    assert world.printed(1, 7) == world.printed(1, 99) == PrintedResponse(run=1, position=7)
+    running.cancel()
+    world.have(b"print('three' + 'x' * 1_000_000, end='')")
+    world.run()
+    told = world.printed(1, 7)
+    assert (told.run, told.position, told.data) == (2, 1_000_005, b"x" * 64 * 1024)
 
 
 def test_result_of_an_algorithm_that_failed_is_not_told(world: World) -> None:

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from supervisor.pb import compute_pb2, compute_pb2_grpc
-from supervisor.state import vm_dir
+from supervisor.state import results
 from supervisor.state.record import EndCause, EndMode, EventKind
 from tests.fake.test_results import COUNT, compute, started
 from tests.support.agent_process import WRITE
@@ -154,7 +154,7 @@ async def test_results_that_are_lies(
             assert answer.status_code in (502, 504)
             assert words in answer.json()["detail"]
         assert (await supervisor.http.get(f"/vms/{vm_id}/result")).status_code == 409
-        assert supervisor.vm(vm_id).dir.results == []
+        assert supervisor.vm(vm_id).dir.results.files == []
 
 
 def takes_nothing(agent: Hostile, _: Any) -> Any:
@@ -271,7 +271,7 @@ async def test_vm_that_ends_while_its_result_is_written(
         vm_id = await started(supervisor, COUNT, b"four")
         vm = supervisor.vm(vm_id)
         with monkeypatch.context() as patch:
-            patch.setattr(vm_dir, "os", SlowDisk())
+            patch.setattr(results, "os", SlowDisk())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(supervisor.http.post, f"/vms/{vm_id}/compute")
                 await in_thread(reached.wait)
@@ -279,7 +279,7 @@ async def test_vm_that_ends_while_its_result_is_written(
                 may_go_on.set()
         await vm.wait_ended()
         assert vm.record.computed in ("interrupted", "succeeded")
-        assert not [file for file in vm.dir.results if file.suffix == ".new"]
+        assert not [file for file in vm.dir.results.files if file.suffix == ".new"]
 
 
 @pytest.mark.parametrize(

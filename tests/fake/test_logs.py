@@ -27,15 +27,23 @@ async def test_what_a_guest_printed(world: World) -> None:
             "?tail=0": b"",
             "?tail=9": b"one\ntwo\nthree \xff\x1b[2J",
             "?source=qemu": b"qemu: warning\n",
+            "?source=algorithm": b"",
+            "?since=1h": b"one\ntwo\nthree \xff\x1b[2J",
+            "?since=2026-01-31T13:05:00%2B01:00&tail=1": b"three \xff\x1b[2J",
+            "?since=2999-01-01T00:00:00Z": b"",
         }.items():
             answer = await supervisor.http.get(f"/vms/{vm.id}/logs{query}")
             assert (answer.status_code, answer.content) == (200, content), query
             assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
         told = await cli(supervisor)("logs", "--tail", "1", vm.id[:8])
         assert told.stdout == b"three \xff\x1b[2J"
+        told = await cli(supervisor)("logs", "--qemu", "--since", "1h", vm.id[:8])
+        assert told.stdout == b"qemu: warning\n"
 
 
-@pytest.mark.parametrize("query", ["source=disk", "tail=-1", "follow=yes", "since=1h"])
+@pytest.mark.parametrize(
+    "query", ["source=disk", "tail=-1", "follow=yes", "since=then", "since=2026-01-31T13:05"]
+)
 async def test_queries_that_are_none(world: World, query: str) -> None:
     async with world.serve() as supervisor:
         vm_id = (await supervisor.run())["id"]

@@ -78,6 +78,8 @@ MAY = {
     ("POST", "compute"): "dave",
     ("GET", "outcome"): "dave",
     ("GET", "result"): "dave",
+    ("GET", "logs?source=algorithm"): "dave",
+    ("GET", "logs"): "owner operator",
     ("GET", "reply"): "owner operator",
     ("POST", "pause"): "owner operator",
     ("GET", "status"): "alice bob carol dave owner operator",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from supervisor.api import callers
@@ -40,6 +42,14 @@ class Asking:
         self._variable: ContextVar[Caller | SupervisorError] = callers._caller
         self.get, self.reset = self._variable.get, self._variable.reset
         monkeypatch.setattr(callers, "_caller", self)
+        again = callers._ask
+        asked = SimpleNamespace(get=again.get, reset=again.reset, set=partial(self._ask, again))
+        monkeypatch.setattr(callers, "_ask", asked)
+
+    def _ask(self, variable: ContextVar[Any], ask: Callable[[], Caller]) -> Token[Any]:
+        """In the place of the question that an answer without an end asks again."""
+        caller = self._as
+        return variable.set(lambda: caller or ask())
 
     def set(self, found: Caller | SupervisorError) -> Token[Caller | SupervisorError]:
         return self._variable.set(self._as or found)

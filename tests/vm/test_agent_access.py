@@ -14,7 +14,12 @@ import httpx
 from supervisor.pb import agent_pb2, clone_pb2, guest_pb2
 from supervisor.pb.agent_pb2_grpc import AgentServiceStub
 from supervisor.pb.clone_pb2_grpc import CloneServiceStub
-from supervisor.pb.compute_pb2 import ComputeRequest, LastOutcomeRequest, UploadRequest
+from supervisor.pb.compute_pb2 import (
+    ComputeRequest,
+    LastOutcomeRequest,
+    PrintedRequest,
+    UploadRequest,
+)
 from supervisor.pb.compute_pb2_grpc import ComputeServiceStub
 from supervisor.pb.guest_pb2_grpc import GuestServiceStub
 from supervisor.state.secret import Secret
@@ -68,6 +73,7 @@ class Caller:
                 "Attestation": (agent.Attestation, agent_pb2.AttestationRequest()),
                 "Compute": (compute.Compute, ComputeRequest()),
                 "LastOutcome": (compute.LastOutcome, LastOutcomeRequest()),
+                "Printed": (compute.Printed, PrintedRequest()),
             }
             told = {
                 name: _code(method, message, metadata, self.patience_s)

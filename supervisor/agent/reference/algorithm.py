@@ -52,8 +52,11 @@ def run_algorithm(
     limits: Limits,
     on_end: OnEnd,
     result: BinaryIO,
+    printed: Tail,
 ) -> Outcome:
     """Runs the algorithm over the data sets, files in *directory*; *result* gets the result.
+
+    *printed* gets stdout and stderr as they come.
 
     *on_end* registers the algorithm's kill.
     """
@@ -73,7 +76,7 @@ def run_algorithm(
         command = _command(directory, seen, inputs)
         with (
             isolation.start(directory, command, files, limits.memory_mib) as process,
-            _Reader(listener, process, result, limits.result_bytes) as reader,
+            _Reader(listener, process, result, limits.result_bytes, printed) as reader,
         ):
 
             def cancel() -> None:
@@ -171,9 +174,15 @@ class _Reader:
     """Reads what an algorithm prints, and all that the first to connect to its socket writes."""
 
     def __init__(
-        self, listener: socket.socket, process: Process, result: BinaryIO, limit: int
+        self,
+        listener: socket.socket,
+        process: Process,
+        result: BinaryIO,
+        limit: int,
+        printed: Tail,
     ) -> None:
         self.stdout, self.stderr = Tail(), Tail()
+        self._printed = printed
         self.is_connected = False
         self.size = 0
         self.hash = hashlib.sha256()
@@ -264,5 +273,6 @@ class _Reader:
     def _read_printed(self, fd: int, tail: Tail) -> None:
         data = os.read(fd, READ_BYTES)
         tail.add(data)
+        self._printed.add(data)
         if not data:
             self._selector.unregister(fd)

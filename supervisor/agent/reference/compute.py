@@ -94,10 +94,15 @@ def methods(agent: Agent) -> dict[str, Method | StreamMethod]:
     def last_outcome(_: bytes, __: OnEnd) -> bytes:
         return encode_outcome(agent.counted("LastOutcome", lambda: _last(agent)))
 
+    def printed(message: bytes, _: OnEnd) -> bytes:
+        known = fields_of(message).numbers
+        return agent.counted("Printed", lambda: _printed(agent, known))
+
     return {
         "/compute.ComputeService/Upload": StreamMethod(lambda on_end: Upload(agent, on_end)),
         "/compute.ComputeService/Compute": Method(compute, slow=True),
         "/compute.ComputeService/LastOutcome": Method(last_outcome),
+        "/compute.ComputeService/Printed": Method(printed),
     }
 
 
@@ -111,6 +116,12 @@ def _last(agent: Agent) -> Outcome:
     if agent.runner.last is None:
         raise Refusal(StatusCode.FAILED_PRECONDITION, "no algorithm has ended yet")
     return agent.runner.last
+
+
+def _printed(agent: Agent, known: dict[int, int]) -> bytes:
+    run, printed = agent.runner.printed
+    position, data = printed.since(known.get(2, 0) if known.get(1, 0) == run else 0)
+    return encode_fields((1, run), (2, position), (3, data))
 
 
 def encode_outcome(outcome: Outcome) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import threading
 from typing import NamedTuple
 
 from .refusal import Refusal, StatusCode
@@ -33,17 +34,25 @@ CODES = {
 
 
 class Tail:
-    """The last of what was printed."""
+    """The last of what was printed. It may be read while more is added by another thread."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
         self._total = 0
+        self._lock = threading.Lock()
 
     def add(self, data: bytes) -> None:
-        self._total += len(data)
-        self._bytes += data
-        if len(self._bytes) > 2 * TAIL_BYTES:
-            del self._bytes[:-TAIL_BYTES]
+        with self._lock:
+            self._total += len(data)
+            self._bytes += data
+            if len(self._bytes) > 2 * TAIL_BYTES:
+                del self._bytes[:-TAIL_BYTES]
+
+    def since(self, position: int) -> tuple[int, bytes]:
+        """How many bytes were printed, and those after *position*, if they are kept."""
+        with self._lock:
+            new = min(max(0, self._total - position), TAIL_BYTES)
+            return self._total, self.last[len(self.last) - new :]
 
     @property
     def last(self) -> bytes:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from .algorithm import run_algorithm
+from .outcome import Tail
 from .refusal import Refusal, StatusCode
 from .store import ALGORITHM, DATASET, Store, dataset
 
@@ -34,6 +35,7 @@ class Runner:
     :ivar now: the algorithm that runs, if one does
     :ivar waiting: how many callers wait until it has ended
     :ivar last: the outcome of the last that has ended
+    :ivar printed: what the last that was begun has printed, and how many were begun until then
     """
 
     def __init__(self, isolation: Isolation, settle: Callable[[], object]) -> None:
@@ -42,6 +44,7 @@ class Runner:
         self.now: Now | None = None
         self.waiting = 0
         self.last: Outcome | None = None
+        self.printed = (0, Tail())
         self._isolation = isolation
         self._settle = settle
         self._is_taken = False
@@ -66,8 +69,8 @@ class Runner:
                 self._settle()
                 result: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
                 try:
-                    isolation = self._isolation
-                    outcome = run_algorithm(directory, inputs, isolation, limits, on_end, result)
+                    where = (directory, inputs, self._isolation)
+                    outcome = run_algorithm(*where, limits, on_end, result, self.printed[1])
                     result.seek(0)
                 except BaseException:
                     result.close()
@@ -84,6 +87,7 @@ class Runner:
             if kind not in inputs:
                 raise Refusal(StatusCode.FAILED_PRECONDITION, f"there is no {kind} yet")
         self.now = Now(inputs[ALGORITHM].id, inputs[DATASET].id, time.monotonic())
+        self.printed = (self.printed[0] + 1, Tail())
 
     @contextmanager
     def _in_turn(self, on_end: OnEnd) -> Iterator[None]:
