@@ -6,8 +6,11 @@
 const KEY = "qmp-supervisor.token";
 const WHO = "whoami";
 const SILENT_MS = 45_000; // three of the supervisor's keep-alives
+const ANSWER_MS = 30_000; // the host's checks take the longest
 const tabs = new BroadcastChannel("qmp-supervisor");
 let token = sessionStorage.getItem(KEY);
+// What was begun in one's name does not go on in another's.
+let calling = new AbortController();
 
 tabs.onmessage = ({ data }) => {
   if (data.ask && token) tabs.postMessage({ token });
@@ -17,10 +20,16 @@ tabs.onmessage = ({ data }) => {
 if (!token) tabs.postMessage({ ask: true });
 
 function keep(value) {
+  calling.abort();
+  calling = new AbortController();
+  hold(value);
+  dispatchEvent(new Event("caller"));
+}
+
+function hold(value) {
   token = value;
   if (value) sessionStorage.setItem(KEY, value);
   else sessionStorage.removeItem(KEY);
-  dispatchEvent(new Event("caller"));
 }
 
 /** Use this token from now on. A word that no token can be is refused: it could be no header. */
@@ -34,6 +43,9 @@ export function signOut() {
   tabs.postMessage({ signOut: true });
   keep(null);
 }
+
+/** Forget a token that is none any more, in this tab: a certificate may do. */
+export const drop = () => hold(null);
 
 export const hasToken = () => Boolean(token);
 
@@ -55,11 +67,14 @@ function headers(more) {
 }
 
 async function ask(method, path, { body, more, signal } = {}) {
+  const { signal: mine } = calling;
+  const either = signal ? AbortSignal.any([signal, mine]) : mine;
   let answer;
   try {
-    answer = await fetch(path, { method, body, signal, headers: headers(more), cache: "no-store", redirect: "error" });
+    answer = await fetch(path, { method, body, signal: either, headers: headers(more), cache: "no-store", redirect: "error" });
   } catch (error) {
-    if (signal?.aborted) throw error;
+    if (signal?.reason?.name === "TimeoutError") throw new Gone("The supervisor does not answer in time.");
+    if (either.aborted) throw error;
     throw new Gone("The supervisor does not answer.");
   }
   if (answer.ok) return answer;
@@ -70,7 +85,8 @@ async function ask(method, path, { body, more, signal } = {}) {
 
 /** GET: the JSON. */
 export async function get(path, signal) {
-  return (await ask("GET", path, { signal })).json();
+  const timely = AbortSignal.timeout(ANSWER_MS);
+  return (await ask("GET", path, { signal: signal ? AbortSignal.any([signal, timely]) : timely })).json();
 }
 
 /** Who calls. Alone of all requests a stranger's is no news: it is how that is found out. */
@@ -115,6 +131,8 @@ export function upload(path, file, told) {
       if (request.status < 300) done(answer);
       else failed(new Problem(request.status, answer));
     };
+    request.onabort = () => failed(new DOMException("Somebody else calls now.", "AbortError"));
+    calling.signal.addEventListener("abort", () => request.abort());
     request.send(file);
   });
 }

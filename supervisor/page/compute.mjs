@@ -2,7 +2,7 @@
 
 import { html, useState } from "./vendor/htm-preact.mjs";
 import { send, upload } from "./api.mjs";
-import { untilVm } from "./live.mjs";
+import { untilAnswered, untilVm } from "./live.mjs";
 import { perform } from "./tasks.mjs";
 import { Failure, duration, size } from "./words.mjs";
 
@@ -39,7 +39,10 @@ async function run(form, say) {
   const wanted = { computation: await base64(form.get("computation_file"), form.get("computation")) };
   for (const name of ["ttl", "restart", "template", "tee"]) if (form.get(name)) wanted[name] = form.get(name);
   if (form.get("labels")) wanted.labels = labelsOf(form.get("labels"));
-  const { id } = await send("POST", "run", wanted, { Prefer: "respond-async" });
+  // A run whose answer was lost is the same run when it is asked for again.
+  const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const headers = { Prefer: "respond-async", "Idempotency-Key": key };
+  const { id } = await untilAnswered(() => send("POST", "run", wanted, headers));
   say({ vm: id, note: "waits for the agent" });
   location.hash = `#/vms/${id}`;
   const vm = await untilVm(id, (one) => one.ended || !["waiting", "sent"].includes(one.relay.state));

@@ -2,7 +2,8 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.mjs";
 import { Terminal } from "./vendor/xterm.mjs";
-import { openConsole } from "./api.mjs";
+import { Problem, get, openConsole } from "./api.mjs";
+import { sentence } from "./words.mjs";
 
 const [FIRST_WAIT_MS, LONGEST_WAIT_MS] = [500, 5000];
 const [NORMAL, POLICY] = [1000, 1008];
@@ -34,9 +35,19 @@ export function Console({ vm }) {
     terminal.open(box.current);
     let [closed, wait, timer, undrawn, socket] = [false, FIRST_WAIT_MS, null, 0, null];
     let who = null; // until the supervisor has said
+    // A browser does not say why a connection was refused.
+    const refusal = async () => {
+      try {
+        return (await get(`vms/${vm.id}`)).ended ? "the VM has ended" : "";
+      } catch (error) {
+        return error instanceof Problem ? sentence(error) : "";
+      }
+    };
     const connect = () => {
+      let opened = false;
       socket = openConsole(vm.id);
       socket.onopen = () => {
+        opened = true;
         terminal.write("", () => terminal.reset()); // the last of what was printed comes again
         wait = FIRST_WAIT_MS;
         setTold("connected");
@@ -47,11 +58,14 @@ export function Console({ vm }) {
         if (undrawn > MOST_UNDRAWN) return socket.close();
         return terminal.write(new Uint8Array(data), () => (undrawn -= data.byteLength));
       };
-      socket.onclose = ({ code, reason }) => {
+      socket.onclose = async ({ code, reason }) => {
         who = null;
         setWriter({ writer: null, you: false });
         if (closed) return;
         if (code === NORMAL || code === POLICY) return setTold(reason);
+        const why = opened ? "" : await refusal();
+        if (closed) return;
+        if (why) return setTold(why);
         setTold("the connection is gone; trying again. What you type now is lost");
         timer = setTimeout(connect, wait);
         wait = Math.min(2 * wait, LONGEST_WAIT_MS);

@@ -1,6 +1,6 @@
 // What the page knows of the supervisor, and how it stays up to date.
 
-import { useEffect, useState } from "./vendor/htm-preact.mjs";
+import { useEffect, useRef, useState } from "./vendor/htm-preact.mjs";
 import { Gone, Problem, follow, get } from "./api.mjs";
 
 /** A value that several parts of the page show. */
@@ -43,7 +43,7 @@ export let linkProblem = null;
 const events = shared(null);
 const [FIRST_WAIT_MS, LONGEST_WAIT_MS] = [500, 5000];
 
-const pause = (ms, signal) =>
+export const pause = (ms, signal) =>
   new Promise((done) => {
     const timer = setTimeout(done, ms);
     signal?.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
@@ -54,40 +54,15 @@ function setLink(value) {
   if (link.value !== value) link.set(value);
 }
 
-/** Follow events while somebody looks: a tab in the background has no connection. */
-export function useEvents() {
+/** Do `act(signal)` while somebody looks: a tab in the background has no connection. */
+export function useWhileLooking(act, keys) {
   useEffect(() => {
-    let last = 0;
     let looking = null;
-    const look = async (signal) => {
-      for (let wait = FIRST_WAIT_MS; !signal.aborted; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
-        try {
-          await follow(last, signal, (event) => {
-            if (event) last = event.sequence;
-            else setLink("live");
-            wait = FIRST_WAIT_MS;
-            // Without an event: something may have been missed.
-            events.set(event);
-          });
-        } catch (error) {
-          if (signal.aborted) return;
-          if (error.status === 401) return; // whoever it is signs in again
-          if (error instanceof Problem) {
-            linkProblem = error;
-            setLink("refused");
-            await pause(1000 * (error.retryAfter || 5), signal);
-            continue;
-          }
-        }
-        setLink("gone");
-        await pause(wait, signal);
-      }
-    };
     const turn = () => {
       looking?.abort();
       if (document.hidden) return;
       looking = new AbortController();
-      look(looking.signal);
+      act(looking.signal);
     };
     turn();
     document.addEventListener("visibilitychange", turn);
@@ -95,6 +70,35 @@ export function useEvents() {
       document.removeEventListener("visibilitychange", turn);
       looking?.abort();
     };
+  }, keys);
+}
+
+/** Follow events. */
+export function useEvents() {
+  const last = useRef(0);
+  useWhileLooking(async (signal) => {
+    for (let wait = FIRST_WAIT_MS; !signal.aborted; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
+      try {
+        await follow(last.current, signal, (event) => {
+          if (event) last.current = event.sequence;
+          else setLink("live");
+          wait = FIRST_WAIT_MS;
+          // Without an event: something may have been missed.
+          events.set(event);
+        });
+      } catch (error) {
+        if (signal.aborted) return;
+        if (error.status === 401) return; // whoever it is signs in again
+        if (error instanceof Problem) {
+          linkProblem = error;
+          setLink("refused");
+          await pause(1000 * (error.retryAfter || 5), signal);
+          continue;
+        }
+      }
+      setLink("gone");
+      await pause(wait, signal);
+    }
   }, []);
 }
 
@@ -142,6 +146,20 @@ export function useLoaded(load, key, { everyMs = 0, wakes = () => true, soonMs =
   return state.key === key ? state : { key };
 }
 
+const passes = (error) => error instanceof Gone || error.status === 429 || error.status >= 500;
+
+/** What `act()` answers, however often the supervisor must be asked until it is back. */
+export async function untilAnswered(act) {
+  for (;;) {
+    try {
+      return await act();
+    } catch (error) {
+      if (!(error instanceof Gone)) throw error;
+    }
+    await pause(LONGEST_WAIT_MS);
+  }
+}
+
 /** The VM, once `is` is true of it. The supervisor may go away meanwhile and come back. */
 export async function untilVm(id, is) {
   for (;;) {
@@ -149,8 +167,7 @@ export async function untilVm(id, is) {
       const vm = await get(`vms/${id}`);
       if (is(vm)) return vm;
     } catch (error) {
-      const passes = error instanceof Gone || error.status === 429 || error.status >= 500;
-      if (!passes) throw error;
+      if (!passes(error)) throw error;
     }
     const heard = new AbortController();
     const deaf = events.listen((event) => (event === null || event.vm === id) && heard.abort());

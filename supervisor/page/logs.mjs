@@ -1,10 +1,12 @@
 // What a guest prints, as text: nothing in it does anything here.
 
-import { html, useEffect, useRef, useState } from "./vendor/htm-preact.mjs";
-import { stream } from "./api.mjs";
+import { html, useRef, useState } from "./vendor/htm-preact.mjs";
+import { Gone, stream } from "./api.mjs";
+import { pause, useWhileLooking } from "./live.mjs";
 import { Failure } from "./words.mjs";
 
 const LINES = 2000;
+const AGAIN_MS = 2000;
 const MOST_CHARACTERS = 500_000;
 // Terminal control: sequences, then single characters, but not tabs and ends of lines.
 const CONTROL = /\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-Z\\^_=>78()]?|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]/g;
@@ -14,16 +16,22 @@ export function Logs({ vm }) {
   const [error, setError] = useState(null);
   const [over, setOver] = useState(false);
   const text = useRef();
-  useEffect(() => {
-    const stop = new AbortController();
-    text.current.textContent = "";
+  useWhileLooking(async (signal) => {
     setError(null);
     setOver(false);
-    show(`vms/${vm.id}/logs?source=${source}&tail=${LINES}&follow=1`, text.current, stop.signal).then(
-      () => stop.signal.aborted || setOver(true),
-      (failed) => stop.signal.aborted || (setOver(true), setError(failed)),
-    );
-    return () => stop.abort();
+    for (;;) {
+      try {
+        await show(`vms/${vm.id}/logs?source=${source}&tail=${LINES}&follow=1`, text.current, signal);
+      } catch (failed) {
+        if (signal.aborted) return;
+        if (failed instanceof Gone) {
+          await pause(AGAIN_MS, signal);
+          continue;
+        }
+        setError(failed);
+      }
+      return void (signal.aborted || setOver(true));
+    }
   }, [vm.id, source]);
   return html`<p>
       <label>Of <select value=${source} onChange=${(event) => setSource(event.target.value)}>
@@ -31,18 +39,27 @@ export function Logs({ vm }) {
         <option value="algorithm">its algorithms</option>
         <option value="qemu">QEMU</option>
       </select></label>
-      ${" "}${over ? (vm.ended ? "The VM has ended: this is all." : "No more lines appear: choose anew.") : "New lines appear by themselves."}
+      ${" "}${over ? "This is all." : "New lines appear by themselves."}
     </p>
     <${Failure} error=${error} />
     <pre class="log" tabindex="0" role="log" aria-label="Log" ref=${text}></pre>`;
 }
 
+/** Show a log that begins anew with each answer; once for each picture, however much has come. */
 async function show(path, into, signal) {
   const decoder = new TextDecoder();
-  for await (const piece of stream(path, signal)) {
+  let [text, drawing] = ["", false];
+  const draw = () => {
+    drawing = false;
+    if (signal.aborted) return;
     const atEnd = into.scrollHeight - into.scrollTop - into.clientHeight < 40;
-    into.append(decoder.decode(piece, { stream: true }).replace(CONTROL, ""));
-    if (into.textContent.length > MOST_CHARACTERS) into.textContent = into.textContent.slice(-MOST_CHARACTERS / 2);
+    into.textContent = text;
     if (atEnd) into.scrollTop = into.scrollHeight;
+  };
+  for await (const piece of stream(path, signal)) {
+    text += decoder.decode(piece, { stream: true }).replace(CONTROL, "");
+    if (text.length > MOST_CHARACTERS) text = text.slice(-MOST_CHARACTERS / 2);
+    if (!drawing) requestAnimationFrame(draw);
+    drawing = true;
   }
 }

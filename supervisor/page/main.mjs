@@ -1,11 +1,11 @@
 // The page: who looks at it, which part of it, and whether the supervisor is there.
 
 import { html, render, useEffect, useState } from "./vendor/htm-preact.mjs";
-import { hasToken, signIn, signOut, whoAmI } from "./api.mjs";
+import { drop, hasToken, signIn, signOut, whoAmI } from "./api.mjs";
 import { caller, goneSince, link, linkProblem, may, useEvents, useShared } from "./live.mjs";
 import { Run } from "./compute.mjs";
 import { Host } from "./host.mjs";
-import { Question } from "./question.mjs";
+import { Question, withdraw } from "./question.mjs";
 import { Tasks, forget } from "./tasks.mjs";
 import { Vm } from "./vm.mjs";
 import { Vms } from "./vms.mjs";
@@ -92,19 +92,22 @@ function Page() {
   const [problem, setProblem] = useState(null);
   useEffect(() => {
     let latest = 0;
-    const ask = async () => {
+    const ask = async (refused = null) => {
       const mine = ++latest;
       try {
         const found = await whoAmI();
         if (mine === latest) (setProblem(null), caller.set(found));
       } catch (error) {
         if (mine !== latest) return;
-        if (error.status === 401) {
-          setProblem(hasToken() ? error : null);
+        if (error.status === 401 && hasToken()) {
+          drop(); // whoever has a certificate needs none
+          ask(error);
+        } else if (error.status === 401) {
+          setProblem(refused);
           caller.set(null);
         } else {
           setProblem(error);
-          setTimeout(ask, 2000);
+          setTimeout(() => ask(refused), 2000);
         }
       }
     };
@@ -112,6 +115,7 @@ function Page() {
     // What one caller has seen and done is not for the next.
     const change = () => {
       forget();
+      withdraw();
       caller.set(undefined);
       ask();
     };

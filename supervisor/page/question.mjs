@@ -10,6 +10,12 @@ export function confirm(title, text, yes) {
   return new Promise((answer) => asked.set({ title, text, yes, answer }));
 }
 
+/** No: whoever was asked is not here any more. */
+export function withdraw() {
+  asked.value?.answer(false);
+  asked.set(null);
+}
+
 export function Question() {
   const question = useShared(asked);
   const dialog = useRef();

@@ -27,8 +27,11 @@ function put(task) {
   sessionStorage.setItem(KEY, JSON.stringify(all));
 }
 
+let callers = 0;
+
 /** Whoever looks now has done none of them. */
 export function forget() {
+  callers += 1;
   sessionStorage.removeItem(KEY);
   tasks.set([]);
 }
@@ -39,7 +42,8 @@ export function forget() {
  */
 export async function perform(what, vm, act) {
   let task = { number: Date.now() + Math.random(), what, vm, began: Date.now(), state: UNDER_WAY, note: "" };
-  const say = (more) => put((task = { ...task, ...more }));
+  const mine = callers;
+  const say = (more) => mine === callers && put((task = { ...task, ...more }));
   say({});
   try {
     const note = await act(say);

@@ -162,6 +162,8 @@ def _watch(page: Page, vm_id: str) -> None:
     expect(page.get_by_label("stderr")).to_contain_text("no data")
     page.get_by_role("link", name="Logs").click()
     expect(page.get_by_role("log")).to_contain_text("] up")
+    page.get_by_role("combobox").select_option("its algorithms")
+    expect(page.get_by_role("log")).to_contain_text("<img src=x onerror=alert(1)>")
     check(page)
     page.get_by_role("link", name="Events").click()
     expect(page.get_by_role("row").filter(has_text="compute")).not_to_have_count(0)
