@@ -269,7 +269,7 @@ def computation(client: Client, vm_id: str, stop: bool, as_json: bool) -> None:
 @one_vm
 @click.option("-f", "--follow", is_flag=True, help="Go on until the VM has ended.")
 @click.option("-n", "--tail", type=click.IntRange(0), help="The last so many lines.")
-@click.option("--since", help="So long ago or later, 10m, or at this time or later.")
+@click.option("--since", help="From then on: so long ago, 10m, or a time.")
 @click.option(
     "--algorithm", "source", flag_value="algorithm", help="What the VM's algorithms have printed."
 )

@@ -9,6 +9,9 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -29,7 +32,6 @@ from supervisor.image.manifest import File, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from click.testing import Result
 
@@ -54,6 +56,9 @@ def client(answer: Callable[[httpx.Request], httpx.Response]) -> Client:
     return Client("http://test", httpx.Client(base_url="http://test", transport=transport))
 
 
+CHECKOUT = Path(__file__).parents[2]
+
+
 def test_serve_help_shows_every_setting() -> None:
     shown = invoke("serve", "--help", terminal_width=200).output
     for names, _ in config.help_rows():
@@ -68,6 +73,19 @@ def test_unknown_words_get_a_suggestion(words: list[str], meant: str) -> None:
     result = invoke(*words)
     assert result.exit_code == 2
     assert f"Did you mean '{meant}'?" in result.stderr
+
+
+def test_manual_pages_and_completions_are_those_of_this_command(tmp_path: Path) -> None:
+    """If they are not, call scripts/manpages."""
+    environ = os.environ | {"PYTHON": sys.executable}
+    subprocess.run([CHECKOUT / "scripts/manpages", tmp_path], check=True, env=environ)
+    kept, made = CHECKOUT / "supervisor/share", tmp_path
+
+    def contents(directory: Path) -> dict[Path, str]:
+        files = (file for file in directory.rglob("*") if file.is_file())
+        return {file.relative_to(directory): file.read_text() for file in files}
+
+    assert contents(kept) == contents(made)
 
 
 def test_unknown_settings_get_a_suggestion() -> None:
