@@ -4,6 +4,7 @@ scripts/bench start [--rounds 10] [--cold-rounds 10] [--results DIR]
 scripts/bench scale [--vms 1000] [--real 50] [--seconds 60] [--json FILE]
 scripts/bench bodies [--posts 8] [--json FILE]
 scripts/bench data [--megabytes 2000] [--json FILE]
+scripts/bench consoles [--vms 50] [--json FILE]
 scripts/bench runs [--runs 20000] [--json FILE]
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from scripts.benchmarks import bodies, data, runs, scale, start
+from scripts.benchmarks import bodies, consoles, data, runs, scale, start
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
         ("scale", scale),
         ("bodies", bodies),
         ("data", data),
+        ("consoles", consoles),
         ("runs", runs),
     ):
         command = commands.add_parser(

@@ -9,13 +9,15 @@ import attrs
 import structlog
 import trio
 
+from supervisor.waiting import Signal
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 log = structlog.stdlib.get_logger()
 
-#: Pieces that a reader may be behind: of 16 KiB each, 1 MiB.
-BEHIND = 64
+#: Bytes that a reader may be behind. A guest prints in pieces of any size.
+BEHIND = 1 << 20
 
 
 @attrs.define(eq=False)
@@ -23,32 +25,39 @@ class Reader:
     """One who looks at a console.
 
     :param name: of the caller
-    :ivar pieces: what is printed; ends with the VM, and when the reader is too slow
     :ivar lagged: whether the reader was too slow
-    :ivar changed: is set when somebody else writes from now on, and then replaced
+    :ivar written: tells when somebody else writes from now on
     """
 
     name: str
-    pieces: trio.MemoryReceiveChannel[bytes]
-    _sender: trio.MemorySendChannel[bytes]
     lagged: bool = False
-    changed: trio.Event = attrs.field(factory=trio.Event)
+    written: Signal = attrs.field(factory=Signal)
+    _printed: Signal = attrs.field(factory=Signal)
+    _waiting: bytearray = attrs.field(factory=bytearray)
+    _ended: bool = False
 
     def give(self, piece: bytes) -> None:
-        try:
-            self._sender.send_nowait(piece)
-        except trio.WouldBlock:
+        """More is printed. After what a reader cannot take in there is nothing."""
+        if self._ended:
+            return
+        if len(self._waiting) + len(piece) > BEHIND:
             self.lagged = True
-            self._sender.close()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            self.end()
+        else:
+            self._waiting += piece
+            self._printed.notify()
+
+    async def take(self) -> bytes:
+        """All that was printed and not taken; empty at the end, and if the reader is too slow."""
+        await self._printed.until(lambda: bool(self._waiting) or self._ended)
+        if self.lagged:
+            return b""
+        taken, self._waiting = bytes(self._waiting), bytearray()
+        return taken
 
     def end(self) -> None:
-        self._sender.close()
-
-    def tell(self) -> None:
-        changed, self.changed = self.changed, trio.Event()
-        changed.set()
+        self._ended = True
+        self._printed.notify()
 
 
 class Console:
@@ -72,8 +81,7 @@ class Console:
     @contextmanager
     def reading(self, name: str, before: bytes) -> Iterator[Reader]:
         """One more reader, who gets this first."""
-        sender, pieces = trio.open_memory_channel[bytes](BEHIND)
-        reader = Reader(name, pieces, sender)
+        reader = Reader(name)
         reader.give(before)
         self._readers.add(reader)
         try:
@@ -81,7 +89,6 @@ class Console:
         finally:
             self._readers.discard(reader)
             reader.end()
-            pieces.close()
             if self.writer is reader:
                 self.hand_over(None)
 
@@ -97,7 +104,7 @@ class Console:
     def hand_over(self, reader: Reader | None) -> None:
         self.writer = reader
         for one in tuple(self._readers):
-            one.tell()
+            one.written.notify()
 
     async def write(self, reader: Reader, keys: bytes) -> None:
         """Type into the guest; nothing happens if somebody else writes, or QEMU is not reached."""

@@ -63,7 +63,7 @@ async def _print(reader: Reader, check_again: Callable[[], None], scope: trio.Ca
     """Send what the guest prints; at its end, or the reader's, say why and end all."""
     code, why = _END, "the VM has ended"
     try:
-        async for piece in reader.pieces:
+        while piece := await reader.take():
             check_again()
             await websocket.send(piece)
     except (Unauthenticated, UnknownCertificate):
@@ -78,10 +78,10 @@ async def _print(reader: Reader, check_again: Callable[[], None], scope: trio.Ca
 async def _tell(console: Console, reader: Reader) -> None:
     """Say who writes, now and whenever that changes."""
     while True:
-        changed, writer = reader.changed, console.writer
+        written, writer = reader.written.next(), console.writer
         state = {"writer": writer.name if writer else None, "you": writer is reader}
         await websocket.send(json.dumps(state))
-        await changed.wait()
+        await written.wait()
 
 
 async def _listen(vm: Vm, reader: Reader, check_again: Callable[[], None]) -> None:
