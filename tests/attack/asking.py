@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 #: In a path: the id of Bob's VM, and of the paused one of the supervisor that asks nobody.
 BOBS, PAUSED = "{bobs}", "{paused}"
 
+#: What begins a WebSocket.
+UPGRADE = (
+    ("Connection", "Upgrade"),
+    ("Upgrade", "websocket"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+)
+
 
 def path_in(place: Place, path: str) -> str:
     if BOBS in path:

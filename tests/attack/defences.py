@@ -63,6 +63,15 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     "reading the tokens again": (Cut("api/auth/files.py", "if now != self._seen:", "if False:"),),
     "one Authorization": (Cut("api/auth/door.py", "if len(authorization) > 1:", "if False:"),),
     "the scheme of an Authorization": (Cut("api/auth/door.py", r'r"bearer +(', r'r"[a-z]+ +('),),
+    "where a token may be": (
+        Cut("api/http/connections.py", 'if scope["type"] == "websocket":', "if True:"),
+        Cut(
+            "api/http/connections.py",
+            'for one in scope["subprotocols"] if',
+            'for one in dict(scope["headers"]).get(b"sec-websocket-protocol", b"").decode()'
+            '.split(", ") if',
+        ),
+    ),
     "checking request ids": (Cut("api/trace.py", 'r"[A-Za-z0-9._-]{1,64}"', 'r".*"'),),
     "roles": (Cut("api/callers.py", "if not caller.may(right):", "if False:"),),
     "limiting the lines of refusals": (

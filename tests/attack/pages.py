@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.attack.asking import PAUSED, browser, http
+from tests.attack.asking import PAUSED, UPGRADE, browser, http
 from tests.attack.kinds import Came, From, attack
 
 if TYPE_CHECKING:
@@ -112,18 +112,18 @@ browser(
 
 
 browser(
+    "another site runs a part of our page",
+    http("unasked", "GET", "/page/api.mjs", headers=[("Sec-Fetch-Site", "cross-site")], who=""),
+    FETCH,
+    "403",
+)
+browser(
     "a page types on the console of a VM",
     http(
         "unasked",
         "GET",
         f"/vms/{PAUSED}/console",
-        headers=[
-            ("Origin", "http://evil.example"),
-            ("Connection", "Upgrade"),
-            ("Upgrade", "websocket"),
-            ("Sec-WebSocket-Version", "13"),
-            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-        ],
+        headers=[("Origin", EVIL), *UPGRADE],
         who="",
     ),
     "the origin of a WebSocket",

@@ -11,7 +11,7 @@ import httpx
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from supervisor.pb import vm_pb2
-from tests.attack.asking import BOBS, grpc, http, network
+from tests.attack.asking import BOBS, UPGRADE, grpc, http, network
 from tests.attack.kinds import Came, From, Request, attack
 from tests.attack.service import ANSWER_S, read_all
 
@@ -66,6 +66,37 @@ network(
     "asking who calls",
     "401",
 )
+network("a stranger asks who it is", http("main", "GET", "/whoami"), "asking who calls", "401")
+network(
+    "a stranger has the host examined",
+    http("main", "GET", "/host/checks"),
+    "asking who calls",
+    "401",
+)
+network(
+    "a stranger types on a console with a token of nobody's as a subprotocol",
+    http(
+        "main",
+        "GET",
+        f"/vms/{BOBS}/console",
+        headers=[*UPGRADE, ("Sec-WebSocket-Protocol", "bearer.qms_nobodys")],
+    ),
+    "knowing the tokens",
+    "401",
+    through="101|403|409",
+)
+
+
+@attack(
+    From.NETWORK,
+    "a token is shown as a subprotocol by a request that is no WebSocket",
+    held_by="where a token may be",
+    refusal="401",
+)
+def token_of_no_websocket(place: Place) -> Came:
+    shown = ("Sec-WebSocket-Protocol", f"bearer.{place.main.tokens['olivia']}")
+    came: Came = place.main.ask("GET", "/vms", headers=[shown]).came
+    return came
 
 
 @attack(

@@ -87,12 +87,18 @@ for _what, _method, _name, _by, _through in (
     ("a party replaces the data of another", "PUT", "data/0", "alice", "200"),
     ("a party has the algorithm run over another's data", "POST", "compute", "alice", "200|409"),
     ("the owner takes the result that is for another", "GET", "result", "bob", "200|409"),
+    ("the owner reads what a party's algorithm prints", "GET", "logs?source=algorithm", "bob",
+     "200"),
     ("a party takes the result that is for another", "GET", "result", "alice", "200|409"),
     ("a party reads what the algorithm printed of another's data", "GET", "outcome", "alice",
      "200|409"),
 ):  # fmt: skip
     # Not in the short form: it takes a second guest.
     tenant(_what, in_shared(_method, _name, _by), PART, "403", through=_through, short=False)
+
+tenant(
+    "a party has the host examined", http("main", "GET", "/host/checks", by="alice"), "roles", "403"
+)
 
 CALLS: list[tuple[str, str, Callable[[str], Any]]] = [
     ("reads all about another's VM", "Get", lambda id_: vm_pb2.GetRequest(id=id_)),
