@@ -245,6 +245,7 @@ async def serve_on(
                 open_service(config, host, Store(tmp)) as service,
                 bound.serve(service, gate, local_grpc),
             ):
+                service.metrics.registry.register(gate.requests)
                 watched = [*door.watched, *(one for one in (hypercorn.tls, tls) if one)]
                 running = Running(
                     service, door, watched, gate, port, bound.port, trio.Event(), trio.Event()

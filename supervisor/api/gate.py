@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
+from prometheus_client import Counter
 
 from supervisor.api.audit import Audit, Outcome
 from supervisor.api.budget import Budget
@@ -32,6 +33,12 @@ class Gate:
         self.budget = Budget(limits.body_bytes, limits.body_wait_s)
         #: Readers of events.
         self.readers = AtOnce(limits.readers, "readers of events", "MANAGER_CALLER_READERS")
+        self.requests = Counter(
+            "qmp_supervisor_requests",
+            "Requests that were answered or refused, or whose caller left.",
+            ["wire", "status"],
+            registry=None,
+        )
         self._running = AtOnce(limits.requests, "requests", "MANAGER_CALLER_REQUESTS")
         self._rates = Rates(limits.rate, 2 * limits.rate, trio.current_time)
         self._audit = Audit(
@@ -63,7 +70,10 @@ class Gate:
     def watching(self, trace: Trace, outcome: Outcome) -> Iterator[None]:
         """Serve a request that has this trace; its outcome is audited."""
         with tracing(trace), self._audit.watching(trace, outcome):
-            yield
+            try:
+                yield
+            finally:
+                self.requests.labels(trace.wire, outcome.status or "caller-left").inc()
 
     @contextmanager
     def one_more(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ from supervisor.qemu.option import escape
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
     from supervisor.qemu.users import User
 
@@ -355,10 +355,14 @@ class Usage:
 
     :param cpu_s: CPU time, of all its threads, since it was started
     :param memory_bytes: resident, with what it shares with other processes
+    :param disk_read_bytes, disk_written_bytes: what reached the host's disks; None if this process
+        may not know
     """
 
     cpu_s: float
     memory_bytes: int
+    disk_read_bytes: int | None
+    disk_written_bytes: int | None
 
 
 def _below(pid: int) -> Iterator[int]:
@@ -379,7 +383,22 @@ def usage(identity: ProcessId) -> Usage | None:
     found = [first, *(fields for fields in others if fields)]
     ticks = sum(int(fields[11]) + int(fields[12]) for fields in found)
     pages = sum(int(fields[21]) for fields in found)
-    return Usage(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE"))
+    read, written = _io(pids)
+    cpu_s, memory = ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE")
+    return Usage(cpu_s, memory, read, written)
+
+
+def _io(pids: Iterable[int]) -> tuple[int | None, int | None]:
+    """Bytes from disks and to them. Source: proc_pid_io(5)."""
+    sums = {"read_bytes": 0, "write_bytes": 0}
+    try:
+        for pid in pids:
+            lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+            found = dict(line.split(": ") for line in lines)
+            sums = {name: size + int(found[name]) for name, size in sums.items()}
+    except (OSError, KeyError):
+        return None, None
+    return sums["read_bytes"], sums["write_bytes"]
 
 
 def _is_sudo(words: Sequence[str]) -> bool:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import attrs
 import structlog
 import trio
+from prometheus_client import generate_latest
 
+from supervisor.build import build_info
 from supervisor.caller import Right
 from supervisor.config import Policy, Tee, TemplateUse
 from supervisor.errors import (
@@ -59,7 +61,9 @@ class Service:
         self.pool = pool
         self.config = vms.config
         self.journal = vms.journal
-        self.metrics = Metrics(self._gauges)
+        build = build_info()
+        versions = {"version": build.version, "commit": build.commit, "qemu": str(vms.host.qemu)}
+        self.metrics = Metrics(self._gauges, versions)
         self.usages = Usages()
         self._keys = IdempotencyKeys(vms)
         self._quotas = Quotas(vms.config.limits, vms)
@@ -281,7 +285,8 @@ class Service:
             request = vm.end_request
             left = request is not None and request.cause is EndCause.CALLER_LEFT
             outcome = Outcome.ABANDONED if left else Outcome.FAILED
-        self.metrics.count_run(outcome, trio.current_time() - started)
+        took_s = trio.current_time() - started
+        self.metrics.count_run(outcome, took_s, vm.record.start, vm.record.steps)
 
     # --- VMs --------------------------------------------------------------------------------
 
@@ -325,6 +330,12 @@ class Service:
             and (caller.sees(event.owner) or self.vms.tells(event, caller))
         )
 
+    async def metrics_text(self) -> bytes:
+        """What Prometheus is answered."""
+        await self.usages.sample(self.vms)
+        await self.usages.look_at_disk(self.config.qemu.tmp, self.vms)
+        return generate_latest(self.metrics.registry)
+
     def _gauges(self) -> Gauges:
         templates = self.vms.templates
         return Gauges(
@@ -335,6 +346,13 @@ class Service:
             templates=Counter(one.state.value for one in templates.entries.values()),
             pool=Counter("ready" if vm.agent_ready else "coming" for vm in self.pool.vms),
             clones={"restored": templates.restored, "fallback": templates.fallen_back},
+            events=self.journal.counted,
+            usages={
+                vm.id: usage
+                for vm in self.vms
+                if not vm.ended and (usage := self.usages.last.vms.get(vm.id))
+            },
+            disk=self.usages.disk,
         )
 
 

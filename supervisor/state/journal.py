@@ -6,7 +6,7 @@ lower number, so a reader that has seen number n has seen all events before it.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -54,6 +54,8 @@ class Journal:
         self.events: Broadcast[Event] = Broadcast(reader_buffer)
         #: The number of the last published event. Every event up to it is published, too.
         self.sequence = sequence
+        #: Published since the start, by kind.
+        self.counted: Counter[str] = Counter()
         self._store = store
         self._issued = sequence
         self._reserved = sequence
@@ -194,6 +196,7 @@ class Journal:
             self.sequence += 1
             written = self._written.pop(self.sequence)
             if written:
+                self.counted[written.kind] += 1
                 self.events.send(written)
 
 

@@ -318,6 +318,31 @@ class Record:
         return self.options.dials or self.purpose is Purpose.CVM
 
     @property
+    def start(self) -> str:
+        """How its guest came: ``cold``, ``template`` or ``pool``."""
+        if Phase.POOL in self.phases:
+            return "pool"
+        return "template" if self.template else "cold"
+
+    @property
+    def steps(self) -> list[tuple[str, float]]:
+        """The steps of its start, to the agent's answer, and how many seconds each took.
+
+        The warning of its ttl is none, and may come before the last.
+        """
+        answered = self.phases.get(Phase.RELAY, 0.0)
+        reached = [
+            (at, name)
+            for name, at in self.phases.items()
+            if name != Phase.EXPIRING and at <= answered  # else perhaps in a later supervisor
+        ]
+        found, before = [], 0.0
+        for at, name in sorted(reached, key=lambda step: step[0]):
+            found.append((name, at - before))
+            before = at
+        return found
+
+    @property
     def ended(self) -> bool:
         """Whether no process of the VM is left and none will follow."""
         return self.ended_at is not None

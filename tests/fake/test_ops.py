@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 import trio
 
+from supervisor.runs import usage
 from supervisor.tee.facts import Technology
 from supervisor.tee.judge import Layer
 
@@ -61,7 +62,8 @@ async def metrics(supervisor: Supervisor) -> dict[str, float]:
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
-async def test_metrics(world: World) -> None:
+async def test_metrics(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "_FRESH_S", 0)
     async with world.serve() as supervisor:
         before = await metrics(supervisor)
         assert before['qmp_supervisor_vms{state="running"}'] == 0
@@ -76,6 +78,33 @@ async def test_metrics(world: World) -> None:
         assert after['qmp_supervisor_runs_total{outcome="failed"}'] == 1
         assert after["qmp_supervisor_run_seconds_count"] == 1
         assert after["process_open_fds"] > 0
+        assert after['qmp_supervisor_step_seconds_count{start="cold",step="relay"}'] == 1
+        assert after['qmp_supervisor_events_total{event="relay"}'] >= 2
+        assert after['qmp_supervisor_requests_total{status="200",wire="http"}'] == 2
+        assert after["qmp_supervisor_tmp_free_bytes"] <= after["qmp_supervisor_tmp_size_bytes"]
+        assert after["qmp_supervisor_event_log_bytes"] > 100
+
+
+async def test_metrics_of_running_vms(world: World) -> None:
+    """And of no others."""
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        found = await metrics(supervisor)
+        assert found[f'qmp_supervisor_vm_memory_bytes{{vm="{vm_id}"}}'] > 2**20
+        assert found[f'qmp_supervisor_vm_cpu_seconds_total{{vm="{vm_id}"}}'] > 0
+        assert found[f'qmp_supervisor_vm_disk_written_bytes_total{{vm="{vm_id}"}}'] >= 0
+        await supervisor.http.post(f"/vms/{vm_id}/shutdown", json={"mode": "force"})
+        assert not [name for name in await metrics(supervisor) if vm_id in name]
+
+
+async def test_ready(world: World) -> None:
+    async with world.serve() as supervisor:
+        templates = supervisor.running.service.vms.templates
+        templates.looked = False
+        answer = await supervisor.http.get("/ready")
+        assert (answer.status_code, answer.json()["status"]) == (503, "fail")
+        templates.looked = True
+        assert (await supervisor.http.get("/ready")).json() == {"status": "pass"}
 
 
 async def test_refused_runs_are_counted_by_reason(world: World) -> None:

@@ -13,12 +13,14 @@ import pytest
 
 from supervisor import cli, config, errors
 from supervisor.agent.reference.__main__ import make_parser
+from supervisor.api.gate import Gate
 from supervisor.api.grpc import errors as grpc_errors
 from supervisor.api.http import problems
-from supervisor.config import Forwards, RestartPolicy, TemplateUse, successor
+from supervisor.config import CallersConfig, Forwards, RestartPolicy, TemplateUse, successor
 from supervisor.pb import agent_pb2, clone_pb2, compute_pb2, guest_pb2, manager_pb2, vm_pb2
 from supervisor.qemu.connection import MonitorState
-from supervisor.runs.metrics import Gauges, Metrics
+from supervisor.qemu.process import Usage
+from supervisor.runs.metrics import Disk, Gauges, Metrics
 from supervisor.state import status
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
 from supervisor.state.status import Reason, Trigger, VmState
@@ -186,11 +188,16 @@ def test_metrics() -> None:
         templates={},
         pool={},
         clones={"restored": 0},
+        events={},
+        usages={"a": Usage(0, 0, 0, 0)},
+        disk=Disk(),
     )
+    registry = Metrics(lambda: gauges, {}).registry
+    registry.register(Gate(CallersConfig(), Path()).requests)
+    suffixes = {"counter": "_total", "info": "_info"}  # as they are called where they are read
     known = {
-        # Counters are called so where they are read.
-        f"{metric.name}_total" if metric.type == "counter" else metric.name
-        for metric in Metrics(lambda: gauges).registry.collect()
+        f"{metric.name}{suffixes.get(metric.type, '')}"
+        for metric in registry.collect()
         if not metric.name.startswith("process_")
     }
     assert set(pages.words(REFERENCE / "metrics.md", "Metrics")) == known

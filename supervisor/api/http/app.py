@@ -187,4 +187,4 @@ def _is_page() -> bool:
 
 def _is_health() -> bool:
     """Tells nothing that a stranger may not know, and is asked by who has no other right."""
-    return request.path == "/health"
+    return request.path in ("/health", "/ready")

@@ -1,15 +1,14 @@
-"""``/health``, ``/metrics`` and ``/whoami``."""
+"""``/health``, ``/ready``, ``/metrics`` and ``/whoami``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from quart import Blueprint, Response
 
 from supervisor.api.callers import current, needs
-from supervisor.api.http.build import build_info
+from supervisor.build import build_info
 from supervisor.caller import Right
 
 if TYPE_CHECKING:
@@ -32,6 +31,16 @@ def blueprint(service: Service, instance_id: str) -> Blueprint:
             "instance_id": instance_id,
         }
 
+    @routes.get("/ready")
+    @needs(None)
+    async def ready() -> Any:
+        """VMs of before are taken up before the API listens."""
+        if service.vms.closing:
+            return {"status": "fail", "output": "the supervisor is stopping"}, 503
+        if not service.vms.templates.looked:
+            return {"status": "fail", "output": "templates are being looked at"}, 503
+        return {"status": "pass"}
+
     @routes.get("/whoami")
     @needs(None)
     async def whoami() -> Any:
@@ -46,6 +55,6 @@ def blueprint(service: Service, instance_id: str) -> Blueprint:
     @routes.get("/metrics")
     @needs(Right.METRICS)
     async def metrics() -> Any:
-        return Response(generate_latest(service.metrics.registry), content_type=CONTENT_TYPE_LATEST)
+        return Response(await service.metrics_text(), content_type=CONTENT_TYPE_LATEST)
 
     return routes

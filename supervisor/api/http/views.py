@@ -163,26 +163,16 @@ def everything(vm: Vm) -> dict[str, Any]:
         "purpose": record.purpose,
         "template": record.template,
         "tee_policy": claims.tee_policy(vm),
-        "phases_s": {name: seconds(at) for name, at in _steps(vm)},
+        "phases_s": {
+            name: seconds(at) for name, at in record.phases.items() if name != Phase.EXPIRING
+        },
     }
 
 
 def server_timing(vm: Vm) -> str:
     """The header's value: the milliseconds from each phase to the next, and their sum."""
-    spans, before = [], 0.0
-    steps = sorted(_steps(vm), key=lambda step: step[1])
-    answered = vm.record.phases.get("relay", 0.0)
-    for name, at in steps:
-        if at > answered:
-            continue  # of a time after the answer, perhaps in a later supervisor
-        spans.append(f"{name};dur={(at - before) * 1000:.1f}")
-        before = at
-    return ", ".join([*spans, f"total;dur={before * 1000:.1f}"])
-
-
-def _steps(vm: Vm) -> list[tuple[str, float]]:
-    """The steps of the VM's start. The warning of its ttl is none, and may come before the last."""
-    return [(name, at) for name, at in vm.record.phases.items() if name != Phase.EXPIRING]
+    spans = [*vm.record.steps, ("total", sum(took_s for _, took_s in vm.record.steps))]
+    return ", ".join(f"{name};dur={took_s * 1000:.1f}" for name, took_s in spans)
 
 
 def template(entry: Entry) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The build, for /health: read from the installation, not stamped at build time."""
+"""Which build this is: read from the installation, not stamped at build time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _commit(distribution: metadata.Distribution) -> str:
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     if commit := origin.get("vcs_info", {}).get("commit_id"):
         return str(commit)
-    checkout = Path(__file__).parents[3]
+    checkout = Path(__file__).parents[1]
     if not (checkout / ".git").exists():
         return ""
     try:
