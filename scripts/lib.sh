@@ -238,12 +238,12 @@ debian_mirror() {
 
 # .qemu/SUITE/qemu-system-x86_64 for each of them: the packages are unpacked there, nothing is
 # installed. A QEMU that cannot be had is no error here: the test that wants it says so. The same of
-# libvirt's program that verifies SEV's measurements.
+# libvirt's program that verifies SEV's measurements, and Prometheus' that reads metrics and rules.
 set_up_qemus() {
     local mirror pair suite
     mirror=$(debian_mirror)
-    [ -e .qemu/virt-qemu-sev-validate ] || failure_lines=3 quietly \
-        "virt-qemu-sev-validate: unpacking it" _unpack_validator || true
+    _unpack_program libvirt-clients-qemu virt-qemu-sev-validate
+    _unpack_program prometheus promtool
     for pair in $other_qemus; do
         suite=${pair%:*}
         [ ! -x ".qemu/$suite/qemu-system-x86_64" ] || continue
@@ -253,12 +253,16 @@ set_up_qemus() {
     done
 }
 
-_unpack_validator() {
+_unpack_program() { # PACKAGE PROGRAM
+    [ -e ".qemu/$2" ] || failure_lines=3 quietly "$2: unpacking it" _fetch_program "$@" || true
+}
+
+_fetch_program() { # PACKAGE PROGRAM
     local scratch
     scratch=$(mktemp -d)
-    # Of this machine's own distribution: it is a Python program that needs nothing else here.
-    (cd "$scratch" && apt-get download -q libvirt-clients-qemu && dpkg-deb -x ./*.deb .) &&
-        mkdir -p .qemu && cp "$scratch/usr/bin/virt-qemu-sev-validate" .qemu/
+    # Of this machine's own distribution, and one that needs nothing else of it.
+    (cd "$scratch" && apt-get download -q "$1" && dpkg-deb -x ./*.deb .) &&
+        mkdir -p .qemu && cp "$scratch/usr/bin/$2" .qemu/
     local status=$?
     rm -rf "$scratch"
     return "$status"

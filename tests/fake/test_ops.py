@@ -14,6 +14,7 @@ import trio
 from supervisor.runs import usage
 from supervisor.tee.facts import Technology
 from supervisor.tee.judge import Layer
+from tests.unit.test_alerts import check, promtool
 
 if TYPE_CHECKING:
     from tests.support.world import Supervisor, World
@@ -83,6 +84,16 @@ async def test_metrics(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         assert after['qmp_supervisor_requests_total{status="200",wire="http"}'] == 2
         assert after["qmp_supervisor_tmp_free_bytes"] <= after["qmp_supervisor_tmp_size_bytes"]
         assert after["qmp_supervisor_event_log_bytes"] > 100
+
+
+@promtool
+async def test_metrics_as_prometheus_reads_them(world: World, tmp_path: Path) -> None:
+    async with world.serve() as supervisor:
+        await supervisor.run()
+        file = tmp_path / "metrics"
+        file.write_text((await supervisor.http.get("/metrics")).text)
+    with file.open() as metrics_:
+        check("check", "metrics", stdin=metrics_)
 
 
 async def test_metrics_of_running_vms(world: World) -> None:
