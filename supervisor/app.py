@@ -25,7 +25,7 @@ import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
 
-from supervisor import doctor
+from supervisor import doctor, spans
 from supervisor.api.auth.door import Door
 from supervisor.api.gate import Gate
 from supervisor.api.grpc import server as grpc_server
@@ -217,8 +217,17 @@ async def serve_on(
     hypercorn = _hypercorn(config)
     for name in config.without_effect:
         log.warning("setting without an effect", name=name, instead=WITHOUT_EFFECT[name])
-    if config.jaeger_url:
-        log.warning("MANAGER_JAEGER_URL is set, but there is no tracing yet")
+    with spans.sending(config.jaeger_url):
+        await _serve_traced(host, config, door, hypercorn, task_status)
+
+
+async def _serve_traced(
+    host: Host,
+    config: Config,
+    door: Door,
+    hypercorn: HypercornSettings,
+    task_status: trio.TaskStatus[Running],
+) -> None:
     async with open_loop() as loop:
         # With the loop's own handler one stray callback of a library would end the supervisor.
         loop.set_exception_handler(_log_stray)

@@ -18,7 +18,7 @@ import grpc
 import trio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from supervisor import tls
+from supervisor import spans, tls
 from supervisor.bridge import aio_as_trio
 from supervisor.config import MAX_COMPUTATION, Timing
 from supervisor.errors import AgentError, HostError
@@ -353,9 +353,11 @@ class Agent:
 
         async def ask() -> Any:  # asyncio-flavoured
             shown = self.metadata if metadata is None else metadata
-            return await method(request, metadata=shown)
+            return await method(request, metadata=(*shown, *more))
 
-        with told(self.vm_id):
+        name = getattr(method, "_method", b"").decode().removeprefix("/")
+        about = {"rpc.system.name": "grpc", "rpc.method": name, "vm.id": self.vm_id}
+        with told(self.vm_id), spans.asking(name, about) as more:
             response = await aio_as_trio(ask)()
         if response is None:  # so grpc.aio reports bytes that do not parse
             raise AgentError(self.vm_id, "INTERNAL", "its answer is not what its protocol says")

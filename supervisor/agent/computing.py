@@ -248,6 +248,8 @@ async def printed(agent: Agent, known: Printed) -> Printed:
 
     with told(agent.vm_id):
         answer = await aio_as_trio(ask)()
+    if answer is None:  # so grpc.aio reports bytes that do not parse
+        raise AgentError(agent.vm_id, "INTERNAL", "it tells nothing of what is printed")
     return Printed(answer.run, answer.position, answer.data[-_PRINTED_BYTES:])
 
 

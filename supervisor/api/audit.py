@@ -54,6 +54,13 @@ class Outcome:
     refused: bool = False
 
     @property
+    def failed(self) -> bool:
+        """Whether it was the supervisor's fault, or its host's."""
+        if isinstance(self.status, int):
+            return self.status >= 500
+        return self.status in ("INTERNAL", "UNAVAILABLE", "UNKNOWN", "DATA_LOSS")
+
+    @property
     def word(self) -> str:
         if self.status is None:
             return "caller-left"

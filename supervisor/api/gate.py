@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 from prometheus_client import Counter
 
+from supervisor import spans
 from supervisor.api.audit import Audit, Outcome
 from supervisor.api.budget import Budget
 from supervisor.api.callers import who
@@ -69,11 +70,17 @@ class Gate:
     @contextmanager
     def watching(self, trace: Trace, outcome: Outcome) -> Iterator[None]:
         """Serve a request that has this trace; its outcome is audited."""
-        with tracing(trace), self._audit.watching(trace, outcome):
+        with (
+            spans.serving(trace.parent) as span,
+            tracing(trace),
+            self._audit.watching(trace, outcome),
+        ):
             try:
                 yield
             finally:
                 self.requests.labels(trace.wire, outcome.status or "caller-left").inc()
+                name, known = outcome.what.removeprefix("/"), _attributes(trace, outcome)
+                span.end(name, known, failed=outcome.failed)
 
     @contextmanager
     def one_more(self) -> Iterator[None]:
@@ -90,3 +97,20 @@ class Gate:
             )
         with self._running.one_more(caller):
             yield
+
+
+def _attributes(trace: Trace, outcome: Outcome) -> dict[str, str | int]:
+    """Of its span: names of the semantic conventions, and the id that is in log and audit."""
+    known: dict[str, str | int] = {"client.address": trace.peer, "request.id": trace.id}
+    if trace.vm_id:
+        known["vm.id"] = trace.vm_id
+    if trace.wire == "grpc":
+        known |= {"rpc.system.name": "grpc", "rpc.method": outcome.what.removeprefix("/")}
+        status = "rpc.response.status_code"
+    else:
+        method, _, route = outcome.what.partition(" ")
+        known |= {"http.request.method": method, "http.route": route}
+        status = "http.response.status_code"
+    if outcome.status is not None:
+        known[status] = outcome.status
+    return known

@@ -30,6 +30,7 @@ class Trace:
 
     :param wire: ``http`` or ``grpc``
     :param peer: the address that it comes from, without its port; ``unix`` for a local socket
+    :param parent: the caller's ``traceparent``; empty if there is none
     :param vm_id: the VM that it is about; None if there is none, or none yet
     :param error: the name of the error that it is answered with
     :param changed: whether it has changed something, though its method would not say so
@@ -38,6 +39,7 @@ class Trace:
     id: str
     wire: str
     peer: str
+    parent: str = ""
     vm_id: str | None = None
     error: str | None = None
     changed: bool = False
@@ -72,6 +74,11 @@ def request_id(given: Sequence[str], parents: Sequence[str]) -> str:
     """
     if len(given) == 1 and _GIVEN.fullmatch(given[0]):
         return given[0]
-    if len(parents) == 1 and (found := _PARENT.fullmatch(parents[0])):
+    if found := _PARENT.fullmatch(parent(parents)):
         return found[1]
     return uuid.uuid4().hex
+
+
+def parent(given: Sequence[str]) -> str:
+    """The ``traceparent`` that counts; empty if none does."""
+    return given[0] if len(given) == 1 and _PARENT.fullmatch(given[0]) else ""

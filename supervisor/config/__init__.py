@@ -105,7 +105,10 @@ class Config:
         "MANAGER_INSTANCE_ID", None, "name of this supervisor in /health", shown="a new UUID"
     )
     jaeger_url: str | None = setting(
-        "MANAGER_JAEGER_URL", None, "reserved for tracing, which does not exist yet"
+        "MANAGER_JAEGER_URL",
+        None,
+        "where traces go, over OTLP; variables of OpenTelemetry's SDK come first",
+        "COCOS_JAEGER_URL",
     )
     auth: Auth = setting(
         "MANAGER_AUTH",

@@ -20,13 +20,13 @@ tabs.onmessage = ({ data }) => {
 if (!token) tabs.postMessage({ ask: true });
 
 function keep(value) {
-  calling.abort();
-  calling = new AbortController();
   hold(value);
   dispatchEvent(new Event("caller"));
 }
 
 function hold(value) {
+  calling.abort(new DOMException("Somebody else calls now.", "AbortError"));
+  calling = new AbortController();
   token = value;
   if (value) sessionStorage.setItem(KEY, value);
   else sessionStorage.removeItem(KEY);
@@ -46,6 +46,9 @@ export function signOut() {
 
 /** Forget a token that is none any more, in this tab: a certificate may do. */
 export const drop = () => hold(null);
+
+/** Is aborted when another one calls: of what one has begun nothing goes on then. */
+export const session = () => calling.signal;
 
 export const hasToken = () => Boolean(token);
 

@@ -12,6 +12,7 @@ async function compute(id, form, say) {
   const data = form.getAll("data").filter((file) => file.size);
   const files = [[`vms/${id}/algorithm`, algorithm], ...data.map((file, number) => [`vms/${id}/data/${number}`, file])];
   for (const [path, file] of files) {
+    say({ note: file.name });
     await upload(path, file, (sent) => say({ note: `${file.name}: ${size(sent)} of ${size(file.size)}` }));
   }
   say({ note: "the algorithm runs; it ends if this page is closed" });
@@ -42,6 +43,7 @@ async function run(form, say) {
   // A run whose answer was lost is the same run when it is asked for again.
   const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const headers = { Prefer: "respond-async", "Idempotency-Key": key };
+  say({});
   const { id } = await untilAnswered(() => send("POST", "run", wanted, headers));
   say({ vm: id, note: "waits for the agent" });
   location.hash = `#/vms/${id}`;

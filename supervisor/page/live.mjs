@@ -1,7 +1,7 @@
 // What the page knows of the supervisor, and how it stays up to date.
 
 import { useEffect, useRef, useState } from "./vendor/htm-preact.mjs";
-import { Gone, Problem, follow, get } from "./api.mjs";
+import { Gone, Problem, follow, get, session } from "./api.mjs";
 
 /** A value that several parts of the page show. */
 class Shared {
@@ -150,18 +150,21 @@ const passes = (error) => error instanceof Gone || error.status === 429 || error
 
 /** What `act()` answers, however often the supervisor must be asked until it is back. */
 export async function untilAnswered(act) {
+  const mine = session();
   for (;;) {
     try {
       return await act();
     } catch (error) {
       if (!(error instanceof Gone)) throw error;
     }
-    await pause(LONGEST_WAIT_MS);
+    await pause(LONGEST_WAIT_MS, mine);
+    mine.throwIfAborted();
   }
 }
 
 /** The VM, once `is` is true of it. The supervisor may go away meanwhile and come back. */
 export async function untilVm(id, is) {
+  const mine = session();
   for (;;) {
     try {
       const vm = await get(`vms/${id}`);
@@ -171,7 +174,8 @@ export async function untilVm(id, is) {
     }
     const heard = new AbortController();
     const deaf = events.listen((event) => (event === null || event.vm === id) && heard.abort());
-    await pause(2000, heard.signal);
+    await pause(2000, AbortSignal.any([heard.signal, mine]));
     deaf();
+    mine.throwIfAborted();
   }
 }

@@ -101,6 +101,8 @@ function Page() {
         if (mine !== latest) return;
         if (error.status === 401 && hasToken()) {
           drop(); // whoever has a certificate needs none
+          forget();
+          withdraw();
           ask(error);
         } else if (error.status === 401) {
           setProblem(refused);

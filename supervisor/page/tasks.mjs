@@ -1,6 +1,7 @@
 // Each thing that is done here is a task: what, of which VM, how long, and what came of it.
 
 import { html, useEffect } from "./vendor/htm-preact.mjs";
+import { session } from "./api.mjs";
 import { shared, useShared } from "./live.mjs";
 import { duration, sentence, short } from "./words.mjs";
 
@@ -27,11 +28,8 @@ function put(task) {
   sessionStorage.setItem(KEY, JSON.stringify(all));
 }
 
-let callers = 0;
-
 /** Whoever looks now has done none of them. */
 export function forget() {
-  callers += 1;
   sessionStorage.removeItem(KEY);
   tasks.set([]);
 }
@@ -42,14 +40,18 @@ export function forget() {
  */
 export async function perform(what, vm, act) {
   let task = { number: Date.now() + Math.random(), what, vm, began: Date.now(), state: UNDER_WAY, note: "" };
-  const mine = callers;
-  const say = (more) => mine === callers && put((task = { ...task, ...more }));
+  const mine = session();
+  const say = (more) => {
+    mine.throwIfAborted(); // what was begun in another's name ends here
+    put((task = { ...task, ...more }));
+  };
   say({});
   try {
     const note = await act(say);
     say({ state: "done", note: note ?? "", ended: Date.now() });
     return true;
   } catch (error) {
+    if (mine.aborted) return false;
     say({ state: "failed", note: sentence(error).slice(0, MOST_WORDS), ended: Date.now() });
     return false;
   }

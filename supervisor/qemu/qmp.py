@@ -21,6 +21,7 @@ import trio
 from qemu.qmp import EventListener, QMPClient, QMPError, Runstate
 from qemu.qmp.qmp_client import ExecuteError
 
+from supervisor import spans
 from supervisor.bridge import aio_as_trio
 from supervisor.errors import MonitorError, SocketGone
 from supervisor.qemu import qapi
@@ -101,7 +102,8 @@ class Monitor:
             lost
         """
         try:
-            with trio.fail_after(self._answer_s):
+            about = {"qmp.command": command}
+            with trio.fail_after(self._answer_s), spans.asking(f"QMP {command}", about):
                 return await aio_as_trio(self._client.execute)(command, arguments)
         except trio.TooSlowError as error:
             raise MonitorError(f"{command}: QEMU did not answer in {self._answer_s:g} s") from error

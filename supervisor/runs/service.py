@@ -11,6 +11,7 @@ import structlog
 import trio
 from prometheus_client import generate_latest
 
+from supervisor import spans
 from supervisor.build import build_info
 from supervisor.caller import Right
 from supervisor.config import Policy, Tee, TemplateUse
@@ -287,6 +288,8 @@ class Service:
             outcome = Outcome.ABANDONED if left else Outcome.FAILED
         took_s = trio.current_time() - started
         self.metrics.count_run(outcome, took_s, vm.record.start, vm.record.steps)
+        about = {"vm.id": vm.id, "start": vm.record.start}
+        spans.tell_steps(vm.requested_at, vm.record.steps, about)
 
     # --- VMs --------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from supervisor import spans
 from supervisor.agent import dialled
 from supervisor.agent.dialled_server import Dialled
 from supervisor.config import RestartPolicy, Tee
@@ -267,11 +268,13 @@ class Vms:
             self.ended.notify()
 
     def spawn(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Begin a task that outlives the request that begins it, and takes nothing of it along.
+        """Begin a task that outlives the request that begins it, and takes only its trace along.
 
         Else the request's body would stay in memory for as long as the VM runs.
         """
-        self._context.copy().run(self._nursery.start_soon, task, *args)
+        context = self._context.copy()
+        spans.carry_into(context)
+        context.run(self._nursery.start_soon, task, *args)
 
     # --- removing ---------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -63,17 +65,26 @@ class Results:
 
     async def drop_printed(self) -> None:
         """The same of all that was printed."""
-        for file in LogFile(self.printed).files:
+        for file in LogFile(self.printed, 0).files:
             await remove(file)
 
-    async def add_printed(self, data: bytes) -> None:
-        """:raises OSError: if it cannot be written"""
-        await trio.to_thread.run_sync(self._add_printed, data)
+    async def add_printed(self, data: bytes, limit: int) -> None:
+        """All of it, or nothing.
 
-    def _add_printed(self, data: bytes) -> None:
+        :param limit: of the log, in bytes
+        :raises OSError: if it cannot be written
+        """
+        await trio.to_thread.run_sync(self._add_printed, data, limit)
+
+    def _add_printed(self, data: bytes, limit: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        with open(os.open(self.printed, flags, 0o600), "wb") as log:
-            log.write(data)
+        with open(os.open(self.printed, flags, 0o600), "wb", buffering=0) as log:
+            size = os.fstat(log.fileno()).st_size
+            if log.write(data) != len(data):
+                log.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.printed))
+        if size + len(data) > limit:
+            LogFile(self.printed, limit).look(time.time())
 
     @asynccontextmanager
     async def writing(

@@ -322,8 +322,14 @@ class VmDir:
         :param limit: of each, in bytes
         :raises OSError: if a log cannot be read or cut
         """
+        failed: list[OSError] = []
         for log in (self.serial_log, self.qemu_log, self.results.printed):
-            LogFile(log).look(limit, time.time())
+            try:
+                LogFile(log, limit).look(time.time())
+            except OSError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def log_tail(self, lines: int = 10) -> str:
         """The last lines that QEMU printed; empty if there are none. Blocking."""

@@ -18,6 +18,8 @@ log = structlog.stdlib.get_logger()
 
 #: Bytes that a reader may be behind. A guest prints in pieces of any size.
 BEHIND = 1 << 20
+#: Of a message.
+_PIECE = 1 << 16
 
 
 @attrs.define(eq=False)
@@ -42,18 +44,22 @@ class Reader:
             return
         if len(self._waiting) + len(piece) > BEHIND:
             self.lagged = True
+            self._waiting.clear()
             self.end()
         else:
             self._waiting += piece
             self._printed.notify()
 
     async def take(self) -> bytes:
-        """All that was printed and not taken; empty at the end, and if the reader is too slow."""
+        """A piece of what was printed and not taken; empty at the end, and if it lagged."""
         await self._printed.until(lambda: bool(self._waiting) or self._ended)
-        if self.lagged:
-            return b""
-        taken, self._waiting = bytes(self._waiting), bytearray()
+        taken = bytes(self._waiting[:_PIECE])
+        del self._waiting[:_PIECE]
         return taken
+
+    async def wait_lagged(self) -> None:
+        """Return when the reader was too slow."""
+        await self._printed.until(lambda: self.lagged)
 
     def end(self) -> None:
         self._ended = True

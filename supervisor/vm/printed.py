@@ -10,6 +10,7 @@ import trio
 
 from supervisor.agent import computing
 from supervisor.agent.computing import Printed
+from supervisor.config.qemu import size_in_bytes
 from supervisor.errors import AgentError
 from supervisor.vm.held_time import in_time
 from supervisor.waiting import move_on_when
@@ -52,7 +53,7 @@ class _Follower:
         #: The algorithm before.
         self._before: int | None = None
         self._known = Printed()
-        self._problem = ""
+        self._failed = False
 
     async def look(self) -> bool:
         """Add what is new; whether the agent has told it."""
@@ -67,8 +68,8 @@ class _Follower:
                 await self._add(found)
             self._known = found
         except (AgentError, OSError) as error:
-            if str(error) != self._problem:
-                self._problem = str(error)
+            if not self._failed:  # a guest may fail in many ways, and every second
+                self._failed = True
                 log.info("what an algorithm prints is lost", vm=self._vm.id, problem=str(error))
             return False
         return True
@@ -78,4 +79,5 @@ class _Follower:
         lost = found.position - len(found.data) - known
         gap = f"\n[{lost} bytes are left out]\n".encode() if lost > 0 else b""
         if found.data:
-            await self._vm.dir.results.add_printed(gap + found.data)
+            limit = size_in_bytes(self._vm.config.life.log_size)
+            await self._vm.dir.results.add_printed(gap + found.data, limit)

@@ -6,6 +6,7 @@ it, wait on it and ask for things; they never own it.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -407,6 +408,11 @@ class Vm:
             async with self._writing:  # else a commit under way would undo it
                 self.record = attrs.evolve(self.record, status=status)
         self.notify()
+
+    @property
+    def requested_at(self) -> float:
+        """When its run was asked for, in seconds since 1970."""
+        return time.time() - (self.clock.boottime_s() - self._requested_s)
 
     def reached(self, phase: Phase) -> bool:
         """Note when a step was first reached; the next commit writes it. Whether it was now."""

@@ -56,12 +56,18 @@ class Hostile(compute_pb2_grpc.ComputeServiceServicer):
 
 
 @contextmanager
-def hostile(supervisor: Supervisor, vm_id: str, **behaviour: Any) -> Iterator[Hostile]:
-    """The VM's agent, from now on, for all that others ask."""
+def hostile(
+    supervisor: Supervisor, vm_id: str, *first: grpc.GenericRpcHandler, **behaviour: Any
+) -> Iterator[Hostile]:
+    """The VM's agent, from now on, for all that others ask.
+
+    :param first: these answer what they can
+    """
     nothing: dict[str, Any] = {"upload": lambda *_: None, "compute": lambda _: ()}
     servicer = Hostile(**nothing | behaviour)
     server = grpc.server(
         futures.ThreadPoolExecutor(10),
+        handlers=list(first),
         options=[(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")],
     )
     compute_pb2_grpc.add_ComputeServiceServicer_to_server(servicer, server)
@@ -155,6 +161,41 @@ async def test_results_that_are_lies(
             assert words in answer.json()["detail"]
         assert (await supervisor.http.get(f"/vms/{vm_id}/result")).status_code == 409
         assert supervisor.vm(vm_id).dir.results.files == []
+
+
+def whole(_: Hostile) -> Iterator[Any]:
+    yield outcome(3, b"abc")
+    yield RESPONSE(chunk=b"abc")
+
+
+def garbage(_: Any, __: Any) -> bytes:
+    return b"\xff\xff\xff"
+
+
+def printed_without_end(_: Any, __: Any) -> bytes:
+    said = compute_pb2.PrintedResponse(run=2**64 - 1, position=2**64 - 1, data=bytes(1_000_000))
+    return said.SerializeToString()
+
+
+def refuses(_: Any, context: grpc.ServicerContext) -> None:
+    context.abort(grpc.StatusCode.INTERNAL, "no" * 10_000)
+
+
+@pytest.mark.parametrize("printed", [garbage, printed_without_end, refuses])
+async def test_lies_about_what_is_printed_change_no_result(
+    world: World, printed: Callable[[Any, Any], Any]
+) -> None:
+    handler: Any = grpc.unary_unary_rpc_method_handler(printed)  # what it answers are bytes as they are
+    methods = {"Printed": handler}
+    lies = grpc.method_handlers_generic_handler("compute.ComputeService", methods)
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        with hostile(supervisor, vm_id, lies, compute=whole):
+            answer = await supervisor.http.post(f"/vms/{vm_id}/compute")
+            assert answer.status_code == 200, answer.text
+        assert (await supervisor.http.get(f"/vms/{vm_id}/result")).content == b"abc"
+        log = (await supervisor.http.get(f"/vms/{vm_id}/logs?source=algorithm")).content
+        assert len(log) <= 64 * 1024 + 100
 
 
 def takes_nothing(agent: Hostile, _: Any) -> Any:

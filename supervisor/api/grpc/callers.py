@@ -151,8 +151,10 @@ class Callers(grpc.aio.ServerInterceptor):
         """Here, and not in the interceptor: only a call's context knows the peer."""
 
         async def behave(request: Any, context: Context) -> Any:
-            id_ = trace.request_id(_metadata(context, "x-request-id"), _metadata(context, _PARENT))
-            present = trace.Trace(id_, "grpc", self._origin(context).address)
+            parents = _metadata(context, _PARENT)
+            id_ = trace.request_id(_metadata(context, "x-request-id"), parents)
+            peer = self._origin(context).address
+            present = trace.Trace(id_, "grpc", peer, trace.parent(parents))
             outcome = Outcome(method, method.rpartition("/")[2] not in _CHANGES_NOTHING)
             with serving(partial(self._caller, context)), self._gate.watching(present, outcome):
                 await context.send_initial_metadata((("x-request-id", id_),))

@@ -29,7 +29,7 @@ from supervisor.api.http import (
 )
 from supervisor.api.http.connections import Exchange, Talk
 from supervisor.api.http.web_pages import Sent, check_origin
-from supervisor.api.trace import Trace, request_id
+from supervisor.api.trace import Trace, parent, request_id
 from supervisor.config import MAX_COMPUTATION
 from supervisor.errors import TooOften
 
@@ -85,7 +85,7 @@ class App(QuartTrio):
         headers = asked.headers
         peer = (asked.scope.get("client") or ("unix",))[0]
         given, parents = headers.getlist("X-Request-Id"), headers.getlist("traceparent")
-        trace = Trace(request_id(given, parents), "http", peer)
+        trace = Trace(request_id(given, parents), "http", peer, parent(parents))
         method = asked.method if asked.method in self._methods else _OTHER_METHOD
         outcome = Outcome(method, method not in _CHANGES_NOTHING)
         with self._gate.watching(trace, outcome):

@@ -18,6 +18,7 @@ from supervisor.api.callers import current, needs, standing, who
 from supervisor.caller import Right
 from supervisor.errors import NotTheirs, Unauthenticated, UnknownCertificate
 from supervisor.vm.console import reading, run, take
+from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +64,10 @@ async def _print(reader: Reader, check_again: Callable[[], None], scope: trio.Ca
     """Send what the guest prints; at its end, or the reader's, say why and end all."""
     code, why = _END, "the VM has ended"
     try:
-        while piece := await reader.take():
-            check_again()
-            await websocket.send(piece)
+        async with move_on_when(reader.wait_lagged):
+            while piece := await reader.take():
+                check_again()
+                await websocket.send(piece)
     except (Unauthenticated, UnknownCertificate):
         code, why = _POLICY, "the caller may read no more"
     if reader.lagged:

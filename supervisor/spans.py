@@ -1,0 +1,162 @@
+"""Traces, to whoever the variables of OpenTelemetry's SDK name; without them nothing is done.
+
+A request is a span; so is each step of its run, each QMP command and each call of an agent that is
+waited for meanwhile. The SDK is imported only if something is to be sent.
+
+Source: OpenTelemetry "Semantic conventions" 1.45 for HTTP and RPC; W3C "Trace Context".
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from supervisor.build import build_info
+from supervisor.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from contextvars import Context
+
+    Attributes = Mapping[str, str | int]
+
+#: Each of them says where traces go.
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+#: Where a Jaeger takes its own format, and where OTLP: its documentation's "APIs".
+_JAEGERS_OWN, _JAEGERS_OTLP = 14268, 4318
+_NS = 1_000_000_000
+
+#: The SDK's, while traces are sent.
+_api: Any = None
+_tracer: Any = None
+
+
+@contextmanager
+def sending(jaeger_url: str | None) -> Iterator[None]:
+    """Send traces during the block, if the environment says so; the last at its end.
+
+    :param jaeger_url: where to, if no variable of OpenTelemetry's says it
+    :raises HostError: if the SDK is not installed
+    """
+    global _api, _tracer
+    wanted = jaeger_url or any(os.environ.get(name) for name in _ENDPOINTS)
+    if not wanted or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        yield
+        return
+    provider = _provider(jaeger_url)
+    _api = import_module("opentelemetry.trace")
+    _tracer = provider.get_tracer("qmp-supervisor", build_info().version)
+    try:
+        yield
+    finally:
+        _api = _tracer = None
+        provider.shutdown()
+
+
+def _provider(jaeger_url: str | None) -> Any:
+    try:
+        sdk, export = import_module("opentelemetry.sdk.trace"), "opentelemetry.sdk.trace.export"
+        exporter = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        resources = import_module("opentelemetry.sdk.resources")
+    except ImportError as error:
+        raise HostError(
+            f"traces cannot be sent: {error}", advice="pip install 'qmp-supervisor[tracing]'"
+        ) from error
+    given = any(os.environ.get(name) for name in _ENDPOINTS)
+    endpoint = None if given or not jaeger_url else otlp_of(jaeger_url)
+    about = {"service.name": "qmp-supervisor", "service.version": build_info().version}
+    if name := os.environ.get("OTEL_SERVICE_NAME"):
+        about["service.name"] = name
+    provider = sdk.TracerProvider(resource=resources.Resource.create(about))
+    sender = exporter.OTLPSpanExporter(endpoint=endpoint)
+    provider.add_span_processor(import_module(export).BatchSpanProcessor(sender))
+    return provider
+
+
+def otlp_of(jaeger_url: str) -> str:
+    """Where the same Jaeger takes OTLP: the original's URL is of a format that few still take."""
+    url = urlsplit(jaeger_url)
+    if url.port != _JAEGERS_OWN:
+        return jaeger_url
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    return f"{url.scheme}://{host}:{_JAEGERS_OTLP}/v1/traces"
+
+
+class Span:
+    """A request's, or nobody's."""
+
+    def __init__(self, span: Any) -> None:
+        self._span = span
+
+    def end(self, name: str, attributes: Attributes, *, failed: bool) -> None:
+        """What is known at its end."""
+        if self._span is None:
+            return
+        self._span.update_name(name)
+        self._span.set_attributes(attributes)
+        if failed:
+            self._span.set_status(_api.StatusCode.ERROR)
+
+
+_NOBODYS = Span(None)
+
+
+@contextmanager
+def serving(traceparent: str) -> Iterator[Span]:
+    """A request that is served.
+
+    :param traceparent: the caller's; empty if there is none
+    """
+    if _tracer is None:
+        yield _NOBODYS
+        return
+    kind = _api.SpanKind.SERVER
+    context = _propagator().extract({"traceparent": traceparent}) if traceparent else None
+    with _tracer.start_as_current_span("request", context=context, kind=kind) as span:
+        yield Span(span)
+
+
+@contextmanager
+def asking(name: str, attributes: Attributes) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Something that a request waits for. What nobody waits for is no span.
+
+    :returns: metadata to send along
+    """
+    if _tracer is None or not _api.get_current_span().is_recording():
+        yield ()
+        return
+    kind = _api.SpanKind.CLIENT
+    with _tracer.start_as_current_span(name, kind=kind, attributes=attributes):
+        carrier: dict[str, str] = {}
+        _propagator().inject(carrier)
+        yield tuple(carrier.items())
+
+
+def carry_into(context: Context) -> None:
+    """What is done in this context is done for the present request, while that lasts."""
+    if _tracer is not None:
+        module = import_module("opentelemetry.context")
+        context.run(module.attach, module.get_current())
+
+
+def tell_steps(began: float, steps: Iterable[tuple[str, float]], attributes: Attributes) -> None:
+    """The steps of a run, once they are known, as spans of the request that asked for it.
+
+    :param began: seconds since 1970
+    :param steps: names, and how many seconds each took
+    """
+    if _tracer is None or not _api.get_current_span().get_span_context().is_valid:
+        return
+    at = round(began * _NS)
+    for name, took_s in steps:
+        span = _tracer.start_span(name, start_time=at, attributes=attributes)
+        at += round(took_s * _NS)
+        span.end(end_time=at)
+
+
+def _propagator() -> Any:
+    module = import_module("opentelemetry.trace.propagation.tracecontext")
+    return module.TraceContextTextMapPropagator()
