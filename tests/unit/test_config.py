@@ -271,6 +271,7 @@ ALIASES = {
 
 #: The successor's words for the same things: their values, and where ours are.
 SUCCESSORS = {
+    "COCOS_JAEGER_URL": ("http://j:4318/v1/traces", "jaeger_url", "http://j:4318/v1/traces"),
     "MANAGER_QEMU_HOST_FWD_AGENT": ("6100", "qemu.net.host_fwd_3", 6100),
     "MANAGER_QEMU_GUEST_FWD_AGENT": ("7002", "qemu.net.guest_fwd_3", 7002),
     "MANAGER_QEMU_SRC_DISK_FILE": ("/d", "qemu.disk.file", Path("/d")),
