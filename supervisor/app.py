@@ -25,7 +25,7 @@ import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
 
-from supervisor import doctor, spans
+from supervisor import doctor, spans, systemd
 from supervisor.api.auth.door import Door
 from supervisor.api.gate import Gate
 from supervisor.api.grpc import server as grpc_server
@@ -281,6 +281,7 @@ async def _serve_http(
         over = trio.Event()
         served = partial(hypercorn_serve, app, hypercorn, shutdown_trigger=over.wait)
         await nursery.start(served)
+        nursery.start_soon(systemd.tell, running.service, over)
         log.info("ready", http_port=running.http_port, grpc_port=running.grpc_port)
         task_status.started(running)
         await running.stopping.wait()

@@ -185,7 +185,9 @@ def refuses(_: Any, context: grpc.ServicerContext) -> None:
 async def test_lies_about_what_is_printed_change_no_result(
     world: World, printed: Callable[[Any, Any], Any]
 ) -> None:
-    handler: Any = grpc.unary_unary_rpc_method_handler(printed)  # what it answers are bytes as they are
+    handler: Any = grpc.unary_unary_rpc_method_handler(
+        printed
+    )  # what it answers are bytes as they are
     methods = {"Printed": handler}
     lies = grpc.method_handlers_generic_handler("compute.ComputeService", methods)
     async with world.serve() as supervisor:
