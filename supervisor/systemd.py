@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
-from systemd_watchdog import WatchDog
+from systemd_watchdog.systemd_watchdog import WatchDog
 
 if TYPE_CHECKING:
     from supervisor.runs.service import Service

@@ -60,7 +60,7 @@ def test_unit(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     text = UNIT.read_text().replace("/opt/qmp-supervisor/.venv/bin/qmp-supervisor", "/bin/true")
     unit.write_text(text.replace("User=qmp-supervisor", "User=root"))
-    words = ["systemd-analyze", "verify", "--man=no", unit]
+    words = ["systemd-analyze", "verify", "--man=no", str(unit)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     # Of another unit of this machine's there may be something to say.
     about = [line for line in done.stderr.splitlines() if unit.name in line]
