@@ -57,6 +57,7 @@ ROUTES: dict[str, tuple[set[Role], int]] = {
     "GET /host/sev": (USE, 409),
     "GET /health": (set(Role), 200),
     "GET /ready": (set(Role), 200),
+    "GET /openapi.yaml": (set(Role), 200),
     "GET /whoami": (set(Role), 200),
     "GET /": (set(Role), 200),
     "GET /page/<path:name>": (set(Role), 404),

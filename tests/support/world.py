@@ -26,7 +26,7 @@ from supervisor.errors import SupervisorError
 from supervisor.pb import manager_pb2_grpc, vm_pb2, vm_pb2_grpc
 from supervisor.qemu.host import Clock
 from supervisor.waiting import Backoff
-from tests.support import small_host
+from tests.support import contract, small_host
 from tests.support.guest import Apart, Guest
 from tests.support.scenario import Scenario
 from tests.support.side_by_side import own_ports
@@ -302,6 +302,7 @@ async def clients(running: app.Running, secure: Secure) -> AsyncIterator[Supervi
         timeout=PATIENCE_S,
         trust_env=False,
         verify=tls or True,
+        event_hooks={"response": [contract.check]},
     ) as http:
         with (
             grpc.secure_channel(target, credentials, options=_GRPC_OPTIONS)

@@ -1,7 +1,8 @@
-"""``/health``, ``/ready``, ``/metrics`` and ``/whoami``."""
+"""``/health``, ``/ready``, ``/metrics``, ``/whoami`` and the API's document."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def blueprint(service: Service, instance_id: str) -> Blueprint:
     routes = Blueprint("ops", __name__)
     build = build_info()
+    document = Path(__file__).with_name("openapi.yaml").read_bytes()
 
     @routes.get("/health")
     @needs(None)
@@ -40,6 +42,11 @@ def blueprint(service: Service, instance_id: str) -> Blueprint:
         if not service.vms.templates.looked:
             return {"status": "fail", "output": "templates are being looked at"}, 503
         return {"status": "pass"}
+
+    @routes.get("/openapi.yaml")
+    @needs(None)
+    async def openapi() -> Any:
+        return Response(document, content_type="application/yaml")
 
     @routes.get("/whoami")
     @needs(None)
