@@ -127,12 +127,13 @@ class Client:
     def websocket(self, path: str) -> Iterator[httpx_ws.WebSocketSession]:
         import httpx_ws  # of one command
 
+        # While it can be read: httpx-ws closes what is no WebSocket.
+        self._http.event_hooks["response"] = [_read_refusal]
         try:
             socket: httpx_ws.WebSocketSession
             with httpx_ws.connect_ws(path, self._http) as socket:
                 yield socket
         except httpx_ws.WebSocketUpgradeError as error:
-            error.response.read()
             raise CommandFailed(_problem(error.response)) from error
         except httpx.ConnectError as error:
             raise CommandFailed(self._nobody(error)) from error
@@ -234,6 +235,11 @@ def _only(prefix: str, ids: list[str]) -> str:
 def _words(error: httpx.HTTPError) -> str:
     text = str(error) or type(error).__name__
     return text.removeprefix("[Errno 111] ").lower()
+
+
+def _read_refusal(response: httpx.Response) -> None:
+    if response.is_error:
+        response.read()
 
 
 def _problem(response: httpx.Response) -> str:

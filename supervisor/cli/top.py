@@ -66,7 +66,7 @@ def table(before: list[Vm], now: list[Vm]) -> Table:
     for share, vm in rows:
         memory = vm["usage"] and f"{vm['usage']['memory_bytes'] / 2**20:.0f} MiB"
         found.add_row(
-            vm["id"],
+            vm["id"][:8],
             "-" if share is None else f"{100 * share:.0f} %",
             memory or "-",
             vm["state"],

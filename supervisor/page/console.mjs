@@ -98,5 +98,6 @@ export function Console({ vm }) {
   const types = writer.you ? "You type." : writer.writer === null ? "Nobody types: begin, and you do." : `${writer.writer || "Somebody"} types.`;
   return html`<p role="status">${told}. ${types} Ctrl-] leaves the terminal.</p>
     <p class="buttons"><button id="take" onClick=${() => live.current.take()}>Take over typing</button></p>
+    <p>Who listens there is up to the guest: the one that qmp-supervisor builds prints and hears nobody.</p>
     <div class="terminal-box" tabindex="-1" ref=${box}></div>`;
 }

@@ -33,6 +33,16 @@ export const shared = (value) => new Shared(value);
 /** Who calls: undefined before that is known, null for a stranger. */
 export const caller = shared(undefined);
 
+/** Whether the VM is the caller's own; of one with parties, its owner's and its operators'. */
+export const isMine = (vm) => !vm.parties || vm.owner === caller.value?.name || ["operate", "admin"].includes(caller.value?.role);
+
+/** The parts of a VM with parties that the caller brings, and whether it gets the result. */
+export function partsOf({ parties }) {
+  const me = caller.value?.name;
+  const brought = [["algorithm", parties.algorithm], ...parties.data.map((who, number) => [`data/${number}`, who])];
+  return { brings: brought.filter(([, who]) => who === me).map(([part]) => part), gets: parties.result.includes(me), brought };
+}
+
 export const may = (right) => Boolean(caller.value?.rights.includes(right));
 
 /** Whether events arrive: "connecting", "live", "gone" since `goneSince`, "refused" by `linkProblem`. */
@@ -116,14 +126,16 @@ export function useLoaded(load, key, { everyMs = 0, wakes = () => true, soonMs =
   const [state, set] = useState({ key });
   useEffect(() => {
     const stop = new AbortController();
-    let [busy, again, soon] = [false, false, null];
+    let [busy, again, soon, failed] = [false, false, null, false];
     const reload = async () => {
       if (busy) return void (again = true);
       busy = true;
       try {
         const value = await load(stop.signal);
+        failed = false;
         if (!stop.signal.aborted) set({ key, value });
       } catch (error) {
+        failed = true;
         if (!stop.signal.aborted) set((old) => ({ key, value: old.key === key ? old.value : undefined, error }));
       }
       busy = false;
@@ -133,7 +145,7 @@ export function useLoaded(load, key, { everyMs = 0, wakes = () => true, soonMs =
       again = false;
       soon ??= setTimeout(() => ((soon = null), reload()), soonMs);
     };
-    const deaf = events.listen((event) => (event === null ? !quiet : wakes(event)) && wake());
+    const deaf = events.listen((event) => (event === null ? !quiet || failed : wakes(event)) && wake());
     const ticking = everyMs ? setInterval(() => document.hidden || reload(), everyMs) : null;
     reload();
     return () => {

@@ -2,7 +2,7 @@
 
 import { html, useRef, useState } from "./vendor/htm-preact.mjs";
 import { Gone, stream } from "./api.mjs";
-import { pause, useWhileLooking } from "./live.mjs";
+import { isMine, partsOf, pause, useWhileLooking } from "./live.mjs";
 import { Failure } from "./words.mjs";
 
 const LINES = 2000;
@@ -12,7 +12,9 @@ const MOST_CHARACTERS = 500_000;
 const CONTROL = /\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-Z\\^_=>78()]?|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]/g;
 
 export function Logs({ vm }) {
-  const [source, setSource] = useState("serial");
+  // Of a VM with parties its algorithms' are for who gets the result, the others for its owner.
+  const [mine, gets] = [isMine(vm), !vm.parties || partsOf(vm).gets];
+  const [source, setSource] = useState(mine ? "serial" : "algorithm");
   const [error, setError] = useState(null);
   const [over, setOver] = useState(false);
   const text = useRef();
@@ -35,9 +37,9 @@ export function Logs({ vm }) {
   }, [vm.id, source]);
   return html`<p>
       <label>Of <select value=${source} onChange=${(event) => setSource(event.target.value)}>
-        <option value="serial">the guest (serial console)</option>
-        <option value="algorithm">its algorithms</option>
-        <option value="qemu">QEMU</option>
+        ${mine && html`<option value="serial">the guest (serial console)</option>`}
+        ${gets && html`<option value="algorithm">its algorithms</option>`}
+        ${mine && html`<option value="qemu">QEMU</option>`}
       </select></label>
       ${" "}${over ? "This is all." : "New lines appear by themselves."}
     </p>

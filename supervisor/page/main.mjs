@@ -78,7 +78,7 @@ function Inside({ who }) {
         ${may("run") && html`<a href="#/run" aria-current=${here("run")}>Run</a>`}
         <a href="#/host" aria-current=${here("host")}>Host</a>
       </nav>
-      <span class="who">${who.name ? `${who.name} (${who.role})` : "nobody is asked who calls"}
+      <span class="who">${who.name ? `${who.name} (${who.role})` : "MANAGER_AUTH=off: everybody may do everything"}
         ${hasToken() && html` <button onClick=${signOut}>Sign out</button>`}</span>
     </header>
     <${Link} />

@@ -28,6 +28,10 @@ function put(task) {
   sessionStorage.setItem(KEY, JSON.stringify(all));
 }
 
+let leaving = false;
+addEventListener("pagehide", () => (leaving = true)); // what ends now does not say why
+addEventListener("pageshow", () => (leaving = false));
+
 /** Whoever looks now has done none of them. */
 export function forget() {
   sessionStorage.removeItem(KEY);
@@ -51,7 +55,7 @@ export async function perform(what, vm, act) {
     say({ state: "done", note: note ?? "", ended: Date.now() });
     return true;
   } catch (error) {
-    if (mine.aborted) return false;
+    if (mine.aborted || leaving) return false;
     say({ state: "failed", note: sentence(error).slice(0, MOST_WORDS), ended: Date.now() });
     return false;
   }
@@ -75,7 +79,7 @@ export function Tasks() {
       ${all.map(
         (task) => html`<li key=${task.number} class=${task.state.replace(" ", "-")}>
           <span class="word"><span aria-hidden="true">${SIGNS[task.state]}</span> ${task.state}</span>
-          <span>${task.what} ${task.vm && html`<a href="#/vms/${task.vm}">VM ${short(task.vm)}</a>`}</span>
+          <span>${task.what} ${task.vm && html`<a href="#/vms/${task.vm}${task.part ? `/${task.part}` : ""}">VM ${short(task.vm)}</a>`}</span>
           <span class="note">${task.note}</span>
           <span>${task.ended ? duration((task.ended - task.began) / 1000) : ""}</span>
         </li>`,

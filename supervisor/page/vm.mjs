@@ -1,9 +1,9 @@
 // One VM: what it is, what happened, what it printed, and what can be done with it.
 
-import { html, useState } from "./vendor/htm-preact.mjs";
+import { html, useEffect, useState } from "./vendor/htm-preact.mjs";
 import { get, getFile, send } from "./api.mjs";
-import { may, useEvent, useLoaded } from "./live.mjs";
-import { Compute } from "./compute.mjs";
+import { isMine, may, partsOf, useEvent, useLoaded } from "./live.mjs";
+import { Compute, Parts } from "./compute.mjs";
 import { Console } from "./console.mjs";
 import { Logs } from "./logs.mjs";
 import { confirm } from "./question.mjs";
@@ -28,7 +28,7 @@ export function Vm({ id, tab = "" }) {
   return html`<h1>VM ${short(id)} <${State} ...${vm} /></h1>
     <${Failure} error=${error} />
     ${vm.error && html`<p class="failure"><span aria-hidden="true">✖</span> ${vm.error}</p>`}
-    ${may("use") && html`<${Actions} vm=${vm} removed=${() => setGone(id)} />`}
+    ${may("use") && isMine(vm) && html`<${Actions} vm=${vm} removed=${() => setGone(id)} />`}
     <nav class="tabs" aria-label="Parts of this VM">
       ${tabs.map(([name, words]) => html`<a href="#/vms/${id}${name && `/${name}`}" aria-current=${tab === name ? "page" : undefined}>${words}</a>`)}
     </nav>
@@ -56,6 +56,12 @@ function Actions({ vm, removed }) {
   </p>`;
 }
 
+function partiesOf(vm) {
+  const { brought } = partsOf(vm);
+  const parts = brought.map(([part, who]) => `${part}: ${who}, ${vm.parties.sent.includes(part) ? "sent" : "not sent yet"}`);
+  return [...parts, `result: ${vm.parties.result.join(", ")}`].join("; ");
+}
+
 function Overview({ vm }) {
   const rows = {
     "Id": vm.id,
@@ -71,9 +77,10 @@ function Overview({ vm }) {
     "Agent": vm.agent.ready ? `ready, at ${vm.agent.address}` : (vm.agent.reason ?? "not ready"),
     "Outcome": outcome(vm),
     "TEE": tee(vm),
-    "Not confidential because": vm.tee === "none" ? NOTHING : vm.insecure.join("; ") || NOTHING,
+    "Parties": vm.parties ? partiesOf(vm) : NOTHING,
+    "Not confidential because": vm.insecure.join("; ") || NOTHING,
     "Template": vm.template ?? "started from cold",
-    "Ports": vm.forwards.map((one) => `${one.host_address}:${one.host_port} → ${one.guest_port}`).join(", ") || NOTHING,
+    "Ports": (vm.ended ? [] : vm.forwards).map((one) => `${one.host_address}:${one.host_port} → ${one.guest_port}`).join(", ") || NOTHING,
     "Time to live": vm.ttl_s ? duration(vm.ttl_s) : NOTHING,
     "Restart": `${vm.restart.policy}, ${vm.restart.count} so far`,
     "Directory": vm.directory,
@@ -84,7 +91,8 @@ function Overview({ vm }) {
 
 /** When each step was reached, in seconds after the run was asked for. */
 function Phases({ phases }) {
-  const steps = Object.entries(phases).sort(([, one], [, other]) => one - other);
+  // What comes after the answer is of a later boot.
+  const steps = Object.entries(phases).filter(([, at]) => !(at > phases.relay)).sort(([, one], [, other]) => one - other);
   const last = Math.max(0.001, ...steps.map(([, at]) => at));
   let before = 0;
   return html`<table class="phases">
@@ -100,7 +108,7 @@ function Phases({ phases }) {
 }
 
 const DATA_OF = ({ sequence, at, vm, event, ...data }) =>
-  Object.entries(data).map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ");
+  Object.entries(data).filter(([, value]) => value !== "" && value !== null).map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ");
 
 function Events({ vm }) {
   const path = `vms/${vm.id}/events?limit=1000`;
@@ -116,7 +124,8 @@ const SHOWN = 64 * 1024;
 
 function Result({ vm }) {
   const [shown, setShown] = useState(null);
-  const told = vm.computed !== null && !["running", "interrupted"].includes(vm.computed);
+  const mine = !vm.parties || partsOf(vm).gets;
+  const told = mine && vm.computed !== null && !["running", "interrupted"].includes(vm.computed);
   const load = async (signal) => (told ? get(`vms/${vm.id}/outcome`, signal) : null);
   // Not by events: only what is known of the VM says whether there is an outcome to ask for.
   const { value, error } = useLoaded(load, `${vm.id} ${told}`, { wakes: () => false, version: vm.sequence });
@@ -130,10 +139,14 @@ function Result({ vm }) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   };
+  useEffect(() => {
+    if (value?.state === "succeeded" && value.result_size <= SHOWN) getFile(`vms/${vm.id}/result`).then(show, () => {});
+  }, [value?.ended_at]);
   const show = async (file) => setShown({ of: value.ended_at, text: await file.slice(0, SHOWN).text() });
   return html`<h2>The last algorithm</h2>
     ${error && (error.status === 409 ? html`<p>${error.message}</p>` : html`<${Failure} error=${error} />`)}
-    ${!error && value === null && html`<p>${vm.computed ?? "It has run none."}</p>`}
+    ${!error && value === null && html`<p>${vm.computed ?? "It has run none."}${vm.computed === "interrupted" ? ": its events say why." : ""}</p>`}
+    ${!mine && html`<p>The result is for ${vm.parties.result.join(", ")}.</p>`}
     ${!error && value && html`
       <p>${value.state} after ${duration(value.duration_s)}${value.error && `: ${value.error}`}</p>
       ${value.state === "succeeded" && html`<p class="buttons">
@@ -142,7 +155,7 @@ function Result({ vm }) {
         <p>SHA-256 <code>${value.result_sha256}</code></p>`}
       ${shown?.of === value.ended_at && shown && html`<pre class="log" tabindex="0" aria-label="Result">${shown.text}</pre>`}
       ${["stdout", "stderr"].filter((name) => value[name]).map((name) => html`<h3>${name}</h3><pre class="log" tabindex="0" aria-label=${name}>${value[name]}</pre>`)}`}
-    ${!vm.ended && vm.agent.ready && html`<${Compute} vm=${vm} />`}`;
+    ${!vm.ended && vm.agent.ready && (vm.parties ? html`<${Parts} vm=${vm} />` : html`<${Compute} vm=${vm} />`)}`;
 }
 
 function Terminals({ vm }) {

@@ -17,7 +17,7 @@ export function Vms({ which = "live" }) {
       ${may("run") && html`<a class="action" href="#/run">Run a computation</a>`}
     </nav>
     <${Failure} error=${error} />
-    ${value && (value.vms.length ? html`<${Table} vms=${value.vms} />` : html`<p>There is no such VM.</p>`)}
+    ${value && (value.vms.length ? html`<${Table} vms=${value.vms} />` : html`<p>${{ live: "No VM runs.", ended: "No VM that has ended is kept.", all: "There is no VM." }[which]}</p>`)}
     ${value?.next && html`<p><button onClick=${() => setLimit(Math.min(1000, limit + 200))}>Show more</button></p>`}`;
 }
 

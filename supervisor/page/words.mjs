@@ -72,7 +72,7 @@ export function cpu(vm) {
 export const percent = (share) => (share === null || share === undefined ? NOTHING : `${Math.round(100 * share)} %`);
 
 /** What an error says, and what to do. */
-export const sentence = (error) => [error.message, error.advice].filter(Boolean).join("; ");
+export const sentence = ({ message, advice }) => (advice && !message.includes(advice) ? `${message}; ${advice}` : message);
 
 export function Failure({ error }) {
   return error ? html`<p class="failure" role="alert"><span aria-hidden="true">✖</span> ${sentence(error)}</p>` : null;

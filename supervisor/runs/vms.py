@@ -98,7 +98,7 @@ class Vms:
         """
         vm = self.see(vm_id, caller)
         if not caller.sees(vm.record.owner):
-            raise NotTheirs(vm_id, "this", "its owner")
+            raise NotTheirs(vm_id, "all but its parts", "its owner")
         return vm
 
     def see(self, vm_id: str, caller: Caller) -> Vm:

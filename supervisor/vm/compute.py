@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 #: At the same time, to one VM: each has a connection, and threads.
 _MOST_UPLOADS = 4
 
+#: Its request was cancelled.
+_WHY_LEFT = "its caller left, or the supervisor stopped"
+
 #: In `Record.computed`, beside the states of an `Outcome`.
 RUNNING, INTERRUPTED = "running", "interrupted"
 
@@ -108,7 +111,7 @@ async def run(vm: Vm, wishes: Wishes, *, then_end: bool) -> dict[str, Any]:
             consequence = f"the result of VM {vm.id} could not be saved"
             raise file_errors.launch_error(error, vm.dir.path, consequence) from error
         except BaseException as error:
-            why = str(error) if isinstance(error, SupervisorError) else "its caller left"
+            why = str(error) if isinstance(error, SupervisorError) else _WHY_LEFT
             await _commit(vm, {"state": INTERRUPTED, "error": why}, INTERRUPTED)
             raise
         said = ("state", "error", "duration_s", "result_size")

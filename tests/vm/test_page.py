@@ -104,7 +104,7 @@ def test_a_day_at_the_page(tmp_path: Path) -> None:
                 expect(page.get_by_role("alert")).to_contain_text("the token is not known here")
                 sign_in(page, token)
                 expect(page.get_by_text("olivia (operate)")).to_be_visible()
-                expect(page.get_by_text("There is no such VM.")).to_be_visible()
+                expect(page.get_by_text("No VM runs.")).to_be_visible()
                 assert all("401" in line for line in told), told
                 told.clear()
                 vm_id = _run(page)

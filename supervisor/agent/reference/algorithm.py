@@ -104,7 +104,10 @@ def run_algorithm(
 
 
 def _command(directory: str, seen: str, inputs: dict[str, Stored]) -> list[str | bytes]:
-    """``python3 -c ALGORITHM DATASET SOCKET``; what cannot be an argument is its file's path."""
+    """``python3 -u -c ALGORITHM DATASET SOCKET``; what cannot be an argument is its file's path.
+
+    With -u what it prints is told at once, and in the order of its stdout and stderr.
+    """
     algorithm, data = (
         _argument(f"{directory}/{file_of(kind)}", inputs[kind].size)
         for kind in (ALGORITHM, DATASET)
@@ -115,7 +118,7 @@ def _command(directory: str, seen: str, inputs: dict[str, Stored]) -> list[str |
         program = ["-c", algorithm]
     if data is None:
         data = f"{seen}/{file_of(DATASET)}".encode()
-    return [sys.executable, *program, data, f"{seen}/{SOCKET}"]
+    return [sys.executable, "-u", *program, data, f"{seen}/{SOCKET}"]
 
 
 def _argument(path: str, size: int) -> bytes | None:
