@@ -19,11 +19,13 @@ class Parties:
     :param algorithm: who brings it
     :param data: who brings which data set, in the order of their numbers
     :param result: who gets it, and what the algorithm printed
+    :param algorithm_sha256: what all have agreed on, in hexadecimal digits; empty: whatever is sent
     """
 
     algorithm: str
     data: tuple[str, ...]
     result: tuple[str, ...]
+    algorithm_sha256: str = ""
 
     @property
     def names(self) -> frozenset[str]:

@@ -60,6 +60,8 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _LABEL_VALUE = re.compile(r"[^=\x00-\x1f\x7f-\x9f]{0,63}")
 _MOST_LABELS = 16
 _PARTIES = ("algorithm", "data", "result")
+_AGREED = "algorithm_sha256"
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 _LONGEST_CALLER = 255
 _MEMORY = re.compile(r"([1-9][0-9]{0,6})([MGmg])")
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -337,16 +339,24 @@ def parties(given: object) -> Parties:
     """:raises InvalidRequest:"""
     members = given if isinstance(given, dict) else {}
     algorithm, data, result = (members.get(name) for name in _PARTIES)
+    agreed = members.get(_AGREED, "0" * 64)
     lists = [one if isinstance(one, list) else [] for one in (data, result)]
     names = [algorithm, *lists[0], *lists[1]]
     good = all(isinstance(one, str) and 0 < len(one) <= _LONGEST_CALLER for one in names)
-    if set(members) != set(_PARTIES) or not all(lists) or not good or len(lists[0]) > MOST_DATASETS:
+    good = good and isinstance(agreed, str) and bool(_SHA256.fullmatch(agreed))
+    known = set(members) - {_AGREED} == set(_PARTIES)
+    if not known or not all(lists) or not good or len(lists[0]) > MOST_DATASETS:
         raise InvalidRequest(
             "parties has the members algorithm, a caller's name, and data and result, arrays of"
-            " such names",
+            " such names; and may have algorithm_sha256, 64 hexadecimal digits",
             member="parties",
         )
-    return Parties(algorithm=str(algorithm), data=tuple(lists[0]), result=tuple(lists[1]))
+    return Parties(
+        algorithm=str(algorithm),
+        data=tuple(lists[0]),
+        result=tuple(lists[1]),
+        algorithm_sha256=members.get(_AGREED, "").lower(),
+    )
 
 
 def attest(given: object) -> Attest:

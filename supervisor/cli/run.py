@@ -63,6 +63,9 @@ DOING = {
     "--data-by", metavar="CALLER", multiple=True, help="Who alone brings data set 0, 1, ..."
 )
 @click.option("--result-for", metavar="CALLER", multiple=True, help="Who alone gets the result.")
+@click.option(
+    "--algorithm-sha256", metavar="HEX", help="What the parties agreed on: no other is taken."
+)
 @as_json
 @uses_supervisor
 def run(
@@ -71,11 +74,8 @@ def run(
     file: IO[bytes],
     raw: bool,
     label: tuple[str, ...],
-    algorithm_by: str | None,
-    data_by: tuple[str, ...],
-    result_for: tuple[str, ...],
     as_json: bool,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Boot a VM, relay the computation in FILE to its agent and print the agent's answer.
 
@@ -86,14 +86,12 @@ def run(
     The answer goes to standard output, everything else to standard error. The VM keeps running:
     see ls and shutdown. Ctrl-C before the answer ends the VM by force.
     """
+    parties = _parties(options)
     body = request_body(file.read(), raw=raw)
     body |= {name: value for name, value in options.items() if value is not None}
     if label:
         body["labels"] = dict(one.partition("=")[::2] for one in label)
-    parties = {"algorithm": algorithm_by, "data": list(data_by), "result": list(result_for)}
-    if any(parties.values()):
-        if not all(parties.values()):
-            raise click.UsageError("--algorithm-by, --data-by and --result-for go together")
+    if parties:
         body["parties"] = parties
     with stop_signals() as signals:
         with stderr().status("waiting for a VM"):
@@ -109,7 +107,7 @@ def run(
     console.print(f"VM {vm['id']} is {vm['state']}")
     for one in vm["forwards"]:
         console.print(f"  {forward(one)}")
-    if any(parties.values()):
+    if parties:
         console.print("its parties send and fetch: see send, compute and result")
     elif not vm["forwards"]:
         console.print("no port leads to its agent: it got this computation and gets no other")
@@ -201,3 +199,18 @@ def stop_signals() -> Iterator[list[int]]:
         yield received
     finally:
         restore()
+
+
+def _parties(options: dict[str, Any]) -> dict[str, Any]:
+    """Who brings and gets what, taken out of the options; empty if nobody is named."""
+    parties = {
+        "algorithm": options.pop("algorithm_by"),
+        "data": list(options.pop("data_by")),
+        "result": list(options.pop("result_for")),
+    }
+    agreed = options.pop("algorithm_sha256")
+    if not all(parties.values()):
+        if any(parties.values()) or agreed:
+            raise click.UsageError("--algorithm-by, --data-by and --result-for go together")
+        return {}
+    return parties | ({"algorithm_sha256": agreed} if agreed else {})

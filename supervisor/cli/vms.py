@@ -135,6 +135,21 @@ def _show(vm: dict[str, Any]) -> None:
             console.print(f"{'':9} {line}", soft_wrap=True)
 
 
+def _parties(parties: dict[str, Any] | None) -> str | None:
+    """Who brings and gets what, a line each."""
+    if not parties:
+        return None
+    brings = {"algorithm": parties["algorithm"]}
+    brings |= {f"data/{number}": who for number, who in enumerate(parties["data"])}
+    lines = [
+        f"{part}: {who}, {'sent' if part in parties['sent'] else 'not sent yet'}"
+        for part, who in brings.items()
+    ]
+    if agreed := parties.get("algorithm_sha256"):
+        lines[0] += f", SHA-256 {agreed}"
+    return "\n".join([*lines, f"result: {', '.join(parties['result'])}"])
+
+
 def _rows(vm: dict[str, Any]) -> list[tuple[str, str]]:
     agent = "ready" if vm["agent"]["ready"] else "not ready"
     address = vm["agent"]["address"]
@@ -145,6 +160,7 @@ def _rows(vm: dict[str, Any]) -> list[tuple[str, str]]:
         "error": vm["error"],
         "for": vm["purpose"] if vm["purpose"] != "run" else None,
         "template": vm["template"],
+        "parties": _parties(vm.get("parties")),
         "created": vm["created_at"],
         "ended": vm["ended_at"],
         "up": duration(vm["uptime_s"]) if vm["uptime_s"] is not None else None,

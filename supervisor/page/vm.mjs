@@ -59,6 +59,7 @@ function Actions({ vm, removed }) {
 function partiesOf(vm) {
   const { brought } = partsOf(vm);
   const parts = brought.map(([part, who]) => `${part}: ${who}, ${vm.parties.sent.includes(part) ? "sent" : "not sent yet"}`);
+  if (vm.parties.algorithm_sha256) parts[0] += `, SHA-256 ${vm.parties.algorithm_sha256}`;
   return [...parts, `result: ${vm.parties.result.join(", ")}`].join("; ");
 }
 

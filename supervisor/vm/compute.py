@@ -62,6 +62,12 @@ async def send(
     :raises Busy: if the agent cannot be asked now
     :raises AgentError: if the agent refuses it; AgentTimeout if it cannot be reached
     """
+    parties = vm.record.options.parties
+    if parties and parties.algorithm_sha256 and part.number is None:
+        agreed = parties.algorithm_sha256
+        if sha256 not in ("", agreed):
+            raise InvalidRequest(f"the parties have agreed on the algorithm with SHA-256 {agreed}")
+        sha256 = agreed  # the agent takes no other
     if vm.uploads >= _MOST_UPLOADS:
         raise Busy(f"{vm.uploads} parts are on their way to VM {vm.id} already")
     vm.uploads += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -108,6 +110,28 @@ async def test_what_each_party_may(world: World, asking: Asking) -> None:
                     assert answer.status_code in wanted, (caller, method, what, answer.text)
         with asking(OWNER):
             assert (await supervisor.http.delete(f"/vms/{vm_id}")).status_code == 204
+
+
+async def test_algorithm_that_was_agreed_on(world: World, asking: Asking) -> None:
+    """Another is not taken, whatever it is said to be."""
+    agreed = b"the one\n"
+    digest = hashlib.sha256(agreed).hexdigest()
+    async with world.serve() as supervisor:
+        with asking(OWNER):
+            parties = PARTIES | {"algorithm_sha256": digest.upper()}
+            body = {"computation": "e30=", "parties": parties}
+            vm_id = (await supervisor.http.post("/run", json=body)).json()["id"]
+            bad = body | {"parties": PARTIES | {"algorithm_sha256": "12"}}
+            assert (await supervisor.http.post("/run", json=bad)).status_code == 400
+        path = f"/vms/{vm_id}/algorithm"
+        with asking(ALICE):
+            shown = (await supervisor.http.get(f"/vms/{vm_id}")).json()
+            assert shown["parties"]["algorithm_sha256"] == digest
+            other = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
+            for headers in ({}, {"Content-Digest": f"sha-256=:{other}:"}):
+                refused = await supervisor.http.put(path, content=b"other", headers=headers)
+                assert (refused.status_code, digest in refused.text) == (400, True), refused.text
+            await put(supervisor.http, path, agreed)
 
 
 async def test_parts_are_gone_with_the_guest(world: World, asking: Asking) -> None:

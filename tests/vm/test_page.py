@@ -10,6 +10,7 @@ import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
@@ -252,3 +253,71 @@ def _phone(chromium: Browser, url: str, token: str, told: list[str]) -> None:
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
         told[:] = [line for line in told if "401" not in line]
+
+
+def test_parties_at_the_page(tmp_path: Path) -> None:
+    """Each sends what is its own and sees no more; who gets the result has it computed."""
+    expect.set_options(timeout=PATIENCE_S * 1000)
+    told: list[str] = []
+    settings = {"MANAGER_AUTH": "on", "MANAGER_HTTP_PORT": str(free_port())}
+    url = f"http://127.0.0.1:{settings['MANAGER_HTTP_PORT']}/"
+    with workplace() as tmp, browser() as chromium, started(tmp, **settings):
+        names = ("olga", "alice", "bob", "dave")
+        shown = {
+            name: tokens.create(tmp / "tokens.json", name, Role.RUN, None, tokens.now())[1]
+            for name in names
+        }
+        parties = {"algorithm": "alice", "data": ["bob"], "result": ["dave"]}
+        answer_ = httpx.post(
+            f"{url}run",
+            json={"computation": "e30=", "parties": parties},
+            headers={"Authorization": f"Bearer {shown['olga']}"},
+            timeout=PATIENCE_S,
+        )
+        vm_id = answer_.raise_for_status().json()["id"]
+        of_vm = f"{url}#/vms/{vm_id}"
+        with looking(chromium, f"{of_vm}/result", told) as page:
+            sign_in(page, shown["alice"])
+            page.get_by_label("File").set_input_files(
+                {"name": "line.py", "mimeType": "text/x-python", "buffer": ALGORITHM}
+            )
+            page.get_by_role("button", name="Send algorithm").click()
+            expect(task(page, "Send algorithm")).to_contain_text("done")
+            expect(page.get_by_text("The result is for dave.")).to_be_visible()
+            for name in ("Delete", "Pause", "Compute", "Send data/0"):
+                expect(page.get_by_role("button", name=name)).to_have_count(0)
+            check(page)
+        with looking(chromium, f"{of_vm}/result", told) as page:
+            sign_in(page, shown["bob"])
+            page.get_by_role("button", name="Send data/0").click()
+            expect(page.get_by_role("alert")).to_contain_text("Choose the file for data/0")
+            page.get_by_label("File").set_input_files(
+                {"name": "points.csv", "mimeType": "text/csv", "buffer": DATA}
+            )
+            page.get_by_role("button", name="Send data/0").click()
+            expect(task(page, "Send data/0")).to_contain_text("done")
+        _compute(chromium, of_vm, shown["dave"], told)
+        _see_no_result(chromium, of_vm, shown["olga"], told)
+    assert all("401" in line for line in told), told
+
+
+def _compute(chromium: Browser, of_vm: str, token: str, told: list[str]) -> None:
+    with looking(chromium, f"{of_vm}/result", told) as page:
+        sign_in(page, token)
+        page.get_by_role("button", name="Compute").click()
+        expect(task(page, "Compute in")).to_contain_text("computed in")
+        result = page.get_by_label("Result", exact=True)
+        expect(result).to_have_text("1000 rows: 3.00 x + 7.0")
+        page.get_by_role("link", name="Logs").click()
+        expect(page.get_by_role("log")).to_contain_text("<img src=x")
+
+
+def _see_no_result(chromium: Browser, of_vm: str, token: str, told: list[str]) -> None:
+    with looking(chromium, of_vm, told) as page:
+        sign_in(page, token)
+        expect(page.get_by_text("algorithm: alice, sent; data/0: bob, sent")).to_be_visible()
+        page.get_by_role("link", name="Result").click()
+        expect(page.get_by_text("The result is for dave.")).to_be_visible()
+        page.get_by_role("button", name="Delete").click()
+        answer(page, "Delete")
+        expect(page.get_by_text("There is no such VM any more")).to_be_visible()

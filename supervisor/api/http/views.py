@@ -132,7 +132,10 @@ def _attested(vm: Vm) -> dict[str, Any] | None:
 def _parties(vm: Vm) -> dict[str, Any] | None:
     """Who brings and gets what, and what has been brought."""
     parties = vm.record.options.parties
-    return None if parties is None else {**attrs.asdict(parties), "sent": list(vm.record.sent)}
+    if parties is None:
+        return None
+    agreed = parties.algorithm_sha256 or None
+    return {**attrs.asdict(parties), "algorithm_sha256": agreed, "sent": list(vm.record.sent)}
 
 
 def everything(vm: Vm) -> dict[str, Any]:
