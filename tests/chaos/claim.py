@@ -33,6 +33,7 @@ _OWN_FILES = {"lock", "events.jsonl", "sequence", "audit.jsonl", claim_clones.HO
 _KEPT_FILES = {
     *("vm.json", "events.jsonl", "reply"),
     *("serial.log", "qemu.log", "serial.log.1", "qemu.log.1"),
+    *("serial.log.times", "qemu.log.times", "algorithm.log", "algorithm.log.times"),
 }
 _DISKS = {"overlay.qcow2", "firmware_vars.fd"}
 

@@ -146,6 +146,10 @@ async def test_who_may_not(world: World, monkeypatch: pytest.MonkeyPatch, caller
                 pass
         wanted = 404 if caller is BOB else 403
         assert refused.value.response.status_code == wanted
+        with asking(caller):
+            told = await cli(supervisor)("console", "--read-only", vm_id, check=False)
+            assert (told.returncode, b"Traceback" in told.stderr) == (1, False), told.stderr
+            assert vm_id.encode() in told.stderr or b"read" in told.stderr
         assert not (world.tmp / vm_id / "tty.sock").exists()
 
 

@@ -72,13 +72,13 @@ class Runner:
                     where = (directory, inputs, self._isolation)
                     outcome = run_algorithm(*where, limits, on_end, result, self.printed[1])
                     result.seek(0)
+                    self.last = outcome  # before it is told that none runs any more
                 except BaseException:
                     result.close()
                     raise
             finally:
                 self.now = None
                 shutil.rmtree(directory)
-            self.last = outcome
         return outcome, result
 
     def _begin(self, inputs: dict[str, Stored], datasets: int) -> None:
