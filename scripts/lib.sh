@@ -122,8 +122,11 @@ missing_packages() { # run|dev
 	END
     # The default's file, or one that QEMU's descriptors name: see supervisor/qemu/firmware.py.
     # Ubuntu has no such package: there the tests of the page are skipped.
-    [ "$1" != dev ] || ! grep -q '^ID=debian' /etc/os-release || command -v chromium >/dev/null ||
-        echo chromium
+    if [ "$1" = dev ] && grep -q '^ID=debian' /etc/os-release; then
+        command -v chromium >/dev/null || echo chromium
+        # What drives it needs it, and says so to nobody.
+        compgen -G '/usr/lib/*/libatomic.so.1' >/dev/null || echo libatomic1
+    fi
     [ -r /usr/share/OVMF/OVMF_CODE.fd ] ||
         grep -qsi ovmf /usr/share/qemu/firmware/*.json || echo ovmf
 }

@@ -342,7 +342,7 @@ def other_scheme(place: Place) -> Came:
     refusal="401",
 )
 def token_in_query(place: Place) -> Came:
-    return place.main.ask("GET", f"/vms?access_token={place.main.tokens['olivia']}").came
+    return place.main.ask("GET", f"/templates?access_token={place.main.tokens['olivia']}").came
 
 
 @attack(
