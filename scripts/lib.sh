@@ -245,8 +245,8 @@ debian_mirror() {
 set_up_qemus() {
     local mirror pair suite
     mirror=$(debian_mirror)
-    _unpack_program libvirt-clients-qemu virt-qemu-sev-validate
-    _unpack_program prometheus promtool
+    _unpack_program virt-qemu-sev-validate libvirt-clients-qemu
+    _unpack_program promtool promtool prometheus # its package has changed
     for pair in $other_qemus; do
         suite=${pair%:*}
         [ ! -x ".qemu/$suite/qemu-system-x86_64" ] || continue
@@ -256,17 +256,19 @@ set_up_qemus() {
     done
 }
 
-_unpack_program() { # PACKAGE PROGRAM
-    [ -e ".qemu/$2" ] || failure_lines=3 quietly "$2: unpacking it" _fetch_program "$@" || true
+_unpack_program() { # PROGRAM PACKAGE...
+    [ -e ".qemu/$1" ] || failure_lines=3 quietly "$1: unpacking it" _fetch_program "$@" || true
 }
 
-_fetch_program() { # PACKAGE PROGRAM
-    local scratch
+_fetch_program() { # PROGRAM PACKAGE...
+    local program=$1 scratch package status=1
+    shift
     scratch=$(mktemp -d)
     # Of this machine's own distribution, and one that needs nothing else of it.
-    (cd "$scratch" && apt-get download -q "$1" && dpkg-deb -x ./*.deb .) &&
-        mkdir -p .qemu && cp "$scratch/usr/bin/$2" .qemu/
-    local status=$?
+    for package in "$@"; do
+        (cd "$scratch" && apt-get download -q "$package" && dpkg-deb -x ./"$package"_*.deb .) || continue
+        mkdir -p .qemu && cp "$scratch/usr/bin/$program" .qemu/ && status=0 && break
+    done
     rm -rf "$scratch"
     return "$status"
 }
