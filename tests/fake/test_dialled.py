@@ -240,6 +240,8 @@ async def test_stream_that_breaks_and_comes_back(world: World) -> None:
         async with agent_of(world, vm_id) as agent:
             await vm.until(lambda: vm.agent_ready)
             assert agent.manifests.empty()  # it has it
+        await vm.until(lambda: vm.agent_lost)
+        await vm.write_deferred()  # its events are being written
         found = await events_of(supervisor, vm_id, "agent", "agent-lost")
         assert [one["event"] for one in found] == ["agent", "agent-lost", "agent", "agent-lost"]
         assert found[1]["reason"] == "disconnected"
