@@ -23,6 +23,7 @@ from pathlib import Path
 import attrs
 
 from tests.attack import (
+    agents,
     chromium,
     clients,
     guests,
@@ -41,7 +42,7 @@ from tests.attack.place import Place
 from tests.support.trusting_guest import trusting_image
 
 #: Declared by being imported.
-_ALL = (strangers, tenants, pages, limits, clients, chromium, users, guests, hostile)
+_ALL = (strangers, tenants, pages, limits, clients, chromium, agents, users, guests, hostile)
 
 
 @attrs.frozen
