@@ -25,7 +25,7 @@ import wsproto
 import wsproto.events
 from rich.console import Console
 
-from scripts.benchmarks import figures, host
+from scripts.benchmarks import figures, guest, host
 
 if TYPE_CHECKING:
     import argparse
@@ -72,25 +72,20 @@ def _settings(directory: Path) -> dict[str, str]:
     variables.write_bytes(bytes(_FLASH_BYTES))
     disk = directory / "disk.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1M"], check=True)
-    others = {name: value for name, value in os.environ.items() if "MANAGER" not in name}
-    return others | {
-        "MANAGER_AUTH": "off",
-        "MANAGER_CALLER_RATE": "0",
-        "MANAGER_HTTP_PORT": "0",
-        "MANAGER_GRPC_PORT": "0",
-        "MANAGER_QEMU_TMP_FILE_LOC": str(directory / "t"),
-        "MANAGER_QEMU_OVMF_CODE_FILE": str(code),
-        "MANAGER_QEMU_OVMF_VARS_FILE": str(variables),
-        "MANAGER_QEMU_DISK_IMG_FILE": str(disk),
-        "MANAGER_QEMU_MEMORY_SIZE": "64M",
-        "MANAGER_QEMU_SMP_COUNT": "1",
-        "MANAGER_QEMU_ENABLE_KVM": "false",
-        "MANAGER_TEMPLATES": "off",
-        "MANAGER_BOOT_TIMEOUT": "1h",
-        "MANAGER_MAX_VMS": "1000",
-        "MANAGER_MEMORY_OVERCOMMIT": "1000",
-        "MANAGER_VCPU_OVERCOMMIT": "1000",
-    }
+    return guest.environ(
+        directory / "t",
+        MANAGER_CALLER_RATE="0",
+        MANAGER_QEMU_OVMF_CODE_FILE=str(code),
+        MANAGER_QEMU_OVMF_VARS_FILE=str(variables),
+        MANAGER_QEMU_DISK_IMG_FILE=str(disk),
+        MANAGER_QEMU_MEMORY_SIZE="64M",
+        MANAGER_QEMU_SMP_COUNT="1",
+        MANAGER_TEMPLATES="off",
+        MANAGER_BOOT_TIMEOUT="1h",
+        MANAGER_MAX_VMS="1000",
+        MANAGER_MEMORY_OVERCOMMIT="1000",
+        MANAGER_VCPU_OVERCOMMIT="1000",
+    )
 
 
 class _Tty:
