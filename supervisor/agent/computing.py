@@ -165,6 +165,8 @@ async def upload(
     stored = Stored(digest.hexdigest(), sent)
     if (answer.id, answer.size) != (stored.sha256, stored.size):
         raise AgentError(agent.vm_id, "DATA_LOSS", f"it says that it has got another {part}")
+    if sha256 not in ("", stored.sha256):  # the agent should have refused it
+        raise AgentError(agent.vm_id, "DATA_LOSS", f"it took another {part} than was announced")
     return stored
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import threading
@@ -226,6 +227,28 @@ async def test_uploads_that_are_lies(
         assert (answer.status_code, words in answer.json()["detail"]) == (code, True), answer.text
         events = await supervisor.http.get(f"/vms/{vm_id}/events?limit=100&after=0")
         assert "upload" not in [one["event"] for one in events.json()["events"]]
+
+
+def takes_anything(_: Hostile, requests: Any) -> Any:
+    content = b"".join(one.chunk for one in requests)
+    digest = hashlib.sha256(content).hexdigest()
+    return compute_pb2.UploadResponse(id=digest, size=len(content))
+
+
+async def test_agent_that_compares_nothing(world: World) -> None:
+    """What was announced by its hash, as one that parties agreed on, counts only if it is that."""
+    announced = base64.b64encode(hashlib.sha256(b"this").digest()).decode()
+    headers = {"Content-Digest": f"sha-256=:{announced}:"}
+    async with world.serve() as supervisor:
+        vm_id = (await supervisor.run())["id"]
+        path = f"/vms/{vm_id}/algorithm"
+        with hostile(supervisor, vm_id, upload=takes_anything):
+            answer = await supervisor.http.put(path, content=b"that", headers=headers)
+            assert answer.status_code == 502
+            assert "another algorithm than was announced" in answer.json()["detail"]
+            assert supervisor.vm(vm_id).record.sent == ()
+            answer = await supervisor.http.put(path, content=b"this", headers=headers)
+            assert answer.status_code == 200, answer.text
 
 
 async def test_few_uploads_at_once(world: World) -> None:
