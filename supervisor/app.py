@@ -42,10 +42,20 @@ from supervisor.api.sockets import (
     watched_tls,
 )
 from supervisor.bridge import open_loop
-from supervisor.config import WITHOUT_EFFECT, Auth, OnStop
+from supervisor.config import WITHOUT_EFFECT, Auth, OnStop, TemplateUse
 from supervisor.errors import HostError, LaunchError
-from supervisor.qemu import accel, confine, firmware, groups, measured, network, trial, users
-from supervisor.qemu.host import Clock, Host
+from supervisor.qemu import (
+    accel,
+    confine,
+    firmware,
+    groups,
+    measured,
+    network,
+    scopes,
+    trial,
+    users,
+)
+from supervisor.qemu.host import Clock, Host, is_shutting_down
 from supervisor.runs.nursery import open_service
 from supervisor.state.disk import check_image
 from supervisor.state.store import Store, locked
@@ -134,8 +144,10 @@ def examine(config: Config, clock: Clock) -> Host:
     decided, warnings = accel.decide(config.qemu, qemu, as_users.shared)
     users.check_access(config.qemu, as_users, decided)
     trial.check(config.qemu, qemu, decided, as_users.shared)
-    in_groups = groups.Groups(groups.delegated(), groups.bounds(config.qemu, decided))
-    host = Host(qemu, config.qemu.use_sudo, decided, as_users, in_groups, clock)
+    most, keeper = groups.bounds(config.qemu, decided), config.qemu.scopes
+    in_groups = groups.Groups(None if keeper else groups.delegated(), most)
+    in_scopes = scopes.Scopes(keeper, most)
+    host = Host(qemu, config.qemu.use_sudo, decided, as_users, in_groups, in_scopes, clock)
     host.look_at_qemu()  # now, and not while the first run waits
     descriptors = firmware.read_descriptors()
     if problem := firmware.mismatch(config.qemu.firmware, descriptors):
@@ -185,6 +197,25 @@ def _about_tee(config: Config, decided: Accel) -> list[str]:
             " computation"
         )
     return found
+
+
+async def power_off(config: Config) -> None:
+    """End the VMs that a supervisor has left, as its SIGINT would, and serve nobody.
+
+    While the host shuts down, VMs with a restart policy are left to it.
+
+    :raises HostError: if a supervisor runs, or the host does not offer what the settings require
+    """
+    config = await trio.to_thread.run_sync(on_this_host, config)
+    start = attrs.evolve(config.start, pool_size=0, templates=TemplateUse.OFF)
+    config = attrs.evolve(config, start=start)
+    host = await trio.to_thread.run_sync(examine, config, Clock())
+    with locked(config.qemu.tmp):
+        async with open_loop(), open_service(config, host, Store(config.qemu.tmp)) as service:
+            if await is_shutting_down():
+                await service.vms.leave_all()
+            else:
+                await service.vms.end_all()
 
 
 async def serve(

@@ -37,6 +37,8 @@ _COMMANDS = {
     "verify": "verify:verify",
     "fetch-certs": "verify:fetch_certs",
     "command": "command:command",
+    "power-off": "serve:power_off",
+    "scopes": "scopes:scopes",
 }
 
 

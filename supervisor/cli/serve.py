@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 import trio
@@ -11,6 +12,11 @@ import trio
 from supervisor import app, config, logs
 from supervisor.cli.environment import env_file, fail, load_config
 from supervisor.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from supervisor.config import Config
 
 
 class _SettingsHelp(click.Command):
@@ -30,13 +36,28 @@ def serve(env_file: str | None) -> None:
     guests. SIGTERM ends the supervisor and leaves the VMs running. See MANAGER_ON_SIGINT and
     MANAGER_ON_SIGTERM.
     """
+    _run(app.main, env_file)
+
+
+@click.command("power-off")
+@env_file
+def power_off(env_file: str | None) -> None:
+    """End the VMs that a supervisor has left running, gracefully; it must not run itself.
+
+    For the host's shutdown: VMs with a restart policy are then left to it, and are booted again
+    by the next supervisor.
+    """
+    _run(app.power_off, env_file)
+
+
+def _run(main: Callable[[Config], Awaitable[None]], env_file: str | None) -> None:
     settings = load_config(env_file)
     logs.configure(settings.log_level)
     # grpc's own log lines are not JSON; its problems arrive as errors.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     problems: list[SupervisorError] = []
     try:
-        trio.run(app.main, settings, strict_exception_groups=True)
+        trio.run(main, settings, strict_exception_groups=True)
     except* SupervisorError as group:
         problems = _leaves(group)
     for problem in problems:

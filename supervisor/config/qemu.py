@@ -224,6 +224,11 @@ class QemuConfig:
         "if the supervisor is root: the user that QEMU runs as; or a range of ids such as"
         " 200000-200999, of which each VM gets one",
     )
+    scopes: Path | None = setting(
+        "MANAGER_SCOPES",
+        None,
+        "unix socket of qmp-supervisor scopes, which puts each QEMU into a systemd scope",
+    )
     enable_kvm: Switch = setting(
         "MANAGER_QEMU_ENABLE_KVM",
         Switch.AUTO,

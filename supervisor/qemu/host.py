@@ -17,6 +17,7 @@ from supervisor.qemu import trial
 if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Accel
     from supervisor.qemu.groups import Groups
+    from supervisor.qemu.scopes import Scopes
     from supervisor.qemu.users import Users
     from supervisor.qemu.version import Binary
 
@@ -42,6 +43,7 @@ class Host:
     :param accel: whether VMs use KVM and SEV
     :param users: the users that QEMUs run as
     :param groups: the control groups that QEMUs run in
+    :param scopes: the systemd scopes that they are put into
     """
 
     qemu: str
@@ -49,6 +51,7 @@ class Host:
     accel: Accel
     users: Users
     groups: Groups
+    scopes: Scopes
     clock: Clock
 
     def look_at_qemu(self) -> Binary:

@@ -79,6 +79,11 @@ class Qemu:
         return self.identity.pid
 
     @property
+    def pidfd(self) -> int:
+        """It is open for as long as the context that has started or adopted QEMU."""
+        return self._pidfd
+
+    @property
     def gone(self) -> bool:
         return self._gone
 

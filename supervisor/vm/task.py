@@ -73,6 +73,7 @@ class VmTask:
     ) -> None:
         self._vm = vm
         self._groups = host.groups
+        self._scopes = host.scopes
         self._ports = ports
         self._templates = templates
         self._launcher = Launcher(vm, host, user, ports, templates)
@@ -221,6 +222,7 @@ class VmTask:
         async with session.open(handler) as nursery:
             nursery.start_soon(shutdown.shut_down_when_asked, vm, session)
             nursery.start_soon(self._relay.run, session)
+            nursery.start_soon(self._scopes.place, vm.id, qemu.pidfd)
             nursery.start_soon(ttl.end_in_time, vm)
             nursery.start_soon(attestation.end_in_time, vm)
             nursery.start_soon(self._run_in_time, session, template is not None)

@@ -15,6 +15,7 @@ from supervisor.config import OnStop
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.groups import Bounds, Groups
 from supervisor.qemu.host import Clock, Host
+from supervisor.qemu.scopes import Scopes
 from supervisor.qemu.users import Users
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ async def serving(directory: Path, **settings: str) -> AsyncIterator[app.Running
         **settings,
     }
     accel = Accel(kvm=False)
-    in_groups = Groups(None, Bounds(memory_bytes=0, cpus=0, tasks=0))
-    host = Host("/nonexistent/qemu", False, accel, Users(), in_groups, Clock())
+    most = Bounds(memory_bytes=0, cpus=0, tasks=0)
+    host = Host(
+        "/nonexistent/qemu", False, accel, Users(), Groups(None, most), Scopes(None, most), Clock()
+    )
     tasks = trio.lowlevel.current_statistics().tasks_living
     async with trio.open_nursery() as nursery:
         serve: Any = partial(app.serve_on, host, config.load(environ))

@@ -114,6 +114,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_QEMU_TMP_FILE_LOC", "qemu.tmp", Path("tmp"), "/t", Path("/t")),
     ("MANAGER_QEMU_USE_SUDO", "qemu.use_sudo", False, "1", True),
     ("MANAGER_QEMU_RUN_AS", "qemu.run_as", None, "200000-200099", UidRange(200000, 200099)),
+    ("MANAGER_SCOPES", "qemu.scopes", None, "/run/scopes.sock", Path("/run/scopes.sock")),
     ("MANAGER_QEMU_ENABLE_KVM", "qemu.enable_kvm", Switch.AUTO, "true", Switch.TRUE),
     ("MANAGER_QEMU_ENABLE_SEV", "qemu.enable_sev", Switch.AUTO, "false", Switch.FALSE),
     ("MANAGER_TEE", "qemu.tee.use", None, "sev-snp", Tee.SEV_SNP),

@@ -25,6 +25,7 @@ from supervisor.image.manifest import File, Manifest
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.groups import Bounds, Groups
 from supervisor.qemu.host import Clock, Host
+from supervisor.qemu.scopes import Scopes
 from supervisor.qemu.users import User, Users
 from supervisor.state.disk import base_image
 from supervisor.state.vm_dir import VmDir
@@ -82,6 +83,7 @@ def place(tmp_path: Path) -> Place:
             accel=Accel(kvm=False),
             users=Users(),
             groups=Groups(None, Bounds(1, 1, 1)),
+            scopes=Scopes(None, Bounds(1, 1, 1)),
             clock=Clock(),
         ),
     )

@@ -1,0 +1,208 @@
+"""Makes a systemd scope for each QEMU, and registers it with systemd-machined. It runs as root.
+
+Only root may have systemd make a scope, so that a supervisor with a user of its own cannot. This
+is all that it has done for it: a process of its own becomes ``qmp-supervisor-<id>.scope`` in
+``machine.slice``, where it outlives the supervisor's service, and is a machine of ``machinectl``.
+`supervisor.qemu.scopes` has the wire.
+
+Everything here blocks: requests are answered one by one.
+
+Source: org.freedesktop.systemd1(5) StartTransientUnit, org.freedesktop.machine1(5) RegisterMachine,
+systemd.scope(5), sd_listen_fds(3), unix(7), pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import re
+import select
+import socket
+import struct
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cattrs
+import structlog
+from attrs import field, frozen
+from attrs.validators import ge, le
+from jeepney import DBusAddress, DBusErrorResponse, MatchRule, MessageType, new_method_call
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
+
+from supervisor.errors import HostError
+from supervisor.qemu.scopes import LONGEST, unit_name
+
+log = structlog.stdlib.get_logger()
+
+_FIRST_PASSED = 3  # SD_LISTEN_FDS_START
+#: For a packet of a client that has connected, and for an answer of systemd's.
+_PATIENCE_S = 5.0
+_SYSTEMD = DBusAddress(
+    "/org/freedesktop/systemd1",
+    bus_name="org.freedesktop.systemd1",
+    interface="org.freedesktop.systemd1.Manager",
+)
+_MACHINED = DBusAddress(
+    "/org/freedesktop/machine1",
+    bus_name="org.freedesktop.machine1",
+    interface="org.freedesktop.machine1.Manager",
+)
+#: When the host shuts down these end first, since they power guests off, and then the scopes.
+_STOPPED_BEFORE = ("qmp-supervisor.service", "qmp-supervisor-guests.service")
+_SLICE = "machine.slice"
+_NOT_THERE = (
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+)
+_UCRED = struct.Struct("3i")
+_REQUESTS = cattrs.Converter(forbid_extra_keys=True)
+_MOST = 1 << 62
+
+
+def _id(text: Any) -> str:
+    """:raises ValueError: if it is no id of a VM as we write them"""
+    if not isinstance(text, str) or str(uuid.UUID(text)) != text:
+        raise ValueError(f"{str(text)[:50]!r} is not the id of a VM")
+    return text
+
+
+@frozen
+class _Wanted:
+    """A scope for a VM. Its fields are the client's: `supervisor.qemu.groups.Bounds`."""
+
+    vm: str = field(converter=_id)
+    memory_bytes: int = field(validator=[ge(1), le(_MOST)])
+    cpus: int = field(validator=[ge(1), le(1 << 20)])
+    tasks: int = field(validator=[ge(1), le(1 << 20)])
+
+
+class Refused(Exception):
+    """What a client asks for is not done."""
+
+
+def serve() -> None:
+    """Answer on the socket that systemd passes, until this process is ended.
+
+    :raises HostError: if systemd has not started it
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        raise HostError(
+            "no socket was passed", advice="systemd starts it, for qmp-supervisor-scopes.socket"
+        )
+    with socket.socket(fileno=_FIRST_PASSED) as listener:
+        while True:
+            client, _ = listener.accept()
+            with client:
+                answer(client)
+
+
+def answer(client: socket.socket) -> None:
+    """Read one request of a client that has connected, do what it says, and answer."""
+    client.settimeout(_PATIENCE_S)
+    problem, descriptors = "", array.array("i")
+    try:
+        packet, ancillary, flags, _ = client.recvmsg(LONGEST, socket.CMSG_SPACE(4 * 8))
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) != 1:
+            raise Refused("a request is one packet and one descriptor")
+        wanted = _REQUESTS.structure(json.loads(packet), _Wanted)
+        _place(wanted, descriptors[0], _peer(client))
+    except (ValueError, cattrs.BaseValidationError):
+        problem = "this is no request"
+    except (Refused, DBusErrorResponse, OSError) as error:  # a bus that does not answer, too
+        problem = str(error) or type(error).__name__
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    if problem:
+        log.warning("no scope was made", problem=problem)
+    with suppress(OSError):  # it has gone
+        client.send(json.dumps({"problem": problem}).encode())
+
+
+def _peer(client: socket.socket) -> int:
+    """The user who has connected: SO_PEERCRED."""
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    user: int = _UCRED.unpack(credentials)[1]
+    return user
+
+
+def _place(wanted: _Wanted, pidfd: int, user: int) -> None:
+    """:raises Refused: if the process is not the user's"""
+    pid = _pid(pidfd)
+    if pid is None:
+        return
+    status = Path(f"/proc/{pid}/status").read_bytes()
+    # Real, effective, saved and of files: a program that is set-uid is not its caller's.
+    ids = set(map(int, status.partition(b"\nUid:")[2].split(maxsplit=4)[:4]))
+    if user and ids != {user}:
+        raise Refused("the process belongs to another user")
+    unit = unit_name(wanted.vm)
+    if unit in Path(f"/proc/{pid}/cgroup").read_text(errors="replace"):
+        return
+    with open_dbus_connection("SYSTEM") as bus:
+        _make(bus, unit, wanted, pid)
+        # systemd takes no descriptors before 254. A process that lives now had its pid all along.
+        if _pid(pidfd):
+            _register(bus, wanted.vm, pid)
+
+
+def _pid(descriptor: int) -> int | None:
+    """The pid of a pidfd; None if the process has ended.
+
+    :raises Refused: if it is another descriptor
+    """
+    info = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+    found = re.search(r"^Pid:\t(-?\d+)$", info, re.MULTILINE)
+    if not found or found[1] == "0":  # 0: not in our namespace
+        raise Refused("the descriptor is of no process")
+    return None if select.select([descriptor], [], [], 0)[0] else int(found[1])
+
+
+def _make(bus: DBusConnection, unit: str, wanted: _Wanted, pid: int) -> None:
+    properties = [
+        ("Description", ("s", f"QEMU of VM {wanted.vm}")),
+        ("Slice", ("s", _SLICE)),
+        ("PIDs", ("au", [pid])),
+        ("Before", ("as", list(_STOPPED_BEFORE))),
+        ("MemoryMax", ("t", wanted.memory_bytes)),
+        ("CPUQuotaPerSecUSec", ("t", wanted.cpus * 1_000_000)),
+        ("TasksMax", ("t", wanted.tasks)),
+        # One that the kernel has killed for its memory is not kept as a failed unit.
+        ("CollectMode", ("s", "inactive-or-failed")),
+    ]
+    with bus.filter(MatchRule(type="signal", member="JobRemoved"), bufsize=1000) as over:
+        (job,) = _call(
+            bus, _SYSTEMD, "StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, [])
+        )
+        while True:  # systemd tells who has asked for a job of its end
+            _, done, _, result = bus.recv_until_filtered(over, timeout=_PATIENCE_S).body
+            if done == job:
+                break
+    if result != "done":
+        raise Refused(f"systemd says of the job: {result}")
+
+
+def _register(bus: DBusConnection, vm_id: str, leader: int) -> None:
+    """With systemd-machined, if it is there: it is another package."""
+    body = (f"qmp-{vm_id}", uuid.UUID(vm_id).bytes, "qmp-supervisor", "vm", leader, "")
+    try:
+        _call(bus, _MACHINED, "RegisterMachine", "sayssus", body)
+    except DBusErrorResponse as error:
+        if error.name not in _NOT_THERE:
+            raise
+
+
+def _call(bus: DBusConnection, to: DBusAddress, method: str, signature: str, body: Any) -> Any:
+    """:raises DBusErrorResponse: if it is refused"""
+    reply = bus.send_and_get_reply(
+        new_method_call(to, method, signature, body), timeout=_PATIENCE_S
+    )
+    if reply.header.message_type is MessageType.error:
+        raise DBusErrorResponse(reply)
+    return reply.body
