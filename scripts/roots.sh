@@ -26,8 +26,9 @@ in_root() { # ROOT COMMAND
         # Not a mere chroot, in which no user namespace could be made.
         cd "$root"
         pivot_root . .
-        # MNT_DETACH. A bare root has Python, and not always umount(8).
-        python3 -c "import ctypes; exit(ctypes.CDLL(None).umount2(b\".\", 2))"
+        # A bare root has one or the other. 2 is MNT_DETACH.
+        umount --lazy . 2>/dev/null ||
+            python3 -c "import ctypes; exit(ctypes.CDLL(None).umount2(b\".\", 2))"
         exec "$@"
     ' "$1" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         HOME=${home:-/root} LANG=C.UTF-8 PIP_CERT=/etc/ssl/certs/ca-certificates.crt "${passed[@]}" \

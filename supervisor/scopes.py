@@ -29,7 +29,14 @@ import cattrs
 import structlog
 from attrs import field, frozen
 from attrs.validators import ge, le
-from jeepney import DBusAddress, DBusErrorResponse, MatchRule, MessageType, new_method_call
+from jeepney import (
+    DBusAddress,
+    DBusErrorResponse,
+    MatchRule,
+    MessageType,
+    message_bus,
+    new_method_call,
+)
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from supervisor.errors import HostError
@@ -53,7 +60,9 @@ _MACHINED = DBusAddress(
 #: When the host shuts down these end first, since they power guests off, and then the scopes.
 _STOPPED_BEFORE = ("qmp-supervisor.service", "qmp-supervisor-guests.service")
 _SLICE = "machine.slice"
-_NOT_THERE = (
+#: systemd-machined is not installed, or has not forgotten the VM since the supervisor before.
+_WELL_ENOUGH = (
+    "org.freedesktop.machine1.MachineExists",
     "org.freedesktop.DBus.Error.ServiceUnknown",
     "org.freedesktop.DBus.Error.NameHasNoOwner",
 )
@@ -143,10 +152,10 @@ def _place(wanted: _Wanted, pidfd: int, user: int) -> None:
     if user and ids != {user}:
         raise Refused("the process belongs to another user")
     unit = unit_name(wanted.vm)
-    if unit in Path(f"/proc/{pid}/cgroup").read_text(errors="replace"):
-        return
+    placed = unit in Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
     with open_dbus_connection("SYSTEM") as bus:
-        _make(bus, unit, wanted, pid)
+        if not placed:
+            _make(bus, unit, wanted, pid)
         # systemd takes no descriptors before 254. A process that lives now had its pid all along.
         if _pid(pidfd):
             _register(bus, wanted.vm, pid)
@@ -176,11 +185,13 @@ def _make(bus: DBusConnection, unit: str, wanted: _Wanted, pid: int) -> None:
         # One that the kernel has killed for its memory is not kept as a failed unit.
         ("CollectMode", ("s", "inactive-or-failed")),
     ]
-    with bus.filter(MatchRule(type="signal", member="JobRemoved"), bufsize=1000) as over:
+    ended = MatchRule(type="signal", interface=_SYSTEMD.interface, member="JobRemoved")
+    with bus.filter(ended, bufsize=1000) as over:
+        _call(bus, message_bus, "AddMatch", "s", (ended.serialise(),))
         (job,) = _call(
             bus, _SYSTEMD, "StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, [])
         )
-        while True:  # systemd tells who has asked for a job of its end
+        while True:  # others' jobs end as well
             _, done, _, result = bus.recv_until_filtered(over, timeout=_PATIENCE_S).body
             if done == job:
                 break
@@ -194,7 +205,7 @@ def _register(bus: DBusConnection, vm_id: str, leader: int) -> None:
     try:
         _call(bus, _MACHINED, "RegisterMachine", "sayssus", body)
     except DBusErrorResponse as error:
-        if error.name not in _NOT_THERE:
+        if error.name not in _WELL_ENOUGH:
             raise
 
 
