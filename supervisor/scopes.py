@@ -119,9 +119,8 @@ def answer(client: socket.socket) -> None:
                 descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) != 1:
             raise Refused("a request is one packet and one descriptor")
-        wanted = _REQUESTS.structure(json.loads(packet), _Wanted)
-        _place(wanted, descriptors[0], _peer(client))
-    except (ValueError, cattrs.BaseValidationError):
+        _place(_read(packet), descriptors[0], _peer(client))
+    except (ValueError, RecursionError, cattrs.BaseValidationError):
         problem = "this is no request"
     except (Refused, DBusErrorResponse, OSError) as error:  # a bus that does not answer, too
         problem = str(error) or type(error).__name__
@@ -132,6 +131,14 @@ def answer(client: socket.socket) -> None:
         log.warning("no scope was made", problem=problem)
     with suppress(OSError):  # it has gone
         client.send(json.dumps({"problem": problem}).encode())
+
+
+def _read(packet: bytes) -> _Wanted:
+    """:raises ValueError: or another error of parsing, if it is no request"""
+    words = json.loads(packet)
+    if not isinstance(words, dict):
+        raise ValueError("not an object")
+    return _REQUESTS.structure(words, _Wanted)
 
 
 def _peer(client: socket.socket) -> int:
