@@ -285,6 +285,8 @@ def count(given: object) -> Count:
 
     :raises InvalidRequest:
     """
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)  # JSON has one kind of numbers: 3.0 is the integer 3
     if type(given) is not int or not 1 <= given <= MOST_DATASETS:
         raise InvalidRequest(f"datasets is a number from 1 to {MOST_DATASETS}", member="datasets")
     return Count(given)
