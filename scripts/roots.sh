@@ -77,8 +77,11 @@ boot() { # ROOT
         kill -0 "$container" 2>/dev/null || die "systemd did not start, see $1.console"
         sleep 0.1
     done
-    # Degraded is fine: a bare root cannot load modules.
-    in_booted 'systemctl is-system-running --wait' || true
+    # Degraded is fine: a bare root cannot load modules. At first there is no bus to ask.
+    until in_booted 'systemctl is-system-running' 2>/dev/null | grep -q -e running -e degraded; do
+        kill -0 "$container" 2>/dev/null || die "systemd did not come up, see $1.console"
+        sleep 0.2
+    done
 }
 
 _unified_groups() { findmnt -n -o TARGET -t cgroup2 | head -n 1; }
