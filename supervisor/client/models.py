@@ -1,0 +1,391 @@
+"""What bodies and answers have: made of openapi.yaml by scripts/client."""
+
+# 3768794eac181bacbdb2f7e56a26c22b030fa773ded6645bd566856daba5d0a3
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
+
+Id: TypeAlias = str
+
+
+State: TypeAlias = Literal["prelaunch", "running", "paused", "shutdown", "shutoff", "crashed"]
+
+
+Labels: TypeAlias = dict[str, str]
+
+
+class Relay(TypedDict):
+    state: str
+
+
+class Forward(TypedDict):
+    guest_port: int
+    host_address: str
+    host_port: int
+
+
+class Usage(TypedDict):
+    at: str
+    cpu_s: float
+    memory_bytes: int
+
+
+class QueryStatus(TypedDict):
+    status: str
+    running: bool
+
+
+class Attested(TypedDict):
+    by: str | None
+    at: str
+    not_compared: list[str]
+
+
+Datum: TypeAlias = str
+
+
+ResultItem: TypeAlias = str
+
+
+class Parties(TypedDict):
+    algorithm: str
+    data: list[Datum]
+    result: list[ResultItem]
+    algorithm_sha256: NotRequired[str]
+
+
+Base64: TypeAlias = str
+
+
+class PartiesNow(TypedDict):
+    algorithm: str
+    data: list[str]
+    result: list[str]
+    algorithm_sha256: str | None
+    sent: list[str]
+
+
+ComputationItem: TypeAlias = int
+
+
+class RunRequest(TypedDict):
+    computation: str | list[ComputationItem]
+    ttl: NotRequired[str]
+    restart: NotRequired[Literal["never", "on-failure"]]
+    keep_disk: NotRequired[bool]
+    template: NotRequired[Literal["auto", "off", "require"]]
+    forwards: NotRequired[Literal["host", "none"]]
+    tee: NotRequired[Literal["auto", "none", "sev", "sev-es", "sev-snp", "tdx"]]
+    tee_policy: NotRequired[str]
+    attest: NotRequired[bool]
+    dh_cert: NotRequired[str]
+    session: NotRequired[str]
+    labels: NotRequired[Labels]
+    parties: NotRequired[Parties]
+
+
+class RunForm(TypedDict):
+    """
+    small parts first
+    """
+
+    run: NotRequired[str]
+    computation: NotRequired[bytes]
+    compute: NotRequired[str]
+    algorithm: NotRequired[bytes]
+    data: NotRequired[list[bytes]]
+
+
+class ComputeRequest(TypedDict):
+    time_limit: NotRequired[str]
+    memory_limit: NotRequired[str]
+    datasets: NotRequired[int]
+    then: NotRequired[Literal["keep", "end"]]
+
+
+class Outcome(TypedDict):
+    vm: Id
+    state: Literal[
+        "succeeded", "failed", "timed-out", "out-of-memory", "result-too-large", "cancelled"
+    ]
+    error: str
+    exit_status: int
+    duration_s: float
+    ended_at: str
+    stdout: str
+    stderr: str
+    algorithm_sha256: str
+    data_sha256: list[str]
+    result_size: int
+    result_sha256: str
+
+
+class OutcomeOfForm(TypedDict):
+    state: Literal[
+        "succeeded", "failed", "timed-out", "out-of-memory", "result-too-large", "cancelled"
+    ]
+    error: str
+    exit_status: int
+    duration_s: float
+    ended_at: str
+    stdout: str
+    stderr: str
+    algorithm_sha256: str
+    data_sha256: list[str]
+    result_size: int
+    result_sha256: str
+
+
+class Stored(TypedDict):
+    vm: Id
+    part: str
+    size: int
+    sha256: str
+
+
+class Agent(TypedDict):
+    ready: bool
+    address: str | None
+    protected: bool | None
+    reason: str | None
+    last_lost: str | None
+
+
+class Status(TypedDict):
+    id: Id
+    state: State
+    reason: str
+    monitor: str
+    query_status: QueryStatus | None
+    query_sev: dict[str, Any] | None
+    tee: Literal["none", "sev", "sev-es", "sev-snp", "tdx"]
+    insecure: list[str]
+    launch: Literal["plain", "asked", "waiting", "measured", "secret", "released"]
+    attested: Attested | None
+    asked_at: str | None
+    agent: Agent
+    uptime_s: float | None
+    sequence: int
+
+
+class Summary(TypedDict):
+    id: Id
+    state: State
+    reason: str
+    ended: bool
+    owner: str | None
+    purpose: str
+    labels: Labels
+    relay: Relay
+    error: str | None
+    template: str | None
+    agent_ready: bool
+    monitor: str
+    created_at: str
+    ended_at: str | None
+    uptime_s: float | None
+    forwards: list[Forward]
+    tee: Literal["none", "sev", "sev-es", "sev-snp", "tdx"]
+    attested: Attested | None
+    computed: str | None
+    parties: PartiesNow | None
+    usage: NotRequired[Usage | None]
+    credential: NotRequired[str | None]
+
+
+class Restart(TypedDict):
+    policy: str
+    count: int
+
+
+class Vm(TypedDict):
+    id: Id
+    state: State
+    reason: str
+    monitor: str
+    query_status: QueryStatus | None
+    query_sev: dict[str, Any] | None
+    tee: Literal["none", "sev", "sev-es", "sev-snp", "tdx"]
+    insecure: list[str]
+    launch: Literal["plain", "asked", "waiting", "measured", "secret", "released"]
+    attested: Attested | None
+    asked_at: str | None
+    agent: Agent
+    uptime_s: float | None
+    sequence: int
+    created_at: str
+    ended_at: str | None
+    ended: bool
+    exit_code: int | None
+    error: str | None
+    pid: int | None
+    directory: str
+    forwards: list[Forward]
+    argv: list[str]
+    command: str
+    relay: Relay
+    request_id: str | None
+    ttl_s: float | None
+    restart: Restart
+    keep_disk: bool
+    owner: str | None
+    parties: PartiesNow | None
+    labels: Labels
+    computed: str | None
+    purpose: str
+    template: str | None
+    tee_policy: str | None
+    phases_s: dict[str, float]
+    usage: NotRequired[Usage | None]
+
+
+class Page(TypedDict):
+    vms: list[Summary]
+    next: str | None
+
+
+class Event(TypedDict):
+    """
+    with what docs/reference/events.md says of its kind
+    """
+
+    sequence: int
+    at: str
+    vm: str | None
+    event: str
+
+
+class Events(TypedDict):
+    events: list[Event]
+    next: str | None
+
+
+class Evidence(TypedDict):
+    vm: Id
+    tee: Literal["none", "sev", "sev-es", "sev-snp", "tdx"]
+    report_data: str
+    evidence: str
+    certificate: str | None
+    verdict: NotRequired[dict[str, Any]]
+
+
+class Rule(TypedDict):
+    field: str
+    expected: str | None
+    why: str
+    option: str | None
+
+
+class Policy(TypedDict):
+    vm: Id
+    tee: Literal["none", "sev", "sev-es", "sev-snp", "tdx"]
+    rules: list[Rule]
+    command: str
+
+
+class Template(TypedDict):
+    digest: str
+    state: Literal["building", "ready", "failed", "stale"]
+    vm: str | None
+    problem: str | None
+    error: str | None
+    since: str
+    built_in_s: float | None
+    size_bytes: int | None
+    clones: int
+    failures: int
+
+
+class Templates(TypedDict):
+    use: str
+    possible: bool
+    why: str | None
+    templates: list[Template]
+
+
+class Computation(TypedDict):
+    vm: Id
+    state: str
+
+
+class LaunchMeasurement(TypedDict):
+    vm: Id
+    data: str
+    api_major: int
+    api_minor: int
+    build_id: int
+    policy: int
+
+
+class Check(TypedDict):
+    name: str
+    verdict: Literal["ok", "note", "warn", "fail"]
+    detail: str
+    advice: str
+
+
+class Checks(TypedDict):
+    checks: list[Check]
+
+
+class SevPlatform(TypedDict):
+    pdh: str
+    cert_chain: str
+    cpu0_id: str
+    cbitpos: int
+    reduced_phys_bits: int
+
+
+class WhoAmI(TypedDict):
+    name: str | None
+    role: str
+    known_by: str
+    rights: list[str]
+
+
+class Health(TypedDict):
+    status: Literal["pass"]
+    version: str
+    commit: str
+    description: str
+    build_time: str
+    instance_id: str
+
+
+class Readiness(TypedDict):
+    status: Literal["pass"]
+
+
+class Cell(TypedDict):
+    verdict: Literal["ok", "missing", "unknown"]
+    found: str
+    advice: str
+
+
+class Problem(TypedDict):
+    """
+    RFC 9457; docs/reference/errors.md has all types and their further members
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: NotRequired[str]
+    advice: NotRequired[str]
+    request_id: NotRequired[str]
+    vm: NotRequired[str]
+
+
+class Answer(TypedDict):
+    id: Id
+    computation: str
+    state: State
+    forwards: list[Forward]
+    credential: str | None
+    tee: Literal["none", "sev", "sev-es", "sev-snp", "tdx"]
+    outcome: NotRequired[OutcomeOfForm]
+
+
+class Host(TypedDict):
+    technologies: dict[str, dict[str, Cell]]
