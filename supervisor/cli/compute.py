@@ -10,13 +10,14 @@ import stat
 import sys
 import tempfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn, cast
 
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from supervisor.cli.client import complete_id, one_vm, uses_supervisor
+from supervisor.cli.client import complete_id, find, one_vm, uses_supervisor
 from supervisor.cli.computations import request_body
 from supervisor.cli.environment import CommandFailed, fail
 from supervisor.cli.output import as_json, echo, print_json, stderr
@@ -26,7 +27,7 @@ from supervisor.config.settings import parse_seconds
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from supervisor.cli.client import Client
+    from supervisor.client import Client, models
 
 _PIECE = 1 << 20
 
@@ -111,7 +112,7 @@ def compute(
         raise click.UsageError("--computation and --keep are for a new VM, not for --vm")
     _check_place(output)
     if vm_id is not None:
-        with _a_vm(client.find(vm_id)) as found:
+        with _a_vm(find(client, vm_id)) as found:
             outcome = _compute(client, found, algorithm, data, limits)
         _tell(client, outcome, output, as_json=as_json)
         return
@@ -141,7 +142,7 @@ def send(
         raise click.UsageError("say --algorithm, --data, or both")
     if number and not data:
         raise click.UsageError("--number is of --data")
-    found = client.find(vm_id)
+    found = find(client, vm_id)
     stored = _send(client, found, algorithm, {number: data} if data else {})
     if as_json:
         print_json({"sent": stored})
@@ -160,7 +161,7 @@ def result(client: Client, vm_id: str, output: Path | None, as_json: bool) -> No
     if as_json and output is None:
         raise click.UsageError("--json needs --output: standard output has the result otherwise")
     _check_place(output)
-    outcome = client.get(f"/vms/{client.find(vm_id)}/outcome")
+    outcome = client.outcome(find(client, vm_id))
     _tell(client, outcome, output, as_json=as_json)
 
 
@@ -170,26 +171,28 @@ def _compute(
     algorithm: Path | None,
     data: tuple[Path, ...],
     limits: dict[str, str | None],
-) -> dict[str, Any]:
+) -> models.Outcome:
     _send(client, vm_id, algorithm, dict(enumerate(data)))
-    wanted: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
+    wanted = cast("models.ComputeRequest", {k: v for k, v in limits.items() if v is not None})
     if data:
         # What the VM has of an earlier time is no part of this.
         wanted["datasets"] = len(data)
     with stderr().status("the algorithm runs"):
-        outcome: dict[str, Any] = client.post_slowly(f"/vms/{vm_id}/compute", wanted)
-    return outcome
+        return client.compute(vm_id, wanted)
 
 
 def _send(
     client: Client, vm_id: str, algorithm: Path | None, data: dict[int, Path]
-) -> list[dict[str, Any]]:
-    parts = {"algorithm": algorithm} if algorithm else {}
-    parts |= {f"data/{number}": file for number, file in data.items()}
-    return [_put(client, f"/vms/{vm_id}/{part}", file) for part, file in parts.items()]
+) -> list[models.Stored]:
+    stored = []
+    if algorithm:
+        stored.append(_put(partial(client.send_algorithm, vm_id), algorithm))
+    for number, file in data.items():
+        stored.append(_put(partial(client.send_data, vm_id, number), file))
+    return stored
 
 
-def _put(client: Client, path: str, file: Path) -> dict[str, Any]:
+def _put(send: Callable[..., models.Stored], file: Path) -> models.Stored:
     try:
         size = file.stat().st_size
         digest = hashlib.sha256()
@@ -203,13 +206,12 @@ def _put(client: Client, path: str, file: Path) -> dict[str, Any]:
                     yield piece
                     advance(len(piece))
 
-            stored: dict[str, Any] = client.put(path, pieces(), size, digest.digest())
+            return send(pieces(), size=size, sha256=digest.digest())
     except OSError as error:
         raise CommandFailed(f"{file} cannot be read: {error.strerror}") from error
-    return stored
 
 
-def _tell(client: Client, outcome: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
+def _tell(client: Client, outcome: models.Outcome, output: Path | None, *, as_json: bool) -> None:
     """Fetch the result of an algorithm that has succeeded; or end with what went wrong."""
     succeeded = outcome["state"] == "succeeded"
     if succeeded:
@@ -229,18 +231,18 @@ def _tell(client: Client, outcome: dict[str, Any], output: Path | None, *, as_js
     console.print(f"computed over {over} in {seconds:.1f} s: {size} bytes")
 
 
-def _fetch(client: Client, outcome: dict[str, Any], output: Path | None) -> None:
+def _fetch(client: Client, outcome: models.Outcome, output: Path | None) -> None:
     """Complete or not at all: a file has its name only once its SHA-256 is right."""
     size, digest = outcome["result_size"], hashlib.sha256()
-    path = f"/vms/{outcome['vm']}/result"
     # A device or a pipe is written to; whatever else is there is replaced.
     replaces = output is not None and (output.is_file() or not output.exists())
     try:
         with (
             _written(output, replaces=replaces) as file,
             _progress("fetching the result", size) as advance,
+            client.result(outcome["vm"]) as pieces,
         ):
-            for piece in client.pieces(path):
+            for piece in pieces:
                 digest.update(piece)
                 file.write(piece)
                 advance(len(piece))
@@ -289,11 +291,11 @@ def _umask() -> int:
 
 
 @contextmanager
-def _new_vm(client: Client, body: dict[str, Any], *, keep: bool) -> Iterator[str]:
+def _new_vm(client: Client, body: models.RunRequest, *, keep: bool) -> Iterator[str]:
     """A VM that ends with the block, unless it is kept. Ctrl-C ends it as well."""
     with stop_signals() as signals:
         with stderr().status("waiting for a VM"):
-            vm_id = str(client.run(body)["id"])
+            vm_id = client.start(body)["id"]
         follow(client, vm_id, signals, quiet=True)
 
     try:

@@ -12,16 +12,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
+import httpx
 import httpx_ws
 
-from supervisor.cli.client import one_vm, uses_supervisor
+from supervisor.cli.client import find, one_vm, uses_supervisor
 from supervisor.cli.environment import CommandFailed
 from supervisor.cli.output import stderr
+from supervisor.client import Refused, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from supervisor.cli.client import Client
+    from supervisor.client import Client
 
 #: Ctrl-], as of telnet and `virsh console`.
 _ESCAPE = b"\x1d"
@@ -41,8 +43,8 @@ def console(client: Client, vm_id: str, read_only: bool) -> None:
     """
     if not read_only and not sys.stdin.isatty():
         raise click.UsageError("standard input is no terminal: say --read-only, or see logs")
-    found = client.find(vm_id)
-    with client.websocket(f"/vms/{found}/console") as socket:
+    found = find(client, vm_id)
+    with _opened(client, f"/vms/{found}/console") as socket:
         if read_only:
             _print(socket)
             return
@@ -53,6 +55,25 @@ def console(client: Client, vm_id: str, read_only: bool) -> None:
             printer.start()
             _type(socket, printer)
     stderr().print("\r\ndisconnected")
+
+
+@contextmanager
+def _opened(client: Client, path: str) -> Iterator[httpx_ws.WebSocketSession]:
+    # While it can be read: httpx-ws closes what is no WebSocket.
+    client.http.event_hooks["response"] = [_read_refusal]
+    try:
+        socket: httpx_ws.WebSocketSession
+        with httpx_ws.connect_ws(path, client.http) as socket:
+            yield socket
+    except httpx_ws.WebSocketUpgradeError as error:
+        raise Refused(error.response) from error
+    except httpx.HTTPError as error:
+        raise Unreachable(f"{client.url}: {error}") from error
+
+
+def _read_refusal(response: httpx.Response) -> None:
+    if response.is_error:
+        response.read()
 
 
 def _type(socket: httpx_ws.WebSocketSession, printer: threading.Thread) -> None:

@@ -6,16 +6,16 @@ import base64
 import secrets
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from supervisor.cli.client import one_vm, uses_supervisor
+from supervisor.cli.client import find, one_vm, uses_supervisor
 from supervisor.cli.environment import CommandFailed
 from supervisor.cli.output import as_json, print_json, stderr
 
 if TYPE_CHECKING:
-    from supervisor.cli.client import Client
+    from supervisor.client import Client, models
 
 _NONCE_BYTES = 32
 
@@ -39,8 +39,8 @@ def evidence(client: Client, vm_id: str, nonce: str | None, output: Path, as_jso
     else has chosen does not show that the report is new.
     """
     nonce = nonce or secrets.token_hex(_NONCE_BYTES)
-    path = f"/vms/{client.find(vm_id)}"
-    answer = client.post(f"{path}/attestation", {"nonce": nonce})
+    found = find(client, vm_id)
+    answer = client.attestation(found, nonce)
     try:
         output.write_bytes(base64.b64decode(answer["evidence"]))
     except OSError as error:
@@ -57,10 +57,12 @@ def evidence(client: Client, vm_id: str, nonce: str | None, output: Path, as_jso
             "put in the place of CERTIFICATE the file of the one that your own connection to the"
             " agent shows"
         )
-    console.print(f"what else to expect, in the operator's words: GET {path}/attestation-policy")
+    console.print(
+        f"what else to expect, in the operator's words: GET /vms/{found}/attestation-policy"
+    )
 
 
-def _command(answer: dict[str, Any], output: Path, nonce: str) -> str:
+def _command(answer: models.Evidence, output: Path, nonce: str) -> str:
     """Ready to be pasted into a shell. What is in capitals the owner puts in."""
     kind = "tdx" if answer["tee"] == "tdx" else "snp"
     key = ["--tls-certificate", "CERTIFICATE"] if answer["certificate"] else []

@@ -14,6 +14,8 @@ from rich.text import Text
 from supervisor.guest_text import clean
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.status import Status
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -115,6 +117,6 @@ def duration(seconds: float | None) -> str:
     return f"{days}d {hours}h"
 
 
-def forward(one: dict[str, Any]) -> str:
+def forward(one: Mapping[str, object]) -> str:
     """``127.0.0.1:7020 -> guest 7002``"""
     return f"{one['host_address']}:{one['host_port']} -> guest {one['guest_port']}"

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.status import Status
 
-    from supervisor.cli.client import Client
+    from supervisor.client import Client, models
 
 #: How often the supervisor is asked for the VM's progress.
 _INTERVAL_S = 0.1
@@ -87,18 +87,18 @@ def run(
     see ls and shutdown. Ctrl-C before the answer ends the VM by force.
     """
     parties = _parties(options)
-    body = request_body(file.read(), raw=raw)
-    body |= {name: value for name, value in options.items() if value is not None}
+    wishes = {name: value for name, value in options.items() if value is not None}
     if label:
-        body["labels"] = dict(one.partition("=")[::2] for one in label)
+        wishes["labels"] = dict(one.partition("=")[::2] for one in label)
     if parties:
-        body["parties"] = parties
+        wishes["parties"] = parties
+    body = cast("models.RunRequest", request_body(file.read(), raw=raw) | wishes)
     with stop_signals() as signals:
         with stderr().status("waiting for a VM"):
-            vm = client.run(body)
-        credential = vm.get("credential")  # an older supervisor has none
-        vm = follow(client, vm["id"], signals)
-    reply = client.text(f"/vms/{vm['id']}/reply")
+            begun = client.start(body)
+        credential = begun.get("credential")  # an older supervisor has none
+        vm = follow(client, begun["id"], signals)
+    reply = client.reply(vm["id"])
     if as_json:
         print_json(_answer(vm, reply) | {"credential": credential})
         return
@@ -116,14 +116,11 @@ def run(
     console.print(f"end it with: qmp-supervisor shutdown {vm['id'][:8]}")
 
 
-def follow(
-    client: Client, vm_id: str, signals: list[int], *, quiet: bool = False
-) -> dict[str, Any]:
+def follow(client: Client, vm_id: str, signals: list[int], *, quiet: bool = False) -> models.Vm:
     """The VM once its agent has answered.
 
     :param quiet: without a line for each phase
     """
-    path = f"/vms/{vm_id}"
     console = stderr()
     shown_s, shown_reason = -1.0, None
     with console.status("") as status:
@@ -131,7 +128,7 @@ def follow(
         while True:
             if signals:
                 _abandon(client, vm_id, signals[0])
-            vm: dict[str, Any] = client.get(path)
+            vm = client.vm(vm_id)
             if not quiet:
                 shown_s = _show_progress(status, vm["phases_s"], shown_s)
             # An older supervisor knows no reason.
@@ -155,7 +152,7 @@ def _show_progress(status: Status, phases: dict[str, float], shown_s: float) -> 
     return shown_s
 
 
-def _failure(vm: dict[str, Any]) -> str:
+def _failure(vm: models.Vm) -> str:
     problem = vm["error"] or f"it ended before its agent answered: {vm['state']} ({vm['reason']})"
     return problem if vm["id"] in problem else f"VM {vm['id']}: {problem}"
 
@@ -166,7 +163,7 @@ def _abandon(client: Client, vm_id: str, number: int) -> None:
     sys.exit(128 + number)
 
 
-def _answer(vm: dict[str, Any], reply: str) -> dict[str, Any]:
+def _answer(vm: models.Vm, reply: str) -> dict[str, Any]:
     """The members of ``POST /run``'s answer."""
     return {
         "id": vm["id"],

@@ -11,7 +11,7 @@ from supervisor.cli.client import uses_supervisor
 from supervisor.cli.output import as_json, print_json, stderr, stdout
 
 if TYPE_CHECKING:
-    from supervisor.cli.client import Client
+    from supervisor.client import Client
 
 
 @click.command()
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @uses_supervisor
 def templates(client: Client, as_json: bool) -> None:
     """List the templates that VMs are started from."""
-    answer = client.get("/templates")
+    answer = client.templates()
     if as_json:
         print_json(answer)
         return

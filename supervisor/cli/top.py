@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.live import Live
@@ -15,11 +15,9 @@ from supervisor.cli.client import uses_supervisor
 from supervisor.cli.output import duration, stdout
 
 if TYPE_CHECKING:
-    from supervisor.cli.client import Client
+    from supervisor.client import Client, models
 
-    Vm = dict[str, Any]
-
-_PATH = "/vms?ended=false&usage=true"
+_QUERY = {"ended": "false", "usage": "true"}
 _COLUMNS = ("ID", "CPU", "MEMORY", "STATE", "UP", "FOR", "OWNER", "LABELS")
 _RIGHT = ("CPU", "MEMORY", "UP")
 
@@ -41,21 +39,21 @@ def top(client: Client, /, once: bool, every_s: float) -> None:
     CPU is the share of one processor, so 200 % are two. MEMORY is resident, and counts what a VM
     shares with others.
     """
-    before = client.get(_PATH)["vms"]
+    before = client.vms(_QUERY)["vms"]
     if once:
         time.sleep(every_s)
-        stdout().print(table(before, client.get(_PATH)["vms"]))
+        stdout().print(table(before, client.vms(_QUERY)["vms"]))
         return
     with suppress(KeyboardInterrupt), Live(console=stdout(), auto_refresh=False) as live:
         live.update(table([], before), refresh=True)
         while True:
             time.sleep(every_s)
-            now = client.get(_PATH)["vms"]
+            now = client.vms(_QUERY)["vms"]
             live.update(table(before, now), refresh=True)
             before = now
 
 
-def table(before: list[Vm], now: list[Vm]) -> Table:
+def table(before: list[models.Summary], now: list[models.Summary]) -> Table:
     """:param before: the same VMs some time ago; one that was not there has no share of CPU yet"""
     usage = {vm["id"]: vm["usage"] for vm in before if vm["usage"]}
     rows = [(_share(usage.get(vm["id"]), vm["usage"]), vm) for vm in now]
@@ -78,7 +76,7 @@ def table(before: list[Vm], now: list[Vm]) -> Table:
     return found
 
 
-def _share(before: dict[str, Any] | None, now: dict[str, Any] | None) -> float | None:
+def _share(before: models.Usage | None, now: models.Usage | None) -> float | None:
     """CPUs that it took between two looks; None without two looks at one QEMU."""
     if not before or not now or now["cpu_s"] < before["cpu_s"]:
         return None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import codecs
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.live import Live
 from rich.table import Table
 
-from supervisor.cli.client import complete_id, one_vm, some_vms, uses_supervisor
+from supervisor.cli.client import complete_id, find, find_all, one_vm, some_vms, uses_supervisor
 from supervisor.cli.output import (
     as_json,
     duration,
@@ -24,9 +23,12 @@ from supervisor.cli.output import (
     shown,
     stdout,
 )
+from supervisor.client import Client
 
 if TYPE_CHECKING:
-    from supervisor.cli.client import Client
+    from collections.abc import Callable, Mapping, Sequence
+
+    from supervisor.client import models
 
 #: Requests; a caller may have so many.
 _AT_ONCE = 8
@@ -50,22 +52,26 @@ def list_vms(
     # What has ended in such a state is looked for.
     if not everything and not filters["state"]:
         asked["ended"] = "false"
-    path = f"/vms?{urlencode(asked | ({'order': 'newest'} if newest else {}), doseq=True)}"
+    asked |= {"order": "newest"} if newest else {}
     if as_json:
-        print_json(client.get(path))
+        print_json(client.vms(asked))
         return
+
+    def table() -> Table:
+        return _table(client.vms(asked)["vms"], everything=everything)
+
     if not watch:
-        stdout().print(_table(client.get(path)["vms"], everything=everything))
+        stdout().print(table())
         return
-    with Live(console=stdout(), auto_refresh=False) as live:
-        live.update(_table(client.get(path)["vms"], everything=everything), refresh=True)
-        for _ in client.events("/events", None):
-            live.update(_table(client.get(path)["vms"], everything=everything), refresh=True)
+    with Live(console=stdout(), auto_refresh=False) as live, client.events() as events:
+        live.update(table(), refresh=True)
+        for _ in events:
+            live.update(table(), refresh=True)
 
 
-def _table(vms: list[dict[str, Any]], *, everything: bool) -> Table:
+def _table(vms: Sequence[models.Summary], *, everything: bool) -> Table:
     """Columns in which no row has anything are left out."""
-    columns = {
+    columns: dict[str, Sequence[str]] = {
         "ID": [vm["id"] for vm in vms],
         "FOR": [vm["purpose"] for vm in vms],
         "STATE": [vm["state"] for vm in vms],
@@ -90,7 +96,7 @@ def _table(vms: list[dict[str, Any]], *, everything: bool) -> Table:
     return table
 
 
-def _outcome(vm: dict[str, Any]) -> str:
+def _outcome(vm: models.Summary) -> str:
     """Of its algorithm, else of its computation."""
     # An older supervisor knows neither.
     return str(vm.get("computed") or vm.get("relay", {}).get("state") or "-")
@@ -101,7 +107,7 @@ def _label(one: tuple[str, str]) -> str:
     return f"{name}={value}" if value else name
 
 
-def _ports(forwards: list[dict[str, Any]]) -> str:
+def _ports(forwards: list[models.Forward]) -> str:
     return " ".join(f"{one['host_port']}:{one['guest_port']}" for one in forwards)
 
 
@@ -114,7 +120,7 @@ def show(client: Client, vm_ids: tuple[str, ...], as_json: bool) -> None:
 
     --json prints an object for one VM, an array for several.
     """
-    vms = [client.get(f"/vms/{found}") for found in client.find_all(vm_ids)]
+    vms = [client.vm(found) for found in find_all(client, vm_ids)]
     if as_json:
         print_json(vms if len(vms) > 1 else vms[0])
         return
@@ -124,7 +130,7 @@ def show(client: Client, vm_ids: tuple[str, ...], as_json: bool) -> None:
         _show(vm)
 
 
-def _show(vm: dict[str, Any]) -> None:
+def _show(vm: models.Vm) -> None:
     console = stdout()
     for name, text in _rows(vm):
         first, *more = shown(text).splitlines() or [""]
@@ -135,7 +141,7 @@ def _show(vm: dict[str, Any]) -> None:
             console.print(f"{'':9} {line}", soft_wrap=True)
 
 
-def _parties(parties: dict[str, Any] | None) -> str | None:
+def _parties(parties: models.PartiesNow | None) -> str | None:
     """Who brings and gets what, a line each."""
     if not parties:
         return None
@@ -150,7 +156,7 @@ def _parties(parties: dict[str, Any] | None) -> str | None:
     return "\n".join([*lines, f"result: {', '.join(parties['result'])}"])
 
 
-def _rows(vm: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(vm: models.Vm) -> list[tuple[str, str]]:
     agent = "ready" if vm["agent"]["ready"] else "not ready"
     address = vm["agent"]["address"]
     ended = vm["exit_code"] is not None
@@ -184,13 +190,13 @@ def _rows(vm: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in rows.items() if text]
 
 
-def _restarts(restart: dict[str, Any]) -> str | None:
+def _restarts(restart: models.Restart) -> str | None:
     if restart["policy"] == "never":
         return None
     return f"{restart['count']} ({restart['policy']})"
 
 
-def _confidential(vm: dict[str, Any]) -> dict[str, str]:
+def _confidential(vm: models.Vm) -> dict[str, str]:
     """Nothing of a plain VM, and of an older supervisor's."""
     if vm.get("tee", "none") == "none":
         return {}
@@ -211,7 +217,7 @@ def _sev(facts: dict[str, Any] | None) -> str | None:
 @uses_supervisor
 def reply(client: Client, vm_id: str) -> None:
     """Print the agent's answer. A pipe gets it byte for byte."""
-    print_reply(client.text(f"/vms/{client.find(vm_id)}/reply"))
+    print_reply(client.reply(find(client, vm_id)))
 
 
 @click.command()
@@ -226,15 +232,15 @@ def shutdown(client: Client, vm_ids: tuple[str, ...], force: bool, as_json: bool
 
     --json prints an object for one VM, an array for several.
     """
-    mode = "force" if force else "graceful"
-    found = client.find_all(vm_ids)
+    mode: Literal["force", "graceful"] = "force" if force else "graceful"
+    found = find_all(client, vm_ids)
     # At the same time: each guest may take a minute.
     with ThreadPoolExecutor(min(len(found), _AT_ONCE)) as threads:
         ended = list(threads.map(lambda one: client.shutdown(one, mode), found))
     _print_states(ended, as_json=as_json)
 
 
-def _print_states(vms: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print_states(vms: Sequence[Mapping[str, object]], *, as_json: bool) -> None:
     if as_json:
         print_json(vms if len(vms) > 1 else vms[0])
         return
@@ -242,26 +248,25 @@ def _print_states(vms: list[dict[str, Any]], *, as_json: bool) -> None:
         _print_state(vm)
 
 
-def _print_state(vm: dict[str, Any]) -> None:
+def _print_state(vm: Mapping[str, object]) -> None:
     echo(f"{vm['id']} {vm['state']} ({vm['reason']})", lines=False)
 
 
-def _control(name: str, what: str) -> click.Command:
-    @click.command(name, help=what)
+def _control(act: Callable[[Client, str], models.Status], what: str) -> click.Command:
+    @click.command(act.__name__, help=what)
     @some_vms
     @as_json
     @uses_supervisor
     def command(client: Client, vm_ids: tuple[str, ...], as_json: bool) -> None:
-        found = client.find_all(vm_ids)
-        vms = [client.post(f"/vms/{one}/{name}", {}) for one in found]
+        vms = [act(client, found) for found in find_all(client, vm_ids)]
         _print_states(vms, as_json=as_json)
 
     return command
 
 
-pause = _control("pause", "Pause VMs.")
-resume = _control("resume", "Resume paused VMs.")
-reset = _control("reset", "Press VMs' reset buttons: their guests boot again.")
+pause = _control(Client.pause, "Pause VMs.")
+resume = _control(Client.resume, "Resume paused VMs.")
+reset = _control(Client.reset, "Press VMs' reset buttons: their guests boot again.")
 
 
 @click.command()
@@ -271,12 +276,13 @@ reset = _control("reset", "Press VMs' reset buttons: their guests boot again.")
 @uses_supervisor
 def computation(client: Client, vm_id: str, stop: bool, as_json: bool) -> None:
     """Ask an agent that dials the supervisor for the state of its computation."""
-    path = f"/vms/{client.find(vm_id)}/computation"
-    answer = client.post(f"{path}/stop", {}) if stop else client.get(path)
+    found = find(client, vm_id)
+    if stop:
+        _print_states([client.stop_computation(found)], as_json=as_json)
+        return
+    answer = client.computation(found)
     if as_json:
         print_json(answer)
-    elif stop:
-        _print_state(answer)
     else:
         echo(answer["state"], lines=False)
 
@@ -305,10 +311,10 @@ def logs(
     """
     wishes = {"source": source, "follow": int(follow), "tail": tail, "since": since}
     asked = {name: wish for name, wish in wishes.items() if wish is not None}
-    path = f"/vms/{client.find(vm_id)}/logs?{urlencode(asked)}"
     decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
-    for piece in client.stream(path):
-        print_piece(decoder.decode(piece))
+    with client.logs(find(client, vm_id), asked) as pieces:
+        for piece in pieces:
+            print_piece(decoder.decode(piece))
     print_piece(decoder.decode(b"", final=True))
 
 
@@ -322,12 +328,13 @@ def events(client: Client, vm_id: str | None, after: int | None, as_json: bool) 
 
     Without --after, only new events are shown. --after 0 shows all events on record first.
     """
-    path = f"/vms/{client.find(vm_id)}/events" if vm_id else "/events"
-    for event in client.events(path, after):
-        echo(json.dumps(event) if as_json else event_line(event), lines=False)
+    found = find(client, vm_id) if vm_id else None
+    with client.events(found, after=after) as told:
+        for event in told:
+            echo(json.dumps(event) if as_json else event_line(event), lines=False)
 
 
-def event_line(event: dict[str, Any]) -> str:
+def event_line(event: Mapping[str, Any]) -> str:
     """An event for a person: number, time, VM, kind, and its data in words."""
     data = dict(event)
     number, at, vm_id, kind = (data.pop(name) for name in ("sequence", "at", "vm", "event"))
@@ -356,6 +363,6 @@ def _in_words(name: str, value: object) -> str:
 @uses_supervisor
 def remove(client: Client, vm_ids: tuple[str, ...]) -> None:
     """Remove VMs: end them by force if they run, then delete their directories and records."""
-    for found in client.find_all(vm_ids):
-        client.delete(f"/vms/{found}")
+    for found in find_all(client, vm_ids):
+        client.delete(found)
         echo(found, lines=False)

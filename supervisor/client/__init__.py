@@ -1,4 +1,4 @@
-"""The HTTP API of a supervisor for programs: `AsyncClient` for trio, `Client` without an event loop.
+"""The HTTP API of a supervisor for programs: `AsyncClient` for trio, `Client` without a loop.
 
 The command uses it. docs/how-to/write-a-client.md shows it at work.
 """

@@ -43,7 +43,7 @@ class Refused(ClientError):
     @property
     def kind(self) -> str:
         """The last part of the problem's ``type``, such as ``unknown-vm``; empty if it has none."""
-        return self.problem["type"].rpartition(":")[2] if self.problem else ""
+        return self.problem.get("type", "").rpartition(":")[2] if self.problem else ""
 
 
 def _document(response: httpx.Response) -> Problem | None:
@@ -52,4 +52,4 @@ def _document(response: httpx.Response) -> Problem | None:
     except ValueError:
         return None
     known = isinstance(found, dict) and isinstance(found.get("detail"), str)
-    return cast("Problem", found) if known and isinstance(found.get("type"), str) else None
+    return cast("Problem", found) if known else None

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
 from supervisor.cli.top import table
 
+if TYPE_CHECKING:
+    from supervisor.client import models
+
 SOME = {"state": "running", "uptime_s": 61.0, "purpose": "run", "owner": None, "labels": {"a": ""}}
 
 
-def vm(name: str, second: int, cpu_s: float | None) -> dict[str, Any]:
+def vm(name: str, second: int, cpu_s: float | None) -> models.Summary:
     usage = {"at": f"2026-11-29T00:00:0{second}Z", "cpu_s": cpu_s, "memory_bytes": 3 * 2**20}
-    return SOME | {"id": name, "usage": None if cpu_s is None else usage}
+    found = SOME | {"id": name, "usage": None if cpu_s is None else usage}
+    return cast("models.Summary", found)
 
 
-def rows(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[list[str]]:
+def rows(before: list[models.Summary], now: list[models.Summary]) -> list[list[str]]:
     console = Console(width=100)
     with console.capture() as shown:
         console.print(table(before, now))
