@@ -1,6 +1,6 @@
 """What bodies and answers have: made of openapi.yaml by scripts/client."""
 
-# 3768794eac181bacbdb2f7e56a26c22b030fa773ded6645bd566856daba5d0a3
+# ea4f52a6226dd40891b052f50e114195262af813abc2f79bca16828b6b88700e
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -244,20 +244,176 @@ class Page(TypedDict):
     next: str | None
 
 
-class Event(TypedDict):
-    """
-    with what docs/reference/events.md says of its kind
-    """
-
+class EventBase(TypedDict):
     sequence: int
     at: str
     vm: str | None
-    event: str
 
 
-class Events(TypedDict):
-    events: list[Event]
-    next: str | None
+class EventState(EventBase):
+    event: Literal["state"]
+    state: State
+    reason: str
+    purpose: NotRequired[str]
+    ttl_s: NotRequired[float | None]
+    restart: NotRequired[str]
+    keep_disk: NotRequired[bool]
+    forwards: NotRequired[str]
+    tee: NotRequired[str]
+    tee_policy: NotRequired[str | None]
+    dials: NotRequired[Literal[True]]
+    bound_to: NotRequired[str]
+
+
+class EventLaunched(EventBase):
+    event: Literal["launched"]
+    pid: int
+    template: str | None
+
+
+class EventAgent(EventBase):
+    event: Literal["agent"]
+    address: str | None
+
+
+class EventAgentLate(EventBase):
+    event: Literal["agent-late"]
+    why: str
+
+
+class EventAgentLost(EventBase):
+    event: Literal["agent-lost"]
+    reason: Literal["silent", "refused", "restarted", "disconnected"]
+    why: str
+
+
+class EventAgentLog(EventBase):
+    event: Literal["agent-log"]
+    level: str
+    message: str
+    computation: str
+
+
+class EventAgentEvent(EventBase):
+    event: Literal["agent-event"]
+    type: str
+    status: str
+    originator: str
+    computation: str
+    details: str
+
+
+class EventRelay(EventBase):
+    event: Literal["relay"]
+    state: Literal["waiting", "sent", "answered", "failed", "interrupted"]
+
+
+class EventRenewed(EventBase):
+    event: Literal["renewed"]
+
+
+class EventFallback(EventBase):
+    event: Literal["fallback"]
+    template: str | None
+    why: str
+
+
+class EventTaken(EventBase):
+    event: Literal["taken"]
+    ttl_s: float | None
+    restart: str
+    keep_disk: bool
+
+
+class EventEnding(EventBase):
+    event: Literal["ending"]
+    mode: Literal["graceful", "force"]
+    cause: str
+    why: str
+
+
+class EventExpiring(EventBase):
+    event: Literal["expiring"]
+    in_s: float
+
+
+class EventRestarting(EventBase):
+    event: Literal["restarting"]
+    number: int
+    in_s: float
+
+
+class EventReset(EventBase):
+    event: Literal["reset"]
+
+
+class EventWatchdog(EventBase):
+    event: Literal["watchdog"]
+    action: str | None
+
+
+class EventIoError(EventBase):
+    event: Literal["io-error"]
+    operation: str | None
+    action: str | None
+    nospace: bool | None
+    reason: str | None
+
+
+class EventMeasuredLaunch(EventBase):
+    event: Literal["measured-launch"]
+    step: Literal["waiting", "measured", "secret", "released"]
+    for_s: NotRequired[float]
+
+
+class EventAttested(EventBase):
+    event: Literal["attested"]
+    by: str
+    not_compared: list[str]
+
+
+class EventUpload(EventBase):
+    event: Literal["upload"]
+    part: str
+    size: int
+
+
+class EventCompute(EventBase):
+    event: Literal["compute"]
+    state: str
+    error: NotRequired[str]
+    duration_s: NotRequired[float]
+    result_size: NotRequired[int]
+
+
+class EventConsole(EventBase):
+    event: Literal["console"]
+    by: str
+
+
+class EventMonitor(EventBase):
+    event: Literal["monitor"]
+    monitor: Literal["lost", "ok"]
+
+
+class EventDropped(EventBase):
+    event: Literal["dropped"]
+    count: int
+
+
+class EventDamaged(EventBase):
+    event: Literal["damaged"]
+    file: str | None
+
+
+class EventAdopted(EventBase):
+    event: Literal["adopted"]
+    running: list[str]
+    ended_meanwhile: list[str]
+
+
+class EventDeleted(EventBase):
+    event: Literal["deleted"]
 
 
 class Evidence(TypedDict):
@@ -385,6 +541,42 @@ class Answer(TypedDict):
     credential: str | None
     tee: Literal["none", "sev", "sev-es", "sev-snp", "tdx"]
     outcome: NotRequired[OutcomeOfForm]
+
+
+Event: TypeAlias = (
+    EventState
+    | EventLaunched
+    | EventAgent
+    | EventAgentLate
+    | EventAgentLost
+    | EventAgentLog
+    | EventAgentEvent
+    | EventRelay
+    | EventRenewed
+    | EventFallback
+    | EventTaken
+    | EventEnding
+    | EventExpiring
+    | EventRestarting
+    | EventReset
+    | EventWatchdog
+    | EventIoError
+    | EventMeasuredLaunch
+    | EventAttested
+    | EventUpload
+    | EventCompute
+    | EventConsole
+    | EventMonitor
+    | EventDropped
+    | EventDamaged
+    | EventAdopted
+    | EventDeleted
+)
+
+
+class Events(TypedDict):
+    events: list[Event]
+    next: str | None
 
 
 class Host(TypedDict):

@@ -42,7 +42,7 @@ class Refused(ClientError):
 
     @property
     def kind(self) -> str:
-        """The last part of the problem's ``type``, such as ``unknown-vm``; empty if it has none."""
+        """The last part of the problem's ``type``, such as ``vm-not-found``; else empty."""
         return self.problem.get("type", "").rpartition(":")[2] if self.problem else ""
 
 

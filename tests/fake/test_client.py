@@ -59,7 +59,7 @@ async def test_from_a_run_to_its_result(world: World) -> None:
         await client.delete(vm_id)
         with pytest.raises(Refused) as caught:
             await client.vm(vm_id)
-        assert (caught.value.status, caught.value.kind) == (404, "unknown-vm")
+        assert (caught.value.status, caught.value.kind) == (404, "vm-not-found")
 
 
 async def test_repeated(world: World) -> None:
@@ -105,7 +105,7 @@ async def test_without_a_loop(world: World) -> None:
             with Client(url) as client:
                 vm = client.start({"computation": "e30="})
                 with client.events(vm["id"], after=0) as events:
-                    kinds = []
+                    kinds: list[str] = []
                     for event in events:
                         kinds.append(event["event"])
                         if event.get("state") == "answered":

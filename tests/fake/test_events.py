@@ -97,7 +97,7 @@ async def test_slow_reader_is_cut_off_and_can_go_on(world: World) -> None:
         vm_id = (await supervisor.run())["id"]
         async with told.follow(None, list) as (_, news):
             for _ in range(world.timing.reader_buffer + 1):
-                await told.note(EventKind.MONITOR, None)
+                await told.note(EventKind.MONITOR, None, monitor="ok")
             got = [event.sequence async for event in news]
         assert len(got) == world.timing.reader_buffer
         async with reading(supervisor, after=got[-1]) as reader:

@@ -13,6 +13,8 @@ from jsonschema import Draft202012Validator
 from supervisor.api.http import ops
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import httpx
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(Path(ops.__file__).with_name("openapi.yaml").read_text())
@@ -36,6 +38,14 @@ async def check(answer: httpx.Response) -> None:
         await answer.aread()
         errors = list(_validator(_key(meant["content"][kind]["schema"])).iter_errors(answer.json()))
         assert not errors, (answer.request, status, [one.message for one in errors], answer.text)
+
+
+def check_event(event: Mapping[str, Any]) -> None:
+    """:raises AssertionError: if it is not as the document has its kind"""
+    name = "Event" + "".join(word.title() for word in event["event"].split("-"))
+    schema = yaml.safe_dump({"$ref": f"#/components/schemas/{name}"})
+    errors = [one.message for one in _validator(schema).iter_errors(event)]
+    assert not errors, (event, errors)
 
 
 @cache
