@@ -23,7 +23,7 @@ import attrs
 import structlog
 
 from supervisor.errors import HostError
-from supervisor.state import record_file
+from supervisor.state import format, record_file
 from supervisor.state.record import Event, EventKind, Record
 from supervisor.state.record_file import Damaged, event_line
 from supervisor.state.tmp_dir import LOCK
@@ -60,7 +60,8 @@ _FIRST_EVENTS = 32
 def locked(tmp: Path) -> Iterator[None]:
     """Hold the lock of tmp/. The kernel releases it, however the supervisor ends.
 
-    :raises HostError: if another supervisor has the lock; names its pid
+    :raises HostError: if another supervisor has the lock; names its pid. Or if a later version was
+        here
     """
     descriptor = os.open(tmp / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
@@ -74,6 +75,7 @@ def locked(tmp: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        format.check(tmp)
         yield
     finally:
         os.close(descriptor)

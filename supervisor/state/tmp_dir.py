@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 #: The file in tmp/ that a supervisor locks.
 LOCK = "lock"
+FORMAT = "format.json"
 
 
 def check_tmp(tmp: Path) -> None:

@@ -29,7 +29,7 @@ _RUNSTATES = {
 }
 
 #: What may be in tmp/ and in the directory of a VM that has ended.
-_OWN_FILES = {"lock", "events.jsonl", "sequence", "audit.jsonl", claim_clones.HOME}
+_OWN_FILES = {"lock", "format.json", "events.jsonl", "sequence", "audit.jsonl", claim_clones.HOME}
 _KEPT_FILES = {
     *("vm.json", "events.jsonl", "reply"),
     *("serial.log", "qemu.log", "serial.log.1", "qemu.log.1"),
