@@ -43,8 +43,8 @@ def check(tmp: Path) -> None:
         ) from error
     if number > VERSION:
         raise HostError(
-            f"{tmp} was last used by qmp-supervisor {clean(by, 100)}, and this version ({_own()}) does"
-            " not know all that is written there",
+            f"{tmp} was last used by qmp-supervisor {clean(by, 100)}, and this version ({_own()})"
+            " does not know all that is written there",
             advice="install that version again, which takes up the VMs; or use another directory:"
             " MANAGER_QEMU_TMP_FILE_LOC",
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.config import OnStop
+from supervisor.state.record_file import VERSION
 from supervisor.state.status import VmState
 from tests.support.world import refusal
 
@@ -28,7 +29,7 @@ async def test_record_says_what_is_shown(world: World) -> None:
     async with world.serve() as supervisor:
         vm_id = (await supervisor.run())["id"]
         content = json.loads((world.tmp / vm_id / "vm.json").read_text())
-        assert content["version"] == 2
+        assert content["version"] == VERSION
         record = content["vm"]
         assert record["status"] == {"state": "running", "reason": "running"}
         assert record["process"]["pid"] == (await world.guest()).pid
