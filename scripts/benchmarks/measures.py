@@ -12,6 +12,8 @@ from scripts.benchmarks import bare, client
 from scripts.benchmarks.figures import Figure, milliseconds, skipped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scripts.benchmarks.host import Host, Supervisor
 
 _PATIENCE_S = 180.0
@@ -19,6 +21,8 @@ _POLL_S = 0.05
 #: Between one VM's end and the next: a few of them, but no burst.
 _GAP_S = 0.03
 _STATUS_CONNECTIONS = 4
+_STATUS_A_SECOND = 200
+_SCRAPE_EVERY_S = 15.0  # Prometheus' usual interval is 15 s or a minute
 _RESTRAINT = 5
 _ENDED = ("shutdown", "shutoff", "crashed")
 
@@ -77,6 +81,36 @@ def idle(supervisor: Supervisor, count: int, seconds: float) -> Figure:
     )
 
 
+def scrapes(supervisor: Supervisor, count: int, seconds: float, idle: Figure) -> Iterator[Figure]:
+    """How long Prometheus waits for ``/metrics``, and what it costs beside idle VMs.
+
+    :param idle: as `idle` has it, of the same supervisor
+    """
+    took: list[float] = []
+    cpu, started = supervisor.cpu(), time.monotonic()
+    with client.Connection(supervisor.port) as connection:
+        for number in range(max(2, int(seconds / _SCRAPE_EVERY_S))):
+            time.sleep(max(0.0, started + number * _SCRAPE_EVERY_S - time.monotonic()))
+            asked = time.perf_counter()
+            status, body = connection.ask(client.get("/metrics"))
+            took.append(time.perf_counter() - asked)
+            if status != 200:
+                raise SystemExit(f"bench: GET /metrics answered {status}")
+    time.sleep(max(0.0, started + len(took) * _SCRAPE_EVERY_S - time.monotonic()))
+    used, over_s = supervisor.cpu() - cpu, time.monotonic() - started
+    assert idle.value is not None
+    share = 100 * used / over_s - idle.value
+    detail = f"{len(took)} of them, {count} VMs, {len(body) / 1e6:.1f} MB"
+    yield Figure("GET /metrics, longest", "ms", 1000 * max(took), 250, detail=detail)
+    yield Figure(
+        "a scrape each 15 s",
+        "% of a core",
+        share,
+        1,
+        detail=f"beside {idle.value:.2f} % without",
+    )
+
+
 def statuses(supervisor: Supervisor, ids: list[str], seconds: float) -> Figure:
     """How many ``GET /vms/<id>/status`` a second, and how long one takes."""
     requests = [client.get(f"/vms/{vm_id}/status") for vm_id in ids]
@@ -117,21 +151,24 @@ def under_load(
         runs = threads.submit(
             client.at_a_pace, port, [client.post_run("respond-async")], rate, seconds, 4
         )
-        status = threads.submit(client.at_a_pace, port, asked, 100, seconds, 4).result()
+        status = threads.submit(
+            client.at_a_pace, port, asked, _STATUS_A_SECOND, seconds, 4
+        ).result()
     accepted = milliseconds(runs.result().latencies)
     started = [one["id"] for one in client.vms(port) if one["id"] not in known]
     late = _answered(port, started)
     times = milliseconds(status.latencies)
     detail = (
-        f"100 a second beside {rate:g} runs a second for {seconds:g} s, {len(ids)} VMs before;"
+        f"{_STATUS_A_SECOND} a second beside {rate:g} runs a second for {seconds:g} s, {len(ids)} VMs before;"
         f" p50 {times['p50_ms']:.1f}, longest {times['max_ms']:.0f} ms; run accepted:"
         f" p50 {accepted['p50_ms']:.1f}, p99 {accepted['p99_ms']:.0f} ms;"
         f" all {len(started)} answered {late:.1f} s after the last"
     )
     wrong = status.wrong + runs.result().wrong
+    detail += f"; {wrong} wrong"
     more = {**times, "accepted": accepted, "wrong": wrong, "runs": len(started), "late_s": late}
     name = f"status p99 under runs, {len(ids)} VMs"
-    return Figure(name, "ms", times["p99_ms"], 20, detail=detail, more=more), started
+    return Figure(name, "ms", times["p99_ms"], 50, detail=detail, more=more), started
 
 
 def _answered(port: int, ids: list[str]) -> float:

@@ -83,7 +83,7 @@ def few(at: host.Host, wanted: argparse.Namespace) -> Iterator[Figure]:
         _say(f"few: supervisor {supervisor.process.pid}")
         yield measures.events(supervisor, at, count, wanted.rounds)
         ids = measures.start_vms(supervisor, count)
-        figure, _ = measures.under_load(supervisor, ids, _RUNS_PER_S, _load_s(wanted))
+        figure, _ = measures.under_load(supervisor, ids, _RUNS_PER_S, wanted.seconds)
         yield figure
 
 
@@ -99,7 +99,9 @@ def many(at: host.Host, wanted: argparse.Namespace) -> Iterator[Figure]:
         yield figures.Figure("VMs started", "/s", len(ids) / took, detail=f"{took:.1f} s")
         time.sleep(_SETTLE_S)
         yield measures.memory(supervisor, before, descriptors, len(ids))
-        yield measures.idle(supervisor, len(ids), wanted.seconds)
+        idle = measures.idle(supervisor, len(ids), wanted.seconds)
+        yield idle
+        yield from measures.scrapes(supervisor, len(ids), wanted.seconds, idle)
         yield measures.statuses(supervisor, ids, _load_s(wanted))
         _say("many: runs beside status")
         figure, more = measures.under_load(supervisor, ids, _RUNS_PER_S, _load_s(wanted))
