@@ -159,7 +159,8 @@ def under_load(
     late = _answered(port, started)
     times = milliseconds(status.latencies)
     detail = (
-        f"{_STATUS_A_SECOND} a second beside {rate:g} runs a second for {seconds:g} s, {len(ids)} VMs before;"
+        f"{_STATUS_A_SECOND} a second beside {rate:g} runs a second for {seconds:g} s,"
+        f" {len(ids)} VMs before;"
         f" p50 {times['p50_ms']:.1f}, longest {times['max_ms']:.0f} ms; run accepted:"
         f" p50 {accepted['p50_ms']:.1f}, p99 {accepted['p99_ms']:.0f} ms;"
         f" all {len(started)} answered {late:.1f} s after the last"
