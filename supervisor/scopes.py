@@ -66,6 +66,7 @@ _WELL_ENOUGH = (
     "org.freedesktop.DBus.Error.ServiceUnknown",
     "org.freedesktop.DBus.Error.NameHasNoOwner",
 )
+_SCOPE = re.compile(unit_name("[0-9a-f-]{36}").replace(".", r"\."))
 _UCRED = struct.Struct("3i")
 _REQUESTS = cattrs.Converter(forbid_extra_keys=True)
 _MOST = 1 << 62
@@ -159,7 +160,10 @@ def _place(wanted: _Wanted, pidfd: int, user: int) -> None:
     if user and ids != {user}:
         raise Refused("the process belongs to another user")
     unit = unit_name(wanted.vm)
-    placed = unit in Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
+    placed = _SCOPE.search(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
+    # A guest that has taken over its QEMU is the supervisor's user: it must not get other bounds.
+    if placed and placed[0] != unit:
+        raise Refused("the process is in the scope of another VM")
     with open_dbus_connection("SYSTEM") as bus:
         if not placed:
             _make(bus, unit, wanted, pid)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 VM = "5d1c8b7a-7b1e-4a52-9d0e-3a1d6d7f0a11"
 WANTED = {"vm": VM, "memory_bytes": 1 << 30, "cpus": 3, "tasks": 140}
 NOBODY = 65534
+GROUPS = next(
+    (
+        path
+        for path in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
+        if (path / "cgroup.procs").exists()
+    ),
+    Path("/nonexistent"),
+)
+
+
+def _may_make_groups() -> bool:
+    return os.getuid() == 0 and os.access(GROUPS, os.W_OK) and (GROUPS / "cgroup.procs").exists()
 
 
 @contextmanager
@@ -141,6 +154,21 @@ def test_process_of_another_user(owner: int) -> None:
                 scopes.answer(server)
             told, _ = asking.communicate()
     assert json.loads(told) == {"problem": "the process belongs to another user"}
+
+
+@pytest.mark.skipif(not _may_make_groups(), reason="needs root, and control groups of version 2")
+def test_no_qemu_gets_other_bounds() -> None:
+    """The kernel's group is made here as systemd makes it."""
+    group = GROUPS / f"qmp-supervisor-{VM[:-1]}2.scope"
+    group.mkdir()
+    try:
+        with process() as pidfd:
+            pid = Path(f"/proc/self/fdinfo/{pidfd}").read_text().split("Pid:")[1].split()[0]
+            (group / "cgroup.procs").write_text(pid)
+            refused = ask(json.dumps(WANTED).encode(), [pidfd])
+            assert refused == "the process is in the scope of another VM"
+    finally:
+        group.rmdir()
 
 
 def test_started_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
