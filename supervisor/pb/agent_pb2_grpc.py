@@ -26,7 +26,12 @@ if _version_not_supported:
 
 
 class AgentServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Calls need the run's credential, as the metadata "authorization: Bearer CREDENTIAL", unless the
+    agent is open to all. UNAUTHENTICATED: it is missing or wrong. RESOURCE_EXHAUSTED: the message
+    has over 16 MiB and 64 KiB, or all messages that are not answered yet have over 40 MiB.
+    FAILED_PRECONDITION: the guest was prepared to be copied, and clone.CloneService/Renew has not
+    been called.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -62,34 +67,54 @@ class AgentServiceStub:
 
 
 class AgentServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Calls need the run's credential, as the metadata "authorization: Bearer CREDENTIAL", unless the
+    agent is open to all. UNAUTHENTICATED: it is missing or wrong. RESOURCE_EXHAUSTED: the message
+    has over 16 MiB and 64 KiB, or all messages that are not answered yet have over 40 MiB.
+    FAILED_PRECONDITION: the guest was prepared to be copied, and clone.CloneService/Renew has not
+    been called.
+    """
 
     def Run(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Takes the computation, which replaces an earlier one. The supervisor sends it once, and again
+        only after a restart that the run asked for. INVALID_ARGUMENT: it is no JSON object, or a
+        member has the wrong type.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Algo(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Takes the algorithm, which replaces an earlier one. INVALID_ARGUMENT: it is empty.
+        RESOURCE_EXHAUSTED: the guest lacks the memory for it. compute.ComputeService/Upload takes
+        longer ones.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Data(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Takes the data set of number 0, which replaces an earlier one. RESOURCE_EXHAUSTED: the guest
+        lacks the memory for it. compute.ComputeService/Upload takes longer ones, and other numbers.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Result(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Runs the algorithm over all data sets, with the agent's own limits, and answers with the
+        result. Each call runs it anew, one after another. If the caller leaves, the algorithm is
+        killed. FAILED_PRECONDITION: there is no algorithm, or no data set, or one before the last is
+        missing. ABORTED: it failed. DEADLINE_EXCEEDED: its time was over. RESOURCE_EXHAUSTED: it ran
+        out of memory, or its result is too long.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Attestation(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """What the guest's processor says of the guest. INVALID_ARGUMENT: report_data is too long.
+        FAILED_PRECONDITION: the guest is under neither SEV-SNP nor TDX, or gets no report.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -131,7 +156,12 @@ def add_AgentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentService:
-    """Missing associated documentation comment in .proto file."""
+    """Calls need the run's credential, as the metadata "authorization: Bearer CREDENTIAL", unless the
+    agent is open to all. UNAUTHENTICATED: it is missing or wrong. RESOURCE_EXHAUSTED: the message
+    has over 16 MiB and 64 KiB, or all messages that are not answered yet have over 40 MiB.
+    FAILED_PRECONDITION: the guest was prepared to be copied, and clone.CloneService/Renew has not
+    been called.
+    """
 
     @staticmethod
     def Run(request,

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class CloneServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """How a guest becomes a template, and how each copy of it becomes a VM of its own. An agent that
+    was started with --tls does not serve it: UNIMPLEMENTED.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,12 +49,16 @@ class CloneServiceStub:
 
 
 class CloneServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """How a guest becomes a template, and how each copy of it becomes a VM of its own. An agent that
+    was started with --tls does not serve it: UNIMPLEMENTED.
+    """
 
     def Prepare(self, request, context):
         """Called once, in the guest that will be frozen. Returns when the guest has no work left that
         every copy would repeat. From then on until Renew, the agent refuses each call with
-        FAILED_PRECONDITION, but for its health and guest.GuestService/Status.
+        FAILED_PRECONDITION, but for its health and guest.GuestService/Status. FAILED_PRECONDITION: the
+        agent is in use already. DEADLINE_EXCEEDED: the guest did not come up within 30 s. INTERNAL:
+        the guest's files cannot be written. After an error the agent answers calls as before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,7 +67,8 @@ class CloneServiceServicer:
     def Renew(self, request, context):
         """The first call in each copy. Returns when the copy has its own identity. A second call that
         differs in nothing but the time changes nothing. FAILED_PRECONDITION without a Prepare before
-        it, or if an earlier call differed.
+        it, while one is under way, or if an earlier call differed. INVALID_ARGUMENT: a field is not
+        what it should be. INTERNAL: the guest's clock, random numbers or files cannot be set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,7 +96,9 @@ def add_CloneServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CloneService:
-    """Missing associated documentation comment in .proto file."""
+    """How a guest becomes a template, and how each copy of it becomes a VM of its own. An agent that
+    was started with --tls does not serve it: UNIMPLEMENTED.
+    """
 
     @staticmethod
     def Prepare(request,

@@ -26,7 +26,10 @@ if _version_not_supported:
 
 
 class ComputeServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """The supervisor makes these calls, but for LastOutcome, when its HTTP API is sent an algorithm or
+    data or asked to compute. They need the agent's credential. From Prepare to Renew of
+    clone.CloneService each gets FAILED_PRECONDITION. Limits: docs/reference/agent.md.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -57,20 +60,24 @@ class ComputeServiceStub:
 
 
 class ComputeServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """The supervisor makes these calls, but for LastOutcome, when its HTTP API is sent an algorithm or
+    data or asked to compute. They need the agent's credential. From Prepare to Renew of
+    clone.CloneService each gets FAILED_PRECONDITION. Limits: docs/reference/agent.md.
+    """
 
     def Upload(self, request_iterator, context):
         """Takes an algorithm or a data set in chunks. It replaces an earlier one when all of it has
-        arrived. INVALID_ARGUMENT: it is not what size or sha256 say. RESOURCE_EXHAUSTED: the guest
-        lacks the memory for it.
+        arrived. INVALID_ARGUMENT: it is not what size or sha256 say, the algorithm is empty, kind or
+        number is wrong, or a later message has more than a chunk. RESOURCE_EXHAUSTED: the guest lacks
+        the memory for it, or a chunk is too long.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Compute(self, request, context):
-        """Runs the algorithm over the data sets. The first message is the outcome; if that is a success, the
-        result follows in chunks. An algorithm that fails is an outcome and no error of the call.
+        """Runs the algorithm over the data sets. The first message is the outcome; if that is a success,
+        the result follows in chunks. An algorithm that fails is an outcome and no error of the call.
         Algorithms run one after another. If the caller leaves, the algorithm is killed.
         FAILED_PRECONDITION: there is no algorithm, or no data set, or one before the last is missing.
         """
@@ -126,7 +133,10 @@ def add_ComputeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ComputeService:
-    """Missing associated documentation comment in .proto file."""
+    """The supervisor makes these calls, but for LastOutcome, when its HTTP API is sent an algorithm or
+    data or asked to compute. They need the agent's credential. From Prepare to Renew of
+    clone.CloneService each gets FAILED_PRECONDITION. Limits: docs/reference/agent.md.
+    """
 
     @staticmethod
     def Upload(request_iterator,

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class ServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Where an agent gets its computation. A guest reaches it at 10.0.2.2:701. Whose agent calls, the
+    supervisor knows by the socket that the connection comes from, and not by any message.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -42,11 +44,16 @@ class ServiceStub:
 
 
 class ServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Where an agent gets its computation. A guest reaches it at 10.0.2.2:701. Whose agent calls, the
+    supervisor knows by the socket that the connection comes from, and not by any message.
+    """
 
     def Process(self, request_iterator, context):
         """An agent opens this stream when its guest has booted, and again if it broke. A second one, with
-        the metadata "connection-type: log-forwarder", brings its guest's log.
+        the metadata "connection-type: log-forwarder", brings its guest's log. A stream without that
+        metadata takes the place of an earlier one, which ends. UNIMPLEMENTED: any other method.
+        PERMISSION_DENIED: the connection comes from no VM. The connection of an agent that opens too
+        many streams is cut.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -69,7 +76,9 @@ def add_ServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Service:
-    """Missing associated documentation comment in .proto file."""
+    """Where an agent gets its computation. A guest reaches it at 10.0.2.2:701. Whose agent calls, the
+    supervisor knows by the socket that the connection comes from, and not by any message.
+    """
 
     @staticmethod
     def Process(request_iterator,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class GuestServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """How the agent is, and what time it is in its guest. The calls need the agent's credential.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,10 +48,12 @@ class GuestServiceStub:
 
 
 class GuestServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """How the agent is, and what time it is in its guest. The calls need the agent's credential.
+    """
 
     def Status(self, request, context):
-        """Answers at once, also while an algorithm runs, and before Renew.
+        """Answers at once, also while an algorithm runs, and before Renew. The supervisor asks at each
+        MANAGER_HEARTBEAT, first without the credential, to learn whether the agent refuses that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -58,10 +61,10 @@ class GuestServiceServicer:
 
     def SetClock(self, request, context):
         """Sets the guest's clock, which stands still while the guest is paused. The guest's hardware
-        clock runs on, and the time must agree with it. So whoever calls this cannot move the clock
-        to another time than the host's. INVALID_ARGUMENT: the time does not agree.
+        clock runs on, and the time must agree with it within 5 s. So whoever calls this cannot move
+        the clock to another time than the host's. INVALID_ARGUMENT: the time does not agree.
         FAILED_PRECONDITION: the guest has no hardware clock; or Renew, which sets the clock, has not
-        been called yet.
+        been called yet. UNIMPLEMENTED: the agent is not in a guest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,7 +92,8 @@ def add_GuestServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GuestService:
-    """Missing associated documentation comment in .proto file."""
+    """How the agent is, and what time it is in its guest. The calls need the agent's credential.
+    """
 
     @staticmethod
     def Status(request,

@@ -27,7 +27,10 @@ if _version_not_supported:
 
 
 class ManagerServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """UNAUTHENTICATED: nobody knows who calls. PERMISSION_DENIED: the caller's role lacks the right, or
+    the caller has a part in the VM and no more. NOT_FOUND: no VM has the id, or the caller may not
+    see the VM that has it. All status codes: docs/reference/errors.md.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -63,12 +66,24 @@ class ManagerServiceStub:
 
 
 class ManagerServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """UNAUTHENTICATED: nobody knows who calls. PERMISSION_DENIED: the caller's role lacks the right, or
+    the caller has a part in the VM and no more. NOT_FOUND: no VM has the id, or the caller may not
+    see the VM that has it. All status codes: docs/reference/errors.md.
+    """
 
     def Run(self, request, context):
         """Starts a VM, waits for its agent, sends the agent the computation and returns the agent's
         answer. The VM runs on after the answer. If the caller cancels or its deadline passes before
-        the answer, the VM is ended.
+        the answer, the VM is ended, unless the call has the metadata "idempotency-key": the same call
+        finds the VM again. The metadata "template", "forwards", "tee" and "tee-policy" say what the VM
+        is like: docs/reference/grpc.md.
+
+        A run that fails ends its VM. INVALID_ARGUMENT: the computation or the metadata is wrong.
+        RESOURCE_EXHAUSTED: it is too long, or there is no room: the metadata "retry-after" may say for
+        how many seconds to wait. FAILED_PRECONDITION: QEMU did not start, this host cannot do what is
+        asked, or the key belongs to another run. UNAVAILABLE: the VM ended, or the agent answered with
+        an error, whose status is in the metadata "agent-code". DEADLINE_EXCEEDED: the agent was not
+        ready within MANAGER_BOOT_TIMEOUT, or did not answer within MANAGER_AGENT_GRPC_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,27 +91,34 @@ class ManagerServiceServicer:
 
     def CreateVm(self, request, context):
         """Starts a VM whose agent asks another service for its computation. Returns once the guest runs.
-        If the caller leaves before that, the VM is ended.
+        If the caller leaves before that, the VM is ended. The VM never comes from a template or from
+        the pool, and is not booted again. INVALID_ARGUMENT: a field is missing, too long or wrong.
+        FAILED_PRECONDITION: MANAGER_QEMU_GUEST_NETWORK=none, so that the agent would reach no service;
+        or QEMU did not start. RESOURCE_EXHAUSTED: there is no room, or the message has over 512 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveVm(self, request, context):
-        """Shuts a VM down, and removes all trace of it. Returns when it has ended.
+        """Shuts a VM down, and removes all trace of it. Returns when it has ended. The guest is asked to
+        power off first. Goes on if the caller leaves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CVMInfo(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """What the VM was launched with, and what the settings say of its versions. Of any VM, also one
+        that has ended.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttestationPolicy(self, request, context):
-        """What an owner is to expect of the VM's report.
+        """What an owner is to expect of the VM's report. FAILED_PRECONDITION: it is a plain VM, it is not
+        launched yet, or its measurement is not known. INTERNAL: the signing key cannot be used.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +161,10 @@ def add_ManagerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ManagerService:
-    """Missing associated documentation comment in .proto file."""
+    """UNAUTHENTICATED: nobody knows who calls. PERMISSION_DENIED: the caller's role lacks the right, or
+    the caller has a part in the VM and no more. NOT_FOUND: no VM has the id, or the caller may not
+    see the VM that has it. All status codes: docs/reference/errors.md.
+    """
 
     @staticmethod
     def Run(request,

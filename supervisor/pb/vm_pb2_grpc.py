@@ -27,7 +27,11 @@ if _version_not_supported:
 
 
 class VmServiceStub:
-    """The operations of the HTTP API's /vms.
+    """The operations of the HTTP API's /vms. UNAUTHENTICATED: nobody knows who calls.
+    PERMISSION_DENIED: the caller's role lacks the right, or the caller has a part in the VM and no
+    more. NOT_FOUND: no VM has the id, or the caller may not see the VM that has it.
+    RESOURCE_EXHAUSTED: the caller asks too often or for too much at once, or the message has over
+    512 KiB. Who may call what: docs/reference/roles.md. All status codes: docs/reference/errors.md.
     """
 
     def __init__(self, channel):
@@ -89,65 +93,81 @@ class VmServiceStub:
 
 
 class VmServiceServicer:
-    """The operations of the HTTP API's /vms.
+    """The operations of the HTTP API's /vms. UNAUTHENTICATED: nobody knows who calls.
+    PERMISSION_DENIED: the caller's role lacks the right, or the caller has a part in the VM and no
+    more. NOT_FOUND: no VM has the id, or the caller may not see the VM that has it.
+    RESOURCE_EXHAUSTED: the caller asks too often or for too much at once, or the message has over
+    512 KiB. Who may call what: docs/reference/roles.md. All status codes: docs/reference/errors.md.
     """
 
     def List(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The VMs that the caller may see, also those that have ended and are still on record.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One VM, as the supervisor knows it. QEMU is not asked.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Shutdown(self, request, context):
-        """Returns when the VM has ended.
+        """Returns when the VM has ended, also if it had ended before. A caller who leaves does not call
+        the end off. UNAVAILABLE: the supervisor stops, and the VM runs on for the next one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Ends the VM by force if it still runs, then removes its directory.
+        """Ends the VM by force if it still runs, then removes its directory. Goes on if the caller
+        leaves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Pauses the guest. A paused guest stays paused.
+        """Pauses the guest. A paused guest stays paused. FAILED_PRECONDITION: the VM is neither running
+        nor paused, or becomes a template. UNAVAILABLE: QEMU does not answer; it may still pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Lets a paused guest run on, whatever paused it.
+        """Lets a paused guest run on, whatever paused it. One that runs goes on. Errors as of Pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reset(self, request, context):
-        """Presses the reset button: the guest boots again.
+        """Presses the reset button: the guest boots again. A paused guest stays paused. A computation
+        that the agent has not answered is interrupted, and not sent again. Errors as of Pause;
+        FAILED_PRECONDITION also if the guest is under SEV-ES, SEV-SNP or TDX.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Computation(self, request, context):
-        """Of an agent that dials the supervisor: see MANAGER_AGENT_DIALS.
+        """Of an agent that dials the supervisor: see MANAGER_AGENT_DIALS. FAILED_PRECONDITION: the VM's
+        agent does not dial, or has not dialled yet or again, or the guest is paused or has ended.
+        UNAVAILABLE: the agent's stream ended. DEADLINE_EXCEEDED: there was no answer within
+        MANAGER_AGENT_GRPC_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopComputation(self, request, context):
-        """Has such an agent stop its computation. The VM runs on.
+        """Has such an agent stop its computation. The VM runs on. Errors as of Computation;
+        FAILED_PRECONDITION also if the agent has taken no computation, UNAVAILABLE also if it says
+        that it cannot stop.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,8 +175,10 @@ class VmServiceServicer:
 
     def Watch(self, request, context):
         """With after: every later event on record, then each new event. Without after: the present state
-        of every requested VM, then each new event. If a reader falls behind, the stream ends with
-        RESOURCE_EXHAUSTED. The reader can go on after the last sequence that it has seen.
+        of every requested VM, then each new event. If a reader falls behind, or the supervisor stops,
+        the stream ends with RESOURCE_EXHAUSTED. The reader can go on after the last sequence that it
+        has seen. RESOURCE_EXHAUSTED at once: 256 readers follow events already, or
+        MANAGER_CALLER_READERS of this caller. UNAUTHENTICATED: the caller may read no more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,7 +246,11 @@ def add_VmServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VmService:
-    """The operations of the HTTP API's /vms.
+    """The operations of the HTTP API's /vms. UNAUTHENTICATED: nobody knows who calls.
+    PERMISSION_DENIED: the caller's role lacks the right, or the caller has a part in the VM and no
+    more. NOT_FOUND: no VM has the id, or the caller may not see the VM that has it.
+    RESOURCE_EXHAUSTED: the caller asks too often or for too much at once, or the message has over
+    512 KiB. Who may call what: docs/reference/roles.md. All status codes: docs/reference/errors.md.
     """
 
     @staticmethod
