@@ -399,10 +399,11 @@ def _tune_process() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     _return_large_blocks()
-    # A full garbage collection stops everything while it visits all objects. Objects from the
-    # start are frozen, and later objects have few reference cycles, so it may run rarely.
+    # A garbage collection stops everything while it visits its objects. Objects from the start are
+    # frozen, and later objects have few reference cycles, so a full one may run rarely. Of the
+    # middle generation 400,000 objects took 0.2 s, and 100,000 took 45 ms.
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
+    gc.set_threshold(5_000, 10, 200)
     # How long a thread may hold the interpreter. Worker threads that write records must not delay
     # the loop for longer than a request takes.
     sys.setswitchinterval(0.0005)
