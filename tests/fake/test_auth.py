@@ -398,7 +398,7 @@ async def test_start_that_fails_leaves_no_socket(short_tmp: Path) -> None:
         other.listen()
         port = str(other.getsockname()[1])
         assert port in str(await refusal(short_tmp, MANAGER_GRPC_PORT=port))
-    assert sorted(os.listdir(short_tmp)) == ["audit.jsonl", "lock"]
+    assert sorted(os.listdir(short_tmp)) == ["audit.jsonl", "format.json", "lock"]
 
 
 async def test_socket_of_another_supervisor(short_tmp: Path) -> None:

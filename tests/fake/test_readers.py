@@ -34,7 +34,7 @@ async def test_reader_over_http_that_does_not_read(
             assert await anext(lines) == ": events"
             # More than this reader's channel and all that is between here and there can hold.
             for _ in range(100):
-                await told.note(EventKind.MONITOR, None, padding="x" * 200_000)
+                await told.note(EventKind.AGENT_LATE, None, why="x" * 200_000)
             reader, got = Reader(lines), []
             with suppress(StopAsyncIteration):
                 while True:

@@ -347,7 +347,7 @@ async def test_reader_who_leaves_at_any_moment_leaves_nothing_open(
     async with world.serve() as supervisor, open_loop():
         service = supervisor.running.service
         told = service.journal.events
-        await service.journal.note(EventKind.MONITOR, None)
+        await service.journal.note(EventKind.MONITOR, None, monitor="ok")
         reader = SlowReader(until=1)
 
         async def watch_and_leave() -> None:

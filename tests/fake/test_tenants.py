@@ -174,7 +174,7 @@ async def test_each_is_told_of_its_own(world: World, asking: Asking) -> None:
                     told = (await page(supervisor))["events"]
                     assert {event["vm"] for event in told} == {hers}
                     assert told[-1]["event"] == "deleted"
-                await note(EventKind.MONITOR, None)
+                await note(EventKind.MONITOR, None, monitor="ok")
                 await supervisor.http.post(f"/vms/{his}/shutdown")
                 told = await bobs.until("state", state="shutoff")
                 assert {event["vm"] for event in told} == {his}
@@ -215,11 +215,11 @@ async def test_a_reader_notices_nothing_of_others(world: World, asking: Asking) 
         following = partial(supervisor.running.service.follow, after=None)
         async with following(ALICE) as (_, news), following(OPERATOR) as (_, all_news):
             for _ in range(world.timing.reader_buffer + 10):
-                await journal.note(EventKind.MONITOR, None, owner="bob")
+                await journal.note(EventKind.MONITOR, None, owner="bob", monitor="ok")
             with pytest.raises(trio.WouldBlock):
                 news.receive_nowait()
             assert len([event async for event in all_news]) == world.timing.reader_buffer
-            await journal.note(EventKind.MONITOR, None, owner="alice")
+            await journal.note(EventKind.MONITOR, None, owner="alice", monitor="ok")
             assert (await news.receive()).owner == "alice"
 
 
