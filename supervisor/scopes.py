@@ -45,8 +45,8 @@ from supervisor.qemu.scopes import LONGEST, unit_name
 log = structlog.stdlib.get_logger()
 
 _FIRST_PASSED = 3  # SD_LISTEN_FDS_START
-#: For a packet of a client that has connected, and for an answer of systemd's.
-_PATIENCE_S = 5.0
+#: For the packet of a client that has connected: others wait meanwhile. And for systemd's answer.
+_PACKET_S, _PATIENCE_S = 0.5, 5.0
 _SYSTEMD = DBusAddress(
     "/org/freedesktop/systemd1",
     bus_name="org.freedesktop.systemd1",
@@ -111,16 +111,20 @@ def serve() -> None:
 
 def answer(client: socket.socket) -> None:
     """Read one request of a client that has connected, do what it says, and answer."""
-    client.settimeout(_PATIENCE_S)
+    client.settimeout(_PACKET_S)
     problem, descriptors = "", array.array("i")
     try:
+        peer, user = _peer(client)
+        # Before anything is waited for: a guest that has taken over its QEMU is the same user.
+        if _scope_of(peer):
+            raise Refused("who asks is in the scope of a VM")
         packet, ancillary, flags, _ = client.recvmsg(LONGEST, socket.CMSG_SPACE(4 * 8))
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) != 1:
             raise Refused("a request is one packet and one descriptor")
-        _place(_read(packet), descriptors[0], _peer(client))
+        _place(_read(packet), descriptors[0], peer, user)
     except (ValueError, RecursionError, cattrs.BaseValidationError):
         problem = "this is no request"
     except (Refused, DBusErrorResponse, OSError) as error:  # a bus that does not answer, too
@@ -142,27 +146,29 @@ def _read(packet: bytes) -> _Wanted:
     return _REQUESTS.structure(words, _Wanted)
 
 
-def _peer(client: socket.socket) -> int:
-    """The user who has connected: SO_PEERCRED."""
+def _peer(client: socket.socket) -> tuple[int, int]:
+    """The pid and the user who have connected: SO_PEERCRED."""
     credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    user: int = _UCRED.unpack(credentials)[1]
-    return user
+    pid, user, _ = _UCRED.unpack(credentials)
+    return pid, user
 
 
-def _place(wanted: _Wanted, pidfd: int, user: int) -> None:
+def _place(wanted: _Wanted, pidfd: int, peer: int, user: int) -> None:
     """:raises Refused: if the process is not the user's"""
     pid = _pid(pidfd)
     if pid is None:
         return
+    if pid == peer:
+        raise Refused("who asks gets no scope")
     status = Path(f"/proc/{pid}/status").read_bytes()
     # Real, effective, saved and of files: a program that is set-uid is not its caller's.
     ids = set(map(int, status.partition(b"\nUid:")[2].split(maxsplit=4)[:4]))
     if user and ids != {user}:
         raise Refused("the process belongs to another user")
     unit = unit_name(wanted.vm)
-    placed = _SCOPE.search(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
+    placed = _scope_of(pid)
     # A guest that has taken over its QEMU is the supervisor's user: it must not get other bounds.
-    if placed and placed[0] != unit:
+    if placed and placed != unit:
         raise Refused("the process is in the scope of another VM")
     with open_dbus_connection("SYSTEM") as bus:
         if not placed:
@@ -170,6 +176,12 @@ def _place(wanted: _Wanted, pidfd: int, user: int) -> None:
         # systemd takes no descriptors before 254. A process that lives now had its pid all along.
         if _pid(pidfd):
             _register(bus, wanted.vm, pid)
+
+
+def _scope_of(pid: int) -> str | None:
+    """The VM's scope that a process is in."""
+    found = _SCOPE.search(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
+    return found[0] if found else None
 
 
 def _pid(descriptor: int) -> int | None:

@@ -36,7 +36,7 @@ def check(tmp: Path) -> None:
         number, by = int(found["format"]), str(found["written_by"])
     except FileNotFoundError:
         pass  # nobody was, or a version that noted nothing
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise HostError(
             f"{file} cannot be read: {type(error).__name__}: {error}",
             advice="remove it if no later version of the supervisor has used the directory",

@@ -50,7 +50,19 @@ def test_downgrade(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"format": null}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"format": null}',
+        b"\xff",
+        b'{"format": Infinity, "written_by": ""}',
+        b"[" * 9999,
+    ],
+)
 def test_unreadable(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FORMAT).write_bytes(content)
     with pytest.raises(HostError, match="cannot be read"):

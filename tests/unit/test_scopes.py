@@ -171,6 +171,31 @@ def test_no_qemu_gets_other_bounds() -> None:
         group.rmdir()
 
 
+@pytest.mark.skipif(not _may_make_groups(), reason="needs root, and control groups of version 2")
+def test_a_guest_that_asks_is_not_waited_for() -> None:
+    group = GROUPS / f"qmp-supervisor-{VM[:-1]}3.scope"
+    group.mkdir()
+    client, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
+    try:
+        (group / "cgroup.procs").write_text("0")
+        with client, server:
+            scopes.answer(server)  # nothing was sent
+            told = json.loads(client.recv(4096))["problem"]
+        assert told == "who asks is in the scope of a VM"
+    finally:
+        (GROUPS / before / "cgroup.procs").write_text("0")
+        group.rmdir()
+
+
+def test_who_asks_gets_no_scope() -> None:
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        assert ask(json.dumps(WANTED).encode(), [pidfd]) == "who asks gets no scope"
+    finally:
+        os.close(pidfd)
+
+
 def test_started_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LISTEN_PID", raising=False)
     with pytest.raises(HostError, match="no socket was passed"):
