@@ -5,7 +5,8 @@ is all that it has done for it: a process of its own becomes ``qmp-supervisor-<i
 ``machine.slice``, where it outlives the supervisor's service, and is a machine of ``machinectl``.
 `supervisor.qemu.scopes` has the wire.
 
-Everything here blocks: requests are answered one by one.
+Everything here blocks: each request has a process of its own, which ends in time whatever it was
+sent. Even to close a descriptor of somebody else's can take as long as he likes.
 
 Source: org.freedesktop.systemd1(5) StartTransientUnit, org.freedesktop.machine1(5) RegisterMachine,
 systemd.scope(5), sd_listen_fds(3), unix(7), pidfd_open(2).
@@ -14,11 +15,14 @@ systemd.scope(5), sd_listen_fds(3), unix(7), pidfd_open(2).
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import re
 import select
+import signal
 import socket
+import socketserver
 import struct
 import uuid
 from contextlib import suppress
@@ -47,6 +51,8 @@ log = structlog.stdlib.get_logger()
 _FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 #: For the packet of a client that has connected: others wait meanwhile. And for systemd's answer.
 _PACKET_S, _PATIENCE_S = 0.5, 5.0
+#: After so long a request's process is ended.
+_LONGEST_S = 8
 _SYSTEMD = DBusAddress(
     "/org/freedesktop/systemd1",
     bus_name="org.freedesktop.systemd1",
@@ -66,6 +72,7 @@ _WELL_ENOUGH = (
     "org.freedesktop.DBus.Error.ServiceUnknown",
     "org.freedesktop.DBus.Error.NameHasNoOwner",
 )
+_UNKNOWN_PROPERTY = "org.freedesktop.DBus.Error.PropertyReadOnly"
 _SCOPE = re.compile(unit_name("[0-9a-f-]{36}").replace(".", r"\."))
 _UCRED = struct.Struct("3i")
 _REQUESTS = cattrs.Converter(forbid_extra_keys=True)
@@ -102,11 +109,37 @@ def serve() -> None:
         raise HostError(
             "no socket was passed", advice="systemd starts it, for qmp-supervisor-scopes.socket"
         )
-    with socket.socket(fileno=_FIRST_PASSED) as listener:
-        while True:
-            client, _ = listener.accept()
-            with client:
-                answer(client)
+    with _Server() as server:
+        server.serve_forever()
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    """In a process of its own."""
+
+    def handle(self) -> None:
+        signal.alarm(_LONGEST_S)
+        answer(self.request)
+
+
+class _Server(socketserver.ForkingMixIn, socketserver.BaseServer):
+    """On the socket that systemd has passed."""
+
+    def __init__(self) -> None:
+        super().__init__("", _Handler)
+        self.socket = socket.socket(fileno=_FIRST_PASSED)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        return self.socket.accept()
+
+    def close_request(self, request: Any) -> None:
+        request.close()
+
+    def server_close(self) -> None:
+        self.socket.close()
+        super().server_close()
 
 
 def answer(client: socket.socket) -> None:
@@ -170,10 +203,10 @@ def _place(wanted: _Wanted, pidfd: int, peer: int, user: int) -> None:
     # A guest that has taken over its QEMU is the supervisor's user: it must not get other bounds.
     if placed and placed != unit:
         raise Refused("the process is in the scope of another VM")
-    with open_dbus_connection("SYSTEM") as bus:
+    with open_dbus_connection("SYSTEM", enable_fds=True) as bus:
         if not placed:
-            _make(bus, unit, wanted, pid)
-        # systemd takes no descriptors before 254. A process that lives now had its pid all along.
+            _make(bus, unit, wanted, pidfd)
+        # machined takes no descriptor. A process that lives now had its pid all along.
         if _pid(pidfd):
             _register(bus, wanted.vm, pid)
 
@@ -189,6 +222,13 @@ def _pid(descriptor: int) -> int | None:
 
     :raises Refused: if it is another descriptor
     """
+    with suppress(PermissionError, ProcessLookupError):  # of a process, and not ours; or it is gone
+        try:
+            signal.pidfd_send_signal(descriptor, 0)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise Refused("the descriptor is of no process") from None
+            raise
     info = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
     found = re.search(r"^Pid:\t(-?\d+)$", info, re.MULTILINE)
     if not found or found[1] == "0":  # 0: not in our namespace
@@ -196,11 +236,10 @@ def _pid(descriptor: int) -> int | None:
     return None if select.select([descriptor], [], [], 0)[0] else int(found[1])
 
 
-def _make(bus: DBusConnection, unit: str, wanted: _Wanted, pid: int) -> None:
-    properties = [
+def _make(bus: DBusConnection, unit: str, wanted: _Wanted, pidfd: int) -> None:
+    properties: list[tuple[str, tuple[str, Any]]] = [
         ("Description", ("s", f"QEMU of VM {wanted.vm}")),
         ("Slice", ("s", _SLICE)),
-        ("PIDs", ("au", [pid])),
         ("Before", ("as", list(_STOPPED_BEFORE))),
         ("MemoryMax", ("t", wanted.memory_bytes)),
         ("CPUQuotaPerSecUSec", ("t", wanted.cpus * 1_000_000)),
@@ -208,18 +247,41 @@ def _make(bus: DBusConnection, unit: str, wanted: _Wanted, pid: int) -> None:
         # One that the kernel has killed for its memory is not kept as a failed unit.
         ("CollectMode", ("s", "inactive-or-failed")),
     ]
-    ended = MatchRule(type="signal", interface=_SYSTEMD.interface, member="JobRemoved")
+    # By its unique name: everybody may send signals, to everybody.
+    (systemd,) = _call(bus, message_bus, "GetNameOwner", "s", (_SYSTEMD.bus_name,))
+    ended = MatchRule(
+        type="signal", sender=systemd, interface=_SYSTEMD.interface, member="JobRemoved"
+    )
     with bus.filter(ended, bufsize=1000) as over:
         _call(bus, message_bus, "AddMatch", "s", (ended.serialise(),))
-        (job,) = _call(
-            bus, _SYSTEMD, "StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, [])
-        )
+        job = _start(bus, unit, properties, pidfd)
         while True:  # others' jobs end as well
             _, done, _, result = bus.recv_until_filtered(over, timeout=_PATIENCE_S).body
             if done == job:
                 break
     if result != "done":
         raise Refused(f"systemd says of the job: {result}")
+
+
+def _start(
+    bus: DBusConnection, unit: str, properties: list[tuple[str, tuple[str, Any]]], pidfd: int
+) -> str:
+    """The job's path. Before systemd 254 a process is named by its pid, which another may get."""
+
+    def ask(process: tuple[str, tuple[str, Any]]) -> str:
+        body: tuple[Any, ...] = (unit, "fail", [*properties, process], [])
+        (job,) = _call(bus, _SYSTEMD, "StartTransientUnit", "ssa(sv)a(sa(sv))", body)
+        return str(job)
+
+    try:
+        return ask(("PIDFDs", ("ah", [pidfd])))
+    except DBusErrorResponse as error:
+        if error.name != _UNKNOWN_PROPERTY:
+            raise
+    pid = _pid(pidfd)
+    if pid is None:
+        raise Refused("the process has ended")
+    return ask(("PIDs", ("au", [pid])))
 
 
 def _register(bus: DBusConnection, vm_id: str, leader: int) -> None:

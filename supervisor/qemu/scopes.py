@@ -26,6 +26,7 @@ log = structlog.stdlib.get_logger()
 
 #: systemd makes a scope in some milliseconds.
 _ANSWER_S = 10.0
+_AGAIN_S = 10.0
 #: Of a request, and of an answer.
 LONGEST = 4096
 
@@ -46,26 +47,33 @@ class Scopes:
         self._most = most
 
     async def place(self, vm_id: str, pidfd: int) -> None:
-        """Have a QEMU put into its scope. One that is there already stays there.
+        """Have a QEMU put into its scope, and try for as long as it lives.
 
-        Without one it stays in the supervisor's control group, and runs all the same.
+        One that is there already stays there. Without a scope it stays in the supervisor's control
+        group, and runs all the same.
         """
-        if self._keeper is None:
-            return
+        told = ""
+        while self._keeper and (problem := await self._try(self._keeper, vm_id, pidfd)):
+            if problem != told:
+                log.warning(
+                    "VM has no systemd scope",
+                    vm=vm_id,
+                    problem=problem,
+                    advice="see systemctl status qmp-supervisor-scopes.socket",
+                )
+            told = problem
+            await trio.sleep(_AGAIN_S)
+
+    async def _try(self, keeper: Path, vm_id: str, pidfd: int) -> str:
+        """:returns: what was wrong; empty if nothing was"""
         request = json.dumps({"vm": vm_id, **attrs.asdict(self._most)}).encode()
         problem = f"no answer within {_ANSWER_S:g} s"
         with trio.move_on_after(_ANSWER_S):
             try:
-                problem = await _ask(self._keeper, request, pidfd)
-            except OSError as error:
+                problem = await _ask(keeper, request, pidfd)
+            except (OSError, ValueError, LookupError) as error:  # or something else answers
                 problem = str(error)
-        if problem:
-            log.warning(
-                "VM has no systemd scope",
-                vm=vm_id,
-                problem=problem,
-                advice="see systemctl status qmp-supervisor-scopes.socket",
-            )
+        return problem
 
 
 async def _ask(keeper: Path, request: bytes, pidfd: int) -> str:
