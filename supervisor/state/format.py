@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,6 +22,8 @@ from supervisor.state.tmp_dir import FORMAT
 if TYPE_CHECKING:
     from pathlib import Path
 
+_LONGEST = 4096
+
 log = structlog.stdlib.get_logger()
 
 
@@ -32,7 +35,7 @@ def check(tmp: Path) -> None:
     file = tmp / FORMAT
     number, by = 0, ""
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(_read(file))
         number, by = int(found["format"]), str(found["written_by"])
     except FileNotFoundError:
         pass  # nobody was, or a version that noted nothing
@@ -52,9 +55,21 @@ def check(tmp: Path) -> None:
         _write(file)
 
 
+def _read(file: Path) -> bytes:
+    """The file, and nothing else that somebody could put there; not all of one that is too long."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        return os.read(descriptor, _LONGEST)
+    finally:
+        os.close(descriptor)
+
+
 def _write(file: Path) -> None:
     draft = file.with_suffix(".new")
     try:
+        draft.unlink(missing_ok=True)  # a link would be followed
         content = {"format": VERSION, "written_by": _own()}
         write_synced(draft, json.dumps(content).encode() + b"\n")
         os.replace(draft, file)

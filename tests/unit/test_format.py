@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,6 +69,25 @@ def test_unreadable(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(HostError, match="cannot be read"):
         check(tmp_path)
     assert (tmp_path / FORMAT).read_bytes() == content
+
+
+def test_something_else_in_its_place(tmp_path: Path) -> None:
+    """What is waited for, or has no end, would keep a supervisor from starting without a word."""
+    os.mkfifo(tmp_path / FORMAT)
+    with pytest.raises(HostError, match="no regular file"):
+        check(tmp_path)
+    (tmp_path / FORMAT).unlink()
+    (tmp_path / FORMAT).symlink_to("/dev/zero")
+    with pytest.raises(HostError, match="cannot be read"):
+        check(tmp_path)
+
+
+def test_link_in_the_place_of_the_draft(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (tmp_path / FORMAT).with_suffix(".new").symlink_to(other)
+    check(tmp_path)
+    assert (other.read_text(), noted(tmp_path)) == ("mine", VERSION)
 
 
 def test_no_room_for_it(tmp_path: Path) -> None:
