@@ -206,16 +206,18 @@ async def power_off(config: Config) -> None:
 
     :raises HostError: if a supervisor runs, or the host does not offer what the settings require
     """
+    _tune_process()
     config = await trio.to_thread.run_sync(on_this_host, config)
     start = attrs.evolve(config.start, pool_size=0, templates=TemplateUse.OFF)
     config = attrs.evolve(config, start=start)
     host = await trio.to_thread.run_sync(examine, config, Clock())
     with locked(config.qemu.tmp):
         async with open_loop(), open_service(config, host, Store(config.qemu.tmp)) as service:
-            if await is_shutting_down():
-                await service.vms.leave_all()
-            else:
-                await service.vms.end_all()
+            with trio.move_on_after(config.shutdown.longest_s):
+                if await is_shutting_down():
+                    await service.vms.leave_all()
+                else:
+                    await service.vms.end_all()
 
 
 async def serve(
