@@ -137,7 +137,7 @@ def uses_supervisor(fn: Callable[Concatenate[Client, P], R]) -> Callable[..., R]
         show_envvar=True,
         help="URL of the supervisor, or unix: and the path of its socket. Default: the socket, if"
         " it is there; else from MANAGER_HTTP_HOST and MANAGER_HTTP_PORT, else"
-        " http://localhost:9021.",
+        " http://127.0.0.1:9021.",
     )
     @click.option(
         "--token-file", type=_FILE, help="File of the token to show. Also QMP_SUPERVISOR_TOKEN."

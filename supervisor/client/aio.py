@@ -10,6 +10,7 @@ import base64
 import json
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import quote
 
 import anyio
 import httpx
@@ -106,41 +107,43 @@ class AsyncClient:
 
     async def vm(self, vm_id: str) -> models.Vm:
         """All that is known of a VM."""
-        return cast("models.Vm", await self._get(f"/vms/{vm_id}"))
+        return cast("models.Vm", await self._get(f"/vms/{_part(vm_id)}"))
 
     async def status(self, vm_id: str, *, live: bool = False) -> models.Status:
         """A VM's state.
 
         :param live: QEMU is asked now
         """
-        return cast("models.Status", await self._get(f"/vms/{vm_id}/status", {"live": int(live)}))
+        return cast(
+            "models.Status", await self._get(f"/vms/{_part(vm_id)}/status", {"live": int(live)})
+        )
 
     async def reply(self, vm_id: str) -> str:
         """The agent's answer."""
-        return (await self._ask("GET", f"/vms/{vm_id}/reply")).text
+        return (await self._ask("GET", f"/vms/{_part(vm_id)}/reply")).text
 
     async def shutdown(
         self, vm_id: str, mode: Literal["graceful", "force"] = "graceful"
     ) -> models.Vm:
         """End a VM, and wait until it has ended."""
-        path = f"/vms/{vm_id}/shutdown"
+        path = f"/vms/{_part(vm_id)}/shutdown"
         return cast("models.Vm", await self._post(path, {"mode": mode}, timeout=None))
 
     async def delete(self, vm_id: str) -> None:
         """Forget a VM, its result included. One that runs is ended by force."""
-        await self._ask("DELETE", f"/vms/{vm_id}", timeout=None)
+        await self._ask("DELETE", f"/vms/{_part(vm_id)}", timeout=None)
 
     async def pause(self, vm_id: str) -> models.Status:
         """Hold the guest."""
-        return cast("models.Status", await self._post(f"/vms/{vm_id}/pause", {}))
+        return cast("models.Status", await self._post(f"/vms/{_part(vm_id)}/pause", {}))
 
     async def resume(self, vm_id: str) -> models.Status:
         """Let a paused guest go on."""
-        return cast("models.Status", await self._post(f"/vms/{vm_id}/resume", {}))
+        return cast("models.Status", await self._post(f"/vms/{_part(vm_id)}/resume", {}))
 
     async def reset(self, vm_id: str) -> models.Status:
         """Press the reset button."""
-        return cast("models.Status", await self._post(f"/vms/{vm_id}/reset", {}))
+        return cast("models.Status", await self._post(f"/vms/{_part(vm_id)}/reset", {}))
 
     # --- what is told of them -------------------------------------------------------------------
 
@@ -152,7 +155,7 @@ class AsyncClient:
 
         :param after: all after this sequence number, the past ones first; None: from now on
         """
-        path = f"/vms/{vm_id}/events" if vm_id else "/events"
+        path = f"/vms/{_part(vm_id)}/events" if vm_id else "/events"
         async with aclosing(self._events(path, after)) as events:
             yield events
 
@@ -180,7 +183,7 @@ class AsyncClient:
         self, vm_id: str, query: Query | None = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """What was printed, as it comes: ``{"source": "algorithm", "tail": 10, "follow": 1}``."""
-        async with aclosing(self._stream(f"/vms/{vm_id}/logs", query)) as pieces:
+        async with aclosing(self._stream(f"/vms/{_part(vm_id)}/logs", query)) as pieces:
             yield pieces
 
     async def _stream(self, path: str, query: Query | None) -> AsyncGenerator[bytes]:
@@ -200,7 +203,7 @@ class AsyncClient:
         self, vm_id: str, content: Bytes, *, size: int | None = None, sha256: bytes | None = None
     ) -> models.Stored:
         """Send the agent its algorithm: see `send_data`."""
-        return await self._put(f"/vms/{vm_id}/algorithm", content, size, sha256)
+        return await self._put(f"/vms/{_part(vm_id)}/algorithm", content, size, sha256)
 
     async def send_data(
         self,
@@ -216,23 +219,23 @@ class AsyncClient:
         :param content: bytes, or their pieces: then ``size`` is needed
         :param sha256: the agent refuses anything else
         """
-        return await self._put(f"/vms/{vm_id}/data/{number}", content, size, sha256)
+        return await self._put(f"/vms/{_part(vm_id)}/data/{number}", content, size, sha256)
 
     async def compute(
         self, vm_id: str, request: models.ComputeRequest | None = None
     ) -> models.Outcome:
         """Have the agent run its algorithm, and wait for what becomes of it."""
-        answer = await self._post(f"/vms/{vm_id}/compute", request or {}, timeout=None)
+        answer = await self._post(f"/vms/{_part(vm_id)}/compute", request or {}, timeout=None)
         return cast("models.Outcome", answer)
 
     async def outcome(self, vm_id: str) -> models.Outcome:
         """Of the last run of an algorithm."""
-        return cast("models.Outcome", await self._get(f"/vms/{vm_id}/outcome"))
+        return cast("models.Outcome", await self._get(f"/vms/{_part(vm_id)}/outcome"))
 
     @asynccontextmanager
     async def result(self, vm_id: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """The last result in pieces. If the connection breaks, it goes on where it was."""
-        async with aclosing(self._pieces(f"/vms/{vm_id}/result")) as pieces:
+        async with aclosing(self._pieces(f"/vms/{_part(vm_id)}/result")) as pieces:
             yield pieces
 
     async def _pieces(self, path: str) -> AsyncGenerator[bytes]:
@@ -266,34 +269,34 @@ class AsyncClient:
         :param verify: with the host's own verdict
         """
         body = {"nonce": nonce} | ({"leaf": leaf} if leaf else {})
-        path = f"/vms/{vm_id}/attestation" + ("?verify=1" if verify else "")
+        path = f"/vms/{_part(vm_id)}/attestation" + ("?verify=1" if verify else "")
         return cast("models.Evidence", await self._post(path, body, timeout=None))
 
     async def attestation_policy(self, vm_id: str) -> models.Policy:
         """What a report of this guest should say."""
-        return cast("models.Policy", await self._get(f"/vms/{vm_id}/attestation-policy"))
+        return cast("models.Policy", await self._get(f"/vms/{_part(vm_id)}/attestation-policy"))
 
     async def launch_measurement(self, vm_id: str) -> models.LaunchMeasurement:
         """Of a guest under SEV or SEV-ES that has not run yet."""
-        path = f"/vms/{vm_id}/launch-measurement"
+        path = f"/vms/{_part(vm_id)}/launch-measurement"
         return cast("models.LaunchMeasurement", await self._get(path))
 
     async def launch_secret(self, vm_id: str, header: str, secret: str) -> models.Status:
         """Give such a guest a secret; both in base64."""
         body = {"header": header, "secret": secret}
-        return cast("models.Status", await self._post(f"/vms/{vm_id}/launch-secret", body))
+        return cast("models.Status", await self._post(f"/vms/{_part(vm_id)}/launch-secret", body))
 
     async def launch(self, vm_id: str) -> models.Status:
         """Let such a guest run."""
-        return cast("models.Status", await self._post(f"/vms/{vm_id}/launch", {}))
+        return cast("models.Status", await self._post(f"/vms/{_part(vm_id)}/launch", {}))
 
     async def computation(self, vm_id: str) -> models.Computation:
         """How an agent that dials says that its computation is."""
-        return cast("models.Computation", await self._get(f"/vms/{vm_id}/computation"))
+        return cast("models.Computation", await self._get(f"/vms/{_part(vm_id)}/computation"))
 
     async def stop_computation(self, vm_id: str) -> models.Status:
         """Have such an agent stop its computation."""
-        return cast("models.Status", await self._post(f"/vms/{vm_id}/computation/stop", {}))
+        return cast("models.Status", await self._post(f"/vms/{_part(vm_id)}/computation/stop", {}))
 
     # --- the host -------------------------------------------------------------------------------
 
@@ -353,12 +356,12 @@ class AsyncClient:
             response = await self.http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
-        if response.is_error:
+        if not response.is_success:
             raise Refused(response)
         return response
 
     async def _check(self, response: httpx.Response) -> None:
-        if response.is_error:
+        if not response.is_success:
             await response.aread()
             raise Refused(response)
 
@@ -370,3 +373,13 @@ class AsyncClient:
 
     def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
         return Unreachable(f"{self.url}: {str(error) or type(error).__name__}")
+
+
+def _part(vm_id: str) -> str:
+    """One part of a path, whatever is in it.
+
+    :raises ValueError: if it would be none
+    """
+    if vm_id in ("", ".", ".."):
+        raise ValueError(f"{vm_id!r} is not the id of a VM")
+    return quote(vm_id, safe="")

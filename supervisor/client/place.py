@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import stat
 from typing import TYPE_CHECKING
 
 import attrs
@@ -90,17 +91,29 @@ def default_url(environ: Mapping[str, str]) -> str:
         if trusted and os.access(path, os.W_OK):
             return f"unix:{path}"
     host = environ.get("MANAGER_HTTP_HOST", "")
-    host = "localhost" if host in (*_EVERY_INTERFACE, "127.0.0.1", "::1") else host
-    port = environ.get("MANAGER_HTTP_PORT", "")
     scheme = "https" if environ.get("MANAGER_HTTP_SERVER_CERT") else "http"
+    if host in (*_EVERY_INTERFACE, "127.0.0.1", "::1", "localhost"):
+        # By TLS whoever listens there shows who he is. Otherwise the address that the supervisor
+        # has by default: of the other one of localhost anybody may take the port.
+        host = "localhost" if scheme == "https" else "::1" if host == "::1" else "127.0.0.1"
+    port = environ.get("MANAGER_HTTP_PORT", "")
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port or 9021}"
 
 
 def _is_ours(path: str) -> bool:
+    """Whether nobody else can have put it there, or put another one in its place."""
     try:
-        return os.stat(path).st_uid in (0, os.geteuid())
+        directory = os.path.dirname(path)
+        above = os.path.dirname(directory) or os.curdir
+        places = [os.lstat(one) for one in (path, directory, above)]
     except OSError:
         return False
+    trusted = all(one.st_uid in (0, os.geteuid()) for one in places)
+    # In a sticky directory others cannot replace what is ours.
+    open_to_all = (
+        one.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH for one in places[1:]
+    )
+    return trusted and not any(open_to_all)
 
 
 def _context(

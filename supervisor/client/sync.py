@@ -3,7 +3,7 @@
 Made of aio.py by scripts/client, which has the documentation.
 """
 
-# 4b9d3d814e1902b7bcac3bfa3ac07c1830adafd220da16083ab8c66953e53cfc
+# 8e81859be6b227e71e57aa61d35e56fdd0026d6de9620923e082da847c9fadf9
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import json
 import time
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import quote
 
 import httpx
 
@@ -107,39 +108,39 @@ class Client:
 
     def vm(self, vm_id: str) -> models.Vm:
         """All that is known of a VM."""
-        return cast("models.Vm", self._get(f"/vms/{vm_id}"))
+        return cast("models.Vm", self._get(f"/vms/{_part(vm_id)}"))
 
     def status(self, vm_id: str, *, live: bool = False) -> models.Status:
         """A VM's state.
 
         :param live: QEMU is asked now
         """
-        return cast("models.Status", self._get(f"/vms/{vm_id}/status", {"live": int(live)}))
+        return cast("models.Status", self._get(f"/vms/{_part(vm_id)}/status", {"live": int(live)}))
 
     def reply(self, vm_id: str) -> str:
         """The agent's answer."""
-        return (self._ask("GET", f"/vms/{vm_id}/reply")).text
+        return (self._ask("GET", f"/vms/{_part(vm_id)}/reply")).text
 
     def shutdown(self, vm_id: str, mode: Literal["graceful", "force"] = "graceful") -> models.Vm:
         """End a VM, and wait until it has ended."""
-        path = f"/vms/{vm_id}/shutdown"
+        path = f"/vms/{_part(vm_id)}/shutdown"
         return cast("models.Vm", self._post(path, {"mode": mode}, timeout=None))
 
     def delete(self, vm_id: str) -> None:
         """Forget a VM, its result included. One that runs is ended by force."""
-        self._ask("DELETE", f"/vms/{vm_id}", timeout=None)
+        self._ask("DELETE", f"/vms/{_part(vm_id)}", timeout=None)
 
     def pause(self, vm_id: str) -> models.Status:
         """Hold the guest."""
-        return cast("models.Status", self._post(f"/vms/{vm_id}/pause", {}))
+        return cast("models.Status", self._post(f"/vms/{_part(vm_id)}/pause", {}))
 
     def resume(self, vm_id: str) -> models.Status:
         """Let a paused guest go on."""
-        return cast("models.Status", self._post(f"/vms/{vm_id}/resume", {}))
+        return cast("models.Status", self._post(f"/vms/{_part(vm_id)}/resume", {}))
 
     def reset(self, vm_id: str) -> models.Status:
         """Press the reset button."""
-        return cast("models.Status", self._post(f"/vms/{vm_id}/reset", {}))
+        return cast("models.Status", self._post(f"/vms/{_part(vm_id)}/reset", {}))
 
     # --- what is told of them -------------------------------------------------------------------
 
@@ -151,7 +152,7 @@ class Client:
 
         :param after: all after this sequence number, the past ones first; None: from now on
         """
-        path = f"/vms/{vm_id}/events" if vm_id else "/events"
+        path = f"/vms/{_part(vm_id)}/events" if vm_id else "/events"
         with closing(self._events(path, after)) as events:
             yield events
 
@@ -177,7 +178,7 @@ class Client:
     @contextmanager
     def logs(self, vm_id: str, query: Query | None = None) -> Iterator[Iterator[bytes]]:
         """What was printed, as it comes: ``{"source": "algorithm", "tail": 10, "follow": 1}``."""
-        with closing(self._stream(f"/vms/{vm_id}/logs", query)) as pieces:
+        with closing(self._stream(f"/vms/{_part(vm_id)}/logs", query)) as pieces:
             yield pieces
 
     def _stream(self, path: str, query: Query | None) -> Generator[bytes]:
@@ -197,7 +198,7 @@ class Client:
         self, vm_id: str, content: Bytes, *, size: int | None = None, sha256: bytes | None = None
     ) -> models.Stored:
         """Send the agent its algorithm: see `send_data`."""
-        return self._put(f"/vms/{vm_id}/algorithm", content, size, sha256)
+        return self._put(f"/vms/{_part(vm_id)}/algorithm", content, size, sha256)
 
     def send_data(
         self,
@@ -213,21 +214,21 @@ class Client:
         :param content: bytes, or their pieces: then ``size`` is needed
         :param sha256: the agent refuses anything else
         """
-        return self._put(f"/vms/{vm_id}/data/{number}", content, size, sha256)
+        return self._put(f"/vms/{_part(vm_id)}/data/{number}", content, size, sha256)
 
     def compute(self, vm_id: str, request: models.ComputeRequest | None = None) -> models.Outcome:
         """Have the agent run its algorithm, and wait for what becomes of it."""
-        answer = self._post(f"/vms/{vm_id}/compute", request or {}, timeout=None)
+        answer = self._post(f"/vms/{_part(vm_id)}/compute", request or {}, timeout=None)
         return cast("models.Outcome", answer)
 
     def outcome(self, vm_id: str) -> models.Outcome:
         """Of the last run of an algorithm."""
-        return cast("models.Outcome", self._get(f"/vms/{vm_id}/outcome"))
+        return cast("models.Outcome", self._get(f"/vms/{_part(vm_id)}/outcome"))
 
     @contextmanager
     def result(self, vm_id: str) -> Iterator[Iterator[bytes]]:
         """The last result in pieces. If the connection breaks, it goes on where it was."""
-        with closing(self._pieces(f"/vms/{vm_id}/result")) as pieces:
+        with closing(self._pieces(f"/vms/{_part(vm_id)}/result")) as pieces:
             yield pieces
 
     def _pieces(self, path: str) -> Generator[bytes]:
@@ -261,34 +262,34 @@ class Client:
         :param verify: with the host's own verdict
         """
         body = {"nonce": nonce} | ({"leaf": leaf} if leaf else {})
-        path = f"/vms/{vm_id}/attestation" + ("?verify=1" if verify else "")
+        path = f"/vms/{_part(vm_id)}/attestation" + ("?verify=1" if verify else "")
         return cast("models.Evidence", self._post(path, body, timeout=None))
 
     def attestation_policy(self, vm_id: str) -> models.Policy:
         """What a report of this guest should say."""
-        return cast("models.Policy", self._get(f"/vms/{vm_id}/attestation-policy"))
+        return cast("models.Policy", self._get(f"/vms/{_part(vm_id)}/attestation-policy"))
 
     def launch_measurement(self, vm_id: str) -> models.LaunchMeasurement:
         """Of a guest under SEV or SEV-ES that has not run yet."""
-        path = f"/vms/{vm_id}/launch-measurement"
+        path = f"/vms/{_part(vm_id)}/launch-measurement"
         return cast("models.LaunchMeasurement", self._get(path))
 
     def launch_secret(self, vm_id: str, header: str, secret: str) -> models.Status:
         """Give such a guest a secret; both in base64."""
         body = {"header": header, "secret": secret}
-        return cast("models.Status", self._post(f"/vms/{vm_id}/launch-secret", body))
+        return cast("models.Status", self._post(f"/vms/{_part(vm_id)}/launch-secret", body))
 
     def launch(self, vm_id: str) -> models.Status:
         """Let such a guest run."""
-        return cast("models.Status", self._post(f"/vms/{vm_id}/launch", {}))
+        return cast("models.Status", self._post(f"/vms/{_part(vm_id)}/launch", {}))
 
     def computation(self, vm_id: str) -> models.Computation:
         """How an agent that dials says that its computation is."""
-        return cast("models.Computation", self._get(f"/vms/{vm_id}/computation"))
+        return cast("models.Computation", self._get(f"/vms/{_part(vm_id)}/computation"))
 
     def stop_computation(self, vm_id: str) -> models.Status:
         """Have such an agent stop its computation."""
-        return cast("models.Status", self._post(f"/vms/{vm_id}/computation/stop", {}))
+        return cast("models.Status", self._post(f"/vms/{_part(vm_id)}/computation/stop", {}))
 
     # --- the host -------------------------------------------------------------------------------
 
@@ -348,12 +349,12 @@ class Client:
             response = self.http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
-        if response.is_error:
+        if not response.is_success:
             raise Refused(response)
         return response
 
     def _check(self, response: httpx.Response) -> None:
-        if response.is_error:
+        if not response.is_success:
             response.read()
             raise Refused(response)
 
@@ -365,3 +366,13 @@ class Client:
 
     def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
         return Unreachable(f"{self.url}: {str(error) or type(error).__name__}")
+
+
+def _part(vm_id: str) -> str:
+    """One part of a path, whatever is in it.
+
+    :raises ValueError: if it would be none
+    """
+    if vm_id in ("", ".", ".."):
+        raise ValueError(f"{vm_id!r} is not the id of a VM")
+    return quote(vm_id, safe="")

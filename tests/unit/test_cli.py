@@ -146,9 +146,9 @@ def free_port() -> Iterator[int]:
 @pytest.mark.parametrize(
     ("environ", "url"),
     [
-        ({}, "http://localhost:9021"),
-        ({"MANAGER_HTTP_PORT": "8080"}, "http://localhost:8080"),
-        ({"MANAGER_HTTP_HOST": "0.0.0.0"}, "http://localhost:9021"),
+        ({}, "http://127.0.0.1:9021"),
+        ({"MANAGER_HTTP_PORT": "8080"}, "http://127.0.0.1:8080"),
+        ({"MANAGER_HTTP_HOST": "0.0.0.0"}, "http://127.0.0.1:9021"),
         ({"MANAGER_HTTP_HOST": "10.0.0.7"}, "http://10.0.0.7:9021"),
         ({"MANAGER_HTTP_HOST": "fd00::7"}, "http://[fd00::7]:9021"),
         ({"MANAGER_HTTP_SERVER_CERT": "c.pem"}, "https://localhost:9021"),
@@ -161,11 +161,11 @@ def test_default_url(environ: dict[str, str], url: str) -> None:
 def test_unix_socket_by_default_if_it_is_there(short_tmp: Path) -> None:
     path = short_tmp / "api.sock"
     environ = {"MANAGER_QEMU_TMP_FILE_LOC": str(short_tmp), "MANAGER_HTTP_PORT": "9000"}
-    assert default_url(environ) == "http://localhost:9000"
+    assert default_url(environ) == "http://127.0.0.1:9000"
     with bind_unix(path, None, "MANAGER_SOCKET"):
         assert default_url(environ) == f"unix:{path}"
         assert default_url({"MANAGER_SOCKET": str(path)}) == f"unix:{path}"
-        assert default_url(environ | {"MANAGER_SOCKET": "/none"}) == "http://localhost:9000"
+        assert default_url(environ | {"MANAGER_SOCKET": "/none"}) == "http://127.0.0.1:9000"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -174,7 +174,29 @@ def test_socket_that_another_user_put_there(short_tmp: Path) -> None:
     environ = {"MANAGER_QEMU_TMP_FILE_LOC": str(short_tmp)}
     with bind_unix(path, None, "MANAGER_SOCKET"):
         os.chown(path, 12345, 12345)
-        assert default_url(environ) == "http://localhost:9021"
+        assert default_url(environ) == "http://127.0.0.1:9021"
+
+
+def test_socket_that_another_user_can_exchange(short_tmp: Path) -> None:
+    """Also one by a link, which could be changed after it was looked at."""
+    place, elsewhere = short_tmp / "tmp", short_tmp / "api.sock"
+    place.mkdir(mode=0o700)
+    environ = {"MANAGER_QEMU_TMP_FILE_LOC": str(place)}
+    with bind_unix(place / "api.sock", None, "MANAGER_SOCKET"):
+        assert default_url(environ) == f"unix:{place}/api.sock"
+        for directory in (place, short_tmp):
+            directory.chmod(0o777)
+            assert default_url(environ) == "http://127.0.0.1:9021"
+            directory.chmod(0o700)
+        if os.geteuid() == 0:
+            os.chown(place, 12345, 12345)
+            assert default_url(environ) == "http://127.0.0.1:9021"
+            os.chown(place, 0, 0)
+    with bind_unix(elsewhere, None, "MANAGER_SOCKET"):
+        (place / "api.sock").symlink_to(elsewhere)
+        if os.geteuid() == 0:
+            os.chown(place / "api.sock", 12345, 12345, follow_symlinks=False)
+            assert default_url(environ) == "http://127.0.0.1:9021"
 
 
 def test_token_does_not_go_over_the_network_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,3 +87,32 @@ def test_nobody() -> None:
 def test_token_in_the_clear() -> None:
     with pytest.raises(ValueError, match="must not go to example without TLS"):
         Client("http://example:9021", token="secret")
+
+
+@pytest.mark.parametrize(
+    ("vm_id", "path"),
+    [("../templates", "/vms/..%2Ftemplates"), ("a/shutdown?b#", "/vms/a%2Fshutdown%3Fb%23")],
+)
+def test_an_id_is_one_part_of_the_path(vm_id: str, path: str) -> None:
+    """A program may have it from somebody whom it does not trust."""
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.raw_path.decode())
+        return httpx.Response(200, json={})
+
+    client = Client("http://test")
+    client.http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer))
+    client.vm(vm_id)
+    assert asked == [path]
+
+
+@pytest.mark.parametrize("vm_id", ["", ".", ".."])
+def test_what_is_no_id(vm_id: str) -> None:
+    with pytest.raises(ValueError, match="is not the id of a VM"):
+        answering(httpx.Response(200)).delete(vm_id)
+
+
+def test_a_redirection_is_no_success() -> None:
+    with pytest.raises(Refused, match="answered 302"):
+        answering(httpx.Response(302, headers={"Location": "/"})).delete("a")
