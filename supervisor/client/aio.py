@@ -12,7 +12,6 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote
 
-import anyio
 import httpx
 
 from supervisor.client.place import SILENCE, TIMEOUT, place
@@ -160,6 +159,8 @@ class AsyncClient:
             yield events
 
     async def _events(self, path: str, after: int | None) -> AsyncGenerator[models.Event]:
+        import anyio  # it takes longer to import than most commands have to do
+
         while True:
             headers = {} if after is None else {"Last-Event-ID": str(after)}
             try:

@@ -3,13 +3,12 @@
 Made of aio.py by scripts/client, which has the documentation.
 """
 
-# 8e81859be6b227e71e57aa61d35e56fdd0026d6de9620923e082da847c9fadf9
+# 787f8d0fcf1b70ffa6d92c55e20756e59130398f394d06f585a28b0cc37655c5
 
 from __future__ import annotations
 
 import base64
 import json
-import time
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote
@@ -157,6 +156,8 @@ class Client:
             yield events
 
     def _events(self, path: str, after: int | None) -> Generator[models.Event]:
+        import time  # it takes longer to import than most commands have to do
+
         while True:
             headers = {} if after is None else {"Last-Event-ID": str(after)}
             try:

@@ -85,7 +85,8 @@ def test_page_with_a_supervisor_of_its_own(page: Path) -> None:
 def _run(page: Path, directory: Path, environ: dict[str, str]) -> None:
     script = _SCRIPTS[page]
     for ours, port in (("9021", "MANAGER_HTTP_PORT"), ("7001", "MANAGER_GRPC_PORT")):
-        script = script.replace(f"localhost:{ours}", f"localhost:{environ[port]}")
+        for host in ("localhost", "127.0.0.1"):
+            script = script.replace(f"{host}:{ours}", f"{host}:{environ[port]}")
     _check_out(directory)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MANAGER_")}
     path = f"{Path(sys.prefix, 'bin')}:{clean['PATH']}"
