@@ -1,4 +1,4 @@
-"""Settings for templates and the pool, which make a VM ready sooner."""
+"""Settings for templates, held clones and the pool, which make a VM ready sooner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TemplateUse(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class StartConfig:
-    """Templates and the pool."""
+    """Templates, held clones and the pool."""
 
     templates: TemplateUse = setting(
         "MANAGER_TEMPLATES",
@@ -31,6 +31,12 @@ class StartConfig:
         "MANAGER_CLONE_TIMEOUT",
         10.0,
         "a VM from a template is booted from cold if its agent does not answer within this time",
+    )
+    held_clones: int = setting(
+        "MANAGER_HELD_CLONES",
+        2,
+        "VMs that are restored from the template, and wait for a run before their first"
+        " instruction; a run that finds no room takes theirs",
     )
     pool_size: int = setting(
         "MANAGER_POOL_SIZE",

@@ -24,6 +24,7 @@ class Timing:
     :param http_idle_s: after this, a connection without a request is closed
     :param http_unread_s: after this, a connection is closed if its client reads nothing
     :param housekeeping_retry_s: the wait before housekeeping is started again after an error
+    :param held_interval_s: how long a clone is not held after a run took one and while runs come up
     :param pool_look_s: how often the ages and fingerprints of the pool's VMs are checked
     :param pool_retry: the wait after a VM of the pool has ended by itself
     :param qmp_flood_events: more events than this within ``qmp_flood_s`` count as an attack
@@ -52,6 +53,7 @@ class Timing:
     http_idle_s: float = 75.0
     http_unread_s: float = 30.0
     housekeeping_retry_s: float = 10.0
+    held_interval_s: float = 1.0
     pool_look_s: float = 5.0
     pool_retry: Backoff = attrs.field(default=Backoff(5.0, 300.0))
     qmp_flood_events: int = 5_000

@@ -43,6 +43,7 @@ class Gauges:
     :param refused: runs that were turned away so far, by reason
     :param lost: VMs whose QEMU does not answer
     :param templates: by state
+    :param held: clones that are held for runs to come
     :param pool: its VMs, by whether they are ``ready`` or ``coming``
     :param clones: VMs started from a template so far, by outcome
     :param events: so far, by kind
@@ -51,6 +52,7 @@ class Gauges:
     """
 
     by_state: Mapping[str, int]
+    held: int
     waiting: int
     refused: Mapping[Refusal, int]
     lost: int
@@ -114,7 +116,7 @@ class Metrics:
     ) -> None:
         """Count a run that is over.
 
-        :param start: ``cold``, ``template`` or ``pool``
+        :param start: ``cold``, ``template``, ``held`` or ``pool``
         :param steps: of its start, with the seconds that each took
         """
         self._runs.labels(outcome).inc()
@@ -136,6 +138,9 @@ class _Now(Collector):
         yield _by("state", "qmp_supervisor_templates", help_, TemplateState, now.templates)
         help_ = "VMs that are kept ready for runs to come."
         yield _by("state", "qmp_supervisor_pool", help_, ("ready", "coming"), now.pool)
+        yield GaugeMetricFamily(
+            "qmp_supervisor_held_clones", "Clones that are held for runs to come.", now.held
+        )
         refused = CounterMetricFamily(
             "qmp_supervisor_runs_refused", "Runs that found no room.", labels=["reason"]
         )

@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from supervisor.runs import retention
+from supervisor.runs.held_clones import HeldClones
 from supervisor.runs.pool import Pool
 from supervisor.runs.service import Service
 from supervisor.runs.template_builder import TemplateBuilder
@@ -59,13 +60,15 @@ async def _hold(
         journal = Journal(store, recovered.sequence, config.timing.reader_buffer)
         vms = Vms(config, host, journal, nursery)
         pool = Pool(vms)
-        service = Service(vms, pool)
+        held = HeldClones(vms, pool)
+        service = Service(vms, pool, held)
         await recovery.announce(recovered, journal)
         for vm in vms.adopt(recovered):
             if vm.record.awaits_answer:
                 vms.spawn(service.measure, vm)
-        builder = TemplateBuilder(vms, pool)
-        for task in (partial(retention.keep_within_limits, vms), builder.keep, pool.keep):
+        builder = TemplateBuilder(vms, (pool.changed, held.changed))
+        forget = partial(retention.keep_within_limits, vms)
+        for task in (forget, builder.keep, pool.keep, held.keep):
             nursery.start_soon(_run_housekeeping, task, config.timing.housekeeping_retry_s)
         task_status.started(service)
         await closing.wait()

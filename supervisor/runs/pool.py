@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,8 +17,6 @@ from supervisor.tee import binding
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from supervisor.runs.vms import Vms
     from supervisor.state.record import RunOptions
     from supervisor.vm.vm import Vm
@@ -41,18 +38,11 @@ class Pool:
         #: VMs in a row that ended by themselves.
         self._failures = 0
         self._taken_at = -math.inf
-        #: Runs that no VM of the pool fits, and that wait for room.
-        self._giving_way = 0
 
     @property
     def vms(self) -> list[Vm]:
         """The VMs that no run has: ready VMs first, and the oldest first among those."""
-        mine = [
-            vm
-            for vm in self._vms
-            if vm.record.purpose is Purpose.POOL and not (vm.claimed or vm.ended or vm.ending)
-        ]
-        return sorted(mine, key=lambda vm: not vm.agent_ready)
+        return sorted(self._vms.spares(Purpose.POOL), key=lambda vm: not vm.agent_ready)
 
     def pick(self, options: RunOptions, fingerprint: str, *, ready: bool) -> Vm | None:
         """Claim a VM for a run; None if no VM fits.
@@ -77,21 +67,10 @@ class Pool:
                 return vm
         return None
 
-    @contextmanager
-    def giving_way(self) -> Iterator[None]:
-        """Begin to end a VM of the pool for a run that needs another kind of VM.
-
-        The pool does not grow while that run waits for room.
-        """
-        self._giving_way += 1
-        try:
-            for vm in self.vms[-1:]:
-                log.info("pool: giving up", vm=vm.id, why="a run needs its room")
-                self._vms.discard(vm)
-            yield
-        finally:
-            self._giving_way -= 1
-            self.changed.notify()
+    @property
+    def wants_more(self) -> bool:
+        """Whether it has not as many VMs as the setting says."""
+        return len(self.vms) < self._config.pool_size
 
     async def keep(self) -> None:
         """Fill the pool, one VM at a time, and replace VMs that have waited for too long."""
@@ -106,6 +85,10 @@ class Pool:
                 vm = await self._vms.start_spare(Purpose.POOL)
                 if vm:
                     await self._see_it_ready(vm)
+                    continue
+                if held := self._vms.spares(Purpose.HELD):
+                    log.info("held clone: giving up", vm=held[-1].id, why="the pool needs its room")
+                    await self._vms.discard(held[-1]).wait()
                     continue
             with trio.move_on_after(self._timing.pool_look_s):
                 await changed.wait()
@@ -146,7 +129,7 @@ class Pool:
         templates = self._vms.templates
         if binding.binds(self._vms.host.accel.tee):
             return False  # no run could take it
-        if self._giving_way or len(self.vms) >= self._config.pool_size:
+        if not self.wants_more:
             return False
         if templates.is_building or not templates.looked:
             return False  # VMs from the template that is being built are better

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from supervisor.caller import Caller
+    from supervisor.runs.held_clones import HeldClones
     from supervisor.runs.pool import Pool
     from supervisor.runs.vms import Vms
     from supervisor.state.record import Event, RunOptions
@@ -55,11 +56,12 @@ _READER_RETRY_S = 10
 
 
 class Service:
-    """One supervisor's. ``vms`` and ``pool`` are where its VMs come from."""
+    """One supervisor's. ``vms``, ``pool`` and ``held`` are where its VMs come from."""
 
-    def __init__(self, vms: Vms, pool: Pool) -> None:
+    def __init__(self, vms: Vms, pool: Pool, held: HeldClones) -> None:
         self.vms = vms
         self.pool = pool
+        self.held = held
         self.config = vms.config
         self.journal = vms.journal
         build = build_info()
@@ -211,12 +213,16 @@ class Service:
         room: Resources,
         caller: Caller,
     ) -> Vm:
-        """A VM of the pool that is ready, else a new one, else one of the pool that comes up."""
-        vms, pool, owner = self.vms, self.pool, caller.name
-        fingerprint = await vms.templates.present() if pool.vms else ""
+        """A VM of the pool that is ready, else a held clone, else a new one.
+
+        If there is no room for one, it is a VM of the pool that comes up.
+        """
+        vms, pool, held, owner = self.vms, self.pool, self.held, caller.name
+        fingerprint = await vms.templates.present() if pool.vms or held.vms else ""
         vm = None
         while vm is None:
-            if picked := pool.pick(options, fingerprint, ready=True):
+            picked = pool.pick(options, fingerprint, ready=True)
+            if picked or (picked := held.pick(options, fingerprint)):
                 vm = await self._take(picked, computation, options, requested_s, owner)
             elif vms.admission.try_enter(room):
                 vm = await vms.start(room, options, computation, requested_s, owner=owner)
@@ -244,14 +250,17 @@ class Service:
         )
 
     async def _enter(self, room: Resources, caller: Caller) -> None:
-        """Take room when there is some; a VM of the pool that does not fit the run gives way."""
-        admission, pool, owner = self.vms.admission, self.pool, caller.name
-        coming = Resources.on_record(pool.vms[-1].record) if pool.vms else NONE
+        """Take room when there is some; a VM kept for runs that does not fit this one gives way."""
+        admission, owner = self.vms.admission, caller.name
+        spares = [*self.pool.vms, *self.held.vms][-1:]
+        coming = Resources.on_record(spares[0].record) if spares else NONE
         try:
-            # A run that is turned away costs no VM of the pool.
+            # A run that is turned away costs no spare VM.
             admission.check(room, owner, coming)
-            with pool.giving_way():
-                await admission.enter(room, owner, coming)
+            for vm in spares:
+                log.info("giving up", vm=vm.id, purpose=vm.record.purpose, why="a run needs room")
+                self.vms.discard(vm)
+            await admission.enter(room, owner, coming)
         except AtCapacity as error:
             if not caller.is_party:
                 raise
@@ -260,7 +269,7 @@ class Service:
     async def _take(
         self, vm: Vm, computation: bytes, options: RunOptions, requested_s: float, owner: str
     ) -> Vm | None:
-        """Give a run a VM of the pool; None if that VM ends just now."""
+        """Give a run a VM that was kept for one; None if that VM ends just now."""
         try:
             assigned = await vm.assign(computation, options, requested_s, owner)
         except OSError as error:
@@ -290,6 +299,7 @@ class Service:
         self.metrics.count_run(outcome, took_s, vm.record.start, vm.record.steps)
         about = {"vm.id": vm.id, "start": vm.record.start}
         spans.tell_steps(vm.requested_at, vm.record.steps, about)
+        self.held.changed.notify()
 
     # --- VMs --------------------------------------------------------------------------------
 
@@ -343,6 +353,7 @@ class Service:
         templates = self.vms.templates
         return Gauges(
             by_state=Counter(vm.status.state.value for vm in self.vms),
+            held=sum(vm.is_held for vm in self.held.vms),
             waiting=self.vms.admission.waiting,
             refused=self.vms.admission.refused,
             lost=sum(vm.monitor_state is MonitorState.LOST for vm in self.vms),

@@ -15,20 +15,25 @@ from supervisor.templates.registry import Entry, TemplateState
 from supervisor.templates.template import Template
 
 if TYPE_CHECKING:
-    from supervisor.runs.pool import Pool
+    from collections.abc import Iterable
+
     from supervisor.runs.vms import Vms
     from supervisor.templates.template import Fingerprint
     from supervisor.vm.vm import Vm
+    from supervisor.waiting import Signal
 
 log = structlog.stdlib.get_logger()
 
 
 class TemplateBuilder:
-    """The template builder of one supervisor. `keep` is its task."""
+    """The template builder of one supervisor. `keep` is its task.
 
-    def __init__(self, vms: Vms, pool: Pool) -> None:
+    :param told: notified after each build, for who waits for clones
+    """
+
+    def __init__(self, vms: Vms, told: Iterable[Signal]) -> None:
         self._vms = vms
-        self._pool = pool
+        self._told = tuple(told)
         self._templates = vms.templates
         self._config = vms.config
         #: Builds in a row that failed.
@@ -89,7 +94,8 @@ class TemplateBuilder:
             await self._vms.delete(vm)
         entry.vm_id = None
         self._templates.changed()
-        self._pool.changed.notify()  # the pool waits for clones
+        for signal in self._told:
+            signal.notify()
 
     def _failed(self, entry: Entry, vm: Vm | None, error: Exception) -> None:
         # Room comes and goes, and a VM that somebody ended did not fail.

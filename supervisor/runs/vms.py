@@ -13,7 +13,7 @@ import trio
 from supervisor import spans
 from supervisor.agent import dialled
 from supervisor.agent.dialled_server import Dialled
-from supervisor.config import RestartPolicy, Tee
+from supervisor.config import RestartPolicy, Tee, TemplateUse
 from supervisor.errors import (
     Busy,
     LaunchError,
@@ -136,6 +136,10 @@ class Vms:
     def seen_by(self, caller: Caller) -> list[Vm]:
         return [vm for vm in self if _sees(caller, vm)]
 
+    def listed_for(self, caller: Caller) -> list[Vm]:
+        """The same without held clones, with which there is nothing to be done."""
+        return [vm for vm in self.seen_by(caller) if vm.record.purpose is not Purpose.HELD]
+
     # --- starting ---------------------------------------------------------------------------
 
     async def start(
@@ -203,7 +207,9 @@ class Vms:
         if self.closing or not self.admission.try_enter(room):
             return None
         options = RunOptions(
-            template=self.config.start.templates,
+            template=(
+                TemplateUse.REQUIRE if purpose is Purpose.HELD else self.config.start.templates
+            ),
             forwards=self.config.qemu.net.forwards,
             dials=self.config.qemu.net.dials,
             tee=Tee(technology or Tee.NONE),
@@ -221,8 +227,8 @@ class Vms:
         alive = []
         for record in recovered.records:
             vm = self._add(record, recovered.secrets.get(record.id))
-            if record.purpose is Purpose.TEMPLATE:
-                self.discard(vm)  # its making was cut short
+            if record.purpose in (Purpose.TEMPLATE, Purpose.HELD):
+                self.discard(vm)  # its making was cut short, or is as good as a new one
             if not record.ended:
                 self.admission.take(Resources.on_record(record))
                 user = self.host.users.take(vm.dir.given_to())
@@ -298,6 +304,14 @@ class Vms:
         if await vm.wait_over():
             await self.forget(vm)
         done.set()
+
+    def spares(self, purpose: Purpose) -> list[Vm]:
+        """The VMs that are kept for runs and that no run has, the oldest first."""
+        return [
+            vm
+            for vm in self
+            if vm.record.purpose is purpose and not (vm.claimed or vm.ended or vm.ending)
+        ]
 
     @property
     def staying(self) -> list[Vm]:

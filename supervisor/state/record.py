@@ -51,6 +51,8 @@ class Purpose(enum.StrEnum):
     RUN = "run"
     #: Kept ready for a later run, which then takes it.
     POOL = "pool"
+    #: Restored from a template and held before its first instruction, until a run takes it.
+    HELD = "held"
     #: Booted to become a template.
     TEMPLATE = "template"
     #: Its agent asks another service for its computation.
@@ -166,6 +168,7 @@ class Phase(enum.StrEnum):
     RENEW = "renew"
     AGENT = "agent"
     POOL = "pool"
+    HELD = "held"
     RELAY = "relay"
     #: Not a step: the warning before a VM's ttl ends was given. It is given once.
     EXPIRING = "expiring"
@@ -319,9 +322,10 @@ class Record:
 
     @property
     def start(self) -> str:
-        """How its guest came: ``cold``, ``template`` or ``pool``."""
-        if Phase.POOL in self.phases:
-            return "pool"
+        """How its guest came: ``cold``, ``template``, ``held`` or ``pool``."""
+        for taken in (Phase.POOL, Phase.HELD):
+            if taken in self.phases:
+                return taken.value
         return "template" if self.template else "cold"
 
     @property

@@ -200,6 +200,14 @@ class Templates:
                 self.wanted.notify()
             await changed.wait()
 
+    def is_ready(self, name: str) -> bool:
+        """Whether this template is there, and VMs may start from it."""
+        return name in self.entries and self.entries[name].state is TemplateState.READY
+
+    @property
+    def any_ready(self) -> bool:
+        return any(map(self.is_ready, self.entries))
+
     @property
     def is_building(self) -> bool:
         return any(entry.state is TemplateState.BUILDING for entry in self.entries.values())

@@ -86,6 +86,8 @@ async def reset(vm: Vm) -> None:
 def _require(vm: Vm, done: str, *states: VmState) -> Session:
     if vm.record.purpose is Purpose.TEMPLATE:
         raise Busy(f"VM {vm.id} cannot be {done}: it becomes a template")
+    if vm.record.purpose is Purpose.HELD:
+        raise Busy(f"VM {vm.id} cannot be {done}: it is held until a run takes it")
     if vm.ended or vm.status.state not in states or vm.session is None:
         raise Busy(f"VM {vm.id} cannot be {done}: it is {vm.status}")
     return vm.session

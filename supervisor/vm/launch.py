@@ -61,7 +61,7 @@ _PORT_TAKEN = re.compile(r"Could not set up host forwarding rule '[^']*:(\d+)-[^
 
 #: The phases that a cold boot repeats after a clone has failed.
 _STEPS_OF_A_BOOT = (
-    *(Phase.OVERLAY, Phase.SPAWN, Phase.GREETING, Phase.RESTORE),
+    *(Phase.HELD, Phase.OVERLAY, Phase.SPAWN, Phase.GREETING, Phase.RESTORE),
     *(Phase.RUNNING, Phase.RENEW, Phase.AGENT),
 )
 

@@ -15,7 +15,7 @@ from supervisor.config.qemu import size_in_bytes
 from supervisor.errors import MonitorError, SocketGone
 from supervisor.qemu.connection import MonitorState
 from supervisor.qemu.qapi import RunStatus
-from supervisor.state.record import EndCause, EndMode, EventKind, Launch, Phase
+from supervisor.state.record import EndCause, EndMode, EventKind, Launch, Phase, Purpose
 from supervisor.state.status import (
     IllegalTransition,
     RunState,
@@ -99,7 +99,10 @@ class QmpEvents:
         else:
             if self._template_state and found.state is VmState.PRELAUNCH:
                 await self._restore(monitor, self._template_state)
-            await monitor.cont()
+            if vm.record.purpose is Purpose.HELD:
+                await self._hold()
+            else:
+                await monitor.cont()
 
     def _is_before_first_instruction(self, found: Status) -> bool:
         record = self._vm.record
@@ -117,6 +120,12 @@ class QmpEvents:
         except OSError as error:
             raise MonitorError(f"{state}: {error.strerror}", error_class="GenericError") from error
         self._vm.reached(Phase.RESTORE)
+
+    async def _hold(self) -> None:
+        """Have runs know of a clone that waits for one of them; `run_when_taken` does the rest."""
+        await self._vm.write_deferred()  # a supervisor that comes after us must find its QEMU
+        self._vm.restored = True
+        self._vm.notify()
 
     async def on_state(self, state: MonitorState) -> None:
         """Tell that QEMU does not answer, and that it answers again."""
@@ -265,7 +274,9 @@ class QmpEvents:
             log.warning("logs cannot be looked at", vm=vm.id, problem=str(error))
         if answer is not None:
             self._session.note(answer)
-            await self._correct(status_of_runstate(answer.status))
+            found = status_of_runstate(answer.status)
+            if not self._is_before_first_instruction(found):
+                await self._correct(found)
         if self._untold:
             # Whoever reads the events learns the state of this moment, if not each one before it.
             self._tell_how_many()

@@ -24,7 +24,7 @@ from supervisor.qemu.host import boot_id
 from supervisor.state import file_errors
 from supervisor.state.record import EndCause, EventKind
 from supervisor.state.status import Reason, Status, VmState, status_after_missed_end
-from supervisor.vm import attestation, compute, decisions, restart, shutdown, ttl
+from supervisor.vm import attestation, compute, decisions, held_clone, restart, shutdown, ttl
 from supervisor.vm.decisions import Next
 from supervisor.vm.launch import Launcher, new_session
 from supervisor.vm.qmp_events import QmpEvents
@@ -222,6 +222,7 @@ class VmTask:
         async with session.open(handler) as nursery:
             nursery.start_soon(shutdown.shut_down_when_asked, vm, session)
             nursery.start_soon(self._relay.run, session)
+            nursery.start_soon(held_clone.run_when_taken, vm, session)
             nursery.start_soon(self._scopes.place, vm.id, qemu.pidfd)
             nursery.start_soon(ttl.end_in_time, vm)
             nursery.start_soon(attestation.end_in_time, vm)
@@ -248,12 +249,12 @@ class VmTask:
             timeout_s, setting = config.start.clone_timeout_s, "MANAGER_CLONE_TIMEOUT"
         while True:
             with trio.move_on_after(timeout_s) as patience:
-                await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH or vm.awaits_owner)
+                await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH or vm.is_kept_back)
             if patience.cancelled_caught:
                 break
-            if not vm.awaits_owner:
+            if not vm.is_kept_back:
                 return
-            await vm.until(lambda: not vm.awaits_owner)
+            await vm.until(lambda: not vm.is_kept_back)
         problem = session.connection.problem
         session.refusal = f"its guest did not run within {timeout_s:g} s, see {setting}; {problem}"
         await session.qemu.kill()

@@ -71,7 +71,8 @@ class Vm:
     :ivar prepared: whether the guest is ready to become a template, and nobody is connected
     :ivar failure: why its run or its task failed, if the VM's own end does not say it
     :ivar end_request: what was asked for; it may become more urgent, never less
-    :ivar claimed: whether a run is about to have this VM of the pool
+    :ivar claimed: whether a run is about to have this VM of the pool, or this held clone
+    :ivar restored: whether it is a held clone whose guest could run
     :ivar leaving: whether the VM's task ends and QEMU runs on
     """
 
@@ -105,6 +106,7 @@ class Vm:
         self.failure: SupervisorError | None = None
         self.end_request: EndRequest | None = None
         self.claimed = False
+        self.restored = False
         self.leaving = False
         #: What the task's work is done in.
         self.scope = trio.CancelScope()
@@ -144,6 +146,25 @@ class Vm:
         """Whether the guest waits for its owner's word before its first instruction."""
         waits = (Launch.WAITING, Launch.MEASURED, Launch.SECRET)
         return self.record.launch in waits and self.status.state is VmState.PRELAUNCH
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the guest waits for a run before its first instruction, and could run at once."""
+        return (
+            self.record.purpose is Purpose.HELD
+            and self.restored
+            and self.monitor_state is not MonitorState.LOST
+        )
+
+    @property
+    def is_kept_back(self) -> bool:
+        """Whether the guest would run, but for somebody's word."""
+        return self.awaits_owner or (self.record.purpose is Purpose.HELD and self.restored)
+
+    @property
+    def is_coming_up(self) -> bool:
+        """Whether somebody waits for its agent's answer."""
+        return self.record.awaits_answer and not self.ended
 
     @property
     def opens_agent(self) -> bool:
@@ -298,7 +319,7 @@ class Vm:
     async def assign(
         self, computation: bytes, options: RunOptions, requested_s: float, owner: str
     ) -> bool:
-        """Give a VM of the pool a run's computation; from now on it is that run's VM.
+        """Give a VM that was kept for runs a run's computation; from now on it is that run's VM.
 
         False if it has begun to end meanwhile; then nothing has changed.
 
@@ -310,7 +331,7 @@ class Vm:
             await self.dir.drop_computation()
             return False
         self._requested_s, self._phases = requested_s, {}
-        self.reached(Phase.POOL)
+        self.reached(Phase.HELD if self.record.purpose is Purpose.HELD else Phase.POOL)
         data = {"ttl_s": options.ttl_s, "restart": options.restart, "keep_disk": options.keep_disk}
         # What a run asks for is counted from now on; if its guest has not run yet, from then.
         clock = {"first_ran_s": requested_s} if self.record.first_ran_s else {}

@@ -42,12 +42,13 @@ CLONE_STEPS = [
     *("restore", "running", "renew", "agent", "relay"),
 ]
 POOL_STEPS = ["pool", "relay"]
+HELD_STEPS = ["held", "running", "renew", "agent", "relay"]
 
 
 def clonable(world: World) -> World:
     """The world, with an image that may be copied while it runs."""
     declare(world.image)
-    world.settings |= SMALL
+    world.settings |= SMALL | {"MANAGER_HELD_CLONES": "0"}
     # The stand-in has come to rest when it says so.
     world.hasten(template_settle_s=0.0)
     return world
@@ -57,6 +58,12 @@ def pooling(world: World) -> World:
     """One whose pool has two VMs, started one right after the other."""
     world.settings |= {"MANAGER_POOL_SIZE": "2", "MANAGER_POOL_INTERVAL": "1ms"}
     return clonable(world)
+
+
+def holding(world: World) -> World:
+    """One that holds two clones, and no more while a run may take one."""
+    clonable(world).settings["MANAGER_HELD_CLONES"] = "2"
+    return world
 
 
 def declare(image: Path, *, clone_safe: bool = True) -> None:
@@ -136,6 +143,29 @@ async def pool(http: httpx.AsyncClient, size: int, *others: str) -> list[str]:
         return [one["id"] for one in rows if not one["ended"] and one["id"] not in others]
 
     return waiting(await ask_until(http, "/vms", lambda listed: len(waiting(listed)) == size))
+
+
+async def held(http: httpx.AsyncClient, size: int, *others: str) -> list[str]:
+    """Ids of the held clones, once there are so many beside these others."""
+
+    def found(listed: Any) -> list[str]:
+        return [
+            one["id"] for one in listed["vms"] if not one["ended"] and one["id"] not in others
+        ]
+
+    def are_there(rows: Any) -> bool:
+        return len(found(rows)) == size
+
+    listed = await ask_until(http, "/vms?purpose=held", are_there)
+    await ask_metric(http, "qmp_supervisor_held_clones", size)
+    return found(listed)
+
+
+async def ask_metric(http: httpx.AsyncClient, name: str, value: float) -> None:
+    """Return once a metric has this value."""
+    with trio.fail_after(PATIENCE_S):
+        while (await metrics(http))[name] != value:
+            await trio.sleep(0.01)
 
 
 async def post(

@@ -115,7 +115,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
 
     @answers(Right.SEE)
     async def List(self, request: object, context: object) -> vm_pb2.ListResponse:  # noqa: N802
-        seen = self._service.vms.seen_by(current())
+        seen = self._service.vms.listed_for(current())
         return vm_pb2.ListResponse(vms=[messages.vm(vm) for vm in seen])
 
     @answers(Right.SEE)

@@ -10,6 +10,7 @@ from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body, listing, views
 from supervisor.api.requests import NoMembers, ShutdownRequest
 from supervisor.caller import Right
+from supervisor.state.record import Purpose
 from supervisor.vm import control
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ def blueprint(service: Service) -> Blueprint:
     @routes.get("")
     @needs(Right.SEE)
     async def list_vms() -> Any:
-        found, following = listing.page(service.vms.seen_by(current()), request.args)
+        asks_for_held = Purpose.HELD in request.args.getlist("purpose")
+        listed = service.vms.seen_by if asks_for_held else service.vms.listed_for
+        found, following = listing.page(listed(current()), request.args)
         rows = [views.summary(vm) for vm in found]
         if listing.wants_usage(request.args):
             await _add_usage(service, *rows)

@@ -1,0 +1,256 @@
+"""Held clones: restored, and stopped before their first instruction until a run takes one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from tests.support.clones import (
+    CLONE_STEPS,
+    COLD,
+    HELD_STEPS,
+    IMPATIENT,
+    change,
+    declare,
+    events,
+    guest_of,
+    guests_of,
+    held,
+    holding,
+    is_clone,
+    metrics,
+    pool,
+    post,
+    ready,
+    run,
+    show,
+    timing,
+)
+
+if TYPE_CHECKING:
+    from tests.support.world import World
+
+
+@pytest.fixture
+def world(world: World) -> World:
+    return holding(world)
+
+
+async def test_run_takes_one_and_another_is_held(world: World) -> None:
+    async with world.serve() as supervisor:
+        waiting = await held(supervisor.http, 2)
+        for vm_id in waiting:
+            shown = await show(supervisor.http, vm_id)
+            assert (shown["purpose"], shown["state"]) == ("held", "prelaunch")
+            assert is_clone(shown)
+            assert shown["owner"] is None
+        answer = await post(supervisor.http, b"mine")
+        assert answer.status_code == 200, answer.text
+        assert world.received(answer.json()["computation"]) == b"mine"
+        taken = answer.json()["id"]
+        assert taken == waiting[0]
+        assert list(timing(answer)) == [*HELD_STEPS, "total"]
+        shown = await show(supervisor.http, taken)
+        assert (shown["purpose"], shown["relay"]["state"]) == ("run", "answered")
+        assert list(shown["phases_s"]) == HELD_STEPS
+        again = await held(supervisor.http, 2)
+        assert waiting[1] in again
+        guest = await guest_of(world, taken)
+        await guest.until("Run")
+        assert (guest.count("cont"), guest.count("Renew")) == (1, 1)
+        assert len(events(world, taken, "taken")) == 1
+
+
+async def test_guest_of_one_never_ran(world: World) -> None:
+    """Nor was it spoken to."""
+    async with world.serve() as supervisor:
+        (first, _) = await held(supervisor.http, 2)
+        await supervisor.http.delete(f"/vms/{first}")
+        guest = await guest_of(world, first)
+        await guest.until("end")
+        assert [guest.count(what) for what in ("cont", "Renew", "Run")] == [0, 0, 0]
+        await held(supervisor.http, 2)  # and it is replaced
+
+
+async def test_it_is_not_listed_unless_asked_for(world: World) -> None:
+    async with world.serve() as supervisor:
+        waiting = await held(supervisor.http, 2)
+        listed = (await supervisor.http.get("/vms")).json()["vms"]
+        assert [one["id"] for one in listed] == []
+        listed = (await supervisor.http.get("/vms?purpose=held&purpose=run")).json()["vms"]
+        assert [one["id"] for one in listed] == waiting
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "reset"])
+async def test_nobody_may_let_it_run(world: World, action: str) -> None:
+    async with world.serve() as supervisor:
+        first, _ = await held(supervisor.http, 2)
+        answer = await supervisor.http.post(f"/vms/{first}/{action}")
+        assert answer.status_code == 409
+        assert "held until a run takes it" in answer.json()["detail"]
+        assert (await show(supervisor.http, first))["state"] == "prelaunch"
+
+
+async def test_run_of_another_kind_takes_none(world: World) -> None:
+    async with world.serve() as supervisor:
+        waiting = await held(supervisor.http, 2)
+        cold = await run(supervisor.http, template="off")
+        assert cold["id"] not in waiting
+        assert not is_clone(cold)
+        assert (await held(supervisor.http, 2)) == waiting
+
+
+async def test_run_that_requires_a_template_takes_one(world: World) -> None:
+    async with world.serve() as supervisor:
+        waiting = await held(supervisor.http, 2)
+        assert (await run(supervisor.http, template="require"))["id"] == waiting[0]
+
+
+async def test_runs_at_once_share_none(world: World) -> None:
+    async with world.serve() as supervisor:
+        waiting = await held(supervisor.http, 2)
+        taken = []
+
+        async def one() -> None:
+            taken.append(await run(supervisor.http))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(one)
+        assert len({vm["id"] for vm in taken}) == 5
+        steps = [list(vm["phases_s"]) for vm in taken if vm["id"] in waiting]
+        assert steps == [HELD_STEPS] * 2
+        others = [vm for vm in taken if vm["id"] not in waiting]
+        assert all(list(vm["phases_s"]) in (CLONE_STEPS, HELD_STEPS) for vm in others)
+
+
+async def test_run_without_room_takes_theirs(world: World) -> None:
+    async with world.serve(MANAGER_MAX_VMS="2", MANAGER_QUEUE="0") as supervisor:
+        waiting = await held(supervisor.http, 2)
+        cold = await run(supervisor.http, template="off")
+        (stays,) = await held(supervisor.http, 1)
+        assert stays == waiting[0]
+        assert cold["state"] == "running"
+        assert (await run(supervisor.http))["id"] == stays
+        assert (await post(supervisor.http)).status_code == 429
+
+
+async def test_pool_goes_before_them(world: World) -> None:
+    settings = {"MANAGER_POOL_SIZE": "1", "MANAGER_POOL_INTERVAL": "1ms", "MANAGER_MAX_VMS": "2"}
+    async with world.serve(**settings) as supervisor:
+        (pooled,) = await pool(supervisor.http, 1)
+        (waits,) = await held(supervisor.http, 1)
+        assert (await run(supervisor.http))["id"] == pooled
+        await pool(supervisor.http, 1)  # in the held clone's room
+        assert (await held(supervisor.http, 0)) == []
+        assert (await supervisor.http.get(f"/vms/{waits}")).status_code == 404
+
+
+@pytest.mark.parametrize("settings", [COLD, {"MANAGER_HELD_CLONES": "0"}], ids=["cold", "none"])
+async def test_there_may_be_none(world: World, settings: dict[str, str]) -> None:
+    async with world.serve(**settings) as supervisor:
+        if settings is not COLD:
+            await ready(supervisor.http)
+        await run(supervisor.http)
+        assert (await held(supervisor.http, 0)) == []
+
+
+async def test_those_of_an_earlier_image_are_thrown_away(world: World) -> None:
+    world.hasten(template_look_s=0.05, pool_look_s=0.05)
+    async with world.serve() as supervisor:
+        before = await held(supervisor.http, 2)
+        first = await ready(supervisor.http)
+        change(world.image)
+        declare(world.image)
+        await ready(supervisor.http, other_than=first["digest"])
+        after = await held(supervisor.http, 2, *before)
+        assert (await run(supervisor.http))["id"] == after[0]
+        for vm_id in before:
+            assert (await supervisor.http.get(f"/vms/{vm_id}")).status_code == 404
+
+
+async def test_none_of_an_earlier_image_is_taken(world: World) -> None:
+    """Not even before anybody has looked."""
+    world.hasten(template_look_s=3600.0, pool_look_s=3600.0)
+    async with world.serve() as supervisor:
+        before = await held(supervisor.http, 2)
+        change(world.image)
+        declare(world.image)
+        assert (await run(supervisor.http))["id"] not in before
+
+
+async def test_one_that_dies_is_replaced(world: World) -> None:
+    world.hasten(pool_look_s=0.05)
+    async with world.serve() as supervisor:
+        first, second = await held(supervisor.http, 2)
+        await (await guest_of(world, first)).exit(-9)
+        await supervisor.vm(first).wait_ended()
+        assert second in await held(supervisor.http, 2)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"refuses": {"cont": ("GenericError", "not now")}}, {"swallows": ("cont",)}],
+    ids=["refuses", "hangs"],
+)
+async def test_one_that_does_not_run_is_booted_from_cold(
+    world: World, fault: dict[str, Any]
+) -> None:
+    """The computation has reached nobody, so the run goes on."""
+    async with world.serve(**IMPATIENT) as supervisor:
+        good = await held(supervisor.http, 2)
+        world.scenario(**fault)
+        for vm_id in good:
+            await supervisor.http.delete(f"/vms/{vm_id}")
+        bad = await held(supervisor.http, 2, *good)
+        world.scenario()
+        vm = await run(supervisor.http)
+        assert vm["id"] == bad[0]
+        assert not is_clone(vm)
+        assert len(events(world, bad[0], "fallback")) == 1
+        assert "held" not in vm["phases_s"]
+        assert vm["relay"]["state"] == "answered"
+
+
+async def test_stop_ends_them(world: World) -> None:
+    async with world.serve() as supervisor:
+        waiting = await held(supervisor.http, 2)
+        guests = await guests_of(world, waiting)
+    for guest in guests:
+        await guest.until("end")
+        assert guest.count("cont") == 0
+
+
+async def test_next_supervisor_ends_what_was_held(world: World) -> None:
+    """A QEMU with ``-incoming`` that nobody waits for must not stay."""
+    async with world.serve_apart() as apart:
+        waiting = await held(apart.http, 2)
+        guests = await guests_of(world, waiting)
+        await apart.kill()
+    async with world.serve() as supervisor:
+        for guest in guests:
+            await guest.until("end")
+            assert guest.count("cont") == 0
+        again = await held(supervisor.http, 2, *waiting)
+        assert not set(again) & set(waiting)
+        for vm_id in waiting:
+            assert not (world.tmp / vm_id).exists()
+
+
+async def test_heartbeats_change_nothing(world: World) -> None:
+    async with world.serve(MANAGER_HEARTBEAT="20ms") as supervisor:
+        first, _ = await held(supervisor.http, 2)
+        guest = await guest_of(world, first)
+        for _ in range(3):
+            await guest.until("query-status")
+        assert (await show(supervisor.http, first))["state"] == "prelaunch"
+
+
+async def test_in_the_metrics(world: World) -> None:
+    async with world.serve() as supervisor:
+        await held(supervisor.http, 2)
+        await run(supervisor.http)
+        found = await metrics(supervisor.http)
+        assert found['qmp_supervisor_step_seconds_count{start="held",step="relay"}'] == 1
