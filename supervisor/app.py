@@ -42,7 +42,7 @@ from supervisor.api.sockets import (
     watched_tls,
 )
 from supervisor.bridge import open_loop
-from supervisor.config import WITHOUT_EFFECT, Auth, OnStop, TemplateUse
+from supervisor.config import WITHOUT_EFFECT, Auth, OnStop
 from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import (
     accel,
@@ -208,11 +208,11 @@ async def power_off(config: Config) -> None:
     """
     _tune_process()
     config = await trio.to_thread.run_sync(on_this_host, config)
-    start = attrs.evolve(config.start, pool_size=0, templates=TemplateUse.OFF)
-    config = attrs.evolve(config, start=start)
     host = await trio.to_thread.run_sync(examine, config, Clock())
-    with locked(config.qemu.tmp):
-        async with open_loop(), open_service(config, host, Store(config.qemu.tmp)) as service:
+    tmp = config.qemu.tmp
+    with locked(tmp, "it ends its VMs itself on SIGINT; qmp-supervisor shutdown ends some of them"):
+        opened = open_service(config, host, Store(tmp), serves=False)
+        async with open_loop(), opened as service:
             with trio.move_on_after(config.shutdown.longest_s):
                 if await is_shutting_down():
                     await service.vms.leave_all()
@@ -350,6 +350,7 @@ def _hypercorn(config: Config) -> HypercornSettings:
     )  # so that who is gone is noticed
     hypercorn.loglevel = "WARNING"
     hypercorn.errorlog = logging.getLogger("hypercorn.error")  # so that our formatter writes it
+    hypercorn.errorlog.setLevel(hypercorn.loglevel)  # which it sets of loggers of its own alone
     hypercorn.unread_s = config.timing.http_unread_s
     hypercorn.tls = watched_tls("HTTP", config.http, partial(_ssl_context, config.http))
     return hypercorn

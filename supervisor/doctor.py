@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from supervisor import spans
 from supervisor.api import sockets
 from supervisor.config import Forwards, GuestNetwork, Tee
 from supervisor.config.settings import Switch
@@ -109,6 +110,8 @@ def examine(config: Config, *, serves: bool = False) -> Iterator[Check]:
         yield check_server("GRPC", config.grpc)
         yield check_forwards(qemu)
     yield check_guest_network(qemu)
+    if spans.wanted(config.jaeger_url):
+        yield check_traces()
 
 
 def keeps_vms_from_starting(checks: Sequence[Check]) -> bool:
@@ -460,6 +463,12 @@ def check_guest_network(config: QemuConfig) -> Check:
     if config.net.dials:
         detail += ", and their agents this supervisor"
     return Check(name, Verdict.OK, detail)
+
+
+def check_traces() -> Check:
+    if problem := spans.missing():
+        return Check("traces", Verdict.WARN, f"none are sent: {problem}", spans.ADVICE)
+    return Check("traces", Verdict.OK, "they are sent")
 
 
 def _by(port: int) -> str:

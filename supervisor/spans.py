@@ -14,8 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import structlog
+
 from supervisor.build import build_info
-from supervisor.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,11 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 _JAEGERS_OWN, _JAEGERS_OTLP = 14268, 4318
 _NS = 1_000_000_000
 
+#: What to do if the SDK is not installed.
+ADVICE = "install the extra: pip install 'qmp-supervisor[tracing]', or '<the wheel>[tracing]'"
+
+log = structlog.stdlib.get_logger()
+
 #: The SDK's, while traces are sent.
 _api: Any = None
 _tracer: Any = None
@@ -39,14 +45,18 @@ def sending(jaeger_url: str | None) -> Iterator[None]:
     """Send traces during the block, if the environment says so; the last at its end.
 
     :param jaeger_url: where to, if no variable of OpenTelemetry's says it
-    :raises HostError: if the SDK is not installed
+    Without the SDK none are sent: its variables are often set for a whole machine.
     """
     global _api, _tracer
-    wanted = jaeger_url or any(os.environ.get(name) for name in _ENDPOINTS)
-    if not wanted or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if not wanted(jaeger_url):
         yield
         return
-    provider = _provider(jaeger_url)
+    try:
+        provider = _provider(jaeger_url)
+    except ImportError as error:
+        log.warning("no traces are sent", problem=str(error), advice=ADVICE)
+        yield
+        return
     _api = import_module("opentelemetry.trace")
     _tracer = provider.get_tracer("qmp-supervisor", build_info().version)
     try:
@@ -56,15 +66,31 @@ def sending(jaeger_url: str | None) -> Iterator[None]:
         provider.shutdown()
 
 
-def _provider(jaeger_url: str | None) -> Any:
+def wanted(jaeger_url: str | None) -> bool:
+    """Whether the environment says that traces are sent."""
+    asked = bool(jaeger_url) or any(os.environ.get(name) for name in _ENDPOINTS)
+    return asked and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
+
+
+def missing() -> str:
+    """What is not installed for that; empty if all is."""
     try:
-        sdk, export = import_module("opentelemetry.sdk.trace"), "opentelemetry.sdk.trace.export"
-        exporter = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-        resources = import_module("opentelemetry.sdk.resources")
+        _sdk()
     except ImportError as error:
-        raise HostError(
-            f"traces cannot be sent: {error}", advice="pip install 'qmp-supervisor[tracing]'"
-        ) from error
+        return str(error)
+    return ""
+
+
+def _sdk() -> tuple[Any, ...]:
+    """:raises ImportError: if it is not installed"""
+    sdk, exporter = "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    return tuple(
+        map(import_module, (f"{sdk}.trace", f"{sdk}.trace.export", f"{sdk}.resources", exporter))
+    )
+
+
+def _provider(jaeger_url: str | None) -> Any:
+    sdk, export, resources, exporter = _sdk()
     given = any(os.environ.get(name) for name in _ENDPOINTS)
     endpoint = None if given or not jaeger_url else otlp_of(jaeger_url)
     about = {"service.name": "qmp-supervisor", "service.version": build_info().version}
@@ -72,7 +98,7 @@ def _provider(jaeger_url: str | None) -> Any:
         about["service.name"] = name
     provider = sdk.TracerProvider(resource=resources.Resource.create(about))
     sender = exporter.OTLPSpanExporter(endpoint=endpoint)
-    provider.add_span_processor(import_module(export).BatchSpanProcessor(sender))
+    provider.add_span_processor(export.BatchSpanProcessor(sender))
     return provider
 
 

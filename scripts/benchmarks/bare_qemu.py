@@ -83,7 +83,7 @@ class BareQemu:
         async def main() -> Any:
             async with (
                 open_loop(),
-                qmp.connect(self.qmp_socket, _ANSWER_S, _ANSWER_S, Timing()) as link,
+                qmp.connect("", self.qmp_socket, _ANSWER_S, _ANSWER_S, Timing()) as link,
             ):
                 return await task(link)
 

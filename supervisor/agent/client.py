@@ -34,6 +34,7 @@ from supervisor.pb import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from supervisor.config import AgentConfig
@@ -356,12 +357,24 @@ class Agent:
             return await method(request, metadata=(*shown, *more))
 
         name = getattr(method, "_method", b"").decode().removeprefix("/")
-        about = {"rpc.system.name": "grpc", "rpc.method": name, "vm.id": self.vm_id}
-        with told(self.vm_id), spans.asking(name, about) as more:
+        with told(self.vm_id), self._span_of(name) as more:
             response = await aio_as_trio(ask)()
         if response is None:  # so grpc.aio reports bytes that do not parse
             raise AgentError(self.vm_id, "INTERNAL", "its answer is not what its protocol says")
         return response
+
+    @contextmanager
+    def told_of(self, name: str) -> Iterator[Metadata]:
+        """What a call is shown that others make: its span is the block.
+
+        :param name: of service and method
+        """
+        with self._span_of(name) as more:
+            yield (*self.metadata, *more)
+
+    def _span_of(self, name: str) -> AbstractContextManager[Metadata]:
+        about = {"rpc.system.name": "grpc", "rpc.method": name, "vm.id": self.vm_id}
+        return spans.asking(name, about)
 
 
 @contextmanager

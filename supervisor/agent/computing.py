@@ -24,7 +24,7 @@ from supervisor.waiting import move_on_when
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 
-    from supervisor.agent.client import Agent
+    from supervisor.agent.client import Agent, Metadata
 
 #: Of a message. The agent takes up to 1 MiB.
 _CHUNK = 1 << 20
@@ -141,22 +141,23 @@ async def upload(
     channel = agent.open_blocking()
     try:
         stub = compute_pb2_grpc.ComputeServiceStub(channel)
-        call = stub.Upload.future(_taken(receiver, channel, token), metadata=agent.metadata)
-        call.add_done_callback(tell)
-        # An agent that refuses does not wait for the rest.
-        async with move_on_when(answered.wait), aclosing(_of_size(chunks)) as of_size:
-            with _stalling(agent.vm_id, part, stall_s):
-                await sender.send(first)
-            async for chunk in of_size:
-                digest.update(chunk)
-                sent += len(chunk)
+        with agent.told_of("compute.ComputeService/Upload") as metadata:
+            call = stub.Upload.future(_taken(receiver, channel, token), metadata=metadata)
+            call.add_done_callback(tell)
+            # An agent that refuses does not wait for the rest.
+            async with move_on_when(answered.wait), aclosing(_of_size(chunks)) as of_size:
                 with _stalling(agent.vm_id, part, stall_s):
-                    await sender.send(request(chunk=chunk))
-            await sender.aclose()
-            with _stalling(agent.vm_id, part, stall_s):
-                await answered.wait()
-        with told(agent.vm_id):
-            answer = call.result()
+                    await sender.send(first)
+                async for chunk in of_size:
+                    digest.update(chunk)
+                    sent += len(chunk)
+                    with _stalling(agent.vm_id, part, stall_s):
+                        await sender.send(request(chunk=chunk))
+                await sender.aclose()
+                with _stalling(agent.vm_id, part, stall_s):
+                    await answered.wait()
+            with told(agent.vm_id):
+                answer = call.result()
     finally:
         # The channel first: a stream of messages that ends before would tell that all was sent.
         channel.close()
@@ -213,17 +214,17 @@ async def compute(
     )
     call: Any = None
 
-    async def begin() -> Any:  # asyncio-flavoured
+    async def begin(metadata: Metadata) -> Any:  # asyncio-flavoured
         stub = compute_pb2_grpc.ComputeServiceStub(agent.channel)
-        return stub.Compute(request, metadata=agent.metadata)
+        return stub.Compute(request, metadata=metadata)
 
     async def next_part() -> Any:  # asyncio-flavoured
         part = await call.read()  # raises what the agent's status says
         return None if part is grpc.aio.EOF else part
 
     try:
-        with told(agent.vm_id):
-            call = await aio_as_trio(begin)()
+        with told(agent.vm_id), agent.told_of("compute.ComputeService/Compute") as metadata:
+            call = await aio_as_trio(begin)(metadata)
             part = await aio_as_trio(next_part)()
         yield _outcome(agent.vm_id, part)
         while True:

@@ -110,6 +110,7 @@ def _attributes(trace: Trace, outcome: Outcome) -> dict[str, str | int]:
     else:
         method, _, route = outcome.what.partition(" ")
         known |= {"http.request.method": method, "http.route": route}
+        known |= {"url.path": trace.path, "url.scheme": trace.scheme}
         status = "http.response.status_code"
     if outcome.status is not None:
         known[status] = outcome.status

@@ -30,6 +30,8 @@ class Trace:
 
     :param wire: ``http`` or ``grpc``
     :param peer: the address that it comes from, without its port; ``unix`` for a local socket
+    :param path: of its URL; empty over gRPC
+    :param scheme: of its URL; empty over gRPC
     :param parent: the caller's ``traceparent``; empty if there is none
     :param vm_id: the VM that it is about; None if there is none, or none yet
     :param error: the name of the error that it is answered with
@@ -40,6 +42,8 @@ class Trace:
     wire: str
     peer: str
     parent: str = ""
+    path: str = ""
+    scheme: str = ""
     vm_id: str | None = None
     error: str | None = None
     changed: bool = False

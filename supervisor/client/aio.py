@@ -32,7 +32,7 @@ _RETRY_S = 1.0
 
 
 class AsyncClient:
-    """One supervisor. An async context manager, which closes the connections.
+    """One supervisor. A context manager, which closes the connections.
 
     :param url: or ``unix:`` and a path; None: QMP_SUPERVISOR_URL, or where one listens on this host
     :param token: None: QMP_SUPERVISOR_TOKEN, if there is one
@@ -168,9 +168,10 @@ class AsyncClient:
                 async with streamed as response:
                     await self._check(response)
                     async for line in response.aiter_lines():
+                        if line.startswith("id:"):
+                            after = int(line.removeprefix("id:"))
                         if line.startswith("data:"):
                             event: models.Event = json.loads(line.removeprefix("data:"))
-                            after = event["sequence"]
                             yield event
             except httpx.ConnectError as error:
                 if after is None:

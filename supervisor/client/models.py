@@ -1,6 +1,6 @@
 """What bodies and answers have: made of openapi.yaml by scripts/client."""
 
-# ea4f52a6226dd40891b052f50e114195262af813abc2f79bca16828b6b88700e
+# c1f67ef09ef31ccb1cf63bafa267417abca38e7fd90c548b77461a350fac7321
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict

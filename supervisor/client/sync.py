@@ -3,7 +3,7 @@
 Made of aio.py by scripts/client, which has the documentation.
 """
 
-# 787f8d0fcf1b70ffa6d92c55e20756e59130398f394d06f585a28b0cc37655c5
+# 495d241437c072cb6e571f2422d0352a79f4d7e29fedc4c6ffa0f22c02bb1342
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _RETRY_S = 1.0
 
 
 class Client:
-    """One supervisor. An async context manager, which closes the connections.
+    """One supervisor. A context manager, which closes the connections.
 
     :param url: or ``unix:`` and a path; None: QMP_SUPERVISOR_URL, or where one listens on this host
     :param token: None: QMP_SUPERVISOR_TOKEN, if there is one
@@ -165,9 +165,10 @@ class Client:
                 with streamed as response:
                     self._check(response)
                     for line in response.iter_lines():
+                        if line.startswith("id:"):
+                            after = int(line.removeprefix("id:"))
                         if line.startswith("data:"):
                             event: models.Event = json.loads(line.removeprefix("data:"))
-                            after = event["sequence"]
                             yield event
             except httpx.ConnectError as error:
                 if after is None:

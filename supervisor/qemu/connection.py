@@ -143,7 +143,8 @@ class Connection:
     async def _connect_once(self, qemu: Qemu, handler: Handler) -> bool:
         """Serve one connection until it ends. False if the process ended before its greeting."""
         greeting_s = min(self._life.answer_s, _GREETING_S)
-        opened = qmp.connect(self._socket_path, greeting_s, self._life.answer_s, self._timing)
+        answer_s = self._life.answer_s
+        opened = qmp.connect(self._vm_id, self._socket_path, greeting_s, answer_s, self._timing)
         try:
             async with AsyncExitStack() as stack:
                 async with _connecting:

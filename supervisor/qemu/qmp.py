@@ -71,11 +71,13 @@ class Monitor:
 
     def __init__(
         self,
+        vm_id: str,
         client: QMPClient,
         events: trio.MemoryReceiveChannel[qapi.QmpEvent],
         forwarder: _Forwarder,
         answer_s: float,
     ) -> None:
+        self._vm_id = vm_id
         self._client = client
         self._forwarder = forwarder
         self._answer_s = answer_s
@@ -102,7 +104,7 @@ class Monitor:
             lost
         """
         try:
-            about = {"qmp.command": command}
+            about = {"qmp.command": command, "vm.id": self._vm_id}
             with trio.fail_after(self._answer_s), spans.asking(f"QMP {command}", about):
                 return await aio_as_trio(self._client.execute)(command, arguments)
         except trio.TooSlowError as error:
@@ -263,10 +265,11 @@ def _as_qapi_says() -> Iterator[None]:
 
 @asynccontextmanager
 async def connect(
-    socket_path: Path, greeting_s: float, answer_s: float, timing: Timing
+    vm_id: str, socket_path: Path, greeting_s: float, answer_s: float, timing: Timing
 ) -> AsyncIterator[Monitor]:
     """Connect, and negotiate. Leaving the context closes the connection.
 
+    :param vm_id: for traces
     :param greeting_s: how long greeting and negotiation may take
     :param answer_s: how long the answer to a command may take
     :raises SocketGone: if nothing listens on the path
@@ -288,7 +291,7 @@ async def connect(
         why = cause.strerror if isinstance(cause, OSError) else type(cause).__name__
         raise kind(f"no QMP connection on {socket_path}: {why}") from error
     try:
-        yield Monitor(client, receive, forwarder, answer_s)
+        yield Monitor(vm_id, client, receive, forwarder, answer_s)
     finally:
         with trio.move_on_after(_DISCONNECT_GRACE_S, shield=True):
             await aio_as_trio(_close)(client, watch)

@@ -88,7 +88,7 @@ class Metrics:
 
     def __init__(self, gauges: Callable[[], Gauges], build: Mapping[str, str]) -> None:
         self.registry = CollectorRegistry()
-        about = "What runs here, and its versions."
+        about = "What runs here: this version, and where QEMU is."
         Info("qmp_supervisor_build", about, registry=self.registry).info(dict(build))
         ProcessCollector(registry=self.registry)
         self.registry.register(_Now(gauges))

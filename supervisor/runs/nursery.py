@@ -30,15 +30,19 @@ log = structlog.stdlib.get_logger()
 
 
 @asynccontextmanager
-async def open_service(config: Config, host: Host, store: Store) -> AsyncIterator[Service]:
+async def open_service(
+    config: Config, host: Host, store: Store, *, serves: bool = True
+) -> AsyncIterator[Service]:
     """A service that has adopted what an earlier one left.
+
+    :param serves: whether runs may come: else nothing is made ready for them
 
     Leaving the context, cancelled or not, leaves the VMs running that `Vms.end_all` has not
     ended.
     """
     async with trio.open_nursery() as nursery:
         closing = trio.Event()
-        service: Service = await nursery.start(_hold, config, host, store, closing)
+        service: Service = await nursery.start(_hold, config, host, store, closing, serves)
         try:
             yield service
         finally:
@@ -50,6 +54,7 @@ async def _hold(
     host: Host,
     store: Store,
     closing: trio.Event,
+    serves: bool,
     *,
     task_status: trio.TaskStatus[Service],
 ) -> None:
@@ -68,7 +73,7 @@ async def _hold(
                 vms.spawn(service.measure, vm)
         builder = TemplateBuilder(vms, (pool.changed, held.changed))
         forget = partial(retention.keep_within_limits, vms)
-        for task in (forget, builder.keep, pool.keep, held.keep):
+        for task in (forget, *((builder.keep, pool.keep, held.keep) if serves else ())):
             nursery.start_soon(_run_housekeeping, task, config.timing.housekeeping_retry_s)
         task_status.started(service)
         await closing.wait()

@@ -65,7 +65,11 @@ class Service:
         self.config = vms.config
         self.journal = vms.journal
         build = build_info()
-        versions = {"version": build.version, "commit": build.commit, "qemu": str(vms.host.qemu)}
+        versions = {
+            "version": build.version,
+            "commit": build.commit,
+            "qemu": str(vms.host.look_at_qemu().version),
+        }
         self.metrics = Metrics(self._gauges, versions)
         self.usages = Usages()
         self._keys = IdempotencyKeys(vms)

@@ -207,6 +207,7 @@ class EventsOnRecord:
     :param last: the greatest number that an event may have
     :param vm_ids: of these VMs and of the supervisor
     :param wants: which of these events are yielded
+    :ivar last: the same
     """
 
     def __init__(
@@ -219,7 +220,7 @@ class EventsOnRecord:
     ) -> None:
         self._journal = journal
         self._after = after
-        self._last = last
+        self.last = last
         self._vm_ids = vm_ids
         self._wants = wants
         self._page: deque[Event] = deque()
@@ -233,9 +234,9 @@ class EventsOnRecord:
         return event
 
     async def _next(self) -> Event:
-        if not self._page and self._after < self._last:
+        if not self._page and self._after < self.last:
             self._page.extend(await self._journal.page(self._after, self._vm_ids, _PAGE))
-        if not self._page or self._page[0].sequence > self._last:
+        if not self._page or self._page[0].sequence > self.last:
             raise StopAsyncIteration
         event = self._page.popleft()
         self._after = event.sequence

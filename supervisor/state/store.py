@@ -56,10 +56,14 @@ _KEPT_EVENTS = 1000
 _FIRST_EVENTS = 32
 
 
+_OTHER_TMP = "stop it first, or set MANAGER_QEMU_TMP_FILE_LOC to another directory"
+
+
 @contextmanager
-def locked(tmp: Path) -> Iterator[None]:
+def locked(tmp: Path, advice: str = _OTHER_TMP) -> Iterator[None]:
     """Hold the lock of tmp/. The kernel releases it, however the supervisor ends.
 
+    :param advice: what to do if another supervisor has it
     :raises HostError: if another supervisor has the lock; names its pid. Or if a later version was
         here
     """
@@ -71,7 +75,7 @@ def locked(tmp: Path) -> Iterator[None]:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             raise HostError(
                 f"{tmp} belongs to another supervisor (pid {holder})",
-                advice="stop it first, or set MANAGER_QEMU_TMP_FILE_LOC to another directory",
+                advice=advice,
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

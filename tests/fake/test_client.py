@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 import trio
 
@@ -95,6 +96,43 @@ async def test_events_over_a_restart(world: World) -> None:
             await seen.wait()
             await supervisor.http.delete(f"/vms/{first['id']}")
     assert told == sorted(set(told))
+
+
+async def test_events_over_a_restart_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has been told nothing yet has a place to go on from, too."""
+    monkeypatch.setattr("supervisor.client.aio._RETRY_S", 0.0)
+    asked: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers.get("Last-Event-ID"))
+        if len(asked) == 2:
+            raise httpx.ConnectError("nobody is there")
+        text = ": events\n\nid: 7\n\n"
+        if len(asked) == 3:
+            text += 'id: 8\nevent: adopted\ndata: {"sequence": 8, "event": "adopted"}\n\n'
+        return httpx.Response(200, text=text)
+
+    client = AsyncClient("http://127.0.0.1:9")
+    await client.http.aclose()
+    client.http = httpx.AsyncClient(
+        transport=httpx.MockTransport(answer), base_url="http://127.0.0.1:9"
+    )
+    async with client, client.events() as events:
+        assert (await anext(aiter(events)))["sequence"] == 8
+    assert asked == [None, "7", "7"]
+
+
+async def test_stream_says_where_it_begins(world: World) -> None:
+    async with world.serve() as supervisor:
+        await supervisor.run()
+        (*_, last) = (await supervisor.http.get("/events?limit=1000")).json()["events"]
+        async with supervisor.http.stream("GET", "/events") as stream:
+            lines = stream.aiter_lines()
+            assert [await anext(lines) for _ in range(3)] == [
+                ": events",
+                "",
+                f"id: {last['sequence']}",
+            ]
 
 
 async def test_without_a_loop(world: World) -> None:

@@ -13,9 +13,9 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from supervisor import spans
-from supervisor.errors import HostError
+from supervisor import doctor, spans
 from supervisor.pb import manager_pb2
+from tests.support.agent_process import WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +83,7 @@ async def test_a_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
                 "/run", json={"computation": "e30="}, headers={"traceparent": PARENT}
             )
             vm_id = answer.json()["id"]
+            assert answer.status_code == 200
         assert receiver.about["service.name"] == "qmp-supervisor"
         (request,) = receiver.named("POST /run")
         assert (request.trace_id.hex(), request.parent_span_id.hex()) == (TRACE, CALLER)
@@ -90,6 +91,8 @@ async def test_a_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         assert _attributes(request) == {
             "http.request.method": "POST",
             "http.route": "/run",
+            "url.path": "/run",
+            "url.scheme": "http",
             "http.response.status_code": 200,
             "client.address": "127.0.0.1",
             "request.id": TRACE,
@@ -106,8 +109,37 @@ async def test_a_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
             assert span.parent_span_id == request.span_id, name
             assert request.start_time_unix_nano - 10**8 < span.start_time_unix_nano, name
             assert span.start_time_unix_nano <= span.end_time_unix_nano, name
+            assert _attributes(span)["vm.id"] == vm_id, name
         # What nobody waits for, as a heartbeat, is in no trace.
         assert {span.trace_id.hex() for span in receiver.spans if "QMP" in span.name} == {TRACE}
+
+
+async def test_an_algorithm(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes long in these requests is the agent's, and a span of its own."""
+    world.scenario(agent="reference")
+    with receiving(monkeypatch) as receiver:
+        async with world.serve() as supervisor:
+            vm = await supervisor.run()
+            path, sent = f"/vms/{vm['id']}", {"Content-Type": "application/octet-stream"}
+            answer = await supervisor.http.put(
+                f"{path}/algorithm",
+                content=WRITE % b"b'out'",
+                headers=sent | {"traceparent": PARENT},
+            )
+            assert answer.status_code == 200, answer.text
+            await supervisor.http.put(f"{path}/data/0", content=b"x", headers=sent)
+            answer = await supervisor.http.post(f"{path}/compute", json={})
+            assert answer.json()["state"] == "succeeded", answer.text
+        algorithm, data = sorted(
+            receiver.named("compute.ComputeService/Upload"),
+            key=lambda one: one.start_time_unix_nano,
+        )
+        assert algorithm.trace_id.hex() == TRACE
+        assert data.trace_id.hex() != TRACE
+        (computed,) = receiver.named("compute.ComputeService/Compute")
+        (request,) = receiver.named("POST /vms/<vm_id>/compute")
+        assert computed.parent_span_id == request.span_id
+        assert _attributes(computed)["vm.id"] == vm["id"]
 
 
 async def test_over_grpc_and_a_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,14 +169,21 @@ async def test_nobody_receives_them(world: World, monkeypatch: pytest.MonkeyPatc
         await supervisor.run()
 
 
-def test_sdk_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sdk_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its variables may be those of the whole machine: no VM must go without a supervisor."""
+
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(spans, "import_module", missing)
-    with pytest.raises(HostError) as caught, spans.sending("http://127.0.0.1:4318/v1/traces"):
-        pass
-    assert "qmp-supervisor[tracing]" in str(caught.value)
+    with spans.sending("http://127.0.0.1:4318/v1/traces"), spans.serving("") as span:
+        span.end("GET /", {}, failed=False)
+    assert "qmp-supervisor[tracing]" in capsys.readouterr().out
+    check = doctor.check_traces()
+    assert check.verdict is doctor.Verdict.WARN
+    assert check.advice == spans.ADVICE
 
 
 @pytest.mark.parametrize(

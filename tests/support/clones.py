@@ -149,9 +149,7 @@ async def held(http: httpx.AsyncClient, size: int, *others: str) -> list[str]:
     """Ids of the held clones, once there are so many beside these others."""
 
     def found(listed: Any) -> list[str]:
-        return [
-            one["id"] for one in listed["vms"] if not one["ended"] and one["id"] not in others
-        ]
+        return [one["id"] for one in listed["vms"] if not one["ended"] and one["id"] not in others]
 
     def are_there(rows: Any) -> bool:
         return len(found(rows)) == size
@@ -164,7 +162,7 @@ async def held(http: httpx.AsyncClient, size: int, *others: str) -> list[str]:
 async def ask_metric(http: httpx.AsyncClient, name: str, value: float) -> None:
     """Return once a metric has this value."""
     with trio.fail_after(PATIENCE_S):
-        while (await metrics(http))[name] != value:
+        while (await metrics(http))[name] != value:  # noqa: ASYNC110 - no event tells of it
             await trio.sleep(0.01)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from supervisor.cli import main
 from tests.support import pages
 
 if TYPE_CHECKING:
@@ -42,6 +43,14 @@ def test_of_known_metrics() -> None:
     assert named <= known
     # What is wrong or full is alerted of, or at least shown.
     assert known - named <= {"qmp_supervisor_build_info"}
+
+
+def test_of_known_commands() -> None:
+    """What an alert tells its reader to type is there."""
+    named = re.findall(r"qmp-supervisor ([a-z-]+)((?: --[a-z-]+)*)", ALERTS.read_text())
+    assert named
+    for command, options in named:
+        main([command, *options.split(), "--help"], standalone_mode=False)
 
 
 @promtool

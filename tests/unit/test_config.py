@@ -52,6 +52,7 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ),
     ("MANAGER_TEMPLATES", "start.templates", TemplateUse.AUTO, "off", TemplateUse.OFF),
     ("MANAGER_CLONE_TIMEOUT", "start.clone_timeout_s", 10.0, "3s", 3.0),
+    ("MANAGER_HELD_CLONES", "start.held_clones", 2, "0", 0),
     ("MANAGER_POOL_SIZE", "start.pool_size", 0, "4", 4),
     ("MANAGER_POOL_MAX_AGE", "start.pool_max_age_s", 3600.0, "5m", 300.0),
     ("MANAGER_POOL_INTERVAL", "start.pool_interval_s", 1.0, "200ms", 0.2),

@@ -182,6 +182,7 @@ def test_errors() -> None:
 def test_metrics() -> None:
     gauges = Gauges(
         by_state={},
+        held=0,
         waiting=0,
         refused={},
         lost=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import json
 from datetime import UTC, datetime
@@ -100,7 +101,7 @@ def test_record_is_one_line_of_ascii() -> None:
     assert written.isascii()
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", None])
+@pytest.mark.parametrize("version", [0, 5, "1", None])
 def test_other_version_is_not_guessed_at(version: object) -> None:
     with pytest.raises(Damaged, match=f"version {version}"):
         parsed(content(version=version))
@@ -112,9 +113,11 @@ def test_version_before_is_read() -> None:
     assert record_file.parse(written)[0] == FULL
 
 
-def test_version_2_is_read() -> None:
+@pytest.mark.parametrize("version", [2, 3])
+def test_later_version_is_read(version: int) -> None:
     """The file was written by the last supervisor of that version."""
-    written = Path(__file__).with_name("vm-of-version-2.json").read_bytes()
+    written = Path(__file__).with_name(f"vm-of-version-{version}.json").read_bytes()
+    assert json.loads(written)["version"] == version
     record, events = record_file.parse(written)
     assert (record.options.ttl_s, record.options.labels) == (3600.0, {"team": "a"})
     assert str(record.status.state) == "running"
@@ -123,11 +126,11 @@ def test_version_2_is_read() -> None:
 
 
 def test_what_is_written_has_a_version() -> None:
-    """An earlier version sets a record aside that has a member more: see `state.format`."""
+    """An earlier version sets a record aside that has a member or a value more: `state.format`."""
     kinds = sorted(EventKind)
     members = sorted(_members(Record))
     written = hashlib.sha256(json.dumps([members, kinds]).encode()).hexdigest()
-    assert (record_file.VERSION, written[:16]) == (3, "8d5fca7b2aa507c3"), (
+    assert (record_file.VERSION, written[:16]) == (4, "3b2d9d689dcbca68"), (
         "what records or events have is another set now: raise VERSION, have parse read the one"
         " before, keep a file of it as a test, and put the new digest here"
     )
@@ -137,6 +140,8 @@ def _members(kind: Any, path: str = "") -> Iterator[str]:
     for one in attrs.fields(attrs.resolve_types(kind)):
         yield f"{path}{one.name}"
         for inner in (one.type, *get_args(one.type)):
+            if isinstance(inner, enum.EnumMeta):
+                yield from (f"{path}{one.name}={value.value}" for value in inner)
             if isinstance(inner, type) and attrs.has(inner):
                 yield from _members(inner, f"{path}{one.name}.")
 

@@ -85,7 +85,8 @@ class App(QuartTrio):
         headers = asked.headers
         peer = (asked.scope.get("client") or ("unix",))[0]
         given, parents = headers.getlist("X-Request-Id"), headers.getlist("traceparent")
-        trace = Trace(request_id(given, parents), "http", peer, parent(parents))
+        where = asked.path, asked.scheme
+        trace = Trace(request_id(given, parents), "http", peer, parent(parents), *where)
         method = asked.method if asked.method in self._methods else _OTHER_METHOD
         outcome = Outcome(method, method not in _CHANGES_NOTHING)
         with self._gate.watching(trace, outcome):

@@ -71,7 +71,7 @@ def _stream(service: Service, wanted: EventsRequest, readers: AtOnce) -> Respons
     following = service.follow(current(), wanted.after, wanted.vm_id)
     one_reader, keep_alive_s = readers.one_more(who()), service.config.timing.sse_keep_alive_s
     return Response(
-        _lines(following, one_reader, keep_alive_s, standing()),
+        _lines(following, wanted.after, one_reader, keep_alive_s, standing()),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -79,6 +79,7 @@ def _stream(service: Service, wanted: EventsRequest, readers: AtOnce) -> Respons
 
 async def _lines(
     following: Following,
+    after: int | None,
     one_reader: AbstractContextManager[None],
     keep_alive_s: float,
     check_again: Callable[[], None],
@@ -88,6 +89,9 @@ async def _lines(
         async with following as (old, news):
             # The head of the answer goes out with its first bytes.
             yield b": events\n\n"
+            if after is None:
+                # So that whoever has had no event yet can go on from here, too.
+                yield f"id: {old.last}\n\n".encode()
             async for event in old:
                 check_again()
                 yield _message(event)
