@@ -83,7 +83,8 @@ def _unreachable(url: str, error: BaseException | None) -> str:
         return f"no TLS with {url}: {error}; see --cacert, --cert and --key"
     return (
         f"no supervisor answers at {url} ({words}); start one with"
-        " 'qmp-supervisor serve', or name another with --url or QMP_SUPERVISOR_URL"
+        " 'qmp-supervisor serve', run this in the directory of one, or name another with --url or"
+        " QMP_SUPERVISOR_URL"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -312,10 +313,16 @@ def logs(
     wishes = {"source": source, "follow": int(follow), "tail": tail, "since": since}
     asked = {name: wish for name, wish in wishes.items() if wish is not None}
     decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
-    with client.logs(find(client, vm_id), asked) as pieces:
+    is_empty = True
+    with client.logs(found := find(client, vm_id), asked) as pieces:
         for piece in pieces:
+            is_empty = False
             print_piece(decoder.decode(piece))
     print_piece(decoder.decode(b"", final=True))
+    if is_empty and source is None and sys.stderr.isatty() and client.vm(found)["template"]:
+        click.echo(
+            "Nothing yet: a VM from a template did not boot, so its guest may be silent.", err=True
+        )
 
 
 @click.command()

@@ -46,6 +46,13 @@ def test_every_operation() -> None:
                 assert re.sub(r"\{[a-z_]+\}", "{}", path) in words, operation["operationId"]
 
 
+def test_every_method_is_shown() -> None:
+    page = pages.ROOT / "docs/how-to/write-a-client.md"
+    shown = set(re.findall(r"`([a-z_]+)\(", page.read_text()))
+    methods = {name for name in vars(Client) if not name.startswith("_")}
+    assert methods - shown == set()
+
+
 def _text(part: ast.expr) -> str:
     return str(part.value) if isinstance(part, ast.Constant) else "{}"
 

@@ -140,7 +140,7 @@ def _members(kind: Any, path: str = "") -> Iterator[str]:
     for one in attrs.fields(attrs.resolve_types(kind)):
         yield f"{path}{one.name}"
         for inner in (one.type, *get_args(one.type)):
-            if isinstance(inner, enum.EnumMeta):
+            if isinstance(inner, type) and issubclass(inner, enum.Enum):
                 yield from (f"{path}{one.name}={value.value}" for value in inner)
             if isinstance(inner, type) and attrs.has(inner):
                 yield from _members(inner, f"{path}{one.name}.")
