@@ -51,10 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(wanted: argparse.Namespace) -> None:
     size = wanted.megabytes * _MB
-    memory = {"MANAGER_QEMU_MEMORY_SIZE": f"{_GUEST_MB * wanted.megabytes + 512}M"}
+    memory = f"{_GUEST_MB * wanted.megabytes + 512}M"
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as name:
         directory = Path(name)
-        settings = guest.environ(directory / "t", MANAGER_TEMPLATES="off", **memory)
+        settings = guest.environ(
+            directory / "t", MANAGER_TEMPLATES="off", MANAGER_QEMU_MEMORY_SIZE=memory
+        )
         try:
             with host.running(directory, settings) as supervisor:
                 found = _measure(supervisor, size)

@@ -16,11 +16,14 @@ from scripts.benchmarks import guest
 _REPOSITORY = Path(__file__).parents[2]
 
 
-def facts(load: tuple[float, float, float], libvirt: str | None) -> dict[str, Any]:
+def facts(
+    load: tuple[float, float, float], libvirt: str | None, accelerator: str | None
+) -> dict[str, Any]:
     """The machine, the programs and the guest.
 
     :param load: averages before anything was started
     :param libvirt: its version
+    :param accelerator: by the command lines of the VMs that were measured
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -31,7 +34,7 @@ def facts(load: tuple[float, float, float], libvirt: str | None) -> dict[str, An
         "memory_gb": round(memory / 1e9, 1),
         "kernel": platform.release(),
         "load_at_start": [round(one, 2) for one in load],
-        "accelerator": "tcg",
+        "accelerator": accelerator,
         "qemu": _version("qemu-system-x86_64", "--version"),
         "libvirt": libvirt,
         "python": platform.python_version(),

@@ -62,7 +62,6 @@ def settings() -> dict[str, str]:
         "MANAGER_QEMU_SMP_COUNT": str(VCPUS),
         "MANAGER_QEMU_OVMF_CODE_FILE": str(code),
         "MANAGER_QEMU_OVMF_VARS_FILE": str(variables),
-        "MANAGER_QEMU_ENABLE_KVM": "false",
         "MANAGER_QEMU_ENABLE_SEV": "false",
         "MANAGER_MAX_VMS": "40",
         "MANAGER_MEMORY_OVERCOMMIT": "4",
@@ -71,7 +70,7 @@ def settings() -> dict[str, str]:
     }
 
 
-def environ(tmp: Path, **more: str) -> dict[str, str]:
+def environ(tmp: Path, *, kvm: bool = False, **more: str) -> dict[str, str]:
     """A supervisor's environment: nothing of ours that is meant for another one."""
     others = {name: value for name, value in os.environ.items() if "MANAGER" not in name}
     own = {
@@ -80,7 +79,8 @@ def environ(tmp: Path, **more: str) -> dict[str, str]:
         "MANAGER_GRPC_PORT": "0",
         "MANAGER_QEMU_TMP_FILE_LOC": str(tmp),
     }
-    return others | own | settings() | more
+    own["MANAGER_QEMU_ENABLE_KVM"] = "true" if kvm else "false"
+    return others | settings() | own | more
 
 
 def computation() -> tuple[str, bytes]:
@@ -108,6 +108,11 @@ class Answered:
 
     ready_at: float
     at: float
+
+
+def accelerator(argv: list[str]) -> str:
+    """What runs a VM with this command line, whatever was asked for: ``kvm`` or ``tcg``."""
+    return "kvm" if "-enable-kvm" in argv else "tcg"
 
 
 def known_to_us(argv: list[str]) -> list[str]:

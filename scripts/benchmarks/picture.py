@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Patch
 
-from scripts.benchmarks.ways import BARE, COLD, LIBVIRT, POOL, TEMPLATE
+from scripts.benchmarks.ways import BARE, COLD, HELD, LIBVIRT, POOL, TEMPLATE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from scripts.benchmarks.ways import Samples
 
 #: From top to bottom.
-_WAYS = (LIBVIRT, BARE, COLD, TEMPLATE, POOL)
-_QUICK = (TEMPLATE, POOL)
+_WAYS = (LIBVIRT, BARE, COLD, TEMPLATE, HELD, POOL)
+_QUICK = (TEMPLATE, HELD, POOL)
 
 #: Kinds of time, their colours, and the phases that count as each.
 _KINDS = {
-    "files, queue": ("#8e9aaf", ("queue", "directory", "overlay", "pool")),
+    "files, queue": ("#8e9aaf", ("queue", "directory", "overlay", "pool", "held")),
     "QEMU starts": ("#f4a259", ("spawn", "greeting", "definition", "creation")),
     "memory and devices restored": ("#5b8e7d", ("restore", "running")),
     "guest boots": ("#3d6fa5", ("agent",)),
@@ -95,7 +95,7 @@ def _bar(samples: Samples, way: str) -> list[tuple[str, float]]:
 
 
 def _kind(phase: str, way: str) -> str:
-    if way == TEMPLATE and phase == "agent":
+    if way in (TEMPLATE, HELD) and phase == "agent":
         return "guest resumes, is renewed"  # the agent is there: it ran when it was frozen
     if way not in _QUICK and phase == "running":
         return "QEMU starts"
@@ -126,7 +126,7 @@ def _panel(axes: Axes, bars: dict[str, list[tuple[str, float]]], factor: float, 
     axes.tick_params(length=0)
     axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
     axes.set_xlabel(
-        {"s": "seconds", "ms": "milliseconds: the last two, enlarged"}[unit], fontsize=9
+        {"s": "seconds", "ms": "milliseconds: the last of these, enlarged"}[unit], fontsize=9
     )
 
 

@@ -2,10 +2,11 @@
 
     scripts/bench start [--rounds 10] [--cold-rounds 10] [--results DIR]
 
-Every way boots the same guest on the same host, emulated, with two virtual CPUs and 512 MB; it
-has its answer when the guest's agent has answered a computation of its own. Cold boots and runs
-from a template take turns, so what else the host does meets all of them. What counts are the
-ratios of medians within one run, for seconds differ from machine to machine and from day to day.
+Every way boots the same guest on the same host, with two virtual CPUs and 512 MB, emulated unless
+--kvm is given; the results name what the VMs' command lines say. A way has its answer when the
+guest's agent has answered a computation of its own. Cold boots and runs from a template take turns,
+so what else the host does meets all of them. What counts are the ratios of medians within one run,
+for seconds differ from machine to machine and from day to day.
 libvirt (Debian: libvirt-daemon-driver-qemu, python3-libvirt) is left out, with a word, where it is
 not installed; it needs no root. Look at the load before a figure is believed.
 """
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 console = Console()
 
+#: As many clones are held as by default.
+_HELD = 2
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of all that is quick; default: 10")
@@ -58,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clones", type=int, default=20, help="runs at once, and idle clones; default: 20"
     )
     parser.add_argument("--pool", type=int, default=2, help="VMs kept ready; default: 2")
+    parser.add_argument(
+        "--kvm", action="store_true", help="with KVM; the supervisor refuses if it does not work"
+    )
     parser.add_argument("--settle", type=float, default=5, help="seconds until clones are idle")
     parser.add_argument("--seconds", type=float, default=30, help="time to look at idle clones")
     parser.add_argument(
@@ -87,7 +94,8 @@ def main(wanted: argparse.Namespace) -> None:
     console.print(f"{os.cpu_count()} CPUs; load before {before}; {took:.0f} minutes")
     if not complete:
         sys.exit(130)  # as shells have it for Ctrl-C
-    _write(wanted.results, samples, found, facts.facts(load, samples.libvirt))
+    accelerator = "+".join(sorted(samples.accelerators)) or None
+    _write(wanted.results, samples, found, facts.facts(load, samples.libvirt, accelerator))
 
 
 @contextmanager
@@ -105,7 +113,9 @@ def _directory() -> Iterator[Path]:
 
 def _measure(samples: Samples, directory: Path, wanted: argparse.Namespace) -> None:
     tmp = directory / "t"  # both supervisors', so that both have the same template
-    with host.running(directory, guest.environ(tmp)) as supervisor:
+    without_held = {"MANAGER_HELD_CLONES": "0"}
+    environ = guest.environ(tmp, kvm=wanted.kvm, **without_held)
+    with host.running(directory, environ) as supervisor:
         _take_turns(samples, directory, supervisor, wanted)
         for number in range(wanted.rounds):
             if ways.TEMPLATE in samples.problems or ways.BURST in samples.problems:
@@ -115,15 +125,24 @@ def _measure(samples: Samples, directory: Path, wanted: argparse.Namespace) -> N
                 idle = (wanted.settle, wanted.seconds) if last else None
                 ways.many_at_once(samples, supervisor, wanted.clones, idle)
                 _say(f"{number + 1}: {wanted.clones} at once, {samples.bursts[-1]:.2f} s")
-    size = {"MANAGER_POOL_SIZE": str(wanted.pool)}
-    with (
-        samples.attempt(ways.POOL, _say),
-        host.running(directory, guest.environ(tmp, **size)) as supervisor,
-        client.Connection(supervisor.port) as connection,
+    for way, size, settings, one_round in (
+        (ways.HELD, _HELD, {"MANAGER_HELD_CLONES": str(_HELD)}, ways.from_held),
+        (
+            ways.POOL,
+            wanted.pool,
+            without_held | {"MANAGER_POOL_SIZE": str(wanted.pool)},
+            ways.from_pool,
+        ),
     ):
-        for number in range(wanted.rounds):
-            ways.from_pool(samples, supervisor, connection, wanted.pool)
-            _say(f"{number + 1}: {_last(samples, ways.POOL)}")
+        environ = guest.environ(tmp, kvm=wanted.kvm, **settings)
+        with (
+            samples.attempt(way, _say),
+            host.running(directory, environ) as supervisor,
+            client.Connection(supervisor.port) as connection,
+        ):
+            for number in range(wanted.rounds):
+                one_round(samples, supervisor, connection, size)
+                _say(f"{number + 1}: {_last(samples, way)}")
 
 
 def _take_turns(
@@ -137,6 +156,8 @@ def _take_turns(
             samples.built_in_s = supervised.wait_for_template(connection)["built_in_s"]
         cold = {ways.COLD: lambda: rounds.cold(connection), ways.BARE: rounds.bare}
         with samples.attempt(ways.LIBVIRT, _say):
+            if wanted.kvm:
+                raise guest.Unmeasured("the domain here is emulated: nothing to compare with KVM")
             libvirt = stack.enter_context(libvirtd.opened(directory / "l"))
             samples.libvirt = libvirt.version
             cold[ways.LIBVIRT] = lambda: rounds.libvirt(libvirt)

@@ -135,20 +135,19 @@ def wait_for_template(connection: client.Connection) -> dict[str, Any]:
     raise guest.Unmeasured(f"no template within {guest.PATIENCE_S:g} s")
 
 
-def wait_for_pool(connection: client.Connection, size: int) -> None:
-    """Return once so many VMs are ready.
+def wait_for_metric(connection: client.Connection, wanted: str, least: int) -> None:
+    """Return once this metric is so much.
 
     :raises Unmeasured: if that takes too long
     """
-    wanted = 'qmp_supervisor_pool{state="ready"}'
     deadline = time.monotonic() + guest.PATIENCE_S
     while time.monotonic() < deadline:
         _, metrics = connection.ask(client.get("/metrics"))
         for line in metrics.decode().splitlines():
-            if line.startswith(wanted) and float(line.removeprefix(wanted)) >= size:
+            if line.startswith(f"{wanted} ") and float(line.removeprefix(wanted)) >= least:
                 return
         time.sleep(_POLL_S)
-    raise guest.Unmeasured(f"the pool had no {size} VMs within {guest.PATIENCE_S:g} s")
+    raise guest.Unmeasured(f"{wanted} was not {least} within {guest.PATIENCE_S:g} s")
 
 
 # --- many at once ---------------------------------------------------------------------------

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BARE, LIBVIRT, COLD = "bare QEMU", "libvirt", "POST /run, cold"
 TEMPLATE, POOL = "POST /run, from a template", "POST /run, from the pool"
+HELD = "POST /run, from a held clone"
 BURST, LIVE = "many at once", "GET status?live=1"
 
 #: What may go wrong with one way and is no reason not to measure the others.
@@ -49,6 +50,7 @@ class Samples:
     :param idle: what idle clones take
     :param problems: by what was to be measured: why it was not, or no further
     :param pci: by way: the guest's devices
+    :param accelerators: by which VMs of the supervisor were run
     """
 
     phases: dict[str, list[dict[str, float]]] = attrs.field(factory=dict)
@@ -61,12 +63,17 @@ class Samples:
     pci: dict[str, list[str]] = attrs.field(factory=dict)
     built_in_s: float | None = None
     libvirt: str | None = None
+    accelerators: set[str] = attrs.field(factory=set)
 
     def seconds(self, way: str) -> list[float]:
         return [one["answer"] for one in self.phases.get(way, ())]
 
     def note(self, way: str, phases: dict[str, float]) -> None:
         self.phases.setdefault(way, []).append(phases)
+
+    def note_run(self, way: str, done: supervised.Run) -> None:
+        self.accelerators.add(guest.accelerator(done.vm["argv"]))
+        self.note(way, done.phases)
 
     def ask(self, way: str, rate: Callable[[float, int], float]) -> None:
         """Note how many questions a second *rate* measures, for so long and of so many callers."""
@@ -100,7 +107,7 @@ class Rounds:
         """Through the supervisor; then its live status, and a graceful shutdown."""
         done = supervised.run(connection, template="off")
         self._vm = vm = done.vm
-        self._samples.note(COLD, done.phases)
+        self._samples.note_run(COLD, done)
         rate = supervised.live_status_rate(self._supervisor.port, vm["id"], _ASK_S)
         self._samples.rates.setdefault(LIVE, []).append(rate)
         took = supervised.power_off(connection, vm)
@@ -146,7 +153,7 @@ class Rounds:
     def template(self, connection: Connection) -> None:
         """From a template; a fallback to a cold boot would be this run's failure."""
         done = supervised.run(connection, template="require")
-        self._samples.note(TEMPLATE, done.phases)
+        self._samples.note_run(TEMPLATE, done)
         supervised.remove(self._supervisor.port, [done.vm["id"]])
 
     def _like(self) -> dict[str, Any]:
@@ -171,12 +178,25 @@ def from_pool(samples: Samples, supervisor: Supervisor, connection: Connection, 
 
     :raises Unmeasured: if it was not
     """
-    supervised.wait_for_pool(connection, size)
+    supervised.wait_for_metric(connection, 'qmp_supervisor_pool{state="ready"}', size)
     done = supervised.run(connection)
     supervised.remove(supervisor.port, [done.vm["id"]])
     if "pool" not in done.vm["phases_s"]:
         raise guest.Unmeasured("the pool was ready and did not serve a run")
-    samples.note(POOL, done.phases)
+    samples.note_run(POOL, done)
+
+
+def from_held(samples: Samples, supervisor: Supervisor, connection: Connection, size: int) -> None:
+    """One round: a run that takes a held clone, of which there were as many as there can be.
+
+    :raises Unmeasured: if it did not
+    """
+    supervised.wait_for_metric(connection, "qmp_supervisor_held_clones", size)
+    done = supervised.run(connection)
+    supervised.remove(supervisor.port, [done.vm["id"]])
+    if "held" not in done.vm["phases_s"]:
+        raise guest.Unmeasured("a clone was held, and the run did not take it")
+    samples.note_run(HELD, done)
 
 
 def many_at_once(
