@@ -68,7 +68,7 @@ class Service:
         versions = {
             "version": build.version,
             "commit": build.commit,
-            "qemu": str(vms.host.look_at_qemu().version),
+            "qemu": str(vms.host.qemu),
         }
         self.metrics = Metrics(self._gauges, versions)
         self.usages = Usages()

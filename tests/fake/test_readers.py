@@ -51,8 +51,8 @@ async def test_silence_is_kept_alive(world: World, monkeypatch: pytest.MonkeyPat
     world.hasten(sse_keep_alive_s=0.01)
     async with world.serve() as supervisor, supervisor.http.stream("GET", "/events") as answer:
         lines = answer.aiter_lines()
-        first = [await anext(lines) for _ in range(6)]
-        assert first == [": events", "", ": keep-alive", "", ": keep-alive", ""]
+        first = [await anext(lines) for _ in range(8)]
+        assert first == [": events", "", "id: 0", "", ": keep-alive", "", ": keep-alive", ""]
 
 
 async def test_reader_is_let_go_when_the_supervisor_stops(world: World) -> None:
