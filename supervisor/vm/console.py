@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from supervisor.errors import Busy, SupervisorError
-from supervisor.state.record import EventKind
+from supervisor.state.record import EventKind, Purpose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +40,10 @@ _AGAIN_S = 0.2
 def reading(vm: Vm, name: str) -> Iterator[Reader]:
     """A reader, who gets what was printed last at first.
 
-    :raises Busy: if the VM has ended
+    :raises Busy: if the VM has ended, or waits for a run, which must find it as it was made
     """
+    if vm.record.purpose in (Purpose.POOL, Purpose.HELD):
+        raise Busy(f"VM {vm.id} waits for a run, and has no console until a run has it")
     if vm.ended:
         raise Busy(f"VM {vm.id} has ended", advice="GET …/logs has what it printed")
     # No checkpoint between: nothing is missed. What QEMU has just printed may come twice.

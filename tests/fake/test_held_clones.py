@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from supervisor.errors import Busy
+from supervisor.vm.console import reading
 from tests.support.clones import (
     CLONE_STEPS,
     COLD,
@@ -91,6 +93,19 @@ async def test_nobody_may_let_it_run(world: World, action: str) -> None:
         assert answer.status_code == 409
         assert "held until a run takes it" in answer.json()["detail"]
         assert (await show(supervisor.http, first))["state"] == "prelaunch"
+
+
+async def test_nobody_has_its_console(world: World) -> None:
+    """Who opened it now would keep it when a run with parties has the VM."""
+    async with world.serve(MANAGER_POOL_SIZE="1") as supervisor:
+        first, _ = await held(supervisor.http, 2)
+        (pooled,) = await pool(supervisor.http, 1)
+        for vm_id in (first, pooled):
+            with (
+                pytest.raises(Busy, match="no console until a run has it"),
+                reading(supervisor.vm(vm_id), "operator"),
+            ):
+                pass
 
 
 async def test_run_of_another_kind_takes_none(world: World) -> None:
