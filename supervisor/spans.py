@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -29,6 +30,8 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 #: Where a Jaeger takes its own format, and where OTLP: its documentation's "APIs".
 _JAEGERS_OWN, _JAEGERS_OTLP = 14268, 4318
 _NS = 1_000_000_000
+#: How long the last traces may take at the end.
+_LAST_S = 2.0
 
 #: What to do if the SDK is not installed.
 ADVICE = "install the extra: pip install 'qmp-supervisor[tracing]', or '<the wheel>[tracing]'"
@@ -53,8 +56,9 @@ def sending(jaeger_url: str | None) -> Iterator[None]:
         return
     try:
         provider = _provider(jaeger_url)
-    except ImportError as error:
-        log.warning("no traces are sent", problem=str(error), advice=ADVICE)
+    except (ImportError, ValueError) as error:  # or what a variable says makes no sense
+        advice = ADVICE if isinstance(error, ImportError) else "see the variables OTEL_…"
+        log.warning("no traces are sent", problem=str(error), advice=advice)
         yield
         return
     _api = import_module("opentelemetry.trace")
@@ -63,7 +67,10 @@ def sending(jaeger_url: str | None) -> Iterator[None]:
         yield
     finally:
         _api = _tracer = None
-        provider.shutdown()
+        # Nobody waits for a collector that does not answer.
+        last = Thread(target=provider.shutdown, daemon=True)
+        last.start()
+        last.join(_LAST_S)
 
 
 def wanted(jaeger_url: str | None) -> bool:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     Bytes = bytes | AsyncIterable[bytes]
 
 _RETRY_S = 1.0
+#: What a proxy answers while the supervisor behind it is restarted.
+_AWAY = (502, 503, 504)
 
 
 class AsyncClient:
@@ -163,16 +165,21 @@ class AsyncClient:
 
         while True:
             headers = {} if after is None else {"Last-Event-ID": str(after)}
+            named = after
             try:
                 streamed = self.http.stream("GET", path, headers=headers, timeout=SILENCE)
                 async with streamed as response:
-                    await self._check(response)
+                    if after is None or response.status_code not in _AWAY:
+                        await self._check(response)
                     async for line in response.aiter_lines():
                         if line.startswith("id:"):
-                            after = int(line.removeprefix("id:"))
-                        if line.startswith("data:"):
+                            named = int(line.removeprefix("id:"))
+                        elif line.startswith("data:"):
                             event: models.Event = json.loads(line.removeprefix("data:"))
+                            after = named = event["sequence"]
                             yield event
+                        elif not line:
+                            after = named
             except httpx.ConnectError as error:
                 if after is None:
                     raise self._unreachable(error) from error

@@ -3,7 +3,7 @@
 Made of aio.py by scripts/client, which has the documentation.
 """
 
-# 495d241437c072cb6e571f2422d0352a79f4d7e29fedc4c6ffa0f22c02bb1342
+# b41187ff472d754b23dea014b30ae066c1ebf1fdd6b00828e83cf24ad530ac2f
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     Bytes = bytes | Iterable[bytes]
 
 _RETRY_S = 1.0
+#: What a proxy answers while the supervisor behind it is restarted.
+_AWAY = (502, 503, 504)
 
 
 class Client:
@@ -160,16 +162,21 @@ class Client:
 
         while True:
             headers = {} if after is None else {"Last-Event-ID": str(after)}
+            named = after
             try:
                 streamed = self.http.stream("GET", path, headers=headers, timeout=SILENCE)
                 with streamed as response:
-                    self._check(response)
+                    if after is None or response.status_code not in _AWAY:
+                        self._check(response)
                     for line in response.iter_lines():
                         if line.startswith("id:"):
-                            after = int(line.removeprefix("id:"))
-                        if line.startswith("data:"):
+                            named = int(line.removeprefix("id:"))
+                        elif line.startswith("data:"):
                             event: models.Event = json.loads(line.removeprefix("data:"))
+                            after = named = event["sequence"]
                             yield event
+                        elif not line:
+                            after = named
             except httpx.ConnectError as error:
                 if after is None:
                     raise self._unreachable(error) from error

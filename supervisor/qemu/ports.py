@@ -58,6 +58,15 @@ class PortPool:
         finally:
             self._reserved -= mine
 
+    @property
+    def are_scarce(self) -> bool:
+        """Whether the range has ports for one more VM at most."""
+        ports = self._net.host_fwd_range
+        if ports is None:
+            return False
+        free = ports.last - ports.first + 1 - len(self._reserved)
+        return free < 2 * len(_guest_ports(self._net))
+
     def _wanted(self) -> Iterator[tuple[int, int]]:
         net = self._net
         bases = (net.host_fwd_1, net.host_fwd_2, net.host_fwd_3)

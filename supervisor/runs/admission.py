@@ -268,10 +268,14 @@ class Admission:
 
     def try_enter(self, need: Resources) -> bool:
         """The same for somebody who would rather not start than keep others waiting."""
-        free = not self._closed and self._is_room(need)
+        free = self.has_room(need)
         if free:
             self.take(need)
         return free
+
+    def has_room(self, need: Resources) -> bool:
+        """Whether `try_enter` would take it."""
+        return not self._closed and self._is_room(need)
 
     def take(self, need: Resources) -> None:
         """Count a VM that runs already, whether there is room for it or not."""

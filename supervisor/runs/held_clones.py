@@ -43,6 +43,8 @@ class HeldClones:
         #: Clones in a row that could not be held.
         self._failures = 0
         self._taken_at = -math.inf
+        #: The last of these.
+        self._failed: Vm | None = None
 
     @property
     def vms(self) -> list[Vm]:
@@ -68,8 +70,9 @@ class HeldClones:
         """Hold as many as the setting says, made one at a time; throw away those of no use."""
         while self._size:
             changed = self.changed.next()
-            await self._throw_away()
-            if self._may_grow():
+            fingerprint = await self._vms.templates.present()
+            self._throw_away(fingerprint)
+            if self._may_grow(fingerprint):
                 vm = await self._vms.start_spare(Purpose.HELD)
                 if vm:
                     await self._see_it_held(vm)
@@ -88,12 +91,14 @@ class HeldClones:
             self._failures = 0
             return
         self._failures += 1
+        if self._failed:
+            self._vms.discard(self._failed)  # one is enough to find out why
+        self._failed = vm
         wait_s = self._timing.pool_retry.wait_s(self._failures)
         log.warning("held clone: failed", vm=vm.id, problem=vm.record.error, again_in_s=wait_s)
         await trio.sleep(wait_s)
 
-    async def _throw_away(self) -> None:
-        fingerprint = await self._vms.templates.present() if self.vms else ""
+    def _throw_away(self, fingerprint: str) -> None:
         for vm in self.vms:
             why = ""
             if vm.monitor_state is MonitorState.LOST:
@@ -108,11 +113,11 @@ class HeldClones:
         is_ready = self._vms.templates.is_ready(vm.record.template or "")
         return is_ready and vm.record.fingerprint == fingerprint
 
-    def _may_grow(self) -> bool:
+    def _may_grow(self, fingerprint: str) -> bool:
         templates = self._vms.templates
         if len(self.vms) >= self._size or self._pool.wants_more or not templates.looked:
             return False
-        if not templates.any_ready:
+        if not templates.has_ready(fingerprint) or self._vms.ports.are_scarce:
             return False
         lately = trio.current_time() < self._taken_at + self._timing.held_interval_s
         if lately and any(vm.is_coming_up for vm in self._vms):

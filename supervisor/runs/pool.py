@@ -82,13 +82,14 @@ class Pool:
             # A start now would slow down the run that has just taken a VM.
             await trio.sleep_until(self._taken_at + self._config.pool_interval_s)
             if self._may_grow():
+                held = self._vms.spares(Purpose.HELD)
+                if held and not self._vms.has_room_for(Purpose.POOL):
+                    log.info("held clone: giving up", vm=held[-1].id, why="the pool needs its room")
+                    await self._vms.discard(held[-1]).wait()
+                    continue
                 vm = await self._vms.start_spare(Purpose.POOL)
                 if vm:
                     await self._see_it_ready(vm)
-                    continue
-                if held := self._vms.spares(Purpose.HELD):
-                    log.info("held clone: giving up", vm=held[-1].id, why="the pool needs its room")
-                    await self._vms.discard(held[-1]).wait()
                     continue
             with trio.move_on_after(self._timing.pool_look_s):
                 await changed.wait()

@@ -255,15 +255,17 @@ class Service:
 
     async def _enter(self, room: Resources, caller: Caller) -> None:
         """Take room when there is some; a VM kept for runs that does not fit this one gives way."""
-        admission, owner = self.vms.admission, caller.name
+        vms, admission, owner = self.vms, self.vms.admission, caller.name
         spares = [*self.pool.vms, *self.held.vms][-1:]
         coming = Resources.on_record(spares[0].record) if spares else NONE
+        if not spares and vms.coming:
+            coming = vms.coming[0]  # which gives way as soon as it is listed
         try:
             # A run that is turned away costs no spare VM.
             admission.check(room, owner, coming)
             for vm in spares:
                 log.info("giving up", vm=vm.id, purpose=vm.record.purpose, why="a run needs room")
-                self.vms.discard(vm)
+                vms.discard(vm)
             await admission.enter(room, owner, coming)
         except AtCapacity as error:
             if not caller.is_party:

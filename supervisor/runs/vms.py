@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from supervisor.state.record import Event
     from supervisor.state.recovery import Recovered
     from supervisor.state.shares import Shares
+    from supervisor.tee.facts import Technology
 
 log = structlog.stdlib.get_logger()
 
@@ -61,6 +62,7 @@ log = structlog.stdlib.get_logger()
 class Vms:
     """The VMs in the order of their start, their room, their templates, and their nursery.
 
+    :ivar coming: the room of spare VMs that are not listed yet
     :ivar dialled: where agents come out that dial the supervisor
     :ivar ended: notified whenever a VM's task is over
     """
@@ -74,6 +76,7 @@ class Vms:
         self.dialled = Dialled(config.qemu.tmp)
         self.ended = Signal()
         self.closing = False
+        self.coming: list[Resources] = []
         self._by_id: dict[str, Vm] = {}
         #: VMs that are ended only to be removed.
         self._deleting: set[str] = set()
@@ -81,7 +84,7 @@ class Vms:
         self._starting = 0
         self._nursery = nursery
         self._context = contextvars.copy_context()
-        self._ports = PortPool(config.qemu.net)
+        self.ports = PortPool(config.qemu.net)
 
     def __iter__(self) -> Iterator[Vm]:
         return iter(tuple(self._by_id.values()))
@@ -137,8 +140,10 @@ class Vms:
         return [vm for vm in self if _sees(caller, vm)]
 
     def listed_for(self, caller: Caller) -> list[Vm]:
-        """The same without held clones, with which there is nothing to be done."""
-        return [vm for vm in self.seen_by(caller) if vm.record.purpose is not Purpose.HELD]
+        """The same without clones that are held, with which there is nothing to be done."""
+        return [
+            vm for vm in self.seen_by(caller) if vm.record.purpose is not Purpose.HELD or vm.ended
+        ]
 
     # --- starting ---------------------------------------------------------------------------
 
@@ -199,13 +204,23 @@ class Vms:
         self.spawn(self._supervise, vm, None, self.host.users.take())
         return vm
 
+    def has_room_for(self, purpose: Purpose) -> bool:
+        """Whether `start_spare` would find room now."""
+        return self.admission.has_room(self._room_of(purpose))
+
+    def _room_of(self, purpose: Purpose) -> Resources:
+        return Resources.of_new_vm(self.config.qemu, purpose, self._technology_of(purpose))
+
+    def _technology_of(self, purpose: Purpose) -> Technology | None:
+        # Templates are plain: the memory of a confidential guest cannot be copied.
+        return self.host.accel.tee if purpose is Purpose.POOL else None
+
     async def start_spare(self, purpose: Purpose) -> Vm | None:
         """A VM without a computation; None if there is no room for it now."""
-        # Templates are plain: the memory of a confidential guest cannot be copied.
-        technology = self.host.accel.tee if purpose is Purpose.POOL else None
-        room = Resources.of_new_vm(self.config.qemu, purpose, technology)
+        technology, room = self._technology_of(purpose), self._room_of(purpose)
         if self.closing or not self.admission.try_enter(room):
             return None
+        self.coming.append(room)
         options = RunOptions(
             template=(
                 TemplateUse.REQUIRE if purpose is Purpose.HELD else self.config.start.templates
@@ -216,10 +231,17 @@ class Vms:
             tee_policy=str(self.config.qemu.tee.policy) if technology else "",
         )
         try:
-            return await self.start(room, options, None, self.host.clock.boottime_s(), purpose)
+            vm = await self.start(room, options, None, self.host.clock.boottime_s(), purpose)
         except SupervisorError as error:
             log.warning("VM not started", purpose=purpose, problem=str(error))
             return None
+        finally:
+            self.coming.remove(room)
+        if self.admission.waiting and purpose is not Purpose.TEMPLATE:
+            # A run came meanwhile, and found neither room nor a spare VM that could give way.
+            log.info("giving up", vm=vm.id, purpose=purpose, why="a run needs room")
+            self.discard(vm)
+        return vm
 
     def adopt(self, recovered: Recovered) -> list[Vm]:
         """List what an earlier supervisor left. Return what has not ended: each gets a task."""
@@ -266,7 +288,7 @@ class Vms:
 
     async def _supervise(self, vm: Vm, left: Left | None, user: User | None) -> None:
         try:
-            task = VmTask(vm, self.host, user, self._ports, self.templates, self.dialled)
+            task = VmTask(vm, self.host, user, self.ports, self.templates, self.dialled)
             await task.run(left)
         finally:
             self.host.users.give_back(user)

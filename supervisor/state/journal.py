@@ -87,14 +87,16 @@ class Journal:
             self._publish(event.sequence, event if written else None)
         return record
 
-    async def commit(self, record: Record, *news: News) -> Record:
+    async def commit(self, record: Record, *news: News, required: bool = False) -> Record:
         """Write a changed record and the events that changed it, then publish the events.
 
         A VM runs on even if its record cannot be written: the events are published, an error is
         logged, and the next commit writes what is missing.
 
         :param news: one event or more
+        :param required: whether a failure is raised, too: the change counts as not made then
         :returns: the record, with the number of its last event
+        :raises OSError, RuntimeError: if it is required, and cannot be written
         """
         await self._reserve(len(news))
         events = [self._number(kind, record.id, record.owner, data) for kind, data in news]
@@ -103,6 +105,8 @@ class Journal:
             await _in_thread(self._store.write, record, events)
         except (OSError, RuntimeError) as error:  # no room, no descriptor, no thread
             log.error("record cannot be written", vm=record.id, problem=self._problem(error))
+            if required:
+                raise
         finally:
             for event in events:
                 self._publish(event.sequence, event)

@@ -204,9 +204,9 @@ class Templates:
         """Whether this template is there, and VMs may start from it."""
         return name in self.entries and self.entries[name].state is TemplateState.READY
 
-    @property
-    def any_ready(self) -> bool:
-        return any(map(self.is_ready, self.entries))
+    def has_ready(self, digest: str) -> bool:
+        """Whether VMs of this fingerprint can start from a template."""
+        return any(entry.state is TemplateState.READY for entry in self.of(digest))
 
     @property
     def is_building(self) -> bool:
@@ -263,7 +263,6 @@ class Templates:
 
     def failed(self, name: str) -> None:
         """A clone of this template did not start."""
-        self.fallen_back += 1
         if entry := self.entries.get(name):
             entry.failures += 1
             if entry.failures >= _MOST_FAILURES and entry.state is TemplateState.READY:

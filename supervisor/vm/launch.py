@@ -129,16 +129,21 @@ class Launcher:
         :raises CloneFailed: if the VM's run requires a template
         """
         vm = self._vm
+        if vm.claimed and vm.record.purpose is Purpose.HELD:
+            # A run takes it just now: what that asks for decides.
+            await vm.until(lambda: vm.record.purpose is not Purpose.HELD or vm.ending)
         failure = failure or CloneFailed(
             vm.id,
             f"its guest ended: {verdict.reason}",
             blames_template=verdict.reason != Reason.LAUNCH_INTERRUPTED,
         )
         name = vm.record.template or self._template_name or ""
-        if failure.blames_template:
+        # What ends a clone that is held comes from without: nothing of the template runs there.
+        if failure.blames_template and not (vm.restored and vm.record.purpose is Purpose.HELD):
             self._templates.failed(name)
         if vm.record.options.template is TemplateUse.REQUIRE:
             raise failure
+        self._templates.fallen_back += 1
         log.warning("booting from cold instead", vm=vm.id, template=name, problem=failure.why)
         if verdict.state.ended:
             await vm.set_status(Status(VmState.CRASHED, verdict.reason))

@@ -153,6 +153,8 @@ class Vm:
         return (
             self.record.purpose is Purpose.HELD
             and self.restored
+            and self.session is not None
+            and not self.session.qemu.gone
             and self.monitor_state is not MonitorState.LOST
         )
 
@@ -324,7 +326,7 @@ class Vm:
         False if it has begun to end meanwhile; then nothing has changed.
 
         :param requested_s: when the run was asked for, by ``clock``
-        :raises OSError: if the computation cannot be written; then nothing has changed
+        :raises OSError, RuntimeError: if it cannot be put on record; then nothing has changed
         """
         await trio.to_thread.run_sync(self.dir.computation.write_bytes, computation)
         if self.ending or self.ended:
@@ -335,15 +337,24 @@ class Vm:
         data = {"ttl_s": options.ttl_s, "restart": options.restart, "keep_disk": options.keep_disk}
         # What a run asks for is counted from now on; if its guest has not run yet, from then.
         clock = {"first_ran_s": requested_s} if self.record.first_ran_s else {}
-        await self.commit(
-            EventKind.TAKEN,
-            data,
-            owner=owner,
-            purpose=Purpose.RUN,
-            options=options,
-            relay=RelayState.WAITING,
-            **clock,
-        )
+        # A run that was answered must not be the next supervisor's spare VM.
+        with trio.CancelScope(shield=True):
+            async with self._writing:
+                self.defer(
+                    EventKind.TAKEN,
+                    data,
+                    owner=owner,
+                    purpose=Purpose.RUN,
+                    options=options,
+                    relay=RelayState.WAITING,
+                    **clock,
+                )
+                try:
+                    await self._write(required=True)
+                except BaseException:
+                    await self.dir.drop_computation()
+                    raise
+        self.notify()
         return True
 
     def monitor(self) -> Monitor:
@@ -396,11 +407,11 @@ class Vm:
                     await self._write()
         self.notify()
 
-    async def _write(self) -> None:
+    async def _write(self, *, required: bool = False) -> None:
         news, changes = self._news, self._changes | {"phases": dict(self._phases)}
         self._news, self._changes = [], {}
         changed = attrs.evolve(self.record, **changes)
-        self.record = await self._journal.commit(changed, *news)
+        self.record = await self._journal.commit(changed, *news, required=required)
 
     def defer(self, kind: EventKind, data: Mapping[str, Any], **changes: Any) -> None:
         """Add a change and its event to the next commit.

@@ -105,6 +105,7 @@ class Case:
         #: Whether VMs are started from a template, and how many are kept ready.
         self.templates = False
         self.pool = 0
+        self.held = 0
         #: VMs that no client was given: what a template was made of, and those of the pool.
         self.housekeeping: set[str] = set()
         #: The names of computations, by VM.
@@ -127,7 +128,7 @@ class Case:
         """
         environ = (self.place.guest_environ if self.guests else self.place.environ)(self.tmp)
         if self.templates:
-            environ |= self.place.clones(self.pool)
+            environ |= self.place.clones(self.pool, self.held)
         settings = launch.pop("settings", {})
         if self.sudo:
             launch["user"] = self.place.user
@@ -346,9 +347,22 @@ class Case:
         self.wait(full, lambda: f"the pool is {rows}")
         return [row["id"] for row in rows]
 
+    def until_held(self) -> list[str]:
+        """The ids of the held clones, the oldest first, once there are as many as there should."""
+        self.until_template()
+        rows: list[dict[str, Any]] = []
+
+        def full() -> bool:
+            nonlocal rows
+            rows = self.of_purpose("held")
+            return len(rows) == self.held and all(row["monitor"] == "ok" for row in rows)
+
+        self.wait(full, lambda: f"the held clones are {rows}")
+        return [row["id"] for row in rows]
+
     def of_purpose(self, purpose: str) -> list[dict[str, Any]]:
         """The rows of VMs that are there for this, and have not ended."""
-        rows = self.ask("GET", "/vms")[1]["vms"]
+        rows = self.ask("GET", f"/vms?purpose={purpose}")[1]["vms"]
         return [row for row in rows if row["purpose"] == purpose and not row["ended"]]
 
     def until_stopped(self) -> None:

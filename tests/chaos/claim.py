@@ -101,14 +101,16 @@ def _settle(case: Case, verdict: Verdict) -> None:
 
     def settled() -> bool:
         nonlocal rows, pending
-        rows = case.ask("GET", "/vms")[1]["vms"]
+        rows = _rows(case)
         pending = {row["id"]: why for row in rows if (why := _unsettled(case, row["id"]))}
         return not pending
 
     case.wait(settled, lambda: f"a VM is not settled: {pending}")
-    rows = case.ask("GET", "/vms")[1]["vms"]
+    rows = _rows(case)
     listed = {row["id"] for row in rows}
     for row in rows:
+        if row["purpose"] == "held" and not row["ended"]:
+            continue
         word = row["state"] if not row["ended"] else f"{row['state']} ({row['reason']})"
         verdict.states[word] += 1
         if row["ended"]:
@@ -123,6 +125,13 @@ def _settle(case: Case, verdict: Verdict) -> None:
         _answered_once(case, vm_id)
 
 
+def _rows(case: Case) -> list[dict[str, Any]]:
+    """All VMs, those that are listed only if they are asked for among them."""
+    return [
+        row for query in ("", "?purpose=held") for row in case.ask("GET", f"/vms{query}")[1]["vms"]
+    ]
+
+
 def _unsettled(case: Case, vm_id: str) -> str:
     """Why a VM is not as it should be, or nothing."""
     status, vm = case.ask("GET", f"/vms/{vm_id}")
@@ -134,7 +143,9 @@ def _unsettled(case: Case, vm_id: str) -> str:
     if status != 200:
         return f"status answers {status}: {live}"
     said, known = live["query_status"]["status"], live["state"]
-    if said not in _RUNSTATES.get(known, ()):
+    # QEMU says of a restored guest that it is paused, as if it had run.
+    held = vm["purpose"] == "held" and (known, said) == ("prelaunch", "paused")
+    if said not in _RUNSTATES.get(known, ()) and not held:
         return f"{known}, and QEMU says {said}"
     if known == "shutdown" or case.records().get(vm_id, {}).get("vm", {}).get("ending"):
         return "going down"

@@ -17,9 +17,10 @@ _FILES = {
 
 
 def settle(case: Case) -> None:
-    """There is a template, the pool is full, and of what was half done nothing is left."""
+    """There is a template, as many VMs wait as should, and nothing half done is left."""
     digest = case.until_template()
     case.until_pool()
+    case.until_held()
     # A template that nobody needs any more may be on its way out just now.
     case.wait(
         lambda: not list(_incomplete(case)),
@@ -36,10 +37,10 @@ def settle(case: Case) -> None:
 
 def work_on(case: Case) -> None:
     """A run gets what is ready for it, and no clone had a computation before it was renewed."""
-    ready = case.until_pool()
+    ready = case.until_pool() or case.until_held()
     vm = case.show(case.run() if case.pool else case.run(template="require"))
-    if case.pool:
-        case.expect(vm["id"] in ready, f"a run did not get one of the pool's {ready}")
+    if ready:
+        case.expect(vm["id"] in ready, f"a run did not get one of those that wait: {ready}")
     else:
         # Were the image replaced just now, the run has waited for the template of the new one.
         digest = case.until_template()

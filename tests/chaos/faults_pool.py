@@ -147,6 +147,7 @@ def damaged(case: Case) -> None:
     short=0,
     templates=True,
     pool=2,
+    held=2,
     settings={"MANAGER_MAX_VMS": "6"},
 )
 def killed_at_random(case: Case) -> None:

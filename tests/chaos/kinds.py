@@ -34,6 +34,7 @@ class Kind:
     :param sudo: whether QEMU is started through sudo
     :param templates: whether VMs are started from a template
     :param pool: how many are kept ready
+    :param held: how many clones are held
     """
 
     name: str
@@ -45,6 +46,7 @@ class Kind:
     sudo: bool
     templates: bool
     pool: int
+    held: int
 
 
 #: Whether files are left that nothing is wrong with.
@@ -63,6 +65,7 @@ def kind(
     sudo: bool = False,
     templates: bool = False,
     pool: int = 0,
+    held: int = 0,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[Harm], Harm]:
     """Declare a function as what a kind of fault does to a case.
@@ -71,7 +74,9 @@ def kind(
     """
 
     def declare(harm: Harm) -> Harm:
-        KINDS.append(Kind(name, harm, dict(settings), times, short, guests, sudo, templates, pool))
+        KINDS.append(
+            Kind(name, harm, dict(settings), times, short, guests, sudo, templates, pool, held)
+        )
         return harm
 
     return declare
@@ -112,7 +117,7 @@ def inject(one: Kind, place: Place, zygote: Zygote) -> claim.Verdict:
     """Do the harm once, in a directory of its own, and see what holds afterwards."""
     case = Case(place, zygote, one.settings)
     case.guests, case.sudo = one.guests, one.sudo
-    case.templates, case.pool = one.templates, one.pool
+    case.templates, case.pool, case.held = one.templates, one.pool, one.held
 
     def harm(case: Case) -> None:
         if one.guests and not IMAGE.exists():

@@ -31,6 +31,7 @@ class Scenario:
     :param first: whether ``act`` is the start of the first one
     :param templates: whether VMs are started from a template
     :param pool: how many are kept ready
+    :param held: how many clones are held
     """
 
     name: str
@@ -42,6 +43,7 @@ class Scenario:
     first: bool = False
     templates: bool = False
     pool: int = 0
+    held: int = 0
 
 
 def points_of(scenario: Scenario, place: Place, zygote: Zygote) -> list[str]:
@@ -96,7 +98,7 @@ def die_at(point: str, scenario: Scenario, place: Place, zygote: Zygote) -> Verd
 
 def _case(scenario: Scenario, place: Place, zygote: Zygote) -> Case:
     case = Case(place, zygote, {})
-    case.templates, case.pool = scenario.templates, scenario.pool
+    case.templates, case.pool, case.held = scenario.templates, scenario.pool, scenario.held
     return case
 
 
@@ -221,6 +223,15 @@ def _cloned(case: Case) -> None:
     case.expect(vm["template"] is not None, "it was booted")
 
 
+def _template_and_held(case: Case) -> None:
+    case.until_held()
+
+
+def _held(case: Case) -> None:
+    case.run()
+    case.until_held()
+
+
 def _pooled(case: Case) -> None:
     case.run()
     case.until_pool()
@@ -255,6 +266,9 @@ SCENARIOS = (
         _ready,
         adopted=True,
         templates=True,
+    ),
+    Scenario(
+        "run from a held clone", _template_and_held, _held, templates=True, held=1, short=True
     ),
     Scenario("run from the pool", _template_and_pool, _pooled, templates=True, pool=1, short=True),
 )

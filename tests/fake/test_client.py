@@ -108,7 +108,11 @@ async def test_events_over_a_restart_before_the_first(monkeypatch: pytest.Monkey
         if len(asked) == 2:
             raise httpx.ConnectError("nobody is there")
         text = ": events\n\nid: 7\n\n"
+        if len(asked) == 1:
+            text += "id: 8\nevent: adopted\n"  # the connection breaks here
         if len(asked) == 3:
+            return httpx.Response(502, text="<html>no\n\nserver</html>")
+        if len(asked) == 4:
             text += 'id: 8\nevent: adopted\ndata: {"sequence": 8, "event": "adopted"}\n\n'
         return httpx.Response(200, text=text)
 
@@ -119,7 +123,7 @@ async def test_events_over_a_restart_before_the_first(monkeypatch: pytest.Monkey
     )
     async with client, client.events() as events:
         assert (await anext(aiter(events)))["sequence"] == 8
-    assert asked == [None, "7", "7"]
+    assert asked == [None, "7", "7", "7"]
 
 
 async def test_stream_says_where_it_begins(world: World) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from supervisor.errors import Busy
+from supervisor.state.record import EventKind, RelayState
+from supervisor.state.store import Store
+from supervisor.state.vm_dir import VmDir
 from supervisor.vm.console import reading
 from tests.support.clones import (
     CLONE_STEPS,
     COLD,
     HELD_STEPS,
     IMPATIENT,
+    ask_metric,
     change,
     declare,
     events,
@@ -32,6 +38,9 @@ from tests.support.clones import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.state.record import Event, Record
     from tests.support.world import World
 
 
@@ -269,3 +278,133 @@ async def test_in_the_metrics(world: World) -> None:
         await run(supervisor.http)
         found = await metrics(supervisor.http)
         assert found['qmp_supervisor_step_seconds_count{start="held",step="relay"}'] == 1
+
+
+# --- what may come between ------------------------------------------------------------------
+
+
+async def test_no_run_waits_while_one_is_being_made(world: World) -> None:
+    """It takes room before it is listed; then it gives way, as those that are listed do."""
+    settings = {"MANAGER_MAX_VMS": "2", "MANAGER_HELD_CLONES": "1", "MANAGER_QUEUE": "0"}
+    async with world.serve(**settings) as supervisor:
+        for _ in range(5):
+            await held(supervisor.http, 1)
+            # The answer to the first is when another one is begun to be held.
+            first = await post(supervisor.http)
+            second = await post(supervisor.http, template="off")
+            assert (first.status_code, second.status_code) == (200, 200), second.text
+            for answer in (first, second):
+                await supervisor.http.delete(f"/vms/{answer.json()['id']}")
+
+
+async def test_dead_one_is_given_to_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its exit on, though it is not on record yet."""
+    cleared = threading.Event()
+    plain = VmDir.clear
+
+    def clear(self: VmDir, *, disks: bool) -> None:
+        cleared.wait(10)
+        plain(self, disks=disks)
+
+    async with world.serve() as supervisor:
+        first, second = await held(supervisor.http, 2)
+        monkeypatch.setattr(VmDir, "clear", clear)
+        await (await guest_of(world, first)).exit(-9)
+        await supervisor.vm(first).until(lambda: not supervisor.vm(first).is_held)
+        assert (await run(supervisor.http))["id"] == second
+        cleared.set()
+
+
+async def test_one_that_dies_as_it_is_put_on_record(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the run asks for decides, and not what the held clone was made by."""
+    dead = threading.Event()
+    plain = Store.write
+
+    def write(self: Store, record: Record, events: Sequence[Event]) -> None:
+        if any(event.kind is EventKind.TAKEN for event in events):
+            dead.wait(10)
+        plain(self, record, events)
+
+    async with world.serve() as supervisor:
+        first, _ = await held(supervisor.http, 2)
+        vm, guest = supervisor.vm(first), await guest_of(world, first)
+        monkeypatch.setattr(Store, "write", write)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, supervisor.http)
+            await vm.until(lambda: vm.claimed)
+            await guest.exit(-9)
+            await guest.until("end")
+            dead.set()
+        assert vm.record.relay is RelayState.ANSWERED
+        assert len(events(world, first, "fallback")) == 1
+
+
+@pytest.mark.parametrize("kind", ["held", "pool"])
+async def test_taken_is_on_disk_or_the_run_has_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Else the next supervisor would give a VM that has a computation to another run."""
+    full = False
+    plain = Store.write
+
+    def write(self: Store, record: Record, events: Sequence[Event]) -> None:
+        if full and record.id == first:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(self, record, events)
+
+    settings = {"MANAGER_POOL_SIZE": "1", "MANAGER_HELD_CLONES": "0"} if kind == "pool" else {}
+    async with world.serve(**settings) as supervisor:
+        first = (await (pool(supervisor.http, 1) if settings else held(supervisor.http, 2)))[0]
+        monkeypatch.setattr(Store, "write", write)
+        guest, full = await guest_of(world, first), True
+        answer = await post(supervisor.http, b"mine")
+        assert answer.status_code == 500, answer.text
+        await guest.until("end")
+        assert guest.count("Run") == 0
+        full = False
+        await supervisor.vm(first).wait_ended()
+        assert not (world.tmp / first / "computation").exists()
+
+
+async def test_killed_ones_are_not_the_templates_fault(world: World) -> None:
+    world.soon()
+    async with world.serve(MANAGER_HELD_CLONES="3") as supervisor:
+        waiting = await held(supervisor.http, 3)
+        for guest in await guests_of(world, waiting):
+            await guest.exit(-9)
+        for vm_id in waiting:
+            await supervisor.vm(vm_id).wait_ended()
+        one = await ready(supervisor.http)
+        assert one["failures"] == 0
+        counted = await metrics(supervisor.http)
+        assert counted['qmp_supervisor_clones_total{outcome="fallback"}'] == 0
+        await held(supervisor.http, 3, *waiting)
+
+
+async def test_none_is_made_of_a_template_of_before(world: World) -> None:
+    world.hasten(template_look_s=0.2, pool_look_s=0.01)
+    async with world.serve() as supervisor:
+        before = await held(supervisor.http, 2)
+        first = await ready(supervisor.http)
+        change(world.image)
+        declare(world.image)
+        await ready(supervisor.http, other_than=first["digest"])
+        await held(supervisor.http, 2, *before)
+        listed = (await supervisor.http.get("/vms?purpose=held")).json()["vms"]
+        assert [one["ended"] for one in listed] == [False, False]
+
+
+async def test_failed_ones_are_listed_and_few(world: World) -> None:
+    world.soon()
+    async with world.serve(MANAGER_CLONE_TIMEOUT="2s") as supervisor:
+        before = await held(supervisor.http, 2)
+        world.scenario(restore="fails")
+        for vm_id in before:
+            await supervisor.http.delete(f"/vms/{vm_id}")
+        await ask_metric(supervisor.http, 'qmp_supervisor_templates{state="ready"}', 0)
+        listed = (await supervisor.http.get("/vms")).json()["vms"]
+        crashed = [one for one in listed if one["purpose"] == "held"]
+        assert [one["state"] for one in crashed] == ["crashed"]
+        assert crashed[0]["error"]

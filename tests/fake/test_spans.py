@@ -187,6 +187,22 @@ def test_sdk_that_is_not_installed(
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("OTEL_BSP_SCHEDULE_DELAY", "-1"), ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "abc")],
+)
+def test_variables_that_make_no_sense(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    with spans.sending("http://127.0.0.1:4318/v1/traces"):
+        pass
+    assert "no traces are sent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("jaeger_url", "otlp"),
     [
         ("http://jaeger:14268/api/traces", "http://jaeger:4318/v1/traces"),

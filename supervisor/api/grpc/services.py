@@ -196,7 +196,7 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
         """
         caller, check_again = current(), standing()
         vms, quiet_s = self._service.vms, self._service.config.timing.sse_keep_alive_s
-        seen = [vms.see(wanted.vm_id, caller)] if wanted.vm_id else vms.seen_by(caller)
+        seen = [vms.see(wanted.vm_id, caller)] if wanted.vm_id else vms.listed_for(caller)
         async with self._service.follow(caller, wanted.after, wanted.vm_id) as (old, news):
             if wanted.after is None:
                 for message in [messages.present_state(vm) for vm in seen]:
