@@ -56,7 +56,7 @@ KEEP = False
 KINDS: list[Kind] = []
 
 
-def kind(
+def kind(  # noqa: PLR0913 - each says something of its own
     name: str,
     *,
     times: int = 2,
