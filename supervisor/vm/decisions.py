@@ -52,7 +52,8 @@ def after_boot(
     never_renewed = verdict.state.ended and record.template is not None and not record.renewed
     first_boot = record.restarts == 0  # a restart does not use the template's memory
     host_rebooted = verdict.reason == Reason.HOST_REBOOT
-    if (clone_failed or (never_renewed and first_boot)) and not stopping and not host_rebooted:
+    needed = not (stopping or host_rebooted or record.settled)
+    if (clone_failed or (never_renewed and first_boot)) and needed:
         return Next.COLD_BOOT
     if (
         record.options.restart is RestartPolicy.ON_FAILURE

@@ -408,3 +408,19 @@ async def test_failed_ones_are_listed_and_few(world: World) -> None:
         crashed = [one for one in listed if one["purpose"] == "held"]
         assert [one["state"] for one in crashed] == ["crashed"]
         assert crashed[0]["error"]
+
+
+@pytest.mark.parametrize("lost", [["vm.json"], ["vm.json", "events.jsonl"]])
+async def test_one_whose_record_is_lost_is_booted_for_nobody(world: World, lost: list[str]) -> None:
+    async with world.serve_apart(MANAGER_HELD_CLONES="1") as apart:
+        (first,) = await held(apart.http, 1)
+        guest = await guest_of(world, first)
+        await apart.kill()
+    for name in lost:
+        (world.tmp / first / name).unlink()
+    async with world.serve(MANAGER_HELD_CLONES="0") as supervisor:
+        await guest.until("end")
+        assert guest.count("cont") == 0
+        for vm in supervisor.running.service.vms:
+            await vm.wait_ended()
+            assert vm.record.first_ran_s is None

@@ -57,6 +57,8 @@ NEVER = attrs.evolve(PLAIN, options=RunOptions())
         (RENEWED, CRASHED, {}, Next.RESTART),
         (CLONE, CRASHED, {}, Next.COLD_BOOT),
         (CLONE, SHUTOFF, {}, Next.COLD_BOOT),
+        # A record that was lost, and says of the rebuilt VM that nobody waits for it any more.
+        (attrs.evolve(NEVER, template="0", relay=RelayState.INTERRUPTED), CRASHED, {}, Next.END),
         (attrs.evolve(CLONE, restarts=1), CRASHED, {}, Next.RESTART),
         (CLONE, REBOOTED, {}, Next.RESTART),
         (CLONE, CRASHED, {"end_requested": True}, Next.RESTART),
