@@ -220,7 +220,9 @@ class Vms:
         technology, room = self._technology_of(purpose), self._room_of(purpose)
         if self.closing or not self.admission.try_enter(room):
             return None
-        self.coming.append(room)
+        gives_way = purpose is not Purpose.TEMPLATE
+        if gives_way:
+            self.coming.append(room)
         options = RunOptions(
             template=(
                 TemplateUse.REQUIRE if purpose is Purpose.HELD else self.config.start.templates
@@ -236,8 +238,9 @@ class Vms:
             log.warning("VM not started", purpose=purpose, problem=str(error))
             return None
         finally:
-            self.coming.remove(room)
-        if self.admission.waiting and purpose is not Purpose.TEMPLATE:
+            if gives_way:
+                self.coming.remove(room)
+        if self.admission.waiting and gives_way:
             # A run came meanwhile, and found neither room nor a spare VM that could give way.
             log.info("giving up", vm=vm.id, purpose=purpose, why="a run needs room")
             self.discard(vm)
