@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 CLONES, AT_ONCE = 20, 5
 
-SETTINGS = {"MANAGER_TEMPLATES": "auto", "MANAGER_MAX_VMS": "10"}
+SETTINGS = {
+    "MANAGER_TEMPLATES": "auto",
+    "MANAGER_MAX_VMS": "10",
+    "MANAGER_HELD_CLONES": "0",  # runs are to start from the template as it is then
+}
 
 #: How far a guest's time of day may be from the host's.
 CLOCK_S = 2.0
@@ -235,10 +239,18 @@ def left(first: Supervisor, template: dict[str, Any], draws: list[Draw]) -> dict
 
 @pytest.fixture(scope="module")
 def second(left: dict[str, Any], tmp: Path) -> Iterator[Supervisor]:
-    """One with a pool."""
-    pool = {"MANAGER_POOL_SIZE": "2", "MANAGER_POOL_INTERVAL": "1ms"}
-    with started(tmp, **SETTINGS, **pool) as supervisor:
+    """One with a pool, that holds clones."""
+    kept = {
+        "MANAGER_POOL_SIZE": "2",
+        "MANAGER_POOL_INTERVAL": "1ms",
+        "MANAGER_HELD_CLONES": "1",
+    }
+    with started(tmp, **SETTINGS | kept) as supervisor:
         yield supervisor
+
+
+def held(listed: dict[str, Any]) -> list[str]:
+    return [one["id"] for one in listed["vms"] if not one["ended"] and one["monitor"] == "ok"]
 
 
 def pooled(listed: dict[str, Any]) -> list[str]:
@@ -269,3 +281,22 @@ def test_pool_is_ready_and_filled_again(second: Supervisor, template: dict[str, 
     assert not set(again) & set(waiting)
     for draw in draws:
         assert second.http.delete(f"/vms/{draw.vm['id']}").status_code == 204
+
+
+def test_held_clone_is_a_vm_of_its_own(second: Supervisor, template: dict[str, Any]) -> None:
+    """Of three runs at once two have the pool's VMs."""
+    second.until("/vms", lambda listed: len(pooled(listed)) == 2)
+    listed = second.until("/vms?purpose=held", lambda listed: held(listed) != [])
+    with ThreadPoolExecutor(3) as threads:
+        names = [f"beside-{number}" for number in range(3)]
+        vms = list(threads.map(lambda name: second.run(computation(name)), names))
+    draws = [_draw(second, vm) for vm in vms]
+    (one,) = [draw for draw in draws if draw.vm["id"] in held(listed)]
+    assert list(one.shown["phases_s"]) == ["held", "running", "renew", "agent", "relay"]
+    assert one.shown["template"] == template["digest"]
+    assert one.drawn["machine_id"] == UUID(one.vm["id"]).hex
+    assert one.before - CLOCK_S <= one.drawn["now"] <= one.after + CLOCK_S
+    for what in ("random", "uuid", "python", "kernel_uuid"):
+        assert len({draw.drawn[what] for draw in draws}) == 3
+    for vm in vms:
+        assert second.http.delete(f"/vms/{vm['id']}").status_code == 204
