@@ -85,7 +85,8 @@ class HeldClones:
                 await changed.wait()
 
     async def _see_it_held(self, vm: Vm) -> None:
-        await vm.until(lambda: vm.is_held or vm.ended or vm.ending)
+        # Once it is held, a run may have it before this task comes to look.
+        await vm.until(lambda: vm.is_held or vm.claimed or vm.ended or vm.ending)
         request = vm.end_request
         if not vm.ended or (request and not request.cause.is_failure):
             self._failures = 0
