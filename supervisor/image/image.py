@@ -145,6 +145,7 @@ def make(
         agent="program" if rootfs.is_program(agent) else "python" if agent else "reference",
         # Another agent may not serve CloneService, and copies would have one key for TLS.
         clone_safe=agent is None and "--tls" not in agent_arguments,
+        renews_itself=agent is None and "--tls" not in agent_arguments,
         kernel=kernel_version,
         command_line=COMMAND_LINE,
         built_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),

@@ -34,8 +34,9 @@ class Manifest:
     """A built image. Paths are relative to its directory.
 
     *agent* is ``reference``, ``python`` or ``program``. *clone_safe* says whether a guest may be
-    copied while it runs: whether its agent serves CloneService of protos/clone.proto. *packages*
-    holds versions by package. *built_at* is in RFC 3339.
+    copied while it runs: whether its agent serves CloneService of protos/clone.proto, and
+    *renews_itself* whether a copy needs no call of that: whether it has a renewer. *packages* holds
+    versions by package. *built_at* is in RFC 3339.
     """
 
     agent: str
@@ -45,6 +46,7 @@ class Manifest:
     built_at: str
     packages: dict[str, str]
     files: dict[str, File]
+    renews_itself: bool = False
     format: int = FORMAT
 
     def write(self, directory: Path) -> None:

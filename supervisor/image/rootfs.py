@@ -25,6 +25,8 @@ PYTHON = ("python3-minimal", "libpython3-stdlib")
 HTTP2 = ("python3-h2",)
 GRPC = ("python3-grpcio",)
 BUSYBOX = ("busybox-static",)
+# The compiler of the reference agent's renewer; it does not stay.
+COMPILER = ("tcc",)
 
 GUEST = "usr/lib/guest"
 PYTHON_LIBRARY = "usr/lib/python3*"
@@ -68,6 +70,8 @@ def arrange(root: Path, kernel: str, agent: Path | None, agent_arguments: Sequen
     :func:`supervisor.image.image.build`. ImageBuildError.
     """
     modules.install(root, kernel, root / GUEST / "modules")
+    if agent is None:
+        compile_renewer(root)
     for pattern in (*UNUSED, *(f"{PYTHON_LIBRARY}/{name}" for name in UNUSED_PYTHON)):
         for path in root.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -87,7 +91,8 @@ def packages(agent: Path | None) -> tuple[str, ...]:
     """The packages that the guest is made of."""
     if is_program(agent):
         return (*PYTHON, *BUSYBOX)
-    return (*PYTHON, *(HTTP2 if agent is None else GRPC), *BUSYBOX)
+    own = (*HTTP2, *COMPILER) if agent is None else GRPC
+    return (*PYTHON, *own, *BUSYBOX)
 
 
 def is_program(agent: Path | None) -> bool:
@@ -113,6 +118,20 @@ def install_agent(root: Path, agent: Path | None, arguments: Sequence[str]) -> N
         _write_program(start, START_PYTHON)
 
 
+def compile_renewer(root: Path) -> None:
+    """Makes the reference agent's renewer, and deletes the compiler."""
+    compiler, parts = root / "usr/bin/tcc", root / libraries.DIRECTORY / "tcc"
+    source = resources.files(__package__) / "renewer.c"
+    options: Command = [f"-B{parts}", "-nostdlib", "-nostdinc", "-static", "-Wall", "-Werror"]
+    with resources.as_file(source) as file:
+        run(
+            "compile the renewer",
+            [*_with_libraries_of(root), compiler, *options, file, "-o", root / GUEST / "renewer"],
+        )
+    for path in (root / "usr/bin").glob("*tcc"):
+        path.unlink()
+
+
 def compile_python(root: Path) -> None:
     """Compiles all Python below *root*, and leaves the library's sources out.
 
@@ -120,11 +139,10 @@ def compile_python(root: Path) -> None:
     guest's own interpreter is sure to write bytecode that the guest can load. It runs in place,
     with the guest's own libraries.
     """
-    directory = root / libraries.DIRECTORY
     interpreter = next(iter(sorted((root / "usr/bin").glob("python3.*"))), None)
     if interpreter is None:
         raise ImageBuildError("compile Python", (), "the packages hold no usr/bin/python3.*")
-    python: Command = [directory / "ld-linux-x86-64.so.2", "--library-path", directory, interpreter]
+    python: Command = [*_with_libraries_of(root), interpreter]
     # Files in the guest never change, so Python need not compare time stamps.
     options: Command = ["-qq", "-b", "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/"]
     env = {"PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0", "PYTHONPATH": ""}
@@ -134,6 +152,12 @@ def compile_python(root: Path) -> None:
     for directory in library:
         for source in directory.rglob("*.py"):
             source.unlink()
+
+
+def _with_libraries_of(root: Path) -> Command:
+    """What runs a program of *root* in place, with the libraries there."""
+    directory = root / libraries.DIRECTORY
+    return [directory / "ld-linux-x86-64.so.2", "--library-path", directory]
 
 
 def _link_applets(root: Path) -> None:

@@ -42,6 +42,9 @@ _PRIVATE = "dump-guest-core=off,mem-merge=off"
 #: What a guest of the successor's mounts its environment and its certificates by.
 _SHARES = ("env_share", "certs_share")
 
+#: Where the guest's agent and its renewer look for items of the firmware's configuration.
+_ITEMS = "opt/org.qmp-supervisor"
+
 #: System calls that QEMU must not make. No device on this command line needs them.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -85,6 +88,7 @@ class Machine:
     :param overlay: a qcow2 file on the base image or on a template's overlay; None: no disk
     :param kernel: what a plain VM boots directly
     :param ram: None if the memory is not in a file
+    :param renewal: a file with the identity of a copy, if the memory is in a file
     :param shares: the directories that the guest reads over 9p: environment and certificates
     :param confidential: None for a plain VM
     :param dials: whether the guest reaches its QEMU's loopback, for its agent dials the supervisor
@@ -100,6 +104,7 @@ class Machine:
     serial_log: Path
     qmp_socket: Path
     ram: Ram | None = None
+    renewal: Path | None = None
     shares: tuple[Path, Path] | None = None
     kernel: DirectBoot | None = None
     dials: bool = False
@@ -341,8 +346,14 @@ def access_args(machine: Machine) -> list[str]:
     """
     if machine.credential_hash is None:
         return []
-    name = "opt/org.qmp-supervisor/credential-sha256"
-    return ["-fw_cfg", f"name={name},string={machine.credential_hash}"]
+    return ["-fw_cfg", f"name={_ITEMS}/credential-sha256,string={machine.credential_hash}"]
+
+
+def renewal_args(machine: Machine) -> list[str]:
+    """The item by which a copy learns who it is. A file, for it is as secret as its entropy."""
+    if machine.renewal is None:
+        return []
+    return ["-fw_cfg", f"name={_ITEMS}/renewal,file={escape(machine.renewal)}"]
 
 
 def our_args(config: QemuConfig, machine: Machine) -> list[str]:
@@ -361,6 +372,7 @@ def our_args(config: QemuConfig, machine: Machine) -> list[str]:
         *memory_args(config, machine),
         *share_args(config, machine),
         *access_args(machine),
+        *renewal_args(machine),
         # With the disk first, the firmware does not try the network: half a second faster. A
         # kernel that QEMU boots has this place itself.
         *([] if machine.boot else ["-global", "scsi-hd.bootindex=0"]),

@@ -22,6 +22,16 @@ _CREDENTIAL_BYTES = 32
 #: Of the host's entropy, for a clone: twice what its kernel's key holds.
 _ENTROPY_BYTES = 64
 
+_HOSTNAME_BYTES = 32
+
+#: The same for a guest that is to be copied: it has no identity of its own.
+NO_RENEWAL = bytes(_ENTROPY_BYTES + 32 + _HOSTNAME_BYTES)
+
+
+def hostname(vm_id: str) -> str:
+    """That of a copy."""
+    return f"vm-{vm_id.partition('-')[0]}"
+
 
 @attrs.frozen
 class Secret:
@@ -29,7 +39,7 @@ class Secret:
 
     :param credential: what the agent's callers must show, in base64 for URLs
     :param entropy: for the guest's renewal if the VM is a clone. A supervisor that was killed may
-        have sent it; the next one sends the same
+        have given it; the next one gives the same
     """
 
     credential: str = attrs.field(repr=False)
@@ -60,6 +70,11 @@ class Secret:
     def credential_hash(self) -> str:
         """SHA-256 of the credential, in hexadecimal digits."""
         return hashlib.sha256(self.credential.encode()).hexdigest()
+
+    def renewal(self, vm_id: str) -> bytes:
+        """What the renewer of a copy reads: supervisor/image/renewer.c has its form."""
+        machine_id = vm_id.replace("-", "").encode()
+        return self.entropy + machine_id + hostname(vm_id).encode().ljust(_HOSTNAME_BYTES, b"\0")
 
     @classmethod
     def _of(cls, content: bytes) -> Self:

@@ -142,6 +142,11 @@ class VmDir:
         return self.path / "secret"
 
     @property
+    def renewal(self) -> Path:
+        """What a copy learns of itself, until its QEMU has read it."""
+        return self.path / "renewal"
+
+    @property
     def serial_log(self) -> Path:
         return self.path / "serial.log"
 
@@ -175,8 +180,8 @@ class VmDir:
         if user is None:
             return
         open_to_group(self.path, user.gid)
-        files = (self.overlay, self.firmware_vars, self.serial_log, self.ram, *self.session)
-        for file in files:
+        files = [self.overlay, self.firmware_vars, self.serial_log, self.ram]
+        for file in (*files, self.renewal, *self.session):
             with suppress(FileNotFoundError):
                 os.chown(file, user.uid, user.gid, follow_symlinks=False)
         for share in filter(Path.exists, self.shares):
@@ -261,6 +266,20 @@ class VmDir:
             file.write_text(content)
         return self.session
 
+    def write_renewal(self, content: bytes) -> None:
+        """Blocking.
+
+        :raises OSError: if it cannot be written
+        """
+        self.renewal.unlink(missing_ok=True)
+        descriptor = os.open(self.renewal, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+
+    async def drop_renewal(self) -> None:
+        """Remove what QEMU has read, in a worker thread. A failure is logged."""
+        await remove(self.renewal)
+
     def clear(self, *, disks: bool) -> None:
         """Remove the files that an ended VM does not need any more. Ignores errors. Blocking.
 
@@ -268,7 +287,7 @@ class VmDir:
         """
         files = [self.qmp_socket, self.agent_socket, self.dialled_socket, self.console_socket]
         files += [self.computation]
-        files += [self.secret, *self.session]
+        files += [self.secret, self.renewal, *self.session]
         if disks:
             files += [self.overlay, self.firmware_vars, self.ram, self.state]
         files += self.results.drafts

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from supervisor.state.vm_dir import VmDir
 
 #: Part of every fingerprint. Increase it if guests are prepared or renewed in another way.
-_FORMAT = 2
+_FORMAT = 3
 
 _NO_HASH = "0" * 64
 _NO_ID = "00000000-0000-0000-0000-000000000000"
@@ -143,6 +143,7 @@ class Template:
             "fingerprint": fingerprint.parts,
             "sizes": {file.name: file.stat().st_size for file in self.path.iterdir()},
             "state": attrs.asdict(File.of(self.state)),
+            "renews_itself": _renews_itself(fingerprint),
         }
         # Clones' disks may outlive a loss of power, and need the overlay. The rest need not last:
         # a boot of the host makes the template stale.
@@ -151,6 +152,16 @@ class Template:
         draft = self.manifest.with_suffix(".new")
         draft.write_text(json.dumps(content, indent=2) + "\n")
         draft.rename(self.manifest)
+
+    def renews_itself(self) -> bool:
+        """Whether its copies renew themselves, and need not be called for it.
+
+        :raises TemplateError: if the template is damaged
+        """
+        try:
+            return bool(json.loads(self.manifest.read_bytes())["renews_itself"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise TemplateError(f"{self.path} is damaged: {error}") from error
 
     def clone_into(self, vm_dir: VmDir, gid: int | None) -> BaseImage:
         """Copy the disk and the firmware variables into the directory of a new clone.
@@ -222,6 +233,7 @@ def fingerprint(config: QemuConfig, host: Host) -> Fingerprint:
         qmp_socket=unspecified,
         credential_hash=_NO_HASH,
         ram=cmdline.Ram(unspecified, shared=True),
+        renewal=unspecified,
     )
     files = {
         "qemu": Path(host.qemu),
@@ -240,6 +252,15 @@ def fingerprint(config: QemuConfig, host: Host) -> Fingerprint:
             **{name: _identity(file) for name, file in files.items()},
         }
     )
+
+
+def _renews_itself(fingerprint: Fingerprint) -> bool:
+    """Whether the image's guests do. A manifest that is gone says no."""
+    try:
+        image = json.loads(json.dumps(fingerprint.parts["image"]))[0]
+        return Manifest.read(Path(image).parent).renews_itself
+    except (OSError, ValueError, LookupError):
+        return False
 
 
 def _of_tee(tee: TeeConfig, host: Host) -> list[object]:

@@ -13,7 +13,6 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
-from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -34,6 +33,7 @@ from supervisor.qemu import cmdline, measured, network, ports, process
 from supervisor.qemu.connection import Connection
 from supervisor.state import file_errors
 from supervisor.state.record import EventKind, Phase, Purpose
+from supervisor.state.secret import NO_RENEWAL
 from supervisor.state.status import Reason, RunState, Status, Trigger, VmState, next_status
 from supervisor.state.vm_dir import preparers
 from supervisor.tee import causes, policy
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from supervisor.qemu.ports import PortPool
     from supervisor.qemu.process import Qemu
     from supervisor.qemu.users import User
+    from supervisor.state.record import BaseImage
     from supervisor.templates.registry import Templates
     from supervisor.templates.template import Template
     from supervisor.vm.vm import Vm
@@ -113,14 +114,21 @@ class Launcher:
         self._fingerprint, self.template = await self._templates.choose(vm.id, use)
         if self.template:
             self._template_name = self.template.name
-            clone_into = partial(self.template.clone_into, vm.dir, self._host.users.gid)
             with self._clone_failures():
-                self._base = await trio.to_thread.run_sync(clone_into, limiter=preparers)
+                self._base = await trio.to_thread.run_sync(
+                    self._clone, self.template, limiter=preparers
+                )
         else:
             ram_bytes = config.memory_bytes if becomes_template else None
             disk = None if self._is_in_initramfs else config.disk
             self._base = await vm.dir.prepare(disk, config.firmware, ram_bytes)
         vm.reached(Phase.OVERLAY)
+
+    def _clone(self, template: Template) -> BaseImage:
+        """Blocking."""
+        base = template.clone_into(self._vm.dir, self._host.users.gid)
+        self._vm.renews_itself = template.renews_itself()
+        return base
 
     async def prepare_cold_boot(self, failure: CloneFailed | None, verdict: Status) -> None:
         """Undo the start from the template, and prepare a boot without it.
@@ -153,6 +161,7 @@ class Launcher:
         await vm.commit(EventKind.FALLBACK, data, template=None, renewed=False)
         self._fingerprint = await self._templates.present()
         self.template = self._template_name = None
+        vm.renews_itself = vm.restored = False
         vm.forget_phases(*_STEPS_OF_A_BOOT)
         config = vm.config.qemu
         self._base = await vm.dir.prepare(config.disk, config.firmware)
@@ -237,6 +246,8 @@ class Launcher:
             ram = cmdline.Ram(self.template.ram, shared=False)
         elif self._vm.record.purpose is Purpose.TEMPLATE:
             ram = cmdline.Ram(vm_dir.ram, shared=True)
+        if ram:
+            await trio.to_thread.run_sync(vm_dir.write_renewal, self._renewal())
         confidential = await trio.to_thread.run_sync(self._confidential)
         kernel = None
         if self._is_in_initramfs and confidential is None:
@@ -251,12 +262,18 @@ class Launcher:
             serial_log=vm_dir.serial_log,
             qmp_socket=vm_dir.qmp_socket,
             ram=ram,
+            renewal=vm_dir.renewal if ram else None,
             shares=vm_dir.shares if self._vm.record.reads_shares else None,
             kernel=kernel,
             dials=self._net.dials,
             credential_hash=self._vm.secret.credential_hash if self._vm.secret else None,
             confidential=confidential,
         )
+
+    def _renewal(self) -> bytes:
+        """What a copy is to be. The guest that is copied must learn of no identity."""
+        secret = self._vm.secret if self.template else None
+        return secret.renewal(self._vm.id) if secret else NO_RENEWAL
 
     def _confidential(self) -> Confidential | None:
         """Blocking.

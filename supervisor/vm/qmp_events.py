@@ -86,6 +86,8 @@ class QmpEvents:
         vm, session = self._vm, self._session
         vm.reached(Phase.GREETING)
         await monitor.set_actions(**ACTIONS)
+        if vm.record.template or self._template_state:
+            await vm.dir.drop_renewal()  # QEMU has read it: it takes no command before
         session.facts = await monitor.query()
         found = status_of_runstate(session.facts.run_status.status)
         if not self._is_before_first_instruction(found):

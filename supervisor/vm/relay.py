@@ -74,7 +74,8 @@ class Relay:
         Cancelled at QEMU's exit.
         """
         vm = self._vm
-        await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
+        # QEMU takes a connection for a guest that is about to run, and it is made meanwhile.
+        await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH or vm.is_let_go)
         if vm.record.purpose is Purpose.CVM:
             # Its agent answers nobody before another service has told it what to do.
             await trio.sleep_forever()
@@ -146,10 +147,7 @@ class Relay:
         config = vm.config
         connecting = client.connect(vm.id, target, config.agent, config.timing, credential)
         async with connecting as agent:
-            if record.template and not record.renewed:
-                await self._renew(agent, session)
-            else:
-                await self._wait_ready(agent)
+            await self._reach_first(agent, session)
             if vm.ending:
                 await trio.sleep_forever()  # too late for a computation; QEMU's exit cancels this
             if vm.opens_agent and record.relay not in _BEFORE_SENDING:
@@ -176,6 +174,15 @@ class Relay:
             await agent.prepare()
         vm.prepared = True
         vm.notify()
+
+    async def _reach_first(self, agent: Agent, session: Session) -> None:
+        """Find the agent of a guest that was just started, or that nobody has asked yet."""
+        record = self._vm.record
+        if record.template is None or record.renewed:
+            return await self._wait_ready(agent)
+        # The first call of a copy that renews itself need not be for that, if there is another.
+        agent.tells_time = self._vm.renews_itself and record.relay is RelayState.WAITING
+        return await self._reach_copy(agent, session, renew=not agent.tells_time)
 
     async def _meet_dialled(self, session: Session, target: str) -> None:
         """The same for an agent that dials the supervisor. Does not return."""
@@ -217,8 +224,11 @@ class Relay:
         with suppress(AgentError, HostError):  # the watch tries again
             await agent.check(self._vm.config.life.answer_s, open_to_all=True)
 
-    async def _renew(self, agent: Agent, session: Session) -> None:
-        """Give a clone its own identity and entropy, before any other request."""
+    async def _reach_copy(self, agent: Agent, session: Session, *, renew: bool) -> None:
+        """Find the agent of a clone.
+
+        :param renew: give the clone its own identity and entropy, before any other request
+        """
         vm, timeout_s = self._vm, self._vm.config.start.clone_timeout_s
         # A clone of an earlier version may have had another one.
         entropy = (vm.secret or Secret.new()).entropy
@@ -226,7 +236,8 @@ class Relay:
             async with in_time(vm, timeout_s) as patience:
                 # A clone listens at once. If many start together, it only answers slowly.
                 await self._reach(agent, timeout_s / 3)
-                await agent.renew(entropy)
+                if renew:
+                    await agent.renew(entropy)
         except AgentError as error:
             await self._let_the_end_decide(session)
             why = f"its agent does not renew itself: {error.code}, {error.text}"
@@ -234,9 +245,13 @@ class Relay:
         if patience.cancelled_caught:
             why = f"its agent did not answer within {timeout_s:g} s, see MANAGER_CLONE_TIMEOUT"
             raise CloneFailed(vm.id, why)
-        vm.reached(Phase.RENEW)
-        vm.defer(EventKind.RENEWED, {}, renewed=True)
-        self._templates.came_up(vm.record.template or "")
+        if renew:
+            vm.reached(Phase.RENEW)
+            self._is_renewed()
+
+    def _is_renewed(self) -> None:
+        self._vm.defer(EventKind.RENEWED, {}, renewed=True)
+        self._templates.came_up(self._vm.record.template or "")
 
     async def _wait_ready(self, agent: AnyAgent) -> None:
         vm, timeout_s = self._vm, self._vm.config.agent.boot_timeout_s
@@ -293,7 +308,7 @@ class Relay:
         """
         vm = self._vm
         while True:
-            await vm.until(lambda: vm.status.state is VmState.RUNNING)
+            await vm.until(lambda: vm.status.state in (VmState.PRELAUNCH, VmState.RUNNING))
             async with move_on_when(lambda: vm.until(lambda: _is_paused(vm))) as attempts:
                 await agent.wait_ready(attempt_s)
             if not attempts.cancelled_caught:
@@ -321,18 +336,31 @@ class Relay:
             computation = await vm.dir.read_computation()
         except OSError as error:
             raise SupervisorError(f"the computation of VM {vm.id} is lost: {error}") from error
-        await self._commit(RelayState.SENT)
-        if vm.record.options.restart is RestartPolicy.NEVER:
+        is_copy = vm.record.template is not None and not vm.record.renewed
+        # It may be renewed and have the computation from now on, whatever becomes of its answer.
+        await self._commit(RelayState.SENT, **({"renewed": True} if is_copy else {}))
+        if vm.record.options.restart is RestartPolicy.NEVER and not is_copy:
             await vm.dir.drop_computation()
         if vm.opens_agent:
             vm.agent_protected = False  # from the agent's answer on, whether it ever asked or not
-        reply = await self._call(agent, session, watch, computation)
+        try:
+            reply = await self._call(agent, session, watch, computation)
+        except AgentError as error:
+            if is_copy and error.code == "FAILED_PRECONDITION":
+                await self._commit(RelayState.WAITING, renewed=False)
+                why = f"its guest is not renewed: {error.text}"
+                raise CloneFailed(vm.id, why) from error
+            raise
         vm.reached(Phase.RELAY)
         self._has_answer = True
+        if is_copy:
+            self._is_renewed()
         # A reset that comes now is too late.
         with trio.CancelScope(shield=True):
             await vm.dir.keep_reply(reply)
             await self._commit(RelayState.ANSWERED, answered=True)
+            if vm.record.options.restart is RestartPolicy.NEVER and is_copy:
+                await vm.dir.drop_computation()
 
     async def _call(
         self, agent: AnyAgent, session: Session, watch: AnyWatch, computation: bytes

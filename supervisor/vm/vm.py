@@ -73,6 +73,7 @@ class Vm:
     :ivar end_request: what was asked for; it may become more urgent, never less
     :ivar claimed: whether a run is about to have this VM of the pool, or this held clone
     :ivar restored: whether it is a held clone whose guest could run
+    :ivar renews_itself: whether it is a copy that nobody has to call to be renewed
     :ivar leaving: whether the VM's task ends and QEMU runs on
     """
 
@@ -107,6 +108,7 @@ class Vm:
         self.end_request: EndRequest | None = None
         self.claimed = False
         self.restored = False
+        self.renews_itself = False
         self.leaving = False
         #: What the task's work is done in.
         self.scope = trio.CancelScope()
@@ -162,6 +164,12 @@ class Vm:
     def is_kept_back(self) -> bool:
         """Whether the guest would run, but for somebody's word."""
         return self.awaits_owner or (self.record.purpose is Purpose.HELD and self.restored)
+
+    @property
+    def is_let_go(self) -> bool:
+        """Whether the guest of a held clone is about to run."""
+        taken = self.restored and self.record.purpose is not Purpose.HELD
+        return taken and self.record.first_ran_s is None
 
     @property
     def is_coming_up(self) -> bool:

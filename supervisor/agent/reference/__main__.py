@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     agent, clones, methods = _served(options, guest)
     try:
         of_grpc, of_http = _encrypted(agent) if options.tls else (None, None)
-        server = Server(methods, access, options.host, options.grpc_port, of_grpc)
+        greet = clones.greet if clones else lambda _: None
+        server = Server(methods, access, options.host, options.grpc_port, of_grpc, greet)
         # Imported here because it takes long, and gRPC answers meanwhile.
         from .http import serve_http
 

@@ -1,7 +1,9 @@
-"""``clone.CloneService``: prepares the guest for being frozen, and renews each copy.
+"""``clone.CloneService``: prepares the guest for being frozen, and lets each copy go.
 
-protos/clone.proto describes it. Between Prepare and Renew the agent answers only these calls and
-the one for its health: every copy would give the same answers, from the same random numbers.
+protos/clone.proto describes it. From Prepare on the agent answers nothing but these calls and those
+for its health, until the copy is renewed and knows the time: every copy would give the same
+answers, from the same random numbers. The renewer renews it as soon as it runs; the time comes with
+the first call.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import gc
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING
 
 from .call import Method
 from .computation import SPECIMEN, reply_to
@@ -19,48 +21,30 @@ from .refusal import Refusal, StatusCode
 from .wire import decode_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .algorithm import OnEnd
     from .call import Behaviour
     from .guest import Guest
+    from .renewal import Renewer
     from .service import Agent
 
-MIN_ENTROPY_BYTES = 32
-WAITS = "this guest is one of many alike, and refuses all calls until CloneService.Renew"
+# What a call tells the time with, in nanoseconds since 1970.
+CLOCK = b"agent-clock"
+#: Of a renewal that is under way; it takes some hundredths of a second, on a busy host some more.
+RENEWAL_TIMEOUT_S = 5.0
+PREPARING = "this guest is about to be copied"
+WAITS = "this guest is one of many alike, and refuses all calls until it is renewed"
+WAITS_FOR_TIME = "this guest does not know the time yet: the metadata 'agent-clock: NANOSECONDS'"
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-# RFC 1123, and no longer than Linux allows.
-_HOSTNAME = re.compile(rb"(?=.{1,64}\Z)[0-9a-zA-Z](?:[0-9a-zA-Z.-]*[0-9a-zA-Z])?")
-
-
-class Renewal(NamedTuple):
-    """The new identity of a copy. *machine_id* is the VM's id as 32 hexadecimal digits."""
-
-    machine_id: str
-    hostname: str
-    entropy: bytes
-    unix_time_ns: int
-
-    @classmethod
-    def decode(cls, message: bytes) -> Self:
-        """The RenewRequest in *message*. ValueError says what is wrong with it."""
-        payloads, numbers = decode_fields(message)
-        vm_id, hostname = payloads.get(1, b""), payloads.get(2, b"")
-        entropy, unix_time_ns = payloads.get(3, b""), numbers.get(4, 0)
-        if not _UUID.fullmatch(vm_id):
-            raise ValueError("vm_id is no UUID")
-        if not _HOSTNAME.fullmatch(hostname):
-            raise ValueError("hostname is no host's name of at most 64 characters")
-        if len(entropy) < MIN_ENTROPY_BYTES:
-            raise ValueError(f"{len(entropy)} bytes of entropy, at least {MIN_ENTROPY_BYTES}")
-        if not 0 < unix_time_ns < 1 << 63:
-            raise ValueError("unix_time_ns is no time after 1970")
-        machine_id = vm_id.replace(b"-", b"").decode().lower()
-        return cls(machine_id, hostname.decode(), entropy, unix_time_ns)
+_IS_TIME = re.compile(rb"[1-9][0-9]{0,18}")
+_MOST_NS = 1 << 63
 
 
 class Clones:
-    """Prepares *guest* for being frozen, and renews each copy.
+    """Prepares *guest* for being frozen, and lets the agent of each copy go.
+
+    OSError: the guest waits for a renewal, and nothing is there to renew it.
 
     :ivar agent_is_up: to be set when the agent's servers run; a guest is not frozen before
     """
@@ -69,69 +53,106 @@ class Clones:
         self._agent = agent
         self._guest = guest
         self._lock = threading.Lock()
+        self._is_preparing = False
         self._waits = guest.waits()
-        self._renewed_as: tuple[str, str, bytes] | None = None
+        self._renewer: Renewer | None = None
+        self._renewed_as = ""
+        #: What time it was, and when that was told on the monotonic clock.
+        self._told_ns: tuple[int, int] | None = None
         self._reseed: Callable[[], None] = lambda: None
         self.agent_is_up = threading.Event()
         if self._waits:
-            agent.hold(WAITS)
+            self._renewer = guest.start_renewer()
+            agent.hold(self.why_held)
 
     def prepare(self, _: bytes) -> None:
         """Returns when the guest may be frozen. From then on the agent waits for a renewal."""
         with self._lock:
             if self._waits:
                 return
-            self._agent.hold(WAITS)
+            self._agent.hold(self.why_held)
+            self._is_preparing = True
             try:
                 self._settle(time.monotonic() + SETTLE_TIMEOUT_S)
                 self._warm_up()
+                self._renewer = self._guest.start_renewer()
                 self._guest.drop_caches()
                 self._guest.have_it_wait()
+                self._waits = True
             except OSError as error:
-                self._agent.release()
                 why = f"the guest cannot be prepared: {error}"
                 raise Refusal(StatusCode.INTERNAL, why) from error
-            except Refusal:
-                self._agent.release()
-                raise
-            self._waits = True
+            finally:
+                self._is_preparing = False
+                if not self._waits:
+                    self._agent.release()
 
     def renew(self, message: bytes) -> None:
-        """Gives the guest the names and entropy in *message*, and releases the agent.
+        """Returns when the guest is renewed as the VM in *message* and its agent is let go.
 
-        The same renewal once more changes nothing, and may tell another time. Any other is refused.
+        The same once more changes nothing, and may tell another time. Any other is refused.
         """
         # Prepare takes long, and this call is answered in the server's only thread.
-        if not self._lock.acquire(blocking=False):
-            why = "this guest is about to be copied: it can be renewed when Prepare is done"
-            raise Refusal(StatusCode.FAILED_PRECONDITION, why)
-        try:
-            self._renew(message)
-        finally:
-            self._lock.release()
-
-    def _renew(self, message: bytes) -> None:
-        try:
-            new = Renewal.decode(message)
-            wanted = new.machine_id, new.hostname, new.entropy
-            if not self._waits and wanted == self._renewed_as:
+        if self._is_preparing:
+            raise Refusal(StatusCode.FAILED_PRECONDITION, PREPARING)
+        machine_id, unix_time_ns = decode(message)
+        self._tell(unix_time_ns)
+        with self._lock:
+            if not self._waits and machine_id == self._renewed_as:
                 return  # the caller did not get the first answer and asks again
             if not self._waits:
                 why = "this guest is no copy, or had another renewal: Prepare comes first"
                 raise Refusal(StatusCode.FAILED_PRECONDITION, why)
-            self._guest.set_clock(new.unix_time_ns)
-            self._guest.add_entropy(new.entropy)
-            self._guest.rename(new.hostname, new.machine_id)
+            if why := self._why_not_renewed():
+                raise Refusal(StatusCode.INTERNAL, f"the guest is not renewed: {why}")
+            if machine_id != self._guest.machine_id():
+                why = f"this guest's machine-id is {self._guest.machine_id()}"
+                raise Refusal(StatusCode.FAILED_PRECONDITION, why)
+            if why := self._let_go():
+                raise Refusal(StatusCode.INTERNAL, why)
+
+    def greet(self, headers: Mapping[bytes, bytes]) -> None:
+        """Takes the time from a call that is admitted, if it is the first of a copy."""
+        told = headers.get(CLOCK, b"")
+        if self._waits and _IS_TIME.fullmatch(told):
+            self._tell(int(told))
+
+    def why_held(self) -> str:
+        """Why the agent answers no call; empty if it does, perhaps from now on."""
+        if self._is_preparing:
+            return PREPARING
+        with self._lock:
+            if not self._waits:
+                return ""
+            if why := self._why_not_renewed():
+                return f"{WAITS}: {why}"
+            return self._let_go()
+
+    def _tell(self, unix_time_ns: int) -> None:
+        self._told_ns = unix_time_ns, time.monotonic_ns()
+
+    def _why_not_renewed(self) -> str:
+        if not self._renewer:
+            return "no renewer runs"
+        if self._renewer.has_renewed(RENEWAL_TIMEOUT_S):
+            return ""
+        return self._renewer.problem or f"its host gave it no identity in {RENEWAL_TIMEOUT_S:g} s"
+
+    def _let_go(self) -> str:
+        """Why the agent of a guest that is renewed cannot be let go; empty if it is."""
+        if self._told_ns is None:
+            return WAITS_FOR_TIME
+        unix_time_ns, told_at = self._told_ns
+        try:
+            self._guest.set_clock(unix_time_ns + time.monotonic_ns() - told_at)
+            self._renewed_as = self._guest.machine_id()
             self._guest.wait_no_more()
-        except ValueError as error:
-            why = f"no renewal: {error}"
-            raise Refusal(StatusCode.INVALID_ARGUMENT, why) from error
         except OSError as error:
-            why = f"the guest cannot be renewed: {error}"
-            raise Refusal(StatusCode.INTERNAL, why) from error
+            return f"the guest cannot be let go: {error}"
         self._reseed()
-        self._waits, self._renewed_as = False, wanted
+        self._waits = False
         self._agent.release()
+        return ""
 
     def _settle(self, deadline: float) -> None:
         if not self.agent_is_up.wait(deadline - time.monotonic()):
@@ -153,6 +174,24 @@ class Clones:
         # A garbage collection writes to the objects it visits, so a clone would copy their pages.
         gc.collect()
         gc.freeze()
+
+
+def decode(message: bytes) -> tuple[str, int]:
+    """Of the RenewRequest in *message*: the machine-id, and the time in nanoseconds since 1970.
+
+    The rest of it is for guests without a renewer. Refusal: something in it is wrong.
+    """
+    try:
+        payloads, numbers = decode_fields(message)
+    except ValueError as error:
+        raise Refusal(StatusCode.INVALID_ARGUMENT, f"no renewal: {error}") from error
+    vm_id, unix_time_ns = payloads.get(1, b""), numbers.get(4, 0)
+    if not _UUID.fullmatch(vm_id):
+        raise Refusal(StatusCode.INVALID_ARGUMENT, "no renewal: vm_id is no UUID")
+    if not 0 < unix_time_ns < _MOST_NS:
+        why = "no renewal: unix_time_ns is no time after 1970"
+        raise Refusal(StatusCode.INVALID_ARGUMENT, why)
+    return vm_id.replace(b"-", b"").decode().lower(), unix_time_ns
 
 
 def methods(clones: Clones) -> dict[str, Method]:

@@ -1,33 +1,28 @@
 """The guest as a whole: what cloning does to it, its clock, and what /init tells of the agent.
 
-Use it only in a guest of ours, whose PID 1 is /init: it sets the clock and the host's name.
+Use it only in a guest of ours, whose PID 1 is /init: it sets the clock.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
-import struct
 import time
+
+from .renewal import Renewer
 
 # init makes these, once the network has an address and once no module is left to load.
 SETTLED = ("/run/address", "/run/loaded")
 # Empty while the guest waits for its renewal, so that a restarted agent knows.
 WAITS = "/run/waits-for-renewal"
-FILES = ("/etc/hostname", "/etc/machine-id", "/etc/hosts", WAITS)
+MACHINE_ID = "/etc/machine-id"
 # init writes why the agent before this one ended.
 LAST_END = "/run/last-end"
 HARDWARE_CLOCK = "/sys/class/rtc/rtc0/since_epoch"
 # For want of memory, the kernel kills this process last: the guest had better lose an algorithm.
 OOM_SCORE = "/proc/self/oom_score_adj"
 OOM_LAST = b"-900"
-RANDOM = "/dev/urandom"
 POLL_S = 0.05
 SETTLE_TIMEOUT_S = 30.0
-
-RNDADDENTROPY = 1 << 30 | 8 << 16 | ord("R") << 8 | 3  # _IOW('R', 3, two ints)
-RNDRESEEDCRNG = ord("R") << 8 | 7  # _IO('R', 7)
 
 
 class Guest:
@@ -63,10 +58,16 @@ class Guest:
         return os.path.exists(path) and not os.path.getsize(path)
 
     def have_it_wait(self) -> None:
-        """Opens and empties the files that a renewal writes, so that no copy has to."""
-        for path in FILES:
-            self._opened[path] = self._open(path)
-        self._opened[RANDOM] = self._open(RANDOM)
+        """Puts it on record. The file stays open, so that no copy has to open it."""
+        self._opened[WAITS] = self._open(WAITS)
+
+    def start_renewer(self) -> Renewer:
+        return Renewer()
+
+    def machine_id(self) -> str:
+        """What the renewer has written: 32 hexadecimal digits, as machine-id(5) has them."""
+        with open(self._root + MACHINE_ID, encoding="ascii") as file:
+            return file.read().strip()
 
     def wait_no_more(self) -> None:
         self._put(WAITS, b"no\n")
@@ -90,24 +91,6 @@ class Guest:
 
     def set_clock(self, unix_time_ns: int) -> None:
         time.clock_settime_ns(time.CLOCK_REALTIME, unix_time_ns)
-
-    def add_entropy(self, entropy: bytes) -> None:
-        """Has the kernel draw all further random numbers from *entropy* as well."""
-        pool = struct.pack("=ii", 8 * len(entropy), len(entropy)) + entropy
-        device = self._take(RANDOM)
-        try:
-            fcntl.ioctl(device, RNDADDENTROPY, bytearray(pool))
-            fcntl.ioctl(device, RNDRESEEDCRNG)
-        finally:
-            os.close(device)
-
-    def rename(self, hostname: str, machine_id: str) -> None:
-        """*machine_id* is 32 hexadecimal digits, as systemd's machine-id(5) has them."""
-        socket.sethostname(hostname)
-        self._put("/etc/hostname", f"{hostname}\n".encode())
-        self._put("/etc/machine-id", f"{machine_id}\n".encode())
-        hosts = f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hostname}\n"
-        self._put("/etc/hosts", hosts.encode())
 
     def _put(self, path: str, content: bytes) -> None:
         file = self._take(path)

@@ -161,6 +161,8 @@ class Connection:
             # Now, so that nothing of a stranger's call is kept.
             if not public and not self._server.access.admits(headers):
                 self._settle(stream_id, STRANGER)
+            elif not public:
+                self._server.greet(headers)
         else:
             self._h2.send_headers(stream_id, [(":status", "415")], end_stream=True)
 
@@ -232,7 +234,8 @@ class Connection:
 class Server:
     """Serves *methods*, which are known by their paths, until `stop`.
 
-    *access* decides whose calls are answered, *encrypt* makes a client's connection one over TLS.
+    *access* decides whose calls are answered, *greet* gets the headers of each that is admitted,
+    *encrypt* makes a client's connection one over TLS.
     OSError: no such port.
     """
 
@@ -243,8 +246,10 @@ class Server:
         host: str,
         port: int,
         encrypt: Callable[[socket.socket], Encrypted] | None = None,
+        greet: Callable[[Mapping[bytes, bytes]], None] = lambda _: None,
     ) -> None:
         self._encrypt = encrypt
+        self.greet = greet
         self.methods = methods
         self.access = access
         v6 = ":" in host

@@ -63,7 +63,7 @@ class Agent:
         self.runner = Runner(isolation or NoIsolation(), settle)
         self._calls: dict[tuple[str, str], int] = {}
         self._under_way = 0
-        self._held: str | None = None
+        self._why_held: Callable[[], str] | None = None
         self.computation = b""
         self._bound: Callable[[bytes], bytes] | None = None
         self._methods: dict[str, Callable[[bytes, OnEnd], bytes]] = {
@@ -87,10 +87,10 @@ class Agent:
         code = StatusCode.INTERNAL
         with self._lock:
             self._under_way += 1
-            held = self._held
+            why_held = self._why_held
         try:
-            if held:
-                raise Refusal(StatusCode.FAILED_PRECONDITION, held)
+            if why_held and (why := why_held()):
+                raise Refusal(StatusCode.FAILED_PRECONDITION, why)
             answer = act()
             code = StatusCode.OK
         except Refusal as refusal:
@@ -106,9 +106,12 @@ class Agent:
     def begin_upload(self, kind: str, size: int) -> Arriving:
         """As `Store.begin`, unless the agent is held."""
         with self._lock:
-            if self._held:
-                raise Refusal(StatusCode.FAILED_PRECONDITION, self._held)
-            return self.runner.store.begin(kind, size)
+            why_held = self._why_held
+            if not why_held:
+                return self.runner.store.begin(kind, size)
+        if why := why_held():
+            raise Refusal(StatusCode.FAILED_PRECONDITION, why)
+        return self.begin_upload(kind, size)
 
     def limits(self, result_bytes: int, time_s: float = 0, memory_mib: int = 0) -> Limits:
         """The limits of a run; 0 stands for the default."""
@@ -131,8 +134,8 @@ class Agent:
         """Forgets all that it was sent. No call may be under way."""
         self.runner.store.close()
 
-    def hold(self, why: str) -> None:
-        """From now on refuses every call, for the reason *why*.
+    def hold(self, why: Callable[[], str]) -> None:
+        """From now on refuses every call for which *why* gives a reason. It may call `release`.
 
         Refusal: the agent holds, or is about to hold, what a caller sent: no other may get that.
         """
@@ -140,16 +143,16 @@ class Agent:
             if self._under_way or self.computation or not self.runner.store.is_empty:
                 used = "this agent is in use already"
                 raise Refusal(StatusCode.FAILED_PRECONDITION, used)
-            self._held = why
+            self._why_held = why
 
     @property
     def is_held(self) -> bool:
-        return self._held is not None
+        return self._why_held is not None
 
     def release(self) -> None:
         """Answers calls again."""
         with self._lock:
-            self._held = None
+            self._why_held = None
 
     def metrics(self) -> str:
         """The counters as Prometheus text."""
