@@ -90,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ports = {"grpc_port": server.port, "http_port": http.server_address[1]}
     print(json.dumps(ports), flush=True)
     if clones:
+        clones.warm_up = server.warm_up
         clones.agent_is_up.set()
     os.read(stop, 1)
     http.stop()

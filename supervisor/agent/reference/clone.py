@@ -47,6 +47,7 @@ class Clones:
     OSError: the guest waits for a renewal, and nothing is there to renew it.
 
     :ivar agent_is_up: to be set when the agent's servers run; a guest is not frozen before
+    :ivar warm_up: called before the guest is frozen, to do what each copy would do for itself
     """
 
     def __init__(self, agent: Agent, guest: Guest) -> None:
@@ -56,11 +57,11 @@ class Clones:
         self._is_preparing = False
         self._waits = guest.waits()
         self._renewer: Renewer | None = None
-        self._renewed_as = ""
         #: What time it was, and when that was told on the monotonic clock.
         self._told_ns: tuple[int, int] | None = None
         self._reseed: Callable[[], None] = lambda: None
         self.agent_is_up = threading.Event()
+        self.warm_up: Callable[[], None] = lambda: None
         if self._waits:
             self._renewer = guest.start_renewer()
             agent.hold(self.why_held)
@@ -98,7 +99,7 @@ class Clones:
         machine_id, unix_time_ns = decode(message)
         self._tell(unix_time_ns)
         with self._lock:
-            if not self._waits and machine_id == self._renewed_as:
+            if not self._waits and self._renewer and machine_id == self._guest.machine_id():
                 return  # the caller did not get the first answer and asks again
             if not self._waits:
                 why = "this guest is no copy, or had another renewal: Prepare comes first"
@@ -145,7 +146,6 @@ class Clones:
         unix_time_ns, told_at = self._told_ns
         try:
             self._guest.set_clock(unix_time_ns + time.monotonic_ns() - told_at)
-            self._renewed_as = self._guest.machine_id()
             self._guest.wait_no_more()
         except OSError as error:
             return f"the guest cannot be let go: {error}"
@@ -171,6 +171,7 @@ class Clones:
 
         self._reseed = random.seed
         reply_to(SPECIMEN)
+        self.warm_up()
         # A garbage collection writes to the objects it visits, so a clone would copy their pages.
         gc.collect()
         gc.freeze()
