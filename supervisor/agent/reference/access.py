@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FIRMWARE_CONFIGURATION = "/sys/firmware/qemu_fw_cfg"
 HASH = f"{FIRMWARE_CONFIGURATION}/by_name/opt/org.qmp-supervisor/credential-sha256/raw"
-# Here while the agent is open to all, so that a restarted agent knows.
+# Not empty once the agent is open to all, so that a restarted agent knows.
 OPEN = "/run/open-to-all"
 HASH_BYTES = 64  # in hexadecimal digits
 # What a caller with the credential sends along to open the agent to all.
@@ -31,13 +31,13 @@ class Access:
     """Whether a call is admitted. Its methods may be called from many threads at once.
 
     :param hash_file: a descriptor of the file with the hash; None if anybody may call
-    :param open_file: the path of a file that is there once the agent is open to all
+    :param open_file: a descriptor of a file that is empty until the agent is open to all
     """
 
-    def __init__(self, hash_file: int | None = None, open_file: str = "") -> None:
+    def __init__(self, hash_file: int | None = None, open_file: int | None = None) -> None:
         self._hash_file = hash_file
         self._open_file = open_file
-        self._is_open = hash_file is None or os.path.exists(open_file)
+        self._is_open = hash_file is None or bool(open_file and os.fstat(open_file).st_size)
 
     @classmethod
     def of_guest(cls, root: str = "") -> Self:
@@ -49,9 +49,11 @@ class Access:
         """
         os.stat(root + FIRMWARE_CONFIGURATION)
         try:
-            return cls(os.open(root + HASH, os.O_RDONLY), root + OPEN)
+            hash_file = os.open(root + HASH, os.O_RDONLY)
         except FileNotFoundError:
             return cls()
+        # Open from now on, so that no copy of a guest has to open it.
+        return cls(hash_file, os.open(root + OPEN, os.O_RDWR | os.O_CREAT, 0o644))
 
     def admits(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a call with these headers is admitted. Their names are in lower case.
@@ -64,7 +66,8 @@ class Access:
         if scheme.lower() != b"bearer" or not self._is_credential(credential):
             return False
         if headers.get(WISH) == OPEN_WISH:
-            os.close(os.open(self._open_file, os.O_WRONLY | os.O_CREAT, 0o644))
+            assert self._open_file is not None
+            os.write(self._open_file, b"yes\n")
             self._is_open = True
         return True
 

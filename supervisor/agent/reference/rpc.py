@@ -43,6 +43,7 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, RequestReceived, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
+from hyperframe.frame import Frame
 
 from .call import CROWDED, STRANGER, Call, Method, StreamCall, StreamMethod
 from .refusal import StatusCode
@@ -65,19 +66,46 @@ SETTINGS = {
     SettingCodes.MAX_HEADER_LIST_SIZE: 1 << 14,
 }
 MAX_SLOW_CALLS = 8
-# An emulated copy of a guest takes some hundredths of a second to make its first one.
 READY_CONNECTIONS = 4
 # Of all messages that are not answered yet: two of the longest, or many short ones.
 MAX_UNANSWERED_BYTES = 40 << 20
 
 
-def begin_h2() -> H2Connection:
-    """A server's side of a connection, its first words ready to be sent."""
-    h2 = H2Connection(H2Configuration(client_side=False))
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+FRAME_HEAD_BYTES = 9
+SETTINGS_FRAME, WINDOW_UPDATE_FRAME = 4, 8
+
+# h2 has each frame describe itself for a log that nobody keeps, with all that is in it.
+Frame.__repr__ = object.__repr__  # type: ignore[method-assign]
+
+
+def begin_h2(start: bytes = b"") -> H2Connection:
+    """A server's side of a connection, after a client's *start*; what it says is yet to be sent."""
+    # What is sent is ours and right.
+    config = H2Configuration(
+        client_side=False, validate_outbound_headers=False, normalize_outbound_headers=False
+    )
+    h2 = H2Connection(config)
     h2.local_settings = Settings(client=False, initial_values=SETTINGS)
     h2.initiate_connection()
     h2.increment_flow_control_window(WINDOW_BYTES)
+    if start:
+        h2.receive_data(start)
     return h2
+
+
+def start_in(data: bytes) -> bytes:
+    """What begins a connection, if a client has sent *data*: preface, settings, window."""
+    if not data.startswith(PREFACE):
+        return b""
+    at = len(PREFACE)
+    while len(head := data[at : at + FRAME_HEAD_BYTES]) == FRAME_HEAD_BYTES:
+        end = at + FRAME_HEAD_BYTES + int.from_bytes(head[:3], "big")
+        is_of_start = head[3] in (SETTINGS_FRAME, WINDOW_UPDATE_FRAME) and not any(head[4:])
+        if not is_of_start or end > len(data):
+            break
+        at = end
+    return data[:at]
 
 
 class Connection:
@@ -91,7 +119,10 @@ class Connection:
         self._calls: dict[int, Call] = {}
         self._unsent = b""
         self._is_closed = False
-        self._h2 = server.take_h2()
+        #: What the client is expected to begin with, for it is known to `_h2`; nothing is sent
+        #: before it has begun.
+        self._h2, self._expected = server.take_h2()
+        self._has_begun = False
 
     def handle(self, mask: int) -> None:
         """Read if there is something to read, then send what there is to send."""
@@ -131,6 +162,8 @@ class Connection:
         data = self.socket.recv(READ_BYTES)
         if not data:
             raise ConnectionResetError
+        if not self._has_begun:
+            data = self._begin_connection(data)
         events = self._h2.receive_data(data)
         # To h2 these are gone by now, whatever else has come of them just before.
         taken_back = {event.stream_id for event in events if isinstance(event, StreamReset)}
@@ -141,6 +174,15 @@ class Connection:
                 self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             if getattr(event, "stream_id", None) not in taken_back:
                 self._take(event)
+
+    def _begin_connection(self, data: bytes) -> bytes:
+        """The rest of the first *data*, without what is known of it."""
+        self._has_begun = True
+        self._server.usual_start = start_in(data)
+        if data.startswith(self._expected):
+            return data[len(self._expected) :]
+        self._h2 = begin_h2()
+        return data
 
     def _take(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
@@ -265,9 +307,13 @@ class Server:
             (host, port), family=socket.AF_INET6 if v6 else socket.AF_INET, dualstack_ipv6=v6
         )
         self._listener.setblocking(False)
+        # Of its connections, too.
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port: int = self._listener.getsockname()[1]
         self._connections: set[Connection] = set()
-        self._ready_h2: list[H2Connection] = []
+        #: What the last client began with.
+        self.usual_start = b""
+        self._ready: list[tuple[H2Connection, bytes]] = []
         self._performers = ThreadPoolExecutor(MAX_SLOW_CALLS)
         #: What other threads want done by the server's.
         self._wanted: deque[Callable[[], None]] = deque()
@@ -283,11 +329,16 @@ class Server:
         self._thread.start()
 
     def warm_up(self) -> None:
-        """Does ahead what takes time for each connection."""
-        self._ready_h2 = [begin_h2() for _ in range(READY_CONNECTIONS)]
+        """Begins some connections ahead, for a client that begins as the last one did.
 
-    def take_h2(self) -> H2Connection:
-        return self._ready_h2.pop() if self._ready_h2 else begin_h2()
+        An emulated copy of a guest would take some hundredths of a second to begin its first.
+        """
+        start = self.usual_start
+        self._ready = [(begin_h2(start), start) for _ in range(READY_CONNECTIONS)]
+
+    def take_h2(self) -> tuple[H2Connection, bytes]:
+        """A connection, and what it knows of its client."""
+        return self._ready.pop() if self._ready else (begin_h2(), b"")
 
     def stop(self) -> None:
         """Ends all calls; when it returns the port is free and no thread of the server's runs."""
@@ -361,7 +412,6 @@ class Server:
                 self._selector.unregister(self._listener)
             return
         client.setblocking(False)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             connection = Connection(self, self._encrypt(client) if self._encrypt else client)
         except OSError:  # it has left already
@@ -369,4 +419,3 @@ class Server:
             return
         self._connections.add(connection)
         self._selector.register(connection.socket, selectors.EVENT_READ, connection.handle)
-        connection.handle(0)
