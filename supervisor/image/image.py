@@ -42,9 +42,11 @@ INITRAMFS = "initrd.img"
 # cgroup.memory: Linux would rewrite its own code at the first cgroup of an algorithm, and for
 # sockets at each. Emulated processors were seen to run the old code for ever (QEMU 7.2): the guest
 # hung. What the kernel needs for an algorithm is not counted then; its processes are.
+# psi and lsm: nothing in the guest asks how scarce a resource is, or loads a security policy; each
+# switch between processes and each call of the kernel would do its part for them all the same.
 COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 no_timer_check vt.global_cursor_default=0 nowatchdog"
-    " cgroup.memory=nosocket,nokmem"
+    " cgroup.memory=nosocket,nokmem psi=0 lsm="
 )
 ZSTD_LEVEL = 19
 

@@ -4,7 +4,8 @@
    to, says so on standard output, and looks at one item of QEMU's firmware configuration device
    again and again. In the guest that is frozen the item is all zeros. A copy runs in another QEMU,
    whose item is 128 bytes: 64 of entropy, the machine-id's 32 digits, a host name filled up with
-   zeros. From these the renewer renews the guest, says so, and ends.
+   zeros. From these the renewer renews the guest and says so. It ends a while later, for an end is
+   work too: the kernel's, and that of the guest's first program.
 
    No library and no Python: emulated, each copy translates what it executes anew, and this is some
    thousands of instructions. Built by tcc, with the image.
@@ -19,6 +20,7 @@
 #define MACHINE_ID_BYTES 32
 #define HOSTNAME_BYTES 32
 #define LOOK_NS 1000000
+#define STAY_S 10
 
 /* x86-64's numbers of system calls. */
 enum { WRITE = 1, OPEN = 2, IOCTL = 16, PREAD = 17, NANOSLEEP = 35, EXIT = 60, SETHOSTNAME = 170 };
@@ -110,7 +112,7 @@ static void look(long item, Identity *identity)
 
 void _start(void)
 {
-    static const long pause[2] = {0, LOOK_NS};
+    static const long pause[2] = {0, LOOK_NS}, stay[2] = {STAY_S, 0};
     static Identity identity;
     static Pool pool;
     long item = opened(ITEM, READ_ONLY), random = opened("/dev/urandom", 1);
@@ -141,5 +143,6 @@ void _start(void)
     put(machine_id, "", identity.machine_id, MACHINE_ID_BYTES);
     put(hosts, "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 ", identity.hostname, bytes);
     say('r');
+    call(NANOSLEEP, (long)stay, 0, 0, 0);
     end();
 }

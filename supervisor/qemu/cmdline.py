@@ -262,10 +262,10 @@ def network_args(config: QemuConfig, machine: Machine) -> list[str]:
         f",hostfwd=tcp:{forward.host_address}:{forward.host_port}-:{forward.guest_port}"
         for forward in machine.forwards
     )
-    # Of what a guest sends, QEMU then passes on answers to forwarded connections only. One that
-    # dials is kept in by its QEMU's namespace.
+    # Of what a guest sends, QEMU then passes on answers to forwarded connections only, which are of
+    # IPv4. One that dials is kept in by its QEMU's namespace.
     is_restricted = net.guest is GuestNetwork.NONE and not machine.dials
-    restrict = ",restrict=on" if is_restricted else ""
+    restrict = ",restrict=on,ipv6=off" if is_restricted else ""
     return [
         *("-netdev", f"user,id={netdev}{forwards}{restrict}"),
         "-device",
