@@ -69,7 +69,8 @@ def test_strangers_call_ends_at_its_headers(tmp_path: Path) -> None:
     """Before a byte of its message has come; and a public method asks nobody."""
     given = tmp_path / "hash"
     given.write_text(hashlib.sha256(b"ours").hexdigest())
-    world = World(Access(os.open(given, os.O_RDONLY), str(tmp_path / "open")))
+    opened = os.open(tmp_path / "open", os.O_RDWR | os.O_CREAT)
+    world = World(Access(os.open(given, os.O_RDONLY), opened))
     raw = Raw(world)
     for method in ("/s/Echo", "/s/Wait", "/s/Join", "/s/None"):
         stream_id = raw.request(method, b"", end=False)

@@ -234,8 +234,8 @@ def start(
         given.write_text(credential_hash(guest.argv))
         hash_file = os.open(given, os.O_RDONLY)
         opened = directory / f"open-{port}-{os.getpid()}"
-        opened.unlink(missing_ok=True)  # a guest that boots has an empty /run
-        asks = access.Access(hash_file, str(opened))
+        # A guest that boots has an empty /run.
+        asks = access.Access(hash_file, os.open(opened, os.O_RDWR | os.O_CREAT | os.O_TRUNC))
         methods = service.methods(agent) | compute.methods(agent)
         return _Reference(rpc.Server(methods, asks, "127.0.0.1", port))
     server = grpc.server(

@@ -126,13 +126,13 @@ def test_confidential_vm_under_sudo_is_started_as_the_original_was() -> None:
 
 @pytest.mark.parametrize("version", MONITORS, ids=str)
 def test_guest_reaches_nothing_unless_the_settings_say_so(version: Version) -> None:
-    """The one word by which the default differs from the original, after the three forwards."""
+    """The two words by which the default differs from the original, after the three forwards."""
     made = attrs.evolve(a_machine(), qemu=a_qemu(version))
     closed = originals(cmdline.argv(CONFIG, made))
     netdev = closed.index("-netdev") + 1
     words = PLAIN.split(" ")
     assert words[netdev].endswith(",hostfwd=tcp::7020-:7002")
-    words[netdev] += ",restrict=on"
+    words[netdev] += ",restrict=on,ipv6=off"
     assert closed == words
 
 

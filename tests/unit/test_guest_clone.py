@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import random
-import socket
+import shlex
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from supervisor.agent.reference import clone
-from supervisor.agent.reference import guest as real
-from supervisor.agent.reference.clone import Clones, Renewal
+from supervisor.agent.reference.clone import Clones, decode
 from supervisor.agent.reference.guest import Guest
 from supervisor.agent.reference.refusal import Refusal, StatusCode
+from supervisor.agent.reference.renewal import Renewer
 from supervisor.agent.reference.service import Agent
 from supervisor.pb import clone_pb2
 
@@ -39,12 +38,25 @@ def request(
     return message.SerializeToString()
 
 
+class StandInRenewer(Renewer):
+    """One that has renewed the guest, unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.word = b"r"
+
+    def _read(self, timeout_s: float, most: int = 2) -> bytes:
+        assert 0 < timeout_s < 60
+        self._word = self.word
+        return self.word
+
+
 class StandIn(Guest):
     """Does nothing to this machine, and says what it was told to do."""
 
     def __init__(self, settled: bool = True, waits: bool = False) -> None:
+        self.renewer = StandInRenewer()
         super().__init__()
-        self.told: list[tuple[object, ...]] = []
+        self.told: list[tuple[Any, ...]] = []
         self.settled = settled
         self.waiting = waits
         self.fails: OSError | None = None
@@ -68,13 +80,19 @@ class StandIn(Guest):
     def set_clock(self, unix_time_ns: int) -> None:
         self.tell("set_clock", unix_time_ns)
 
-    def add_entropy(self, entropy: bytes) -> None:
-        self.tell("add_entropy", entropy)
+    def start_renewer(self) -> Renewer:
+        self.tell("start_renewer")
+        return self.renewer
 
-    def rename(self, hostname: str, machine_id: str) -> None:
-        self.tell("rename", hostname, machine_id)
+    def machine_id(self) -> str:
+        return MACHINE_ID
 
-    def tell(self, *what: object) -> None:
+    def has_clock(self, unix_time_ns: int) -> bool:
+        """Whether the clock was set once, to this time and what went by since it was told."""
+        set_to = [what[1] for what in self.told if what[0] == "set_clock"]
+        return len(set_to) == 1 and 0 <= set_to[0] - unix_time_ns < 60 * 10**9
+
+    def tell(self, *what: Any) -> None:
         if self.fails:
             raise self.fails
         self.told.append(what)
@@ -95,13 +113,20 @@ class World:
             {"prepare": self.clones.prepare, "renew": self.clones.renew}[method](message)
         return caught.value.code
 
-    def refuses(self) -> bool:
-        """Whether a call is refused because a renewal is waited for."""
+    def why_refused(self) -> str:
+        """Why a call is refused; empty if it is not."""
         try:
             self.run()
         except Refusal as refusal:
-            return (refusal.code, refusal.detail) == (REFUSED, clone.WAITS)
-        return False
+            return refusal.detail if refusal.code is REFUSED else refusal.code.name
+        return ""
+
+    def refuses(self) -> bool:
+        """Whether a call is refused because the guest is a copy that was not let go."""
+        return self.why_refused() in (clone.WAITS_FOR_TIME, self.not_renewed())
+
+    def not_renewed(self) -> str:
+        return f"{clone.WAITS}: its host gave it no identity in {clone.RENEWAL_TIMEOUT_S:g} s"
 
 
 @pytest.fixture
@@ -118,7 +143,7 @@ def collector() -> Iterator[None]:
 
 def test_a_guest_waits_from_prepare_to_renew(world: World) -> None:
     world.clones.prepare(b"")
-    assert world.guest.told == [("drop_caches",)]
+    assert world.guest.told == [("start_renewer",), ("drop_caches",)]
     assert world.guest.waits()
     assert world.refuses()
     del world.guest.told[:]
@@ -127,19 +152,61 @@ def test_a_guest_waits_from_prepare_to_renew(world: World) -> None:
     random.seed(1)
     world.clones.renew(request())
     assert random.random() != expected
-    assert world.guest.told == [
-        ("set_clock", NOW_NS),
-        ("add_entropy", ENTROPY),
-        ("rename", "vm-7f0c", MACHINE_ID),
-    ]
+    assert world.guest.has_clock(NOW_NS)
     assert not world.guest.waits()
     assert world.run() == b"{}"
+
+
+def test_the_first_call_of_a_copy_may_be_any_that_tells_the_time(world: World) -> None:
+    world.clones.prepare(b"")
+    world.guest.renewer.word = b""
+    world.clones.greet({b"agent-clock": str(NOW_NS).encode()})
+    assert world.why_refused() == world.not_renewed()
+    world.guest.renewer.word = b"r"
+    assert world.run() == b"{}"
+    assert world.guest.has_clock(NOW_NS)
+    world.clones.greet({b"agent-clock": b"1"})  # later calls move no clock
+    world.run()
+    assert world.guest.has_clock(NOW_NS)
+    world.clones.renew(request())  # by somebody who does not know that it is done
+    assert world.code("renew", request(vm_id=VM_ID.replace("7F", "00"))) is REFUSED
+
+
+@pytest.mark.parametrize("told", [b"", b"now", b"-1", b"0", b"1" * 20, "\u0661".encode()])
+def test_a_copy_that_is_told_no_time_waits_on(world: World, told: bytes) -> None:
+    world.clones.prepare(b"")
+    world.clones.greet({b"agent-clock": told})
+    assert world.why_refused() == clone.WAITS_FOR_TIME
+    world.clones.greet({})
+    assert world.why_refused() == clone.WAITS_FOR_TIME
+
+
+def test_an_upload_may_be_the_first_call_of_a_copy(world: World) -> None:
+    world.clones.prepare(b"")
+    with pytest.raises(Refusal, match="does not know the time"):
+        world.agent.begin_upload("dataset", 1)
+    world.clones.greet({b"agent-clock": str(NOW_NS).encode()})
+    world.agent.begin_upload("dataset", 1)
+
+
+def test_why_a_guest_is_not_renewed_is_told(world: World) -> None:
+    world.clones.prepare(b"")
+    world.guest.renewer.word = b"e\x01"
+    assert world.why_refused() == f"{clone.WAITS}: the kernel takes no entropy: EPERM"
+    assert world.code("renew", request()) is StatusCode.INTERNAL
+
+
+def test_a_copy_is_renewed_as_the_vm_that_its_host_says(world: World) -> None:
+    world.clones.prepare(b"")
+    assert world.code("renew", request(vm_id=VM_ID.replace("7F", "00"))) is REFUSED
+    assert world.guest.waits()
+    world.clones.renew(request())
 
 
 def test_prepare_may_be_repeated(world: World) -> None:
     world.clones.prepare(b"")
     world.clones.prepare(b"")
-    assert world.guest.told == [("drop_caches",)]
+    assert world.guest.told == [("start_renewer",), ("drop_caches",)]
     assert world.refuses()
 
 
@@ -214,7 +281,7 @@ def test_a_guest_that_cannot_be_renewed_waits_on(world: World) -> None:
     world.clones.prepare(b"")
     world.guest.fails = FAILURE
     assert world.code("renew", request()) is StatusCode.INTERNAL
-    assert world.refuses()
+    assert "cannot be let go" in world.why_refused()
     world.guest.fails = None
     world.clones.renew(request())
     assert not world.refuses()
@@ -231,13 +298,6 @@ BAD = [
     request(vm_id=""),
     request(vm_id=MACHINE_ID),
     request(vm_id=VM_ID + "0"),
-    request(hostname=""),
-    request(hostname="two words"),
-    request(hostname="line\n"),
-    request(hostname="-"),
-    request(hostname="a" * 65),
-    request(entropy=b""),
-    request(entropy=ENTROPY[1:]),
     request(ns=0),
     request(ns=-1),
     b"\x0a",
@@ -255,9 +315,7 @@ def test_after_a_bad_renewal_a_guest_waits_for_a_good_one(world: World, message:
 
 
 def test_a_renewal_is_read_from_a_message() -> None:
-    assert Renewal.decode(request()) == Renewal(MACHINE_ID, "vm-7f0c", ENTROPY, NOW_NS)
-    assert Renewal.decode(request(hostname="a" * 64)).hostname == "a" * 64
-    assert Renewal.decode(request(hostname="a.example")).hostname == "a.example"
+    assert decode(request()) == (MACHINE_ID, NOW_NS)
 
 
 @pytest.fixture
@@ -285,30 +343,48 @@ def test_who_waits_is_on_record(root: Path) -> None:
     assert not Guest(str(root)).waits()
 
 
-@pytest.mark.parametrize("ready", [False, True])
-def test_names_are_written_down(root: Path, monkeypatch: pytest.MonkeyPatch, ready: bool) -> None:
-    names: list[str] = []
-    monkeypatch.setattr(socket, "sethostname", names.append)
-    (root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 a-long-name\n")
-    guest = Guest(str(root))
-    if ready:
-        guest.have_it_wait()
-    guest.rename("vm", MACHINE_ID)
-    assert names == ["vm"]
-    assert (root / "etc/hostname").read_text() == "vm\n"
-    assert (root / "etc/machine-id").read_text() == f"{MACHINE_ID}\n"
-    assert (root / "etc/hosts").read_text().endswith("::1 localhost\n127.0.1.1 vm\n")
-    guest.rename("v", MACHINE_ID)
-    assert (root / "etc/hostname").read_text() == "v\n"
+def a_renewer(tmp_path: Path, script: str) -> Renewer:
+    program = tmp_path / "renewer"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return Renewer(shlex.quote(str(program)))
 
 
-def test_entropy_is_given_and_credited(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[object, ...]] = []
-    monkeypatch.setattr(fcntl, "ioctl", lambda _, *call: calls.append(call))
-    Guest(str(root)).add_entropy(ENTROPY)
-    pool = (256).to_bytes(4, "little") + (32).to_bytes(4, "little") + ENTROPY
-    assert calls == [(0x40085203, pool), (0x5207,)]
-    assert (real.RNDADDENTROPY, real.RNDRESEEDCRNG) == (0x40085203, 0x5207)
+def test_a_renewer_tells_that_it_has_renewed(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    renewer = a_renewer(tmp_path, f"printf w; until [ -e {go} ]; do :; done; printf r")
+    assert not renewer.has_renewed(0)
+    assert not renewer.problem
+    go.touch()
+    assert renewer.has_renewed(60)
+    assert renewer.has_renewed(0)
+    assert not renewer.problem
+
+
+@pytest.mark.parametrize(
+    ("says", "problem"),
+    [
+        ("printf 'n\\001'", "the host's name cannot be set: EPERM"),
+        ("printf 'f\\034'", "files cannot be written: ENOSPC"),
+        ("exit", "the renewer has ended"),
+    ],
+)
+def test_a_renewer_tells_why_it_has_not(tmp_path: Path, says: str, problem: str) -> None:
+    renewer = a_renewer(tmp_path, f"printf w; read -t 0 _; {says}")
+    while not renewer.problem:
+        assert not renewer.has_renewed(60)
+    assert renewer.problem == problem
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [("printf 'o\\002'", "files cannot be opened: ENOENT"), ("exit", "the renewer has ended")],
+)
+def test_a_renewer_that_does_not_wait_is_an_error(
+    tmp_path: Path, script: str, problem: str
+) -> None:
+    with pytest.raises(OSError, match=problem):
+        a_renewer(tmp_path, script)
 
 
 def test_caches_are_dropped_and_memory_compacted(root: Path) -> None:
@@ -317,6 +393,13 @@ def test_caches_are_dropped_and_memory_compacted(root: Path) -> None:
     assert (root / "proc/sys/vm/compact_memory").read_text() == "1"
 
 
-def test_a_guest_that_is_being_prepared_keeps_no_renewal_waiting(world: World) -> None:
-    with world.clones._lock:
-        assert world.code("renew", request()) is REFUSED
+def test_a_guest_that_is_being_prepared_keeps_no_call_waiting(world: World) -> None:
+    told: list[object] = []
+
+    def meanwhile() -> None:
+        told.append(world.why_refused())
+        told.append(world.code("renew", request()))
+
+    world.clones.warm_up = meanwhile
+    world.clones.prepare(b"")
+    assert told == [clone.PREPARING, REFUSED]

@@ -324,7 +324,7 @@ def test_an_agent_is_python_or_a_program(tmp_path: Path) -> None:
         set(rootfs.packages(path)) - {*rootfs.PYTHON, *rootfs.BUSYBOX}
         for path in (None, script, program)
     ]
-    assert found == [{"python3-h2"}, {"python3-grpcio"}, set()]
+    assert found == [{"python3-h2", "tcc"}, {"python3-grpcio"}, set()]
     start = tmp_path / rootfs.GUEST / "agent"
     start.parent.mkdir(parents=True)
     rootfs.install_agent(tmp_path, program, ())

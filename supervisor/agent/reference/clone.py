@@ -72,7 +72,7 @@ class Clones:
             if self._waits:
                 return
             self._agent.hold(self.why_held)
-            self._is_preparing = True
+            self._is_preparing, self._told_ns = True, None
             try:
                 self._settle(time.monotonic() + SETTLE_TIMEOUT_S)
                 self._warm_up()

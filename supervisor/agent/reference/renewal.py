@@ -27,16 +27,21 @@ class Renewer:
 
     def __init__(self, program: str = PROGRAM) -> None:
         self._said, tells = os.pipe2(os.O_CLOEXEC)
+        processors = os.sched_getaffinity(0)
         try:
+            # Not where the agent waits: `Server.warm_up`.
+            os.sched_setaffinity(0, {min(processors)})
             # In the background of a shell: when it ends, init reaps it and nobody has to here.
             shell = ["/bin/sh", "-c", f"{program} &"]
             actions = [(os.POSIX_SPAWN_DUP2, tells, 1)]
             child = os.posix_spawn(shell[0], shell, {}, file_actions=actions)
             os.waitpid(child, 0)
         finally:
+            os.sched_setaffinity(0, processors)
             os.close(tells)
         self._word = b""
-        if self._read(START_TIMEOUT_S) != WAITS:
+        if self._read(START_TIMEOUT_S, 1) != WAITS:
+            self._word += os.read(self._said, 1) if self._word else b""
             raise OSError(self.problem or "the renewer does not start")
         self._word = b""
 
@@ -53,10 +58,10 @@ class Renewer:
         number = int.from_bytes(self._word[1:2], "big")
         return f"{step}: {errno.errorcode.get(number, number)}" if number else step
 
-    def _read(self, timeout_s: float) -> bytes:
+    def _read(self, timeout_s: float, most: int = 2) -> bytes:
         """Its last word, empty if there is none yet."""
         poll = select.poll()
         poll.register(self._said, select.POLLIN)
         if not self._word and poll.poll(timeout_s * 1000):
-            self._word = os.read(self._said, 2) or b"-"
+            self._word = os.read(self._said, most) or b"-"
         return self._word
