@@ -66,7 +66,7 @@ def holding(world: World) -> World:
     return world
 
 
-def declare(image: Path, *, clone_safe: bool = True) -> None:
+def declare(image: Path, *, clone_safe: bool = True, renews_itself: bool = False) -> None:
     """Write the manifest beside the image as it is now."""
     Manifest(
         agent="program",
@@ -76,6 +76,7 @@ def declare(image: Path, *, clone_safe: bool = True) -> None:
         built_at="2024-01-01T00:00:00Z",
         packages={},
         files={image.name: File.of(image)},
+        renews_itself=renews_itself,
     ).write(image.parent)
 
 

@@ -70,6 +70,8 @@ class Scenario:
     #: The guest's answer to Prepare and to Renew: ``good``, ``refuse``, ``silence``; of Renew also
     #: ``lost``: the first one does its work, and no answer comes.
     prepare: str = "good"
+    #: Whether a copy renews itself as soon as it runs, from what its QEMU has read.
+    renews_itself: bool = False
     renew: str = "good"
     #: Its answer when it is asked for its health: ``good``, ``silence``.
     health: str = "good"

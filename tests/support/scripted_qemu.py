@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.support import migration, scenario
@@ -20,7 +21,6 @@ from tests.support.fake_qemu import Connection, FakeQemu, Listener, Qmp, answer_
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 _DESCRIPTORS = 8
 #: Commands of a measured launch.
@@ -99,6 +99,8 @@ class ScriptedQemu(FakeQemu):
         #: Of the guest that runs: it is to be copied, or was and does not know that yet.
         self.prepared = False
         self.renewed_as = ""
+        #: What of the firmware's configuration tells a copy who it is.
+        self.renewal = _renewal(argv)
         #: Which agent it has.
         self.kind = self.plan.agent
         #: How its agent before this one ended.
@@ -328,6 +330,12 @@ class ScriptedQemu(FakeQemu):
         self.tell("SIGTERM")
         if not self.plan.ignores_sigterm:
             super().sigterm()
+
+
+def _renewal(argv: list[str]) -> bytes:
+    """As QEMU, before it answers anything: the file may be gone then."""
+    words = (word for word in argv if word.startswith("name=opt/org.qmp-supervisor/renewal,file="))
+    return b"".join(Path(word.partition("file=")[2]).read_bytes() for word in words)
 
 
 def main(directory: Path) -> None:

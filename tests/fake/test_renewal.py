@@ -1,0 +1,180 @@
+"""Copies that renew themselves: their first call is the computation, and tells them the time."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+
+from supervisor.state.record import RelayState
+from supervisor.state.vm_dir import VmDir
+from tests.support.clones import (
+    CLONE_STEPS,
+    COLD_STEPS,
+    HELD_STEPS,
+    IMPATIENT,
+    both_guests,
+    clonable,
+    declare,
+    events,
+    guest_of,
+    heard,
+    held,
+    is_clone,
+    metrics,
+    pool,
+    post,
+    ready,
+    run,
+    show,
+    timing,
+)
+
+if TYPE_CHECKING:
+    from tests.support.world import World
+
+
+@pytest.fixture
+def world(world: World) -> World:
+    clonable(world)
+    declare(world.image, renews_itself=True)
+    world.scenario(renews_itself=True)
+    return world
+
+
+def without_renew(steps: list[str]) -> list[str]:
+    return [step for step in steps if step != "renew"]
+
+
+async def test_copy_that_renews_itself_is_sent_the_computation_at_once(world: World) -> None:
+    before = time.time_ns()
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        template = await world.guest()
+        answer = await post(supervisor.http, b"mine")
+        assert answer.status_code == 200, answer.text
+        assert world.received(answer.json()["computation"]) == b"mine"
+        assert list(timing(answer)) == [*without_renew(CLONE_STEPS), "total"]
+        vm_id = answer.json()["id"]
+        assert is_clone(await show(supervisor.http, vm_id))
+        guest = await guest_of(world, vm_id)
+        renewed = await guest.until("renewed")
+        await guest.until("Run")
+        assert (guest.count("Renew"), guest.count("refused"), template.count("renewed")) == (
+            0,
+            0,
+            0,
+        )
+        item = bytes.fromhex(renewed["item"])
+        assert len(item) == 128
+        assert len(set(item[:64])) > 16, "64 bytes of entropy"
+        assert UUID(item[64:96].decode()) == UUID(vm_id)
+        assert item[96:].rstrip(b"\0").decode() == f"vm-{vm_id[:8]}"
+        assert before <= renewed["unix_time_ns"] <= time.time_ns()
+        assert len(events(world, vm_id, "renewed")) == 1
+        directory = VmDir(world.tmp / vm_id)
+        assert not directory.renewal.exists(), "it is as secret as its entropy"
+        assert not directory.computation.exists()
+        counted = await metrics(supervisor.http)
+        assert counted['qmp_supervisor_clones_total{outcome="restored"}'] == 1
+
+
+async def test_no_copy_has_the_entropy_of_another(world: World) -> None:
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        told = set()
+        for _ in range(2):
+            guest = await guest_of(world, (await run(supervisor.http))["id"])
+            told.add((await guest.until("renewed"))["item"][:128])
+        assert len(told) == 2
+
+
+async def test_held_clone_renews_itself(world: World) -> None:
+    world.settings["MANAGER_HELD_CLONES"] = "1"
+    async with world.serve() as supervisor:
+        (waiting,) = await held(supervisor.http, 1)
+        assert not VmDir(world.tmp / waiting).renewal.exists()
+        answer = await post(supervisor.http)
+        assert answer.json()["id"] == waiting
+        assert list(timing(answer)) == [*without_renew(HELD_STEPS), "total"]
+        guest = await guest_of(world, waiting)
+        await guest.until("Run")
+        assert (guest.count("renewed"), guest.count("Renew")) == (1, 0)
+
+
+async def test_vm_of_the_pool_is_renewed_before_anybody_wants_it(world: World) -> None:
+    """Nobody has a computation for it yet, so it is called for the renewal alone."""
+    world.settings |= {"MANAGER_POOL_SIZE": "1", "MANAGER_POOL_INTERVAL": "1ms"}
+    async with world.serve() as supervisor:
+        await pool(supervisor.http, 1)
+        answer = await post(supervisor.http)
+        assert list(timing(answer)) == ["pool", "relay", "total"]
+        guest = await guest_of(world, answer.json()["id"])
+        await guest.until("Run")
+        assert (guest.count("Renew"), guest.count("renewed")) == (1, 0)
+
+
+@pytest.mark.parametrize("holds", ["0", "1"])
+async def test_copy_that_is_not_renewed_refuses_and_a_cold_guest_takes_its_place(
+    world: World, holds: str
+) -> None:
+    world.scenario(renews_itself=False)
+    async with world.serve(MANAGER_HELD_CLONES=holds, **IMPATIENT) as supervisor:
+        digest = (await ready(supervisor.http))["digest"]
+        if holds == "1":
+            await held(supervisor.http, 1)
+        answer = await post(supervisor.http, b"once")
+        assert answer.status_code == 200, answer.text
+        assert world.received(answer.json()["computation"]) == b"once"
+        shown = await show(supervisor.http, answer.json()["id"])
+        assert not is_clone(shown)
+        assert list(shown["phases_s"])[-5:] == COLD_STEPS[-5:]
+        (told,) = events(world, shown["id"], "fallback")
+        assert (told["template"], "its guest is not renewed" in told["why"]) == (digest, True)
+        states = [one["state"] for one in events(world, shown["id"], "relay")]
+        assert states == ["sent", "waiting", "sent", "answered"]
+        assert events(world, shown["id"], "renewed") == []
+        await supervisor.http.post(f"/vms/{shown['id']}/shutdown")
+        first, second = await both_guests(world, shown["id"])
+        assert (await heard(first, "Run"), await heard(second, "Run")) == (0, 1)
+        assert first.count("refused") == 1
+
+
+async def test_copy_that_is_not_renewed_fails_a_run_that_requires_one(world: World) -> None:
+    world.scenario(renews_itself=False)
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        answer = await post(supervisor.http, template="require")
+        assert answer.status_code == 502
+        assert "its guest is not renewed" in answer.json()["detail"]
+
+
+async def test_computation_that_a_copy_may_have_goes_to_no_other_guest(world: World) -> None:
+    """The guest ends before its answer: whether it was renewed and began, nobody can say."""
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        world.scenario(renews_itself=True, clones_agent="silent")
+        vm_id = await supervisor.begin(b"once")
+        guest = await guest_of(world, vm_id)
+        await guest.until("Run")
+        await guest.exit(1)
+        await supervisor.wait_state(vm_id, "crashed", "stopped", "shutdown")
+        assert events(world, vm_id, "fallback") == []
+        assert (await show(supervisor.http, vm_id))["relay"]["state"] != "answered"
+
+
+async def test_next_supervisor_gives_it_to_no_other_guest_either(world: World) -> None:
+    world.scenario(renews_itself=True, clones_agent="silent")
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        vm_id = await supervisor.begin(b"once")
+        guest = await guest_of(world, vm_id)
+        await guest.until("Run")
+        await supervisor.leave(guest)
+    async with world.serve(**IMPATIENT) as supervisor:
+        await supervisor.wait_record(vm_id, lambda record: record.relay is RelayState.INTERRUPTED)
+        await guest.exit(1)
+        await supervisor.vm(vm_id).wait_over()
+        assert events(world, vm_id, "fallback") == []
