@@ -55,7 +55,7 @@ class CloneServiceServicer:
 
     def Prepare(self, request, context):
         """Called once, in the guest that will be frozen. Returns when the guest has no work left that
-        every copy would repeat. From then on until Renew, the agent refuses each call with
+        every copy would repeat. From then on until a copy is renewed, the agent refuses each call with
         FAILED_PRECONDITION, but for its health and guest.GuestService/Status. FAILED_PRECONDITION: the
         agent is in use already. DEADLINE_EXCEEDED: the guest did not come up within 30 s. INTERNAL:
         the guest's files cannot be written. After an error the agent answers calls as before.
@@ -65,10 +65,13 @@ class CloneServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Renew(self, request, context):
-        """The first call in each copy. Returns when the copy has its own identity. A second call that
-        differs in nothing but the time changes nothing. FAILED_PRECONDITION without a Prepare before
-        it, while one is under way, or if an earlier call differed. INVALID_ARGUMENT: a field is not
-        what it should be. INTERNAL: the guest's clock, random numbers or files cannot be set.
+        """The first call in each copy, unless the image's manifest says "renews_itself": such a copy
+        takes its identity from its QEMU's firmware configuration, and any call may be its first that
+        has the metadata "agent-clock: NANOSECONDS SINCE 1970". Returns when the copy has its own
+        identity. A second call that differs in nothing but the time changes nothing.
+        FAILED_PRECONDITION without a Prepare before it, while one is under way, or if an earlier call
+        or the firmware's configuration has another identity. INVALID_ARGUMENT: a field is not what it
+        should be. INTERNAL: the guest's clock, random numbers or files cannot be set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -224,7 +224,7 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     ),
     # --- guests ---
     "the guest's network": (
-        Cut("qemu/cmdline.py", '",restrict=on" if is_restricted else ""', '""'),
+        Cut("qemu/cmdline.py", '",restrict=on,ipv6=off" if is_restricted else ""', '""'),
     ),
     "cutting logs": (
         Cut(
