@@ -6,13 +6,14 @@ scripts/bench bodies [--posts 8] [--json FILE]
 scripts/bench data [--megabytes 2000] [--json FILE]
 scripts/bench consoles [--vms 50] [--json FILE]
 scripts/bench runs [--runs 20000] [--json FILE]
+scripts/bench campaign [--cold 200] [--clones 1000] [--at-once 1] [--record FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 
-from scripts.benchmarks import bodies, consoles, data, runs, scale, start
+from scripts.benchmarks import bodies, campaign, consoles, data, runs, scale, start
 
 
 def main() -> None:
@@ -29,6 +30,7 @@ def main() -> None:
         ("data", data),
         ("consoles", consoles),
         ("runs", runs),
+        ("campaign", campaign),
     ):
         command = commands.add_parser(
             name,

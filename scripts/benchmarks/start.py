@@ -80,8 +80,8 @@ def main(wanted: argparse.Namespace) -> None:
     samples, load, begun = ways.Samples(), os.getloadavg(), time.monotonic()
     complete = False
     try:
-        with _directory() as directory:
-            _measure(samples, directory, wanted)
+        with directory() as place:
+            _measure(samples, place, wanted)
         complete = True
     except KeyboardInterrupt:
         console.print("interrupted; what was measured until then:")
@@ -99,16 +99,16 @@ def main(wanted: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _directory() -> Iterator[Path]:
+def directory() -> Iterator[Path]:
     """A directory; with it goes all that runs there. Short, for sockets are in it."""
-    directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
+    made = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
     try:
-        yield directory
+        yield made
     finally:
-        for process in host.left(directory / "t"):
+        for process in host.left(made / "t"):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _measure(samples: Samples, directory: Path, wanted: argparse.Namespace) -> None:
