@@ -65,6 +65,8 @@ class Relay:
         self._interrupting = trio.Lock()
         #: Why the agent will never be there.
         self._hopeless = ""
+        #: Whether the computation is the first call of a copy, which renews itself.
+        self._is_first = False
         #: Whether the answer is here, and at most on its way to the disk.
         self._has_answer = False
 
@@ -178,11 +180,14 @@ class Relay:
     async def _reach_first(self, agent: Agent, session: Session) -> None:
         """Find the agent of a guest that was just started, or that nobody has asked yet."""
         record = self._vm.record
-        if record.template is None or record.renewed:
-            return await self._wait_ready(agent)
+        is_copy = record.template is not None and not record.renewed
         # The first call of a copy that renews itself need not be for that, if there is another.
-        agent.tells_time = self._vm.renews_itself and record.relay is RelayState.WAITING
-        return await self._reach_copy(agent, session, renew=not agent.tells_time)
+        may_run = self._vm.renews_itself and record.relay is RelayState.WAITING
+        self._is_first = agent.tells_time = is_copy and may_run
+        if is_copy:
+            await self._reach_copy(agent, session, renew=not self._is_first)
+        else:
+            await self._wait_ready(agent)
 
     async def _meet_dialled(self, session: Session, target: str) -> None:
         """The same for an agent that dials the supervisor. Does not return."""
@@ -336,30 +341,30 @@ class Relay:
             computation = await vm.dir.read_computation()
         except OSError as error:
             raise SupervisorError(f"the computation of VM {vm.id} is lost: {error}") from error
-        is_copy = vm.record.template is not None and not vm.record.renewed
-        # It may be renewed and have the computation from now on, whatever becomes of its answer.
-        await self._commit(RelayState.SENT, **({"renewed": True} if is_copy else {}))
-        if vm.record.options.restart is RestartPolicy.NEVER and not is_copy:
+        # A copy may be renewed and have the computation from now on, whatever its answer will be.
+        is_first, changes = self._is_first, {"renewed": True} if self._is_first else {}
+        await self._commit(RelayState.SENT, **changes)
+        if vm.record.options.restart is RestartPolicy.NEVER and not is_first:
             await vm.dir.drop_computation()
         if vm.opens_agent:
             vm.agent_protected = False  # from the agent's answer on, whether it ever asked or not
         try:
             reply = await self._call(agent, session, watch, computation)
         except AgentError as error:
-            if is_copy and error.code == "FAILED_PRECONDITION":
+            if is_first and error.code == "FAILED_PRECONDITION":
                 await self._commit(RelayState.WAITING, renewed=False)
                 why = f"its guest is not renewed: {error.text}"
                 raise CloneFailed(vm.id, why) from error
             raise
         vm.reached(Phase.RELAY)
         self._has_answer = True
-        if is_copy:
+        if is_first:
             self._is_renewed()
         # A reset that comes now is too late.
         with trio.CancelScope(shield=True):
             await vm.dir.keep_reply(reply)
             await self._commit(RelayState.ANSWERED, answered=True)
-            if vm.record.options.restart is RestartPolicy.NEVER and is_copy:
+            if vm.record.options.restart is RestartPolicy.NEVER and is_first:
                 await vm.dir.drop_computation()
 
     async def _call(
