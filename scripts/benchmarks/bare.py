@@ -1,6 +1,7 @@
 """Hypercorn on trio with nothing on it: what an answer costs before a supervisor has any part.
 
-Run as a program it prints its port and answers every request with the same few bytes.
+Run as a program it prints its port and answers every request with the same few bytes; with the
+argument ``quart`` these come from an application of Quart-Trio.
 """
 
 from __future__ import annotations
@@ -32,22 +33,34 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": _BODY})
 
 
+def _quart() -> Any:
+    from quart_trio import QuartTrio
+
+    app = QuartTrio(__name__)
+
+    @app.get("/vms/<vm_id>/status")
+    async def status(vm_id: str) -> Any:
+        return {"state": "running"}
+
+    return app
+
+
 async def _main() -> None:
     config = Config()
     config.bind = ["127.0.0.1:0"]
     config.loglevel = "WARNING"
     config.keep_alive_max_requests = 2**31
     async with trio.open_nursery() as nursery:
-        urls = await nursery.start(serve, _app, config)
+        app = _quart() if sys.argv[1:] == ["quart"] else _app
+        urls = await nursery.start(serve, app, config)
         print(urls[0].rsplit(":", 1)[1], flush=True)
 
 
 @contextlib.contextmanager
-def server() -> Iterator[int]:
+def server(*arguments: str) -> Iterator[int]:
     """A process of its own; its port."""
-    program = subprocess.Popen(
-        [sys.executable, str(Path(__file__))], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, str(Path(__file__)), *arguments]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert program.stdout
         yield int(program.stdout.readline())

@@ -6,6 +6,7 @@ import http.client
 import re
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -169,12 +170,16 @@ for _what, _method, _path, _body in (
 # --- VMs before anybody has them ----------------------------------------------------------------
 
 
+def _target(vm: dict[str, Any]) -> str:
+    port = next(one for one in vm["forwards"] if one["guest_port"] == 7002)
+    return f"{port['host_address']}:{port['host_port']}"
+
+
 def _intrude(place: Place, purpose: str) -> Came:
     """What a VM's agent answers to who tries from before it is there until it would obey."""
     service = place.pooled
-    vm = service.until_listed(lambda vm: vm["purpose"] == purpose and vm["forwards"], by="olivia")
-    port = next(one for one in vm["forwards"] if one["guest_port"] == 7002)
-    target = f"{port['host_address']}:{port['host_port']}"
+    vm = service.until_listed(lambda vm: bool(vm["forwards"]), "olivia", purpose)
+    target = _target(vm)
     renewal = clone_pb2.RenewRequest(vm_id=vm["id"], hostname="mine", entropy=bytes(64))
     deadline = time.monotonic() + 10 * ANSWER_S
     with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
@@ -199,6 +204,29 @@ for _purpose in ("template", "pool"):
         below=_AGENT,
         short=False,
     )(partial(lambda purpose, place: _intrude(place, purpose), _purpose))
+
+
+@attack(
+    From.LOCAL_USER,
+    "a user is the first to call a held clone, and tells it the time",
+    held_by=CREDENTIAL,
+    refusal="UNAUTHENTICATED",
+    below=_AGENT,
+    short=False,
+)
+def first_caller(place: Place) -> Came:
+    """His connection waits in QEMU since before the guest's first instruction."""
+    service = place.holding
+    held = service.until_listed(lambda vm: bool(vm["forwards"]), "olivia", "held")
+    mine = agent_pb2.RunRequest(computation=b'{"id": "mine"}')
+    clock = [("agent-clock", str(time.time_ns()))]
+    with grpc.insecure_channel(_target(held)) as channel, ThreadPoolExecutor(1) as threads:
+        run = AgentServiceStub(channel).Run
+        waits = partial(run, wait_for_ready=True)
+        came = threads.submit(code, waits, mine, clock)
+        answer = service.ask("POST", "/run", bobs_body(), by="bob").json()
+        assert answer["id"] == held["id"], "the run took another VM"
+        return Came(came.result())
 
 
 @attack(

@@ -98,6 +98,18 @@ class Place:
         )
 
     @cached_property
+    def holding(self) -> Service:
+        """Makes a template, then holds a clone of it."""
+        return self.serve(
+            "held",
+            {
+                "MANAGER_TEMPLATES": "auto",
+                "MANAGER_HELD_CLONES": "1",
+                "MANAGER_QEMU_RUN_AS": "",  # else an older QEMU gets no templates
+            },
+        )
+
+    @cached_property
     def unasked(self) -> Service:
         """Asks nobody, as ``scripts/quickstart`` has it: what is left are its web pages' checks."""
         return self.serve(

@@ -259,9 +259,12 @@ class Service:
         """Wait until a VM is in this state."""
         self._until(f"/vms/{vm_id}/status", lambda answer: answer["state"] == state, by)
 
-    def until_listed(self, wanted: Callable[[dict[str, Any]], bool], by: str) -> dict[str, Any]:
-        """The first VM of which this is so, once there is one."""
-        answer = self._until("/vms", lambda answer: any(map(wanted, answer["vms"])), by)
+    def until_listed(
+        self, wanted: Callable[[dict[str, Any]], bool], by: str, purpose: str
+    ) -> dict[str, Any]:
+        """The first VM of this purpose of which this is so, once there is one."""
+        path = f"/vms?purpose={purpose}"
+        answer = self._until(path, lambda answer: any(map(wanted, answer["vms"])), by)
         return next(vm for vm in answer["vms"] if wanted(vm))
 
     def _until(self, path: str, condition: Callable[[Any], bool], by: str | None) -> Any:
