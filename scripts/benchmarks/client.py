@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _PATIENCE_S = 300.0
+#: A server may close a connection that nobody has used for longer.
+_IDLE_S = 5.0
 #: Runs that are under way at the same time while a host is filled.
 _FILLERS = 8
 _BODY = json.dumps({"computation": list(b"{}")}).encode()
@@ -65,6 +67,7 @@ class Connection:
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._used_at = time.monotonic()
         self.socket = self._open()
 
     def _open(self) -> socket.socket:
@@ -84,6 +87,8 @@ class Connection:
 
     def ask(self, request: bytes) -> tuple[int, bytes]:
         """Status and body."""
+        if time.monotonic() - self._used_at > _IDLE_S:
+            self.renew()
         self.socket.sendall(request)
         answer = b""
         while not complete(answer):
@@ -91,6 +96,7 @@ class Connection:
             if not data:
                 raise ConnectionError("the supervisor closed the connection")
             answer += data
+        self._used_at = time.monotonic()
         if closes(answer):
             self.renew()
         head, _, body = answer.partition(b"\r\n\r\n")

@@ -200,7 +200,8 @@ def _write(
         "samples": attrs.asdict(samples),
     }
     # To the microsecond; clocks give more digits than they mean.
-    rounded = json.loads(json.dumps(result), parse_float=lambda digits: round(float(digits), 6))
+    text = json.dumps(result, default=sorted)  # what JSON does not know is a set
+    rounded = json.loads(text, parse_float=lambda digits: round(float(digits), 6))
     file.write_text(json.dumps(rounded, indent=2) + "\n")
     _say(f"written: {file}")
     if not samples.phases:
