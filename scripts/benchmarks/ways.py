@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ _FAILURES = (guest.Unmeasured, MonitorError, grpc.RpcError, OSError, subprocess.
 
 #: For so long QMP is asked in each round, by one caller and by so many at once.
 _ASK_S, CALLERS = 1.0, 4
+#: What has just been made ready is still busy with that, and would compete with the run for it.
+_REST_S = 0.5
 
 
 def at_once(way: str) -> str:
@@ -179,6 +182,7 @@ def from_pool(samples: Samples, supervisor: Supervisor, connection: Connection, 
     :raises Unmeasured: if it was not
     """
     supervised.wait_for_metric(connection, 'qmp_supervisor_pool{state="ready"}', size)
+    time.sleep(_REST_S)
     done = supervised.run(connection)
     supervised.remove(supervisor.port, [done.vm["id"]])
     if "pool" not in done.vm["phases_s"]:
@@ -192,6 +196,7 @@ def from_held(samples: Samples, supervisor: Supervisor, connection: Connection, 
     :raises Unmeasured: if it did not
     """
     supervised.wait_for_metric(connection, "qmp_supervisor_held_clones", size)
+    time.sleep(_REST_S)
     done = supervised.run(connection)
     supervised.remove(supervisor.port, [done.vm["id"]])
     if "held" not in done.vm["phases_s"]:

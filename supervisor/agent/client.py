@@ -235,10 +235,16 @@ class Agent:
         return str(response.Computation)
 
     async def warm_up(self) -> None:
-        """Ask for the agent's health and ignore the answer: a guest's first answer is slow."""
+        """Ask for the agent's health and status, and ignore the answers.
+
+        A guest's first answer is slow. To the one it works as for a computation, for the other it
+        looks at the credential.
+        """
         stub: Any = health_pb2_grpc.HealthStub(self.channel)  # its types have no methods
-        with suppress(AgentError):
-            await self._ask(stub.Check, health_pb2.HealthCheckRequest())
+        for _ in range(2):
+            with suppress(AgentError):
+                await self._ask(stub.Check, health_pb2.HealthCheckRequest())
+                await self._status(self.metadata)
 
     async def prepare(self) -> None:
         """Have the guest make itself ready to be frozen: ``protos/clone.proto``.

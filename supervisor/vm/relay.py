@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
+#: Characters of an answer that is not read from the disk again by the one who waits for it.
+_SHORT = 1 << 16
+
 #: The agent has not got the computation yet, if there is one.
 _BEFORE_SENDING = (RelayState.IDLE, RelayState.WAITING)
 
@@ -363,6 +366,8 @@ class Relay:
         # A reset that comes now is too late.
         with trio.CancelScope(shield=True):
             await vm.dir.keep_reply(reply)
+            if len(reply) <= _SHORT:
+                vm.fresh_reply = reply
             await self._commit(RelayState.ANSWERED, answered=True)
             if vm.record.options.restart is RestartPolicy.NEVER and is_first:
                 await vm.dir.drop_computation()

@@ -73,6 +73,7 @@ class Vm:
     :ivar end_request: what was asked for; it may become more urgent, never less
     :ivar claimed: whether a run is about to have this VM of the pool, or this held clone
     :ivar restored: whether it is a held clone whose guest could run
+    :ivar fresh_reply: the agent's answer for the one who waits for it, if it is short
     :ivar renews_itself: whether it is a copy that nobody has to call to be renewed
     :ivar leaving: whether the VM's task ends and QEMU runs on
     """
@@ -109,6 +110,7 @@ class Vm:
         self.claimed = False
         self.restored = False
         self.renews_itself = False
+        self.fresh_reply: str | None = None
         self.leaving = False
         #: What the task's work is done in.
         self.scope = trio.CancelScope()
@@ -244,6 +246,9 @@ class Vm:
         :raises SupervisorError: if it cannot be read
         """
         file = self.reply_file
+        fresh, self.fresh_reply = self.fresh_reply, None
+        if fresh is not None:
+            return fresh
         try:
             # Up to 33 MB, so nobody keeps it.
             return (await trio.to_thread.run_sync(file.read_bytes)).decode(errors="replace")
