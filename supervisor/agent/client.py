@@ -241,10 +241,9 @@ class Agent:
         looks at the credential.
         """
         stub: Any = health_pb2_grpc.HealthStub(self.channel)  # its types have no methods
-        for _ in range(2):
-            with suppress(AgentError):
-                await self._ask(stub.Check, health_pb2.HealthCheckRequest())
-                await self._status(self.metadata)
+        with suppress(AgentError):
+            await self._ask(stub.Check, health_pb2.HealthCheckRequest())
+            await self._status(self.metadata)
 
     async def prepare(self) -> None:
         """Have the guest make itself ready to be frozen: ``protos/clone.proto``.
