@@ -51,6 +51,8 @@ class Place:
         small_host.write_files(directory)
         self._disk = directory / small_host.DISK
         self._cloneable = directory / "cloneable" / "base.qcow2"
+        #: Another, whose guests need not be called for their renewal.
+        self._renewing = directory / "renewing" / "base.qcow2"
         self._describe()
         self._made = 0
 
@@ -86,7 +88,7 @@ class Place:
     def clones(self, pool: int, held: int) -> dict[str, str]:
         """Of a supervisor that keeps a template, so many VMs ready, and holds so many clones."""
         return {
-            "MANAGER_QEMU_DISK_IMG_FILE": str(self._cloneable),
+            "MANAGER_QEMU_DISK_IMG_FILE": str(self._renewing if held else self._cloneable),
             "MANAGER_QEMU_MEMORY_SIZE": "16M",
             "MANAGER_POOL_SIZE": str(pool),
             "MANAGER_HELD_CLONES": str(held),
@@ -95,23 +97,26 @@ class Place:
 
     def another_image(self) -> None:
         """Replace the image that templates are made of by one of the same content."""
-        fresh = self._cloneable.with_suffix(".new")
-        shutil.copyfile(self._disk, fresh)
-        fresh.rename(self._cloneable)
+        for image in (self._cloneable, self._renewing):
+            fresh = image.with_suffix(".new")
+            shutil.copyfile(self._disk, fresh)
+            fresh.rename(image)
 
     def _describe(self) -> None:
-        """An image like the other, with a manifest that says that its guests may be copied."""
-        self._cloneable.parent.mkdir()
-        shutil.copyfile(self._disk, self._cloneable)
-        Manifest(
-            agent="reference",
-            clone_safe=True,
-            kernel="",
-            command_line="",
-            built_at="2026-01-01T00:00:00Z",
-            packages={},
-            files={self._cloneable.name: File.of(self._cloneable)},
-        ).write(self._cloneable.parent)
+        """Images like the other, with manifests that say that their guests may be copied."""
+        for image in (self._cloneable, self._renewing):
+            image.parent.mkdir()
+            shutil.copyfile(self._disk, image)
+            Manifest(
+                agent="reference",
+                clone_safe=True,
+                kernel="",
+                command_line="",
+                built_at="2026-01-01T00:00:00Z",
+                packages={},
+                files={image.name: File.of(image)},
+                renews_itself=image is self._renewing,
+            ).write(image.parent)
 
     def guest_environ(self, tmp: Path) -> dict[str, str]:
         """A real machine with the real guest, whose agent is its own."""
