@@ -23,8 +23,9 @@
 #define STAY_S 10
 
 /* x86-64's numbers of system calls. */
-enum { WRITE = 1, OPEN = 2, IOCTL = 16, PREAD = 17, NANOSLEEP = 35, EXIT = 60, SETHOSTNAME = 170 };
-enum { READ_ONLY = 0, WRITE_NEW = 1 | 0100 | 01000 /* O_WRONLY | O_CREAT | O_TRUNC */ };
+enum { WRITE = 1, OPEN = 2, IOCTL = 16, PREAD = 17, NANOSLEEP = 35, EXIT = 60, FTRUNCATE = 77 };
+enum { SETHOSTNAME = 170 };
+enum { READ_ONLY = 0, WRITE_NEW = 1 | 0100 /* O_WRONLY | O_CREAT */ };
 enum { RNDADDENTROPY = 0x40085203, RNDRESEEDCRNG = 0x5207 };
 
 typedef struct {
@@ -88,7 +89,7 @@ static long length(const char *text, long most)
     return found;
 }
 
-/* A line of a fixed beginning and a word. The files were emptied when they were opened. */
+/* All of a file: a fixed beginning, a word, and the end of the line. */
 static void put(long file, const char *begin, const char *word, long bytes)
 {
     char line[160];
@@ -99,6 +100,7 @@ static void put(long file, const char *begin, const char *word, long bytes)
     for (at = 0; at < bytes; at++)
         line[used++] = word[at];
     line[used++] = '\n';
+    checked('f', call(FTRUNCATE, file, 0, 0, 0));
     checked('f', call(WRITE, file, (long)line, used, 0));
 }
 

@@ -40,6 +40,7 @@ async def look(vms: Vms) -> None:
     now = Now(datetime.now(UTC), vms.host.clock.boottime_s(), boot_id())
     limits = vms.config.retention
     for vm in old_replies(vms.staying, limits, now):
+        vm.fresh_reply = None
         await vm.dir.drop_reply()
         await vm.dir.results.drop()
         await vm.dir.results.drop_printed()

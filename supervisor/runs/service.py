@@ -120,12 +120,16 @@ class Service:
         :param options: what `submit` got
         :raises SupervisorError:
         """
+        vm.waited_for += 1
         try:
             await vm.wait_answered()
         except trio.Cancelled:
+            vm.fresh_reply = None
             if not options.idempotency_key:
                 self._abandon(vm)
             raise
+        finally:
+            vm.waited_for -= 1
 
     async def _admit(self, work: bytes | Shares, options: RunOptions, caller: Caller) -> Vm:
         """A VM within the caller's quota, once there is room for it.

@@ -237,6 +237,14 @@ class VmDir:
         """:raises OSError: if the file is missing or cannot be read"""
         return await trio.to_thread.run_sync(self.computation.read_bytes)
 
+    async def write_computation(self, computation: bytes) -> None:
+        """Have it again, in a worker thread. A failure is logged: then it is lost."""
+        try:
+            await trio.to_thread.run_sync(write_synced, self.computation, computation)
+        except OSError as error:
+            problem, _ = file_errors.describe(error, self.path)
+            log.error("a computation cannot be written again", vm=self.path.name, problem=problem)
+
     async def drop_computation(self) -> None:
         """Remove the computation, in a worker thread. A failure is logged: nobody needs it."""
         await remove(self.computation)

@@ -58,6 +58,7 @@ class Entry:
     :ivar size_bytes: its size on disk; None until it is built
     :ivar holders: ids of the VMs whose disk or memory uses it
     :ivar failures: clones in a row that did not start
+    :ivar doubts: clones in a row that did not answer their first call
     :ivar invalid: whether no VM may start from it again, whatever the present fingerprint is
     """
 
@@ -71,6 +72,7 @@ class Entry:
     size_bytes: int | None = None
     holders: set[str] = attrs.field(factory=set)
     failures: int = 0
+    doubts: int = 0
     invalid: bool = False
 
     def enter(self, state: TemplateState, problem: str | None = None) -> None:
@@ -259,7 +261,21 @@ class Templates:
         """A clone of this template has started and renewed itself."""
         self.restored += 1
         if entry := self.entries.get(name):
-            entry.failures = 0
+            entry.failures = entry.doubts = 0
+
+    def doubt(self, name: str) -> None:
+        """A clone of this template, called for the first time, has not answered.
+
+        After some in a row, clones are called for their renewal first, until one comes up. Who
+        fails then has failed by itself; who fails at a computation may have failed for that.
+        """
+        if entry := self.entries.get(name):
+            entry.doubts += 1
+
+    def is_doubted(self, name: str) -> bool:
+        """Whether clones of this template are to be called for their renewal first."""
+        entry = self.entries.get(name)
+        return entry is not None and entry.doubts >= _MOST_FAILURES
 
     def failed(self, name: str) -> None:
         """A clone of this template did not start."""

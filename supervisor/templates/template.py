@@ -13,7 +13,7 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -204,7 +204,7 @@ class Fingerprint:
     :param parts: values for JSON, by name
     """
 
-    parts: dict[str, object]
+    parts: dict[str, Any]
 
     @property
     def digest(self) -> str:
@@ -255,11 +255,11 @@ def fingerprint(config: QemuConfig, host: Host) -> Fingerprint:
 
 
 def _renews_itself(fingerprint: Fingerprint) -> bool:
-    """Whether the image's guests do. A manifest that is gone says no."""
+    """Whether the image's manifest says so. One that is gone does not."""
+    manifest = fingerprint.parts["manifest"]
     try:
-        image = json.loads(json.dumps(fingerprint.parts["image"]))[0]
-        return Manifest.read(Path(image).parent).renews_itself
-    except (OSError, ValueError, LookupError):
+        return Manifest.read(Path(manifest[0]).parent).renews_itself if manifest else False
+    except (OSError, ValueError):
         return False
 
 

@@ -52,7 +52,9 @@ def after_boot(
     never_renewed = verdict.state.ended and record.template is not None and not record.renewed
     first_boot = record.restarts == 0  # a restart does not use the template's memory
     host_rebooted = verdict.reason == Reason.HOST_REBOOT
-    needed = not (stopping or host_rebooted or record.settled)
+    # Who may have the computation is no clone that did not come up.
+    sent = record.relay is RelayState.SENT
+    needed = not (stopping or host_rebooted or record.settled or sent)
     if (clone_failed or (never_renewed and first_boot)) and needed:
         return Next.COLD_BOOT
     if (

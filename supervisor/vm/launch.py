@@ -165,6 +165,7 @@ class Launcher:
         vm.forget_phases(*_STEPS_OF_A_BOOT)
         config = vm.config.qemu
         self._base = await vm.dir.prepare(config.disk, config.firmware)
+        await vm.dir.drop_renewal()  # in case QEMU has not come to read it
         self._templates.release(vm.id)
         vm.reached(Phase.OVERLAY)
 

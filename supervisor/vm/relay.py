@@ -186,6 +186,7 @@ class Relay:
         is_copy = record.template is not None and not record.renewed
         # The first call of a copy that renews itself need not be for that, if there is another.
         may_run = self._vm.renews_itself and record.relay is RelayState.WAITING
+        may_run &= not self._templates.is_doubted(record.template or "")
         self._is_first = agent.tells_time = is_copy and may_run
         if is_copy:
             await self._reach_copy(agent, session, renew=not self._is_first)
@@ -344,21 +345,28 @@ class Relay:
             computation = await vm.dir.read_computation()
         except OSError as error:
             raise SupervisorError(f"the computation of VM {vm.id} is lost: {error}") from error
+        # Not while it is not on record that the guest runs: it would count as one that never ran.
+        await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
         # A copy may be renewed and have the computation from now on, whatever its answer will be.
         is_first, changes = self._is_first, {"renewed": True} if self._is_first else {}
         await self._commit(RelayState.SENT, **changes)
-        if vm.record.options.restart is RestartPolicy.NEVER and not is_first:
+        if vm.record.options.restart is RestartPolicy.NEVER:
             await vm.dir.drop_computation()
         if vm.opens_agent:
             vm.agent_protected = False  # from the agent's answer on, whether it ever asked or not
+        reply = None
         try:
             reply = await self._call(agent, session, watch, computation)
         except AgentError as error:
             if is_first and error.code == "FAILED_PRECONDITION":
+                await vm.dir.write_computation(computation)
                 await self._commit(RelayState.WAITING, renewed=False)
                 why = f"its guest is not renewed: {error.text}"
                 raise CloneFailed(vm.id, why) from error
             raise
+        finally:
+            if is_first and reply is None:
+                self._templates.doubt(vm.record.template or "")
         vm.reached(Phase.RELAY)
         self._has_answer = True
         if is_first:
@@ -366,11 +374,8 @@ class Relay:
         # A reset that comes now is too late.
         with trio.CancelScope(shield=True):
             await vm.dir.keep_reply(reply)
-            if len(reply) <= _SHORT:
-                vm.fresh_reply = reply
+            vm.fresh_reply = reply if vm.waited_for and len(reply) <= _SHORT else None
             await self._commit(RelayState.ANSWERED, answered=True)
-            if vm.record.options.restart is RestartPolicy.NEVER and is_first:
-                await vm.dir.drop_computation()
 
     async def _call(
         self, agent: AnyAgent, session: Session, watch: AnyWatch, computation: bytes

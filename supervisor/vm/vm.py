@@ -73,7 +73,8 @@ class Vm:
     :ivar end_request: what was asked for; it may become more urgent, never less
     :ivar claimed: whether a run is about to have this VM of the pool, or this held clone
     :ivar restored: whether it is a held clone whose guest could run
-    :ivar fresh_reply: the agent's answer for the one who waits for it, if it is short
+    :ivar fresh_reply: the agent's answer for one who waits for it, if it is short
+    :ivar waited_for: how many do
     :ivar renews_itself: whether it is a copy that nobody has to call to be renewed
     :ivar leaving: whether the VM's task ends and QEMU runs on
     """
@@ -111,6 +112,7 @@ class Vm:
         self.restored = False
         self.renews_itself = False
         self.fresh_reply: str | None = None
+        self.waited_for = 0
         self.leaving = False
         #: What the task's work is done in.
         self.scope = trio.CancelScope()

@@ -45,7 +45,7 @@ class StandInRenewer(Renewer):
         self.word = b"r"
 
     def _read(self, timeout_s: float, most: int = 2) -> bytes:
-        assert 0 < timeout_s < 60
+        assert 0 <= timeout_s < 60
         self._word = self.word
         return self.word
 
@@ -86,6 +86,9 @@ class StandIn(Guest):
 
     def machine_id(self) -> str:
         return MACHINE_ID
+
+    def hardware_clock_s(self) -> int:
+        return NOW_NS // 10**9
 
     def has_clock(self, unix_time_ns: int) -> bool:
         """Whether the clock was set once, to this time and what went by since it was told."""
@@ -172,12 +175,31 @@ def test_the_first_call_of_a_copy_may_be_any_that_tells_the_time(world: World) -
     assert world.code("renew", request(vm_id=VM_ID.replace("7F", "00"))) is REFUSED
 
 
-@pytest.mark.parametrize("told", [b"", b"now", b"-1", b"0", b"1" * 20, "\u0661".encode()])
+OTHER_TIMES = [b"1", str(NOW_NS + 6 * 10**9).encode(), b"4000000000000000000", b"9" * 19]
+
+
+@pytest.mark.parametrize(
+    "told", [b"", b"now", b"-1", b"0", b"1" * 20, "\u0661".encode(), *OTHER_TIMES]
+)
 def test_a_copy_that_is_told_no_time_waits_on(world: World, told: bytes) -> None:
     world.clones.prepare(b"")
     world.clones.greet({b"agent-clock": told})
     assert world.why_refused() == clone.WAITS_FOR_TIME
     world.clones.greet({})
+    assert world.why_refused() == clone.WAITS_FOR_TIME
+
+
+def test_a_bad_time_is_forgotten_for_the_next(world: World) -> None:
+    world.clones.prepare(b"")
+    world.clones.greet({b"agent-clock": OTHER_TIMES[1]})
+    world.clones.greet({b"agent-clock": str(NOW_NS).encode()})
+    assert world.run() == b"{}"
+    assert world.guest.has_clock(NOW_NS)
+
+
+def test_who_renews_the_wrong_vm_sets_no_clock(world: World) -> None:
+    world.clones.prepare(b"")
+    assert world.code("renew", request(vm_id=VM_ID.replace("7F", "00"))) is REFUSED
     assert world.why_refused() == clone.WAITS_FOR_TIME
 
 
@@ -335,9 +357,12 @@ def test_a_guest_has_settled_when_init_says_so(root: Path) -> None:
 
 
 def test_who_waits_is_on_record(root: Path) -> None:
+    (root / "sys/class/rtc/rtc0").mkdir(parents=True)
+    (root / "sys/class/rtc/rtc0/since_epoch").write_text("1700000000\n")
     guest = Guest(str(root))
     assert not guest.waits()
     guest.have_it_wait()
+    assert guest.hardware_clock_s() == 1_700_000_000
     assert Guest(str(root)).waits()
     guest.wait_no_more()
     assert not Guest(str(root)).waits()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from .call import Method
 from .computation import SPECIMEN, reply_to
-from .guest import SETTLE_TIMEOUT_S
+from .guest import SETTLE_TIMEOUT_S, TOLERANCE_NS
 from .refusal import Refusal, StatusCode
 from .wire import decode_fields
 
@@ -35,7 +35,10 @@ CLOCK = b"agent-clock"
 RENEWAL_TIMEOUT_S = 5.0
 PREPARING = "this guest is about to be copied"
 WAITS = "this guest is one of many alike, and refuses all calls until it is renewed"
-WAITS_FOR_TIME = "this guest does not know the time yet: the metadata 'agent-clock: NANOSECONDS'"
+WAITS_FOR_TIME = (
+    "this guest does not know the time yet: the metadata 'agent-clock: NANOSECONDS' is missing, or"
+    " is not the time of the guest's hardware clock"
+)
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _IS_TIME = re.compile(rb"[1-9][0-9]{0,18}")
 _MOST_NS = 1 << 63
@@ -57,6 +60,7 @@ class Clones:
         self._is_preparing = False
         self._waits = guest.waits()
         self._renewer: Renewer | None = None
+        self._patience_s = RENEWAL_TIMEOUT_S
         #: What time it was, and when that was told on the monotonic clock.
         self._told_ns: tuple[int, int] | None = None
         self._reseed: Callable[[], None] = lambda: None
@@ -71,9 +75,9 @@ class Clones:
         with self._lock:
             if self._waits:
                 return
-            self._agent.hold(self.why_held)
             self._is_preparing, self._told_ns = True, None
             try:
+                self._agent.hold(self.why_held)
                 self._settle(time.monotonic() + SETTLE_TIMEOUT_S)
                 self._warm_up()
                 self._renewer = self._guest.start_renewer()
@@ -97,7 +101,6 @@ class Clones:
         if self._is_preparing:
             raise Refusal(StatusCode.FAILED_PRECONDITION, PREPARING)
         machine_id, unix_time_ns = decode(message)
-        self._tell(unix_time_ns)
         with self._lock:
             if not self._waits and self._renewer and machine_id == self._guest.machine_id():
                 return  # the caller did not get the first answer and asks again
@@ -109,13 +112,14 @@ class Clones:
             if machine_id != self._guest.machine_id():
                 why = f"this guest's machine-id is {self._guest.machine_id()}"
                 raise Refusal(StatusCode.FAILED_PRECONDITION, why)
+            self._tell(unix_time_ns)
             if why := self._let_go():
                 raise Refusal(StatusCode.INTERNAL, why)
 
     def greet(self, headers: Mapping[bytes, bytes]) -> None:
         """Takes the time from a call that is admitted, if it is the first of a copy."""
         told = headers.get(CLOCK, b"")
-        if self._waits and _IS_TIME.fullmatch(told):
+        if self._waits and _IS_TIME.fullmatch(told) and int(told) < _MOST_NS:
             self._tell(int(told))
 
     def why_held(self) -> str:
@@ -135,8 +139,9 @@ class Clones:
     def _why_not_renewed(self) -> str:
         if not self._renewer:
             return "no renewer runs"
-        if self._renewer.has_renewed(RENEWAL_TIMEOUT_S):
+        if self._renewer.has_renewed(self._patience_s):
             return ""
+        self._patience_s = 0.0  # once is enough: nobody else is answered meanwhile
         return self._renewer.problem or f"its host gave it no identity in {RENEWAL_TIMEOUT_S:g} s"
 
     def _let_go(self) -> str:
@@ -144,8 +149,12 @@ class Clones:
         if self._told_ns is None:
             return WAITS_FOR_TIME
         unix_time_ns, told_at = self._told_ns
+        now_ns = unix_time_ns + time.monotonic_ns() - told_at
         try:
-            self._guest.set_clock(unix_time_ns + time.monotonic_ns() - told_at)
+            if abs(now_ns - self._guest.hardware_clock_s() * 1_000_000_000) > TOLERANCE_NS:
+                self._told_ns = None
+                return WAITS_FOR_TIME
+            self._guest.set_clock(now_ns)
             self._guest.wait_no_more()
         except OSError as error:
             return f"the guest cannot be let go: {error}"

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .call import Method
+from .guest import TOLERANCE_NS
 from .refusal import Refusal, StatusCode
 from .wire import encode_fields, fields_of
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from .service import Agent
 
 IDLE, RUNNING, HELD = 1, 2, 3
-# The hardware clock tells whole seconds, and a call to a guest on a busy host takes its time.
-TOLERANCE_NS = 5_000_000_000
 
 
 def methods(agent: Agent, guest: Guest | None) -> dict[str, Method]:

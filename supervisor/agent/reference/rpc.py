@@ -130,6 +130,7 @@ class Connection:
         #: before it has begun.
         self._h2, self._expected = server.take_h2()
         self._has_begun = False
+        self._start = b""
 
     def handle(self, mask: int) -> None:
         """Read if there is something to read, then send what there is to send."""
@@ -185,7 +186,7 @@ class Connection:
     def _begin_connection(self, data: bytes) -> bytes:
         """The rest of the first *data*, without what is known of it."""
         self._has_begun = True
-        self._server.usual_start = start_in(data)
+        self._start = start_in(data)
         if data.startswith(self._expected):
             return data[len(self._expected) :]
         self._h2 = begin_h2()
@@ -219,6 +220,7 @@ class Connection:
             if not public and not self._server.access.admits(headers):
                 self._settle(stream_id, STRANGER)
             elif not public:
+                self._server.usual_start = self._start
                 self._server.greet(headers)
         else:
             self._h2.send_headers(stream_id, [(":status", "415")], end_stream=True)
@@ -318,7 +320,7 @@ class Server:
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port: int = self._listener.getsockname()[1]
         self._connections: set[Connection] = set()
-        #: What the last client began with.
+        #: What the last client began with that showed the credential.
         self.usual_start = b""
         self._ready: list[tuple[H2Connection, bytes]] = []
         self._performers = ThreadPoolExecutor(MAX_SLOW_CALLS)
