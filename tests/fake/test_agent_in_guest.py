@@ -6,6 +6,7 @@ import gc
 import hashlib
 import http.client
 import os
+import socket
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -181,6 +182,16 @@ def test_a_copys_connection_may_begin_like_no_other(cloned: Cloned) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{cloned.grpc_port}", options) as channel:
             answer = Cloned(channel, cloned.http_port, 0).ask("Run", **{"agent-clock": ns})
             assert isinstance(answer, agent_pb2.RunResponse)
+
+
+def test_strangers_do_not_say_how_clients_begin(cloned: Cloned) -> None:
+    """Else one would keep all copies from their connections, or the guest from being copied."""
+    bad_settings = b"\0\0\5\4\0\0\0\0\0" + bytes(5)
+    with socket.create_connection(("127.0.0.1", cloned.grpc_port), 30) as stranger:
+        stranger.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bad_settings)
+        while stranger.recv(1000):
+            pass
+    assert cloned.ask("Prepare") == clone_pb2.PrepareResponse()
 
 
 def test_health(cloned: Cloned) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
 
+from supervisor.errors import SupervisorError
 from supervisor.state.record import RelayState
+from supervisor.state.store import Store
 from supervisor.state.vm_dir import VmDir
 from tests.support.clones import (
     CLONE_STEPS,
@@ -33,6 +36,7 @@ from tests.support.clones import (
 )
 
 if TYPE_CHECKING:
+    from supervisor.state.record import Event, Record
     from tests.support.world import World
 
 
@@ -178,3 +182,98 @@ async def test_next_supervisor_gives_it_to_no_other_guest_either(world: World) -
         await guest.exit(1)
         await supervisor.vm(vm_id).wait_over()
         assert events(world, vm_id, "fallback") == []
+
+
+async def test_nothing_is_sent_to_a_guest_that_is_not_known_to_run(world: World) -> None:
+    """It would count as one that never ran, be killed, and the computation with it."""
+    world.settings["MANAGER_HELD_CLONES"] = "1"
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        world.scenario(renews_itself=True, swallows=("cont",))
+        for vm_id in await held(supervisor.http, 1):
+            await supervisor.http.delete(f"/vms/{vm_id}")
+        (waiting,) = await held(supervisor.http, 1)
+        first = await guest_of(world, waiting)
+        vm_id = await supervisor.begin(b"once")
+        assert vm_id == waiting
+        await first.until("cont")
+        world.scenario(renews_itself=True)
+        await first.order("swallow", commands=["cont", "qmp_capabilities"])
+        await first.order("hang-up")
+        await first.order("run")
+        await supervisor.vm(vm_id).wait_answered()
+        assert await heard(first, "Run") == 0
+        second = await guest_of(world, vm_id)
+        await second.until("Run")
+        assert len(events(world, vm_id, "fallback")) == 1
+
+
+async def test_full_disk_does_not_give_it_to_two_guests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_full, plain = True, Store.write
+
+    def write(store: Store, record: Record, news: list[Event]) -> None:
+        if is_full and record.relay in (RelayState.SENT, RelayState.INTERRUPTED):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(store, record, news)
+
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        world.scenario(renews_itself=True, clones_agent="silent")
+        monkeypatch.setattr(Store, "write", write)
+        vm_id = await supervisor.begin(b"once")
+        guest = await guest_of(world, vm_id)
+        await guest.until("Run")
+        await supervisor.leave(guest)
+    await guest.exit(1)
+    await guest.until("end")
+    await world.reap()
+    is_full = False
+    world.scenario(renews_itself=True)
+    async with world.serve(**IMPATIENT) as supervisor:
+        vm = supervisor.vm(vm_id)
+        with pytest.raises(SupervisorError):
+            await vm.wait_answered()
+        assert not vm.record.answered
+
+
+async def test_what_a_copy_is_to_learn_does_not_outlive_it(world: World) -> None:
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        world.scenario(renews_itself=True, greeting="exit")
+        vm_id = await supervisor.begin()
+        await guest_of(world, vm_id)
+        world.scenario(renews_itself=True)
+        await supervisor.vm(vm_id).wait_answered()
+        assert not is_clone(await show(supervisor.http, vm_id))
+        assert not VmDir(world.tmp / vm_id).renewal.exists()
+
+
+async def test_template_whose_copies_do_not_answer_is_asked_for_renewals_again(
+    world: World,
+) -> None:
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        world.scenario(renews_itself=True, clones_agent="silent")
+        for _ in range(3):
+            vm_id = await supervisor.begin(b"once")
+            guest = await guest_of(world, vm_id)
+            await guest.until("Run")
+            await guest.exit(1)
+            await supervisor.vm(vm_id).wait_ended()
+        world.scenario(renews_itself=True)
+        for called in (1, 0):
+            guest = await guest_of(world, (await run(supervisor.http))["id"])
+            await guest.until("Run")
+            assert guest.count("Renew") == called
+
+
+async def test_answer_that_nobody_waits_for_is_on_disk_alone(world: World) -> None:
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        vm = supervisor.vm(await supervisor.begin())
+        await vm.wait_answered()
+        assert vm.fresh_reply is None
+        vm = supervisor.vm((await run(supervisor.http))["id"])
+        assert vm.fresh_reply is None, "it was handed over"
