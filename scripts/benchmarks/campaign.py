@@ -87,7 +87,8 @@ def _count(way: str, count: int, wanted: argparse.Namespace) -> None:
                     starter.start()
                 while any(starter.is_alive() for starter in starters):
                     time.sleep(1)
-                    console.print(f"{way}: {tally.said()}", end="\r")
+                    if console.is_terminal:
+                        console.print(f"{way}: {tally.said()}", end="\r")
             finally:
                 tally.stop()
                 for starter in starters:
