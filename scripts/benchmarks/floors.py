@@ -59,7 +59,7 @@ def main(wanted: argparse.Namespace) -> None:
             for name, measure in ways.items():
                 rates.setdefault(name, []).append(measure())
     medians = {name: statistics.median(each) for name, each in rates.items()}
-    table = Table("", "a second", "µs each", "longest and shortest turn")
+    table = Table("", "a second", "µs each", "slowest and fastest turn")
     for name, rate in medians.items():
         spread = f"{min(rates[name]):.0f} to {max(rates[name]):.0f}"
         table.add_row(name, f"{rate:.0f}", f"{1e6 / rate:.0f}", spread)

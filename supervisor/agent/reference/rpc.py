@@ -12,8 +12,8 @@ CPU of an idle guest                       0.8 %    0.13 %
 size of the image                          22 MB    19 MB
 =========================================  =======  =======
 
-Measure again when the renewal of a clone needs no gRPC: if little is left of the difference,
-grpcio's server takes this module's place.
+That was when the renewal of a clone needed gRPC; it has not been measured since. If little is left
+of the difference, grpcio's server takes this module's place.
 
 The server takes a stream of messages or answers with one, but not both at once: the answer begins
 when the last message has come. It does without compression, which the agent's protocols do not use.
