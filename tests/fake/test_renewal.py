@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
+import trio
 
+from supervisor.agent.client import Agent
 from supervisor.errors import SupervisorError
 from supervisor.state.record import RelayState
 from supervisor.state.store import Store
@@ -236,6 +238,28 @@ async def test_full_disk_does_not_give_it_to_two_guests(
         with pytest.raises(SupervisorError):
             await vm.wait_answered()
         assert not vm.record.answered
+
+
+async def test_copy_whose_supervisor_went_before_its_first_call_is_let_go(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its computation is on record as sent and never came. Its agent would answer nobody."""
+
+    async def goes_astray(*_: object, **__: object) -> str:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        with monkeypatch.context() as patched:
+            patched.setattr(Agent, "run", goes_astray)
+            vm_id = await supervisor.begin()
+            guest = await guest_of(world, vm_id)
+            await supervisor.wait_record(vm_id, lambda record: record.relay is RelayState.SENT)
+            await supervisor.leave(guest)
+    async with world.serve(**IMPATIENT):
+        await guest.until("Renew")
+        assert guest.count("Run") == 0
 
 
 async def test_what_a_copy_is_to_learn_does_not_outlive_it(world: World) -> None:

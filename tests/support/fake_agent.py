@@ -165,6 +165,8 @@ class _Guest(guest_pb2_grpc.GuestServiceServicer):
     def SetClock(  # noqa: N802
         self, request: guest_pb2.SetClockRequest, context: Any
     ) -> guest_pb2.SetClockResponse:
+        if self._guest.prepared:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this guest is to be renewed")
         self._tell("SetClock", unix_time_ns=request.unix_time_ns)
         return guest_pb2.SetClockResponse(moved_ns=1)
 
