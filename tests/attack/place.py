@@ -88,26 +88,17 @@ class Place:
     @cached_property
     def pooled(self) -> Service:
         """Makes a template, then VMs from it for its pool."""
-        return self.serve(
-            "pool",
-            {
-                "MANAGER_TEMPLATES": "auto",
-                "MANAGER_POOL_SIZE": "1",
-                "MANAGER_QEMU_RUN_AS": "",  # else an older QEMU gets no templates
-            },
-        )
+        return self._serve_clones("pool", MANAGER_POOL_SIZE="1")
 
     @cached_property
     def holding(self) -> Service:
         """Makes a template, then holds a clone of it."""
-        return self.serve(
-            "held",
-            {
-                "MANAGER_TEMPLATES": "auto",
-                "MANAGER_HELD_CLONES": "1",
-                "MANAGER_QEMU_RUN_AS": "",  # else an older QEMU gets no templates
-            },
-        )
+        return self._serve_clones("held", MANAGER_HELD_CLONES="1")
+
+    def _serve_clones(self, name: str, **settings: str) -> Service:
+        # As users of their own, an older QEMU would get no templates.
+        clones = {"MANAGER_TEMPLATES": "auto", "MANAGER_QEMU_RUN_AS": ""}
+        return self.serve(name, clones | settings)
 
     @cached_property
     def unasked(self) -> Service:

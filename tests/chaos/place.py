@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from supervisor.image.manifest import File, Manifest
 from tests.chaos.agents import Agents
 from tests.support import small_host
+from tests.support.clones import declare
 from tests.support.trusting_guest import trusting_image
 
 if TYPE_CHECKING:
@@ -107,16 +107,7 @@ class Place:
         for image in (self._cloneable, self._renewing):
             image.parent.mkdir()
             shutil.copyfile(self._disk, image)
-            Manifest(
-                agent="reference",
-                clone_safe=True,
-                kernel="",
-                command_line="",
-                built_at="2026-01-01T00:00:00Z",
-                packages={},
-                files={image.name: File.of(image)},
-                renews_itself=image is self._renewing,
-            ).write(image.parent)
+            declare(image, renews_itself=image is self._renewing)
 
     def guest_environ(self, tmp: Path) -> dict[str, str]:
         """A real machine with the real guest, whose agent is its own."""
