@@ -14,34 +14,42 @@ const TABS = { "": "Overview", events: "Events", logs: "Logs", console: "Console
 const READS = ["", "events", "command"];
 
 export function Vm({ id, tab = "" }) {
-  const [gone, setGone] = useState(null);
-  const isDeleted = (event) => event?.vm === id && event.event === "deleted";
-  useEvent((event) => isDeleted(event) && setGone(id), id);
-  const mine = (event) => event.vm === id && !isDeleted(event);
+  const [end, setEnd] = useState(null);
+  useEvent((event) => isDeleted(event, id) && setEnd("deleted"), id);
+  // From here on nothing asks about it: the answer would be that there is no such VM.
+  if (end === "deleting") return html`<h1>VM ${short(id)}</h1><p>It is being deleted.</p>`;
+  if (end === "deleted") return html`<${Missing} id=${id} />`;
+  return html`<${There} id=${id} tab=${tab} setEnd=${setEnd} />`;
+}
+
+const isDeleted = (event, id) => event?.vm === id && event.event === "deleted";
+
+const Missing = ({ id }) => html`<h1>VM ${short(id)}</h1>
+  <p>There is no such VM any more, or it is not yours. <a href="#/vms?all">All VMs</a></p>`;
+
+function There({ id, tab, setEnd }) {
+  const mine = (event) => event.vm === id && !isDeleted(event, id);
   const { value: vm, error } = useLoaded((signal) => get(`vms/${id}`, signal), id, { everyMs: 3000, wakes: mine });
-  const missing = error?.status === 404;
-  if (!vm || missing || gone === id) {
-    return html`<h1>VM ${short(id)}</h1>
-      ${missing || gone === id ? html`<p>There is no such VM any more, or it is not yours. <a href="#/vms?all">All VMs</a></p>` : html`<${Failure} error=${error} />`}`;
-  }
+  if (error?.status === 404) return html`<${Missing} id=${id} />`;
+  if (!vm) return html`<h1>VM ${short(id)}</h1><${Failure} error=${error} />`;
   const tabs = Object.entries(TABS).filter(([name]) => READS.includes(name) || may("use"));
   return html`<h1>VM ${short(id)} <${State} ...${vm} /></h1>
     <${Failure} error=${error} />
     ${vm.error && html`<p class="failure"><span aria-hidden="true">✖</span> ${vm.error}</p>`}
-    ${may("use") && isMine(vm) && html`<${Actions} vm=${vm} removed=${() => setGone(id)} />`}
+    ${may("use") && isMine(vm) && html`<${Actions} vm=${vm} setEnd=${setEnd} />`}
     <nav class="tabs" aria-label="Parts of this VM">
       ${tabs.map(([name, words]) => html`<a href="#/vms/${id}${name && `/${name}`}" aria-current=${tab === name ? "page" : undefined}>${words}</a>`)}
     </nav>
     <${PARTS[tab] ?? Overview} key=${tab} vm=${vm} />`;
 }
 
-function Actions({ vm, removed }) {
+function Actions({ vm, setEnd }) {
   const name = `VM ${short(vm.id)}${labels(vm).length ? ` (${labels(vm).join(" ")})` : ""}`;
   const post = (what, act, json) => () => perform(what, vm.id, () => send("POST", `vms/${vm.id}/${act}`, json).then((now) => now.state));
   const asked = (title, text, yes, act) => async () => (await confirm(title, text, yes)) && act();
   const remove = async () => {
-    const done = await perform("Delete", vm.id, () => send("DELETE", `vms/${vm.id}`));
-    if (done) removed();
+    setEnd("deleting");
+    setEnd((await perform("Delete", vm.id, () => send("DELETE", `vms/${vm.id}`))) ? "deleted" : null);
   };
   const lost = "What its guest has in memory is lost.";
   return html`<p class="buttons">

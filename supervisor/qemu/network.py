@@ -66,6 +66,8 @@ _NOT_PUBLIC_4 = (
 _NOT_PUBLIC_6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 
 _QUESTION_TIMEOUT_S = 20.0
+#: The last line is this program's own; why, a program that it started has said before.
+_LINES_SAID = 3
 
 
 def danger(net: NetConfig) -> HostError | None:
@@ -122,7 +124,7 @@ def check(net: NetConfig, user: User | None) -> None:
     except subprocess.TimeoutExpired as error:
         raise HostError(f"{problem}, but a network namespace cannot be tried: {error}") from error
     if done.returncode:
-        said = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
+        said = "; ".join(done.stderr.splitlines()[-_LINES_SAID:]) or f"exit code {done.returncode}"
         raise HostError(f"{problem}, but no network namespace can be made: {said}", advice=advice)
 
 

@@ -124,9 +124,10 @@ def test_missing_program_is_named_with_its_package(
 def test_host_without_namespaces_is_told_how_to_have_them(
     net: config.NetConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing = ["sh", "-c", "echo unshare: Operation not permitted >&2; exit 1"]
+    lines = "unshare: Operation not permitted\nit did not start"
+    failing = ["sh", "-c", f"echo '{lines}' >&2; exit 1"]
     monkeypatch.setattr(network, "wrapped", lambda *_: failing)
-    with pytest.raises(HostError, match="Operation not permitted") as caught:
+    with pytest.raises(HostError, match="Operation not permitted; it did") as caught:
         network.check(net, None)
     assert "user namespaces" in caught.value.advice
 

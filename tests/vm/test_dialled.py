@@ -7,8 +7,9 @@ a stand-in for the successor's agent, which is a program of the test's, is what 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,18 @@ def image_and_port() -> Iterator[tuple[Path, int]]:
 
 
 @contextmanager
+def tun_for_all() -> Iterator[None]:
+    """What udev sees to wherever it runs: each user may open the device that pasta needs."""
+    device = Path("/dev/net/tun")
+    mode = stat.S_IMODE(device.stat().st_mode)
+    device.chmod(0o666)
+    try:
+        yield
+    finally:
+        device.chmod(mode)
+
+
+@contextmanager
 def agent_in(supervisor: Supervisor, vm_id: str) -> Iterator[Dialling]:
     console = supervisor.tmp / vm_id / "serial.log"
     said = "agent: dials 10.0.2.2:701"
@@ -99,13 +112,15 @@ def test_guest_dials_and_gets_its_manifest(image_and_port: tuple[Path, int], kin
         "MANAGER_HTTP_PORT": str(port),
         "MANAGER_QEMU_DISK_IMG_FILE": str(disk),
     }
+    tun: AbstractContextManager[None] = nullcontext()
     if kind == "internet":
         settings["MANAGER_QEMU_GUEST_NETWORK"] = kind
     if kind == "another user's QEMU":
         if os.geteuid() != 0:
             pytest.skip("only root can start QEMU as another")
         settings["MANAGER_QEMU_RUN_AS"] = f"{FIRST}-{LAST}"
-    with started(**settings) as supervisor:
+        tun = tun_for_all()
+    with tun, started(**settings) as supervisor:
         asked = {"computation": list(IN_JSON)}
         answer = supervisor.http.post("/run", json=asked, headers={"Prefer": "respond-async"})
         vm_id = answer.json()["id"]
