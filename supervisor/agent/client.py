@@ -123,9 +123,6 @@ class Agent:
     #: What an agent with a certificate of its own showed last, in PEM; else None.
     certificate: bytes | None = None
 
-    #: Whether Run is the first call of a copy that renews itself, whose clock has stood still.
-    tells_time = False
-
     #: Of grpc.aio; None before `wait_ready`.
     channel: Any = None
 
@@ -229,8 +226,7 @@ class Agent:
         """
         method = agent_pb2_grpc.AgentServiceStub(self.channel).Run
         request = agent_pb2.RunRequest(computation=computation)
-        time_is = (("agent-clock", str(time.time_ns())),) if self.tells_time else ()
-        shown = (*self.metadata, *(_OPEN if open_to_all else ()), *time_is)
+        shown = (*self.metadata, *(_OPEN if open_to_all else ()))
         response = await self._ask(method, request, shown)
         return str(response.Computation)
 

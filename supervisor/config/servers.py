@@ -132,3 +132,8 @@ class AgentConfig:
     def is_fixed(self) -> bool:
         """Whether all VMs would reach the same agent: that of one bridged guest."""
         return not self.url.is_loopback and self.url.port is not None
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether nothing is between the supervisor and the agent of its own VM, and no TLS."""
+        return self.url.is_loopback and not self.client_tls

@@ -17,8 +17,17 @@ if TYPE_CHECKING:
 
 # Before the agent: it reads there who may call it.
 EARLY = ("qemu_fw_cfg",)
-# What the agent waits for, what tells the supervisor of a panic, and the power button.
-FIRST = ("virtio_pci", "virtio_net", "pvpanic_mmio", "pvpanic_pci", "button", "evdev")
+# What the agent waits for, the line to a copy, what tells the supervisor of a panic, and the power
+# button.
+FIRST = (
+    "virtio_pci",
+    "virtio_net",
+    "virtio_console",
+    "pvpanic_mmio",
+    "pvpanic_pci",
+    "button",
+    "evdev",
+)
 # What can wait for the agent: entropy, disks, the watchdog, attestation, vsock, and what tells the
 # host which memory is free. The watchdog's clock stands still until a program opens /dev/watchdog.
 LATER = (
@@ -34,9 +43,9 @@ LATER = (
 )
 # For a guest that reads shares of its host, before its agent starts.
 SHARES = ("9pnet_virtio", "9p")
-# Without these the guest has no network, or its agent cannot know who may call it: the kernel must
-# have them, as modules or built in.
-REQUIRED = ("virtio_pci", "virtio_net", "qemu_fw_cfg")
+# Without these the guest has no network, its agent cannot know who may call it, or a copy cannot be
+# called over the line: the kernel must have them, as modules or built in.
+REQUIRED = ("virtio_pci", "virtio_net", "virtio_console", "qemu_fw_cfg")
 MODULE_HEADER = (b"\x7fELF\x02\x01", 1, 62)  # 64 bits, little-endian; relocatable; x86-64
 
 

@@ -27,3 +27,23 @@ class RenewRequest(_message.Message):
 class RenewResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class FirstCall(_message.Message):
+    __slots__ = ("unix_time_ns", "open_to_all", "computation")
+    UNIX_TIME_NS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_TO_ALL_FIELD_NUMBER: _ClassVar[int]
+    COMPUTATION_FIELD_NUMBER: _ClassVar[int]
+    unix_time_ns: int
+    open_to_all: bool
+    computation: bytes
+    def __init__(self, unix_time_ns: _Optional[int] = ..., open_to_all: _Optional[bool] = ..., computation: _Optional[bytes] = ...) -> None: ...
+
+class FirstAnswer(_message.Message):
+    __slots__ = ("code", "detail", "computation")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    COMPUTATION_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    detail: str
+    computation: bytes
+    def __init__(self, code: _Optional[int] = ..., detail: _Optional[str] = ..., computation: _Optional[bytes] = ...) -> None: ...

@@ -66,9 +66,9 @@ class CloneServiceServicer:
 
     def Renew(self, request, context):
         """The first call in each copy, unless the image's manifest says "renews_itself": such a copy
-        takes its identity from its QEMU's firmware configuration, and any call may be its first that
-        has the metadata "agent-clock: NANOSECONDS SINCE 1970". Returns when the copy has its own
-        identity. A second call that differs in nothing but the time changes nothing.
+        takes its identity from its QEMU's firmware configuration, and its first call may be the
+        FirstCall. Returns when the copy has its own identity. A second call that differs in nothing
+        but the time changes nothing.
         FAILED_PRECONDITION without a Prepare before it, while one is under way, or if an earlier call
         or the firmware's configuration has another identity. INVALID_ARGUMENT: a field is not what it
         should be. INTERNAL: the guest's clock, random numbers or files cannot be set.

@@ -317,7 +317,19 @@ def memory_args(config: QemuConfig, machine: Machine) -> list[str]:
         f"mem-path={escape(machine.ram.file)},share={share}",
         # A new generation id tells the guest's kernel that it is a copy: QEMU's docs/specs/vmgenid.
         *("-device", "vmgenid,guid=auto"),
+        *line_args(config, machine),
         *([] if machine.ram.shared else ["-incoming", "defer"]),
+    ]
+
+
+def line_args(config: QemuConfig, machine: Machine) -> list[str]:
+    """Room for the port of ``supervisor/agent/line.py``, which QEMU gets over QMP."""
+    net = config.net
+    return [
+        "-device",
+        # Without the limit QEMU and the guest would make queues for thirty ports.
+        f"virtio-serial-pci,id=ports-{machine.vm_id},max_ports=2,"
+        f"disable-legacy={net.disable_legacy},iommu_platform={net.iommu_platform}",
     ]
 
 

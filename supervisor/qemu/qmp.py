@@ -43,7 +43,7 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 _DISCONNECT_GRACE_S = 2.0
 
 #: QEMU's name of a descriptor, until it is used.
-_CONSOLE = "console"
+_SOCKET = "socket"
 
 #: Longer than any message that QEMU has for us. A longer one ends the connection.
 _MESSAGE_BYTES = 1 << 16
@@ -166,16 +166,33 @@ class Monitor:
 
         :param listener: QEMU gets a copy
         """
-        await self._pass("getfd", {"fdname": _CONSOLE}, listener)
-        backend = {
-            "addr": {"type": "fd", "data": {"str": _CONSOLE}},
-            "server": True,
-            "wait": False,
-            "logfile": str(log),
-            "logappend": True,
-        }
-        change = {"id": "serial", "backend": {"type": "socket", "data": backend}}
-        await self.execute("chardev-change", change)
+        served = {"server": True, "wait": False, "logfile": str(log), "logappend": True}
+        await self._put("chardev-change", "serial", listener, served)
+
+    async def add_port(self, name: str, end: socket.socket) -> None:
+        """Add a serial port of virtio's. Before the guest runs.
+
+        :param name: what the guest knows the port by
+        :param end: of a connection, for what the guest says there and hears; QEMU gets a copy
+        """
+        await self._put("chardev-add", name, end, {"server": False})
+        port = {"driver": "virtserialport", "chardev": name, "name": name, "id": f"port-{name}"}
+        await self.execute("device_add", port)
+
+    async def has_port_open(self, name: str) -> bool:
+        """Whether the guest has opened the port of `add_port`."""
+        answer = await self.execute("query-chardev")
+        with _as_qapi_says():
+            return any(one["label"] == name and qapi.flag(one["frontend-open"]) for one in answer)
+
+    async def _put(self, how: str, device: str, end: socket.socket, more: dict[str, Any]) -> None:
+        """Have a character device be a socket.
+
+        :param more: members of QAPI's ``ChardevSocket``
+        """
+        await self._pass("getfd", {"fdname": _SOCKET}, end)
+        backend = {"addr": {"type": "fd", "data": {"str": _SOCKET}}, **more}
+        await self.execute(how, {"id": device, "backend": {"type": "socket", "data": backend}})
 
     async def stop(self) -> None:
         """Pause the guest."""

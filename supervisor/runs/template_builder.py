@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from supervisor.agent import line
 from supervisor.errors import MonitorError, SupervisorError, TemplateError
 from supervisor.state.record import EndCause, EndMode, Purpose
 from supervisor.state.status import VmState
@@ -130,8 +131,9 @@ class TemplateBuilder:
         # The guest still closes its last connection; nothing tells when it rests.
         await trio.sleep(self._config.timing.template_settle_s)
         timeout_s = self._config.life.start_timeout_s
+        has_line = False
         with trio.move_on_after(timeout_s) as patience:
-            await _freeze(vm)
+            has_line = await _freeze(vm)
         if patience.cancelled_caught:
             raise TemplateError(
                 f"VM {vm.id} was not frozen within {timeout_s:g} s",
@@ -139,13 +141,18 @@ class TemplateBuilder:
             )
         if vm.record.fingerprint != fingerprint.digest:
             raise TemplateError("what VMs are made of was changed meanwhile")
-        await trio.to_thread.run_sync(entry.template.create_from, vm.dir, fingerprint)
+        create = entry.template.create_from
+        await trio.to_thread.run_sync(create, vm.dir, fingerprint, has_line)
         entry.size_bytes = await trio.to_thread.run_sync(entry.template.size_bytes)
 
 
-async def _freeze(vm: Vm) -> None:
-    """Stop the guest, and have QEMU write the devices' state to the VM's directory."""
+async def _freeze(vm: Vm) -> bool:
+    """Stop the guest, and have QEMU write the devices' state to the VM's directory.
+
+    :returns: whether the guest has its line open
+    """
     monitor = vm.monitor()
+    has_line = await monitor.has_port_open(line.NAME)
     await monitor.stop()
     await vm.until(lambda: vm.status.state is not VmState.RUNNING)
     try:
@@ -153,3 +160,4 @@ async def _freeze(vm: Vm) -> None:
             await monitor.save_state(state)
     except OSError as error:
         raise MonitorError(f"{vm.dir.state}: {error.strerror}") from error
+    return has_line

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from supervisor.state.vm_dir import VmDir
 
 #: Part of every fingerprint. Increase it if guests are prepared or renewed in another way.
-_FORMAT = 3
+_FORMAT = 4
 
 _NO_HASH = "0" * 64
 _NO_ID = "00000000-0000-0000-0000-000000000000"
@@ -114,13 +114,14 @@ class Template:
         """The bytes that it takes on disk, without the holes in the memory file."""
         return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
 
-    def create_from(self, vm_dir: VmDir, fingerprint: Fingerprint) -> None:
+    def create_from(self, vm_dir: VmDir, fingerprint: Fingerprint, has_line: bool) -> None:
         """Make the template from a frozen VM's files, which are moved. After an error, remove it.
 
+        :param has_line: whether its guest has the line to its host open
         :raises TemplateError: if a file cannot be moved or written
         """
         try:
-            self._create_from(vm_dir, fingerprint)
+            self._create_from(vm_dir, fingerprint, has_line)
         except OSError as error:
             what, advice = file_errors.describe(error, self.path)
             self.remove()
@@ -129,7 +130,7 @@ class Template:
             self.remove()
             raise
 
-    def _create_from(self, vm_dir: VmDir, fingerprint: Fingerprint) -> None:
+    def _create_from(self, vm_dir: VmDir, fingerprint: Fingerprint, has_line: bool) -> None:
         self.remove()
         self.path.mkdir(parents=True, mode=0o700)
         vm_dir.ram.rename(self.ram)
@@ -143,7 +144,7 @@ class Template:
             "fingerprint": fingerprint.parts,
             "sizes": {file.name: file.stat().st_size for file in self.path.iterdir()},
             "state": attrs.asdict(File.of(self.state)),
-            "renews_itself": _renews_itself(fingerprint),
+            "renews_itself": has_line and _renews_itself(fingerprint),
         }
         # Clones' disks may outlive a loss of power, and need the overlay. The rest need not last:
         # a boot of the host makes the template stale.
@@ -154,7 +155,7 @@ class Template:
         draft.rename(self.manifest)
 
     def renews_itself(self) -> bool:
-        """Whether its copies renew themselves, and need not be called for it.
+        """Whether its copies renew themselves, and their first call may come over the line.
 
         :raises TemplateError: if the template is damaged
         """

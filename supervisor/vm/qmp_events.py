@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from supervisor.agent import line
 from supervisor.config.qemu import size_in_bytes
 from supervisor.errors import MonitorError, SocketGone
 from supervisor.qemu.connection import MonitorState
@@ -99,12 +100,19 @@ class QmpEvents:
         elif not self._new:
             await session.qemu.kill()  # its launch was interrupted
         else:
-            if self._template_state and found.state is VmState.PRELAUNCH:
-                await self._restore(monitor, self._template_state)
+            if found.state is VmState.PRELAUNCH:
+                await self._make(monitor)
             if vm.record.purpose is Purpose.HELD:
                 await self._hold()
             else:
                 await monitor.cont()
+
+    async def _make(self, monitor: Monitor) -> None:
+        """Do what belongs to a copy's machine, or a template's, before its guest is there."""
+        if self._template_state or self._vm.record.purpose is Purpose.TEMPLATE:
+            self._session.line = await line.connect(self._vm.id, monitor)
+        if self._template_state:
+            await self._restore(monitor, self._template_state)
 
     def _is_before_first_instruction(self, found: Status) -> bool:
         record = self._vm.record

@@ -13,6 +13,7 @@ import trio
 
 from supervisor.agent import client
 from supervisor.agent.dialled import DialledAgent
+from supervisor.agent.line import MOST_BYTES, Line
 from supervisor.config import RestartPolicy
 from supervisor.errors import (
     AgentError,
@@ -68,8 +69,10 @@ class Relay:
         self._interrupting = trio.Lock()
         #: Why the agent will never be there.
         self._hopeless = ""
-        #: Whether the computation is the first call of a copy, which renews itself.
-        self._is_first = False
+        #: Where the computation goes if it is the first call of a copy, which renews itself.
+        self._line: Line | None = None
+        #: What is sent there.
+        self._computation = b""
         #: Whether the answer is here, and at most on its way to the disk.
         self._has_answer = False
 
@@ -173,8 +176,10 @@ class Relay:
                 has_no_past = is_new and record.template is None
                 watch = AgentWatch(vm, target, is_new=is_new, has_no_past=has_no_past)
                 async with move_on_when(watch.run):
-                    await self._serve(agent, session, watch)
+                    await self._serve(self._line or agent, session, watch)
                     await agent.close()
+                    if self._line:
+                        await self._line.close()
                     await trio.sleep_forever()
             await agent.prepare()
         vm.prepared = True
@@ -182,16 +187,19 @@ class Relay:
 
     async def _reach_first(self, agent: Agent, session: Session) -> None:
         """Find the agent of a guest that was just started, or that nobody has asked yet."""
-        record = self._vm.record
-        is_copy = record.template is not None and not record.renewed
-        # The first call of a copy that renews itself need not be for that, if there is another.
-        may_run = self._vm.renews_itself and record.relay is RelayState.WAITING
-        may_run &= not self._templates.is_doubted(record.template or "")
-        self._is_first = agent.tells_time = is_copy and may_run
-        if is_copy:
-            await self._reach_copy(agent, session, renew=not self._is_first)
-        else:
+        vm, record = self._vm, self._vm.record
+        self._line = None
+        if record.template is None or record.renewed:
             await self._wait_ready(agent)
+            return
+        # The first call of a copy that renews itself need not be for that, if there is another.
+        may_run = vm.renews_itself and record.relay is RelayState.WAITING
+        may_run &= not self._templates.is_doubted(record.template)
+        if may_run and session.line and vm.config.agent.is_direct:
+            self._computation = await self._read_computation()
+            if len(self._computation) <= MOST_BYTES:
+                self._line = session.line
+        await self._reach_copy(agent, session)
 
     async def _meet_dialled(self, session: Session, target: str) -> None:
         """The same for an agent that dials the supervisor. Does not return."""
@@ -233,19 +241,18 @@ class Relay:
         with suppress(AgentError, HostError):  # the watch tries again
             await agent.check(self._vm.config.life.answer_s, open_to_all=True)
 
-    async def _reach_copy(self, agent: Agent, session: Session, *, renew: bool) -> None:
-        """Find the agent of a clone.
-
-        :param renew: give the clone its own identity and entropy, before any other request
-        """
+    async def _reach_copy(self, agent: Agent, session: Session) -> None:
+        """Wait until a clone has its own identity and entropy, or give it both."""
         vm, timeout_s = self._vm, self._vm.config.start.clone_timeout_s
         # A clone of an earlier version may have had another one.
         entropy = (vm.secret or Secret.new()).entropy
         try:
             async with in_time(vm, timeout_s) as patience:
-                # A clone listens at once. If many start together, it only answers slowly.
-                await self._reach(agent, timeout_s / 3)
-                if renew:
+                if self._line:
+                    await self._line.wait_renewed()
+                else:
+                    # A clone listens at once. If many start together, it only answers slowly.
+                    await self._reach(agent, timeout_s / 3)
                     await agent.renew(entropy)
         except AgentError as error:
             await self._let_the_end_decide(session)
@@ -254,7 +261,7 @@ class Relay:
         if patience.cancelled_caught:
             why = f"its agent did not answer within {timeout_s:g} s, see MANAGER_CLONE_TIMEOUT"
             raise CloneFailed(vm.id, why)
-        if renew:
+        if not self._line:
             vm.reached(Phase.RENEW)
             self._is_renewed()
 
@@ -324,7 +331,7 @@ class Relay:
                 return
             await agent.close()
 
-    async def _serve(self, agent: AnyAgent, session: Session, watch: AnyWatch) -> None:
+    async def _serve(self, agent: AnyAgent | Line, session: Session, watch: AnyWatch) -> None:
         """Send the computation, once there is one."""
         vm = self._vm
         if vm.record.relay is not RelayState.WAITING:
@@ -332,24 +339,28 @@ class Relay:
         if vm.record.relay is RelayState.IDLE:
             await self._wait_assigned()
         if vm.record.relay is RelayState.WAITING:
-            if vm.record.options.dials:
+            if isinstance(agent, DialledAgent):
                 await self._wait_ready(agent)  # its stream may have broken since
             await self._send(agent, session, watch)
 
     async def _wait_assigned(self) -> None:
         await self._vm.until(lambda: self._vm.record.relay is not RelayState.IDLE)
 
-    async def _send(self, agent: AnyAgent, session: Session, watch: AnyWatch) -> None:
+    async def _read_computation(self) -> bytes:
         vm = self._vm
         try:
-            computation = await vm.dir.read_computation()
+            return await vm.dir.read_computation()
         except OSError as error:
             raise SupervisorError(f"the computation of VM {vm.id} is lost: {error}") from error
+
+    async def _send(self, agent: AnyAgent | Line, session: Session, watch: AnyWatch) -> None:
+        vm, is_first = self._vm, self._line is not None
+        computation = self._computation if is_first else await self._read_computation()
+        self._computation = b""
         # Not while it is not on record that the guest runs: it would count as one that never ran.
         await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
         # A copy may be renewed and have the computation from now on, whatever its answer will be.
-        is_first, changes = self._is_first, {"renewed": True} if self._is_first else {}
-        await self._commit(RelayState.SENT, **changes)
+        await self._commit(RelayState.SENT, **({"renewed": True} if is_first else {}))
         if vm.record.options.restart is RestartPolicy.NEVER:
             await vm.dir.drop_computation()
         if vm.opens_agent:
@@ -378,7 +389,7 @@ class Relay:
             await self._commit(RelayState.ANSWERED, answered=True)
 
     async def _call(
-        self, agent: AnyAgent, session: Session, watch: AnyWatch, computation: bytes
+        self, agent: AnyAgent | Line, session: Session, watch: AnyWatch, computation: bytes
     ) -> str:
         vm, timeout_s = self._vm, self._vm.config.agent.timeout_s
         try:

@@ -12,6 +12,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from supervisor.agent.line import Line
     from supervisor.qemu.connection import Connection, Handler
     from supervisor.qemu.process import Qemu
     from supervisor.qemu.qapi import RunStatus
@@ -28,6 +29,7 @@ class Session:
     :ivar resets: how often the guest has been reset
     :ivar watchdog_fired: whether the guest's watchdog is why it ended, or is about to end
     :ivar refusal: why QEMU was killed before its guest ran
+    :ivar line: to the agent of a copy, or of a guest that will be copied; None if it has none
     """
 
     def __init__(self, qemu: Qemu, connection: Connection) -> None:
@@ -37,6 +39,7 @@ class Session:
         self.resets = 0
         self.watchdog_fired = False
         self.refusal = ""
+        self.line: Line | None = None
 
     @asynccontextmanager
     async def open(self, handler: Handler) -> AsyncIterator[trio.Nursery]:
@@ -51,14 +54,18 @@ class Session:
             await self.connection.keep(self.qemu, handler)
             heard.set()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(listen)
-            yield nursery
-            await self.qemu.wait()
-            # What QEMU said last decides how its exit is judged.
-            with trio.move_on_after(_DRAIN_S):
-                await heard.wait()
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen)
+                yield nursery
+                await self.qemu.wait()
+                # What QEMU said last decides how its exit is judged.
+                with trio.move_on_after(_DRAIN_S):
+                    await heard.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            if self.line:
+                await self.line.close()
 
     async def query(self) -> Facts:
         """QEMU's answers of this moment.

@@ -208,7 +208,7 @@ for _purpose in ("template", "pool"):
 
 @attack(
     From.LOCAL_USER,
-    "a user is the first to call a held clone, and tells it the time",
+    "a user is the first to call a held clone, and renews it",
     held_by=CREDENTIAL,
     refusal="UNAUTHENTICATED",
     below=_AGENT,
@@ -219,11 +219,16 @@ def first_caller(place: Place) -> Came:
     service = place.holding
     held = service.until_listed(lambda vm: bool(vm["forwards"]), "olivia", "held")
     mine = agent_pb2.RunRequest(computation=b'{"id": "mine"}')
-    clock = [("agent-clock", str(time.time_ns()))]
+    # Its id is on QEMU's command line.
+    renewal = clone_pb2.RenewRequest(vm_id=held["id"], unix_time_ns=time.time_ns())
     with grpc.insecure_channel(_target(held)) as channel, ThreadPoolExecutor(1) as threads:
-        run = AgentServiceStub(channel).Run
-        waits = partial(run, wait_for_ready=True)
-        came = threads.submit(code, waits, mine, clock)
+
+        def call() -> str:
+            renew = partial(CloneServiceStub(channel).Renew, wait_for_ready=True)
+            said = code(renew, renewal)
+            return code(AgentServiceStub(channel).Run, mine) if said == "OK" else said
+
+        came = threads.submit(call)
         answer = service.ask("POST", "/run", bobs_body(), by="bob").json()
         assert answer["id"] == held["id"], "the run took another VM"
         return Came(came.result())

@@ -30,8 +30,7 @@ class Agents(agent_pb2_grpc.AgentServiceServicer, clone_pb2_grpc.CloneServiceSer
     def __init__(self, ports: Iterable[int]) -> None:
         #: How often each computation was handed over.
         self.calls: Counter[str] = Counter()
-        #: What was asked, in this order: ``renew <VM's id>``, ``run <name>``; ``first <name>``
-        #: before a run that is a copy's first call and tells it the time.
+        #: What was asked, in this order: ``renew <VM's id>``, ``run <name>``.
         self.asked: list[str] = []
         #: Whether ``hold`` is heeded.
         self.holding = True
@@ -51,8 +50,6 @@ class Agents(agent_pb2_grpc.AgentServiceServicer, clone_pb2_grpc.CloneServiceSer
     def Run(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         computation = json.loads(request.computation)
         self.calls[computation["name"]] += 1
-        if "agent-clock" in dict(context.invocation_metadata()):
-            self.asked.append(f"first {computation['name']}")
         self.asked.append(f"run {computation['name']}")
         if self.holding and computation.get("hold"):
             self._hold(context)

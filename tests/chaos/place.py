@@ -51,8 +51,6 @@ class Place:
         small_host.write_files(directory)
         self._disk = directory / small_host.DISK
         self._cloneable = directory / "cloneable" / "base.qcow2"
-        #: Another, whose guests need not be called for their renewal.
-        self._renewing = directory / "renewing" / "base.qcow2"
         self._describe()
         self._made = 0
 
@@ -88,7 +86,7 @@ class Place:
     def clones(self, pool: int, held: int) -> dict[str, str]:
         """Of a supervisor that keeps a template, so many VMs ready, and holds so many clones."""
         return {
-            "MANAGER_QEMU_DISK_IMG_FILE": str(self._renewing if held else self._cloneable),
+            "MANAGER_QEMU_DISK_IMG_FILE": str(self._cloneable),
             "MANAGER_QEMU_MEMORY_SIZE": "16M",
             "MANAGER_POOL_SIZE": str(pool),
             "MANAGER_HELD_CLONES": str(held),
@@ -97,17 +95,16 @@ class Place:
 
     def another_image(self) -> None:
         """Replace the image that templates are made of by one of the same content."""
-        for image in (self._cloneable, self._renewing):
-            fresh = image.with_suffix(".new")
-            shutil.copyfile(self._disk, fresh)
-            fresh.rename(image)
+        fresh = self._cloneable.with_suffix(".new")
+        shutil.copyfile(self._disk, fresh)
+        fresh.rename(self._cloneable)
 
     def _describe(self) -> None:
-        """Images like the other, with manifests that say that their guests may be copied."""
-        for image in (self._cloneable, self._renewing):
-            image.parent.mkdir()
-            shutil.copyfile(self._disk, image)
-            declare(image, renews_itself=image is self._renewing)
+        """An image like the other, with a manifest that says that its guests may be copied."""
+        self._cloneable.parent.mkdir()
+        shutil.copyfile(self._disk, self._cloneable)
+        # They renew themselves, but for want of a line this QEMU's are called for it.
+        declare(self._cloneable, renews_itself=True)
 
     def guest_environ(self, tmp: Path) -> dict[str, str]:
         """A real machine with the real guest, whose agent is its own."""

@@ -6,7 +6,6 @@ import gc
 import hashlib
 import http.client
 import os
-import socket
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from supervisor.agent.reference.line import Line
+
 
 HARDWARE_CLOCK_S = 1_700_000_000
 
@@ -65,7 +66,7 @@ class StandIn(Guest):
     def set_clock(self, unix_time_ns: int) -> None:
         assert abs(unix_time_ns - HARDWARE_CLOCK_S * 10**9) <= 5 * 10**9
 
-    def start_renewer(self) -> Renewer:
+    def start_renewer(self, _: Line | None = None) -> Renewer:
         return Renewer("printf w; printf r #")
 
     def machine_id(self) -> str:
@@ -113,14 +114,13 @@ class Cloned(NamedTuple):
 def cloned() -> Iterator[Cloned]:
     agent = Agent(algorithm_timeout_s=60)
     guest = StandIn()
-    clones = Clones(agent, guest)
+    clones = Clones(agent, guest, Access())
     methods = {
         **service.methods(agent),
         **clone.methods(clones),
         **guest_service.methods(agent, guest),
     }
-    server = Server(methods, Access(), "127.0.0.1", 0, greet=clones.greet)
-    clones.warm_up = server.warm_up
+    server = Server(methods, Access(), "127.0.0.1", 0)
     web = serve_http(agent, Access(), "127.0.0.1", 0)
     clones.agent_is_up.set()
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -164,34 +164,6 @@ def test_nothing_is_answered_between_prepare_and_renew(cloned: Cloned) -> None:
     assert cloned.ask("Renew") == clone_pb2.RenewResponse()
     assert isinstance(cloned.ask("Run"), agent_pb2.RunResponse)
     assert cloned.post() == 200
-
-
-def test_the_first_call_of_a_copy_tells_the_time(cloned: Cloned) -> None:
-    cloned.ask("Prepare")
-    assert cloned.ask("Run", **{"agent-clock": "soon"}) is REFUSED
-    ns = str(HARDWARE_CLOCK_S * 10**9)
-    assert isinstance(cloned.ask("Run", **{"agent-clock": ns}), agent_pb2.RunResponse)
-
-
-def test_a_copys_connection_may_begin_like_no_other(cloned: Cloned) -> None:
-    """Some connections of a copy are made ahead, for a client that begins as the last one did."""
-    cloned.ask("Prepare")
-    ns = str(HARDWARE_CLOCK_S * 10**9)
-    for number in range(6):
-        options = [("grpc.http2.max_frame_size", 16384 + number)]
-        with grpc.insecure_channel(f"127.0.0.1:{cloned.grpc_port}", options) as channel:
-            answer = Cloned(channel, cloned.http_port, 0).ask("Run", **{"agent-clock": ns})
-            assert isinstance(answer, agent_pb2.RunResponse)
-
-
-def test_strangers_do_not_say_how_clients_begin(cloned: Cloned) -> None:
-    """Else one would keep all copies from their connections, or the guest from being copied."""
-    bad_settings = b"\0\0\5\4\0\0\0\0\0" + bytes(5)
-    with socket.create_connection(("127.0.0.1", cloned.grpc_port), 30) as stranger:
-        stranger.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bad_settings)
-        while stranger.recv(1000):
-            pass
-    assert cloned.ask("Prepare") == clone_pb2.PrepareResponse()
 
 
 def test_health(cloned: Cloned) -> None:

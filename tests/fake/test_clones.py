@@ -43,7 +43,10 @@ def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 #: What a clone's QEMU is told, from its greeting to its guest's first instruction.
-ASKED = ("set-action", "query-status", "query-sev")
+ASKED = (
+    *("set-action", "query-status", "query-sev"),
+    *("getfd", "chardev-add", "device_add"),
+)
 RESTORE = {
     "7.2": [*ASKED, "getfd", "migrate-set-capabilities", "migrate-incoming", "cont"],
     "11.1": [*ASKED, "add-fd", "migrate-set-capabilities", "migrate-incoming", "remove-fd", "cont"],

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 import trio
 
-from supervisor.agent.client import Agent
+from supervisor.agent.line import MOST_BYTES, Line
 from supervisor.errors import SupervisorError
 from supervisor.state.record import RelayState
 from supervisor.state.store import Store
@@ -66,6 +66,7 @@ async def test_copy_that_renews_itself_is_sent_the_computation_at_once(world: Wo
         vm_id = answer.json()["id"]
         assert is_clone(await show(supervisor.http, vm_id))
         guest = await guest_of(world, vm_id)
+        assert (await guest.until("line"))["open_to_all"]
         renewed = await guest.until("renewed")
         await guest.until("Run")
         assert (guest.count("Renew"), guest.count("refused"), template.count("renewed")) == (
@@ -120,6 +121,50 @@ async def test_vm_of_the_pool_is_renewed_before_anybody_wants_it(world: World) -
         guest = await guest_of(world, answer.json()["id"])
         await guest.until("Run")
         assert (guest.count("Renew"), guest.count("renewed")) == (1, 0)
+
+
+async def test_guest_that_has_no_line_open_is_called_over_tcp(world: World) -> None:
+    world.scenario(opens_line=False)
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        answer = await post(supervisor.http)
+        assert list(timing(answer)) == [*CLONE_STEPS, "total"]
+        guest = await guest_of(world, answer.json()["id"])
+        await guest.until("Run")
+        assert (guest.count("Renew"), guest.count("line")) == (1, 0)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_long_computation_takes_the_usual_way(world: World, more: int) -> None:
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        computation = bytes(MOST_BYTES + more)
+        answer = await post(supervisor.http, computation)
+        assert world.received(answer.json()["computation"]) == computation
+        guest = await guest_of(world, answer.json()["id"])
+        await guest.until("Run")
+        assert (guest.count("Renew"), guest.count("line")) == (more, 1 - more)
+
+
+@pytest.mark.parametrize(
+    ("says", "why"), [("", "did not answer within"), ("x", "not what its protocol says")]
+)
+async def test_copy_that_does_not_say_it_is_renewed_is_sent_nothing(
+    world: World, says: str, why: str
+) -> None:
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        world.scenario(renews_itself=True, line=says)
+        answer = await post(supervisor.http, b"once")
+        assert world.received(answer.json()["computation"]) == b"once"
+        vm_id = answer.json()["id"]
+        assert not is_clone(await show(supervisor.http, vm_id))
+        assert why in events(world, vm_id, "fallback")[0]["why"]
+        states = [one["state"] for one in events(world, vm_id, "relay")]
+        assert states == ["sent", "answered"]
+        await supervisor.http.post(f"/vms/{vm_id}/shutdown")
+        first, second = await both_guests(world, vm_id)
+        assert (await heard(first, "Run"), await heard(second, "Run")) == (0, 1)
 
 
 @pytest.mark.parametrize("holds", ["0", "1"])
@@ -252,7 +297,7 @@ async def test_copy_whose_supervisor_went_before_its_first_call_is_let_go(
     async with world.serve(**IMPATIENT) as supervisor:
         await ready(supervisor.http)
         with monkeypatch.context() as patched:
-            patched.setattr(Agent, "run", goes_astray)
+            patched.setattr(Line, "run", goes_astray)
             vm_id = await supervisor.begin()
             guest = await guest_of(world, vm_id)
             await supervisor.wait_record(vm_id, lambda record: record.relay is RelayState.SENT)

@@ -22,6 +22,7 @@ from supervisor.pb import (
     guest_pb2,
     guest_pb2_grpc,
 )
+from tests.support.line import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +61,7 @@ class _Agent(agent_pb2_grpc.AgentServiceServicer):
         self._guest = guest
 
     def Run(self, request: agent_pb2.RunRequest, context: Any) -> agent_pb2.RunResponse:  # noqa: N802
-        clock = dict(context.invocation_metadata()).get("agent-clock", "")
+        clock = dict(context.invocation_metadata()).get(FIRST, "")
         if self._guest.prepared and self._plan.renews_itself and clock and any(self._guest.renewal):
             self._tell("renewed", item=self._guest.renewal.hex(), unix_time_ns=int(clock))
             machine_id = self._guest.renewal[64:96].decode()

@@ -72,6 +72,10 @@ class Scenario:
     prepare: str = "good"
     #: Whether a copy renews itself as soon as it runs, from what its QEMU has read.
     renews_itself: bool = False
+    #: Whether the guest has its end of the line open when it is frozen.
+    opens_line: bool = True
+    #: What a copy says there first; empty: nothing.
+    line: str = "r"
     renew: str = "good"
     #: Its answer when it is asked for its health: ``good``, ``silence``.
     health: str = "good"

@@ -90,6 +90,8 @@ class ScriptedQemu(FakeQemu):
         self.presses = 0
         self.swallows = set(self.plan.swallows)
         self.agent: Any = None
+        #: The guest's end of its line.
+        self.line: socket.socket | None = None
         #: What QMP's client passed and has not named yet, and what it has.
         self.passed: list[int] = []
         self.named: dict[str, int] = {}
@@ -201,6 +203,9 @@ class ScriptedQemu(FakeQemu):
                 return self.plan.sev
             case "query-sev-launch-measure":
                 return {"data": self.plan.measurement}
+            case "query-chardev":
+                port = {"label": "org.qmp-supervisor.agent", "filename": "disconnected:fd"}
+                return [{**port, "frontend-open": self.plan.opens_line}]
         return super().answer(command)
 
     def _sev_refuses(self, command: str) -> str:
@@ -224,6 +229,9 @@ class ScriptedQemu(FakeQemu):
                 self.named[f"/dev/fdset/{arguments['fdset-id']}"] = self.passed.pop(0)
             case "remove-fd":
                 os.close(self.named.pop(f"/dev/fdset/{arguments['fdset-id']}"))
+            case "chardev-add":
+                number = self.named.pop(arguments["backend"]["data"]["addr"]["data"]["str"])
+                self.line = socket.socket(fileno=number)
             case "chardev-change":
                 data = arguments["backend"]["data"]
                 self.serial_log = data["logfile"]
@@ -296,6 +304,12 @@ class ScriptedQemu(FakeQemu):
             self.kind, self.plan, self.host_port(7002), self.directory, self.tell_from_thread, self
         )
         self.instance = f"{os.getpid()}-{time.monotonic_ns()}"
+        if self.line and any(self.renewal) and self.plan.line and self.kind != "deaf":
+            from tests.support import line
+
+            says = self.plan.line.encode()
+            line.serve(self.line, self.host_port(7002), says, self.tell_from_thread)
+            self.line = None
 
     def stop_agent(self) -> None:
         self.end_agent("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import shlex
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.agent.reference import clone
+from supervisor.agent.reference.access import Access
 from supervisor.agent.reference.clone import Clones, decode
 from supervisor.agent.reference.guest import Guest
 from supervisor.agent.reference.refusal import Refusal, StatusCode
@@ -19,8 +21,10 @@ from supervisor.agent.reference.service import Agent
 from supervisor.pb import clone_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from supervisor.agent.reference.line import Line
 
 VM_ID = "7F0c5f3e-0000-4000-8000-0123456789ab"
 MACHINE_ID = "7f0c5f3e000040008000" + "0123456789ab"
@@ -60,10 +64,15 @@ class StandIn(Guest):
         self.settled = settled
         self.waiting = waits
         self.fails: OSError | None = None
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def wait_until_settled(self, deadline: float) -> bool:
         assert deadline > time.monotonic()
         return self.settled
+
+    def open_line(self, answer: Callable[[bytes], bytes]) -> Line | None:
+        self.meanwhile()
+        return None
 
     def drop_caches(self) -> None:
         self.tell("drop_caches")
@@ -80,7 +89,7 @@ class StandIn(Guest):
     def set_clock(self, unix_time_ns: int) -> None:
         self.tell("set_clock", unix_time_ns)
 
-    def start_renewer(self) -> Renewer:
+    def start_renewer(self, line: Line | None = None) -> Renewer:
         self.tell("start_renewer")
         return self.renewer
 
@@ -102,14 +111,22 @@ class StandIn(Guest):
 
 
 class World:
-    def __init__(self, guest: StandIn) -> None:
+    def __init__(self, guest: StandIn, access: Access | None = None) -> None:
         self.guest = guest
         self.agent = Agent(algorithm_timeout_s=1)
-        self.clones = Clones(self.agent, guest)
+        self.clones = Clones(self.agent, guest, access or Access())
         self.clones.agent_is_up.set()
 
     def run(self) -> bytes:
         return self.agent.call("Run", b"{}", lambda _: True)
+
+    def first(
+        self, ns: int = NOW_NS, computation: bytes = b"{}", *, open_to_all: bool = False
+    ) -> clone_pb2.FirstAnswer:
+        call = clone_pb2.FirstCall(
+            unix_time_ns=ns, open_to_all=open_to_all, computation=computation
+        )
+        return clone_pb2.FirstAnswer.FromString(self.clones.first_call(call.SerializeToString()))
 
     def code(self, method: str, message: bytes = b"") -> StatusCode:
         with pytest.raises(Refusal) as caught:
@@ -160,55 +177,76 @@ def test_a_guest_waits_from_prepare_to_renew(world: World) -> None:
     assert world.run() == b"{}"
 
 
-def test_the_first_call_of_a_copy_may_be_any_that_tells_the_time(world: World) -> None:
+def test_the_first_call_of_a_copy_may_be_the_computation(world: World) -> None:
     world.clones.prepare(b"")
     world.guest.renewer.word = b""
-    world.clones.greet({b"agent-clock": str(NOW_NS).encode()})
-    assert world.why_refused() == world.not_renewed()
+    assert world.first().detail == world.not_renewed()
     world.guest.renewer.word = b"r"
-    assert world.run() == b"{}"
+    assert world.first() == clone_pb2.FirstAnswer(computation=b"{}")
     assert world.guest.has_clock(NOW_NS)
-    world.clones.greet({b"agent-clock": b"1"})  # later calls move no clock
-    world.run()
+    assert world.first(ns=1).detail == clone.NO_COPY
+    assert world.run() == b"{}"
     assert world.guest.has_clock(NOW_NS)
     world.clones.renew(request())  # by somebody who does not know that it is done
     assert world.code("renew", request(vm_id=VM_ID.replace("7F", "00"))) is REFUSED
 
 
-OTHER_TIMES = [b"1", str(NOW_NS + 6 * 10**9).encode(), b"4000000000000000000", b"9" * 19]
+OTHER_TIMES = [1, NOW_NS + 6 * 10**9, 4 * 10**18, 2**63 - 1]
 
 
-@pytest.mark.parametrize(
-    "told", [b"", b"now", b"-1", b"0", b"1" * 20, "\u0661".encode(), *OTHER_TIMES]
-)
-def test_a_copy_that_is_told_no_time_waits_on(world: World, told: bytes) -> None:
+@pytest.mark.parametrize("told", [0, -1, *OTHER_TIMES])
+def test_a_copy_that_is_told_no_time_waits_on(world: World, told: int) -> None:
     world.clones.prepare(b"")
-    world.clones.greet({b"agent-clock": told})
-    assert world.why_refused() == clone.WAITS_FOR_TIME
-    world.clones.greet({})
+    assert world.first(ns=told).detail == clone.WAITS_FOR_TIME
     assert world.why_refused() == clone.WAITS_FOR_TIME
 
 
 def test_a_bad_time_is_forgotten_for_the_next(world: World) -> None:
     world.clones.prepare(b"")
-    world.clones.greet({b"agent-clock": OTHER_TIMES[1]})
-    world.clones.greet({b"agent-clock": str(NOW_NS).encode()})
-    assert world.run() == b"{}"
+    world.first(ns=OTHER_TIMES[1])
+    assert world.first().computation == b"{}"
     assert world.guest.has_clock(NOW_NS)
+
+
+def test_the_first_answer_may_be_a_refusal(world: World) -> None:
+    world.clones.prepare(b"")
+    answer = world.first(computation=b"[]")
+    assert answer.code == StatusCode.INVALID_ARGUMENT.value
+    assert "not a JSON object" in answer.detail
+    assert world.run() == b"{}"  # it has its time all the same
+
+
+def test_the_first_call_may_open_the_agent_to_all(tmp_path: Path) -> None:
+    flags = os.O_RDWR | os.O_CREAT
+    access = Access(os.open(tmp_path / "hash", flags), os.open(tmp_path / "open", flags))
+    world = World(StandIn(), access)
+    world.clones.prepare(b"")
+    assert not access.admits({})
+    assert world.first(open_to_all=True).code == 0
+    assert access.admits({})
+
+
+def test_a_first_call_that_is_none_is_refused(world: World) -> None:
+    assert world.first().detail == clone.NO_COPY
+    world.clones.prepare(b"")
+    answer = clone_pb2.FirstAnswer.FromString(world.clones.first_call(b"\xff"))
+    assert answer.code == StatusCode.INVALID_ARGUMENT.value
+    assert world.why_refused() == clone.WAITS_FOR_TIME
+
+
+def test_a_fault_in_the_first_call_is_its_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.clones.prepare(b"")
+    monkeypatch.setattr(world.agent, "call", lambda *_: 1 / 0)
+    answer = world.first()
+    assert (answer.code, "ZeroDivisionError" in answer.detail) == (2, True)
 
 
 def test_who_renews_the_wrong_vm_sets_no_clock(world: World) -> None:
     world.clones.prepare(b"")
     assert world.code("renew", request(vm_id=VM_ID.replace("7F", "00"))) is REFUSED
     assert world.why_refused() == clone.WAITS_FOR_TIME
-
-
-def test_an_upload_may_be_the_first_call_of_a_copy(world: World) -> None:
-    world.clones.prepare(b"")
-    with pytest.raises(Refusal, match="does not know the time"):
-        world.agent.begin_upload("dataset", 1)
-    world.clones.greet({b"agent-clock": str(NOW_NS).encode()})
-    world.agent.begin_upload("dataset", 1)
 
 
 def test_why_a_guest_is_not_renewed_is_told(world: World) -> None:
@@ -425,6 +463,6 @@ def test_a_guest_that_is_being_prepared_keeps_no_call_waiting(world: World) -> N
         told.append(world.why_refused())
         told.append(world.code("renew", request()))
 
-    world.clones.warm_up = meanwhile
+    world.guest.meanwhile = meanwhile
     world.clones.prepare(b"")
     assert told == [clone.PREPARING, REFUSED]

@@ -257,7 +257,7 @@ def frozen(place: Place, name: str = "frozen") -> VmDir:
 def kept(place: Place) -> Template:
     fingerprint = template.fingerprint(place.config, place.host)
     made = Template(template.directory(place.config.tmp) / fingerprint.digest)
-    made.create_from(frozen(place), fingerprint)
+    made.create_from(frozen(place), fingerprint, has_line=True)
     return made
 
 
@@ -296,7 +296,7 @@ def test_nothing_of_it_is_a_users(place: Place) -> None:
     assert vm_dir.firmware_vars.stat().st_uid == 7_700_001
     fingerprint = template.fingerprint(place.config, place.host)
     made = Template(template.directory(place.config.tmp) / fingerprint.digest)
-    made.create_from(vm_dir, fingerprint)
+    made.create_from(vm_dir, fingerprint, has_line=True)
     assert {file.stat().st_uid for file in made.path.iterdir()} == {0}
     clone = VmDir(place.config.tmp / "clone")
     clone.path.mkdir()
@@ -360,7 +360,7 @@ def test_a_vm_whose_files_are_not_all_there(place: Place) -> None:
     fingerprint = template.fingerprint(place.config, place.host)
     made = Template(template.directory(place.config.tmp) / fingerprint.digest)
     with pytest.raises(TemplateError, match="not kept"):
-        made.create_from(vm_dir, fingerprint)
+        made.create_from(vm_dir, fingerprint, has_line=True)
     assert template.found(place.config.tmp) == []
     assert not made.path.exists()
 

@@ -75,11 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = f"cannot find out who may call: {error}; load the kernel's module qemu_fw_cfg"
         print(f"agent: {why}", file=sys.stderr)
         return 1
-    agent, clones, methods = _served(options, guest)
+    agent, clones, methods = _served(options, guest, access)
     try:
         of_grpc, of_http = _encrypted(agent) if options.tls else (None, None)
-        greet = clones.greet if clones else lambda _: None
-        server = Server(methods, access, options.host, options.grpc_port, of_grpc, greet)
+        server = Server(methods, access, options.host, options.grpc_port, of_grpc)
         # Imported here because it takes long, and gRPC answers meanwhile.
         from .http import serve_http
 
@@ -90,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ports = {"grpc_port": server.port, "http_port": http.server_address[1]}
     print(json.dumps(ports), flush=True)
     if clones:
-        clones.warm_up = server.warm_up
+        clones.serve_line = server.serve_line
         clones.agent_is_up.set()
     os.read(stop, 1)
     http.stop()
@@ -119,7 +118,7 @@ def _access(guest: Guest | None) -> Access:
 
 
 def _served(
-    options: argparse.Namespace, guest: Guest | None
+    options: argparse.Namespace, guest: Guest | None, access: Access
 ) -> tuple[Agent, Clones | None, dict[str, Method | StreamMethod]]:
     """The agent, its clones if it may have some, and what is served: methods by their paths."""
     from . import clone, compute, guest_service, service
@@ -133,7 +132,7 @@ def _served(
         isolation = None if options.trust_algorithms else Confinement()
         agent = service.Agent(*defaults, isolation, guest.settle)
         # All copies of a guest would have one key.
-        clones = None if options.tls else clone.Clones(agent, guest)
+        clones = None if options.tls else clone.Clones(agent, guest, access)
     else:
         agent = service.Agent(*defaults)
     methods = {

@@ -3,7 +3,7 @@
 protos/clone.proto describes it. From Prepare on the agent answers nothing but these calls and those
 for its health, until the copy is renewed and knows the time: every copy would give the same
 answers, from the same random numbers. The renewer renews it as soon as it runs; the time comes with
-the first call.
+the first call, which is Renew, or comes over the line.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ from .call import Method
 from .computation import SPECIMEN, reply_to
 from .guest import SETTLE_TIMEOUT_S, TOLERANCE_NS
 from .refusal import Refusal, StatusCode
-from .wire import decode_fields
+from .wire import decode_fields, encode_fields, fields_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from .access import Access
     from .algorithm import OnEnd
     from .call import Behaviour
     from .guest import Guest
+    from .line import Line
     from .renewal import Renewer
     from .service import Agent
 
-# What a call tells the time with, in nanoseconds since 1970.
-CLOCK = b"agent-clock"
 #: Of a renewal that is under way; it takes some hundredths of a second, on a busy host some more.
 RENEWAL_TIMEOUT_S = 5.0
 PREPARING = "this guest is about to be copied"
 WAITS = "this guest is one of many alike, and refuses all calls until it is renewed"
 WAITS_FOR_TIME = (
-    "this guest does not know the time yet: the metadata 'agent-clock: NANOSECONDS' is missing, or"
-    " is not the time of the guest's hardware clock"
+    "this guest does not know the time yet: nobody has told it, or not that of its hardware clock"
 )
+NO_COPY = "this guest is no copy, or had its first call"
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_IS_TIME = re.compile(rb"[1-9][0-9]{0,18}")
 _MOST_NS = 1 << 63
 
 
@@ -50,12 +49,13 @@ class Clones:
     OSError: the guest waits for a renewal, and nothing is there to renew it.
 
     :ivar agent_is_up: to be set when the agent's servers run; a guest is not frozen before
-    :ivar warm_up: called before the guest is frozen, to do what each copy would do for itself
+    :ivar serve_line: has the line served
     """
 
-    def __init__(self, agent: Agent, guest: Guest) -> None:
+    def __init__(self, agent: Agent, guest: Guest, access: Access) -> None:
         self._agent = agent
         self._guest = guest
+        self._access = access
         self._lock = threading.Lock()
         self._is_preparing = False
         self._waits = guest.waits()
@@ -65,7 +65,7 @@ class Clones:
         self._told_ns: tuple[int, int] | None = None
         self._reseed: Callable[[], None] = lambda: None
         self.agent_is_up = threading.Event()
-        self.warm_up: Callable[[], None] = lambda: None
+        self.serve_line: Callable[[Line], None] = lambda _: None
         if self._waits:
             self._renewer = guest.start_renewer()
             agent.hold(self.why_held)
@@ -79,8 +79,9 @@ class Clones:
             try:
                 self._agent.hold(self.why_held)
                 self._settle(time.monotonic() + SETTLE_TIMEOUT_S)
-                self._warm_up()
-                self._renewer = self._guest.start_renewer()
+                line = self._guest.open_line(self.first_call)
+                self._warm_up(line)
+                self._renewer = self._guest.start_renewer(line)
                 self._guest.drop_caches()
                 self._guest.have_it_wait()
                 self._waits = True
@@ -116,11 +117,22 @@ class Clones:
             if why := self._let_go():
                 raise Refusal(StatusCode.INTERNAL, why)
 
-    def greet(self, headers: Mapping[bytes, bytes]) -> None:
-        """Takes the time from a call that is admitted, if it is the first of a copy."""
-        told = headers.get(CLOCK, b"")
-        if self._waits and _IS_TIME.fullmatch(told) and int(told) < _MOST_NS:
-            self._tell(int(told))
+    def first_call(self, message: bytes) -> bytes:
+        """The FirstAnswer to a FirstCall. Nobody but the host is at the other end of the line."""
+        try:
+            if not self._waits:
+                raise Refusal(StatusCode.FAILED_PRECONDITION, NO_COPY)
+            payloads, numbers = fields_of(message)
+            self._tell(numbers.get(1, 0))
+            if numbers.get(2):
+                self._access.open()
+            computation = self._agent.call("Run", payloads.get(3, b""), lambda _: True)
+        except Refusal as refusal:
+            return encode_fields((1, refusal.code.value), (2, refusal.detail.encode()))
+        except Exception as error:  # a bug must not end the server
+            why = f"the agent failed: {error!r}"
+            return encode_fields((1, StatusCode.UNKNOWN.value), (2, why.encode()))
+        return encode_fields((3, computation))
 
     def why_held(self) -> str:
         """Why the agent answers no call; empty if it does, perhaps from now on."""
@@ -170,7 +182,7 @@ class Clones:
             why = f"the guest was not brought up within {SETTLE_TIMEOUT_S:g} s"
             raise Refusal(StatusCode.DEADLINE_EXCEEDED, why)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, line: Line | None) -> None:
         """Does now what every copy would otherwise do for itself."""
         # The agent imports these where it needs them, so that it answers sooner.
         import base64  # noqa: F401
@@ -180,7 +192,8 @@ class Clones:
 
         self._reseed = random.seed
         reply_to(SPECIMEN)
-        self.warm_up()
+        if line:
+            self.serve_line(line)
         # A garbage collection writes to the objects it visits, so a clone would copy their pages.
         gc.collect()
         gc.freeze()

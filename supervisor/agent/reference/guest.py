@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
+from .line import Line
 from .renewal import Renewer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # init makes these, once the network has an address and once no module is left to load.
 SETTLED = ("/run/address", "/run/loaded")
@@ -65,8 +70,15 @@ class Guest:
         self._opened[WAITS] = self._open(WAITS)
         self._clock = os.open(self._root + HARDWARE_CLOCK, os.O_RDONLY)
 
-    def start_renewer(self) -> Renewer:
-        return Renewer()
+    def open_line(self, answer: Callable[[bytes], bytes]) -> Line | None:
+        """The line to the host; None if that gives the guest none."""
+        try:
+            return Line(answer)
+        except OSError:
+            return None
+
+    def start_renewer(self, line: Line | None = None) -> Renewer:
+        return Renewer(line=line)
 
     def machine_id(self) -> str:
         """What the renewer has written: 32 hexadecimal digits, as machine-id(5) has them."""

@@ -9,10 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import select
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .line import Line
 
 PROGRAM = "/usr/lib/guest/renewer"
 START_TIMEOUT_S = 5.0
 WAITS, RENEWED = b"w", b"r"
+# The descriptor that the renewer has of the line.
+LINE = 3
 STEPS = {
     b"o": "files cannot be opened",
     b"i": "the identity cannot be read",
@@ -23,17 +29,22 @@ STEPS = {
 
 
 class Renewer:
-    """One that runs. OSError: it does not wait for a renewal as it should."""
+    """One that runs. OSError: it does not wait for a renewal as it should.
 
-    def __init__(self, program: str = PROGRAM) -> None:
+    :param line: where the renewer tells the host of the renewal; None for nowhere
+    """
+
+    def __init__(self, program: str = PROGRAM, line: Line | None = None) -> None:
         self._said, tells = os.pipe2(os.O_CLOEXEC)
         processors = os.sched_getaffinity(0)
         try:
-            # Not where the agent waits: `Server.warm_up`.
+            # Not where the agent waits: `Server.serve_line`.
             os.sched_setaffinity(0, {min(processors)})
             # In the background of a shell: when it ends, init reaps it and nobody has to here.
             shell = ["/bin/sh", "-c", f"{program} &"]
             actions = [(os.POSIX_SPAWN_DUP2, tells, 1)]
+            if line:
+                actions.append((os.POSIX_SPAWN_DUP2, line.fileno(), LINE))
             child = os.posix_spawn(shell[0], shell, {}, file_actions=actions)
             os.waitpid(child, 0)
         finally:

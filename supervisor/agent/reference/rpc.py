@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from .access import Access
     from .call import Answer
+    from .line import Line
     from .tls import Encrypted
 
 READ_BYTES = 1 << 16
@@ -66,21 +67,15 @@ SETTINGS = {
     SettingCodes.MAX_HEADER_LIST_SIZE: 1 << 14,
 }
 MAX_SLOW_CALLS = 8
-READY_CONNECTIONS = 4
 # Of all messages that are not answered yet: two of the longest, or many short ones.
 MAX_UNANSWERED_BYTES = 40 << 20
-
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-FRAME_HEAD_BYTES = 9
-SETTINGS_FRAME, WINDOW_UPDATE_FRAME = 4, 8
 
 # h2 has each frame describe itself for a log that nobody keeps, with all that is in it.
 Frame.__repr__ = object.__repr__  # type: ignore[method-assign]
 
 
-def begin_h2(start: bytes = b"") -> H2Connection:
-    """A server's side of a connection, after a client's *start*; what it says is yet to be sent."""
+def _begin_h2() -> H2Connection:
+    """A server's side of a connection; what it says is yet to be sent."""
     # What is sent is ours and right.
     config = H2Configuration(
         client_side=False, validate_outbound_headers=False, normalize_outbound_headers=False
@@ -89,8 +84,6 @@ def begin_h2(start: bytes = b"") -> H2Connection:
     h2.local_settings = Settings(client=False, initial_values=SETTINGS)
     h2.initiate_connection()
     h2.increment_flow_control_window(WINDOW_BYTES)
-    if start:
-        h2.receive_data(start)
     return h2
 
 
@@ -99,20 +92,6 @@ def _move_to_last_processor() -> None:
     processors = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(processors)})
     os.sched_setaffinity(0, processors)
-
-
-def start_in(data: bytes) -> bytes:
-    """What begins a connection, if a client has sent *data*: preface, settings, window."""
-    if not data.startswith(PREFACE):
-        return b""
-    at = len(PREFACE)
-    while len(head := data[at : at + FRAME_HEAD_BYTES]) == FRAME_HEAD_BYTES:
-        end = at + FRAME_HEAD_BYTES + int.from_bytes(head[:3], "big")
-        is_of_start = head[3] in (SETTINGS_FRAME, WINDOW_UPDATE_FRAME) and not any(head[4:])
-        if not is_of_start or end > len(data):
-            break
-        at = end
-    return data[:at]
 
 
 class Connection:
@@ -126,11 +105,7 @@ class Connection:
         self._calls: dict[int, Call] = {}
         self._unsent = b""
         self._is_closed = False
-        #: What the client is expected to begin with, for it is known to `_h2`; nothing is sent
-        #: before it has begun.
-        self._h2, self._expected = server.take_h2()
-        self._has_begun = False
-        self._start = b""
+        self._h2 = _begin_h2()
 
     def handle(self, mask: int) -> None:
         """Read if there is something to read, then send what there is to send."""
@@ -170,8 +145,6 @@ class Connection:
         data = self.socket.recv(READ_BYTES)
         if not data:
             raise ConnectionResetError
-        if not self._has_begun:
-            data = self._begin_connection(data)
         events = self._h2.receive_data(data)
         # To h2 these are gone by now, whatever else has come of them just before.
         taken_back = {event.stream_id for event in events if isinstance(event, StreamReset)}
@@ -182,15 +155,6 @@ class Connection:
                 self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             if getattr(event, "stream_id", None) not in taken_back:
                 self._take(event)
-
-    def _begin_connection(self, data: bytes) -> bytes:
-        """The rest of the first *data*, without what is known of it."""
-        self._has_begun = True
-        self._start = start_in(data)
-        if data.startswith(self._expected):
-            return data[len(self._expected) :]
-        self._h2 = begin_h2()
-        return data
 
     def _take(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
@@ -219,9 +183,6 @@ class Connection:
             # Now, so that nothing of a stranger's call is kept.
             if not public and not self._server.access.admits(headers):
                 self._settle(stream_id, STRANGER)
-            elif not public:
-                self._server.usual_start = self._start
-                self._server.greet(headers)
         else:
             self._h2.send_headers(stream_id, [(":status", "415")], end_stream=True)
 
@@ -293,8 +254,7 @@ class Connection:
 class Server:
     """Serves *methods*, which are known by their paths, until `stop`.
 
-    *access* decides whose calls are answered, *greet* gets the headers of each that is admitted,
-    *encrypt* makes a client's connection one over TLS.
+    *access* decides whose calls are answered, *encrypt* makes a client's connection one over TLS.
     OSError: no such port.
     """
 
@@ -305,10 +265,8 @@ class Server:
         host: str,
         port: int,
         encrypt: Callable[[socket.socket], Encrypted] | None = None,
-        greet: Callable[[Mapping[bytes, bytes]], None] = lambda _: None,
     ) -> None:
         self._encrypt = encrypt
-        self.greet = greet
         self.methods = methods
         self.access = access
         v6 = ":" in host
@@ -320,9 +278,6 @@ class Server:
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port: int = self._listener.getsockname()[1]
         self._connections: set[Connection] = set()
-        #: What the last client began with that showed the credential.
-        self.usual_start = b""
-        self._ready: list[tuple[H2Connection, bytes]] = []
         self._performers = ThreadPoolExecutor(MAX_SLOW_CALLS)
         #: What other threads want done by the server's.
         self._wanted: deque[Callable[[], None]] = deque()
@@ -337,19 +292,14 @@ class Server:
         self._thread = threading.Thread(target=self._serve, name="grpc", daemon=True)
         self._thread.start()
 
-    def warm_up(self) -> None:
-        """Begins some connections ahead, for a client that begins as the last one did.
+    def serve_line(self, line: Line) -> None:
+        """Has the line served by this server's thread, too.
 
-        An emulated copy of a guest would take some hundredths of a second to begin its first. It
-        comes up sooner, too, if this server does not share a processor with all else that wakes up.
+        A copy of the guest comes up sooner if the thread does not share a processor with all else
+        that wakes up.
         """
         self._want(_move_to_last_processor)
-        start = self.usual_start
-        self._ready = [(begin_h2(start), start) for _ in range(READY_CONNECTIONS)]
-
-    def take_h2(self) -> tuple[H2Connection, bytes]:
-        """A connection, and what it knows of its client."""
-        return self._ready.pop() if self._ready else (begin_h2(), b"")
+        self._want(partial(self._watch_line, line))
 
     def stop(self) -> None:
         """Ends all calls; when it returns the port is free and no thread of the server's runs."""
@@ -391,6 +341,16 @@ class Server:
         if self._is_full:
             self._is_full = False
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def _watch_line(self, line: Line) -> None:
+        def handle(_: int) -> None:
+            if events := line.handle():
+                self._selector.modify(line, events, handle)
+            else:
+                self._selector.unregister(line)
+                line.close()
+
+        self._selector.register(line, selectors.EVENT_READ, handle)
 
     def _serve(self) -> None:
         while not self._stopping:

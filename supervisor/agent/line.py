@@ -1,0 +1,135 @@
+"""The line to a copy's agent: a serial port of virtio's, over which the copy gets its computation.
+
+For TCP and HTTP/2 an emulated guest that has just begun to run needs as long as for all the rest.
+The agent has its end open since before its guest was frozen; so its supervisor is at the other end
+then, and before a copy runs: else the guest's kernel would first be told of it. What is said is in
+``protos/clone.proto``. Nobody but this supervisor and QEMU has this end, so no credential is shown.
+
+Source: QAPI's ``chardev-add`` and ``device_add``; QEMU's hw/char/virtio-serial-bus.c.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+import trio
+from google.protobuf.message import DecodeError
+
+from supervisor.errors import AgentError, MonitorError
+from supervisor.pb import clone_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from supervisor.qemu.qmp import Monitor
+
+log = structlog.stdlib.get_logger()
+
+#: What the guest's agent knows the port by.
+NAME = "org.qmp-supervisor.agent"
+
+#: The longest computation that goes this way: a port takes a guest's page at a time.
+MOST_BYTES = 1 << 16
+
+#: The longest answer, which may repeat the computation.
+_ANSWER_BYTES = 1 << 20
+
+_LENGTH_BYTES = 4
+_RENEWED = b"r"
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+class Line:
+    """The supervisor's end.
+
+    :ivar address: where the agent is, for a person
+    """
+
+    address = "the end of its line"
+
+    #: An agent says nothing there but its answer.
+    last_words = ""
+
+    def __init__(self, vm_id: str, stream: trio.SocketStream) -> None:
+        self._vm_id = vm_id
+        self._stream = stream
+
+    async def wait_renewed(self) -> None:
+        """Return when the copy has its own identity.
+
+        :raises AgentError: if it says anything else
+        """
+        with self._as_agreed():
+            if await self._read(len(_RENEWED)) != _RENEWED:
+                raise ValueError
+
+    async def run(self, computation: bytes, *, open_to_all: bool) -> str:
+        """The agent's reply to *computation*. After `wait_renewed`, and once.
+
+        :param computation: of `MOST_BYTES` at most
+        :param open_to_all: whether the agent answers everybody from now on
+        :raises AgentError: if the agent answers with an error, or not at all
+        """
+        call = clone_pb2.FirstCall(
+            unix_time_ns=time.time_ns(), open_to_all=open_to_all, computation=computation
+        )
+        message = call.SerializeToString()
+        with self._as_agreed():
+            await self._stream.send_all(len(message).to_bytes(_LENGTH_BYTES, "big") + message)
+            size = int.from_bytes(await self._read(_LENGTH_BYTES), "big")
+            if size > _ANSWER_BYTES:
+                raise ValueError
+            answer = clone_pb2.FirstAnswer.FromString(await self._read(size))
+            if answer.code:
+                raise AgentError(self._vm_id, _CODES[answer.code], answer.detail)
+            return answer.computation.decode()
+
+    async def close(self) -> None:
+        await self._stream.aclose()
+
+    async def _read(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            part = await self._stream.receive_some(size - len(data))
+            if not part:
+                raise trio.BrokenResourceError
+            data += part
+        return bytes(data)
+
+    @contextmanager
+    def _as_agreed(self) -> Iterator[None]:
+        try:
+            yield
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise AgentError(self._vm_id, "UNAVAILABLE", "its line was cut") from error
+        except (ValueError, LookupError, DecodeError) as error:
+            why = "its answer is not what its protocol says"
+            raise AgentError(self._vm_id, "INTERNAL", why) from error
+
+
+async def connect(vm_id: str, monitor: Monitor) -> Line | None:
+    """Give the guest its end, and have this one. Before the guest runs, or is restored.
+
+    :returns: None if QEMU has no such device. The copy is called as others are then
+    :raises MonitorError: if QEMU does not answer
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        try:
+            await monitor.add_port(NAME, theirs)
+        except MonitorError as error:
+            ours.close()
+            if error.error_class is None:
+                raise
+            log.info("no line", vm=vm_id, problem=str(error))
+            return None
+        except BaseException:
+            ours.close()
+            raise
+    return Line(vm_id, stream)
