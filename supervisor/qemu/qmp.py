@@ -150,9 +150,14 @@ class Monitor:
         packet = {"packet-header": header, "secret": secret}
         await self.execute("sev-inject-launch-secret", packet)
 
-    async def query(self) -> Facts:
-        """Both queries that every new connection asks."""
-        return Facts(await self.query_status(), await self.query_sev(), datetime.now(UTC))
+    async def query(self, *, sev: bool = True) -> Facts:
+        """Both queries that a new connection asks.
+
+        :param sev: False if QEMU was started without SEV; then it is not asked
+        """
+        status = await self.query_status()
+        found = await self.query_sev() if sev else qapi.SevStatus(enabled=False)
+        return Facts(status, found, datetime.now(UTC))
 
     async def set_actions(self, **actions: str) -> None:
         """Set what QEMU does if a guest reboots or shuts down, panics, or its watchdog fires.

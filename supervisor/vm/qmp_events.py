@@ -86,10 +86,15 @@ class QmpEvents:
         """Ask what must be asked before the guest's first instruction; then let a new guest run."""
         vm, session = self._vm, self._session
         vm.reached(Phase.GREETING)
-        await monitor.set_actions(**ACTIONS)
+        # What was said and asked before the guest's first instruction need not be again: a
+        # thousand VMs are adopted a second sooner.
+        is_known = not self._new and vm.record.first_ran_s is not None
+        if not is_known:
+            await monitor.set_actions(**ACTIONS)
         if vm.record.template or self._template_state:
             await vm.dir.drop_renewal()  # QEMU has read it: it takes no command before
-        session.facts = await monitor.query()
+        is_plain = vm.record.options.technology is None
+        session.facts = await monitor.query(sev=not (is_known and is_plain))
         found = status_of_runstate(session.facts.run_status.status)
         if not self._is_before_first_instruction(found):
             await self._correct(found)

@@ -264,6 +264,8 @@ class Relay:
         if not self._line:
             vm.reached(Phase.RENEW)
             self._is_renewed()
+            if session.line:
+                await session.line.close()  # there is no first call any more
 
     def _is_renewed(self) -> None:
         self._vm.defer(EventKind.RENEWED, {}, renewed=True)

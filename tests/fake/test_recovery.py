@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from supervisor.qemu.connection import MonitorState
 from supervisor.state.record import (
     EndCause,
     EndMode,
@@ -70,6 +71,19 @@ async def test_vm_that_was_left_runs_on_and_is_taken_up(world: World) -> None:
     assert guest.count("Run") == 1
 
 
+async def test_what_is_known_of_a_qemu_is_not_asked_again(world: World) -> None:
+    guest = await left(world)
+    async with world.serve() as supervisor:
+        vm = supervisor.vm(guest.vm_id)
+        await vm.until(lambda: vm.monitor_state is MonitorState.OK)
+        assert vm.facts
+        assert not vm.facts.sev.enabled
+        await supervisor.http.post(f"/vms/{vm.id}/pause")
+        await guest.until("stop")
+    asked = [guest.count(what) for what in ("qmp_capabilities", "set-action", "query-sev")]
+    assert asked == [2, 1, 1]
+
+
 async def test_ports_of_an_adopted_vm_are_not_given_to_another(world: World) -> None:
     guest = await left(world)
     async with world.serve() as supervisor:
@@ -104,8 +118,7 @@ async def test_guest_that_was_reset_while_held_is_not_taken_for_new(world: World
         await supervisor.leave(guest)
     async with world.serve() as supervisor:
         for _ in range(2):
-            await guest.until("set-action")
-        await guest.until("query-sev")
+            await guest.until("qmp_capabilities")
         live = await supervisor.http.get(f"/vms/{vm_id}/status?live=1")
         assert live.json()["query_status"]["status"] == "prelaunch"
         assert live.json()["state"] == "paused"
