@@ -124,6 +124,7 @@ def test_modules_are_plain_files_in_the_order_in_which_they_load(
         "virtio_net": module(needs="failover_register"),
         "failover": module(exports="failover_register", needs="ring"),
         "virtio-ring": module(exports="ring"),
+        "virtio_console": module(needs="ring"),
         "pvpanic-mmio": module(),
         "sev-guest": module(needs="ring"),
         "i6300esb": module(needs="watchdog_register"),
@@ -137,7 +138,7 @@ def test_modules_are_plain_files_in_the_order_in_which_they_load(
     target = tmp_path / "guest"
     modules.install(tmp_path, VERSION, target)
     assert (target / "early").read_text().split() == ["qemu_fw_cfg"]
-    first = ["virtio_ring", "failover", "virtio_net", "pvpanic_mmio"]
+    first = ["virtio_ring", "failover", "virtio_net", "virtio_console", "pvpanic_mmio"]
     assert (target / "first").read_text().split() == first
     assert (target / "later").read_text().split() == ["watchdog", "i6300esb", "sev_guest"]
     assert (target / "shares").read_text().split() == ["watchdog", "9p"]
@@ -148,14 +149,15 @@ def test_modules_are_plain_files_in_the_order_in_which_they_load(
 
 def test_a_module_may_be_built_in(tmp_path: Path, kernel: Path) -> None:
     """Ubuntu's kernel has virtio_net so."""
-    names = ("virtio_pci", "virtio_net", "qemu_fw_cfg")
+    names = ("virtio_pci", "virtio_net", "virtio_console", "qemu_fw_cfg")
     (kernel / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in names))
     modules.install(tmp_path, VERSION, tmp_path / "guest")
     assert (tmp_path / "guest/first").read_text() == ""
 
 
 def test_a_kernel_without_network_or_callers_is_an_error(tmp_path: Path, kernel: Path) -> None:
-    with pytest.raises(ImageBuildError, match="has no virtio_net and no qemu_fw_cfg"):
+    missing = "has no virtio_net and no virtio_console and no qemu_fw_cfg"
+    with pytest.raises(ImageBuildError, match=missing):
         modules.install(tmp_path, VERSION, tmp_path / "guest")
     with pytest.raises(ImageBuildError, match="there is no directory"):
         modules.install(tmp_path, "6.2", tmp_path / "guest")

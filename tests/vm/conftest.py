@@ -20,12 +20,16 @@ import attrs
 import httpx
 import psutil
 
+from supervisor.image import image
 from tests.support.side_by_side import own_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 IMAGE = Path(__file__).parents[2] / "img" / "guest.qcow2"
+
+#: The images that tests build are packed quickly, not well.
+image.ZSTD_LEVEL = 3
 
 #: Longer than any of these guests needs under emulation on a loaded machine.
 PATIENCE_S = 400
