@@ -238,9 +238,16 @@ def test_a_fault_in_the_first_call_is_its_answer(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.clones.prepare(b"")
+
+    def fail(*_: object) -> bytes:
+        raise Refusal(StatusCode.UNKNOWN, "\ud800" + 4000 * "\u00e9")
+
     monkeypatch.setattr(world.agent, "call", lambda *_: 1 / 0)
     answer = world.first()
     assert (answer.code, "ZeroDivisionError" in answer.detail) == (2, True)
+    # What is no UTF-8 or too long is made to fit, as over gRPC.
+    monkeypatch.setattr(world.agent, "call", fail)
+    assert world.first().detail == "?" + 999 * "\u00e9"
 
 
 def test_who_renews_the_wrong_vm_sets_no_clock(world: World) -> None:

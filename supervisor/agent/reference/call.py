@@ -206,10 +206,15 @@ def _answer(act: Callable[[], bytes | Iterator[bytes]]) -> Answer:
     return Answer((answer,) if isinstance(answer, bytes) else answer)
 
 
+def encode_detail(text: str) -> bytes:
+    """*text* as UTF-8; of a long one, the beginning."""
+    # A character must not be cut in two.
+    return text.encode(errors="replace")[:MAX_DETAIL_BYTES].decode(errors="ignore").encode()
+
+
 def percent_encode(text: str) -> str:
     """*text* as gRPC carries it in a header; of a long one, the beginning."""
-    # A character must not be cut in two.
-    encoded = text.encode(errors="replace")[:MAX_DETAIL_BYTES].decode(errors="ignore").encode()
+    encoded = encode_detail(text)
     plain = range(0x20, 0x7F)
     return "".join(
         chr(byte) if byte in plain and byte != ord("%") else f"%{byte:02X}" for byte in encoded

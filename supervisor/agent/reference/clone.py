@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from .call import Method
+from .call import Method, encode_detail
 from .computation import SPECIMEN, reply_to
 from .guest import SETTLE_TIMEOUT_S, TOLERANCE_NS
 from .refusal import Refusal, StatusCode
@@ -128,10 +128,9 @@ class Clones:
                 self._access.open()
             computation = self._agent.call("Run", payloads.get(3, b""), lambda _: True)
         except Refusal as refusal:
-            return encode_fields((1, refusal.code.value), (2, refusal.detail.encode()))
+            return _refused(refusal.code, refusal.detail)
         except Exception as error:  # a bug must not end the server
-            why = f"the agent failed: {error!r}"
-            return encode_fields((1, StatusCode.UNKNOWN.value), (2, why.encode()))
+            return _refused(StatusCode.UNKNOWN, f"the agent failed: {error!r}")
         return encode_fields((3, computation))
 
     def why_held(self) -> str:
@@ -197,6 +196,11 @@ class Clones:
         # A garbage collection writes to the objects it visits, so a clone would copy their pages.
         gc.collect()
         gc.freeze()
+
+
+def _refused(code: StatusCode, detail: str) -> bytes:
+    """A FirstAnswer."""
+    return encode_fields((1, code.value), (2, encode_detail(detail)))
 
 
 def decode(message: bytes) -> tuple[str, int]:
