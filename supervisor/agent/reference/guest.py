@@ -6,6 +6,7 @@ Use it only in a guest of ours, whose PID 1 is /init: it sets the clock.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -71,10 +72,11 @@ class Guest:
         self._clock = os.open(self._root + HARDWARE_CLOCK, os.O_RDONLY)
 
     def open_line(self, answer: Callable[[bytes], bytes]) -> Line | None:
-        """The line to the host; None if that gives the guest none."""
+        """The line to the host; None if there is none, and the console says why."""
         try:
             return Line(answer)
-        except OSError:
+        except OSError as error:
+            print(f"agent: copies will be called over TCP: {error}", file=sys.stderr, flush=True)
             return None
 
     def start_renewer(self, line: Line | None = None) -> Renewer:
