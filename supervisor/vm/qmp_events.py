@@ -114,7 +114,8 @@ class QmpEvents:
 
     async def _make(self, monitor: Monitor) -> None:
         """Do what belongs to a copy's machine, or a template's, before its guest is there."""
-        if self._template_state or self._vm.record.purpose is Purpose.TEMPLATE:
+        is_new = self._session.line is None  # else this is another connection to the same QEMU
+        if is_new and (self._template_state or self._vm.record.purpose is Purpose.TEMPLATE):
             self._session.line = await line.connect(self._vm.id, monitor)
         if self._template_state:
             await self._restore(monitor, self._template_state)
