@@ -323,14 +323,16 @@ class Connection(TCPServer):
 
     async def _close_when_idle(self) -> None:
         """Close the connection if it has had no request for one to two idle times."""
-        idle_before = False
+        served_before = None
         while True:
             await trio.sleep(self.config.keep_alive_timeout)
-            idle = _is_idle(self.protocol.protocol)
-            if idle and idle_before:
+            protocol = self.protocol.protocol
+            # One who asks again and again is idle whenever we look.
+            served = protocol.keep_alive_requests if _is_idle(protocol) else None
+            if served is not None and served == served_before:
                 await trio.aclose_forcefully(self.stream)
                 return
-            idle_before = idle
+            served_before = served
 
     async def _close(self) -> None:
         # The rest of a malformed request. If another task reads already, `Exchange` has waited.
