@@ -48,6 +48,7 @@ class Line:
     """The supervisor's end.
 
     :ivar address: where the agent is, for a person
+    :ivar is_open: whether the guest's end is, as far as is known
     """
 
     address = "the end of its line"
@@ -58,6 +59,7 @@ class Line:
     def __init__(self, vm_id: str, stream: trio.SocketStream) -> None:
         self._vm_id = vm_id
         self._stream = stream
+        self.is_open = True
 
     async def wait_renewed(self) -> None:
         """Return when the copy has its own identity.
@@ -68,16 +70,30 @@ class Line:
             if await self._read(len(_RENEWED)) != _RENEWED:
                 raise ValueError
 
+    def takes(self, computation: bytes) -> bool:
+        """Whether this computation can be sent here."""
+        return self.is_open and len(computation) <= MOST_BYTES
+
+    async def rehearse(self) -> None:
+        """Let the copy's agent go, and have it work as for a computation. After `wait_renewed`.
+
+        :raises AgentError: if the agent answers with an error, or not at all
+        """
+        await self._ask(clone_pb2.FirstCall(unix_time_ns=time.time_ns(), rehearsal=True))
+
     async def run(self, computation: bytes, *, open_to_all: bool) -> str:
         """The agent's reply to *computation*. After `wait_renewed`, and once.
 
-        :param computation: of `MOST_BYTES` at most
+        :param computation: one that the line `takes`
         :param open_to_all: whether the agent answers everybody from now on
         :raises AgentError: if the agent answers with an error, or not at all
         """
         call = clone_pb2.FirstCall(
             unix_time_ns=time.time_ns(), open_to_all=open_to_all, computation=computation
         )
+        return await self._ask(call)
+
+    async def _ask(self, call: clone_pb2.FirstCall) -> str:
         message = call.SerializeToString()
         with self._as_agreed():
             await self._stream.send_all(len(message).to_bytes(_LENGTH_BYTES, "big") + message)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19supervisor/pb/clone.proto\x12\x05\x63lone\"\x10\n\x0ePrepareRequest\"\x11\n\x0fPrepareResponse\"V\n\x0cRenewRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0f\n\x07\x65ntropy\x18\x03 \x01(\x0c\x12\x14\n\x0cunix_time_ns\x18\x04 \x01(\x03\"\x0f\n\rRenewResponse\"K\n\tFirstCall\x12\x14\n\x0cunix_time_ns\x18\x01 \x01(\x03\x12\x13\n\x0bopen_to_all\x18\x02 \x01(\x08\x12\x13\n\x0b\x63omputation\x18\x03 \x01(\x0c\"@\n\x0b\x46irstAnswer\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x13\n\x0b\x63omputation\x18\x03 \x01(\x0c\x32\x80\x01\n\x0c\x43loneService\x12:\n\x07Prepare\x12\x15.clone.PrepareRequest\x1a\x16.clone.PrepareResponse\"\x00\x12\x34\n\x05Renew\x12\x13.clone.RenewRequest\x1a\x14.clone.RenewResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19supervisor/pb/clone.proto\x12\x05\x63lone\"\x10\n\x0ePrepareRequest\"\x11\n\x0fPrepareResponse\"V\n\x0cRenewRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x0f\n\x07\x65ntropy\x18\x03 \x01(\x0c\x12\x14\n\x0cunix_time_ns\x18\x04 \x01(\x03\"\x0f\n\rRenewResponse\"^\n\tFirstCall\x12\x14\n\x0cunix_time_ns\x18\x01 \x01(\x03\x12\x13\n\x0bopen_to_all\x18\x02 \x01(\x08\x12\x13\n\x0b\x63omputation\x18\x03 \x01(\x0c\x12\x11\n\trehearsal\x18\x04 \x01(\x08\"@\n\x0b\x46irstAnswer\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x13\n\x0b\x63omputation\x18\x03 \x01(\x0c\x32\x80\x01\n\x0c\x43loneService\x12:\n\x07Prepare\x12\x15.clone.PrepareRequest\x1a\x16.clone.PrepareResponse\"\x00\x12\x34\n\x05Renew\x12\x13.clone.RenewRequest\x1a\x14.clone.RenewResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,9 +40,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWRESPONSE']._serialized_start=161
   _globals['_RENEWRESPONSE']._serialized_end=176
   _globals['_FIRSTCALL']._serialized_start=178
-  _globals['_FIRSTCALL']._serialized_end=253
-  _globals['_FIRSTANSWER']._serialized_start=255
-  _globals['_FIRSTANSWER']._serialized_end=319
-  _globals['_CLONESERVICE']._serialized_start=322
-  _globals['_CLONESERVICE']._serialized_end=450
+  _globals['_FIRSTCALL']._serialized_end=272
+  _globals['_FIRSTANSWER']._serialized_start=274
+  _globals['_FIRSTANSWER']._serialized_end=338
+  _globals['_CLONESERVICE']._serialized_start=341
+  _globals['_CLONESERVICE']._serialized_end=469
 # @@protoc_insertion_point(module_scope)

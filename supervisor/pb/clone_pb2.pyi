@@ -29,14 +29,16 @@ class RenewResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class FirstCall(_message.Message):
-    __slots__ = ("unix_time_ns", "open_to_all", "computation")
+    __slots__ = ("unix_time_ns", "open_to_all", "computation", "rehearsal")
     UNIX_TIME_NS_FIELD_NUMBER: _ClassVar[int]
     OPEN_TO_ALL_FIELD_NUMBER: _ClassVar[int]
     COMPUTATION_FIELD_NUMBER: _ClassVar[int]
+    REHEARSAL_FIELD_NUMBER: _ClassVar[int]
     unix_time_ns: int
     open_to_all: bool
     computation: bytes
-    def __init__(self, unix_time_ns: _Optional[int] = ..., open_to_all: _Optional[bool] = ..., computation: _Optional[bytes] = ...) -> None: ...
+    rehearsal: bool
+    def __init__(self, unix_time_ns: _Optional[int] = ..., open_to_all: _Optional[bool] = ..., computation: _Optional[bytes] = ..., rehearsal: _Optional[bool] = ...) -> None: ...
 
 class FirstAnswer(_message.Message):
     __slots__ = ("code", "detail", "computation")

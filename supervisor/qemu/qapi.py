@@ -145,6 +145,7 @@ RELEVANT_EVENTS = frozenset(
     (
         *("RESUME", "STOP", "SUSPEND", "WAKEUP", "SHUTDOWN", "RESET"),
         *("GUEST_PANICKED", "WATCHDOG", "BLOCK_IO_ERROR"),
+        "VSERPORT_CHANGE",  # which QEMU sends once a second at most
     )
 )
 
@@ -155,6 +156,7 @@ _MEMBERS: Mapping[str, Callable[[object], str | bool]] = {
     "action": word,
     "operation": word,
     "nospace": flag,
+    "open": flag,
 }
 
 

@@ -192,6 +192,8 @@ class QmpEvents:
                     self._session.watchdog_fired |= action in _WATCHDOG_ENDS
                     if self._may_tell():
                         await vm.commit(EventKind.WATCHDOG, {"action": action})
+                case "VSERPORT_CHANGE" if self._session.line and event.data.get("open") is False:
+                    self._session.line.is_open = False
                 case "BLOCK_IO_ERROR":
                     await self._tell_disk_error(event)
                 case name if name in Trigger.__members__:

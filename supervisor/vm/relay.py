@@ -13,24 +13,16 @@ import trio
 
 from supervisor.agent import client
 from supervisor.agent.dialled import DialledAgent
-from supervisor.agent.line import MOST_BYTES, Line
 from supervisor.config import RestartPolicy
-from supervisor.errors import (
-    AgentError,
-    AgentTimeout,
-    CloneFailed,
-    HostError,
-    SupervisorError,
-)
-from supervisor.qemu import ports
-from supervisor.qemu.process import EXIT_LAG_S
+from supervisor.errors import AgentError, AgentTimeout, CloneFailed, HostError, SupervisorError
 from supervisor.state import file_errors
 from supervisor.state.record import EndCause, EndMode, EventKind, Phase, Purpose, RelayState
-from supervisor.state.secret import Secret
 from supervisor.state.status import VmState
 from supervisor.vm.agent_watch import AgentWatch, StreamWatch
-from supervisor.vm.diagnosis import CONSOLE_BYTES, diagnose, how_agent_ended
+from supervisor.vm.clone import Clone
+from supervisor.vm.diagnosis import CONSOLE_BYTES, how_agent_ended
 from supervisor.vm.held_time import in_time
+from supervisor.vm.readiness import reach, wait_ready
 from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
@@ -38,6 +30,7 @@ if TYPE_CHECKING:
 
     from supervisor.agent.client import Agent
     from supervisor.agent.dialled_server import Dialled
+    from supervisor.agent.line import Line
     from supervisor.templates.registry import Templates
     from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm
@@ -67,12 +60,6 @@ class Relay:
         self._dialled = dialled
         self._reset = trio.Event()
         self._interrupting = trio.Lock()
-        #: Why the agent will never be there.
-        self._hopeless = ""
-        #: Where the computation goes if it is the first call of a copy, which renews itself.
-        self._line: Line | None = None
-        #: What is sent there.
-        self._computation = b""
         #: Whether the answer is here, and at most on its way to the disk.
         self._has_answer = False
 
@@ -155,7 +142,7 @@ class Relay:
         config = vm.config
         connecting = client.connect(vm.id, target, config.agent, config.timing, credential)
         async with connecting as agent:
-            await self._reach_first(agent, session)
+            clone = await self._reach_first(agent, session)
             if vm.ending:
                 await trio.sleep_forever()  # too late for a computation; QEMU's exit cancels this
             if vm.opens_agent and record.relay not in _BEFORE_SENDING:
@@ -167,46 +154,50 @@ class Relay:
                 log.info("agent ready", vm=vm.id, agent=target)
             if vm.record.purpose is Purpose.POOL:
                 await vm.write_deferred()
-                with trio.move_on_after(config.timing.agent_warm_up_s):
-                    async with move_on_when(self._wait_assigned):
-                        await agent.warm_up()
+                if not (clone and clone.line):
+                    with trio.move_on_after(config.timing.agent_warm_up_s):
+                        async with move_on_when(self._wait_assigned):
+                            await agent.warm_up()
             vm.note_agent(problem="")
             if vm.record.purpose is not Purpose.TEMPLATE:
                 # Copies inherit what became of their template's agents.
                 has_no_past = is_new and record.template is None
                 watch = AgentWatch(vm, target, is_new=is_new, has_no_past=has_no_past)
                 async with move_on_when(watch.run):
-                    await self._serve(self._line or agent, session, watch)
+                    await self._serve(agent, session, watch, clone)
                     await agent.close()
-                    if self._line:
-                        await self._line.close()
+                    if clone and clone.line:
+                        await clone.line.close()
                     await trio.sleep_forever()
             await agent.prepare()
         vm.prepared = True
         vm.notify()
 
-    async def _reach_first(self, agent: Agent, session: Session) -> None:
-        """Find the agent of a guest that was just started, or that nobody has asked yet."""
+    async def _reach_first(self, agent: Agent, session: Session) -> Clone | None:
+        """Find the agent of a guest that was just started, or that nobody has asked yet.
+
+        :returns: None if it is no clone, or is one no more
+        """
         vm, record = self._vm, self._vm.record
-        self._line = None
-        if record.template is None or record.renewed:
-            await self._wait_ready(agent)
-            return
-        # The first call of a copy that renews itself need not be for that, if there is another.
-        may_run = vm.renews_itself and record.relay is RelayState.WAITING
-        may_run &= not self._templates.is_doubted(record.template)
-        if may_run and session.line and vm.config.agent.is_direct:
-            self._computation = await self._read_computation()
-            if len(self._computation) <= MOST_BYTES:
-                self._line = session.line
-        await self._reach_copy(agent, session)
+        if record.template and not record.renewed:
+            clone = Clone(vm, self._templates, session)
+            await clone.renew(agent)
+            return clone
+        await self._reach(agent)
+        return None
+
+    async def _reach(self, agent: AnyAgent) -> None:
+        if self._vm.record.relay in _BEFORE_SENDING:
+            await wait_ready(self._vm, agent)
+        else:
+            await reach(self._vm, agent)  # nobody waits for an answer
 
     async def _meet_dialled(self, session: Session, target: str) -> None:
         """The same for an agent that dials the supervisor. Does not return."""
         vm = self._vm
         agent = DialledAgent(vm.id, target, vm.config.agent.dials, vm.commit)
         async with self._dialled.expect(vm.id, await self._listen(), agent):
-            await self._wait_ready(agent)
+            await self._reach(agent)
             if vm.ending:
                 await trio.sleep_forever()  # too late for a computation
             if vm.reached(Phase.AGENT):
@@ -241,99 +232,9 @@ class Relay:
         with suppress(AgentError, HostError):  # the watch tries again
             await agent.check(self._vm.config.life.answer_s, open_to_all=True)
 
-    async def _reach_copy(self, agent: Agent, session: Session) -> None:
-        """Wait until a clone has its own identity and entropy, or give it both."""
-        vm, timeout_s = self._vm, self._vm.config.start.clone_timeout_s
-        # A clone of an earlier version may have had another one.
-        entropy = (vm.secret or Secret.new()).entropy
-        try:
-            async with in_time(vm, timeout_s) as patience:
-                if self._line:
-                    await self._line.wait_renewed()
-                else:
-                    # A clone listens at once. If many start together, it only answers slowly.
-                    await self._reach(agent, timeout_s / 3)
-                    await agent.renew(entropy)
-        except AgentError as error:
-            await self._let_the_end_decide(session)
-            why = f"its agent does not renew itself: {error.code}, {error.text}"
-            raise CloneFailed(vm.id, why) from error
-        if patience.cancelled_caught:
-            why = f"its agent did not answer within {timeout_s:g} s, see MANAGER_CLONE_TIMEOUT"
-            raise CloneFailed(vm.id, why)
-        if not self._line:
-            vm.reached(Phase.RENEW)
-            self._is_renewed()
-            if session.line:
-                await session.line.close()  # there is no first call any more
-
-    def _is_renewed(self) -> None:
-        self._vm.defer(EventKind.RENEWED, {}, renewed=True)
-        self._templates.came_up(self._vm.record.template or "")
-
-    async def _wait_ready(self, agent: AnyAgent) -> None:
-        vm, timeout_s = self._vm, self._vm.config.agent.boot_timeout_s
-        if vm.record.relay not in _BEFORE_SENDING:
-            return await self._reach(agent)  # nobody waits for an answer
-        self._hopeless = ""
-        looking = move_on_when(lambda: self._look_for_cause(agent))
-        async with in_time(vm, timeout_s) as patience, looking:
-            await self._reach(agent)
-        if self._hopeless:
-            raise AgentTimeout(
-                vm.id,
-                f"the agent of VM {vm.id} is not there: {self._hopeless}",
-                advice=vm.dir.what_was_printed(),
-            )
-        if patience.cancelled_caught:
-            late = f"was not ready {timeout_s:g} s after the guest's start"
-            sign = f"; {vm.agent_problem}" if vm.agent_problem else ""
-            raise AgentTimeout(
-                vm.id,
-                f"the agent of VM {vm.id} {late}{sign}",
-                advice=f"see MANAGER_BOOT_TIMEOUT; {vm.dir.what_was_printed()}",
-            )
-        return None
-
-    async def _look_for_cause(self, agent: AnyAgent) -> None:
-        """Return when it is certain that the agent will not be there; tell of other signs of that.
-
-        A guest may still be about to start its agent, or its network. So a sign must last.
-        """
-        vm, timing = self._vm, self._vm.config.timing
-        forwards = vm.record.forwards or ports.in_namespace(vm.config.qemu.net)
-        guest_port = client.forward_to_agent(vm.config.agent, forwards).guest_port
-        before, since = None, trio.current_time()
-        while True:
-            await trio.sleep(timing.agent_look_s)
-            console = await trio.to_thread.run_sync(vm.dir.console, CONSOLE_BYTES)
-            found = diagnose(console, guest_port, refused=agent.refused)
-            if found != before or vm.status.state is not VmState.RUNNING:
-                before, since = found, trio.current_time()
-            lasted_s = trio.current_time() - since
-            if found and found.certain and lasted_s >= timing.agent_verdict_s:
-                self._hopeless = found.why
-                return
-            if found and lasted_s >= timing.agent_doubt_s and vm.agent_problem != found.why:
-                log.warning("agent late", vm=vm.id, why=found.why)
-                vm.agent_problem = found.why
-                await vm.commit(EventKind.AGENT_LATE, {"why": found.why})
-
-    async def _reach(self, agent: AnyAgent, attempt_s: float | None = None) -> None:
-        """Return when the agent is ready. A guest that is paused meanwhile is left alone.
-
-        It could not answer, and QEMU's user network forgets none of the connections that are tried.
-        """
-        vm = self._vm
-        while True:
-            await vm.until(lambda: vm.status.state in (VmState.PRELAUNCH, VmState.RUNNING))
-            async with move_on_when(lambda: vm.until(lambda: _is_paused(vm))) as attempts:
-                await agent.wait_ready(attempt_s)
-            if not attempts.cancelled_caught:
-                return
-            await agent.close()
-
-    async def _serve(self, agent: AnyAgent | Line, session: Session, watch: AnyWatch) -> None:
+    async def _serve(
+        self, agent: AnyAgent, session: Session, watch: AnyWatch, clone: Clone | None = None
+    ) -> None:
         """Send the computation, once there is one."""
         vm = self._vm
         if vm.record.relay is not RelayState.WAITING:
@@ -342,23 +243,23 @@ class Relay:
             await self._wait_assigned()
         if vm.record.relay is RelayState.WAITING:
             if isinstance(agent, DialledAgent):
-                await self._wait_ready(agent)  # its stream may have broken since
-            await self._send(agent, session, watch)
+                await wait_ready(vm, agent)  # its stream may have broken since
+            await self._send(agent, session, watch, clone)
 
     async def _wait_assigned(self) -> None:
         await self._vm.until(lambda: self._vm.record.relay is not RelayState.IDLE)
 
-    async def _read_computation(self) -> bytes:
+    async def _send(
+        self, agent: AnyAgent, session: Session, watch: AnyWatch, clone: Clone | None
+    ) -> None:
         vm = self._vm
-        try:
-            return await vm.dir.read_computation()
-        except OSError as error:
-            raise SupervisorError(f"the computation of VM {vm.id} is lost: {error}") from error
-
-    async def _send(self, agent: AnyAgent | Line, session: Session, watch: AnyWatch) -> None:
-        vm, is_first = self._vm, self._line is not None
-        computation = self._computation if is_first else await self._read_computation()
-        self._computation = b""
+        first = clone.take_first() if clone else None
+        is_first = first is not None
+        computation = await vm.dir.read_computation() if first is None else first
+        line = clone.line if clone else None
+        if line and not is_first and not line.takes(computation):
+            line = None
+            await wait_ready(vm, agent)
         # Not while it is not on record that the guest runs: it would count as one that never ran.
         await vm.until(lambda: vm.status.state is not VmState.PRELAUNCH)
         # A copy may be renewed and have the computation from now on, whatever its answer will be.
@@ -369,7 +270,7 @@ class Relay:
             vm.agent_protected = False  # from the agent's answer on, whether it ever asked or not
         reply = None
         try:
-            reply = await self._call(agent, session, watch, computation)
+            reply = await self._call(line or agent, session, watch, computation)
         except AgentError as error:
             if is_first and error.code == "FAILED_PRECONDITION":
                 await vm.dir.write_computation(computation)
@@ -382,8 +283,8 @@ class Relay:
                 self._templates.doubt(vm.record.template or "")
         vm.reached(Phase.RELAY)
         self._has_answer = True
-        if is_first:
-            self._is_renewed()
+        if clone and is_first:
+            clone.is_renewed()
         # A reset that comes now is too late.
         with trio.CancelScope(shield=True):
             await vm.dir.keep_reply(reply)
@@ -403,7 +304,7 @@ class Relay:
         except AgentError as error:
             if error.code != "UNAVAILABLE":
                 raise
-            await self._let_the_end_decide(session)
+            await session.let_the_end_decide(ending=vm.ending)
             ended = how_agent_ended(vm.dir.console(CONSOLE_BYTES))
             text = f"the agent ended: {ended}" if ended else error.text
             hint = vm.dir.what_was_printed()
@@ -413,16 +314,6 @@ class Relay:
             f"the agent of VM {vm.id} at {agent.address} did not answer Run within {timeout_s:g} s",
             advice=f"see MANAGER_AGENT_GRPC_TIMEOUT{_said_by(agent)}",
         )
-
-    async def _let_the_end_decide(self, session: Session) -> None:
-        """Return only if the VM goes on. If the VM ends, its end is the error to report."""
-        if not self._vm.ending:
-            # Ports close a moment before the process that held them is seen to be gone.
-            with trio.move_on_after(EXIT_LAG_S) as patience:
-                await session.qemu.wait()
-            if patience.cancelled_caught:
-                return
-        await trio.sleep_forever()  # until QEMU's exit cancels this
 
     async def _fail(self, error: SupervisorError) -> None:
         """Put the failure on record, and end the VM: nobody can use it any more."""
@@ -448,7 +339,3 @@ class Relay:
 
 def _said_by(agent: AnyAgent) -> str:
     return f"; its last words: {agent.last_words}" if agent.last_words else ""
-
-
-def _is_paused(vm: Vm) -> bool:
-    return vm.status.state is VmState.PAUSED

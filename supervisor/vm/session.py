@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from supervisor.qemu.process import EXIT_LAG_S
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -78,6 +80,19 @@ class Session:
     def monitor(self) -> Monitor:
         """:raises MonitorError: if there is no connection now"""
         return self.connection.monitor()
+
+    async def let_the_end_decide(self, *, ending: bool) -> None:
+        """Return only if QEMU goes on. Else its exit is the error to report, and cancels this.
+
+        :param ending: whether the VM is known to be about to end
+        """
+        if not ending:
+            # Ports close a moment before the process that held them is seen to be gone.
+            with trio.move_on_after(EXIT_LAG_S) as patience:
+                await self.qemu.wait()
+            if patience.cancelled_caught:
+                return
+        await trio.sleep_forever()
 
     def note(self, run_status: RunStatus) -> None:
         """Keep an answer that came without being asked for the rest."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
 import trio
 
-from supervisor.agent.line import MOST_BYTES, Line
+from supervisor.agent.line import MOST_BYTES, NAME, Line
 from supervisor.errors import SupervisorError
 from supervisor.state.record import RelayState
 from supervisor.state.store import Store
@@ -35,11 +36,15 @@ from tests.support.clones import (
     run,
     show,
     timing,
+    until,
 )
 
 if TYPE_CHECKING:
     from supervisor.state.record import Event, Record
     from tests.support.world import World
+
+
+POOL_OF_ONE = {"MANAGER_POOL_SIZE": "1", "MANAGER_POOL_INTERVAL": "1ms"}
 
 
 @pytest.fixture
@@ -112,15 +117,81 @@ async def test_held_clone_renews_itself(world: World) -> None:
 
 
 async def test_vm_of_the_pool_is_renewed_before_anybody_wants_it(world: World) -> None:
-    """Nobody has a computation for it yet, so it is called for the renewal alone."""
-    world.settings |= {"MANAGER_POOL_SIZE": "1", "MANAGER_POOL_INTERVAL": "1ms"}
+    """Nobody has a computation for it yet, so it rehearses, and its line is kept for one."""
+    world.settings |= POOL_OF_ONE
+    async with world.serve() as supervisor:
+        (waiting,) = await pool(supervisor.http, 1)
+        assert len(events(world, waiting, "renewed")) == 1
+        guest = await guest_of(world, waiting)
+        assert not (await guest.until("rehearsal"))["open_to_all"]
+        answer = await post(supervisor.http, b"mine")
+        assert list(timing(answer)) == ["pool", "relay", "total"]
+        assert answer.json()["id"] == waiting
+        assert world.received(answer.json()["computation"]) == b"mine"
+        assert (await guest.until("line"))["open_to_all"]
+        await guest.until("Run")
+        counted = [guest.count(what) for what in ("renewed", "rehearsal", "line", "Renew")]
+        assert counted == [1, 1, 1, 0]
+        assert len(events(world, waiting, "renewed")) == 1
+
+
+async def test_long_computation_does_not_go_to_the_pool_over_the_line(world: World) -> None:
+    world.settings |= POOL_OF_ONE
+    async with world.serve() as supervisor:
+        (waiting,) = await pool(supervisor.http, 1)
+        computation = bytes(MOST_BYTES + 1)
+        answer = await post(supervisor.http, computation)
+        assert world.received(answer.json()["computation"]) == computation
+        guest = await guest_of(world, waiting)
+        await guest.until("Run")
+        assert (guest.count("line"), guest.count("Renew")) == (0, 0)
+
+
+async def test_line_that_the_guest_has_closed_is_not_used(world: World) -> None:
+    """Its agent was started again: what is said there would be heard by nobody."""
+    world.settings |= POOL_OF_ONE
+    async with world.serve() as supervisor:
+        (waiting,) = await pool(supervisor.http, 1)
+        guest = await guest_of(world, waiting)
+        await guest.emit("VSERPORT_CHANGE", id=f"port-{NAME}", open=False)
+        await guest.emit("VSERPORT_CHANGE", id=f"port-{NAME}", open=True)
+        await guest.emit("WATCHDOG", action="none")
+        told = partial(events, world, waiting, "watchdog")
+        await until(supervisor.http, f"/vms/{waiting}", lambda _: bool(told()))
+        answer = await post(supervisor.http, b"mine")
+        assert answer.json()["id"] == waiting
+        assert world.received(answer.json()["computation"]) == b"mine"
+        await guest.until("Run")
+        assert guest.count("line") == 0
+
+
+async def test_pool_of_an_earlier_supervisor_is_called_over_tcp(world: World) -> None:
+    world.settings |= POOL_OF_ONE
+    async with world.serve() as supervisor:
+        (waiting,) = await pool(supervisor.http, 1)
+        guest = await guest_of(world, waiting)
+        await supervisor.leave(guest)
     async with world.serve() as supervisor:
         await pool(supervisor.http, 1)
-        answer = await post(supervisor.http)
-        assert list(timing(answer)) == ["pool", "relay", "total"]
-        guest = await guest_of(world, answer.json()["id"])
+        answer = await post(supervisor.http, b"mine")
+        assert answer.json()["id"] == waiting
+        assert world.received(answer.json()["computation"]) == b"mine"
         await guest.until("Run")
-        assert (guest.count("Renew"), guest.count("renewed")) == (1, 0)
+        assert (guest.count("line"), guest.count("Renew")) == (0, 0)
+
+
+async def test_copy_that_does_not_rehearse_makes_room_for_a_cold_guest(world: World) -> None:
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+    world.scenario(renews_itself=True, rehearses=False)
+    async with world.serve(**POOL_OF_ONE) as supervisor:
+        (waiting,) = await pool(supervisor.http, 1)
+        assert not is_clone(await show(supervisor.http, waiting))
+        (told,) = events(world, waiting, "fallback")
+        assert "this guest waits for its time" in told["why"]
+        answer = await post(supervisor.http, b"mine")
+        assert answer.json()["id"] == waiting
+        assert world.received(answer.json()["computation"]) == b"mine"
 
 
 async def test_guest_that_has_no_line_open_is_called_over_tcp(world: World) -> None:

@@ -22,7 +22,7 @@ from supervisor.pb import (
     guest_pb2,
     guest_pb2_grpc,
 )
-from tests.support.line import FIRST
+from tests.support.line import FIRST, REHEARSAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +61,8 @@ class _Agent(agent_pb2_grpc.AgentServiceServicer):
         self._guest = guest
 
     def Run(self, request: agent_pb2.RunRequest, context: Any) -> agent_pb2.RunResponse:  # noqa: N802
-        clock = dict(context.invocation_metadata()).get(FIRST, "")
+        metadata = dict(context.invocation_metadata())
+        clock = metadata.get(FIRST, "")
         if self._guest.prepared and self._plan.renews_itself and clock and any(self._guest.renewal):
             self._tell("renewed", item=self._guest.renewal.hex(), unix_time_ns=int(clock))
             machine_id = self._guest.renewal[64:96].decode()
@@ -69,6 +70,10 @@ class _Agent(agent_pb2_grpc.AgentServiceServicer):
         if self._guest.prepared:
             self._tell("refused")
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this guest is to be copied")
+        if REHEARSAL in metadata and not self._plan.rehearses:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this guest waits for its time")
+        if REHEARSAL in metadata:
+            return agent_pb2.RunResponse()
         digest = hashlib.sha256(request.computation).hexdigest()
         (self._directory / f"received-{digest}").write_bytes(request.computation)
         self._tell("Run", digest=digest)

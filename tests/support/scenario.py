@@ -72,6 +72,7 @@ class Scenario:
     prepare: str = "good"
     #: Whether a copy renews itself as soon as it runs, from what its QEMU has read.
     renews_itself: bool = False
+    rehearses: bool = True
     #: Whether the guest has its end of the line open when it is frozen.
     opens_line: bool = True
     #: What a copy says there first; empty: nothing.

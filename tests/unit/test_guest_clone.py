@@ -70,7 +70,7 @@ class StandIn(Guest):
         assert deadline > time.monotonic()
         return self.settled
 
-    def open_line(self, answer: Callable[[bytes], bytes]) -> Line | None:
+    def open_line(self, answer: Callable[[bytes], tuple[bytes, bool]]) -> Line | None:
         self.meanwhile()
         return None
 
@@ -123,10 +123,17 @@ class World:
     def first(
         self, ns: int = NOW_NS, computation: bytes = b"{}", *, open_to_all: bool = False
     ) -> clone_pb2.FirstAnswer:
+        """The answer to a call that is the last."""
         call = clone_pb2.FirstCall(
             unix_time_ns=ns, open_to_all=open_to_all, computation=computation
         )
-        return clone_pb2.FirstAnswer.FromString(self.clones.first_call(call.SerializeToString()))
+        answer, is_followed = self.clones.first_call(call.SerializeToString())
+        assert not is_followed
+        return clone_pb2.FirstAnswer.FromString(answer)
+
+    def rehearse(self, ns: int = NOW_NS) -> tuple[bytes, bool]:
+        call = clone_pb2.FirstCall(unix_time_ns=ns, rehearsal=True)
+        return self.clones.first_call(call.SerializeToString())
 
     def code(self, method: str, message: bytes = b"") -> StatusCode:
         with pytest.raises(Refusal) as caught:
@@ -191,6 +198,27 @@ def test_the_first_call_of_a_copy_may_be_the_computation(world: World) -> None:
     assert world.code("renew", request(vm_id=VM_ID.replace("7F", "00"))) is REFUSED
 
 
+def test_a_copy_that_rehearsed_is_let_go_and_gets_its_computation_later(world: World) -> None:
+    world.clones.prepare(b"")
+    assert world.rehearse() == (b"", True)
+    assert world.guest.has_clock(NOW_NS)
+    assert not bool(world.agent.computation)
+    assert world.run() == b"{}"
+    assert world.rehearse(ns=1) == (b"", True)
+    assert world.first(ns=1, computation=b'{"id": "7"}').code == 0
+    assert world.agent.computation == b'{"id":"7"}'
+    assert world.guest.has_clock(NOW_NS)
+
+
+def test_a_copy_that_is_not_renewed_does_not_rehearse(world: World) -> None:
+    world.clones.prepare(b"")
+    world.guest.renewer.word = b""
+    answer, is_followed = world.rehearse()
+    assert clone_pb2.FirstAnswer.FromString(answer).code == REFUSED.value
+    assert not is_followed
+    assert world.refuses()
+
+
 OTHER_TIMES = [1, NOW_NS + 6 * 10**9, 4 * 10**18, 2**63 - 1]
 
 
@@ -229,7 +257,7 @@ def test_the_first_call_may_open_the_agent_to_all(tmp_path: Path) -> None:
 def test_a_first_call_that_is_none_is_refused(world: World) -> None:
     assert world.first().detail == clone.NO_COPY
     world.clones.prepare(b"")
-    answer = clone_pb2.FirstAnswer.FromString(world.clones.first_call(b"\xff"))
+    answer = clone_pb2.FirstAnswer.FromString(world.clones.first_call(b"\xff")[0])
     assert answer.code == StatusCode.INVALID_ARGUMENT.value
     assert world.why_refused() == clone.WAITS_FOR_TIME
 

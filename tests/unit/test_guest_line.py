@@ -6,6 +6,7 @@ import os
 import select
 import selectors
 import socket
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def shouted(message: bytes) -> tuple[bytes, bool]:
+    """One that begins with a question mark is a rehearsal."""
+    return message.upper(), message.startswith(b"?")
+
+
 class Port:
     """A line, and the host's end of it."""
 
@@ -28,7 +34,7 @@ class Port:
         guest.setblocking(False)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(os, "open", lambda *_: guest.detach())
-            self.line = Line(bytes.upper, "port")
+            self.line = Line(shouted, "port")
         self.events = selectors.EVENT_READ
 
     def handle_all(self) -> int:
@@ -58,6 +64,26 @@ def test_one_message_is_answered_and_the_line_is_done(port: Port) -> None:
     port.host.sendall(message[3:])
     assert port.handle_all() == 0
     assert port.host.recv(100) == framed(b"HELLO")
+
+
+def test_after_a_rehearsal_there_is_another_message(port: Port) -> None:
+    port.host.sendall(framed(b"?a"))
+    assert port.handle_all() == selectors.EVENT_READ
+    assert port.host.recv(100) == framed(b"?A")
+    port.host.sendall(framed(b"b"))
+    assert port.handle_all() == 0
+    assert port.host.recv(100) == framed(b"B")
+
+
+def test_after_a_rehearsal_a_host_that_hangs_up_is_not_waited_for(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that would wait serves other clients as well."""
+    monkeypatch.setattr(time, "sleep", pytest.fail)
+    port.host.sendall(framed(b"?a"))
+    assert port.handle_all() == selectors.EVENT_READ
+    port.host.shutdown(socket.SHUT_WR)
+    assert port.handle_all() == 0
 
 
 def test_a_host_that_reads_slowly_gets_it_all(port: Port) -> None:
@@ -95,7 +121,7 @@ def test_a_host_that_is_not_there_yet_is_waited_for(
     """Of a port without a host, a read says at once that there is nothing, as of an empty file."""
     monkeypatch.setattr(line, "PAUSE_S", 0)
     (tmp_path / "port").touch()
-    end = Line(bytes.upper, str(tmp_path / "port"))
+    end = Line(shouted, str(tmp_path / "port"))
     for _ in range(line.PAUSES):
         assert end.handle() == selectors.EVENT_READ
     (tmp_path / "port").write_bytes(framed(b"late")[:4])
@@ -113,7 +139,7 @@ def test_the_port_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
         if word:
             (tmp_path / name / "name").write_text(f"{word}\n")
     with pytest.raises(FileNotFoundError, match="/dev/vport1p2"):
-        Line(bytes.upper)
+        Line(shouted)
     (tmp_path / "vport1p2" / "name").write_text("yet another\n")
     with pytest.raises(FileNotFoundError, match="no port in"):
-        Line(bytes.upper)
+        Line(shouted)

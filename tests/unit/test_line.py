@@ -46,6 +46,19 @@ async def test_the_computation_is_the_first_call() -> None:
     assert (call.computation, call.open_to_all, call.unix_time_ns > 0) == (computation, True, True)
 
 
+async def test_a_copy_rehearses_before_there_is_a_computation() -> None:
+    async with line_to(framed(b"") + framed(ANSWER)) as (line, guest):
+        await line.rehearse()
+        assert await line.run(b"{}", open_to_all=False) == "done"
+        calls = []
+        for _ in range(2):
+            size = int.from_bytes(guest.recv(4, socket.MSG_WAITALL), "big")
+            message = guest.recv(size, socket.MSG_WAITALL)
+            calls.append(clone_pb2.FirstCall.FromString(message))
+    assert [(call.rehearsal, call.computation) for call in calls] == [(True, b""), (False, b"{}")]
+    assert all(call.unix_time_ns > 0 for call in calls)
+
+
 async def test_a_guest_that_goes_is_not_waited_for() -> None:
     async with line_to(b"", stays=False) as (line, _):
         with pytest.raises(AgentError, match="its line was cut") as caught:

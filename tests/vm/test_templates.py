@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import attrs
+import httpx
 import pytest
 
 from supervisor.pb import agent_pb2
@@ -242,6 +243,7 @@ def left(first: Supervisor, template: dict[str, Any], draws: list[Draw]) -> dict
 def second(left: dict[str, Any], tmp: Path) -> Iterator[Supervisor]:
     """One with a pool, that holds clones."""
     kept = {
+        "MANAGER_LOG_LEVEL": "debug",
         "MANAGER_POOL_SIZE": "2",
         "MANAGER_POOL_INTERVAL": "1ms",
         "MANAGER_HELD_CLONES": "1",
@@ -257,6 +259,20 @@ def held(listed: dict[str, Any]) -> list[str]:
 def pooled(listed: dict[str, Any]) -> list[str]:
     rows = [one for one in listed["vms"] if one["purpose"] == "pool" and one["agent_ready"]]
     return [one["id"] for one in rows if not one["ended"]]
+
+
+def closed_lines(supervisor: Supervisor) -> set[str]:
+    """The VMs whose guests have closed their line, as QEMU has told."""
+    return {
+        entry["vm"]
+        for entry in list(supervisor.log)
+        if entry.get("qmp_event") == "VSERPORT_CHANGE" and not entry["data"]["open"]
+    }
+
+
+def address(vm: dict[str, Any], guest_port: int) -> str:
+    (one,) = [one for one in vm["forwards"] if one["guest_port"] == guest_port]
+    return f"{one['host_address']}:{one['host_port']}"
 
 
 def test_template_outlives_its_supervisor(
@@ -275,7 +291,13 @@ def test_pool_is_ready_and_filled_again(second: Supervisor, template: dict[str, 
     assert {draw.shown["template"] for draw in draws} == {template["digest"]}
     assert [list(draw.shown["phases_s"]) for draw in draws] == [["pool", "relay"]] * 2
     assert len({draw.drawn["random"] for draw in draws}) == 2
+    # They rehearsed and had their computations over the line, which each then closed.
+    second.until("/vms", lambda _: closed_lines(second) >= set(waiting))
     for draw in draws:
+        calls = httpx.get(f"http://{address(draw.vm, 9031)}/metrics").text
+        counted = dict(line.rsplit(" ", 1) for line in calls.splitlines() if "method=" in line)
+        assert counted['agent_calls_total{method="Rehearsal",code="OK"}'] == "1"
+        assert counted['agent_calls_total{method="Run",code="OK"}'] == "1"
         # Its guest waited with the right time, and waits no more.
         assert draw.before - CLOCK_S <= draw.drawn["now"] <= draw.after + CLOCK_S
     again = pooled(second.until("/vms", lambda listed: len(pooled(listed)) == 2))

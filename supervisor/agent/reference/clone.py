@@ -63,6 +63,7 @@ class Clones:
         self._patience_s = RENEWAL_TIMEOUT_S
         #: What time it was, and when that was told on the monotonic clock.
         self._told_ns: tuple[int, int] | None = None
+        self._has_rehearsed = False
         self._reseed: Callable[[], None] = lambda: None
         self.agent_is_up = threading.Event()
         self.serve_line: Callable[[Line], None] = lambda _: None
@@ -117,21 +118,31 @@ class Clones:
             if why := self._let_go():
                 raise Refusal(StatusCode.INTERNAL, why)
 
-    def first_call(self, message: bytes) -> bytes:
-        """The FirstAnswer to a FirstCall. Nobody but the host is at the other end of the line."""
+    def first_call(self, message: bytes) -> tuple[bytes, bool]:
+        """The FirstAnswer to a FirstCall, and whether another call comes.
+
+        Nobody but the host is at the other end of the line.
+        """
         try:
-            if not self._waits:
-                raise Refusal(StatusCode.FAILED_PRECONDITION, NO_COPY)
-            payloads, numbers = fields_of(message)
-            self._tell(numbers.get(1, 0))
-            if numbers.get(2):
-                self._access.open()
-            computation = self._agent.call("Run", payloads.get(3, b""), lambda _: True)
+            return self._answer(message)
         except Refusal as refusal:
-            return _refused(refusal.code, refusal.detail)
+            return _refused(refusal.code, refusal.detail), False
         except Exception as error:  # a bug must not end the server
-            return _refused(StatusCode.UNKNOWN, f"the agent failed: {error!r}")
-        return encode_fields((3, computation))
+            return _refused(StatusCode.UNKNOWN, f"the agent failed: {error!r}"), False
+
+    def _answer(self, message: bytes) -> tuple[bytes, bool]:
+        if not self._waits and not self._has_rehearsed:
+            raise Refusal(StatusCode.FAILED_PRECONDITION, NO_COPY)
+        payloads, numbers = fields_of(message)
+        self._tell(numbers.get(1, 0))
+        if numbers.get(2):
+            self._access.open()
+        if numbers.get(4):
+            self._agent.counted("Rehearsal", lambda: reply_to(SPECIMEN))
+            self._has_rehearsed = True
+            return b"", True
+        computation = self._agent.call("Run", payloads.get(3, b""), lambda _: True)
+        return encode_fields((3, computation)), False
 
     def why_held(self) -> str:
         """Why the agent answers no call; empty if it does, perhaps from now on."""

@@ -71,7 +71,7 @@ class Guest:
         self._opened[WAITS] = self._open(WAITS)
         self._clock = os.open(self._root + HARDWARE_CLOCK, os.O_RDONLY)
 
-    def open_line(self, answer: Callable[[bytes], bytes]) -> Line | None:
+    def open_line(self, answer: Callable[[bytes], tuple[bytes, bool]]) -> Line | None:
         """The line to the host; None if there is none, and the console says why."""
         try:
             return Line(answer)

@@ -3,8 +3,8 @@
 An emulated copy spends more on a TCP connection and on HTTP/2 than on all else that the call asks
 for: QEMU translates what a copy executes anew. The line needs no beginning. It is opened when the
 guest is prepared for being frozen, while the host is at the other end. In a copy the renewer says
-one byte when it is done, then the host says one message, and the agent one: protos/clone.proto.
-After that, or if nobody comes, the line is closed.
+one byte when it is done; then the host says a message and the agent answers, more than once if the
+first was a rehearsal: protos/clone.proto. After that, or if nobody comes, the line is closed.
 
 Source: the kernel's drivers/char/virtio_console.c; virtio 1.2, 5.3.
 """
@@ -33,16 +33,19 @@ PAUSE_S, PAUSES = 0.01, 50
 class Line:
     """The guest's end. OSError: there is none, or it is open already.
 
-    :param answer: makes the answer to a message
+    :param answer: makes the answer to a message, and says whether another message comes
     :param device: its path; by default, that of the port with the line's name
     """
 
-    def __init__(self, answer: Callable[[bytes], bytes], device: str = "") -> None:
+    def __init__(self, answer: Callable[[bytes], tuple[bytes, bool]], device: str = "") -> None:
         self._answer = answer
         self._file = os.open(device or _find(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._received = bytearray()
         self._unsent = b""
+        self._is_last = False
         self._pauses = 0
+        #: How often in a row it is asked in vain whether anybody is at the other end.
+        self._most_pauses = PAUSES
 
     def fileno(self) -> int:
         return self._file
@@ -54,14 +57,16 @@ class Line:
             if self._unsent:
                 self._unsent = self._unsent[os.write(self._file, self._unsent) :]
                 if not self._unsent:
-                    return 0
+                    if self._is_last:
+                        return 0
+                    self._most_pauses = 0  # the host was there, and may only hang up now
         except BlockingIOError:
             is_there = False
         except (OSError, ValueError):
             return 0
         if is_there:
             self._pauses = 0
-        elif self._pauses < PAUSES:
+        elif self._pauses < self._most_pauses:
             self._pauses += 1
             time.sleep(PAUSE_S)
         else:
@@ -79,8 +84,11 @@ class Line:
         if size > MAX_BYTES:
             raise ValueError(f"{size} bytes")
         if len(self._received) >= LENGTH_BYTES + size:
-            answer = self._answer(bytes(self._received[LENGTH_BYTES : LENGTH_BYTES + size]))
+            message = bytes(self._received[LENGTH_BYTES : LENGTH_BYTES + size])
+            del self._received[: LENGTH_BYTES + size]
+            answer, is_followed = self._answer(message)
             self._unsent = len(answer).to_bytes(LENGTH_BYTES, "big") + answer
+            self._is_last = not is_followed
         return bool(data)
 
 
