@@ -25,6 +25,7 @@ from tests.chaos import (
     faults_clones,
     faults_files,
     faults_held,
+    faults_line,
     faults_pool,
     faults_qemu,
     faults_qmp,
@@ -44,7 +45,7 @@ from tests.chaos.zygote import Zygote
 #: Declared by being imported.
 _FAULTS = (
     *(faults_qemu, faults_qmp, faults_supervisor, faults_clients, faults_files),
-    *(faults_templates, faults_clones, faults_held, faults_pool, guests, sudo),
+    *(faults_templates, faults_clones, faults_held, faults_pool, guests, faults_line, sudo),
 )
 
 if TYPE_CHECKING:

@@ -128,7 +128,7 @@ class Case:
         """
         environ = (self.place.guest_environ if self.guests else self.place.environ)(self.tmp)
         if self.templates:
-            environ |= self.place.clones(self.pool, self.held)
+            environ |= self.place.clones(self.pool, self.held, guests=self.guests)
         settings = launch.pop("settings", {})
         if self.sudo:
             launch["user"] = self.place.user
@@ -138,7 +138,7 @@ class Case:
             environ=environ | self.settings | settings,
             log=str(self.log),
             tmp=str(self.tmp),
-            haste=self.templates,
+            haste=self.templates and not self.guests,
             **launch,
         )
         pid = self._zygote.start(launched)

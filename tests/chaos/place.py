@@ -83,11 +83,14 @@ class Place:
             "MANAGER_QMP_TIMEOUT": "20s",
         }  # fmt: skip
 
-    def clones(self, pool: int, held: int) -> dict[str, str]:
+    def clones(self, pool: int, held: int, *, guests: bool) -> dict[str, str]:
         """Of a supervisor that keeps a template, so many VMs ready, and holds so many clones."""
-        return {
+        small = {
             "MANAGER_QEMU_DISK_IMG_FILE": str(self._cloneable),
             "MANAGER_QEMU_MEMORY_SIZE": "16M",
+        }
+        return ({} if guests else small) | {
+            "MANAGER_TEMPLATES": "auto",
             "MANAGER_POOL_SIZE": str(pool),
             "MANAGER_HELD_CLONES": str(held),
             "MANAGER_POOL_INTERVAL": "10ms",

@@ -103,6 +103,7 @@ class _Passing:
 
     def wrap(self) -> None:
         from supervisor.agent.client import Agent
+        from supervisor.agent.line import Line
         from supervisor.qemu.qmp import Monitor
         from supervisor.state.journal import Journal
 
@@ -119,6 +120,9 @@ class _Passing:
         self._around_async(Agent, "renew", lambda *_: "agent Renew")
         self._around_async(Agent, "run", lambda *_: "agent Run")
         self._around_async(Agent, "wait_ready", lambda *_: "agent ready")
+        self._around_async(Line, "wait_renewed", lambda *_: "line renewed")
+        self._around_async(Line, "rehearse", lambda *_: "line rehearsal")
+        self._around_async(Line, "run", lambda *_: "line Run")
 
     def _around(
         self, where: Any, what: str, name: Callable[..., str], *, after: bool = True
