@@ -87,7 +87,13 @@ class Journal:
             self._publish(event.sequence, event if written else None)
         return record
 
-    async def commit(self, record: Record, *news: News, required: bool = False) -> Record:
+    async def commit(
+        self,
+        record: Record,
+        *news: News,
+        required: bool = False,
+        before: Callable[[], object] | None = None,
+    ) -> Record:
         """Write a changed record and the events that changed it, then publish the events.
 
         A VM runs on even if its record cannot be written: the events are published, an error is
@@ -95,21 +101,34 @@ class Journal:
 
         :param news: one event or more
         :param required: whether a failure is raised, too: the change counts as not made then
+        :param before: writes what the change tells of; blocking, in the same thread, just before
         :returns: the record, with the number of its last event
         :raises OSError, RuntimeError: if it is required, and cannot be written
+        :raises Exception: what ``before`` raises; nothing is written or published then
         """
+        is_made = before is None
+
+        def write() -> None:
+            nonlocal is_made
+            if before:
+                before()
+                is_made = True
+            self._store.write(record, events)
+
         await self._reserve(len(news))
         events = [self._number(kind, record.id, record.owner, data) for kind, data in news]
         record = attrs.evolve(record, sequence=events[-1].sequence)
         try:
-            await _in_thread(self._store.write, record, events)
+            await _in_thread(write)
         except (OSError, RuntimeError) as error:  # no room, no descriptor, no thread
+            if not is_made:
+                raise
             log.error("record cannot be written", vm=record.id, problem=self._problem(error))
             if required:
                 raise
         finally:
             for event in events:
-                self._publish(event.sequence, event)
+                self._publish(event.sequence, event if is_made else None)
         return record
 
     async def note(

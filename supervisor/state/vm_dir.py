@@ -253,13 +253,13 @@ class VmDir:
         """Remove the agent's answer, if it is there, in a worker thread. A failure is logged."""
         await remove(self.reply)
 
-    async def keep_reply(self, reply: str) -> None:
-        """Write the agent's answer, synced, so that it survives a crash.
+    def keep_reply(self, reply: str) -> None:
+        """Write the agent's answer, synced, so that it survives a crash. Blocking.
 
         :raises LaunchError: if it cannot be written
         """
         try:
-            await trio.to_thread.run_sync(write_synced, self.reply, reply.encode())
+            write_synced(self.reply, reply.encode())
         except OSError as error:
             consequence = "the agent's answer could not be saved"
             raise file_errors.launch_error(error, self.reply, consequence) from error

@@ -6,6 +6,7 @@ The computation is sent once. It is sent again only after a restart that the run
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -285,11 +286,14 @@ class Relay:
         self._has_answer = True
         if clone and is_first:
             clone.is_renewed()
-        # A reset that comes now is too late.
-        with trio.CancelScope(shield=True):
-            await vm.dir.keep_reply(reply)
-            vm.fresh_reply = reply if vm.waited_for and len(reply) <= _SHORT else None
-            await self._commit(RelayState.ANSWERED, answered=True)
+        vm.fresh_reply = reply if vm.waited_for and len(reply) <= _SHORT else None
+        await vm.commit_with(
+            partial(vm.dir.keep_reply, reply),
+            EventKind.RELAY,
+            {"state": RelayState.ANSWERED},
+            relay=RelayState.ANSWERED,
+            answered=True,
+        )
 
     async def _call(
         self, agent: AnyAgent | Line, session: Session, watch: AnyWatch, computation: bytes
@@ -323,7 +327,7 @@ class Relay:
             await self._give_up(RelayState.FAILED, str(error))
             # Not before: QEMU's exit may cancel this, and a restart may follow.
             if not vm.record.answered:
-                vm.failure = error
+                vm.failure, vm.fresh_reply = error, None
         vm.request_end(EndMode.FORCE, EndCause.RUN_FAILED, "its run failed")
 
     async def _give_up(self, state: RelayState, error: str) -> None:

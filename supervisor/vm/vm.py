@@ -7,6 +7,7 @@ it, wait on it and ask for things; they never own it.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -343,29 +344,28 @@ class Vm:
         :param requested_s: when the run was asked for, by ``clock``
         :raises OSError, RuntimeError: if it cannot be put on record; then nothing has changed
         """
-        await trio.to_thread.run_sync(self.dir.computation.write_bytes, computation)
-        if self.ending or self.ended:
-            await self.dir.drop_computation()
-            return False
-        self._requested_s, self._phases = requested_s, {}
-        self.reached(Phase.HELD if self.record.purpose is Purpose.HELD else Phase.POOL)
+        phase = Phase.HELD if self.record.purpose is Purpose.HELD else Phase.POOL
         data = {"ttl_s": options.ttl_s, "restart": options.restart, "keep_disk": options.keep_disk}
         # What a run asks for is counted from now on; if its guest has not run yet, from then.
         clock = {"first_ran_s": requested_s} if self.record.first_ran_s else {}
         # A run that was answered must not be the next supervisor's spare VM.
         with trio.CancelScope(shield=True):
             async with self._writing:
-                self.defer(
-                    EventKind.TAKEN,
-                    data,
-                    owner=owner,
-                    purpose=Purpose.RUN,
-                    options=options,
-                    relay=RelayState.WAITING,
-                    **clock,
-                )
+                if self.ending or self.ended:
+                    return False
+                self._requested_s, self._phases = requested_s, {}
+                self.reached(phase)
                 try:
-                    await self._write(required=True)
+                    await self._write(
+                        (EventKind.TAKEN, data),
+                        required=True,
+                        before=partial(self.dir.computation.write_bytes, computation),
+                        owner=owner,
+                        purpose=Purpose.RUN,
+                        options=options,
+                        relay=RelayState.WAITING,
+                        **clock,
+                    )
                 except BaseException:
                     await self.dir.drop_computation()
                     raise
@@ -402,6 +402,19 @@ class Vm:
         self.defer(kind, data, **changes)
         await self.write_deferred()
 
+    async def commit_with(
+        self, before: Callable[[], object], kind: EventKind, data: Mapping[str, Any], **changes: Any
+    ) -> None:
+        """The same of a change that tells of a file.
+
+        :param before: writes the file; blocking
+        :raises Exception: what it raises; then nothing has changed
+        """
+        with trio.CancelScope(shield=True):
+            async with self._writing:
+                await self._write((kind, data), before=before, **changes)
+        self.notify()
+
     async def commit_unless_ended(
         self, kind: EventKind, data: Mapping[str, Any], **changes: Any
     ) -> None:
@@ -422,11 +435,25 @@ class Vm:
                     await self._write()
         self.notify()
 
-    async def _write(self, *, required: bool = False) -> None:
-        news, changes = self._news, self._changes | {"phases": dict(self._phases)}
+    async def _write(
+        self,
+        *more: News,
+        required: bool = False,
+        before: Callable[[], object] | None = None,
+        **changes: Any,
+    ) -> None:
+        """Write what has been put off, and more. ``required`` and ``before`` as of `Journal`."""
+        news, deferred = self._news, self._changes
         self._news, self._changes = [], {}
-        changed = attrs.evolve(self.record, **changes)
-        self.record = await self._journal.commit(changed, *news, required=required)
+        changed = attrs.evolve(self.record, **deferred | changes | {"phases": dict(self._phases)})
+        try:
+            self.record = await self._journal.commit(
+                changed, *news, *more, required=required, before=before
+            )
+        except BaseException:
+            if not required:  # nothing was made, so what was put off stays so
+                self._news[:0], self._changes = news, deferred | self._changes
+            raise
 
     def defer(self, kind: EventKind, data: Mapping[str, Any], **changes: Any) -> None:
         """Add a change and its event to the next commit.

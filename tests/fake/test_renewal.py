@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from supervisor.agent.line import MOST_BYTES, NAME, Line
-from supervisor.errors import SupervisorError
+from supervisor.errors import LaunchError, SupervisorError
 from supervisor.state.record import RelayState
 from supervisor.state.store import Store
 from supervisor.state.vm_dir import VmDir
@@ -407,6 +407,39 @@ async def test_template_whose_copies_do_not_answer_is_asked_for_renewals_again(
             guest = await guest_of(world, (await run(supervisor.http))["id"])
             await guest.until("Run")
             assert guest.count("Renew") == called
+
+
+async def test_run_whose_computation_cannot_be_written_does_not_get_the_vm(world: World) -> None:
+    world.settings |= POOL_OF_ONE
+    async with world.serve() as supervisor:
+        (waiting,) = await pool(supervisor.http, 1)
+        VmDir(world.tmp / waiting).computation.mkdir()
+        answer = await post(supervisor.http)
+        assert answer.status_code == 500
+        assert "cannot be put on record" in answer.json()["detail"], answer.text
+        await supervisor.vm(waiting).wait_ended()
+        assert events(world, waiting, "taken") == []
+        assert (await run(supervisor.http))["id"] != waiting
+
+
+async def test_answer_that_cannot_be_kept_is_none_and_what_was_put_off_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise LaunchError("no space left; the agent's answer could not be saved")
+
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        monkeypatch.setattr(VmDir, "keep_reply", fail)
+        answer = await post(supervisor.http)
+        assert "could not be saved" in answer.json()["detail"]
+        (listed,) = (await supervisor.http.get("/vms")).json()["vms"]
+        states = [one["state"] for one in events(world, listed["id"], "relay")]
+        assert states == ["sent", "failed"]
+        assert len(events(world, listed["id"], "renewed")) == 1
+        vm = supervisor.vm(listed["id"])
+        await vm.wait_ended()
+        assert (vm.record.answered, vm.fresh_reply) == (False, None)
 
 
 async def test_answer_that_nobody_waits_for_is_on_disk_alone(world: World) -> None:

@@ -237,6 +237,23 @@ async def test_what_fails_holds_nobody_up(tmp_path: Path) -> None:
     assert told.sequence == 3
 
 
+async def test_change_whose_file_cannot_be_written_is_not_made(tmp_path: Path) -> None:
+    told = opened(tmp_path)
+
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    record = await told.create(new(), b"x", Secret.new())
+    with told.events.subscribe() as news:
+        with pytest.raises(OSError, match="No space"):
+            await told.commit(record, (EventKind.RELAY, {}), before=fail)
+        record = await told.commit(record, (EventKind.RESET, {}), before=lambda: None)
+        (event,) = await take(news, 1)
+    assert (event.kind, event.sequence) == (EventKind.RESET, record.sequence)
+    on_disk = [event.kind for event in Store(tmp_path).events_of(record.id)]
+    assert on_disk == [EventKind.STATE, EventKind.RESET]
+
+
 async def test_cancelled_commit_is_made_and_told(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
     told = Journal(store, 0, 1024)
