@@ -6,9 +6,8 @@ it, wait on it and ask for things; they never own it.
 
 from __future__ import annotations
 
-import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import structlog
@@ -26,19 +25,18 @@ from supervisor.state.record import (
     Purpose,
     RelayState,
 )
-from supervisor.state.status import Status, VmState
+from supervisor.state.status import VmState
 from supervisor.state.vm_dir import VmDir
 from supervisor.vm.console_readers import Console
-from supervisor.waiting import Signal
+from supervisor.vm.on_record import OnRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from supervisor.config import Config
     from supervisor.qemu.host import Clock
     from supervisor.qemu.qmp import Facts, Monitor
-    from supervisor.state.journal import Journal, News
+    from supervisor.state.journal import Journal
     from supervisor.state.record import Record, RunOptions
     from supervisor.state.secret import Secret
     from supervisor.vm.session import Session
@@ -55,11 +53,8 @@ class EndRequest:
     why: str
 
 
-class Vm:
+class Vm(OnRecord):
     """A VM, from the decision to start or adopt it until long after its end.
-
-    ``record`` is what is written in the VM's directory. Only `commit` changes it, and a change is
-    seen once it is on disk, or once the disk has refused it.
 
     :ivar session: the present QEMU, or the last one; None before the first
     :ivar agent_ready: whether the present guest's agent answers
@@ -93,9 +88,8 @@ class Vm:
         :param secret: None for a VM that has ended, or that an earlier version began
         :param requested_s: when its run was asked for, by ``clock``; None for now
         """
-        self.record = record
+        super().__init__(record, journal, clock, requested_s)
         self.config = config
-        self.clock = clock
         self.dir = VmDir(config.qemu.tmp / record.id)
         self.secret = secret
         self.session: Session | None = None
@@ -122,31 +116,11 @@ class Vm:
         self.computing = trio.Lock()
         self.uploads = 0
         self.console = Console()
-        self._journal = journal
-        self._writing = trio.Lock()
-        self._changed = Signal()
         self._over = trio.Event()
-        self._phases: dict[str, float] = dict(record.phases)
-        #: What the next commit writes.
-        self._news: list[News] = []
-        self._changes: dict[str, Any] = {}
-        self._requested_s = clock.boottime_s() if requested_s is None else requested_s
         if record.ended:
             self._over.set()
 
     # --- what others may read ---------------------------------------------------------------
-
-    @property
-    def id(self) -> str:
-        return self.record.id
-
-    @property
-    def status(self) -> Status:
-        return self.record.status
-
-    @property
-    def ended(self) -> bool:
-        return self.record.ended
 
     @property
     def awaits_owner(self) -> bool:
@@ -271,10 +245,6 @@ class Vm:
 
     # --- what others may wait for -----------------------------------------------------------
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Return once the condition holds; it is evaluated after every change of the VM."""
-        await self._changed.until(condition)
-
     async def wait_over(self) -> bool:
         """Whether the VM has ended, once that is decided: it may be left to run on instead."""
         await self._over.wait()
@@ -392,117 +362,7 @@ class Vm:
         if self.session:
             await self.session.query()
 
-    # --- the record -------------------------------------------------------------------------
-
-    async def commit(self, kind: EventKind, data: Mapping[str, Any], **changes: Any) -> None:
-        """Write a change and the event that made it; then let it be seen.
-
-        Not cancelled half-way: what happened is on record.
-        """
-        self.defer(kind, data, **changes)
-        await self.write_deferred()
-
-    async def commit_with(
-        self, before: Callable[[], object], kind: EventKind, data: Mapping[str, Any], **changes: Any
-    ) -> None:
-        """The same of a change that tells of a file.
-
-        :param before: writes the file; blocking
-        :raises Exception: what it raises; then nothing has changed
-        """
-        with trio.CancelScope(shield=True):
-            async with self._writing:
-                await self._write((kind, data), before=before, **changes)
-        self.notify()
-
-    async def commit_unless_ended(
-        self, kind: EventKind, data: Mapping[str, Any], **changes: Any
-    ) -> None:
-        """The same of what a caller has done, whose answer may come after the VM's end."""
-        with trio.CancelScope(shield=True):
-            async with self._writing:
-                if self.record.ended:
-                    return
-                self.defer(kind, data, **changes)
-                await self._write()
-        self.notify()
-
-    async def write_deferred(self) -> None:
-        """Write what has been put off, if anything."""
-        with trio.CancelScope(shield=True):
-            async with self._writing:
-                if self._news:  # else the writer before us has written ours, too
-                    await self._write()
-        self.notify()
-
-    async def _write(
-        self,
-        *more: News,
-        required: bool = False,
-        before: Callable[[], object] | None = None,
-        **changes: Any,
-    ) -> None:
-        """Write what has been put off, and more. ``required`` and ``before`` as of `Journal`."""
-        news, deferred = self._news, self._changes
-        self._news, self._changes = [], {}
-        changed = attrs.evolve(self.record, **deferred | changes | {"phases": dict(self._phases)})
-        try:
-            self.record = await self._journal.commit(
-                changed, *news, *more, required=required, before=before
-            )
-        except BaseException:
-            if not required:  # nothing was made, so what was put off stays so
-                self._news[:0], self._changes = news, deferred | self._changes
-            raise
-
-    def defer(self, kind: EventKind, data: Mapping[str, Any], **changes: Any) -> None:
-        """Add a change and its event to the next commit.
-
-        For facts that another supervisor could find out by itself: they may be lost in a crash.
-        """
-        self._news.append((kind, data))
-        self.defer_untold(**changes)
-
-    def defer_untold(self, **changes: Any) -> None:
-        """Add a change to the next commit that another event tells of."""
-        self._changes |= changes
-
-    async def set_status(self, status: Status, **changes: Any) -> None:
-        if status != self.status or changes:
-            log.info("state", vm=self.id, state=status.state, reason=status.reason)
-            data = {"state": status.state, "reason": status.reason}
-            await self.commit(EventKind.STATE, data, status=status, **changes)
-
-    async def set_status_untold(self, status: Status) -> None:
-        """Change the state without an event. The next commit writes it.
-
-        For states that another supervisor could find out by itself: they may be lost in a crash.
-        """
-        with trio.CancelScope(shield=True):
-            async with self._writing:  # else a commit under way would undo it
-                self.record = attrs.evolve(self.record, status=status)
-        self.notify()
-
-    @property
-    def requested_at(self) -> float:
-        """When its run was asked for, in seconds since 1970."""
-        return time.time() - (self.clock.boottime_s() - self._requested_s)
-
-    def reached(self, phase: Phase) -> bool:
-        """Note when a step was first reached; the next commit writes it. Whether it was now."""
-        first = phase not in self._phases
-        if first:
-            self._phases[phase] = self.clock.boottime_s() - self._requested_s
-        return first
-
-    def forget_phases(self, *phases: Phase) -> None:
-        """Have these steps be noted again."""
-        for phase in phases:
-            self._phases.pop(phase, None)
-
-    def was_reached(self, phase: Phase) -> bool:
-        """Whether `reached` was called for it, perhaps by an earlier supervisor."""
-        return phase in self._phases
+    # --- the agent -------------------------------------------------------------------------
 
     def note_agent(self, *, problem: str) -> None:
         """The agent answers; or it was ready, and has this problem now."""
@@ -514,10 +374,6 @@ class Vm:
         """There is no agent: the guest was reset, or has ended."""
         self.agent_ready, self.agent_lost, self.agent_problem = False, False, ""
         self.agent_protected = None
-
-    def notify(self) -> None:
-        """Have every ``until`` evaluate its condition again."""
-        self._changed.notify()
 
     def close(self) -> None:
         """The VM's task is over: who waits for the VM waits no longer."""
