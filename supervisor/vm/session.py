@@ -72,9 +72,12 @@ class Session:
     async def query(self) -> Facts:
         """QEMU's answers of this moment.
 
+        One that was started without SEV stays so, and is asked for that once.
+
         :raises MonitorError: if it does not answer
         """
-        self.facts = await self.monitor().query()
+        may_have_sev = self.facts is None or self.facts.sev.enabled
+        self.facts = await self.monitor().query(sev=may_have_sev)
         return self.facts
 
     def monitor(self) -> Monitor:
