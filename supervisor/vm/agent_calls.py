@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from supervisor.agent import client
+from supervisor.agent import channel, client
 from supervisor.errors import AgentError, AgentTimeout, Busy
 from supervisor.state.status import VmState
 from supervisor.waiting import move_on_when
@@ -35,7 +35,7 @@ async def connected(vm: Vm, reply_bytes: int) -> AsyncIterator[Agent]:
         why = f": {vm.agent_problem}" if vm.agent_problem else ""
         raise Busy(f"the agent of VM {vm.id} cannot be asked now: the VM is {vm.status}{why}")
     config, session, guests = vm.config, vm.session, vm.guests
-    target = vm.record.agent_address or client.address(config.agent, vm.record.forwards)
+    target = vm.record.agent_address or channel.address(config.agent, vm.record.forwards)
     credential = vm.secret.credential if vm.secret else None
     connecting = client.connect(vm.id, target, config.agent, config.timing, credential, reply_bytes)
 

@@ -19,7 +19,7 @@ import attrs
 import structlog
 import trio
 
-from supervisor.agent import client
+from supervisor.agent import channel
 from supervisor.config import Forwards, Policy, TemplateUse
 from supervisor.errors import (
     CloneFailed,
@@ -202,7 +202,7 @@ class Launcher:
                     process=qemu.identity,
                     forwards=forwards if on_host else (),
                     command=tuple(command),
-                    agent_address=client.address(vm.config.agent, forwards)
+                    agent_address=channel.address(vm.config.agent, forwards)
                     if on_host
                     else vm.dir.agent_address,
                     exit_code=None,
@@ -227,7 +227,7 @@ class Launcher:
                 agent = None
                 if self._net.forwards is Forwards.NONE:
                     door = ours.enter_context(await trio.to_thread.run_sync(vm.dir.listen_agent))
-                    agent = door.fileno(), client.forward_to_agent(vm.config.agent, forwards)
+                    agent = door.fileno(), channel.forward_to_agent(vm.config.agent, forwards)
                 out = vm.dir.dialled_socket if self._net.dials else None
                 starting = process.start(
                     network.wrapped(self._net, forwards, argv, agent, out),

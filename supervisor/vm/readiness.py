@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from supervisor.agent import client
+from supervisor.agent import channel
 from supervisor.errors import AgentTimeout
 from supervisor.qemu import ports
 from supervisor.state.record import EventKind
@@ -80,7 +80,7 @@ async def _find_cause(vm: Vm, agent: Agent | DialledAgent) -> str:
     """
     timing = vm.config.timing
     forwards = vm.record.forwards or ports.in_namespace(vm.config.qemu.net)
-    guest_port = client.forward_to_agent(vm.config.agent, forwards).guest_port
+    guest_port = channel.forward_to_agent(vm.config.agent, forwards).guest_port
     before, since = None, trio.current_time()
     while True:
         await trio.sleep(timing.agent_look_s)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from supervisor.agent import client
+from supervisor.agent import channel, client
 from supervisor.agent.dialled import DialledAgent
 from supervisor.config import RestartPolicy
 from supervisor.errors import AgentError, AgentTimeout, CloneFailed, HostError, SupervisorError
@@ -133,7 +133,7 @@ class Relay:
     async def _meet(self, session: Session) -> None:
         """All there is to do with one guest's agent. Returns only if the VM becomes a template."""
         vm, record = self._vm, self._vm.record
-        target = record.agent_address or client.address(vm.config.agent, record.forwards)
+        target = record.agent_address or channel.address(vm.config.agent, record.forwards)
         if record.options.dials:
             await self._meet_dialled(session, target)
         if vm.was_reached(Phase.AGENT) and record.relay not in _BEFORE_SENDING:

@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from supervisor import cli
-from supervisor.agent.client import MAX_MESSAGE
+from supervisor.agent.channel import MAX_MESSAGE
 from supervisor.api.auth import tokens
 from supervisor.caller import Role
 from supervisor.errors import HostError

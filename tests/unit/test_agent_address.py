@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from supervisor.agent import client
+from supervisor.agent import channel, client
 from supervisor.config import AgentConfig
 from supervisor.config.settings import AgentUrl
 from supervisor.errors import HostError
@@ -32,17 +32,17 @@ def forwards(address: str = "127.0.0.1") -> list[Forward]:
     ],
 )
 def test_address(url: AgentUrl, address: str) -> None:
-    assert client.address(AgentConfig(url=url), forwards()) == address
+    assert channel.address(AgentConfig(url=url), forwards()) == address
 
 
 def test_forwards_on_every_interface_are_reached_by_the_loopback() -> None:
     config = AgentConfig(url=AgentUrl("localhost", 7002))
-    assert client.address(config, forwards("0.0.0.0")) == "127.0.0.1:7020"
+    assert channel.address(config, forwards("0.0.0.0")) == "127.0.0.1:7020"
 
 
 def test_forwards_on_one_interface_are_reached_there() -> None:
     config = AgentConfig(url=AgentUrl("localhost", 7002))
-    assert client.address(config, forwards("10.0.0.1")) == "10.0.0.1:7020"
+    assert channel.address(config, forwards("10.0.0.1")) == "10.0.0.1:7020"
 
 
 def test_our_own_want_of_descriptors_is_not_the_agents_end() -> None:

@@ -9,7 +9,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
-from supervisor.agent import client
+from supervisor.agent import channel
 from supervisor.config import GuestNetwork, TemplateUse
 from supervisor.config.settings import parse_seconds
 from supervisor.errors import Busy, InvalidRequest
@@ -144,7 +144,7 @@ def _kernel_words(given: str, config: Config) -> str:
 def created(vm: Vm) -> manager_pb2.CreateRes:
     port = ""
     if vm.record.forwards:
-        leading = client.forward_to_agent(vm.config.agent, vm.record.forwards)
+        leading = channel.forward_to_agent(vm.config.agent, vm.record.forwards)
         port = str(leading.host_port)
     return manager_pb2.CreateRes(forwarded_port=port, cvm_id=vm.id)
 

@@ -12,7 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 
-from supervisor.agent.client import MAX_MESSAGE, read_pem
+from supervisor.agent.channel import MAX_MESSAGE, read_pem
 from supervisor.api.callers import right_of
 from supervisor.api.grpc.callers import Callers
 from supervisor.api.grpc.connections import Connections
