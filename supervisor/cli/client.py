@@ -38,14 +38,22 @@ def find(client: Client, prefix: str) -> str:
 
 def find_all(client: Client, prefixes: Iterable[str]) -> list[str]:
     """The same of each, before anything is done with one."""
+    wanted = list(prefixes)
     ids = [vm["id"] for vm in client.vms()["vms"]]
-    return [_only(prefix, ids) for prefix in prefixes]
+    if not all(_matching(prefix, ids) for prefix in wanted):
+        # Nobody looks for a held clone but by its id.
+        ids += [vm["id"] for vm in client.vms({"purpose": "held"})["vms"]]
+    return [_only(prefix, ids) for prefix in wanted]
+
+
+def _matching(prefix: str, ids: list[str]) -> list[str]:
+    return [one for one in ids if one == prefix] or [
+        one for one in ids if one.startswith(prefix.lower())
+    ]
 
 
 def _only(prefix: str, ids: list[str]) -> str:
-    found = [one for one in ids if one == prefix] or [
-        one for one in ids if one.startswith(prefix.lower())
-    ]
+    found = _matching(prefix, ids)
     if not found:
         raise CommandFailed(f"no VM has the id {prefix}{nearest(prefix, ids)}")
     if len(found) > 1:

@@ -40,6 +40,12 @@ _AT_ONCE = 8
 @click.option("--state", multiple=True, help="In this state; said again: or in that one.")
 @click.option("--owner", multiple=True, help="Of this caller.")
 @click.option("--label", multiple=True, help="With this label: NAME=VALUE, or NAME.")
+@click.option(
+    "--for",
+    "purpose",
+    multiple=True,
+    help="There for this: run, pool, cvm, template; held, which is listed only so.",
+)
 @click.option("--newest", is_flag=True, help="The newest first.")
 @click.option("--limit", type=click.IntRange(1, 1000), help="So many at most.")
 @click.option("-w", "--watch", is_flag=True, help="Show it again whenever something happens.")

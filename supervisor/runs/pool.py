@@ -122,6 +122,8 @@ class Pool:
                 why = "it has waited for long enough"
             elif fingerprint and vm.record.fingerprint != fingerprint and vm.record.first_ran_s:
                 why = "VMs are made of something else now"
+            elif vm.record.template and self._config.templates is TemplateUse.OFF:
+                why = "VMs are booted now, and it was not"
             if why:
                 log.info("pool: replacing", vm=vm.id, why=why)
                 self._vms.discard(vm)

@@ -109,7 +109,10 @@ class VmTask:
             elif not isinstance(cause, SupervisorError):
                 log.error("bug in a VM's task", vm=vm.id, exc_info=error)
                 cause = SupervisorError(f"VM {vm.id} failed: {cause!r}")
-            log.warning("VM failed", vm=vm.id, problem=str(cause))
+            # One that is thrown away before its guest runs has no other end than this.
+            unasked = vm.end_request is None or vm.end_request.cause.is_failure
+            told = log.warning if unasked else log.info
+            told("VM failed" if unasked else "VM given up", vm=vm.id, problem=str(cause))
             cause.vm_id = vm.id
             vm.failure = vm.failure or cause
         finally:

@@ -254,7 +254,7 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     ),
     "the size of a reply": (
         Cut(
-            "agent/client.py",
+            "agent/channel.py",
             '("grpc.max_receive_message_length", self._reply_bytes)',
             '("grpc.max_receive_message_length", -1)',
         ),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import json
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog.testing
 import trio
 
+from supervisor.config import OnStop
 from supervisor.errors import Busy
 from supervisor.state.record import EventKind, RelayState
 from supervisor.state.store import Store
 from supervisor.state.vm_dir import VmDir
 from supervisor.vm.console import reading
+from tests.fake.test_cli import cli
 from tests.support.clones import (
     CLONE_STEPS,
     COLD,
@@ -92,6 +96,18 @@ async def test_it_is_not_listed_unless_asked_for(world: World) -> None:
         assert [one["id"] for one in listed] == []
         listed = (await supervisor.http.get("/vms?purpose=held&purpose=run")).json()["vms"]
         assert [one["id"] for one in listed] == waiting
+
+
+async def test_command_finds_one_by_its_id(world: World) -> None:
+    async with world.serve() as supervisor:
+        (first, second) = await held(supervisor.http, 2)
+        assert first.encode() not in (await cli(supervisor)("ls")).stdout
+        assert first.encode() in (await cli(supervisor)("ls", "--for", "held")).stdout
+        shown = await cli(supervisor)("show", first, "--json")
+        assert json.loads(shown.stdout)["purpose"] == "held"
+        gone = await cli(supervisor)("rm", second)
+        assert gone.returncode == 0, gone.stderr
+        assert second not in await held(supervisor.http, 2)
 
 
 @pytest.mark.parametrize("action", ["pause", "resume", "reset"])
@@ -242,9 +258,14 @@ async def test_stop_ends_them(world: World) -> None:
     async with world.serve() as supervisor:
         waiting = await held(supervisor.http, 2)
         guests = await guests_of(world, waiting)
-    for guest in guests:
-        await guest.until("end")
-        assert guest.count("cont") == 0
+        with structlog.testing.capture_logs() as lines:
+            supervisor.running.stop(OnStop.END)
+            for guest in guests:
+                await guest.until("end")
+                assert guest.count("cont") == 0
+            for vm_id in waiting:
+                await supervisor.vm(vm_id).wait_over()
+    assert not [line for line in lines if line["log_level"] in ("warning", "error")]
 
 
 async def test_next_supervisor_ends_what_was_held(world: World) -> None:

@@ -190,6 +190,20 @@ async def test_pool_that_is_smaller_now(world: World) -> None:
         assert (await run(supervisor.http))["id"] not in waiting
 
 
+async def test_clones_make_room_for_booted_vms_once_templates_are_off(world: World) -> None:
+    """No run of the new settings would take them."""
+    async with world.serve() as supervisor:
+        waiting = await pool(supervisor.http, 2)
+        guests = await guests_of(world, waiting)
+        await supervisor.leave(*guests)
+    async with world.serve(**COLD) as supervisor:
+        for guest in guests:
+            await guest.until("end")
+        booted = await pool(supervisor.http, 2)
+        assert not set(booted) & set(waiting)
+        assert (await run(supervisor.http))["id"] in booted
+
+
 async def test_computation_of_a_pooled_vm_is_not_sent_twice(world: World) -> None:
     world.scenario(agent="silent")
     async with world.serve_apart(**COLD) as apart:
