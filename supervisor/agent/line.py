@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from supervisor.errors import AgentError, MonitorError
 from supervisor.pb import clone_pb2
+from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,12 @@ MOST_BYTES = 1 << 16
 #: The longest answer, which may repeat the computation.
 _ANSWER_BYTES = 1 << 20
 
+#: Of a refusal.
+_DETAIL_CHARACTERS = 1 << 14
+
+#: How long what a guest said before it closed its end may take to be here.
+_LAST_WORDS_S = 1.0
+
 _LENGTH_BYTES = 4
 _RENEWED = b"r"
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -48,7 +55,7 @@ class Line:
     """The supervisor's end.
 
     :ivar address: where the agent is, for a person
-    :ivar is_open: whether the guest's end is, as far as is known
+    :ivar has_answer: whether the guest has answered a call, in whatever way
     """
 
     address = "the end of its line"
@@ -59,7 +66,18 @@ class Line:
     def __init__(self, vm_id: str, stream: trio.SocketStream) -> None:
         self._vm_id = vm_id
         self._stream = stream
-        self.is_open = True
+        self._received = bytearray()
+        self._guest_closed = trio.Event()
+        self.has_answer = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the guest's end is, as far as is known."""
+        return not self._guest_closed.is_set()
+
+    def guest_has_closed(self) -> None:
+        """QEMU has told that. What the guest said before can still be read."""
+        self._guest_closed.set()
 
     async def wait_renewed(self) -> None:
         """Return when the copy has its own identity.
@@ -67,8 +85,9 @@ class Line:
         :raises AgentError: if it says anything else
         """
         with self._as_agreed():
-            if await self._read(len(_RENEWED)) != _RENEWED:
+            if await self._peek(len(_RENEWED)) != _RENEWED:
                 raise ValueError
+            del self._received[: len(_RENEWED)]
 
     def takes(self, computation: bytes) -> bool:
         """Whether this computation can be sent here."""
@@ -97,30 +116,49 @@ class Line:
         message = call.SerializeToString()
         with self._as_agreed():
             await self._stream.send_all(len(message).to_bytes(_LENGTH_BYTES, "big") + message)
-            size = int.from_bytes(await self._read(_LENGTH_BYTES), "big")
-            if size > _ANSWER_BYTES:
-                raise ValueError
-            answer = clone_pb2.FirstAnswer.FromString(await self._read(size))
+            answer = clone_pb2.FirstAnswer.FromString(await self._answer())
+            self.has_answer = True
             if answer.code:
-                raise AgentError(self._vm_id, _CODES[answer.code], answer.detail)
+                # As long as gRPC would take, and no longer: it is made fit for a terminal.
+                detail = answer.detail[:_DETAIL_CHARACTERS]
+                raise AgentError(self._vm_id, _CODES[answer.code], detail)
             return answer.computation.decode()
+
+    async def _answer(self) -> bytes:
+        """The next message. A guest that closes its end has said all that it will say."""
+        async with move_on_when(self._guest_closed.wait) as listening:
+            message = await self._message()
+        if listening.cancelled_caught:
+            with trio.fail_after(_LAST_WORDS_S):
+                message = await self._message()
+        return message
+
+    async def _message(self) -> bytes:
+        size = int.from_bytes(await self._peek(_LENGTH_BYTES), "big")
+        if size > _ANSWER_BYTES:
+            raise ValueError
+        message = await self._peek(_LENGTH_BYTES + size)
+        self._received.clear()
+        return message[_LENGTH_BYTES:]
 
     async def close(self) -> None:
         await self._stream.aclose()
 
-    async def _read(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            part = await self._stream.receive_some(size - len(data))
+    async def _peek(self, size: int) -> bytes:
+        """What came first and was not taken yet. Nothing is lost if this is cancelled."""
+        while len(self._received) < size:
+            part = await self._stream.receive_some(size - len(self._received))
             if not part:
                 raise trio.BrokenResourceError
-            data += part
-        return bytes(data)
+            self._received += part
+        return bytes(self._received[:size])
 
     @contextmanager
     def _as_agreed(self) -> Iterator[None]:
         try:
             yield
+        except trio.TooSlowError as error:
+            raise AgentError(self._vm_id, "UNAVAILABLE", "its guest has closed its line") from error
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise AgentError(self._vm_id, "UNAVAILABLE", "its line was cut") from error
         except (ValueError, LookupError, DecodeError) as error:
@@ -134,7 +172,11 @@ async def connect(vm_id: str, monitor: Monitor) -> Line | None:
     :returns: None if QEMU has no such device. The copy is called as others are then
     :raises MonitorError: if QEMU does not answer
     """
-    ours, theirs = socket.socketpair()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        log.warning("no line", vm=vm_id, problem=str(error))
+        return None
     with theirs:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         try:

@@ -24,7 +24,7 @@
 #define STAY_S 10
 
 /* x86-64's numbers of system calls. */
-enum { WRITE = 1, OPEN = 2, IOCTL = 16, PREAD = 17, NANOSLEEP = 35, EXIT = 60, FTRUNCATE = 77 };
+enum { WRITE = 1, OPEN = 2, CLOSE = 3, IOCTL = 16, PREAD = 17, NANOSLEEP = 35, EXIT = 60, FTRUNCATE = 77 };
 enum { SETHOSTNAME = 170 };
 enum { READ_ONLY = 0, WRITE_NEW = 1 | 0100 /* O_WRONLY | O_CREAT */ };
 enum { RNDADDENTROPY = 0x40085203, RNDRESEEDCRNG = 0x5207 };
@@ -148,6 +148,8 @@ void _start(void)
     say('r');
     /* To the host. Where no line is, this does nothing. */
     call(WRITE, 3, (long)"r", 1, 0);
+    /* Else the line stays open when the agent has gone. */
+    call(CLOSE, 3, 0, 0, 0);
     call(NANOSLEEP, (long)stay, 0, 0, 0);
     end();
 }

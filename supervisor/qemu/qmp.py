@@ -42,9 +42,6 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 _DISCONNECT_GRACE_S = 2.0
 
-#: QEMU's name of a descriptor, until it is used.
-_SOCKET = "socket"
-
 #: Longer than any message that QEMU has for us. A longer one ends the connection.
 _MESSAGE_BYTES = 1 << 16
 
@@ -81,6 +78,7 @@ class Monitor:
         self._client = client
         self._forwarder = forwarder
         self._answer_s = answer_s
+        self._passing = trio.Lock()
         self.events = events
 
     @property
@@ -195,8 +193,9 @@ class Monitor:
 
         :param more: members of QAPI's ``ChardevSocket``
         """
-        await self._pass("getfd", {"fdname": _SOCKET}, end)
-        backend = {"addr": {"type": "fd", "data": {"str": _SOCKET}}, **more}
+        name = f"socket-{device}"  # of the descriptor, until it is used
+        await self._pass("getfd", {"fdname": name}, end)
+        backend = {"addr": {"type": "fd", "data": {"str": name}}, **more}
         await self.execute(how, {"id": device, "backend": {"type": "socket", "data": backend}})
 
     async def stop(self) -> None:
@@ -241,12 +240,14 @@ class Monitor:
         self, command: str, arguments: dict[str, Any], file: IO[bytes] | socket.socket
     ) -> None:
         """A command that takes a descriptor."""
-        # The descriptor goes ahead of its command. Nothing may be sent between the two.
-        try:
-            self._client.send_fd_scm(file.fileno())
-        except _BROKEN as error:
-            raise MonitorError(f"{command}: the QMP connection is lost") from error
-        await self.execute(command, arguments)
+        # The descriptor goes ahead of its command. QEMU keeps the last one that came: no other may
+        # be sent before the command is answered.
+        async with self._passing:
+            try:
+                self._client.send_fd_scm(file.fileno())
+            except _BROKEN as error:
+                raise MonitorError(f"{command}: the QMP connection is lost") from error
+            await self.execute(command, arguments)
 
     async def _migrate(self, command: str, file: IO[bytes]) -> None:
         passing = pass_file(self._version())
@@ -304,6 +305,9 @@ async def connect(
     try:
         with trio.fail_after(greeting_s):
             watch = await aio_as_trio(_open)(client, socket_path, forwarder)
+    except AssertionError as error:
+        # qemu.qmp's, if the other end goes away in the moment in which it is connected.
+        raise MonitorError(f"no QMP connection on {socket_path}: it was lost at once") from error
     except trio.TooSlowError as error:
         raise MonitorError(f"no greeting on {socket_path} within {greeting_s:g} s") from error
     except _BROKEN as error:

@@ -154,9 +154,12 @@ class Launcher:
         self._templates.fallen_back += 1
         log.warning("booting from cold instead", vm=vm.id, template=name, problem=failure.why)
         if verdict.state.ended:
-            await vm.set_status(Status(VmState.CRASHED, verdict.reason))
-            restarted = next_status(vm.status, Trigger.RESTART, RunState.PRELAUNCH)
-            await vm.set_status(restarted, running_since_s=None, first_ran_s=None)
+            crashed = Status(VmState.CRASHED, verdict.reason)
+            restarted = next_status(crashed, Trigger.RESTART, RunState.PRELAUNCH)
+            for status in (crashed, restarted):
+                vm.defer(EventKind.STATE, {"state": status.state, "reason": status.reason})
+            # With what comes next, as one change: to nobody who looks it has crashed for good.
+            vm.defer_untold(status=restarted, running_since_s=None, first_ran_s=None)
         data = {"template": name, "why": failure.why}
         await vm.commit(EventKind.FALLBACK, data, template=None, renewed=False)
         self._fingerprint = await self._templates.present()

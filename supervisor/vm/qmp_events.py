@@ -193,7 +193,7 @@ class QmpEvents:
                     if self._may_tell():
                         await vm.commit(EventKind.WATCHDOG, {"action": action})
                 case "VSERPORT_CHANGE" if self._session.line and event.data.get("open") is False:
-                    self._session.line.is_open = False
+                    self._session.line.guest_has_closed()
                 case "BLOCK_IO_ERROR":
                     await self._tell_disk_error(event)
                 case name if name in Trigger.__members__:

@@ -89,6 +89,8 @@ class Relay:
                     await self._fail(error)
                 else:
                     if meeting.cancelled_caught:
+                        if session.line:
+                            await session.line.close()  # it led to the agent before the reset
                         await self.interrupt()  # it may have been sent just then
                         await vm.write_deferred()  # that it is no clone any more
                         continue
@@ -258,7 +260,9 @@ class Relay:
         is_first = first is not None
         computation = await vm.dir.read_computation() if first is None else first
         line = clone.line if clone else None
-        if line and not is_first and not line.takes(computation):
+        if line and not line.takes(computation):
+            if is_first:
+                raise CloneFailed(vm.id, "its guest has closed its line")
             line = None
             await wait_ready(vm, agent)
         # Not while it is not on record that the guest runs: it would count as one that never ran.
@@ -269,18 +273,22 @@ class Relay:
             await vm.dir.drop_computation()
         if vm.opens_agent:
             vm.agent_protected = False  # from the agent's answer on, whether it ever asked or not
-        reply = None
+        has_come_up = False
         try:
             reply = await self._call(line or agent, session, watch, computation)
+            has_come_up = True
         except AgentError as error:
             if is_first and error.code == "FAILED_PRECONDITION":
                 await vm.dir.write_computation(computation)
                 await self._commit(RelayState.WAITING, renewed=False)
                 why = f"its guest is not renewed: {error.text}"
                 raise CloneFailed(vm.id, why) from error
+            if clone and line and is_first and line.has_answer:
+                has_come_up = True  # to refuse the computation
+                clone.is_renewed()
             raise
         finally:
-            if is_first and reply is None:
+            if is_first and not has_come_up:
                 self._templates.doubt(vm.record.template or "")
         vm.reached(Phase.RELAY)
         self._has_answer = True

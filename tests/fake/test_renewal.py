@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +14,8 @@ import trio
 
 from supervisor.agent.line import MOST_BYTES, NAME, Line
 from supervisor.errors import LaunchError, SupervisorError
-from supervisor.state.record import RelayState
+from supervisor.state.record import Purpose, RelayState
+from supervisor.state.status import VmState
 from supervisor.state.store import Store
 from supervisor.state.vm_dir import VmDir
 from tests.support.clones import (
@@ -180,7 +182,18 @@ async def test_pool_of_an_earlier_supervisor_is_called_over_tcp(world: World) ->
         assert (guest.count("line"), guest.count("Renew")) == (0, 0)
 
 
-async def test_copy_that_does_not_rehearse_makes_room_for_a_cold_guest(world: World) -> None:
+async def test_copy_that_does_not_rehearse_makes_room_for_a_cold_guest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the pool it has not crashed meanwhile, else it would be replaced: again and again."""
+    on_record, plain = set(), Store.write
+
+    def write(store: Store, record: Record, news: list[Event]) -> None:
+        if record.purpose is Purpose.POOL:
+            on_record.add(record.status.state)
+        plain(store, record, news)
+
+    monkeypatch.setattr(Store, "write", write)
     async with world.serve() as supervisor:
         await ready(supervisor.http)
     world.scenario(renews_itself=True, rehearses=False)
@@ -189,6 +202,9 @@ async def test_copy_that_does_not_rehearse_makes_room_for_a_cold_guest(world: Wo
         assert not is_clone(await show(supervisor.http, waiting))
         (told,) = events(world, waiting, "fallback")
         assert "this guest waits for its time" in told["why"]
+        states = [one["state"] for one in events(world, waiting, "state")]
+        assert states == ["prelaunch", "running", "crashed", "prelaunch", "running"]
+        assert on_record == {VmState.PRELAUNCH, VmState.RUNNING}
         answer = await post(supervisor.http, b"mine")
         assert answer.json()["id"] == waiting
         assert world.received(answer.json()["computation"]) == b"mine"
@@ -388,6 +404,50 @@ async def test_what_a_copy_is_to_learn_does_not_outlive_it(world: World) -> None
         await supervisor.vm(vm_id).wait_answered()
         assert not is_clone(await show(supervisor.http, vm_id))
         assert not VmDir(world.tmp / vm_id).renewal.exists()
+
+
+async def test_computations_that_are_refused_are_not_the_templates_fault(world: World) -> None:
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        status = ["INVALID_ARGUMENT", "no computation"]
+        world.scenario(renews_itself=True, clones_agent="status", status=status)
+        for _ in range(3):
+            answer = await post(supervisor.http, b"no")
+            assert "no computation" in answer.json()["detail"]
+        world.scenario(renews_itself=True)
+        guest = await guest_of(world, (await run(supervisor.http))["id"])
+        await guest.until("Run")
+        assert (guest.count("line"), guest.count("Renew")) == (1, 0)
+        counted = await metrics(supervisor.http)
+        assert counted['qmp_supervisor_clones_total{outcome="restored"}'] == 4
+
+
+async def test_copy_whose_agent_dies_while_it_has_the_computation(world: World) -> None:
+    """Its run does not wait for the answer of an agent that is not there any more."""
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        world.scenario(renews_itself=True, clones_agent="silent")
+        vm_id = await supervisor.begin(b"once")
+        guest = await guest_of(world, vm_id)
+        await guest.until("Run")
+        await guest.emit("VSERPORT_CHANGE", id=f"port-{NAME}", open=False)
+        with pytest.raises(SupervisorError, match="has closed its line"):
+            await supervisor.vm(vm_id).wait_answered()
+
+
+async def test_copy_without_a_descriptor_for_its_line_is_called_over_tcp(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with world.serve() as supervisor:
+        await ready(supervisor.http)
+        monkeypatch.setattr(socket, "socketpair", fail)
+        guest = await guest_of(world, (await run(supervisor.http))["id"])
+        monkeypatch.undo()
+        await guest.until("Run")
+        assert (guest.count("line"), guest.count("Renew")) == (0, 1)
 
 
 async def test_template_whose_copies_do_not_answer_is_asked_for_renewals_again(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from supervisor.agent.line import MOST_BYTES, Line
 from supervisor.errors import AgentError
@@ -78,6 +79,38 @@ async def test_a_refusal_is_told_as_the_agent_has_put_it() -> None:
         "FAILED_PRECONDITION",
         "this guest is no copy",
     )
+
+
+async def test_a_guest_that_closes_its_end_is_not_waited_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """As when its agent dies: QEMU tells of it, and keeps this end open."""
+    async with line_to(framed(ANSWER)[:-1]) as (line, _), trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with pytest.raises(AgentError, match="has closed its line") as caught:
+                await line.run(b"{}", open_to_all=False)
+            assert caught.value.code == "UNAVAILABLE"
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        line.guest_has_closed()
+    assert not line.takes(b"{}")
+
+
+async def test_what_a_guest_said_before_it_closed_its_end_counts() -> None:
+    """A guest closes it right after its answer."""
+    async with line_to(framed(ANSWER)) as (line, _):
+        line.guest_has_closed()
+        assert await line.run(b"{}", open_to_all=False) == "done"
+
+
+async def test_a_long_refusal_is_cut() -> None:
+    refusal = clone_pb2.FirstAnswer(code=3, detail="x" * 100_000).SerializeToString()
+    async with line_to(framed(refusal)) as (line, _):
+        with pytest.raises(AgentError) as caught:
+            await line.run(b"", open_to_all=False)
+    assert len(str(caught.value)) < 20_000
 
 
 @pytest.mark.parametrize(
