@@ -70,7 +70,9 @@ def test_an_event_has_what_somebody_reads() -> None:
     read = {"reason": "No space", "nospace": True, "action": "stop"}
     assert read_event(message) == QmpEvent("BLOCK_IO_ERROR", read)
     assert read_event({"event": "STOP"}) == QmpEvent("STOP", {})
-    assert read_event({"event": "VSERPORT_CHANGE", "data": {"open": True}}) is None
+    port = {"event": "VSERPORT_CHANGE", "data": {"id": "port-1", "open": False}}
+    assert read_event(port) == QmpEvent("VSERPORT_CHANGE", {"open": False})
+    assert read_event({"event": "RTC_CHANGE", "data": {"offset": 1}}) is None
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ GOING_DOWN = Status(VmState.SHUTDOWN, "guest-shutdown")
 class NoDisk:
     """A journal that keeps nothing."""
 
-    async def commit(self, record: Record, *_: object, required: bool = False) -> Record:
+    async def commit(
+        self, record: Record, *_: object, required: bool = False, before: object = None
+    ) -> Record:
         await trio.lowlevel.checkpoint()
         return record
 
