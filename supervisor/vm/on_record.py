@@ -119,13 +119,21 @@ class OnRecord:
         """Write what has been put off, and more. ``required`` and ``before`` as of `Journal`."""
         news, deferred = self._news, self._changes
         self._news, self._changes = [], {}
+        is_made = before is None
+
+        def write_first() -> None:
+            nonlocal is_made
+            if before:
+                before()
+                is_made = True
+
         changed = attrs.evolve(self.record, **deferred | changes | {"phases": dict(self._phases)})
         try:
             self.record = await self._journal.commit(
-                changed, *news, *more, required=required, before=before
+                changed, *news, *more, required=required, before=write_first if before else None
             )
         except BaseException:
-            if not required:  # nothing was made, so what was put off stays so
+            if not is_made:  # what was put off stays so
                 self._news[:0], self._changes = news, deferred | self._changes
             raise
 
