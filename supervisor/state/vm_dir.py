@@ -16,7 +16,7 @@ import attrs
 import structlog
 import trio
 
-from supervisor.errors import ImageError
+from supervisor.errors import ImageError, SupervisorError
 from supervisor.guest_text import last_lines
 from supervisor.qemu.firmware import check_pair, read_descriptors
 from supervisor.state import file_errors
@@ -234,8 +234,12 @@ class VmDir:
         await trio.to_thread.run_sync(lambda: check_pair(mine, read_descriptors()))
 
     async def read_computation(self) -> bytes:
-        """:raises OSError: if the file is missing or cannot be read"""
-        return await trio.to_thread.run_sync(self.computation.read_bytes)
+        """:raises SupervisorError: if the file is missing or cannot be read"""
+        try:
+            return await trio.to_thread.run_sync(self.computation.read_bytes)
+        except OSError as error:
+            why = f"the computation of VM {self.path.name} is lost: {error}"
+            raise SupervisorError(why) from error
 
     async def write_computation(self, computation: bytes) -> None:
         """Have it again, in a worker thread. A failure is logged: then it is lost."""

@@ -6,7 +6,7 @@ import errno
 import socket
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
@@ -480,6 +480,26 @@ async def test_run_whose_computation_cannot_be_written_does_not_get_the_vm(world
         await supervisor.vm(waiting).wait_ended()
         assert events(world, waiting, "taken") == []
         assert (await run(supervisor.http))["id"] != waiting
+
+
+@pytest.mark.parametrize("renews_itself", [True, False])
+async def test_run_whose_computation_is_gone_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, renews_itself: bool
+) -> None:
+    """Whether it is read before the copy is renewed, or after."""
+    declare(world.image, renews_itself=renews_itself)
+    async with world.serve(**IMPATIENT) as supervisor:
+        await ready(supervisor.http)
+        plain = Store.create
+
+        def create(store: Store, new: Record, *rest: Any) -> None:
+            plain(store, new, *rest)
+            VmDir(world.tmp / new.id).computation.unlink()
+
+        monkeypatch.setattr(Store, "create", create)
+        vm = supervisor.vm(await supervisor.begin())
+        with pytest.raises(SupervisorError, match=f"the computation of VM {vm.id} is lost"):
+            await vm.wait_answered()
 
 
 async def test_answer_that_cannot_be_kept_is_none_and_what_was_put_off_is_told(
