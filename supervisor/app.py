@@ -25,8 +25,8 @@ import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
 
-from supervisor import doctor, spans, systemd
-from supervisor.api.auth.door import Door
+from supervisor import doctor, membership, spans, systemd
+from supervisor.api.auth.door import Door, MemberDoor
 from supervisor.api.gate import Gate
 from supervisor.api.grpc import server as grpc_server
 from supervisor.api.http.app import create_app
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
     from supervisor.api.auth.files import Watched
     from supervisor.config import AccessPaths, Config, HttpConfig
+    from supervisor.fleet.fleet import Fleet
     from supervisor.qemu.cmdline import Accel
     from supervisor.runs.service import Service
 
@@ -87,6 +88,7 @@ class Running:
     """
 
     service: Service
+    fleet: Fleet | None
     door: Door
     watched: Sequence[Watched[Any]]
     gate: Gate
@@ -268,6 +270,7 @@ async def _serve_traced(
         http, paths, group = config.http, access_paths(config), config.access.socket_group
         tls = watched_tls("gRPC", config.grpc, partial(grpc_server.certificates, config.grpc))
         # The ports first: a supervisor that cannot serve starts no template and takes up no VM.
+        fleet = await trio.to_thread.run_sync(membership.open_fleet, config, host.clock)
         gate = Gate(config.callers, tmp)
         hypercorn.per_caller = gate.connections()
         with (
@@ -276,6 +279,7 @@ async def _serve_traced(
             bind_tcp("HTTP", http.host, http.port, "MANAGER_HTTP") as listener,
             bind_unix(paths.socket, group, "MANAGER_SOCKET") as local,
             bind_unix(paths.grpc_socket, group, "MANAGER_GRPC_SOCKET") as local_grpc,
+            membership.bind(fleet) as for_members,
         ):
             # Connections inherit it. Hypercorn waits for a client to read for ever, even when it
             # stops.
@@ -284,16 +288,25 @@ async def _serve_traced(
             port = listener.getsockname()[1]
             async with (
                 grpc_server.bind(config.grpc, door, gate, tls, tmp) as bound,
-                open_service(config, host, Store(tmp)) as service,
+                membership.connected(fleet),
+                open_service(config, host, Store(tmp), fleet.owner if fleet else None) as service,
                 bound.serve(service, gate, local_grpc),
             ):
                 service.metrics.registry.register(gate.requests)
                 watched = [*door.watched, *(one for one in (hypercorn.tls, tls) if one)]
                 running = Running(
-                    service, door, watched, gate, port, bound.port, trio.Event(), trio.Event()
+                    service,
+                    fleet,
+                    door,
+                    watched,
+                    gate,
+                    port,
+                    bound.port,
+                    trio.Event(),
+                    trio.Event(),
                 )
                 hypercorn.bind = [f"fd://{one.detach()}" for one in (listener, local)]
-                await _serve_http(config, hypercorn, running, task_status)
+                await _serve_http(config, hypercorn, running, for_members, task_status)
 
 
 def _log_stray(_: object, context: dict[str, Any]) -> None:
@@ -304,14 +317,25 @@ async def _serve_http(
     config: Config,
     hypercorn: HypercornSettings,
     running: Running,
+    for_members: socket.socket | None,
     task_status: trio.TaskStatus[Running],
 ) -> None:
     hosts = Hosts([*config.http.names, *await trio.to_thread.run_sync(_certified, config)])
     instance_id = config.instance_id or str(uuid.uuid4())
     examine = partial(doctor.examine, config, serves=True)
-    app = create_app(running.service, instance_id, running.door, running.gate, hosts, examine)
-    async with trio.open_nursery() as nursery:
+    service, gate = running.service, running.gate
+    opened = membership.open_member(running.fleet, service)
+    async with opened as member, trio.open_nursery() as nursery:
         over = trio.Event()
+        app = create_app(service, instance_id, running.door, gate, hosts, examine, member)
+        if member and for_members:
+            fleet, settings = member.fleet, _hypercorn(config)
+            settings.per_caller = gate.connections()
+            known = Hosts([fleet.address.host])
+            asked = attrs.evolve(member, elsewhere=None)
+            inner = create_app(service, instance_id, MemberDoor(fleet), gate, known, examine, asked)
+            serve_members = partial(membership.serve_members, inner, settings)
+            await nursery.start(serve_members, config.fleet.directory, for_members, over)
         served = partial(hypercorn_serve, app, hypercorn, shutdown_trigger=over.wait)
         await nursery.start(served)
         nursery.start_soon(systemd.tell, running.service, over)

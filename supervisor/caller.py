@@ -40,6 +40,8 @@ class Right(enum.StrEnum):
     TEMPLATES = "templates"
     #: To see what this host has for confidential guests, and how much of it others take.
     HOST = "host"
+    #: To have this host take no runs.
+    DRAIN = "drain"
 
 
 class KnownBy(enum.StrEnum):
@@ -50,6 +52,8 @@ class KnownBy(enum.StrEnum):
     SOCKET = "socket"
     TOKEN = "token"
     CERTIFICATE = "certificate"
+    #: Another member of the fleet has asked, and says who it is.
+    MEMBER = "member"
 
 
 _RIGHTS = {
@@ -65,12 +69,14 @@ _RIGHTS = {
 class Caller:
     """:param name: what a run's record has as its owner; the same name is the same owner
     :param token_id: of the token that was shown; empty if none was. One caller may have several
+    :param claim: id and epoch of the run that another member of the fleet has this one start
     """
 
     name: str
     role: Role
     known_by: KnownBy
     token_id: str = attrs.field(default="", eq=False)
+    claim: tuple[str, int] | None = attrs.field(default=None, eq=False)
 
     def may(self, right: Right) -> bool:
         return right in _RIGHTS[self.role]

@@ -23,6 +23,13 @@
     │   └── TooOften           … for one more request of this caller
     ├── Stopping               the supervisor is stopping
     ├── TeeUnavailable         this host starts no such confidential guest; says what is missing
+    ├── FleetError             this host is a member of a fleet, and
+    │   ├── FleetUnavailable   … the fleet's record cannot be reached
+    │   ├── NoHost             … no member could ever serve the run; says what each lacks
+    │   ├── NotOwner           … the run is another host's by now, or is over
+    │   ├── HandedBack         … the run was given back before its agent had it
+    │   ├── MemberBroke        … the connection to another member broke
+    │   └── RunLost            … the host that had the run is lost with it
     ├── LaunchError            QEMU did not start; has argv, exit code, last log lines
     │   ├── ImageError         … the base image is missing or unreadable
     │   ├── FirmwareError      … OVMF's files are missing or do not belong together
@@ -213,6 +220,34 @@ class Stopping(SupervisorError):
 
 class TeeUnavailable(SupervisorError):
     """This host starts no confidential guest of the technology that a run asks for."""
+
+
+class FleetError(SupervisorError):
+    """Something that only a member of a fleet meets."""
+
+
+class FleetUnavailable(FleetError):
+    """The fleet's record does not answer, or has lost its majority."""
+
+
+class NoHost(FleetError):
+    """No host of the fleet could ever serve the run."""
+
+
+class NotOwner(FleetError):
+    """The run is another host's by now, or is over."""
+
+
+class HandedBack(FleetError):
+    """The host does not take the run after all; its agent has not got the computation."""
+
+
+class MemberBroke(FleetError):
+    """The connection to another member could not be made, or broke."""
+
+
+class RunLost(FleetError):
+    """The host that had the run is lost, and what became of the run is not known."""
 
 
 class LaunchError(SupervisorError):

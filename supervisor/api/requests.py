@@ -11,7 +11,7 @@ import enum
 import re
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NewType, TypeVar
+from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
 import attrs
 
@@ -30,6 +30,7 @@ from supervisor.config import (
 )
 from supervisor.config.settings import parse_seconds
 from supervisor.errors import InvalidRequest, TooLarge
+from supervisor.fleet.facts import Needs
 from supervisor.parties import Parties
 from supervisor.state.record import EndMode, RunOptions, request_hash
 from supervisor.tee import binding, certificate
@@ -98,6 +99,31 @@ class RunRequest:
     session: Base64 | None = None
     parties: Parties | None = None
     labels: Labels | None = None
+    host: HostRequest | None = None
+
+    def needs(self) -> Needs:
+        """What the host must have that takes it."""
+        host = self.host or HostRequest()
+        anything = self.tee in (None, Tee.AUTO, Tee.NONE)
+        return Needs(
+            tee="" if anything else str(self.tee),
+            image=host.image,
+            memory_bytes=host.memory_mib * 2**20,
+            labels=dict(host.labels),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The members of the request, as another supervisor reads them."""
+        members: dict[str, Any] = attrs.asdict(self)
+        members["computation"] = base64.b64encode(self.computation).decode()
+        if self.ttl is not None:
+            members["ttl"] = f"{self.ttl:f}s"
+        if self.tee_policy is not None:
+            members["tee_policy"] = str(self.tee_policy)
+        if self.parties and not self.parties.algorithm_sha256:
+            del members["parties"][_AGREED]
+        del members["host"]  # which has been found
+        return {name: value for name, value in members.items() if value is not None}
 
     def options(
         self, config: Config, idempotency_key: str | None, request_id: str = ""
@@ -153,6 +179,7 @@ class RunRequest:
                 session=self.session,
                 parties=self.parties,
                 labels=self.labels,
+                host=self.host,
             ),
         )
 
@@ -217,6 +244,21 @@ class ComputeRequest:
     memory_limit: Memory | None = None
     datasets: Count | None = None
     then: Then = Then.KEEP
+
+
+@attrs.frozen
+class HostRequest:
+    """What a run asks of the host that takes it, in a fleet.
+
+    :param image: the SHA-256 of the guest image, in hexadecimal digits
+    :param memory_mib: what the VM is to have at least
+    :param moves: whether another host may have the run if its host is lost
+    """
+
+    image: str = ""
+    memory_mib: int = 0
+    labels: dict[str, str] = attrs.field(factory=dict)
+    moves: bool = True
 
 
 @attrs.frozen
@@ -358,6 +400,36 @@ def parties(given: object) -> Parties:
         data=tuple(lists[0]),
         result=tuple(lists[1]),
         algorithm_sha256=members.get(_AGREED, "").lower(),
+    )
+
+
+def host(given: object) -> HostRequest:
+    """:raises InvalidRequest:"""
+    members = given if isinstance(given, dict) else {"": ""}
+    if unknown := set(members) - {"image", "memory", "labels", "replace"}:
+        raise InvalidRequest(
+            f"host has no member {min(unknown)[:64]!r}; it may have image, memory, labels and"
+            " replace",
+            member="host",
+        )
+    image = members.get("image", "")
+    digits = image.removeprefix("sha256:") if isinstance(image, str) else "?"
+    if image and not _SHA256.fullmatch(digits):
+        raise InvalidRequest(
+            "host.image is the SHA-256 of a guest image, 64 hexadecimal digits", member="host.image"
+        )
+    memory = members.get("memory")
+    found = _MEMORY.fullmatch(memory if isinstance(memory, str) else "")
+    if memory is not None and not found:
+        raise InvalidRequest("host.memory must be a size such as 4G", member="host.memory")
+    replace = members.get("replace", "auto")
+    if replace not in ("auto", "never"):
+        raise InvalidRequest("host.replace must be auto or never", member="host.replace")
+    return HostRequest(
+        image=digits.lower(),
+        memory_mib=int(found[1]) * {"M": 1, "G": 1024}[found[2].upper()] if found else 0,
+        labels=dict(labels(members.get("labels", {}))),
+        moves=replace == "auto",
     )
 
 

@@ -16,6 +16,7 @@ import attrs
 from supervisor.config import settings
 from supervisor.config.access import AccessConfig, AccessPaths
 from supervisor.config.callers import CallersConfig
+from supervisor.config.fleet import Address, FleetConfig
 from supervisor.config.policy import (
     Auth,
     LifeConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "WITHOUT_EFFECT",
     "AccessConfig",
     "AccessPaths",
+    "Address",
     "AgentConfig",
     "AgentDials",
     "Auth",
@@ -60,6 +62,7 @@ __all__ = [
     "Config",
     "DiskConfig",
     "FirmwareConfig",
+    "FleetConfig",
     "Forwards",
     "GrpcConfig",
     "GuestNetwork",
@@ -126,6 +129,7 @@ class Config:
     shutdown: ShutdownConfig = attrs.field(factory=ShutdownConfig)
     stop: StopConfig = attrs.field(factory=StopConfig)
     retention: RetentionConfig = attrs.field(factory=RetentionConfig)
+    fleet: FleetConfig = attrs.field(factory=FleetConfig)
     qemu: QemuConfig = attrs.field(factory=QemuConfig)
     #: The successor's variables that are set, and that nothing reads.
     without_effect: tuple[str, ...] = attrs.field(default=(), metadata={"names": None})

@@ -194,7 +194,7 @@ def _place(values: dict[str, Any], path: tuple[str, ...], value: object) -> None
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:
     given = {
         field.name: _build(field.type, values[field.name])
-        if isinstance(values[field.name], dict)
+        if attrs.has(field.type) and isinstance(values[field.name], dict)
         else values[field.name]
         for field in attrs.fields(cls)  # type: ignore[arg-type]
         if field.name in values

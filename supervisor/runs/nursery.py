@@ -17,6 +17,7 @@ from supervisor.runs.template_builder import TemplateBuilder
 from supervisor.runs.vms import Vms
 from supervisor.state import recovery
 from supervisor.state.journal import Journal
+from supervisor.vm.ownership import Alone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from supervisor.config import Config
     from supervisor.qemu.host import Host
     from supervisor.state.store import Store
+    from supervisor.vm.ownership import Ownership
 
 
 log = structlog.stdlib.get_logger()
@@ -31,10 +33,16 @@ log = structlog.stdlib.get_logger()
 
 @asynccontextmanager
 async def open_service(
-    config: Config, host: Host, store: Store, *, serves: bool = True
+    config: Config,
+    host: Host,
+    store: Store,
+    ownership: Ownership | None = None,
+    *,
+    serves: bool = True,
 ) -> AsyncIterator[Service]:
     """A service that has adopted what an earlier one left.
 
+    :param ownership: what a fleet knows of the runs; None: there is none
     :param serves: whether runs may come: else nothing is made ready for them
 
     Leaving the context, cancelled or not, leaves the VMs running that `Vms.end_all` has not
@@ -42,7 +50,9 @@ async def open_service(
     """
     async with trio.open_nursery() as nursery:
         closing = trio.Event()
-        service: Service = await nursery.start(_hold, config, host, store, closing, serves)
+        service: Service = await nursery.start(
+            _hold, config, host, store, ownership or Alone(), closing, serves
+        )
         try:
             yield service
         finally:
@@ -53,6 +63,7 @@ async def _hold(
     config: Config,
     host: Host,
     store: Store,
+    ownership: Ownership,
     closing: trio.Event,
     serves: bool,
     *,
@@ -63,7 +74,7 @@ async def _hold(
         nursery.cancel_scope.shield = True
         recovered = await recovery.recover(config, host.clock, store)
         journal = Journal(store, recovered.sequence, config.timing.reader_buffer)
-        vms = Vms(config, host, journal, nursery)
+        vms = Vms(config, host, journal, nursery, ownership)
         pool = Pool(vms)
         held = HeldClones(vms, pool)
         service = Service(vms, pool, held)

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from supervisor.state.recovery import Recovered
     from supervisor.state.shares import Shares
     from supervisor.tee.facts import Technology
+    from supervisor.vm.ownership import Ownership
 
 log = structlog.stdlib.get_logger()
 
@@ -67,7 +68,14 @@ class Vms:
     :ivar ended: notified whenever a VM's task is over
     """
 
-    def __init__(self, config: Config, host: Host, journal: Journal, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        config: Config,
+        host: Host,
+        journal: Journal,
+        nursery: trio.Nursery,
+        ownership: Ownership,
+    ) -> None:
         self.config = config
         self.host = host
         self.journal = journal
@@ -83,11 +91,15 @@ class Vms:
         #: VMs that have room and are not listed yet.
         self._starting = 0
         self._nursery = nursery
+        self._ownership = ownership
         self._context = contextvars.copy_context()
         self.ports = PortPool(config.qemu.net)
 
     def __iter__(self) -> Iterator[Vm]:
         return iter(tuple(self._by_id.values()))
+
+    def __contains__(self, vm_id: str) -> bool:
+        return vm_id in self._by_id
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -291,7 +303,9 @@ class Vms:
 
     async def _supervise(self, vm: Vm, left: Left | None, user: User | None) -> None:
         try:
-            task = VmTask(vm, self.host, user, self.ports, self.templates, self.dialled)
+            task = VmTask(
+                vm, self.host, user, self.ports, self.templates, self.dialled, self._ownership
+            )
             await task.run(left)
         finally:
             self.host.users.give_back(user)

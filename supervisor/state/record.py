@@ -89,6 +89,10 @@ class EndCause(enum.StrEnum):
     SOCKET_GONE = "socket-gone"
     #: Its run wanted no more than the result, which is here.
     COMPUTED = "computed"
+    #: The fleet has given its run to another host.
+    TAKEN_OVER = "taken-over"
+    #: This host has given its run back to the fleet.
+    HANDED_BACK = "handed-back"
     #: Its owner did not attest its launch in time.
     UNATTESTED = "unattested"
     #: The guest makes QEMU send more events than the supervisor can read.
@@ -104,6 +108,7 @@ class EndCause(enum.StrEnum):
             EndCause.SOCKET_GONE,
             EndCause.FLOOD,
             EndCause.UNATTESTED,
+            EndCause.TAKEN_OVER,
         )
 
 
@@ -191,6 +196,8 @@ class RunOptions:
     :param labels: its owner's own words, by which he finds it again
     :param request_hash: the hash of the request that had the key, from `request_hash`
     :param request_id: the id of the request that asked for it; empty if it had none
+    :param fleet_run: its id in the fleet that this host is a member of; empty if it has none
+    :param epoch: how many hosts had it, this one included
     """
 
     ttl_s: float | None = None
@@ -210,6 +217,8 @@ class RunOptions:
     idempotency_key: str | None = None
     request_hash: str = ""
     request_id: str = ""
+    fleet_run: str = ""
+    epoch: int = 0
 
     @property
     def technology(self) -> Technology | None:

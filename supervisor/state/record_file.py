@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 #: The version of ``vm.json``, and of all that is in tmp/: `state.format`. It grows with each change
 #: of what is written, also with a new member or value: an earlier one would set the record aside.
-#: Versions 1 to 3 are read, too; a file of any other version is set aside.
-VERSION = 4
+#: Versions 1 to 4 are read, too; a file of any other version is set aside.
+VERSION = 5
 
 #: What JSON's parser raises for garbage, and what values of unexpected types raise later.
 _UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -91,7 +91,7 @@ def parse(content: bytes) -> tuple[Record, list[Event]]:
         version = value["version"]
         if version == 1:
             _rename_members_of_version_1(value["vm"])
-        elif version not in (2, 3, VERSION):  # they differ in members with defaults, and values
+        elif version not in (2, 3, 4, VERSION):  # they differ in members with defaults, and values
             raise Damaged(f"the record has version {version}, not {VERSION}")
         record = confidential_by_command(_converter.structure(value["vm"], Record))
         events = [parse_event(json.dumps(event).encode()) for event in value["events"]]

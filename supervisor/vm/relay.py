@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from supervisor.agent.dialled_server import Dialled
     from supervisor.agent.line import Line
     from supervisor.templates.registry import Templates
+    from supervisor.vm.ownership import Ownership
     from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm
 
@@ -54,11 +55,14 @@ class Relay:
     :ivar clone_failure: why a guest from a template did not come up; QEMU was killed for it
     """
 
-    def __init__(self, vm: Vm, templates: Templates, dialled: Dialled) -> None:
+    def __init__(
+        self, vm: Vm, templates: Templates, dialled: Dialled, ownership: Ownership
+    ) -> None:
         self.clone_failure: CloneFailed | None = None
         self._vm = vm
         self._templates = templates
         self._dialled = dialled
+        self._ownership = ownership
         self._reset = trio.Event()
         self._interrupting = trio.Lock()
         #: Whether the answer is here, and at most on its way to the disk.
@@ -290,10 +294,15 @@ class Relay:
         finally:
             if is_first and not has_come_up:
                 self._templates.doubt(vm.record.template or "")
-        vm.reached(Phase.RELAY)
         self._has_answer = True
         if clone and is_first:
             clone.is_renewed()
+        await self._keep(reply)
+
+    async def _keep(self, reply: str) -> None:
+        vm = self._vm
+        await self._ownership.prove(vm, RelayState.ANSWERED)
+        vm.reached(Phase.RELAY)
         vm.fresh_reply = reply if vm.waited_for and len(reply) <= _SHORT else None
         await vm.commit_with(
             partial(vm.dir.keep_reply, reply),
@@ -346,6 +355,8 @@ class Relay:
             await self._commit(state, error=error)
 
     async def _commit(self, state: RelayState, **changes: object) -> None:
+        if state in (RelayState.WAITING, RelayState.SENT):
+            await self._ownership.prove(self._vm, state)
         await self._vm.commit(EventKind.RELAY, {"state": state}, relay=state, **changes)
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from supervisor.qemu.process import ProcessId
     from supervisor.qemu.users import User
     from supervisor.templates.registry import Templates
+    from supervisor.vm.ownership import Ownership
     from supervisor.vm.session import Session
     from supervisor.vm.vm import Vm
 
@@ -70,6 +71,7 @@ class VmTask:
         ports: PortPool,
         templates: Templates,
         dialled: Dialled,
+        ownership: Ownership,
     ) -> None:
         self._vm = vm
         self._groups = host.groups
@@ -77,7 +79,7 @@ class VmTask:
         self._ports = ports
         self._templates = templates
         self._launcher = Launcher(vm, host, user, ports, templates)
-        self._relay = Relay(vm, templates, dialled)
+        self._relay = Relay(vm, templates, dialled, ownership)
         #: Why the last launch failed, if it did and another one follows.
         self._relaunch_failure: SupervisorError | None = None
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from supervisor.waiting import Signal
+
 if TYPE_CHECKING:
     import httpx
 
@@ -65,6 +67,7 @@ class Apart:
         self.process = process
         self.http_port = 0
         self.log: list[dict[str, Any]] = []
+        self._logged = Signal()
 
     async def read_log(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -76,6 +79,7 @@ class Apart:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 self.log.append(json.loads(line))
+                self._logged.notify()
                 if self.log[-1]["message"] == "ready":
                     self.http_port = self.log[-1]["http_port"]
                     task_status.started()
@@ -83,6 +87,16 @@ class Apart:
     def said(self, message: str) -> dict[str, Any]:
         """The first line of the log with this message."""
         return next(line for line in self.log if line["message"] == message)
+
+    async def wait_said(self, message: str, **fields: Any) -> dict[str, Any]:
+        """A line of the log with this message and these fields, once there is one."""
+
+        def found() -> list[dict[str, Any]]:
+            wanted = {"message": message, **fields}
+            return [line for line in self.log if wanted.items() <= line.items()]
+
+        await self._logged.until(lambda: bool(found()))
+        return found()[0]
 
     async def run(self, computation: bytes = b"{}") -> dict[str, Any]:
         answer = await self.http.post("/run", json={"computation": list(computation)})

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from supervisor.api.auth.certificates import Names
     from supervisor.config import AccessConfig
+    from supervisor.fleet.fleet import Fleet
 
 #: RFC 6750, section 2.1: the scheme in any case, one or more spaces, a token.
 _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
@@ -39,10 +40,12 @@ class Peer:
 
     :param uid: of a process on this host, by a unix socket
     :param names: of a certificate that TLS has verified
+    :param certificate: the same, in DER
     """
 
     uid: int | None = None
     names: Names | None = None
+    certificate: bytes | None = None
 
 
 #: A peer of which nothing is known.
@@ -108,6 +111,27 @@ class Door:
             raise Unauthenticated("the calling user has no number here")
         role = Role.ADMIN if uid in (0, os.geteuid()) else self._socket_role
         return Caller(f"uid:{uid}", role, KnownBy.SOCKET)
+
+
+class MemberDoor:
+    """For the server that other members of the fleet ask, each in the name of its callers."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def caller(self, peer: Peer, authorization: Sequence[str], method: str, target: str) -> Caller:
+        """Who asks the member that asks us.
+
+        :param target: path and query
+        :raises Unauthenticated: if no member asks, or its token is not for this request
+        """
+        if peer.certificate is None or not authorization:
+            raise Unauthenticated("this port is for members of the fleet alone")
+        asks = dict(peer.names.names if peer.names else ()).get("cn", "")
+        if asks not in self._fleet.members.hosts:
+            raise Unauthenticated(f"{asks!r} is no member of the fleet now")
+        verify = self._fleet.identity.verify
+        return verify(_bearer(authorization), peer.certificate, method, target)
 
 
 def _bearer(authorization: Sequence[str]) -> str:

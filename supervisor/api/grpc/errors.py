@@ -36,6 +36,8 @@ _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
     errors.AtCapacity: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Stopping: grpc.StatusCode.UNAVAILABLE,
     errors.TeeUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NoHost: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.FleetError: grpc.StatusCode.UNAVAILABLE,
     errors.PortsTaken: grpc.StatusCode.UNAVAILABLE,
     errors.LaunchError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.VmEnded: grpc.StatusCode.UNAVAILABLE,

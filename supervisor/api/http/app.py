@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from quart import Request, Websocket
     from quart.wrappers.base import BaseRequestWebsocket
 
-    from supervisor.api.auth.door import Door
+    from supervisor.api.auth.door import Door, MemberDoor
     from supervisor.api.gate import Gate
+    from supervisor.api.http.elsewhere import Member
     from supervisor.api.http.host import Examine
     from supervisor.api.http.web_pages import Hosts
     from supervisor.runs.service import Service
@@ -122,9 +123,18 @@ class App(QuartTrio):
 
 
 def create_app(
-    service: Service, instance_id: str, door: Door, gate: Gate, hosts: Hosts, examine: Examine
+    service: Service,
+    instance_id: str,
+    door: Door | MemberDoor,
+    gate: Gate,
+    hosts: Hosts,
+    examine: Examine,
+    member: Member | None = None,
 ) -> QuartTrio:
-    """:param examine: what looks at the host, as ``qmp-supervisor doctor`` does"""
+    """
+    :param examine: what looks at the host, as ``qmp-supervisor doctor`` does
+    :param member: of a fleet; None: this host is alone
+    """
     app = App(gate)
     app.asgi_http_class = partial(Exchange, door)  # type: ignore[assignment]
     app.asgi_websocket_class = partial(Talk, door)  # type: ignore[assignment]
@@ -135,8 +145,8 @@ def create_app(
     app.url_map.merge_slashes = False  # else /vms//status would be another path
     app.json.sort_keys = False  # type: ignore[attr-defined]
     for blueprint in (
-        runs.blueprint(service, gate.budget),
-        vms.blueprint(service),
+        runs.blueprint(service, gate.budget, member),
+        vms.blueprint(service, member),
         attestation.blueprint(service),
         computations.blueprint(service),
         compute.blueprint(service),
@@ -144,7 +154,7 @@ def create_app(
         logs.blueprint(service, gate.readers),
         console.blueprint(service, gate.readers),
         templates.blueprint(service),
-        host.blueprint(service, examine),
+        host.blueprint(service, examine, member),
         ops.blueprint(service, instance_id),
         page.blueprint(),
     ):
@@ -168,6 +178,15 @@ def create_app(
             return
         check(rights[request.url_rule.endpoint])
         await json_body.check_type(app.view_functions[request.url_rule.endpoint])
+
+    if member and member.elsewhere:
+        elsewhere = member.elsewhere
+
+        @app.before_request
+        async def ask_member() -> Any:
+            """A VM that is not here may be another member's; the checks above come first."""
+            vm_id = (request.view_args or {}).get("vm_id")
+            return None if vm_id is None or vm_id in service.vms else await elsewhere.answer(vm_id)
 
     @app.before_websocket
     async def check_sender_of_websocket() -> None:

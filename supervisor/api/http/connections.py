@@ -22,6 +22,7 @@ import socket
 import ssl
 import sys
 from contextlib import suppress
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ from hypercorn.typing import LifespanState
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 
 from supervisor.api.auth.certificates import Names
-from supervisor.api.auth.door import STRANGER, Peer, uid_of
+from supervisor.api.auth.door import STRANGER, Door, MemberDoor, Peer, uid_of
 from supervisor.api.callers import serving
 from supervisor.api.http.bodies import Incoming
 from supervisor.api.http.problems import document
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from quart import Request
     from quart_trio import QuartTrio
 
-    from supervisor.api.auth.door import Door
     from supervisor.api.auth.files import Watched
     from supervisor.api.rates import AtOnce, Warnings
     from supervisor.caller import Caller
@@ -88,12 +88,9 @@ _MALFORMED = {
 class Exchange(TrioASGIHTTPConnection):
     """One request and its answer, over HTTP/1 or HTTP/2."""
 
-    def __init__(self, door: Door, app: QuartTrio, scope: HTTPScope) -> None:
+    def __init__(self, door: Door | MemberDoor, app: QuartTrio, scope: HTTPScope) -> None:
         super().__init__(app, scope)
-        self._door = door
-
-    def _caller(self) -> Caller:
-        return _caller(self._door, self.scope)
+        self._caller = _asking(door, scope)
 
     async def __call__(
         self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
@@ -136,23 +133,41 @@ class Exchange(TrioASGIHTTPConnection):
 class Talk(TrioASGIWebsocketConnection):
     """A WebSocket."""
 
-    def __init__(self, door: Door, app: QuartTrio, scope: WebsocketScope) -> None:
+    def __init__(self, door: Door | MemberDoor, app: QuartTrio, scope: WebsocketScope) -> None:
         super().__init__(app, scope)
-        self._door = door
-
-    def _caller(self) -> Caller:
-        return _caller(self._door, self.scope)
+        self._caller = _asking(door, scope)
 
     async def __call__(self, receive: Any, send: Any) -> None:
         with serving(self._caller):
             await super().__call__(receive, send)
 
 
+def _asking(door: Door | MemberDoor, scope: HTTPScope | WebsocketScope) -> Callable[[], Caller]:
+    """A function that finds out who asks, as often as it is called.
+
+    It raises SupervisorError if nobody is known to ask.
+    """
+    if isinstance(door, Door):
+        return partial(_caller, door, scope)
+    # The member where the request has entered asks again, and ends it. Its token is for a minute.
+    return lru_cache(1)(partial(_callers_member, door, scope))
+
+
+def _callers_member(door: MemberDoor, scope: HTTPScope | WebsocketScope) -> Caller:
+    method = scope["method"] if scope["type"] == "http" else "GET"
+    query = scope["query_string"].decode("latin-1")
+    target = scope["raw_path"].decode("latin-1").partition("?")[0]
+    shown = _authorization(scope)
+    peer = _peer(scope["state"]["stream"])
+    return door.caller(peer, shown, method, f"{target}?{query}" if query else target)
+
+
+def _authorization(scope: HTTPScope | WebsocketScope) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+
+
 def _caller(door: Door, scope: HTTPScope | WebsocketScope) -> Caller:
-    """:raises SupervisorError: if nobody is known to ask"""
-    shown = [
-        value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"
-    ]
+    shown = _authorization(scope)
     if scope["type"] == "websocket":  # of which a browser's scripts can choose nothing else
         tokens = (one for one in scope["subprotocols"] if one.startswith(_BEARER))
         shown += [f"Bearer {one.removeprefix(_BEARER)}" for one in tokens]
@@ -357,7 +372,9 @@ def _peer(stream: Any) -> Peer:
     """:param stream: the connection's, after the handshake if there is TLS"""
     if isinstance(stream, trio.SSLStream):
         shown = stream.getpeercert()  # empty if the client was not asked for a certificate
-        return Peer(names=Names.of_ssl(shown)) if shown else STRANGER
+        if not shown:
+            return STRANGER
+        return Peer(names=Names.of_ssl(shown), certificate=stream.getpeercert(binary_form=True))
     if stream.socket.family == socket.AF_UNIX:
         return Peer(uid=uid_of(stream.socket))
     return STRANGER

@@ -10,14 +10,18 @@ import trio
 from quart import Blueprint
 
 from supervisor.api.callers import needs
+from supervisor.api.http import json_body, views
+from supervisor.api.requests import NoMembers
 from supervisor.caller import Right
-from supervisor.errors import LaunchError, TeeUnavailable
+from supervisor.errors import Busy, LaunchError, TeeUnavailable
 from supervisor.qemu import accel, trial
 from supervisor.tee.judge import judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from supervisor.api.http.elsewhere import Member
+    from supervisor.fleet.fleet import Fleet
     from supervisor.runs.service import Service
 
     #: Makes all checks; blocking. Of each it has the attributes name, verdict, detail and advice.
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 _OF_CHECK = ("name", "verdict", "detail", "advice")
 
 
-def blueprint(service: Service, examine: Examine) -> Blueprint:
+def blueprint(service: Service, examine: Examine, member: Member | None) -> Blueprint:
     routes = Blueprint("host", __name__)
     #: Each starts a QEMU.
     one_at_a_time, one_check = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
@@ -67,4 +71,38 @@ def blueprint(service: Service, examine: Examine) -> Blueprint:
             ) from error
         return attrs.asdict(found)
 
+    @routes.get("/hosts")
+    @needs(Right.HOST)
+    async def list_hosts() -> Any:
+        fleet = _fleet(member)
+        known = fleet.members.hosts
+        return {
+            "self": fleet.name,
+            "reached": fleet.engine.connected,
+            "hosts": [views.host(facts) for _, facts in sorted(known.items())],
+        }
+
+    @routes.post("/host/drain")
+    @needs(Right.DRAIN)
+    async def drain() -> Any:
+        fleet = _fleet(member)
+        await json_body.read_optional(NoMembers)
+        fleet.drain()
+        return {"host": fleet.name, "draining": True, "vms": fleet.busy}
+
+    @routes.post("/host/resume")
+    @needs(Right.DRAIN)
+    async def resume() -> Any:
+        fleet = _fleet(member)
+        await json_body.read_optional(NoMembers)
+        fleet.draining = False
+        return {"host": fleet.name, "draining": False, "vms": fleet.busy}
+
     return routes
+
+
+def _fleet(member: Member | None) -> Fleet:
+    """:raises Busy: if this host is alone"""
+    if member is None:
+        raise Busy("this host is a member of no fleet", advice="see MANAGER_FLEET")
+    return member.fleet

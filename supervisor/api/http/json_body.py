@@ -19,6 +19,7 @@ from supervisor.api.requests import (
     Attest,
     Base64,
     Count,
+    HostRequest,
     Labels,
     Limit,
     Memory,
@@ -28,6 +29,7 @@ from supervisor.api.requests import (
     attest,
     base64_text,
     count,
+    host,
     labels,
     memory_limit,
     nonce,
@@ -211,6 +213,7 @@ _converter.register_structure_hook(Attest | None, lambda given, _: attest(given)
 _converter.register_structure_hook(Base64, lambda given, _: base64_text(given))
 _converter.register_structure_hook(Base64 | None, lambda given, _: base64_text(given))
 _converter.register_structure_hook(Labels | None, lambda given, _: labels(given))
+_converter.register_structure_hook(HostRequest | None, lambda given, _: host(given))
 _converter.register_structure_hook(Parties | None, lambda given, _: parties(given))
 _converter.register_structure_hook(Nonce, lambda given, _: nonce(given))
 _converter.register_structure_hook(Pem | None, lambda given, _: pem(given))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from supervisor.api.requests import label, one_of, page_size
@@ -11,7 +11,7 @@ from supervisor.state.record import Purpose, RelayState
 from supervisor.state.status import VmState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from werkzeug.datastructures import MultiDict
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BOOLEANS = {"true": True, "false": False}
 _OLDEST, _NEWEST = "oldest", "newest"
 #: Of which one value is expected; the rest are filters, and may be repeated.
-_SINGLE = ("order", "limit", "after", "usage")
+_SINGLE = ("order", "limit", "after", "usage", "host")
 
 
 def page(vms: Sequence[Vm], asked: MultiDict[str, str]) -> tuple[list[Vm], str | None]:
@@ -44,20 +44,39 @@ def page(vms: Sequence[Vm], asked: MultiDict[str, str]) -> tuple[list[Vm], str |
     if asked.get("order", _OLDEST) not in (_OLDEST, _NEWEST):
         raise InvalidRequest(f"order must be {_OLDEST} or {_NEWEST}", member="order")
     newest = asked.get("order") == _NEWEST
-    found = sorted((vm for vm in vms if all(fits(vm) for fits in wanted)), key=_place)
+    found = sorted((vm for vm in vms if all(fits(vm) for fits in wanted)), key=place)
     if newest:
         found.reverse()
     if after := asked.get("after"):
         # The VM there may be gone by now.
-        found = [vm for vm in found if (_place(vm) < after if newest else _place(vm) > after)]
+        found = [vm for vm in found if (place(vm) < after if newest else place(vm) > after)]
     if "limit" not in asked:
         return found, None
     limit = page_size(asked["limit"])
     if len(found) <= limit:
         return found, None
-    found = found[:limit]
+    return found[:limit], following(asked, place(found[limit - 1]))
+
+
+def following(asked: MultiDict[str, str], last: str) -> str:
+    """The path of the page after the VM at this place."""
     query = [(name, value) for name, value in asked.items(multi=True) if name != "after"]
-    return found, f"/vms?{urlencode([*query, ('after', _place(found[-1]))])}"
+    return f"/vms?{urlencode([*query, ('after', last)])}"
+
+
+def merged(
+    asked: MultiDict[str, str], pages: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], str | None]:
+    """One page of those of several hosts, and the path of the next one.
+
+    :param pages: what each host answered, with the place of each VM
+    """
+    rows = [row for page in pages for row in page["vms"]]
+    rows.sort(key=lambda row: str(row["place"]), reverse=asked.get("order") == _NEWEST)
+    limit = page_size(asked["limit"]) if "limit" in asked else len(rows)
+    more = len(rows) > limit or any(page["next"] for page in pages)
+    last = rows[limit - 1]["place"] if rows[:limit] and more else None
+    return rows[:limit], following(asked, last) if last else None
 
 
 def wants_usage(asked: MultiDict[str, str]) -> bool:
@@ -65,8 +84,8 @@ def wants_usage(asked: MultiDict[str, str]) -> bool:
     return _boolean("usage", asked.get("usage", "false"))
 
 
-def _place(vm: Vm) -> str:
-    """In the order of their starts."""
+def place(vm: Vm) -> str:
+    """In the order of their starts, on all hosts."""
     return f"{vm.record.created_at.isoformat(timespec='microseconds')}_{vm.id}"
 
 

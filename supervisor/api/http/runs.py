@@ -12,15 +12,17 @@ from supervisor.api.callers import current, needs, who
 from supervisor.api.http import json_body, views, with_form
 from supervisor.api.requests import RunRequest
 from supervisor.caller import Right
+from supervisor.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from supervisor.api.budget import Budget
+    from supervisor.api.http.elsewhere import Member
     from supervisor.runs.service import Service
     from supervisor.state.record import RunOptions
     from supervisor.vm.vm import Vm
 
 
-def blueprint(service: Service, budget: Budget) -> Blueprint:
+def blueprint(service: Service, budget: Budget, member: Member | None) -> Blueprint:
     routes = Blueprint("runs", __name__)
 
     @routes.post("/run")
@@ -29,7 +31,10 @@ def blueprint(service: Service, budget: Budget) -> Blueprint:
     async def run() -> Any:
         if request.mimetype == json_body.FORM:
             return await with_form.run(service, budget)
-        vm, options = await _submit()
+        submitted = await _submit()
+        if isinstance(submitted, Response):
+            return submitted
+        vm, options = submitted
         if _prefers_async():
             headers = {
                 "Location": f"/vms/{vm.id}",
@@ -40,12 +45,26 @@ def blueprint(service: Service, budget: Budget) -> Blueprint:
         reply = await vm.read_reply()
         return views.answer(vm, reply), 200, {"Server-Timing": views.server_timing(vm)}
 
-    async def _submit() -> tuple[Vm, RunOptions]:
-        """Nothing of the computation stays in memory: its VM has it on disk."""
+    async def _submit() -> tuple[Vm, RunOptions] | Response:
+        """Nothing of the computation stays in memory: its VM has it on disk.
+
+        :returns: the answer of another member of the fleet, if that one has the VM
+        """
         async with budget.reserve(who(), json_body.incoming().announced):
             wanted = await json_body.read(RunRequest)
             options = wanted.options(service.config, _idempotency_key(), trace.present().id)
-            vm = await service.submit(wanted.computation, options, current())
+            caller = current()
+            if member and caller.claim:
+                vm = await member.fleet.start(wanted.computation, options, caller, caller.claim)
+            elif member and member.elsewhere:
+                found = await member.elsewhere.run(wanted, options, waits=not _prefers_async())
+                if isinstance(found, Response):
+                    return found
+                vm = found
+            elif wanted.host:
+                raise InvalidRequest("host needs a fleet, see MANAGER_FLEET", member="host")
+            else:
+                vm = await service.submit(wanted.computation, options, caller)
             trace.present().vm_id = vm.id
             return vm, options
 

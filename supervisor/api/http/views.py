@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,6 +13,7 @@ from supervisor.state.record import Phase, moment
 from supervisor.vm import claims
 
 if TYPE_CHECKING:
+    from supervisor.fleet.facts import HostFacts
     from supervisor.qemu.cmdline import Forward
     from supervisor.qemu.qapi import RunStatus, SevMeasurement, SevStatus
     from supervisor.runs.usage import Sample
@@ -191,6 +193,29 @@ def template(entry: Entry) -> dict[str, Any]:
         "size_bytes": entry.size_bytes,
         "clones": len(entry.holders),
         "failures": entry.failures,
+    }
+
+
+def host(facts: HostFacts) -> dict[str, Any]:
+    """A row of ``GET /hosts``."""
+    return {
+        "name": facts.name,
+        "address": facts.address,
+        "version": facts.version,
+        "qemu": facts.qemu,
+        "firmware": facts.firmware,
+        "image": facts.image or None,
+        "template": facts.template,
+        "tee": dict(facts.tee),
+        "room": facts.room,
+        "vms_free": facts.vms_free,
+        "memory_free_bytes": facts.memory_free_bytes,
+        "vcpus_free": facts.vcpus_free,
+        "vm_memory_bytes": facts.vm_memory_bytes,
+        "vm_vcpus": facts.vm_vcpus,
+        "labels": dict(facts.labels),
+        "draining": facts.draining,
+        "since": moment(datetime.fromtimestamp(facts.since, UTC)),
     }
 
 

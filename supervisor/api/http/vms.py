@@ -10,29 +10,26 @@ from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body, listing, views
 from supervisor.api.requests import NoMembers, ShutdownRequest
 from supervisor.caller import Right
+from supervisor.errors import InvalidRequest
 from supervisor.state.record import Purpose
 from supervisor.vm import control
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from supervisor.api.http.elsewhere import Elsewhere, Member
     from supervisor.runs.service import Service
     from supervisor.vm.vm import Vm
 
 
-def blueprint(service: Service) -> Blueprint:
+def blueprint(service: Service, member: Member | None) -> Blueprint:
     routes = Blueprint("vms", __name__, url_prefix="/vms")
 
     @routes.get("")
     @needs(Right.SEE)
     async def list_vms() -> Any:
-        asks_for_held = Purpose.HELD in request.args.getlist("purpose")
-        listed = service.vms.seen_by if asks_for_held else service.vms.listed_for
-        found, following = listing.page(listed(current()), request.args)
-        rows = [views.summary(vm) for vm in found]
-        if listing.wants_usage(request.args):
-            await _add_usage(service, *rows)
-        return {"vms": rows, "next": following}
+        here = await _of_this_host(service, member)
+        return await _of_all(member.elsewhere, here) if member and member.elsewhere else here
 
     @routes.get("/<vm_id>")
     @needs(Right.SEE)
@@ -87,6 +84,31 @@ def blueprint(service: Service) -> Blueprint:
         return answer
 
     return routes
+
+
+async def _of_all(elsewhere: Elsewhere, here: dict[str, Any]) -> dict[str, Any]:
+    """A page of all members' VMs."""
+    pages, missing = await elsewhere.list(here, request.args.get("host"))
+    rows, following = listing.merged(request.args, pages)
+    for row in rows:
+        del row["place"]
+    return {"vms": rows, "next": following, "missing": missing}
+
+
+async def _of_this_host(service: Service, member: Member | None) -> dict[str, Any]:
+    """A page of its VMs. In a fleet each has its place among those of all hosts."""
+    asks_for_held = Purpose.HELD in request.args.getlist("purpose")
+    listed = service.vms.seen_by if asks_for_held else service.vms.listed_for
+    found, following = listing.page(listed(current()), request.args)
+    rows = [views.summary(vm) for vm in found]
+    if listing.wants_usage(request.args):
+        await _add_usage(service, *rows)
+    if member:
+        for vm, row in zip(found, rows, strict=True):
+            row |= {"host": member.fleet.name, "place": listing.place(vm)}
+    elif "host" in request.args:
+        raise InvalidRequest("host needs a fleet, see MANAGER_FLEET", member="host")
+    return {"vms": rows, "next": following}
 
 
 async def _everything(service: Service, vm: Vm) -> dict[str, Any]:

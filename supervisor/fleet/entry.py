@@ -1,0 +1,250 @@
+"""Runs that were posted to this host, until a host has them."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from supervisor.errors import AtCapacity, FleetUnavailable, NoHost, NotOwner, RunLost
+from supervisor.fleet.facts import nobody_serves
+from supervisor.fleet.ledger import Run, RunState
+from supervisor.waiting import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from supervisor.config import LimitsConfig
+    from supervisor.fleet.engine import Engine
+    from supervisor.fleet.members import Members
+    from supervisor.fleet.records import Records
+    from supervisor.fleet.taking import Taking
+
+log = structlog.stdlib.get_logger()
+
+#: A message may be lost, or its receiver: after so long another one is sent.
+_REMIND_S = 15.0
+_RETRY_S = 0.5
+#: Runs of one owner that this host has in the queue at a time. The rest of them wait here, so that
+#: one owner's thousand does not come before another's first.
+_AT_ONCE = 8
+
+
+@attrs.frozen
+class Claim:
+    """That a host has a run.
+
+    :param address: where it is reached
+    """
+
+    run_id: str
+    host: str
+    epoch: int
+    address: str
+
+
+@attrs.define(eq=False)
+class _Posted:
+    run: Run
+    changed: Signal = attrs.field(factory=Signal)
+
+
+class Entry:
+    """This host as the one that callers ask."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        records: Records,
+        members: Members,
+        taking: Taking,
+        limits: LimitsConfig,
+    ) -> None:
+        self._engine = engine
+        self._records = records
+        self._members = members
+        self._taking = taking
+        self._limits = limits
+        self._posted: dict[str, _Posted] = {}
+        self._turns: dict[str, trio.CapacityLimiter] = {}
+        self._kinds: set[str] = set()
+
+    @asynccontextmanager
+    async def post(self, run: Run, owner: str) -> AsyncIterator[Posting]:
+        """Put a run on record. If no host has it at the end of the body, none will.
+
+        :param run: as queued, by this host
+        :param owner: whose it is
+        :raises NoHost: if no host could serve it
+        :raises FleetUnavailable: if it cannot be put on record
+        :raises AtCapacity: if too many wait already
+        """
+        if why := nobody_serves(self._members.hosts.values(), run.needs):
+            raise NoHost(f"no host of the fleet serves this run: {why}")
+        if len(self._posted) >= self._limits.queue + self._limits.max_vms:
+            raise AtCapacity(
+                f"{len(self._posted)} runs wait at this host",
+                advice="try again later, or at another host",
+                retry_after_s=max(1, round(self._limits.queue_timeout_s)),
+            )
+        here = self._taking.takes_now(run)
+        if here:
+            run = run.claimed(self._members.name, run.epoch)
+        posted = self._posted[run.id] = _Posted(run)
+        try:
+            await self._records.create(run)
+            posting = Posting(self, posted, owner)
+            try:
+                yield posting
+            finally:
+                with trio.move_on_after(5, shield=True):
+                    await self._withdraw(posted)
+        finally:
+            del self._posted[run.id]
+            if posted.run.owner != self._members.name:
+                self._records.forget(run.id)
+
+    def claimed(self, run_id: str, host: str, epoch: int) -> bool:
+        """A host says that it has a run. Whether it is waited for here."""
+        posted = self._posted.get(run_id)
+        if posted is None:
+            return False
+        run = posted.run
+        if run.state is RunState.QUEUED and epoch == run.epoch + 1:
+            posted.run = run.claimed(host, run.epoch)
+            posted.changed.notify()
+        return True
+
+    async def _withdraw(self, posted: _Posted) -> None:
+        if posted.run.state is RunState.QUEUED:
+            with suppress(NotOwner, FleetUnavailable):
+                # If a host has it by now, it hears from us that nobody waits.
+                await self._records.change(posted.run.id, Run.given_up)
+
+    async def _wait_claimed(self, posted: _Posted, owner: str) -> Claim:
+        if posted.run.state is RunState.QUEUED:
+            async with self._turn(owner):
+                with trio.move_on_after(self._limits.queue_timeout_s) as patience:
+                    await self._wait_in_queue(posted)
+            if patience.cancelled_caught:
+                raise AtCapacity(
+                    f"no host had room within {self._limits.queue_timeout_s:g} s"
+                    " (MANAGER_QUEUE_TIMEOUT)",
+                    advice="end a VM, add a host, or try again later",
+                    retry_after_s=max(1, round(self._limits.queue_timeout_s)),
+                )
+        run = posted.run
+        facts = self._members.hosts.get(run.owner)
+        return Claim(run.id, run.owner, run.epoch, facts.address if facts else "")
+
+    @asynccontextmanager
+    async def _turn(self, owner: str) -> AsyncIterator[None]:
+        turns = self._turns.setdefault(owner, trio.CapacityLimiter(_AT_ONCE))
+        try:
+            async with turns:
+                yield
+        finally:
+            if not turns.borrowed_tokens and not turns.statistics().tasks_waiting:
+                self._turns.pop(owner, None)
+
+    async def _wait_in_queue(self, posted: _Posted) -> None:
+        reminders = 0
+        while posted.run.state is RunState.QUEUED:
+            claimed, run = posted.changed.next(), posted.run
+            try:
+                await self._offer(run)
+                once = f"{run.id}:{run.epoch}:{reminders}"
+                await self._engine.enqueue(run.needs.kind, f"{run.id} {run.epoch}".encode(), once)
+                pause_s = _REMIND_S
+            except FleetUnavailable:
+                pause_s = _RETRY_S
+            with trio.move_on_after(pause_s):
+                await claimed.wait()
+                continue
+            reminders += 1
+            with suppress(FleetUnavailable):
+                await self._look(posted)
+
+    async def _offer(self, run: Run) -> None:
+        """Have every host know that there are such runs."""
+        kind = run.needs.kind
+        if kind in self._kinds:
+            return
+        await self._engine.offer(kind)
+        await self._taking.tell_kind(run.needs)
+        self._kinds.add(kind)
+
+    async def _look(self, posted: _Posted) -> None:
+        """What the record says, whatever we were told."""
+        self._records.forget(posted.run.id)
+        run = await self._records.read(posted.run.id)
+        if run.state is RunState.GIVEN_UP:
+            raise FleetUnavailable(f"run {run.id} was given up by the host that had it")
+        posted.run = run
+
+    async def _after_break(self, posted: _Posted, claim: Claim) -> None:
+        """Find out what a run is that its owner has not answered.
+
+        Returns if it is to be waited for again: another host will have it, or the same.
+
+        :raises RunLost: if it is over
+        """
+        while True:
+            try:
+                self._records.forget(claim.run_id)
+                run = await self._records.read(claim.run_id)
+                if not run.is_of(claim.host, claim.epoch) or run.state.is_final:
+                    break
+                if claim.host in self._members.hosts:
+                    # It lives: the connection broke, or its supervisor was started again.
+                    await trio.sleep(_RETRY_S)
+                    break
+                if self._members.complete and self._members.is_safe:
+                    run = await self._records.change(claim.run_id, partial(_without, claim))
+                    log.warning("host lost", host=claim.host, run=run.id, becomes=run.state)
+                    break
+            except (FleetUnavailable, NotOwner) as error:
+                log.warning("run not found out about", run=claim.run_id, problem=str(error))
+            await trio.sleep(_RETRY_S)
+        posted.run = run
+        if run.state.is_final and run.state is not RunState.ANSWERED:
+            raise RunLost(
+                f"host {claim.host} was lost with run {run.id}, which is {run.state}",
+                advice="whether its agent has computed anything is not known",
+            )
+
+
+def _without(claim: Claim, run: Run) -> Run:
+    return run.without_owner() if run.is_of(claim.host, claim.epoch) else run
+
+
+class Posting:
+    """One run that a caller waits for."""
+
+    def __init__(self, entry: Entry, posted: _Posted, owner: str) -> None:
+        self._entry = entry
+        self._posted = posted
+        self._owner = owner
+
+    async def wait_claimed(self) -> Claim:
+        """Return when a host has it.
+
+        :raises AtCapacity: if none has room in time
+        """
+        return await self._entry._wait_claimed(self._posted, self._owner)
+
+    async def handed_back(self) -> None:
+        """Its owner says that it does not have it any more."""
+        self._entry._records.forget(self._posted.run.id)
+        self._posted.run = await self._entry._records.read(self._posted.run.id)
+
+    async def after_break(self, claim: Claim) -> None:
+        """The connection to its owner broke: return if it is to be waited for again.
+
+        :raises RunLost: if it is over, and nobody knows how
+        """
+        await self._entry._after_break(self._posted, claim)

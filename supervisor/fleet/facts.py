@@ -1,0 +1,159 @@
+"""What a host can do, what a run needs, and whether the one serves the other. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, TypeVar
+
+import attrs
+import cattrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+T = TypeVar("T")
+
+_MIB = 2**20
+
+
+@attrs.frozen(kw_only=True)
+class Needs:
+    """What a run asks of the host that takes it.
+
+    :param tee: a technology; empty for any host
+    :param image: the SHA-256 of the guest image, in hexadecimal digits; empty for any
+    :param memory_bytes: what the VM is to have at least
+    """
+
+    tee: str = ""
+    image: str = ""
+    memory_bytes: int = 0
+    labels: dict[str, str] = attrs.field(factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """A word that runs with the same needs share."""
+        return hashlib.sha256(self.encode()).hexdigest()[:16]
+
+    def encode(self) -> bytes:
+        return json.dumps(attrs.asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def decode(cls, content: bytes) -> Needs:
+        """:raises ValueError: if it is no such thing"""
+        return _read(cls, content)
+
+
+@attrs.frozen(kw_only=True)
+class HostFacts:
+    """What one member tells the others, and what it has free now.
+
+    :param address: where other members reach it
+    :param seat: which supervisor it is: the same after its restart, another one on another host
+    :param tee: by technology that it starts guests of, how many more
+    :param image: as of `Needs`
+    :param template: whether a run can start from a template
+    :param vm_memory_bytes: what each of its VMs has
+    :param since: when this supervisor became a member, in seconds since 1970
+    """
+
+    name: str
+    address: str
+    seat: str
+    version: str = ""
+    qemu: str = ""
+    firmware: str = ""
+    image: str = ""
+    template: bool = False
+    tee: dict[str, int] = attrs.field(factory=dict)
+    vms_free: int = 0
+    memory_free_bytes: int = 0
+    vcpus_free: int = 0
+    vm_memory_bytes: int = 0
+    vm_vcpus: int = 0
+    labels: dict[str, str] = attrs.field(factory=dict)
+    draining: bool = False
+    since: float = 0.0
+
+    def encode(self) -> bytes:
+        return json.dumps(attrs.asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, content: bytes) -> HostFacts:
+        """:raises ValueError: if it is no such thing"""
+        return _read(cls, content)
+
+    @property
+    def room(self) -> int:
+        """How many more VMs it has room for."""
+        if not self.vm_memory_bytes or not self.vm_vcpus:
+            return 0
+        return max(
+            0,
+            min(
+                self.vms_free,
+                self.memory_free_bytes // self.vm_memory_bytes,
+                self.vcpus_free // self.vm_vcpus,
+            ),
+        )
+
+    @property
+    def step(self) -> tuple[object, ...]:
+        """What the others are told of at once when it changes; the rest goes with the next lease.
+
+        Of room it is whether there is some, and how much as a power of two.
+        """
+        room = {name: free > 0 for name, free in self.tee.items()}
+        return (
+            self.room.bit_length(),
+            self.template,
+            self.draining,
+            self.image,
+            tuple(room.items()),
+        )
+
+
+def lacks(facts: HostFacts, needs: Needs) -> list[str]:
+    """What a host would have to be to serve such a run at all, room aside; empty if it does."""
+    found = []
+    if needs.tee and needs.tee not in facts.tee:
+        has = f"only {', '.join(sorted(facts.tee))}" if facts.tee else "no confidential guests"
+        found.append(f"tee={needs.tee}: it starts {has}")
+    if needs.image and needs.image != facts.image:
+        found.append(f"image={needs.image[:12]}: its image is {facts.image[:12] or 'unknown'}")
+    if needs.memory_bytes > facts.vm_memory_bytes:
+        found.append(
+            f"memory={needs.memory_bytes // _MIB}M: its VMs have {facts.vm_memory_bytes // _MIB}M"
+        )
+    for name, value in needs.labels.items():
+        if facts.labels.get(name) != value:
+            has = (
+                f"it has {name}={facts.labels[name]}"
+                if name in facts.labels
+                else f"it has no {name}"
+            )
+            found.append(f"label {name}={value}: {has}")
+    return found
+
+
+def nobody_serves(hosts: Iterable[HostFacts], needs: Needs) -> str:
+    """Why no host of these serves such a run; empty if one does."""
+    found = []
+    for host in hosts:
+        missing = lacks(host, needs)
+        if not missing:
+            return ""
+        found.append(f"{host.name}: {', '.join(missing)}")
+    return "; ".join(found) or "no host is known"
+
+
+def _read(cls: type[T], content: bytes) -> T:
+    try:
+        return _converter.structure(json.loads(content), cls)
+    except (cattrs.BaseValidationError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{cls.__name__}: {error!r}") from error
+
+
+#: Of a later version it leaves out what it does not know: members are upgraded one by one.
+_converter = cattrs.Converter()

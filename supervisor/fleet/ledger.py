@@ -1,0 +1,147 @@
+"""Which host has a run, and how far it has come: the record that all members share. Pure.
+
+Each step below makes the next record from one that was read. It counts once it has taken that
+one's place, and of two steps from the same record one does. So what is allowed here is all that
+can happen to a run, whoever is slow, cut off or back from the dead:
+
+======== ======================================== ===================================
+from     by                                       to
+======== ======================================== ===================================
+queued   a host that has room                     owned by it, with the next epoch
+queued   the host whose caller waits              given up
+owned    its owner, before the agent gets it      sent
+owned    its owner, that cannot                   queued, with the next epoch
+owned    another member, once the owner is lost   queued, with the next epoch
+sent     its owner, before the caller gets it     answered
+sent     another member, once the owner is lost   interrupted, or queued if it may run again
+any      its owner                                failed, interrupted
+======== ======================================== ===================================
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+
+import attrs
+import cattrs
+
+from supervisor.errors import NotOwner
+from supervisor.fleet.facts import Needs  # noqa: TC001 - cattrs resolves it
+
+
+class RunState(enum.StrEnum):
+    QUEUED = "queued"
+    #: A host has it, and its agent does not.
+    OWNED = "owned"
+    SENT = "sent"
+    ANSWERED = "answered"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    #: Its caller left, or had waited too long, before a host took it.
+    GIVEN_UP = "given-up"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (RunState.QUEUED, RunState.OWNED, RunState.SENT)
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """A run as the fleet knows it. Its computation is with the entry host and the owner alone.
+
+    :param entry: the host that a caller posted it to
+    :param owner: the host that has it; empty if none has
+    :param epoch: grows by one whenever another host is to have it
+    :param vm: its VM, once it has one; empty before
+    :param repeats: whether it is sent again if a host is lost that has sent it
+    :param moves: whether another host may have it if its owner is lost
+    """
+
+    id: str
+    entry: str
+    needs: Needs
+    state: RunState = RunState.QUEUED
+    owner: str = ""
+    epoch: int = 0
+    vm: str = ""
+    repeats: bool = False
+    moves: bool = True
+
+    def encode(self) -> bytes:
+        return json.dumps(attrs.asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, content: bytes) -> Run:
+        """:raises ValueError: if it is no such thing"""
+        try:
+            return _converter.structure(json.loads(content), cls)
+        except (cattrs.BaseValidationError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"no record of a run: {error!r}") from error
+
+    def is_of(self, host: str, epoch: int) -> bool:
+        return (self.owner, self.epoch) == (host, epoch)
+
+    # --- steps ------------------------------------------------------------------------------
+
+    def claimed(self, host: str, epoch: int) -> Run:
+        """
+        :param epoch: that it was queued in
+        :raises NotOwner: if it is not queued in this epoch
+        """
+        if self.state is RunState.OWNED and self.is_of(host, epoch + 1):
+            return self  # the answer to this step was lost
+        if self.state is not RunState.QUEUED or self.epoch != epoch:
+            raise NotOwner(f"run {self.id} is {self._told}")
+        return attrs.evolve(self, state=RunState.OWNED, owner=host, epoch=epoch + 1)
+
+    def given_up(self) -> Run:
+        """:raises NotOwner: if a host has it"""
+        if self.state not in (RunState.QUEUED, RunState.GIVEN_UP):
+            raise NotOwner(f"run {self.id} is {self._told}")
+        return attrs.evolve(self, state=RunState.GIVEN_UP)
+
+    def handed_back(self, host: str, epoch: int) -> Run:
+        """:raises NotOwner: if it is not this host's, or its agent may have it"""
+        self._check(host, epoch)
+        if self.state is not RunState.OWNED:
+            raise NotOwner(f"run {self.id} is {self._told}")
+        return self._queued()
+
+    def advanced(self, host: str, epoch: int, state: RunState, vm: str) -> Run:
+        """A step of its owner.
+
+        :param state: sent, answered, failed, interrupted, or given up if nobody sends it; or owned,
+            before it is sent again
+        :raises NotOwner: if it is not this host's, or is over
+        """
+        self._check(host, epoch)
+        if self.state.is_final and self.state is not state and not self.repeats:
+            raise NotOwner(f"run {self.id} is {self._told}")
+        return attrs.evolve(self, state=state, vm=vm)
+
+    def without_owner(self) -> Run:
+        """What becomes of it if its owner is lost; itself if nothing does."""
+        if self.state is RunState.OWNED and self.moves:
+            return self._queued()
+        if self.state is RunState.SENT:
+            if self.repeats and self.moves:
+                return self._queued()
+            return attrs.evolve(self, state=RunState.INTERRUPTED)
+        return self
+
+    def _queued(self) -> Run:
+        return attrs.evolve(self, state=RunState.QUEUED, owner="", epoch=self.epoch + 1, vm="")
+
+    def _check(self, host: str, epoch: int) -> None:
+        if not self.is_of(host, epoch):
+            raise NotOwner(
+                f"run {self.id} is {self._told} in epoch {self.epoch}, and not {host}'s in {epoch}"
+            )
+
+    @property
+    def _told(self) -> str:
+        return f"{self.state} by {self.owner}" if self.owner else str(self.state)
+
+
+_converter = cattrs.Converter()

@@ -1,0 +1,164 @@
+"""The hosts of a fleet: this one's lease, and what the others tell."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor.errors import FleetUnavailable
+from supervisor.fleet.engine import Conflict
+from supervisor.fleet.facts import HostFacts
+from supervisor.waiting import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.fleet.engine import Engine
+
+log = structlog.stdlib.get_logger()
+
+#: After so long without a sign of it a host is lost, and how often it gives one.
+LEASE_S, _RENEW_S = 10.0, 3.0
+#: A host holds its own lease for lost so much earlier than the others do.
+_MARGIN_S = 3.0
+#: How often it looks whether there is something to tell.
+_LOOK_S = 0.25
+_RETRY_S = 0.5
+
+
+class Members:
+    """As one member sees them.
+
+    :param look: what this host can do now
+    :param now: a clock that goes on while the host sleeps, in seconds
+    :ivar changed: notified when a host comes, changes or is lost, and when our lease was taken
+    :ivar complete: whether every host has been heard of that was there at first
+    :ivar taken: how often our lease was taken anew, that is after it may have ended
+    """
+
+    def __init__(
+        self, engine: Engine, name: str, look: Callable[[], HostFacts], now: Callable[[], float]
+    ) -> None:
+        self.changed = Signal()
+        self.complete = False
+        self.taken = 0
+        self.hosts: dict[str, HostFacts] = {}
+        self.name = name
+        self._engine = engine
+        self._look = look
+        self._now = now
+        self._safe_until = -1.0
+        self._revision: int | None = None
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether nobody can hold this host for lost yet."""
+        return self._now() < self._safe_until
+
+    async def keep_lease(self) -> None:
+        """Tell the others what this host can do, until cancelled. Then the lease is given back."""
+        told: tuple[object, ...] = ()
+        due = 0.0
+        try:
+            while True:
+                facts = self._look()
+                if facts.step != told or self._now() >= due:
+                    told, due = facts.step, self._now() + _RENEW_S
+                    try:
+                        await self._renew(facts)
+                    except FleetUnavailable:
+                        due = self._now() + _RETRY_S
+                await trio.sleep(_LOOK_S)
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await self._leave()
+
+    async def _renew(self, facts: HostFacts) -> None:
+        asked_at, value = self._now(), facts.encode()
+        was_safe = self.is_safe
+        try:
+            if self._revision is None:
+                raise Conflict("there is none yet")
+            self._revision = await self._engine.update(
+                "hosts", self.name, value, self._revision, LEASE_S
+            )
+        except Conflict:
+            if not await self._take(facts, value):
+                return
+        self._safe_until = asked_at + LEASE_S - _MARGIN_S
+        if not was_safe:
+            self.taken += 1
+            log.info("member of the fleet", host=self.name)
+            self.changed.notify()
+
+    async def _take(self, facts: HostFacts, value: bytes) -> bool:
+        """Take the lease, if nobody else has it. An answer may have been lost on its way to us."""
+        self._revision = None
+        kept = await self._engine.get("hosts", self.name)
+        try:
+            if kept is None:
+                made = await self._engine.create("hosts", self.name, value, LEASE_S)
+            else:
+                holder = _read(kept.value or b"")
+                if holder is None or holder.seat != facts.seat:
+                    log.error(
+                        "not a member: another supervisor has this name",
+                        host=self.name,
+                        at=holder.address if holder else None,
+                    )
+                    return False
+                made = await self._engine.update("hosts", self.name, value, kept.revision, LEASE_S)
+        except Conflict:
+            return False
+        self._revision = made
+        return True
+
+    async def _leave(self) -> None:
+        self._safe_until = -1.0
+        if self._revision is not None:
+            try:
+                await self._engine.remove("hosts", self.name, self._revision)
+            except (FleetUnavailable, Conflict) as error:
+                log.warning("the fleet is not told that this host leaves", problem=str(error))
+
+    async def watch(self) -> None:
+        """Hear of the others, until cancelled."""
+        while True:
+            with suppress(FleetUnavailable):
+                await self._watch_once()
+            await trio.sleep(_RETRY_S)
+
+    async def _watch_once(self) -> None:
+        seen: set[str] = set()
+        async with self._engine.watch("hosts") as entries:
+            async for entry in entries:
+                if entry is None:
+                    for name in set(self.hosts) - seen:
+                        self._lost(name)
+                    self.complete = True
+                    self.changed.notify()
+                    continue
+                facts = _read(entry.value) if entry.value is not None else None
+                if facts is None or facts.name != entry.key:
+                    self._lost(entry.key)
+                else:
+                    seen.add(entry.key)
+                    if entry.key not in self.hosts and entry.key != self.name:
+                        log.info("host joined", host=entry.key, at=facts.address)
+                    self.hosts[entry.key] = facts
+                self.changed.notify()
+
+    def _lost(self, name: str) -> None:
+        if self.hosts.pop(name, None) and name != self.name:
+            log.warning("host left or lost", host=name)
+
+
+def _read(content: bytes) -> HostFacts | None:
+    try:
+        return HostFacts.decode(content)
+    except ValueError as error:
+        log.error("a host's facts cannot be read", problem=str(error))
+        return None

@@ -1,0 +1,471 @@
+"""The engine over NATS JetStream, of at least version 2.12.
+
+A record is the last message of a subject of its own, and its revision is that message's number in
+its stream. The server compares and sets: a message that expects another number than the last one
+is refused. nats-py uses asyncio, and this is the only module that calls it.
+
+Sources: NATS documentation, "JetStream wire API reference"; ADR-8 (key and value), ADR-42 (priority
+groups) and ADR-43 (time to live of a message) of nats-architecture-and-design.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import nats
+import structlog
+import trio
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from nats.js.api import DeliverPolicy
+
+from supervisor.bridge import aio_as_trio
+from supervisor.errors import FleetUnavailable
+from supervisor.fleet.engine import Conflict, Entry, Message
+from supervisor.tls import as_tolerant_as_others
+from supervisor.waiting import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.js.client import JetStreamContext
+
+log = structlog.stdlib.get_logger()
+
+#: What a broker answers within, a change of its leader included.
+_ANSWER_S = 4.0
+_RECONNECT_S = 0.25
+#: The server's numbers of errors. Source: server/errors.json of nats-server.
+_WRONG_LAST, _NO_MESSAGE, _EXISTS = {10071, 10164}, {10037}, {10058, 10013, 10148}
+#: How long the mark of a removed record stays, for those who watch.
+_MARK_S = 60
+#: How long a member may think about a message before another one gets it.
+_ACK_S = 30
+_ONCE_S = 120
+#: Of each record, on as many servers.
+_COPIES = 3
+_QUEUE, _GROUP = "fleet-queue", "members"
+TABLES = ("hosts", "runs", "keys", "kinds")
+
+_REMOVED = "Fleet-Removed"
+_MOST_WAITING = 4096
+
+
+class NatsEngine:
+    """A member's connection, which is made again whenever it breaks.
+
+    :ivar changed: notified when the connection is made or lost
+    """
+
+    def __init__(self, host: str) -> None:
+        self.changed = Signal()
+        self._host = host
+        self._client: Client | None = None
+        self._js: JetStreamContext | None = None
+        self._watchers: list[trio.MemorySendChannel[Entry | None]] = []
+
+    @property
+    def connected(self) -> bool:
+        return self._client is not None and self._client.is_connected
+
+    async def keep_connected(self, servers: tuple[str, ...], directory: Path) -> None:
+        """Connect, and stay connected until cancelled. asyncio's loop must be there."""
+        context = await trio.to_thread.run_sync(client_context, directory)
+        try:
+            while self._client is None:
+                try:
+                    with trio.fail_after(2 * _ANSWER_S):
+                        await self._connect(servers, context)
+                except (NatsError, OSError, trio.TooSlowError, FleetUnavailable) as error:
+                    log.warning("fleet not reached", problem=_words(error))
+                    await self._close()
+                    await trio.sleep(1)
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(2, shield=True):
+                await self._close()
+
+    async def _connect(self, servers: tuple[str, ...], context: ssl.SSLContext) -> None:
+        self._client = await aio_as_trio(nats.connect)(
+            servers=list(servers),
+            tls=context,
+            tls_handshake_first=True,  # else a server could ask for no TLS
+            name=self._host,
+            inbox_prefix=f"_INBOX_{self._host}".encode(),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=_RECONNECT_S,
+            connect_timeout=2,
+            ping_interval=2,
+            max_outstanding_pings=2,
+            allow_reconnect=True,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+        )
+        self._js = self._client.jetstream()
+        await self._make_streams(_COPIES if len(servers) >= _COPIES else 1)
+        log.info("fleet reached", server=self._client.connected_url.netloc)  # type: ignore[union-attr]
+        self.changed.notify()
+
+    async def _close(self) -> None:
+        client, self._client, self._js = self._client, None, None
+        self._end_watches()
+        if client is not None:
+            with suppress(NatsError, OSError):
+                await aio_as_trio(client.close)()
+
+    async def _on_error(self, error: Exception) -> None:
+        log.debug("fleet connection", problem=_words(error))
+
+    async def _on_disconnected(self) -> None:
+        if self._client is not None:
+            log.warning("fleet lost")
+        self._end_watches()
+        self.changed.notify()
+
+    async def _on_reconnected(self) -> None:
+        log.info("fleet reached again")
+        self._end_watches()  # those that were begun meanwhile
+        self.changed.notify()
+
+    def _end_watches(self) -> None:
+        for one in self._watchers:
+            one.close()
+        self._watchers.clear()
+
+    # --- streams ----------------------------------------------------------------------------
+
+    async def _make_streams(self, replicas: int) -> None:
+        """Make what is not there. Members that start together ask for the same."""
+        for table in TABLES:
+            await self._make(
+                f"fleet-{table}",
+                subjects=[f"fleet.{table}.>"],
+                num_replicas=replicas,
+                max_msgs_per_subject=1,
+                allow_msg_ttl=True,
+                subject_delete_marker_ttl=_MARK_S * 10**9,
+                discard="new",
+                deny_purge=False,
+            )
+        await self._make(
+            _QUEUE,
+            subjects=["fleet.queue.>"],
+            num_replicas=replicas,
+            retention="workqueue",
+            duplicate_window=_ONCE_S * 10**9,
+        )
+
+    async def _make(self, name: str, **config: Any) -> None:
+        try:
+            await self._api(f"STREAM.CREATE.{name}", {"name": name, "storage": "file"} | config)
+        except _Refused as error:
+            if error.code not in _EXISTS:
+                raise FleetUnavailable(f"NATS refuses the stream {name}: {error}") from error
+
+    async def _api(self, subject: str, body: dict[str, Any]) -> Any:
+        return await self._request(f"$JS.API.{subject}", json.dumps(body).encode())
+
+    async def _request(
+        self, subject: str, body: bytes, headers: dict[str, str] | None = None
+    ) -> Any:
+        """:raises _Refused: if the server understood, and says no"""
+        with _as_ours():
+            answer = await aio_as_trio(self._connected().request)(
+                subject, body, timeout=_ANSWER_S, headers=headers
+            )
+        found = json.loads(answer.data)
+        if error := found.get("error"):
+            raise _Refused(error.get("err_code", 0), error.get("description", "no reason given"))
+        return found
+
+    def _connected(self) -> Client:
+        if self._client is None or not self._client.is_connected:
+            raise FleetUnavailable("no server of the fleet's NATS is reached")
+        return self._client
+
+    # --- records ----------------------------------------------------------------------------
+
+    async def get(self, table: str, key: str) -> Entry | None:
+        found = await self._last(table, key)
+        return found if found and found.value is not None else None
+
+    async def _last(self, table: str, key: str) -> Entry | None:
+        """Also the mark of a record that was removed."""
+        asked = {"last_by_subj": f"fleet.{table}.{key}"}
+        try:
+            # Of the stream's leader: a direct get may be answered by who lags behind.
+            answer = await self._api(f"STREAM.MSG.GET.fleet-{table}", asked)
+        except _Refused as error:
+            if error.code in _NO_MESSAGE:
+                return None
+            raise FleetUnavailable(f"NATS: {error}") from error
+        message = answer["message"]
+        return Entry(key, _value(message), message["seq"])
+
+    async def create(self, table: str, key: str, value: bytes, ttl_s: float | None = None) -> int:
+        try:
+            return await self.update(table, key, value, 0, ttl_s)
+        except Conflict:
+            last = await self._last(table, key)
+            if last is None or last.value is not None:
+                raise
+            return await self.update(table, key, value, last.revision, ttl_s)
+
+    async def update(
+        self, table: str, key: str, value: bytes, revision: int, ttl_s: float | None = None
+    ) -> int:
+        return await self._set(table, key, value, revision, ttl_s, {})
+
+    async def remove(self, table: str, key: str, revision: int) -> None:
+        await self._set(table, key, b"", revision, _MARK_S, {_REMOVED: "1"})
+
+    async def _set(
+        self,
+        table: str,
+        key: str,
+        value: bytes,
+        revision: int,
+        ttl_s: float | None,
+        headers: dict[str, str],
+    ) -> int:
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(revision)
+        if ttl_s is not None:
+            headers["Nats-TTL"] = f"{ttl_s:.0f}s"
+        try:
+            answer = await self._request(f"fleet.{table}.{key}", value, headers)
+        except _Refused as error:
+            if error.code in _WRONG_LAST:
+                raise Conflict(f"{table} {key}: {error}") from None
+            raise FleetUnavailable(f"NATS: {error}") from error
+        return int(answer["seq"])
+
+    @asynccontextmanager
+    async def watch(
+        self, table: str, key: str = ">"
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Entry | None]]:
+        send, receive = trio.open_memory_channel[Entry | None](_MOST_WAITING)
+        prefix, told_all = f"fleet.{table}.", False
+
+        def put(entry: Entry | None) -> None:
+            try:
+                send.send_nowait(entry)
+            except trio.WouldBlock:
+                send.close()  # whoever reads is too slow, and watches again
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+
+        async def on_message(message: Msg) -> None:
+            nonlocal told_all
+            found = _entry(message, prefix)
+            put(found)
+            if not told_all and message.metadata.num_pending == 0:
+                told_all = True
+                put(None)
+
+        self._watchers.append(send)
+        subscription = None
+        try:
+            with _as_ours():
+                self._connected()
+                assert self._js
+                subscription = await aio_as_trio(self._js.subscribe)(
+                    prefix + key,
+                    stream=f"fleet-{table}",
+                    cb=on_message,
+                    ordered_consumer=True,
+                    deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+                )
+                info = await aio_as_trio(subscription.consumer_info)()
+            if info.num_pending == 0 and not info.delivered.consumer_seq and not told_all:
+                told_all = True
+                put(None)
+            yield receive
+        finally:
+            if send in self._watchers:
+                self._watchers.remove(send)
+            send.close()
+            receive.close()
+            if subscription is not None:
+                with suppress(NatsError, OSError), trio.move_on_after(1, shield=True):
+                    await aio_as_trio(subscription.unsubscribe)()
+
+    # --- the queue --------------------------------------------------------------------------
+
+    async def enqueue(self, kind: str, body: bytes, once: str) -> None:
+        try:
+            await self._request(f"fleet.queue.{kind}", body, {"Nats-Msg-Id": once})
+        except _Refused as error:
+            raise FleetUnavailable(f"NATS: {error}") from error
+
+    async def offer(self, kind: str) -> None:
+        config = {
+            "durable_name": kind,
+            "filter_subject": f"fleet.queue.{kind}",
+            "ack_policy": "explicit",
+            "ack_wait": _ACK_S * 10**9,
+            "max_ack_pending": 10_000,
+            "priority_groups": [_GROUP],
+            "priority_policy": "prioritized",
+        }
+        body = {"stream_name": _QUEUE, "config": config}
+        try:
+            await self._api(f"CONSUMER.DURABLE.CREATE.{_QUEUE}.{kind}", body)
+        except _Refused as error:
+            if error.code not in _EXISTS:
+                raise FleetUnavailable(f"NATS: {error}") from error
+
+    async def pull(self, kind: str, patience_s: float, rank: int) -> Message | None:
+        asked = {"batch": 1, "expires": int(patience_s * 10**9), "group": _GROUP, "priority": rank}
+        client = self._connected()
+        with _as_ours():
+            inbox = client.new_inbox()
+            subscription = await aio_as_trio(client.subscribe)(inbox, max_msgs=1)
+            try:
+                await aio_as_trio(client.publish)(
+                    f"$JS.API.CONSUMER.MSG.NEXT.{_QUEUE}.{kind}",
+                    json.dumps(asked).encode(),
+                    reply=inbox,
+                )
+                message = await aio_as_trio(subscription.next_msg)(timeout=patience_s + 1)
+            except nats.errors.TimeoutError:
+                return None
+            finally:
+                with suppress(NatsError, OSError), trio.move_on_after(1, shield=True):
+                    await aio_as_trio(subscription.unsubscribe)()
+        if "$JS.ACK." not in message.reply:  # a status: nothing came in this time
+            return None
+        return Message(message.data, message.reply)
+
+    async def done(self, message: Message) -> None:
+        await self._ack(message, b"+ACK")
+
+    async def give_back(self, message: Message) -> None:
+        await self._ack(message, b"-NAK")
+
+    async def _ack(self, message: Message, word: bytes) -> None:
+        with _as_ours():
+            await aio_as_trio(self._connected().publish)(message.token, word)
+
+    # --- calls ------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def answering(
+        self, host: str, answer: Callable[[str, bytes], Awaitable[bytes]]
+    ) -> AsyncIterator[None]:
+        send, receive = trio.open_memory_channel[Any](_MOST_WAITING)
+
+        async def on_call(message: Msg) -> None:
+            with suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+                send.send_nowait(message)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer_all, receive, answer)
+            subscriptions: list[Any] = []
+            try:
+                with _as_ours():
+                    for subject in (f"fleet.call.{host}.*", "fleet.all.*"):
+                        subscribe = aio_as_trio(self._connected().subscribe)
+                        subscriptions.append(await subscribe(subject, cb=on_call))
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+                with suppress(NatsError, OSError), trio.move_on_after(1, shield=True):
+                    for one in subscriptions:
+                        await aio_as_trio(one.unsubscribe)()
+
+    async def _answer_all(
+        self,
+        calls: trio.MemoryReceiveChannel[Any],
+        answer: Callable[[str, bytes], Awaitable[bytes]],
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            async for message in calls:
+                nursery.start_soon(self._answer, message, answer)
+
+    async def _answer(self, message: Msg, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None:
+        try:
+            said = await answer(message.subject.rpartition(".")[2], message.data)
+            if message.reply:
+                with _as_ours():
+                    await aio_as_trio(self._connected().publish)(message.reply, said)
+        except FleetUnavailable:
+            pass  # who called asks again, or does without
+        except Exception as error:
+            log.error("bug in a call's answer", subject=message.subject, exc_info=error)
+
+    async def call(self, host: str, subject: str, body: bytes, patience_s: float) -> bytes | None:
+        with _as_ours():
+            request = aio_as_trio(self._connected().request)
+            try:
+                message = await request(f"fleet.call.{host}.{subject}", body, timeout=patience_s)
+            except (NoRespondersError, nats.errors.TimeoutError):
+                return None
+        return bytes(message.data)
+
+    async def ask_all(self, subject: str, body: bytes, patience_s: float, hosts: int) -> bytes:
+        client = self._connected()
+        with _as_ours():
+            inbox = client.new_inbox()
+            subscription = await aio_as_trio(client.subscribe)(inbox)
+            try:
+                await aio_as_trio(client.publish)(f"fleet.all.{subject}", body, reply=inbox)
+                with trio.move_on_after(patience_s):
+                    for _ in range(hosts):
+                        message = await aio_as_trio(subscription.next_msg)(timeout=patience_s)
+                        if message.data:
+                            return bytes(message.data)
+            except nats.errors.TimeoutError:
+                pass
+            finally:
+                with suppress(NatsError, OSError), trio.move_on_after(1, shield=True):
+                    await aio_as_trio(subscription.unsubscribe)()
+        return b""
+
+
+class _Refused(Exception):
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@contextmanager
+def _as_ours() -> Iterator[None]:
+    """:raises FleetUnavailable: for what nats-py raises"""
+    try:
+        yield
+    except (NatsError, OSError) as error:
+        raise FleetUnavailable(f"the fleet's NATS does not answer: {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _value(message: dict[str, Any]) -> bytes | None:
+    """Of a message as the server shows it."""
+    headers = base64.b64decode(message.get("hdrs", ""))
+    if f"{_REMOVED}:".encode() in headers or b"Nats-Marker-Reason:" in headers:
+        return None
+    return base64.b64decode(message.get("data", ""))
+
+
+def _entry(message: Msg, prefix: str) -> Entry:
+    headers = message.headers or {}
+    gone = _REMOVED in headers or "Nats-Marker-Reason" in headers
+    key, revision = message.subject.removeprefix(prefix), message.metadata.sequence.stream
+    return Entry(key, None if gone else bytes(message.data), revision)
+
+
+def client_context(directory: Path) -> ssl.SSLContext:
+    """What a member shows to others, and whom it believes. Blocking."""
+    context = ssl.create_default_context(cafile=str(directory / "ca.pem"))
+    context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
+    return as_tolerant_as_others(context)

@@ -1,0 +1,107 @@
+"""The runs' records at the broker: read, and changed by the steps of `ledger`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from supervisor.errors import FleetUnavailable, NotOwner
+from supervisor.fleet.engine import Conflict
+from supervisor.fleet.ledger import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.fleet.engine import Engine
+
+_TABLE = "runs"
+#: How long a run that is over stays on record.
+KEPT_S = 7 * 24 * 3600.0
+_RETRY_S = 0.5
+
+
+class Records:
+    """As one member has them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        #: Of runs that this host is about: the last record and its revision.
+        self._known: dict[str, tuple[Run, int]] = {}
+
+    async def create(self, run: Run) -> None:
+        """:raises Conflict: if there is such a run"""
+        try:
+            revision = await self._engine.create(_TABLE, run.id, run.encode())
+        except Conflict:
+            # The answer to a first try may have been lost.
+            if await self.read(run.id) != run:
+                raise
+        else:
+            self._known[run.id] = run, revision
+
+    async def read(self, run_id: str) -> Run:
+        """As the fleet has it now.
+
+        :raises NotOwner: if there is no such run
+        """
+        kept = await self._engine.get(_TABLE, run_id)
+        if kept is None or kept.value is None:
+            self.forget(run_id)
+            raise NotOwner(f"no run {run_id} is on the fleet's record")
+        try:
+            run = Run.decode(kept.value)
+        except ValueError as error:
+            raise FleetUnavailable(f"run {run_id}: {error}") from error
+        self._known[run_id] = run, kept.revision
+        return run
+
+    async def change(self, run_id: str, step: Callable[[Run], Run]) -> Run:
+        """Take a step from the record as it is, however often others are faster.
+
+        :raises NotOwner: if it is not allowed
+        """
+        while True:
+            if run_id not in self._known:
+                await self.read(run_id)
+            run, revision = self._known[run_id]
+            try:
+                changed = step(run)
+            except NotOwner:
+                # What we know may be old, or the answer to our own step was lost.
+                if await self.read(run_id) == run:
+                    raise
+                continue
+            if changed == run:
+                return run
+            try:
+                made = await self._engine.update(
+                    _TABLE,
+                    run_id,
+                    changed.encode(),
+                    revision,
+                    KEPT_S if changed.state.is_final else None,
+                )
+            except Conflict:
+                self.forget(run_id)
+                continue
+            except BaseException:
+                self.forget(run_id)  # whether it was changed nobody knows
+                raise
+            self._known[run_id] = changed, made
+            return changed
+
+    async def change_in_time(self, run_id: str, step: Callable[[Run], Run]) -> Run:
+        """The same, and wait for the broker for as long as it takes."""
+        while True:
+            try:
+                return await self.change(run_id, step)
+            except FleetUnavailable:
+                await trio.sleep(_RETRY_S)
+
+    def known(self, run_id: str) -> Run | None:
+        """As this host had it last."""
+        return self._known[run_id][0] if run_id in self._known else None
+
+    def forget(self, run_id: str) -> None:
+        self._known.pop(run_id, None)

@@ -1,0 +1,176 @@
+"""Runs that this host takes out of the queue, one at a time and only while it has room."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from supervisor.errors import FleetUnavailable, NotOwner
+from supervisor.fleet.engine import Conflict
+from supervisor.fleet.facts import HostFacts, Needs, lacks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from supervisor.fleet.engine import Engine, Message
+    from supervisor.fleet.ledger import Run
+    from supervisor.fleet.members import Members
+    from supervisor.fleet.owner import Owner
+    from supervisor.fleet.records import Records
+
+log = structlog.stdlib.get_logger()
+
+#: How long one question to the queue stays open.
+_PULL_S = 10.0
+#: How long the entry host has to send a run that it was told this host has.
+_ARRIVES_S = 10.0
+_CALL_S = 2.0
+_LOOK_S = 0.1
+_RETRY_S = 0.5
+_KIND_TTL_S = 7 * 24 * 3600.0
+
+
+@attrs.define(eq=False)
+class _Coming:
+    epoch: int
+    arrived: trio.Event = attrs.field(factory=trio.Event)
+    settled: trio.Event = attrs.field(factory=trio.Event)
+
+
+class Taking:
+    """This host as one that serves.
+
+    :param look: what it can do now
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        records: Records,
+        members: Members,
+        owner: Owner,
+        look: Callable[[], HostFacts],
+    ) -> None:
+        self._engine = engine
+        self._records = records
+        self._members = members
+        self._owner = owner
+        self._look = look
+        self._one_at_a_time = trio.Lock()
+        self._coming: dict[str, _Coming] = {}
+        self._asked: set[str] = set()
+
+    def takes_now(self, run: Run) -> bool:
+        """Whether this host would take the run at once, were it the next in the queue."""
+        facts = self._look()
+        return self._has_room(facts, run.needs) and not lacks(facts, run.needs)
+
+    def _has_room(self, facts: HostFacts, needs: Needs) -> bool:
+        has_number = not needs.tee or facts.tee.get(needs.tee, 0) > 0
+        return facts.room > 0 and has_number and not facts.draining and self._members.is_safe
+
+    async def tell_kind(self, needs: Needs) -> None:
+        """Have all hosts know of such runs."""
+        with suppress(Conflict):  # they do
+            await self._engine.create("kinds", needs.kind, needs.encode(), _KIND_TTL_S)
+
+    async def take_all(self) -> None:
+        """Take runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    async with self._engine.watch("kinds") as entries:
+                        async for entry in entries:
+                            if entry and entry.value and entry.key not in self._asked:
+                                needs = Needs.decode(entry.value)
+                                self._asked.add(entry.key)
+                                nursery.start_soon(self._take_kind, needs)
+                except (FleetUnavailable, ValueError) as error:
+                    log.debug("kinds of runs not heard of", problem=str(error))
+                await trio.sleep(_RETRY_S)
+
+    async def _take_kind(self, needs: Needs) -> None:
+        while True:
+            facts = self._look()
+            if lacks(facts, needs) or not self._has_room(facts, needs):
+                await trio.sleep(_LOOK_S)
+                continue
+            try:
+                rank = 0 if facts.template else 1
+                message = await self._engine.pull(needs.kind, _PULL_S, rank)
+                if message:
+                    async with self._one_at_a_time:
+                        await self._take(message, needs)
+            except FleetUnavailable as error:
+                log.debug("queue not reached", kind=needs.kind, problem=str(error))
+                await trio.sleep(_RETRY_S)
+
+    async def _take(self, message: Message, needs: Needs) -> None:
+        if not self._has_room(self._look(), needs):  # as it had when it asked
+            await self._engine.give_back(message)
+            await trio.sleep(_LOOK_S)
+            return
+        run_id, _, number = message.body.decode(errors="replace").partition(" ")
+        if not number.isdecimal():
+            log.error("a message of the queue cannot be read")
+            await self._engine.done(message)
+            return
+        queued_in = int(number)
+        try:
+            self._records.forget(run_id)
+            run = await self._records.change(
+                run_id, lambda run: run.claimed(self._members.name, queued_in)
+            )
+        except NotOwner:
+            self._records.forget(run_id)
+            await self._engine.done(message)  # it is another's, or nobody's any more
+            return
+        await self._engine.done(message)
+        await self._receive(run)
+
+    async def _receive(self, run: Run) -> None:
+        """Have the entry host send what it has, and wait until its VM is on record."""
+        coming = self._coming[run.id] = _Coming(run.epoch)
+        try:
+            said = await self._engine.call(
+                run.entry,
+                "claimed",
+                f"{run.id} {self._members.name} {run.epoch}".encode(),
+                _CALL_S,
+            )
+            if said == b"coming":
+                with trio.move_on_after(_ARRIVES_S):
+                    await coming.arrived.wait()
+            if coming.arrived.is_set():
+                await coming.settled.wait()
+                return
+        finally:
+            del self._coming[run.id]
+        log.info("nobody waits for a run", run=run.id, entry=run.entry)
+        await self._owner.give_up(run.id, run.epoch)
+
+    @contextmanager
+    def accepted(self, run_id: str, epoch: int) -> Iterator[None]:
+        """Within the body a run is being started that this host has, and no other is taken.
+
+        :raises NotOwner: if it does not have it
+        """
+        coming = self._coming.get(run_id)
+        if coming is None:
+            run = self._records.known(run_id)
+            # What a caller of this host has posted it may have taken at once.
+            if run is None or not run.is_of(self._members.name, epoch):
+                raise NotOwner(f"this host does not have run {run_id} in epoch {epoch}")
+            yield
+            return
+        if coming.epoch != epoch or coming.arrived.is_set():
+            raise NotOwner(f"this host does not wait for run {run_id} in epoch {epoch}")
+        coming.arrived.set()
+        try:
+            yield
+        finally:
+            coming.settled.set()

@@ -1,0 +1,79 @@
+"""Members of a fleet: supervisors with stand-ins for QEMU, each on its own host, and real NATS."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+import trio
+
+from tests.support.brokers import Brokers, open_brokers
+from tests.support.world import PATIENCE_S, World, open_world
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.support.guest import Apart
+
+
+@attrs.define
+class Fleet:
+    """Hosts by the members' names, and the broker."""
+
+    brokers: Brokers
+    worlds: dict[str, World]
+
+    @asynccontextmanager
+    async def serve(self, name: str, **settings: str) -> AsyncIterator[Apart]:
+        """A member, in a process of its own, once it is one. On leaving it stops in good order."""
+        world = self.worlds[name]
+        async with world.serve_apart(**self.brokers.settings(name), **settings) as supervisor:
+            with trio.fail_after(PATIENCE_S):
+                await supervisor.wait_said("member of the fleet")
+            yield supervisor
+            for _ in range(2):  # the second signal does not ask the guests
+                supervisor.process.send_signal(signal.SIGINT)
+            with trio.fail_after(PATIENCE_S):
+                assert await supervisor.process.wait() == 0
+
+    @asynccontextmanager
+    async def serve_both(self, **of_b: str) -> AsyncIterator[tuple[Apart, Apart]]:
+        """Members a and b, who know each other.
+
+        :param of_b: settings of b
+        """
+        async with self.serve("a") as a, self.serve("b", **of_b) as b:
+            with trio.fail_after(PATIENCE_S):
+                await a.wait_said("host joined", host="b")
+                await b.wait_said("host joined", host="a")
+            yield a, b
+
+
+@pytest.fixture(scope="session")
+def base_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty disk, made once."""
+    image = tmp_path_factory.mktemp("image") / "base.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
+    return image
+
+
+@pytest.fixture
+async def fleet(short_tmp: Path, base_image: Path) -> AsyncIterator[Fleet]:
+    """Two hosts, a and b."""
+    async with AsyncExitStack() as stack:
+        worlds = {}
+        for name in "ab":
+            (short_tmp / name).mkdir()
+            worlds[name] = await stack.enter_async_context(open_world(short_tmp / name))
+            shutil.copyfile(base_image, worlds[name].image)
+        brokers = await stack.enter_async_context(open_brokers(short_tmp / "fleet", "ab"))
+        yield Fleet(brokers, worlds)
+        for world in worlds.values():
+            assert world.free_again(), "a forwarded port is still in use"
+            assert not world.sockets(), "a QMP socket is left"
