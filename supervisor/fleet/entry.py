@@ -11,8 +11,9 @@ import structlog
 import trio
 
 from supervisor.errors import AtCapacity, FleetUnavailable, NoHost, NotOwner, RunLost
-from supervisor.fleet.facts import nobody_serves
+from supervisor.fleet.facts import Needs, nobody_serves
 from supervisor.fleet.ledger import Run, RunState
+from supervisor.fleet.members import LEASE_S, Members
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from supervisor.config import LimitsConfig
     from supervisor.fleet.engine import Engine
-    from supervisor.fleet.members import Members
     from supervisor.fleet.records import Records
     from supervisor.fleet.taking import Taking
 
@@ -50,6 +50,7 @@ class Claim:
 @attrs.define(eq=False)
 class _Posted:
     run: Run
+    waiters: int = 0
     changed: Signal = attrs.field(factory=Signal)
 
 
@@ -73,40 +74,65 @@ class Entry:
         self._turns: dict[str, trio.CapacityLimiter] = {}
         self._kinds: set[str] = set()
 
+    async def check(self, needs: Needs) -> None:
+        """
+        :raises NoHost: if no host could serve such a run
+        :raises AtCapacity: if too many wait already
+        """
+        with trio.move_on_after(LEASE_S):
+            await self._members.changed.until(lambda: self._members.complete)
+        if why := nobody_serves(self._members.hosts.values(), needs):
+            raise NoHost(f"no host of the fleet serves this run: {why}")
+        if len(self._posted) >= self._limits.queue + self._limits.max_vms:
+            raise AtCapacity(
+                f"{len(self._posted)} runs wait at this host",
+                advice="try again later, or at another host",
+                retry_after_s=self._retry_s,
+            )
+
+    @property
+    def _retry_s(self) -> int:
+        return max(1, round(self._limits.queue_timeout_s))
+
     @asynccontextmanager
     async def post(self, run: Run, owner: str) -> AsyncIterator[Posting]:
         """Put a run on record. If no host has it at the end of the body, none will.
 
         :param run: as queued, by this host
         :param owner: whose it is
-        :raises NoHost: if no host could serve it
         :raises FleetUnavailable: if it cannot be put on record
-        :raises AtCapacity: if too many wait already
         """
-        if why := nobody_serves(self._members.hosts.values(), run.needs):
-            raise NoHost(f"no host of the fleet serves this run: {why}")
-        if len(self._posted) >= self._limits.queue + self._limits.max_vms:
-            raise AtCapacity(
-                f"{len(self._posted)} runs wait at this host",
-                advice="try again later, or at another host",
-                retry_after_s=max(1, round(self._limits.queue_timeout_s)),
-            )
-        here = self._taking.takes_now(run)
-        if here:
+        if self._taking.takes_now(run):
             run = run.claimed(self._members.name, run.epoch)
-        posted = self._posted[run.id] = _Posted(run)
+        async with self._waiting(run) as posted:
+            await self._records.create_in_time(run)
+            yield Posting(self, posted, owner)
+
+    @asynccontextmanager
+    async def join(self, run: Run, owner: str) -> AsyncIterator[Posting]:
+        """Wait for a run that was posted before, here or to another host.
+
+        :param run: as it is on record
+        """
+        async with self._waiting(run) as posted:
+            yield Posting(self, posted, owner)
+
+    @asynccontextmanager
+    async def _waiting(self, run: Run) -> AsyncIterator[_Posted]:
+        posted = self._posted.setdefault(run.id, _Posted(run))
+        posted.waiters += 1
         try:
-            await self._records.create(run)
-            posting = Posting(self, posted, owner)
-            try:
-                yield posting
-            finally:
+            yield posted
+        finally:
+            posted.waiters -= 1
+            if not posted.waiters:
                 with trio.move_on_after(5, shield=True):
                     await self._withdraw(posted)
-        finally:
-            del self._posted[run.id]
-            if posted.run.owner != self._members.name:
-                self._records.forget(run.id)
+                # Unless it was posted again meanwhile.
+                if not posted.waiters:
+                    del self._posted[run.id]
+                    if posted.run.owner != self._members.name:
+                        self._records.forget(run.id)
 
     def claimed(self, run_id: str, host: str, epoch: int) -> bool:
         """A host says that it has a run. Whether it is waited for here."""
@@ -120,25 +146,28 @@ class Entry:
         return True
 
     async def _withdraw(self, posted: _Posted) -> None:
-        if posted.run.state is RunState.QUEUED:
+        run = posted.run
+        if run.state is RunState.QUEUED and run.entry == self._members.name:
             with suppress(NotOwner, FleetUnavailable):
                 # If a host has it by now, it hears from us that nobody waits.
                 await self._records.change(posted.run.id, Run.given_up)
 
     async def _wait_claimed(self, posted: _Posted, owner: str) -> Claim:
         if posted.run.state is RunState.QUEUED:
-            async with self._turn(owner):
-                with trio.move_on_after(self._limits.queue_timeout_s) as patience:
+            with trio.move_on_after(self._limits.queue_timeout_s) as patience:
+                async with self._turn(owner):
                     await self._wait_in_queue(posted)
             if patience.cancelled_caught:
                 raise AtCapacity(
                     f"no host had room within {self._limits.queue_timeout_s:g} s"
                     " (MANAGER_QUEUE_TIMEOUT)",
                     advice="end a VM, add a host, or try again later",
-                    retry_after_s=max(1, round(self._limits.queue_timeout_s)),
+                    retry_after_s=self._retry_s,
                 )
         run = posted.run
         facts = self._members.hosts.get(run.owner)
+        with trio.move_on_after(LEASE_S):  # it may be new to us
+            facts = await self._members.wait_known(run.owner)
         return Claim(run.id, run.owner, run.epoch, facts.address if facts else "")
 
     @asynccontextmanager
@@ -155,6 +184,9 @@ class Entry:
         reminders = 0
         while posted.run.state is RunState.QUEUED:
             claimed, run = posted.changed.next(), posted.run
+            if run.entry != self._members.name:
+                await self._wait_for_other(posted)
+                continue
             try:
                 await self._offer(run)
                 once = f"{run.id}:{run.epoch}:{reminders}"
@@ -168,6 +200,20 @@ class Entry:
             reminders += 1
             with suppress(FleetUnavailable):
                 await self._look(posted)
+
+    async def _wait_for_other(self, posted: _Posted) -> None:
+        """Of a run that was posted to another host as well, which has it in the queue."""
+        run = posted.run
+        if run.entry in self._members.hosts:
+            await trio.sleep(_RETRY_S)
+            with suppress(FleetUnavailable):
+                await self._look(posted)
+            return
+        with suppress(FleetUnavailable, NotOwner):
+            step = partial(_entered, self._members.name, run.entry)
+            posted.run = await self._records.change(run.id, step)
+            return
+        await trio.sleep(_RETRY_S)
 
     async def _offer(self, run: Run) -> None:
         """Have every host know that there are such runs."""
@@ -204,7 +250,9 @@ class Entry:
                     await trio.sleep(_RETRY_S)
                     break
                 if self._members.complete and self._members.is_safe:
-                    run = await self._records.change(claim.run_id, partial(_without, claim))
+                    run = await self._records.change(
+                        claim.run_id, partial(_without, claim, self._members.name)
+                    )
                     log.warning("host lost", host=claim.host, run=run.id, becomes=run.state)
                     break
             except (FleetUnavailable, NotOwner) as error:
@@ -218,8 +266,15 @@ class Entry:
             )
 
 
-def _without(claim: Claim, run: Run) -> Run:
-    return run.without_owner() if run.is_of(claim.host, claim.epoch) else run
+def _entered(entry: str, lost: str, run: Run) -> Run:
+    return run.entered(entry, lost)
+
+
+def _without(claim: Claim, entry: str, run: Run) -> Run:
+    """What becomes of a run that the host of the claim has, and is lost with. The entry host is the
+    one that asks.
+    """
+    return run.without_owner(entry) if run.is_of(claim.host, claim.epoch) else run
 
 
 class Posting:

@@ -24,6 +24,7 @@ from supervisor.errors import (
 )
 from supervisor.fleet.entry import Entry
 from supervisor.fleet.facts import HostFacts
+from supervisor.fleet.keys import Keys
 from supervisor.fleet.members import Members
 from supervisor.fleet.nats import NatsEngine, client_context
 from supervisor.fleet.owner import Owner
@@ -73,6 +74,7 @@ class Fleet:
         self.records = Records(self.engine)
         self.owner = Owner(self.records, self.members)
         self.taking = Taking(self.engine, self.records, self.members, self.owner, self.look)
+        self.keys = Keys(self.engine, self.records)
         self.entry = Entry(self.engine, self.records, self.members, self.taking, config.limits)
         self._config = config
         self._service: Service | None = None
@@ -150,7 +152,7 @@ class Fleet:
         """Be a member until cancelled."""
         self._service = service
         for vm in service.vms:
-            if vm.record.options.fleet_run and not vm.ended:
+            if vm.record.options.fleet_run:
                 self.follow(service, vm)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_again, service)
@@ -180,7 +182,7 @@ class Fleet:
         for vm in service.vms:
             if (vm.record.options.fleet_run, vm.record.options.epoch) == claim:
                 return vm
-        with self.taking.accepted(run_id, epoch):
+        async with self.taking.accepted(run_id, epoch):
             try:
                 vm = await service.submit(computation, options, caller)
             except (AtCapacity, Stopping) as error:
@@ -219,7 +221,7 @@ class Fleet:
 
     def follow(self, service: Service, vm: Vm) -> None:
         """Tell the fleet how the run of a VM ends."""
-        service.vms.spawn(self.owner.follow, vm)
+        service.vms.spawn(self.owner.follow, vm, service.vms)
 
     async def _answer(self) -> None:
         """Answer the others' calls, over each connection that there is."""

@@ -9,6 +9,7 @@ from     by                                       to
 ======== ======================================== ===================================
 queued   a host that has room                     owned by it, with the next epoch
 queued   the host whose caller waits              given up
+queued   another host, where it is posted again   queued, if the first one is lost
 owned    its owner, before the agent gets it      sent
 owned    its owner, that cannot                   queued, with the next epoch
 owned    another member, once the owner is lost   queued, with the next epoch
@@ -95,6 +96,17 @@ class Run:
             raise NotOwner(f"run {self.id} is {self._told}")
         return attrs.evolve(self, state=RunState.OWNED, owner=host, epoch=epoch + 1)
 
+    def entered(self, entry: str, lost: str) -> Run:
+        """It was posted again to another host, for the one that it was posted to is lost.
+
+        :raises NotOwner: if a host has it, or it is another's by now
+        """
+        if self.entry == entry:
+            return self
+        if self.state is not RunState.QUEUED or self.entry != lost:
+            raise NotOwner(f"run {self.id} is {self._told}")
+        return attrs.evolve(self, entry=entry)
+
     def given_up(self) -> Run:
         """:raises NotOwner: if a host has it"""
         if self.state not in (RunState.QUEUED, RunState.GIVEN_UP):
@@ -120,13 +132,16 @@ class Run:
             raise NotOwner(f"run {self.id} is {self._told}")
         return attrs.evolve(self, state=state, vm=vm)
 
-    def without_owner(self) -> Run:
-        """What becomes of it if its owner is lost; itself if nothing does."""
+    def without_owner(self, entry: str) -> Run:
+        """What becomes of it if its owner is lost; itself if nothing does.
+
+        :param entry: the host that has its computation, and asks
+        """
         if self.state is RunState.OWNED and self.moves:
-            return self._queued()
+            return attrs.evolve(self._queued(), entry=entry)
         if self.state is RunState.SENT:
             if self.repeats and self.moves:
-                return self._queued()
+                return attrs.evolve(self._queued(), entry=entry)
             return attrs.evolve(self, state=RunState.INTERRUPTED)
         return self
 

@@ -58,6 +58,15 @@ class Members:
         """Whether nobody can hold this host for lost yet."""
         return self._now() < self._safe_until
 
+    async def wait_known(self, name: str) -> HostFacts:
+        """What a host tells, once we have heard of it."""
+        await self.changed.until(lambda: name in self.hosts)
+        return self.hosts[name]
+
+    async def wait_lost(self, name: str) -> None:
+        """Return when a host's lease has ended."""
+        await self.changed.until(lambda: name not in self.hosts)
+
     async def keep_lease(self) -> None:
         """Tell the others what this host can do, until cancelled. Then the lease is given back."""
         told: tuple[object, ...] = ()
@@ -65,6 +74,7 @@ class Members:
         try:
             while True:
                 facts = self._look()
+                self.hosts[self.name] = facts
                 if facts.step != told or self._now() >= due:
                     told, due = facts.step, self._now() + _RENEW_S
                     try:
@@ -136,23 +146,25 @@ class Members:
         async with self._engine.watch("hosts") as entries:
             async for entry in entries:
                 if entry is None:
-                    for name in set(self.hosts) - seen:
+                    for name in set(self.hosts) - seen - {self.name}:
                         self._lost(name)
                     self.complete = True
                     self.changed.notify()
                     continue
+                if entry.key == self.name:
+                    continue  # we know better
                 facts = _read(entry.value) if entry.value is not None else None
                 if facts is None or facts.name != entry.key:
                     self._lost(entry.key)
                 else:
                     seen.add(entry.key)
-                    if entry.key not in self.hosts and entry.key != self.name:
+                    if entry.key not in self.hosts:
                         log.info("host joined", host=entry.key, at=facts.address)
                     self.hosts[entry.key] = facts
                 self.changed.notify()
 
     def _lost(self, name: str) -> None:
-        if self.hosts.pop(name, None) and name != self.name:
+        if self.hosts.pop(name, None):
             log.warning("host left or lost", host=name)
 
 

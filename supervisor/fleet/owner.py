@@ -67,8 +67,8 @@ class Owner:
             await self._records.change_in_time(run_id, step)
         self._records.forget(run_id)
 
-    async def follow(self, vm: Vm) -> None:
-        """Put on record how the run of a VM ended, if it was not answered."""
+    async def follow(self, vm: Vm, vms: Vms) -> None:
+        """Put on record how the run of a VM ended; its record goes with the VM."""
         await vm.until(lambda: vm.record.settled)
         record = vm.record
         relay = record.relay if record.relay in _STATES else RelayState.FAILED
@@ -78,6 +78,8 @@ class Owner:
         step = partial(_advance, self._members.name, record.options.epoch, state, vm.id)
         with suppress(NotOwner):  # another one has it, and says what became of it
             await self._records.change_in_time(record.options.fleet_run, step)
+            await vm.until(lambda: vm.id not in vms)
+            await self._records.remove_in_time(record.options.fleet_run)
         self._records.forget(record.options.fleet_run)
 
     async def fence(self, vms: Vms) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,6 +20,7 @@ _TABLE = "runs"
 #: How long a run that is over stays on record.
 KEPT_S = 7 * 24 * 3600.0
 _RETRY_S = 0.5
+_CREATE_S = 5.0
 
 
 class Records:
@@ -39,6 +41,15 @@ class Records:
                 raise
         else:
             self._known[run.id] = run, revision
+
+    async def create_in_time(self, run: Run) -> None:
+        """The same, and give the broker the time that it takes to choose another leader."""
+        with trio.move_on_after(_CREATE_S):
+            while True:
+                with suppress(FleetUnavailable):
+                    return await self.create(run)
+                await trio.sleep(_RETRY_S)
+        return await self.create(run)
 
     async def read(self, run_id: str) -> Run:
         """As the fleet has it now.
@@ -96,6 +107,19 @@ class Records:
         while True:
             try:
                 return await self.change(run_id, step)
+            except FleetUnavailable:
+                await trio.sleep(_RETRY_S)
+
+    async def remove_in_time(self, run_id: str) -> None:
+        """Remove a run that is over."""
+        while True:
+            try:
+                if run_id not in self._known:
+                    await self.read(run_id)
+                await self._engine.remove(_TABLE, run_id, self._known[run_id][1])
+                return
+            except Conflict:
+                self.forget(run_id)
             except FleetUnavailable:
                 await trio.sleep(_RETRY_S)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -12,12 +12,12 @@ import trio
 from supervisor.errors import FleetUnavailable, NotOwner
 from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import HostFacts, Needs, lacks
+from supervisor.fleet.ledger import Run, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from supervisor.fleet.engine import Engine, Message
-    from supervisor.fleet.ledger import Run
     from supervisor.fleet.members import Members
     from supervisor.fleet.owner import Owner
     from supervisor.fleet.records import Records
@@ -153,24 +153,22 @@ class Taking:
         log.info("nobody waits for a run", run=run.id, entry=run.entry)
         await self._owner.give_up(run.id, run.epoch)
 
-    @contextmanager
-    def accepted(self, run_id: str, epoch: int) -> Iterator[None]:
+    @asynccontextmanager
+    async def accepted(self, run_id: str, epoch: int) -> AsyncIterator[None]:
         """Within the body a run is being started that this host has, and no other is taken.
 
         :raises NotOwner: if it does not have it
         """
         coming = self._coming.get(run_id)
-        if coming is None:
-            run = self._records.known(run_id)
-            # What a caller of this host has posted it may have taken at once.
-            if run is None or not run.is_of(self._members.name, epoch):
-                raise NotOwner(f"this host does not have run {run_id} in epoch {epoch}")
-            yield
+        if coming and coming.epoch == epoch and not coming.arrived.is_set():
+            coming.arrived.set()
+            try:
+                yield
+            finally:
+                coming.settled.set()
             return
-        if coming.epoch != epoch or coming.arrived.is_set():
-            raise NotOwner(f"this host does not wait for run {run_id} in epoch {epoch}")
-        coming.arrived.set()
-        try:
-            yield
-        finally:
-            coming.settled.set()
+        # Taken at once where it was posted, or asked for again.
+        run = self._records.known(run_id) or await self._records.read(run_id)
+        if not run.is_of(self._members.name, epoch) or run.state is not RunState.OWNED:
+            raise NotOwner(f"this host does not have run {run_id} in epoch {epoch}")
+        yield

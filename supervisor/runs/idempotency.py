@@ -36,7 +36,7 @@ class IdempotencyKeys:
 
         :raises KeyReused: if the run with this key is another one
         """
-        key = options.idempotency_key
+        key = options.once
         if key is None:
             yield None
             return
@@ -59,8 +59,6 @@ class IdempotencyKeys:
     def _of(self, owner: str, key: str) -> Vm | None:
         # The latest: a removal that the disk refused leaves an older one with the same key.
         having = [
-            vm
-            for vm in self._vms
-            if vm.record.options.idempotency_key == key and vm.record.owner == owner
+            vm for vm in self._vms if vm.record.options.once == key and vm.record.owner == owner
         ]
         return having[-1] if having else None

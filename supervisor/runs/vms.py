@@ -363,6 +363,7 @@ class Vms:
         if self._by_id.pop(vm.id, None):
             await self.journal.remove(vm.id, vm.record.owner)
             self.templates.release(vm.id)
+            vm.notify()
 
     # --- the supervisor's own stop ----------------------------------------------------------
 

@@ -221,6 +221,11 @@ class RunOptions:
     epoch: int = 0
 
     @property
+    def once(self) -> str | None:
+        """What two runs of one owner have in common if they are one and the same."""
+        return f"{self.fleet_run} {self.epoch}" if self.fleet_run else self.idempotency_key
+
+    @property
     def technology(self) -> Technology | None:
         """What the VM is confidential by; None if it is a plain one."""
         return None if self.tee is Tee.NONE else Technology(self.tee)

@@ -31,12 +31,17 @@ class Fleet:
 
     @asynccontextmanager
     async def serve(self, name: str, **settings: str) -> AsyncIterator[Apart]:
-        """A member, in a process of its own, once it is one. On leaving it stops in good order."""
+        """A member, in a process of its own, once it is one.
+
+        On leaving it stops in good order, unless the test has killed it.
+        """
         world = self.worlds[name]
         async with world.serve_apart(**self.brokers.settings(name), **settings) as supervisor:
             with trio.fail_after(PATIENCE_S):
                 await supervisor.wait_said("member of the fleet")
             yield supervisor
+            if supervisor.process.returncode is not None:
+                return
             for _ in range(2):  # the second signal does not ask the guests
                 supervisor.process.send_signal(signal.SIGINT)
             with trio.fail_after(PATIENCE_S):

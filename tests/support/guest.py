@@ -88,14 +88,14 @@ class Apart:
         """The first line of the log with this message."""
         return next(line for line in self.log if line["message"] == message)
 
-    async def wait_said(self, message: str, **fields: Any) -> dict[str, Any]:
-        """A line of the log with this message and these fields, once there is one."""
+    async def wait_said(self, message: str, times: int = 1, **fields: Any) -> dict[str, Any]:
+        """The first line of the log with this message and these fields, once there are so many."""
 
         def found() -> list[dict[str, Any]]:
             wanted = {"message": message, **fields}
             return [line for line in self.log if wanted.items() <= line.items()]
 
-        await self._logged.until(lambda: bool(found()))
+        await self._logged.until(lambda: len(found()) >= times)
         return found()[0]
 
     async def run(self, computation: bytes = b"{}") -> dict[str, Any]:

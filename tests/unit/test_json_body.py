@@ -12,7 +12,7 @@ from quart_trio import QuartTrio
 from supervisor.api.http import json_body, problems, streamed_json
 from supervisor.api.http.connections import Exchange
 from supervisor.api.requests import RunRequest, ShutdownRequest
-from supervisor.caller import ANYBODY, Caller
+from supervisor.caller import ANYBODY
 from supervisor.config import CallersConfig
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ class Unasked(Exchange):
 
     def __init__(self, app: QuartTrio, scope: Any) -> None:
         super().__init__(cast("Door", None), app, scope)
-
-    def _caller(self) -> Caller:
-        return ANYBODY
+        self._caller = lambda: ANYBODY
 
 
 def an_app() -> QuartTrio:

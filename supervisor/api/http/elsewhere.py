@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -21,6 +22,7 @@ from supervisor.api.http import json_body
 from supervisor.config import RestartPolicy
 from supervisor.errors import HandedBack, InvalidRequest, MemberBroke, nearest
 from supervisor.fleet.ledger import Run
+from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
     import ssl
@@ -91,7 +93,13 @@ class Elsewhere:
             repeats=options.restart is not RestartPolicy.NEVER,
             moves=wanted.host is None or wanted.host.moves,
         )
-        async with self.fleet.entry.post(run, caller.name) as posting:
+        await self.fleet.entry.check(run.needs)
+        key, before = options.idempotency_key, None
+        if key is not None:
+            before = await self.fleet.keys.claim(run, caller.name, key, options.request_hash)
+        entry = self.fleet.entry
+        waiting = entry.join(before, caller.name) if before else entry.post(run, caller.name)
+        async with waiting as posting:
             while True:
                 claim = await posting.wait_claimed()
                 try:
@@ -123,7 +131,12 @@ class Elsewhere:
                 headers[name] = request.headers[name]
         body = json.dumps(wanted.to_json()).encode()
         token = self._sign(caller, claim.host, "POST", "/run", claim.run_id, claim.epoch)
-        answer = await self._send(claim.address, "POST", "/run", headers, body, token)
+        lost = partial(self.fleet.members.wait_lost, claim.host)
+        answer = None
+        async with move_on_when(lost):
+            answer = await self._send(claim.address, "POST", "/run", headers, body, token)
+        if answer is None:
+            raise MemberBroke(f"host {claim.host} is lost")
         if answer.status_code == 503 and _kind(answer) == "application/problem+json":
             problem = json.loads(await answer.aread())
             await answer.aclose()

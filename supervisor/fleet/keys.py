@@ -1,0 +1,78 @@
+"""Idempotency keys of all members: of two requests with one key, one is a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from supervisor.errors import KeyReused, NotOwner
+from supervisor.fleet.engine import Conflict
+from supervisor.fleet.ledger import RunState
+from supervisor.fleet.records import KEPT_S
+
+if TYPE_CHECKING:
+    from supervisor.fleet.engine import Engine
+    from supervisor.fleet.ledger import Run
+    from supervisor.fleet.records import Records
+
+_TABLE = "keys"
+#: A key comes before its run. If there is no such run after so long, there will be none.
+_RUN_COMES_S = 10.0
+_LOOK_S = 0.25
+
+
+class Keys:
+    """As one member has them. A key belongs to its owner, and is kept for seven days."""
+
+    def __init__(self, engine: Engine, records: Records) -> None:
+        self._engine = engine
+        self._records = records
+
+    async def claim(self, run: Run, owner: str, key: str, request_hash: str) -> Run | None:
+        """The run that had the key before; None if it is this one's now.
+
+        :param run: not on record yet
+        :param request_hash: of the request that has the key
+        :raises KeyReused: if the key belongs to another request
+        :raises FleetUnavailable: if the fleet's record does not answer
+        """
+        name = hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()
+        value = json.dumps({"run": run.id, "hash": request_hash, "at": time.time()}).encode()
+        while True:
+            try:
+                await self._engine.create(_TABLE, name, value, KEPT_S)
+                return None
+            except Conflict:
+                kept = await self._engine.get(_TABLE, name)
+            if kept is None or kept.value is None:
+                continue
+            if kept.value == value:
+                return None  # the answer to our own request was lost
+            found = json.loads(kept.value)
+            if found["hash"] != request_hash:
+                raise KeyReused(f"the idempotency key {key!r} belongs to another run")
+            before = await self._run(found["run"], found["at"])
+            if before and before.state is not RunState.GIVEN_UP:
+                return before
+            try:
+                await self._engine.update(_TABLE, name, value, kept.revision, KEPT_S)
+                return None
+            except Conflict:
+                continue  # another repetition was faster
+
+    async def _run(self, run_id: str, at: float) -> Run | None:
+        """None if it never was on record, or is not any more.
+
+        :param at: when its key was claimed, in seconds since 1970
+        """
+        while True:
+            try:
+                return await self._records.read(run_id)
+            except NotOwner:
+                if not 0 <= time.time() - at < _RUN_COMES_S:
+                    return None
+            await trio.sleep(_LOOK_S)

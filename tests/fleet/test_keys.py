@@ -1,0 +1,55 @@
+"""Idempotency keys in a fleet: one run, whichever members are asked, and however often."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tests.fleet.conftest import Fleet
+    from tests.support.guest import Apart
+
+BODY = {"computation": list(b"once")}
+
+
+async def post(member: Apart, key: str, body: object = BODY) -> httpx.Response:
+    return await member.http.post("/run", json=body, headers={"Idempotency-Key": key})
+
+
+async def test_a_request_that_is_repeated_at_another_member_is_the_same_run(fleet: Fleet) -> None:
+    async with fleet.serve_both() as (a, b):
+        first, second = await post(a, "k"), await post(b, "k")
+        assert first.status_code == second.status_code == 200, second.text
+        assert first.json() == second.json()
+        other = await post(b, "k", {"computation": [1]})
+        assert other.status_code == 409
+        assert other.json()["type"].endswith(":key-reused")
+        assert (await post(a, "another")).json()["id"] != first.json()["id"]
+
+
+async def test_requests_at_once_to_both_members_are_one_run(fleet: Fleet) -> None:
+    answers: list[httpx.Response] = []
+
+    async def ask(member: Apart) -> None:
+        answers.append(await post(member, "k"))
+
+    async with fleet.serve_both() as (a, b):
+        async with trio.open_nursery() as nursery:
+            for member in (a, b, a, b):
+                nursery.start_soon(ask, member)
+        assert [one.status_code for one in answers] == [200] * 4, [one.text for one in answers]
+        assert len({one.json()["id"] for one in answers}) == 1
+        vms = (await a.http.get("/vms")).json()["vms"]
+        assert len(vms) == 1
+
+
+async def test_a_key_is_free_again_once_its_vm_is_deleted(fleet: Fleet) -> None:
+    async with fleet.serve_both() as (a, b):
+        first = (await post(a, "k")).json()["id"]
+        assert (await b.http.delete(f"/vms/{first}")).status_code == 204
+        second = await post(b, "k")
+        assert second.status_code == 200, second.text
+        assert second.json()["id"] != first
