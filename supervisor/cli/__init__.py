@@ -30,6 +30,8 @@ _COMMANDS = {
     "console": "console:console",
     "events": "vms:events",
     "templates": "templates:templates",
+    "host": "host:host",
+    "fleet": "fleet:fleet",
     "token": "token:token",
     "image": "image:image",
     "doctor": "doctor:doctor",

@@ -313,6 +313,18 @@ class AsyncClient:
         """Guests that are booted once and then copied."""
         return cast("models.Templates", await self._get("/templates"))
 
+    async def hosts(self) -> models.Hosts:
+        """The hosts of the fleet."""
+        return cast("models.Hosts", await self._get("/hosts"))
+
+    async def drain_host(self) -> models.Drained:
+        """Have the host take no runs, and give back those that no agent has."""
+        return cast("models.Drained", await self._post("/host/drain", {}))
+
+    async def resume_host(self) -> models.Drained:
+        """Have the host take runs again."""
+        return cast("models.Drained", await self._post("/host/resume", {}))
+
     async def host(self) -> models.Host:
         """What the host can do for confidential guests."""
         return cast("models.Host", await self._get("/host"))

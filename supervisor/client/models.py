@@ -1,6 +1,6 @@
 """What bodies and answers have: made of openapi.yaml by scripts/client."""
 
-# c1f67ef09ef31ccb1cf63bafa267417abca38e7fd90c548b77461a350fac7321
+# 1fb17d905049323482d866df90de8d676ad01e5b608f27090c1e65e2cb5f69dc
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -68,20 +68,15 @@ class PartiesNow(TypedDict):
 ComputationItem: TypeAlias = int
 
 
-class RunRequest(TypedDict):
-    computation: str | list[ComputationItem]
-    ttl: NotRequired[str]
-    restart: NotRequired[Literal["never", "on-failure"]]
-    keep_disk: NotRequired[bool]
-    template: NotRequired[Literal["auto", "off", "require"]]
-    forwards: NotRequired[Literal["host", "none"]]
-    tee: NotRequired[Literal["auto", "none", "sev", "sev-es", "sev-snp", "tdx"]]
-    tee_policy: NotRequired[str]
-    attest: NotRequired[bool]
-    dh_cert: NotRequired[str]
-    session: NotRequired[str]
+class HostWanted(TypedDict):
+    """
+    what a run asks of the host that takes it, in a fleet
+    """
+
+    image: NotRequired[str]
+    memory: NotRequired[str]
     labels: NotRequired[Labels]
-    parties: NotRequired[Parties]
+    replace: NotRequired[Literal["auto", "never"]]
 
 
 class RunForm(TypedDict):
@@ -169,6 +164,7 @@ class Status(TypedDict):
 
 
 class Summary(TypedDict):
+    host: NotRequired[str]
     id: Id
     state: State
     reason: str
@@ -242,6 +238,7 @@ class Vm(TypedDict):
 class Page(TypedDict):
     vms: list[Summary]
     next: str | None
+    missing: NotRequired[list[str]]
 
 
 class EventBase(TypedDict):
@@ -459,6 +456,32 @@ class Templates(TypedDict):
     templates: list[Template]
 
 
+class FleetHost(TypedDict):
+    name: str
+    address: str
+    version: str
+    qemu: str
+    firmware: str
+    image: str | None
+    template: bool
+    tee: dict[str, int]
+    room: int
+    vms_free: int
+    memory_free_bytes: int
+    vcpus_free: int
+    vm_memory_bytes: int
+    vm_vcpus: int
+    labels: Labels
+    draining: bool
+    since: str
+
+
+class Drained(TypedDict):
+    host: str
+    draining: bool
+    vms: int
+
+
 class Computation(TypedDict):
     vm: Id
     state: str
@@ -533,6 +556,23 @@ class Problem(TypedDict):
     vm: NotRequired[str]
 
 
+class RunRequest(TypedDict):
+    computation: str | list[ComputationItem]
+    ttl: NotRequired[str]
+    restart: NotRequired[Literal["never", "on-failure"]]
+    keep_disk: NotRequired[bool]
+    template: NotRequired[Literal["auto", "off", "require"]]
+    forwards: NotRequired[Literal["host", "none"]]
+    tee: NotRequired[Literal["auto", "none", "sev", "sev-es", "sev-snp", "tdx"]]
+    tee_policy: NotRequired[str]
+    attest: NotRequired[bool]
+    dh_cert: NotRequired[str]
+    session: NotRequired[str]
+    labels: NotRequired[Labels]
+    parties: NotRequired[Parties]
+    host: NotRequired[HostWanted]
+
+
 class Answer(TypedDict):
     id: Id
     computation: str
@@ -577,6 +617,12 @@ Event: TypeAlias = (
 class Events(TypedDict):
     events: list[Event]
     next: str | None
+
+
+class Hosts(TypedDict):
+    self: str
+    reached: bool
+    hosts: list[FleetHost]
 
 
 class Host(TypedDict):

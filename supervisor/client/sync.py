@@ -3,7 +3,7 @@
 Made of aio.py by scripts/client, which has the documentation.
 """
 
-# b41187ff472d754b23dea014b30ae066c1ebf1fdd6b00828e83cf24ad530ac2f
+# 664eae560f6d04bee720533bab47206b0272db2ff79fdd9827289e2f4cf9d61d
 
 from __future__ import annotations
 
@@ -305,6 +305,18 @@ class Client:
     def templates(self) -> models.Templates:
         """Guests that are booted once and then copied."""
         return cast("models.Templates", self._get("/templates"))
+
+    def hosts(self) -> models.Hosts:
+        """The hosts of the fleet."""
+        return cast("models.Hosts", self._get("/hosts"))
+
+    def drain_host(self) -> models.Drained:
+        """Have the host take no runs, and give back those that no agent has."""
+        return cast("models.Drained", self._post("/host/drain", {}))
+
+    def resume_host(self) -> models.Drained:
+        """Have the host take runs again."""
+        return cast("models.Drained", self._post("/host/resume", {}))
 
     def host(self) -> models.Host:
         """What the host can do for confidential guests."""

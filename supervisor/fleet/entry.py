@@ -74,14 +74,17 @@ class Entry:
         self._turns: dict[str, trio.CapacityLimiter] = {}
         self._kinds: set[str] = set()
 
-    async def check(self, needs: Needs) -> None:
+    async def check(self, needs: Needs, *, tells_hosts: bool) -> None:
         """
+        :param tells_hosts: whether the caller may know what each host has
         :raises NoHost: if no host could serve such a run
         :raises AtCapacity: if too many wait already
         """
         with trio.move_on_after(LEASE_S):
             await self._members.changed.until(lambda: self._members.complete)
-        if why := nobody_serves(self._members.hosts.values(), needs):
+        if why := nobody_serves(
+            self._members.hosts.values(), needs, tells_hosts=tells_hosts
+        ):
             raise NoHost(f"no host of the fleet serves this run: {why}")
         if len(self._posted) >= self._limits.queue + self._limits.max_vms:
             raise AtCapacity(

@@ -31,6 +31,16 @@ class Needs:
     memory_bytes: int = 0
     labels: dict[str, str] = attrs.field(factory=dict)
 
+    def __str__(self) -> str:
+        asked = {
+            "tee": self.tee,
+            "image": self.image[:12],
+            "memory": f"{self.memory_bytes // _MIB}M" if self.memory_bytes else "",
+        }
+        words = [f"{name}={value}" for name, value in asked.items() if value]
+        words += [f"label {name}={value}" for name, value in self.labels.items()]
+        return ", ".join(words) or "room at all"
+
     @property
     def kind(self) -> str:
         """A word that runs with the same needs share."""
@@ -137,14 +147,19 @@ def lacks(facts: HostFacts, needs: Needs) -> list[str]:
     return found
 
 
-def nobody_serves(hosts: Iterable[HostFacts], needs: Needs) -> str:
-    """Why no host of these serves such a run; empty if one does."""
+def nobody_serves(hosts: Iterable[HostFacts], needs: Needs, *, tells_hosts: bool) -> str:
+    """Why no host of these serves such a run; empty if one does.
+
+    :param tells_hosts: whether who asks may know what each host has
+    """
     found = []
     for host in hosts:
         missing = lacks(host, needs)
         if not missing:
             return ""
         found.append(f"{host.name}: {', '.join(missing)}")
+    if not tells_hosts:
+        return f"none has {needs}"
     return "; ".join(found) or "no host is known"
 
 

@@ -13,8 +13,8 @@ from supervisor.caller import ANYBODY, Caller, KnownBy, Right, Role
         (Role.METRICS, {"metrics"}),
         (Role.READ, {"metrics", "see", "host"}),
         (Role.RUN, {"see", "run", "use"}),
-        (Role.OPERATE, {"metrics", "see", "run", "use", "templates", "host"}),
-        (Role.ADMIN, {"metrics", "see", "run", "use", "templates", "host"}),
+        (Role.OPERATE, {"metrics", "see", "run", "use", "templates", "host", "drain"}),
+        (Role.ADMIN, {"metrics", "see", "run", "use", "templates", "host", "drain"}),
     ],
 )
 def test_what_a_role_may(role: Role, rights: set[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from supervisor import config
 from supervisor.caller import Role
 from supervisor.config import (
+    Address,
     AgentDials,
     Auth,
     Config,
@@ -40,6 +41,22 @@ ROWS: list[tuple[str, str, Any, str, Any]] = [
     ("MANAGER_MEMORY_OVERCOMMIT", "limits.memory_overcommit", 1.0, "1.5", 1.5),
     ("MANAGER_VCPU_OVERCOMMIT", "limits.vcpu_overcommit", 16.0, "2", 2.0),
     ("MANAGER_QUEUE", "limits.queue", 16, "0", 0),
+    (
+        "MANAGER_FLEET",
+        "fleet.servers",
+        None,
+        "nats://10.0.0.1:4222, nats://[fd00::1]:4222",
+        ("nats://10.0.0.1:4222", "nats://[fd00::1]:4222"),
+    ),
+    ("MANAGER_FLEET_DIR", "fleet.directory", Path("/etc/qmp-supervisor/fleet"), "/f", Path("/f")),
+    ("MANAGER_FLEET_ADDRESS", "fleet.address", None, "[fd00::1]:9", Address("fd00::1", 9)),
+    (
+        "MANAGER_FLEET_LABELS",
+        "fleet.labels",
+        None,
+        "zone=a, rack=7",
+        {"zone": "a", "rack": "7"},
+    ),
     ("MANAGER_QUEUE_TIMEOUT", "limits.queue_timeout_s", 60.0, "PT2M", 120.0),
     ("MANAGER_TTL", "life.ttl_s", None, "PT1H30M", 5400.0),
     ("MANAGER_TTL_WARNING", "life.ttl_warning_s", 60.0, "5m", 300.0),

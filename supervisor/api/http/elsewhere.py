@@ -19,6 +19,7 @@ from quart import Response, request
 from supervisor.api import trace
 from supervisor.api.callers import current
 from supervisor.api.http import json_body
+from supervisor.caller import Right
 from supervisor.config import RestartPolicy
 from supervisor.errors import HandedBack, InvalidRequest, MemberBroke, nearest
 from supervisor.fleet.ledger import Run
@@ -93,7 +94,7 @@ class Elsewhere:
             repeats=options.restart is not RestartPolicy.NEVER,
             moves=wanted.host is None or wanted.host.moves,
         )
-        await self.fleet.entry.check(run.needs)
+        await self.fleet.entry.check(run.needs, tells_hosts=caller.may(Right.HOST))
         key, before = options.idempotency_key, None
         if key is not None:
             before = await self.fleet.keys.claim(run, caller.name, key, options.request_hash)

@@ -1,0 +1,198 @@
+"""What is decided about a fleet: which host serves what, and which step a run may take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+
+from supervisor.config import Address
+from supervisor.errors import InvalidRequest, NotOwner
+from supervisor.fleet import authority
+from supervisor.fleet.authority import Member
+from supervisor.fleet.facts import HostFacts, Needs, lacks, nobody_serves
+from supervisor.fleet.ledger import Run, RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+GIB = 2**30
+A = HostFacts(
+    name="a",
+    address="10.0.0.1:9022",
+    seat="s",
+    image="ab" * 32,
+    tee={"sev-snp": 3},
+    vms_free=4,
+    memory_free_bytes=8 * GIB,
+    vcpus_free=16,
+    vm_memory_bytes=2 * GIB,
+    vm_vcpus=4,
+    labels={"zone": "north"},
+)
+QUEUED = Run(id="r", entry="a", needs=Needs(), epoch=0)
+OWNED = QUEUED.claimed("b", 0)
+SENT = OWNED.advanced("b", 1, RunState.SENT, "vm")
+
+
+# --- facts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("needs", "missing"),
+    [
+        (Needs(), ""),
+        (Needs(tee="sev-snp", image="ab" * 32, memory_bytes=2 * GIB), ""),
+        (Needs(labels={"zone": "north"}), ""),
+        (Needs(tee="tdx"), "tee=tdx: it starts only sev-snp"),
+        (Needs(image="cd" * 32), "image=cdcdcdcdcdcd: its image is abababababab"),
+        (Needs(memory_bytes=4 * GIB), "memory=4096M: its VMs have 2048M"),
+        (Needs(labels={"zone": "south"}), "label zone=south: it has zone=north"),
+        (Needs(labels={"rack": "7"}), "label rack=7: it has no rack"),
+    ],
+)
+def test_what_a_host_lacks(needs: Needs, missing: str) -> None:
+    assert ", ".join(lacks(A, needs)) == missing
+
+
+def test_who_may_not_see_hosts_is_told_of_none() -> None:
+    needs = Needs(tee="tdx", labels={"zone": "south"})
+    assert nobody_serves([A], needs, tells_hosts=True).startswith("a: tee=tdx")
+    assert nobody_serves([A], needs, tells_hosts=False) == "none has tee=tdx, label zone=south"
+    assert nobody_serves([A], Needs(), tells_hosts=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "room"),
+    [
+        ({}, 4),
+        ({"vms_free": 3}, 3),
+        ({"memory_free_bytes": 5 * GIB}, 2),
+        ({"vcpus_free": 7}, 1),
+        ({"vcpus_free": 0}, 0),
+        ({"vm_memory_bytes": 0}, 0),
+    ],
+)
+def test_room(changes: dict[str, int], room: int) -> None:
+    assert attrs.evolve(A, **changes).room == room  # type: ignore[arg-type]
+
+
+def test_others_are_told_of_steps_and_not_of_each_run() -> None:
+    less = attrs.evolve(A, vms_free=5, memory_free_bytes=20 * GIB, vcpus_free=100)
+    assert less.room == 5
+    assert attrs.evolve(less, vms_free=4).step == less.step
+    assert attrs.evolve(less, vms_free=3).step != less.step
+    assert attrs.evolve(A, draining=True).step != A.step
+    assert attrs.evolve(A, tee={"sev-snp": 0}).step != A.step
+
+
+def test_facts_and_needs_are_read_as_they_were_written() -> None:
+    assert HostFacts.decode(A.encode()) == A
+    needs = Needs(tee="tdx", labels={"a": "b"})
+    assert Needs.decode(needs.encode()) == needs
+    assert needs.kind == Needs.decode(needs.encode()).kind != Needs().kind
+    # Of a later version: what is not known is left out.
+    assert Needs.decode(b'{"tee": "tdx", "new": 1}') == Needs(tee="tdx")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"7", b"{}", b'{"name": {}}', b"\xff", b"null"])
+def test_facts_that_are_none(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        HostFacts.decode(content)
+    with pytest.raises(ValueError, match=r".*"):
+        Run.decode(content)
+
+
+# --- the ledger -----------------------------------------------------------------------------
+
+
+def test_the_way_of_a_run() -> None:
+    assert (OWNED.owner, OWNED.epoch, OWNED.state) == ("b", 1, RunState.OWNED)
+    answered = SENT.advanced("b", 1, RunState.ANSWERED, "vm")
+    assert answered.vm == "vm"
+    assert Run.decode(answered.encode()) == answered
+    # Told twice, because the first answer was lost.
+    assert answered.advanced("b", 1, RunState.ANSWERED, "vm") == answered
+    assert OWNED.claimed("b", 0) == OWNED
+
+
+FORBIDDEN: list[Callable[[], Run]] = [
+    lambda: OWNED.claimed("c", 0),
+    lambda: QUEUED.claimed("c", 1),
+    lambda: OWNED.claimed("b", 1),
+    lambda: OWNED.given_up(),
+    lambda: OWNED.advanced("c", 1, RunState.SENT, ""),
+    lambda: OWNED.advanced("b", 2, RunState.SENT, ""),
+    lambda: SENT.handed_back("b", 1),
+    lambda: OWNED.handed_back("c", 1),
+    lambda: SENT.without_owner("a").advanced("b", 1, RunState.ANSWERED, "vm"),
+    lambda: OWNED.without_owner("a").advanced("b", 1, RunState.SENT, "vm"),
+    lambda: SENT.advanced("b", 1, RunState.ANSWERED, "").advanced("b", 1, RunState.SENT, ""),
+    lambda: OWNED.entered("c", "a"),
+    lambda: QUEUED.entered("c", "d"),
+]
+
+
+@pytest.mark.parametrize("step", FORBIDDEN, ids=range(len(FORBIDDEN)))
+def test_steps_that_are_not_allowed(step: Callable[[], Run]) -> None:
+    with pytest.raises(NotOwner):
+        step()
+
+
+def test_what_becomes_of_a_run_whose_owner_is_lost() -> None:
+    moved = OWNED.without_owner("c")
+    assert (moved.state, moved.owner, moved.epoch, moved.entry) == (RunState.QUEUED, "", 2, "c")
+    assert moved.claimed("d", 2).epoch == 3
+    assert SENT.without_owner("a").state is RunState.INTERRUPTED
+    assert attrs.evolve(SENT, repeats=True).without_owner("a").state is RunState.QUEUED
+    stays = attrs.evolve(OWNED, moves=False)
+    assert stays.without_owner("a") == stays
+    assert attrs.evolve(SENT, repeats=True, moves=False).without_owner("a").state.is_final
+    assert QUEUED.without_owner("a") == QUEUED
+
+
+def test_a_run_that_was_posted_again_elsewhere() -> None:
+    assert QUEUED.entered("c", "a").entry == "c"
+    assert QUEUED.entered("a", "x") == QUEUED
+
+
+# --- the files ------------------------------------------------------------------------------
+
+
+def test_files_of_members_stay_when_another_one_joins(tmp_path: Path) -> None:
+    a, b, c = (Member(name, Address(f"127.0.0.{at}", 9022)) for at, name in enumerate("abc", 1))
+    made = authority.make(tmp_path, [a, b], installed=tmp_path, store=tmp_path)
+    names = {name: {file.name for file in files} for name, files in made.items()}
+    always = {"ca.pem", "cert.pem", "key.pem", "fleet.env"}
+    assert names == {"a": always | {"nats.conf"}, "b": always}
+    assert (tmp_path / "a" / "key.pem").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "ca-key.pem").stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "a" / "ca-key.pem").exists()
+    again = authority.make(tmp_path, [a, b], installed=tmp_path, store=tmp_path)
+    assert again == {"a": [], "b": []}
+    more = authority.make(tmp_path, [a, b, c], installed=tmp_path, store=tmp_path)
+    assert {file.name for file in more["a"]} == {"fleet.env", "nats.conf"}
+    assert {file.name for file in more["c"]} == always | {"nats.conf"}
+    moved = attrs.evolve(b, address=Address("127.0.0.9", 9022))
+    other = authority.make(tmp_path, [a, moved, c], installed=tmp_path, store=tmp_path)
+    assert {file.name for file in other["b"]} >= {"cert.pem", "key.pem"}
+
+
+@pytest.mark.parametrize("name", ["", "A", "a.b", "-a", "a" * 64, "a b", "a>"])
+def test_names_that_are_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest):
+        authority.make(
+            tmp_path,
+            [Member(name, Address("127.0.0.1", 1))],
+            installed=tmp_path,
+            store=tmp_path,
+        )
+
+
+def test_members_that_are_alike(tmp_path: Path) -> None:
+    a, at = Member("a", Address("127.0.0.1", 1)), tmp_path
+    for other in (Member("a", Address("127.0.0.2", 1)), Member("b", a.address)):
+        with pytest.raises(InvalidRequest, match="two members"):
+            authority.make(tmp_path, [a, other], installed=at, store=at)
