@@ -44,6 +44,10 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    # One line for each request to another member says nothing that is not in the audit log.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # It warns of each TLS connection that its other end closes.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 def _in_order(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

@@ -82,9 +82,7 @@ class Entry:
         """
         with trio.move_on_after(LEASE_S):
             await self._members.changed.until(lambda: self._members.complete)
-        if why := nobody_serves(
-            self._members.hosts.values(), needs, tells_hosts=tells_hosts
-        ):
+        if why := nobody_serves(self._members.hosts.values(), needs, tells_hosts=tells_hosts):
             raise NoHost(f"no host of the fleet serves this run: {why}")
         if len(self._posted) >= self._limits.queue + self._limits.max_vms:
             raise AtCapacity(

@@ -238,10 +238,25 @@ class Fleet:
             case "claimed", [run_id, host, epoch] if epoch.isdecimal():
                 here = self.entry.claimed(run_id, host, int(epoch))
                 return b"coming" if here else b"gone"
+            case "left", [run_id, epoch] if epoch.isdecimal():
+                self._abandon(run_id, int(epoch))
             case "find", [vm_id]:
                 has = self._service is not None and any(vm.id == vm_id for vm in self._service.vms)
                 return self.name.encode() if has else b""
         return b""
+
+    def _abandon(self, run_id: str, epoch: int) -> None:
+        service = self._service
+        for vm in service.vms if service else ():
+            options = vm.record.options
+            is_it = (options.fleet_run, options.epoch) == (run_id, epoch)
+            if service and is_it and not (options.idempotency_key or vm.record.settled):
+                service.abandon(vm)
+
+    async def tell_left(self, host: str, run_id: str, epoch: int) -> None:
+        """Have another member end a run whose caller has left. It would find out by itself."""
+        with suppress(FleetUnavailable):
+            await self.engine.call(host, "left", f"{run_id} {epoch}".encode(), _FIND_S)
 
     async def find(self, vm_id: str) -> str | None:
         """The member that has a VM; None if none says so.

@@ -56,7 +56,7 @@ class Keys:
             if found["hash"] != request_hash:
                 raise KeyReused(f"the idempotency key {key!r} belongs to another run")
             before = await self._run(found["run"], found["at"])
-            if before and before.state is not RunState.GIVEN_UP:
+            if before and before.state not in (RunState.GIVEN_UP, RunState.REMOVED):
                 return before
             try:
                 await self._engine.update(_TABLE, name, value, kept.revision, KEPT_S)

@@ -15,7 +15,7 @@ owned    its owner, that cannot                   queued, with the next epoch
 owned    another member, once the owner is lost   queued, with the next epoch
 sent     its owner, before the caller gets it     answered
 sent     another member, once the owner is lost   interrupted, or queued if it may run again
-any      its owner                                failed, interrupted
+any      its owner                                failed, interrupted, removed with its VM
 ======== ======================================== ===================================
 """
 
@@ -41,6 +41,8 @@ class RunState(enum.StrEnum):
     INTERRUPTED = "interrupted"
     #: Its caller left, or had waited too long, before a host took it.
     GIVEN_UP = "given-up"
+    #: Its VM was deleted.
+    REMOVED = "removed"
 
     @property
     def is_final(self) -> bool:
@@ -131,6 +133,11 @@ class Run:
         if self.state.is_final and self.state is not state and not self.repeats:
             raise NotOwner(f"run {self.id} is {self._told}")
         return attrs.evolve(self, state=state, vm=vm)
+
+    def removed(self, host: str, epoch: int) -> Run:
+        """:raises NotOwner: if it is not this host's"""
+        self._check(host, epoch)
+        return attrs.evolve(self, state=RunState.REMOVED)
 
     def without_owner(self, entry: str) -> Run:
         """What becomes of it if its owner is lost; itself if nothing does.

@@ -42,6 +42,7 @@ log = structlog.stdlib.get_logger()
 #: What a broker answers within, a change of its leader included.
 _ANSWER_S = 4.0
 _RECONNECT_S = 0.25
+_LOOK_S = 0.02
 #: The server's numbers of errors. Source: server/errors.json of nats-server.
 _WRONG_LAST, _NO_MESSAGE, _EXISTS = {10071, 10164}, {10037}, {10058, 10013, 10148}
 #: How long the mark of a removed record stays, for those who watch.
@@ -252,7 +253,7 @@ class NatsEngine:
         self, table: str, key: str = ">"
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Entry | None]]:
         send, receive = trio.open_memory_channel[Entry | None](_MOST_WAITING)
-        prefix, told_all = f"fleet.{table}.", False
+        prefix = f"fleet.{table}."
 
         def put(entry: Entry | None) -> None:
             try:
@@ -263,12 +264,7 @@ class NatsEngine:
                 pass
 
         async def on_message(message: Msg) -> None:
-            nonlocal told_all
-            found = _entry(message, prefix)
-            put(found)
-            if not told_all and message.metadata.num_pending == 0:
-                told_all = True
-                put(None)
+            put(_entry(message, prefix))
 
         self._watchers.append(send)
         subscription = None
@@ -283,10 +279,8 @@ class NatsEngine:
                     ordered_consumer=True,
                     deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
                 )
-                info = await aio_as_trio(subscription.consumer_info)()
-            if info.num_pending == 0 and not info.delivered.consumer_seq and not told_all:
-                told_all = True
-                put(None)
+                await _wait_told(subscription)
+            put(None)
             yield receive
         finally:
             if send in self._watchers:
@@ -428,6 +422,17 @@ class NatsEngine:
                 with suppress(NatsError, OSError), trio.move_on_after(1, shield=True):
                     await aio_as_trio(subscription.unsubscribe)()
         return b""
+
+
+async def _wait_told(subscription: Any) -> None:
+    """Return when a new subscription has told of all that was there before."""
+    while True:
+        # The answer comes after all messages that were sent before it.
+        info = await aio_as_trio(subscription.consumer_info)()
+        if not info.num_pending and not subscription.pending_msgs:
+            await trio.lowlevel.checkpoint()
+            return
+        await trio.sleep(_LOOK_S)
 
 
 class _Refused(Exception):

@@ -79,7 +79,8 @@ class Owner:
         with suppress(NotOwner):  # another one has it, and says what became of it
             await self._records.change_in_time(record.options.fleet_run, step)
             await vm.until(lambda: vm.id not in vms)
-            await self._records.remove_in_time(record.options.fleet_run)
+            removed = partial(_removed, self._members.name, record.options.epoch)
+            await self._records.change_in_time(record.options.fleet_run, removed)
         self._records.forget(record.options.fleet_run)
 
     async def fence(self, vms: Vms) -> None:
@@ -107,6 +108,10 @@ class Owner:
 
 def _advance(host: str, epoch: int, state: RunState, vm: str, run: Run) -> Run:
     return run.advanced(host, epoch, state, vm)
+
+
+def _removed(host: str, epoch: int, run: Run) -> Run:
+    return run.removed(host, epoch)
 
 
 def _hand_back(host: str, epoch: int, run: Run) -> Run:

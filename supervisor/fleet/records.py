@@ -9,7 +9,7 @@ import trio
 
 from supervisor.errors import FleetUnavailable, NotOwner
 from supervisor.fleet.engine import Conflict
-from supervisor.fleet.ledger import Run
+from supervisor.fleet.ledger import Run, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 _TABLE = "runs"
 #: How long a run that is over stays on record.
 KEPT_S = 7 * 24 * 3600.0
+#: For requests that are on their way, and have its key.
+_REMOVED_S = 60.0
 _RETRY_S = 0.5
 _CREATE_S = 5.0
+
+
+def _kept_s(run: Run) -> float | None:
+    if run.state is RunState.REMOVED:
+        return _REMOVED_S
+    return KEPT_S if run.state.is_final else None
 
 
 class Records:
@@ -91,7 +99,7 @@ class Records:
                     run_id,
                     changed.encode(),
                     revision,
-                    KEPT_S if changed.state.is_final else None,
+                    _kept_s(changed),
                 )
             except Conflict:
                 self.forget(run_id)
@@ -107,19 +115,6 @@ class Records:
         while True:
             try:
                 return await self.change(run_id, step)
-            except FleetUnavailable:
-                await trio.sleep(_RETRY_S)
-
-    async def remove_in_time(self, run_id: str) -> None:
-        """Remove a run that is over."""
-        while True:
-            try:
-                if run_id not in self._known:
-                    await self.read(run_id)
-                await self._engine.remove(_TABLE, run_id, self._known[run_id][1])
-                return
-            except Conflict:
-                self.forget(run_id)
             except FleetUnavailable:
                 await trio.sleep(_RETRY_S)
 

@@ -108,16 +108,17 @@ class Service:
         try:
             await vm.wait_ran()
         except trio.Cancelled:
-            self._abandon(vm)
+            self.abandon(vm)
             raise
 
-    async def wait_answered(self, vm: Vm, options: RunOptions) -> None:
+    async def wait_answered(self, vm: Vm, options: RunOptions, patience_s: float = 0.0) -> None:
         """Return when the agent has answered the computation.
 
         If it fails, or is cancelled without an idempotency key to come back with, the VM is ended;
         what is known of the VM stays until it is deleted.
 
         :param options: what `submit` got
+        :param patience_s: how long it may be cancelled before somebody waits again
         :raises SupervisorError:
         """
         vm.waited_for += 1
@@ -126,7 +127,10 @@ class Service:
         except trio.Cancelled:
             vm.fresh_reply = None
             if not options.idempotency_key:
-                self._abandon(vm)
+                if patience_s:
+                    self.vms.spawn(self._abandon_later, vm, patience_s)
+                else:
+                    self.abandon(vm)
             raise
         finally:
             vm.waited_for -= 1
@@ -287,11 +291,17 @@ class Service:
             vm.request_end(EndMode.FORCE, EndCause.UNRECORDED, why)
             raise self.vms.unrecorded(vm.id, error) from error
         except BaseException:
-            self._abandon(vm)
+            self.abandon(vm)
             raise
         return vm if assigned else None
 
-    def _abandon(self, vm: Vm) -> None:
+    async def _abandon_later(self, vm: Vm, patience_s: float) -> None:
+        await trio.sleep(patience_s)
+        if not vm.waited_for:
+            self.abandon(vm)
+
+    def abandon(self, vm: Vm) -> None:
+        """End a VM whose caller is gone."""
         vm.request_end(EndMode.FORCE, EndCause.CALLER_LEFT, "its caller went away")
 
     async def measure(self, vm: Vm) -> None:

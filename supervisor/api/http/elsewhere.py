@@ -133,9 +133,18 @@ class Elsewhere:
         body = json.dumps(wanted.to_json()).encode()
         token = self._sign(caller, claim.host, "POST", "/run", claim.run_id, claim.epoch)
         lost = partial(self.fleet.members.wait_lost, claim.host)
-        answer = None
-        async with move_on_when(lost):
-            answer = await self._send(claim.address, "POST", "/run", headers, body, token)
+        answer, has_left = None, True
+        try:
+            async with move_on_when(lost):
+                answer = await self._send(claim.address, "POST", "/run", headers, body, token)
+            has_left = False
+        except MemberBroke:
+            has_left = False
+            raise
+        finally:
+            if has_left:
+                told = claim.host, claim.run_id, claim.epoch
+                self._service.vms.spawn(self.fleet.tell_left, *told)
         if answer is None:
             raise MemberBroke(f"host {claim.host} is lost")
         if answer.status_code == 503 and _kind(answer) == "application/problem+json":

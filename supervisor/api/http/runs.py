@@ -13,6 +13,7 @@ from supervisor.api.http import json_body, views, with_form
 from supervisor.api.requests import RunRequest
 from supervisor.caller import Right
 from supervisor.errors import InvalidRequest
+from supervisor.fleet.members import LEASE_S
 
 if TYPE_CHECKING:
     from supervisor.api.budget import Budget
@@ -41,7 +42,9 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
                 "Preference-Applied": "respond-async",
             }
             return {**views.summary(vm), "credential": vm.credential}, 202, headers
-        await service.wait_answered(vm, options)
+        # Another member's connection may break, and be made again for the same caller.
+        patience_s = LEASE_S if member and current().claim else 0.0
+        await service.wait_answered(vm, options, patience_s)
         reply = await vm.read_reply()
         return views.answer(vm, reply), 200, {"Server-Timing": views.server_timing(vm)}
 
