@@ -332,7 +332,7 @@ async def _serve_http(
             fleet, settings = member.fleet, _hypercorn(config)
             settings.per_caller = gate.connections()
             known = Hosts([fleet.address.host])
-            asked = attrs.evolve(member, elsewhere=None)
+            asked = attrs.evolve(member, asks=False)
             inner = create_app(service, instance_id, MemberDoor(fleet), gate, known, examine, asked)
             serve_members = partial(membership.serve_members, inner, settings)
             await nursery.start(serve_members, config.fleet.directory, for_members, over)

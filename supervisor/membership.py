@@ -14,7 +14,8 @@ import trio
 
 from supervisor.api.auth.files import Watched
 from supervisor.api.http.connections import serve
-from supervisor.api.http.elsewhere import Member, open_elsewhere
+from supervisor.api.http.elsewhere import open_elsewhere
+from supervisor.api.http.fleet_runs import FleetRuns, Member
 from supervisor.api.sockets import bind_tcp, check_pem
 from supervisor.errors import HostError
 from supervisor.tls import as_tolerant_as_others
@@ -83,10 +84,10 @@ async def open_member(fleet: Fleet | None, service: Service) -> AsyncIterator[Me
         yield None
         return
     tls = await trio.to_thread.run_sync(fleet.tls)
-    async with open_elsewhere(fleet, service, tls) as elsewhere, trio.open_nursery() as nursery:
+    async with open_elsewhere(fleet, tls) as elsewhere, trio.open_nursery() as nursery:
         nursery.start_soon(fleet.serve, service)
         try:
-            yield Member(fleet, elsewhere)
+            yield Member(fleet, elsewhere, FleetRuns(fleet, service, elsewhere))
         finally:
             nursery.cancel_scope.cancel()
 

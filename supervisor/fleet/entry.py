@@ -254,8 +254,9 @@ class Entry:
                     run = await self._records.change(
                         claim.run_id, partial(_without, claim, self._members.name)
                     )
-                    log.warning("host lost", host=claim.host, run=run.id, becomes=run.state)
-                    break
+                    if not run.is_of(claim.host, claim.epoch) or run.state.is_final:
+                        log.warning("host lost", host=claim.host, run=run.id, becomes=run.state)
+                        break  # else it waits for its host to come back
             except (FleetUnavailable, NotOwner) as error:
                 log.warning("run not found out about", run=claim.run_id, problem=str(error))
             await trio.sleep(_RETRY_S)

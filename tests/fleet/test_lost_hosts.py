@@ -165,3 +165,29 @@ async def test_a_caller_who_leaves_takes_the_run_along(fleet: Fleet) -> None:
             nursery.cancel_scope.cancel()
         with trio.fail_after(PATIENCE_S):
             await guest.until("end")
+
+
+async def test_runs_that_nobody_waits_for_run_elsewhere_too(fleet: Fleet) -> None:
+    """Of the one the host that was asked has a copy; of the other another host has one."""
+    fleet.worlds["b"].scenario(agent="none")
+    later = {"Prefer": "respond-async"}
+    async with fleet.serve("a", **ZONE) as a:
+        async with fleet.serve("b", **ZONE) as b:
+            await a.wait_said("host joined", host="b")
+            await b.wait_said("host joined", host="a")
+            await a.http.post("/host/drain")
+            for member in (a, b):
+                taken = await member.http.post("/run", json=SOUTH, headers=later)
+                assert taken.status_code == 202, taken.text
+            await a.http.post("/host/resume")
+            assert not (await a.http.get("/vms?host=self")).json()["vms"]
+            await b.kill()
+        with trio.fail_after(PATIENCE_S):
+            await a.wait_said("answered", times=2)
+        assert len((await a.http.get("/vms?host=self")).json()["vms"]) == 2
+        async with fleet.serve("b", **ZONE):
+            for _ in range(2):
+                guest = await fleet.worlds["b"].guest()
+                with trio.fail_after(PATIENCE_S):
+                    await guest.until("end")
+                assert guest.count("Run") == 0

@@ -17,6 +17,7 @@ from supervisor.api.http import (
     compute,
     console,
     events,
+    fleet_runs,
     host,
     json_body,
     logs,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from supervisor.api.auth.door import Door, MemberDoor
     from supervisor.api.gate import Gate
-    from supervisor.api.http.elsewhere import Member
+    from supervisor.api.http.fleet_runs import Member
     from supervisor.api.http.host import Examine
     from supervisor.api.http.web_pages import Hosts
     from supervisor.runs.service import Service
@@ -159,6 +160,8 @@ def create_app(
         page.blueprint(),
     ):
         app.register_blueprint(blueprint)
+    if member and not member.asks:
+        app.register_blueprint(fleet_runs.blueprint(member, service))
     for rule in app.url_map.iter_rules():
         if rule.methods and rule.endpoint in _CHANGED_BY_GET:
             rule.methods.discard("HEAD")
@@ -179,14 +182,8 @@ def create_app(
         check(rights[request.url_rule.endpoint])
         await json_body.check_type(app.view_functions[request.url_rule.endpoint])
 
-    if member and member.elsewhere:
-        elsewhere = member.elsewhere
-
-        @app.before_request
-        async def ask_member() -> Any:
-            """A VM that is not here may be another member's; the checks above come first."""
-            vm_id = (request.view_args or {}).get("vm_id")
-            return None if vm_id is None or vm_id in service.vms else await elsewhere.answer(vm_id)
+    if member and member.asks:
+        _ask_others(app, service, member)
 
     @app.before_websocket
     async def check_sender_of_websocket() -> None:
@@ -198,6 +195,18 @@ def create_app(
                 check(rights[websocket.url_rule.endpoint])
 
     return app
+
+
+def _ask_others(app: QuartTrio, service: Service, member: Member) -> None:
+    """Have requests for VMs that are not here answered by the members that have them."""
+
+    @app.before_request
+    async def ask_member() -> Any:
+        """The checks before it have passed."""
+        vm_id = (request.view_args or {}).get("vm_id")
+        if vm_id is None or vm_id in service.vms:
+            return None
+        return await member.elsewhere.answer(vm_id)
 
 
 def _is_page() -> bool:

@@ -1,11 +1,9 @@
-"""What other members of the fleet serve: runs that they take, and their VMs."""
+"""What other members of the fleet answer, asked in the name of the present caller."""
 
 from __future__ import annotations
 
 import json
-import uuid
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -19,23 +17,14 @@ from quart import Response, request
 from supervisor.api import trace
 from supervisor.api.callers import current
 from supervisor.api.http import json_body
-from supervisor.caller import Right
-from supervisor.config import RestartPolicy
-from supervisor.errors import HandedBack, InvalidRequest, MemberBroke, nearest
-from supervisor.fleet.ledger import Run
-from supervisor.waiting import move_on_when
+from supervisor.errors import InvalidRequest, MemberBroke, nearest
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
 
-    from supervisor.api.requests import RunRequest
     from supervisor.caller import Caller
-    from supervisor.fleet.entry import Claim
     from supervisor.fleet.fleet import Fleet
-    from supervisor.runs.service import Service
-    from supervisor.state.record import RunOptions
-    from supervisor.vm.vm import Vm
 
 log = structlog.stdlib.get_logger()
 
@@ -60,102 +49,30 @@ _ANSWERED = (
 
 
 @attrs.frozen
-class Member:
-    """What a server knows of the fleet.
+class Asked:
+    """One request to another member.
 
-    :param elsewhere: what asks the other members; None on the server that they ask
+    :param caller: in whose name
+    :param target: path and query
+    :param content: the body, or what it is read from
+    :param claim: of the run that it is about: its id, and the epoch
     """
 
-    fleet: Fleet
-    elsewhere: Elsewhere | None
+    caller: Caller
+    method: str
+    target: str
+    headers: dict[str, str] = attrs.field(factory=dict)
+    content: Any = b""
+    request_id: str = ""
+    claim: tuple[str, int] = ("", 0)
 
 
 class Elsewhere:
     """This member as a client of the others."""
 
-    def __init__(self, fleet: Fleet, service: Service, client: httpx.AsyncClient) -> None:
+    def __init__(self, fleet: Fleet, client: httpx.AsyncClient) -> None:
         self.fleet = fleet
-        self._service = service
         self._client = client
-
-    # --- runs -------------------------------------------------------------------------------
-
-    async def run(self, wanted: RunRequest, options: RunOptions, *, waits: bool) -> Vm | Response:
-        """Have a host run a computation. It may be this one: then the VM.
-
-        :param waits: whether the caller waits for the agent's answer
-        :raises SupervisorError:
-        """
-        caller = current()
-        run = Run(
-            id=str(uuid.uuid4()),
-            entry=self.fleet.name,
-            needs=wanted.needs(),
-            repeats=options.restart is not RestartPolicy.NEVER,
-            moves=wanted.host is None or wanted.host.moves,
-        )
-        await self.fleet.entry.check(run.needs, tells_hosts=caller.may(Right.HOST))
-        key, before = options.idempotency_key, None
-        if key is not None:
-            before = await self.fleet.keys.claim(run, caller.name, key, options.request_hash)
-        entry = self.fleet.entry
-        waiting = entry.join(before, caller.name) if before else entry.post(run, caller.name)
-        async with waiting as posting:
-            while True:
-                claim = await posting.wait_claimed()
-                try:
-                    if claim.host == self.fleet.name:
-                        return await self._here(claim, wanted, options, caller, waits)
-                    return await self._there(claim, wanted, caller)
-                except HandedBack as error:
-                    log.info("run handed back", run=run.id, host=claim.host, problem=str(error))
-                    await posting.handed_back()
-                except MemberBroke as error:
-                    log.warning("member broke", run=run.id, host=claim.host, problem=str(error))
-                    await posting.after_break(claim)
-
-    async def _here(
-        self, claim: Claim, wanted: RunRequest, options: RunOptions, caller: Caller, waits: bool
-    ) -> Vm:
-        service = self._service
-        vm = await self.fleet.start(
-            wanted.computation, options, caller, (claim.run_id, claim.epoch)
-        )
-        if waits:
-            await service.wait_answered(vm, options)
-        return vm
-
-    async def _there(self, claim: Claim, wanted: RunRequest, caller: Caller) -> Response:
-        headers = {"Content-Type": "application/json"}
-        for name in ("Prefer", "Idempotency-Key"):
-            if name in request.headers:
-                headers[name] = request.headers[name]
-        body = json.dumps(wanted.to_json()).encode()
-        token = self._sign(caller, claim.host, "POST", "/run", claim.run_id, claim.epoch)
-        lost = partial(self.fleet.members.wait_lost, claim.host)
-        answer, has_left = None, True
-        try:
-            async with move_on_when(lost):
-                answer = await self._send(claim.address, "POST", "/run", headers, body, token)
-            has_left = False
-        except MemberBroke:
-            has_left = False
-            raise
-        finally:
-            if has_left:
-                told = claim.host, claim.run_id, claim.epoch
-                self._service.vms.spawn(self.fleet.tell_left, *told)
-        if answer is None:
-            raise MemberBroke(f"host {claim.host} is lost")
-        if answer.status_code == 503 and _kind(answer) == "application/problem+json":
-            problem = json.loads(await answer.aread())
-            await answer.aclose()
-            if problem.get("type") == _HANDED_BACK:
-                raise HandedBack(str(problem.get("detail", "")))
-            return Response(json.dumps(problem), 503, content_type="application/problem+json")
-        return _passed_on(answer)
-
-    # --- VMs --------------------------------------------------------------------------------
 
     async def answer(self, vm_id: str) -> Response | None:
         """What the member answers that has a VM; None if none says that it has it."""
@@ -199,8 +116,8 @@ class Elsewhere:
     async def _ask_json(self, name: str, target: str) -> dict[str, Any]:
         """:raises ValueError: if it answers with something else"""
         facts = self.fleet.members.hosts[name]
-        token = self._sign(current(), name, "GET", target)
-        answer = await self._send(facts.address, "GET", target, {}, b"", token)
+        asked = Asked(current(), "GET", target, request_id=trace.present().id)
+        answer = await self.send(name, facts.address, asked)
         content = await answer.aread()
         await answer.aclose()
         if answer.status_code != HTTPStatus.OK:
@@ -215,33 +132,28 @@ class Elsewhere:
         """
         facts = self.fleet.members.hosts[name]
         headers = {one: request.headers[one] for one in _ASKED if one in request.headers}
-        token = self._sign(current(), name, method, target)
-        return _passed_on(await self._send(facts.address, method, target, headers, content, token))
+        asked = Asked(current(), method, target, headers, content, trace.present().id)
+        return passed_on(await self.send(name, facts.address, asked))
 
-    def _sign(
-        self, caller: Caller, to: str, method: str, target: str, run_id: str = "", epoch: int = 0
-    ) -> str:
-        return self.fleet.identity.sign(caller, to, method, target, run_id, epoch)
+    async def send(self, name: str, address: str, asked: Asked) -> httpx.Response:
+        """What a member answers, as soon as its headers are here. Whoever asks closes it.
 
-    async def _send(
-        self,
-        address: str,
-        method: str,
-        target: str,
-        headers: dict[str, str],
-        content: Any,
-        token: str,
-    ) -> httpx.Response:
-        headers |= {"Authorization": f"Bearer {token}", "X-Request-Id": trace.present().id}
-        asked = self._client.build_request(
-            method, f"https://{address}{target}", headers=headers, content=content
+        :raises MemberBroke:
+        """
+        identity, target = self.fleet.identity, asked.target
+        token = identity.sign(asked.caller, name, asked.method, target, *asked.claim)
+        headers = {"Authorization": f"Bearer {token}", "X-Request-Id": asked.request_id}
+        request = self._client.build_request(
+            asked.method,
+            f"https://{address}{target}",
+            headers=asked.headers | headers,
+            content=asked.content,
         )
         try:
-            return await self._client.send(asked, stream=True)
-        except httpx.TransportError as error:
-            raise MemberBroke(
-                f"the member at {address}: {error or type(error).__name__}"
-            ) from error
+            return await self._client.send(request, stream=True)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            problem = str(error) or type(error).__name__
+            raise MemberBroke(f"the member {name} at {address}: {problem}") from error
 
 
 def _target(without: str = "") -> str:
@@ -254,12 +166,7 @@ def _target(without: str = "") -> str:
     return f"{path}?{query}" if query else path
 
 
-def _kind(answer: httpx.Response) -> str:
-    kind: str = answer.headers.get("content-type", "")
-    return kind.partition(";")[0]
-
-
-def _passed_on(answer: httpx.Response) -> Response:
+def passed_on(answer: httpx.Response) -> Response:
     """The other member's answer as ours, piece by piece."""
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -277,9 +184,7 @@ def _passed_on(answer: httpx.Response) -> Response:
 
 
 @asynccontextmanager
-async def open_elsewhere(
-    fleet: Fleet, service: Service, tls: ssl.SSLContext
-) -> AsyncIterator[Elsewhere]:
+async def open_elsewhere(fleet: Fleet, tls: ssl.SSLContext) -> AsyncIterator[Elsewhere]:
     """:param tls: what this member shows to the others, and whom it believes"""
     async with httpx.AsyncClient(
         verify=tls,
@@ -287,4 +192,4 @@ async def open_elsewhere(
         timeout=httpx.Timeout(None, connect=_CONNECT_S),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=50),
     ) as client:
-        yield Elsewhere(fleet, service, client)
+        yield Elsewhere(fleet, client)

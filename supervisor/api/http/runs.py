@@ -17,7 +17,7 @@ from supervisor.fleet.members import LEASE_S
 
 if TYPE_CHECKING:
     from supervisor.api.budget import Budget
-    from supervisor.api.http.elsewhere import Member
+    from supervisor.api.http.fleet_runs import Member
     from supervisor.runs.service import Service
     from supervisor.state.record import RunOptions
     from supervisor.vm.vm import Vm
@@ -59,8 +59,8 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
             caller = current()
             if member and caller.claim:
                 vm = await member.fleet.start(wanted.computation, options, caller, caller.claim)
-            elif member and member.elsewhere:
-                found = await member.elsewhere.run(wanted, options, waits=not _prefers_async())
+            elif member and member.asks:
+                found = await member.runs.run(wanted, options, waits=not _prefers_async())
                 if isinstance(found, Response):
                     return found
                 vm = found

@@ -17,7 +17,8 @@ from supervisor.vm import control
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from supervisor.api.http.elsewhere import Elsewhere, Member
+    from supervisor.api.http.elsewhere import Elsewhere
+    from supervisor.api.http.fleet_runs import Member
     from supervisor.runs.service import Service
     from supervisor.vm.vm import Vm
 
@@ -29,7 +30,7 @@ def blueprint(service: Service, member: Member | None) -> Blueprint:
     @needs(Right.SEE)
     async def list_vms() -> Any:
         here = await _of_this_host(service, member)
-        return await _of_all(member.elsewhere, here) if member and member.elsewhere else here
+        return await _of_all(member.elsewhere, here) if member and member.asks else here
 
     @routes.get("/<vm_id>")
     @needs(Right.SEE)
