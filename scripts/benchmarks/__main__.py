@@ -6,6 +6,7 @@ scripts/bench bodies [--posts 8] [--json FILE]
 scripts/bench data [--megabytes 2000] [--json FILE]
 scripts/bench consoles [--vms 50] [--json FILE]
 scripts/bench runs [--runs 20000] [--json FILE]
+scripts/bench fleet [--rounds 200] [--seconds 20] [--servers 1] [--json FILE]
 scripts/bench floors [--seconds 4] [--turns 5] [--json FILE]
 scripts/bench campaign [--cold 200] [--clones 1000] [--at-once 1] [--record FILE]
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 
-from scripts.benchmarks import bodies, campaign, consoles, data, floors, runs, scale, start
+from scripts.benchmarks import bodies, campaign, consoles, data, fleet, floors, runs, scale, start
 
 
 def main() -> None:
@@ -31,6 +32,7 @@ def main() -> None:
         ("data", data),
         ("consoles", consoles),
         ("runs", runs),
+        ("fleet", fleet),
         ("floors", floors),
         ("campaign", campaign),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import structlog
 import trio
 
 from supervisor.errors import AtCapacity, FleetUnavailable, NoHost, NotOwner, RunLost
-from supervisor.fleet.facts import Needs, nobody_serves
+from supervisor.fleet.facts import Needs, narrowed, nobody_serves
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.members import LEASE_S, Members
 from supervisor.waiting import Signal
@@ -29,6 +30,8 @@ log = structlog.stdlib.get_logger()
 #: A message may be lost, or its receiver: after so long another one is sent.
 _REMIND_S = 15.0
 _RETRY_S = 0.5
+#: Well before a kind of runs is forgotten.
+_TELL_AGAIN_S = 3600.0
 #: Runs of one owner that this host has in the queue at a time. The rest of them wait here, so that
 #: one owner's thousand does not come before another's first.
 _AT_ONCE = 8
@@ -72,7 +75,8 @@ class Entry:
         self._limits = limits
         self._posted: dict[str, _Posted] = {}
         self._turns: dict[str, trio.CapacityLimiter] = {}
-        self._kinds: set[str] = set()
+        #: When each was told of last, on trio's clock.
+        self._kinds: dict[str, float] = {}
 
     async def check(self, needs: Needs, *, tells_hosts: bool) -> None:
         """
@@ -189,9 +193,11 @@ class Entry:
                 await self._wait_for_other(posted)
                 continue
             try:
-                await self._offer(run)
+                # Anew each time: another host may have come that serves it.
+                needs = narrowed(run.needs, self._members.hosts.values())
+                await self._offer(needs)
                 once = f"{run.id}:{run.epoch}:{reminders}"
-                await self._engine.enqueue(run.needs.kind, f"{run.id} {run.epoch}".encode(), once)
+                await self._engine.enqueue(needs.kind, f"{run.id} {run.epoch}".encode(), once)
                 pause_s = _REMIND_S
             except FleetUnavailable:
                 pause_s = _RETRY_S
@@ -216,14 +222,14 @@ class Entry:
             return
         await trio.sleep(_RETRY_S)
 
-    async def _offer(self, run: Run) -> None:
+    async def _offer(self, needs: Needs) -> None:
         """Have every host know that there are such runs."""
-        kind = run.needs.kind
-        if kind in self._kinds:
+        now = trio.current_time()
+        if now - self._kinds.get(needs.kind, -math.inf) < _TELL_AGAIN_S:
             return
-        await self._engine.offer(kind)
-        await self._taking.tell_kind(run.needs)
-        self._kinds.add(kind)
+        await self._engine.offer(needs.kind)
+        await self._taking.tell_kind(needs)
+        self._kinds[needs.kind] = now
 
     async def _look(self, posted: _Posted) -> None:
         """What the record says, whatever we were told."""

@@ -147,6 +147,27 @@ def lacks(facts: HostFacts, needs: Needs) -> list[str]:
     return found
 
 
+def narrowed(needs: Needs, hosts: Iterable[HostFacts]) -> Needs:
+    """What all hosts that serve such a run have in common.
+
+    A host that has all of it serves the run as well. So there are no more kinds of runs than there
+    are kinds of hosts, whatever callers ask for.
+    """
+    serving = [host for host in hosts if not lacks(host, needs)]
+    if not serving:
+        return needs
+    labels = set(serving[0].labels.items())
+    for host in serving:
+        labels &= set(host.labels.items())
+    images = {host.image for host in serving}
+    return attrs.evolve(
+        needs,
+        memory_bytes=min(host.vm_memory_bytes for host in serving),
+        labels=dict(sorted(labels)),
+        image=images.pop() if len(images) == 1 else needs.image,
+    )
+
+
 def nobody_serves(hosts: Iterable[HostFacts], needs: Needs, *, tells_hosts: bool) -> str:
     """Why no host of these serves such a run; empty if one does.
 

@@ -241,7 +241,7 @@ class Fleet:
             case "left", [run_id, epoch] if epoch.isdecimal():
                 self._abandon(run_id, int(epoch))
             case "find", [vm_id]:
-                has = self._service is not None and any(vm.id == vm_id for vm in self._service.vms)
+                has = self._service is not None and vm_id in self._service.vms
                 return self.name.encode() if has else b""
         return b""
 

@@ -17,7 +17,7 @@ from supervisor.fleet.ledger import Run, RunState
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from supervisor.fleet.engine import Engine, Message
+    from supervisor.fleet.engine import Engine, Entry, Message
     from supervisor.fleet.members import Members
     from supervisor.fleet.owner import Owner
     from supervisor.fleet.records import Records
@@ -31,7 +31,7 @@ _ARRIVES_S = 10.0
 _CALL_S = 2.0
 _LOOK_S = 0.1
 _RETRY_S = 0.5
-_KIND_TTL_S = 7 * 24 * 3600.0
+_KIND_TTL_S = 24 * 3600.0
 
 
 @attrs.define(eq=False)
@@ -62,7 +62,7 @@ class Taking:
         self._look = look
         self._one_at_a_time = trio.Lock()
         self._coming: dict[str, _Coming] = {}
-        self._asked: set[str] = set()
+        self._asking: dict[str, trio.CancelScope] = {}
 
     def takes_now(self, run: Run) -> bool:
         """Whether this host would take the run at once, were it the next in the queue."""
@@ -74,9 +74,15 @@ class Taking:
         return facts.room > 0 and has_number and not facts.draining and self._members.is_safe
 
     async def tell_kind(self, needs: Needs) -> None:
-        """Have all hosts know of such runs."""
-        with suppress(Conflict):  # they do
-            await self._engine.create("kinds", needs.kind, needs.encode(), _KIND_TTL_S)
+        """Have all hosts know of such runs, for a day."""
+        told = "kinds", needs.kind, needs.encode()
+        try:
+            await self._engine.create(*told, _KIND_TTL_S)
+        except Conflict:
+            kept = await self._engine.get("kinds", needs.kind)
+            with suppress(Conflict):  # somebody else tells it now
+                if kept:
+                    await self._engine.update(*told, kept.revision, _KIND_TTL_S)
 
     async def take_all(self) -> None:
         """Take runs until cancelled."""
@@ -85,29 +91,42 @@ class Taking:
                 try:
                     async with self._engine.watch("kinds") as entries:
                         async for entry in entries:
-                            if entry and entry.value and entry.key not in self._asked:
-                                needs = Needs.decode(entry.value)
-                                self._asked.add(entry.key)
-                                nursery.start_soon(self._take_kind, needs)
-                except (FleetUnavailable, ValueError) as error:
+                            if entry:
+                                self._hear(entry, nursery)
+                except FleetUnavailable as error:
                     log.debug("kinds of runs not heard of", problem=str(error))
                 await trio.sleep(_RETRY_S)
 
-    async def _take_kind(self, needs: Needs) -> None:
-        while True:
-            facts = self._look()
-            if lacks(facts, needs) or not self._has_room(facts, needs):
-                await trio.sleep(_LOOK_S)
-                continue
+    def _hear(self, entry: Entry, nursery: trio.Nursery) -> None:
+        """Of a kind of runs that there is, or that nobody has asked for in a long time."""
+        if entry.value is None:
+            if scope := self._asking.pop(entry.key, None):
+                scope.cancel()
+        elif entry.key not in self._asking:
             try:
-                rank = 0 if facts.template else 1
-                message = await self._engine.pull(needs.kind, _PULL_S, rank)
-                if message:
-                    async with self._one_at_a_time:
-                        await self._take(message, needs)
-            except FleetUnavailable as error:
-                log.debug("queue not reached", kind=needs.kind, problem=str(error))
-                await trio.sleep(_RETRY_S)
+                needs = Needs.decode(entry.value)
+            except ValueError as error:
+                log.error("a kind of runs cannot be read", problem=str(error))
+                return
+            scope = self._asking[entry.key] = trio.CancelScope()
+            nursery.start_soon(self._take_kind, entry.key, needs, scope)
+
+    async def _take_kind(self, kind: str, needs: Needs, scope: trio.CancelScope) -> None:
+        with scope:
+            while True:
+                facts = self._look()
+                if lacks(facts, needs) or not self._has_room(facts, needs):
+                    await trio.sleep(_LOOK_S)
+                    continue
+                try:
+                    rank = 0 if facts.template else 1
+                    message = await self._engine.pull(kind, _PULL_S, rank)
+                    if message:
+                        async with self._one_at_a_time:
+                            await self._take(message, needs)
+                except FleetUnavailable as error:
+                    log.debug("queue not reached", kind=kind, problem=str(error))
+                    await trio.sleep(_RETRY_S)
 
     async def _take(self, message: Message, needs: Needs) -> None:
         if not self._has_room(self._look(), needs):  # as it had when it asked

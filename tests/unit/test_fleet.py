@@ -11,7 +11,7 @@ from supervisor.config import Address
 from supervisor.errors import InvalidRequest, NotOwner
 from supervisor.fleet import authority
 from supervisor.fleet.authority import Member
-from supervisor.fleet.facts import HostFacts, Needs, lacks, nobody_serves
+from supervisor.fleet.facts import HostFacts, Needs, lacks, narrowed, nobody_serves
 from supervisor.fleet.ledger import Run, RunState
 
 if TYPE_CHECKING:
@@ -55,6 +55,25 @@ SENT = OWNED.advanced("b", 1, RunState.SENT, "vm")
 )
 def test_what_a_host_lacks(needs: Needs, missing: str) -> None:
     assert ", ".join(lacks(A, needs)) == missing
+
+
+def test_there_are_no_more_kinds_of_runs_than_of_hosts() -> None:
+    b = attrs.evolve(A, name="b", vm_memory_bytes=4 * GIB, labels={"zone": "north", "rack": "7"})
+    hosts = [A, b]
+    small = {narrowed(Needs(memory_bytes=size), hosts).kind for size in range(1, 2 * GIB, GIB // 3)}
+    assert len(small) == 1
+    assert narrowed(Needs(labels={"zone": "north"}), hosts).kind in small
+    # What only one of them has comes with all else that it has.
+    alike = [
+        Needs(memory_bytes=3 * GIB),
+        Needs(labels={"rack": "7"}),
+        Needs(labels={"rack": "7", "zone": "north"}, memory_bytes=1),
+    ]
+    assert len({narrowed(needs, hosts).kind for needs in alike}) == 1
+    for needs in alike:
+        assert not lacks(b, narrowed(needs, hosts))
+        assert lacks(A, narrowed(needs, hosts))
+    assert narrowed(Needs(tee="tdx"), hosts) == Needs(tee="tdx")
 
 
 def test_who_may_not_see_hosts_is_told_of_none() -> None:
