@@ -5,25 +5,35 @@ from __future__ import annotations
 import math
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 import structlog
 import trio
 
-from supervisor.errors import AtCapacity, FleetUnavailable, NoHost, NotOwner, RunLost
+from supervisor.errors import (
+    AtCapacity,
+    FleetUnavailable,
+    HandedBack,
+    MemberBroke,
+    NoHost,
+    NotOwner,
+    RunLost,
+)
 from supervisor.fleet.facts import Needs, narrowed, nobody_serves
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.members import LEASE_S, Members
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from supervisor.config import LimitsConfig
     from supervisor.fleet.engine import Engine
     from supervisor.fleet.records import Records
     from supervisor.fleet.taking import Taking
+
+T = TypeVar("T")
 
 log = structlog.stdlib.get_logger()
 
@@ -54,6 +64,7 @@ class Claim:
 class _Posted:
     run: Run
     waiters: int = 0
+    landed: bool = False
     changed: Signal = attrs.field(factory=Signal)
 
 
@@ -68,12 +79,14 @@ class Entry:
         taking: Taking,
         limits: LimitsConfig,
     ) -> None:
+        self.host = members.name
         self._engine = engine
         self._records = records
         self._members = members
         self._taking = taking
         self._limits = limits
         self._posted: dict[str, _Posted] = {}
+        self._withdrawn, self._to_withdraw = trio.open_memory_channel[Run](math.inf)
         self._turns: dict[str, trio.CapacityLimiter] = {}
         #: When each was told of last, on trio's clock.
         self._kinds: dict[str, float] = {}
@@ -131,13 +144,11 @@ class Entry:
         finally:
             posted.waiters -= 1
             if not posted.waiters:
-                with trio.move_on_after(5, shield=True):
-                    await self._withdraw(posted)
-                # Unless it was posted again meanwhile.
-                if not posted.waiters:
-                    del self._posted[run.id]
-                    if posted.run.owner != self._members.name:
-                        self._records.forget(run.id)
+                del self._posted[run.id]
+                if posted.run.owner != self._members.name:
+                    self._records.forget(run.id)
+                if not posted.landed:
+                    self._withdrawn.send_nowait(posted.run)
 
     def claimed(self, run_id: str, host: str, epoch: int) -> bool:
         """A host says that it has a run. Whether it is waited for here."""
@@ -150,12 +161,13 @@ class Entry:
             posted.changed.notify()
         return True
 
-    async def _withdraw(self, posted: _Posted) -> None:
-        run = posted.run
-        if run.state is RunState.QUEUED and run.entry == self._members.name:
-            with suppress(NotOwner, FleetUnavailable):
-                # If a host has it by now, it hears from us that nobody waits.
-                await self._records.change(posted.run.id, Run.given_up)
+    async def withdraw_all(self) -> None:
+        """See that no host takes a run whose callers are gone, until cancelled."""
+        async for run in self._to_withdraw:
+            # If a host has it by now, it hears from us that nobody waits.
+            with suppress(NotOwner):
+                step = partial(_withdrawn, self._members.name, self._posted)
+                await self._records.change_in_time(run.id, step)
 
     async def _wait_claimed(self, posted: _Posted, owner: str) -> Claim:
         if posted.run.state is RunState.QUEUED:
@@ -236,8 +248,15 @@ class Entry:
         self._records.forget(posted.run.id)
         run = await self._records.read(posted.run.id)
         if run.state is RunState.GIVEN_UP:
-            raise FleetUnavailable(f"run {run.id} was given up by the host that had it")
+            run = await self._records.change(run.id, partial(_revived, self._members.name))
         posted.run = run
+
+    async def _after_hand_back(self, posted: _Posted) -> None:
+        """Its owner says that it does not have it any more."""
+        while True:
+            with suppress(FleetUnavailable):
+                return await self._look(posted)
+            await trio.sleep(_RETRY_S)
 
     async def _after_break(self, posted: _Posted, claim: Claim) -> None:
         """Find out what a run is that its owner has not answered.
@@ -274,6 +293,21 @@ class Entry:
             )
 
 
+def _withdrawn(entry: str, posted: dict[str, _Posted], run: Run) -> Run:
+    """
+    :raises NotOwner: if it was posted again meanwhile, or to another host
+    """
+    if run.entry != entry or run.id in posted:
+        raise NotOwner(f"run {run.id} is waited for")
+    if run.state is RunState.OWNED and run.owner == entry:
+        return run.advanced(entry, run.epoch, RunState.GIVEN_UP, "")
+    return run.given_up()
+
+
+def _revived(entry: str, run: Run) -> Run:
+    return run.revived(entry)
+
+
 def _entered(entry: str, lost: str, run: Run) -> Run:
     return run.entered(entry, lost)
 
@@ -293,17 +327,32 @@ class Posting:
         self._posted = posted
         self._owner = owner
 
-    async def wait_claimed(self) -> Claim:
-        """Return when a host has it.
+    async def land(
+        self, here: Callable[[Claim], Awaitable[T]], there: Callable[[Claim], Awaitable[T]]
+    ) -> tuple[Claim, T]:
+        """Have the run done by the host that takes it, whichever hosts are lost before.
 
-        :raises AtCapacity: if none has room in time
+        :param here: does it on this host
+        :param there: has another one do it
+        :returns: who has done it, and what that one returned
+        :raises AtCapacity: if no host has room in time
+        :raises RunLost: if it is over, and nobody knows how
         """
-        return await self._entry._wait_claimed(self._posted, self._owner)
-
-    async def handed_back(self) -> None:
-        """Its owner says that it does not have it any more."""
-        self._entry._records.forget(self._posted.run.id)
-        self._posted.run = await self._entry._records.read(self._posted.run.id)
+        while True:
+            claim = await self._entry._wait_claimed(self._posted, self._owner)
+            try:
+                does = here if claim.host == self._entry.host else there
+                # From here on that host sees to it, whatever becomes of its callers here.
+                self._posted.landed = True
+                return claim, await does(claim)
+            except HandedBack as error:
+                self._posted.landed = False
+                log.info("run handed back", run=claim.run_id, host=claim.host, problem=str(error))
+                await self._entry._after_hand_back(self._posted)
+            except MemberBroke as error:
+                self._posted.landed = False
+                log.warning("member broke", run=claim.run_id, host=claim.host, problem=str(error))
+                await self.after_break(claim)
 
     async def after_break(self, claim: Claim) -> None:
         """The connection to its owner broke: return if it is to be waited for again.

@@ -160,6 +160,7 @@ class Fleet:
             nursery.start_soon(self.members.watch)
             nursery.start_soon(self.owner.fence, service.vms)
             nursery.start_soon(self.taking.take_all)
+            nursery.start_soon(self.entry.withdraw_all)
             nursery.start_soon(self._answer)
 
     async def start(

@@ -10,6 +10,7 @@ from     by                                       to
 queued   a host that has room                     owned by it, with the next epoch
 queued   the host whose caller waits              given up
 queued   another host, where it is posted again   queued, if the first one is lost
+given up the host whose caller waits after all    queued, with the next epoch
 owned    its owner, before the agent gets it      sent
 owned    its owner, that cannot                   queued, with the next epoch
 owned    another member, once the owner is lost   queued, with the next epoch
@@ -115,6 +116,17 @@ class Run:
             raise NotOwner(f"run {self.id} is {self._told}")
         return attrs.evolve(self, state=RunState.GIVEN_UP)
 
+    def revived(self, entry: str) -> Run:
+        """It was given up by a host that could not reach the one where its caller waits.
+
+        :raises NotOwner: if it was not, or was posted to another host
+        """
+        if self.state is RunState.QUEUED:
+            return self
+        if self.state is not RunState.GIVEN_UP or self.entry != entry:
+            raise NotOwner(f"run {self.id} is {self._told}")
+        return self._queued()
+
     def handed_back(self, host: str, epoch: int) -> Run:
         """:raises NotOwner: if it is not this host's, or its agent may have it"""
         self._check(host, epoch)
@@ -130,7 +142,9 @@ class Run:
         :raises NotOwner: if it is not this host's, or is over
         """
         self._check(host, epoch)
-        if self.state.is_final and self.state is not state and not self.repeats:
+        # An answer that did not reach the owner's disk has reached nobody.
+        is_lost = self.state is RunState.ANSWERED and state is RunState.INTERRUPTED
+        if self.state.is_final and self.state is not state and not (self.repeats or is_lost):
             raise NotOwner(f"run {self.id} is {self._told}")
         return attrs.evolve(self, state=state, vm=vm)
 

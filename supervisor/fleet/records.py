@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from supervisor.fleet.engine import Engine
 
 _TABLE = "runs"
-#: How long a run that is over stays on record.
+#: How long a run that is over stays on record, and one whose agent has not got it yet.
 KEPT_S = 7 * 24 * 3600.0
 #: For requests that are on their way, and have its key.
 _REMOVED_S = 60.0
+#: Longer than any run waits. What a host put on record just before it was lost goes then.
+_QUEUED_S = 24 * 3600.0
 _RETRY_S = 0.5
 _CREATE_S = 5.0
 
@@ -28,7 +30,10 @@ _CREATE_S = 5.0
 def _kept_s(run: Run) -> float | None:
     if run.state is RunState.REMOVED:
         return _REMOVED_S
-    return KEPT_S if run.state.is_final else None
+    if run.state is RunState.QUEUED:
+        return _QUEUED_S
+    # A computation may take longer than anything here.
+    return None if run.state is RunState.SENT else KEPT_S
 
 
 class Records:
@@ -42,7 +47,7 @@ class Records:
     async def create(self, run: Run) -> None:
         """:raises Conflict: if there is such a run"""
         try:
-            revision = await self._engine.create(_TABLE, run.id, run.encode())
+            revision = await self._engine.create(_TABLE, run.id, run.encode(), _kept_s(run))
         except Conflict:
             # The answer to a first try may have been lost.
             if await self.read(run.id) != run:

@@ -64,6 +64,11 @@ class Taking:
         self._coming: dict[str, _Coming] = {}
         self._asking: dict[str, trio.CancelScope] = {}
 
+    @property
+    def busy(self) -> bool:
+        """Whether it waits for a run that it has claimed."""
+        return bool(self._coming)
+
     def takes_now(self, run: Run) -> bool:
         """Whether this host would take the run at once, were it the next in the queue."""
         facts = self._look()

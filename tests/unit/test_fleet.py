@@ -151,6 +151,8 @@ FORBIDDEN: list[Callable[[], Run]] = [
     lambda: SENT.advanced("b", 1, RunState.ANSWERED, "").advanced("b", 1, RunState.SENT, ""),
     lambda: OWNED.entered("c", "a"),
     lambda: QUEUED.entered("c", "d"),
+    lambda: OWNED.revived("a"),
+    lambda: QUEUED.given_up().revived("c"),
 ]
 
 
@@ -170,6 +172,13 @@ def test_what_becomes_of_a_run_whose_owner_is_lost() -> None:
     assert stays.without_owner("a") == stays
     assert attrs.evolve(SENT, repeats=True, moves=False).without_owner("a").state.is_final
     assert QUEUED.without_owner("a") == QUEUED
+
+
+def test_a_run_that_was_given_up_though_its_caller_waits() -> None:
+    given_up = OWNED.advanced("b", 1, RunState.GIVEN_UP, "")
+    assert given_up.revived("a").epoch == 2
+    with pytest.raises(NotOwner):
+        given_up.revived("a").advanced("b", 1, RunState.SENT, "")
 
 
 def test_a_run_that_was_posted_again_elsewhere() -> None:

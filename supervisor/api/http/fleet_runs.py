@@ -126,34 +126,23 @@ class FleetRuns:
             before = await self._fleet.keys.claim(run, caller.name, key, options.request_hash)
         waiting = entry.join(before, caller.name) if before else entry.post(run, caller.name)
         async with waiting as posting:
-            claim, found = await self._through(posting, posted)
+            claim, found = await self._land(posting, posted)
             if not waits and (not isinstance(found, Response) or found.status_code == 202):
                 await self._keep_copy(claim, posted)
             return found
 
-    async def _through(self, posting: Posting, posted: _Posted) -> tuple[Claim, Vm | Response]:
-        """The answer of the host that has the run, whichever hosts are lost before."""
-        while True:
-            claim = await posting.wait_claimed()
-            try:
-                if claim.host == self._fleet.name:
-                    return claim, await self._here(claim, posted)
-                return claim, await self._there(claim, posted)
-            except HandedBack as error:
-                log.info("run handed back", run=claim.run_id, host=claim.host, problem=str(error))
-                await posting.handed_back()
-            except MemberBroke as error:
-                log.warning("member broke", run=claim.run_id, host=claim.host, problem=str(error))
-                await posting.after_break(claim)
+    async def _land(self, posting: Posting, posted: _Posted) -> tuple[Claim, Vm | Response]:
+        here, there = partial(self._here, posted), partial(self._there, posted)
+        return await posting.land(here, there)
 
-    async def _here(self, claim: Claim, posted: _Posted) -> Vm:
+    async def _here(self, posted: _Posted, claim: Claim) -> Vm | Response:
         computation, taken = posted.wanted.computation, (claim.run_id, claim.epoch)
         vm = await self._fleet.start(computation, posted.options, posted.caller, taken)
         if posted.waits:
             await self._service.wait_answered(vm, posted.options)
         return vm
 
-    async def _there(self, claim: Claim, posted: _Posted) -> Response:
+    async def _there(self, posted: _Posted, claim: Claim) -> Vm | Response:
         lost = partial(self._fleet.members.wait_lost, claim.host)
         answer, has_left = None, posted.waits
         try:
@@ -223,7 +212,7 @@ class FleetRuns:
                 async with self._fleet.entry.join(run, posted.caller.name) as posting:
                     if run.owner:
                         await posting.after_break(Claim(run_id, run.owner, run.epoch, ""))
-                    _, found = await self._through(posting, posted)
+                    _, found = await self._land(posting, posted)
                 if isinstance(found, Response) and found.status_code != HTTPStatus.ACCEPTED:
                     log.warning("run not taken", run=run_id, status=found.status_code)
             except SupervisorError as error:

@@ -1,0 +1,366 @@
+"""A fleet of hosts whose QEMUs are sleeps: the real code of `supervisor.fleet`, on trio's clock.
+
+What each simulated agent received is on record, and a checker reads it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from supervisor.config import LimitsConfig
+from supervisor.config.settings import Seconds
+from supervisor.errors import (
+    FleetUnavailable,
+    HandedBack,
+    MemberBroke,
+    NotOwner,
+    SupervisorError,
+)
+from supervisor.fleet.entry import Claim, Entry
+from supervisor.fleet.facts import HostFacts, Needs
+from supervisor.fleet.ledger import Run, RunState
+from supervisor.fleet.members import Members
+from supervisor.fleet.owner import Owner
+from supervisor.fleet.records import Records
+from supervisor.fleet.taking import Taking
+from supervisor.state.record import RelayState, RunOptions
+from supervisor.waiting import Signal, move_on_when
+from tests.support.memory_engine import Broker, MemoryEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_GIB = 2**30
+#: Nobody is turned away in a simulation but by what is simulated.
+_LIMITS = LimitsConfig(max_vms=10_000, queue=1_000_000, queue_timeout_s=Seconds(600.0))
+
+
+class HostDied(Exception):
+    """The connection of a caller broke, because the host that it asked is gone."""
+
+
+@attrs.define
+class _Record:
+    options: RunOptions
+    relay: RelayState = RelayState.WAITING
+    answered: bool = False
+    ended: bool = False
+
+    @property
+    def settled(self) -> bool:
+        given_up = (RelayState.FAILED, RelayState.INTERRUPTED)
+        return self.answered or self.relay in given_up or self.ended
+
+
+class SimulatedVm:
+    """On its host's disk. It has of a `Vm` what the fleet asks of one."""
+
+    def __init__(self, name: str, run_id: str, epoch: int) -> None:
+        self.id = str(uuid.uuid4())
+        self.name = name
+        self.record = _Record(RunOptions(fleet_run=run_id, epoch=epoch))
+        self.failure: SupervisorError | None = None
+        self.changed = Signal()
+        self.scope = trio.CancelScope()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        await self.changed.until(condition)
+
+    def set(self, relay: RelayState, *, answered: bool = False) -> None:
+        self.record.relay = relay
+        self.record.answered |= answered
+        self.changed.notify()
+
+    def request_end(self, *_: object) -> None:
+        self.scope.cancel()
+        self.record.ended = True
+        self.changed.notify()
+
+
+class Disk(list[SimulatedVm]):
+    """A host's VMs. It has of `Vms` what the fleet asks of them."""
+
+    def __contains__(self, vm_id: object) -> bool:
+        return any(vm.id == vm_id for vm in self)
+
+
+@attrs.define
+class Outcome:
+    """What a caller was told: an answer, or the name of an error."""
+
+    run: str
+    told: str
+    waited_s: float
+
+
+class SimulatedHost:
+    """One. After `die` another object with the same name and disk takes its place."""
+
+    def __init__(self, fleet: SimulatedFleet, name: str, room: int, **facts: Any) -> None:
+        self.name = name
+        self.fleet = fleet
+        self.room = room
+        self.facts = facts
+        self.disk = Disk()
+        self.alive = False
+        self.gone = trio.Event()
+        self.scope = trio.CancelScope()
+        self.engine = MemoryEngine(fleet.broker)
+        self.members = Members(self.engine, name, self.look, trio.current_time)
+        self.records = Records(self.engine)
+        self.owner = fleet.owner(self.records, self.members)
+        self.taking = Taking(self.engine, self.records, self.members, self.owner, self.look)
+        self.entry = Entry(self.engine, self.records, self.members, self.taking, _LIMITS)
+        self.nursery: trio.Nursery
+
+    def look(self) -> HostFacts:
+        free = self.room - sum(not vm.record.settled for vm in self.disk)
+        return HostFacts(
+            name=self.name,
+            address=self.name,
+            seat=self.name,
+            vms_free=free,
+            memory_free_bytes=free * _GIB,
+            vcpus_free=free,
+            vm_memory_bytes=_GIB,
+            vm_vcpus=1,
+            draining=not self.alive,
+            **self.facts,
+        )
+
+    async def live(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until it dies. What an earlier one left on its disk is taken up."""
+        with self.scope:
+            async with trio.open_nursery() as self.nursery:
+                self.alive = True
+                for vm in self.disk:
+                    if vm.record.relay is RelayState.SENT and not vm.record.settled:
+                        vm.set(RelayState.INTERRUPTED)
+                    if not vm.record.settled:
+                        vm.scope = trio.CancelScope()
+                        self.nursery.start_soon(self._boot, vm)
+                    self.nursery.start_soon(self._follow, vm)
+                self.nursery.start_soon(self.members.keep_lease)
+                self.nursery.start_soon(self.members.watch)
+                self.nursery.start_soon(self.taking.take_all)
+                self.nursery.start_soon(self.entry.withdraw_all)
+                self.nursery.start_soon(self._fence)
+                async with self.engine.answering(self.name, self._on_call):
+                    task_status.started()
+                    await trio.sleep_forever()
+
+    def die(self) -> None:
+        self.alive = False
+        self.engine.cut()
+        self.gone.set()
+        self.scope.cancel()
+
+    async def _on_call(self, subject: str, body: bytes) -> bytes:
+        run_id, host, epoch = body.decode().split(" ")
+        assert subject == "claimed"
+        return b"coming" if self.entry.claimed(run_id, host, int(epoch)) else b"gone"
+
+    # --- runs -------------------------------------------------------------------------------
+
+    async def post(self, name: str, needs: Needs, owner: str) -> str:
+        """What its caller is answered.
+
+        :raises HostDied: if this host does, meanwhile
+        """
+        if not self.alive:
+            raise HostDied
+        async with move_on_when(self.gone.wait):
+            run = Run(id=str(uuid.uuid4()), entry=self.name, needs=needs)
+            self.fleet.runs[name] = run.id
+            await self.entry.check(needs, tells_hosts=True)
+            async with self.entry.post(run, owner) as posting:
+                there = partial(self._there, name)
+                _, answer = await posting.land(partial(self._here, name), there)
+                return answer
+        raise HostDied
+
+    async def _here(self, name: str, claim: Claim) -> str:
+        vm = await self._start(name, claim)
+        await vm.until(lambda: vm.record.settled)
+        if vm.failure:
+            raise vm.failure
+        if not vm.record.answered:
+            raise SupervisorError(f"its VM is {vm.record.relay}")
+        return f"answer of {vm.name}"
+
+    async def _there(self, name: str, claim: Claim) -> str:
+        other = self.fleet.hosts[claim.host]
+        if not other.alive or not self.fleet.linked(self.name, claim.host):
+            await trio.sleep(1)
+            raise MemberBroke(f"{claim.host} is not reached")
+        async with move_on_when(partial(self._broken, other)):
+            return await other._here(name, claim)
+        raise MemberBroke(f"{claim.host} broke")
+
+    async def _broken(self, other: SimulatedHost) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def wait(condition: Callable[[], Any]) -> None:
+                await condition()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait, other.gone.wait)
+            nursery.start_soon(wait, partial(self.members.wait_lost, other.name))
+            nursery.start_soon(wait, partial(self.fleet.wait_cut, self.name, other.name))
+
+    async def _start(self, name: str, claim: Claim) -> SimulatedVm:
+        for vm in self.disk:
+            options = vm.record.options
+            if (options.fleet_run, options.epoch) == (claim.run_id, claim.epoch):
+                return vm
+        async with self.taking.accepted(claim.run_id, claim.epoch):
+            if self.look().room < 1:
+                await self.owner.hand_back(claim.run_id, claim.epoch)
+                raise HandedBack("no room after all")
+            vm = SimulatedVm(name, claim.run_id, claim.epoch)
+            self.disk.append(vm)
+            self.nursery.start_soon(self._boot, vm)
+            self.nursery.start_soon(self._follow, vm)
+            return vm
+
+    async def _boot(self, vm: SimulatedVm) -> None:
+        """What a VM's task and its relay do."""
+        chance = self.fleet.broker.random
+        with vm.scope:
+            try:
+                await self._pass(chance.expovariate(1 / self.fleet.boot_s))
+                await self.owner.prove(vm, RelayState.SENT)  # type: ignore[arg-type]
+                vm.set(RelayState.SENT)
+                await self.engine.runs.wait()
+                self.fleet.received[vm.name] += 1
+                await self._pass(chance.expovariate(1 / self.fleet.compute_s))
+                await self.owner.prove(vm, RelayState.ANSWERED)  # type: ignore[arg-type]
+                vm.set(RelayState.ANSWERED, answered=True)
+            except NotOwner as error:
+                vm.failure = error
+                vm.set(RelayState.FAILED)
+
+    # Of a Vm and of Vms they have what is asked of them.
+
+    async def _follow(self, vm: SimulatedVm) -> None:
+        await self.owner.follow(vm, self.disk)  # type: ignore[arg-type]
+
+    async def _fence(self) -> None:
+        await self.owner.fence(self.disk)  # type: ignore[arg-type]
+
+    async def _pass(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        await self.engine.runs.wait()
+
+
+class SimulatedFleet:
+    """:ivar received: how many agents got each run's computation
+    :ivar runs: ids by the names of runs
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        boot_s: float = 2.0,
+        compute_s: float = 3.0,
+        owner: type[Owner] = Owner,
+    ) -> None:
+        self.broker = broker
+        self.boot_s = boot_s
+        self.compute_s = compute_s
+        self.owner = owner
+        self.hosts: dict[str, SimulatedHost] = {}
+        self.received: Counter[str] = Counter()
+        self.runs: dict[str, str] = {}
+        self.outcomes: list[Outcome] = []
+        self._cut: set[frozenset[str]] = set()
+        self._links = Signal()
+
+    async def add(self, name: str, room: int, **facts: Any) -> SimulatedHost:
+        host = self.hosts[name] = SimulatedHost(self, name, room, **facts)
+        await self.broker.nursery.start(host.live)
+        return host
+
+    async def revive(self, name: str) -> None:
+        before = self.hosts[name]
+        host = SimulatedHost(self, name, before.room, **before.facts)
+        host.disk = before.disk
+        self.hosts[name] = host
+        await self.broker.nursery.start(host.live)
+
+    # --- links between members ---
+
+    def cut(self, one: str, other: str) -> None:
+        self._cut.add(frozenset((one, other)))
+        self._links.notify()
+
+    def mend_links(self) -> None:
+        self._cut.clear()
+        self._links.notify()
+
+    def linked(self, one: str, other: str) -> bool:
+        return frozenset((one, other)) not in self._cut
+
+    async def wait_cut(self, one: str, other: str) -> None:
+        await self._links.until(lambda: not self.linked(one, other))
+
+    # --- callers ---
+
+    async def call(self, name: str, host: str, needs: Needs, owner: str = "") -> None:
+        """Post a run, and put on record what the caller is told."""
+        begun = trio.current_time()
+        try:
+            told = await self.hosts[host].post(name, needs, owner)
+        except HostDied:
+            told = "host died"
+        except SupervisorError as error:
+            told = type(error).__name__
+        self.outcomes.append(Outcome(name, told, trio.current_time() - begun))
+
+    async def check(self, posted: int) -> list[str]:
+        """What is not as it must be once all faults are mended and all callers told."""
+        wrong = [f"{name}: {count} agents" for name, count in self.received.items() if count > 1]
+        if len(self.outcomes) != posted:
+            wrong.append(f"{posted} runs were posted, {len(self.outcomes)} callers were told")
+        self.broker.lies = 0
+        reader = Records(MemoryEngine(self.broker))
+        for outcome in self.outcomes:
+            wrong += await self._wrong(outcome, reader)
+        for host in self.hosts.values():
+            if busy := [vm.name for vm in host.disk if not vm.record.settled]:
+                wrong.append(f"{host.name}: {busy} are not over")
+            if host.taking.busy:
+                wrong.append(f"{host.name} waits for runs that do not come")
+        return wrong
+
+    async def _wrong(self, outcome: Outcome, reader: Records) -> list[str]:
+        name = outcome.run
+        try:
+            run = await reader.read(self.runs.get(name, "none"))
+        except (NotOwner, FleetUnavailable):
+            return (
+                []
+                if outcome.told in ("NoHost", "FleetUnavailable", "host died")
+                else [f"{name}: {outcome.told}, and not on record"]
+            )
+        answered = outcome.told.startswith("answer")
+        found = []
+        if answered and (run.state is not RunState.ANSWERED or not self.received[name]):
+            found.append(f"{name}: its caller has an answer, and the record says {run.state}")
+        if answered and outcome.told != f"answer of {name}":
+            found.append(f"{name}: its caller has {outcome.told}")
+        if not answered and outcome.told != "host died" and run.state is RunState.ANSWERED:
+            found.append(f"{name}: answered on record, its caller was told {outcome.told}")
+        # What a host put on record just before it died nobody does.
+        has_vm = any(vm.name == name for host in self.hosts.values() for vm in host.disk)
+        is_left = outcome.told == "FleetUnavailable" and not has_vm
+        if not run.state.is_final and not is_left and outcome.told != "host died":
+            found.append(f"{name}: still {run.state}, its caller was told {outcome.told}")
+        return found
