@@ -280,6 +280,7 @@ class SimulatedFleet:
         self.received: Counter[str] = Counter()
         self.runs: dict[str, str] = {}
         self.outcomes: list[Outcome] = []
+        self.faults = 0
         self._cut: set[frozenset[str]] = set()
         self._links = Signal()
 
