@@ -282,7 +282,9 @@ class Entry:
                     if not run.is_of(claim.host, claim.epoch) or run.state.is_final:
                         log.warning("host lost", host=claim.host, run=run.id, becomes=run.state)
                         break  # else it waits for its host to come back
-            except (FleetUnavailable, NotOwner) as error:
+            except NotOwner as error:
+                raise RunLost(f"host {claim.host} did not answer, and {error}") from error
+            except FleetUnavailable as error:
                 log.warning("run not found out about", run=claim.run_id, problem=str(error))
             await trio.sleep(_RETRY_S)
         posted.run = run
@@ -313,9 +315,7 @@ def _entered(entry: str, lost: str, run: Run) -> Run:
 
 
 def _without(claim: Claim, entry: str, run: Run) -> Run:
-    """What becomes of a run that the host of the claim has, and is lost with. The entry host is the
-    one that asks.
-    """
+    """What becomes of a run that is lost with the host of the claim, if that one still has it."""
     return run.without_owner(entry) if run.is_of(claim.host, claim.epoch) else run
 
 
@@ -349,6 +349,9 @@ class Posting:
                 self._posted.landed = False
                 log.info("run handed back", run=claim.run_id, host=claim.host, problem=str(error))
                 await self._entry._after_hand_back(self._posted)
+            except FleetUnavailable:
+                self._posted.landed = False  # that host has not begun
+                raise
             except MemberBroke as error:
                 self._posted.landed = False
                 log.warning("member broke", run=claim.run_id, host=claim.host, problem=str(error))

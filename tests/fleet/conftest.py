@@ -37,8 +37,7 @@ class Fleet:
         """
         world = self.worlds[name]
         async with world.serve_apart(**self.brokers.settings(name), **settings) as supervisor:
-            with trio.fail_after(PATIENCE_S):
-                await supervisor.wait_said("member of the fleet")
+            await supervisor.wait_said("member of the fleet")
             yield supervisor
             if supervisor.process.returncode is not None:
                 return
@@ -54,9 +53,8 @@ class Fleet:
         :param of_b: settings of b
         """
         async with self.serve("a") as a, self.serve("b", **of_b) as b:
-            with trio.fail_after(PATIENCE_S):
-                await a.wait_said("host joined", host="b")
-                await b.wait_said("host joined", host="a")
+            await a.wait_said("host joined", host="b")
+            await b.wait_said("host joined", host="a")
             yield a, b
 
 

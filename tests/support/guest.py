@@ -12,6 +12,9 @@ from supervisor.waiting import Signal
 if TYPE_CHECKING:
     import httpx
 
+#: What a supervisor says within, even on a machine that is busy with other things.
+_PATIENCE_S = 60
+
 
 class Guest:
     """The test's side of one run of the stand-in."""
@@ -95,7 +98,8 @@ class Apart:
             wanted = {"message": message, **fields}
             return [line for line in self.log if wanted.items() <= line.items()]
 
-        await self._logged.until(lambda: len(found()) >= times)
+        with trio.fail_after(_PATIENCE_S):
+            await self._logged.until(lambda: len(found()) >= times)
         return found()[0]
 
     async def run(self, computation: bytes = b"{}") -> dict[str, Any]:
