@@ -1,0 +1,89 @@
+"""Hosts that are stopped or drained, callers who leave, and a broker that goes."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from tests.fleet.posting import SOUTH, ZONE, Posted, record_of
+from tests.support.world import PATIENCE_S
+
+if TYPE_CHECKING:
+    from tests.fleet.conftest import Fleet
+
+
+async def test_a_stopped_host_that_wakes_up_ends_what_became_anothers(fleet: Fleet) -> None:
+    fleet.worlds["b"].scenario(agent="none")
+    posted = Posted()
+    async with (
+        fleet.serve("a", **ZONE) as a,
+        fleet.serve("b", **ZONE) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await a.wait_said("host joined", host="b")
+        await a.http.post("/host/drain")
+        nursery.start_soon(posted.post, a, SOUTH)
+        guest = await fleet.worlds["b"].guest()
+        await a.http.post("/host/resume")
+        b.process.send_signal(signal.SIGSTOP)
+        try:
+            await a.wait_said("host lost", becomes="queued")
+        finally:
+            b.process.send_signal(signal.SIGCONT)
+        answer = await posted.answer()
+        assert answer.status_code == 200, answer.text
+        with trio.fail_after(PATIENCE_S):
+            await guest.until("end")
+        assert guest.count("Run") == 0
+
+
+async def test_draining_gives_back_what_no_agent_has(fleet: Fleet) -> None:
+    fleet.worlds["b"].scenario(agent="none")
+    posted = Posted()
+    async with (
+        fleet.serve("a", **ZONE) as a,
+        fleet.serve("b", **ZONE) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await a.wait_said("host joined", host="b")
+        await a.http.post("/host/drain")
+        nursery.start_soon(posted.post, a, SOUTH)
+        guest = await fleet.worlds["b"].guest()
+        await a.http.post("/host/resume")
+        drained = await b.http.post("/host/drain")
+        assert drained.json()["vms"] == 1
+        answer = await posted.answer()
+        assert answer.status_code == 200, answer.text
+        assert (await record_of(a))["id"] == answer.json()["id"]
+        with trio.fail_after(PATIENCE_S):
+            await guest.until("end")
+
+
+async def test_without_a_broker_vms_go_on_and_runs_are_refused(fleet: Fleet) -> None:
+    async with fleet.serve("a") as a:
+        first = await a.run(b"before")
+        (server,) = fleet.brokers.servers
+        await server.kill()
+        await a.wait_said("fleet lost")
+        refused = await a.http.post("/run", json={"computation": [1]})
+        assert refused.status_code == 503, refused.text
+        shown = (await a.http.get(f"/vms/{first['id']}")).json()
+        assert shown["state"] == "running"
+        await server.start()
+        await a.wait_said("fleet reached again")
+        await a.run(b"after")
+
+
+async def test_a_caller_who_leaves_takes_the_run_along(fleet: Fleet) -> None:
+    fleet.worlds["b"].scenario(agent="silent")
+    async with fleet.serve_both(**ZONE) as (a, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(Posted().post, a, SOUTH))
+            guest = await fleet.worlds["b"].guest()
+            await guest.until("Run")
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(PATIENCE_S):
+            await guest.until("end")
