@@ -10,7 +10,6 @@ from urllib.parse import urlencode
 
 import attrs
 import httpx
-import structlog
 import trio
 from quart import Response, request
 
@@ -26,12 +25,9 @@ if TYPE_CHECKING:
     from supervisor.caller import Caller
     from supervisor.fleet.fleet import Fleet
 
-log = structlog.stdlib.get_logger()
-
 _CONNECT_S = 3.0
 #: The longest time that a list waits for a member.
 _LIST_S = 5.0
-_HANDED_BACK = "urn:qmp-supervisor:problem:handed-back"
 #: Headers of a request that its handler reads, and of an answer that its caller does. All others
 #: are of one connection, or this member's own.
 _ASKED = ("accept", "content-type", "content-length", "prefer", "idempotency-key", "last-event-id")
@@ -166,6 +162,11 @@ def _target(without: str = "") -> str:
     return f"{path}?{query}" if query else path
 
 
+def answered_headers(answer: httpx.Response) -> dict[str, str]:
+    """Those that the caller gets."""
+    return {one: answer.headers[one] for one in _ANSWERED if one in answer.headers}
+
+
 def passed_on(answer: httpx.Response) -> Response:
     """The other member's answer as ours, piece by piece."""
 
@@ -177,8 +178,7 @@ def passed_on(answer: httpx.Response) -> Response:
             with trio.move_on_after(1, shield=True):
                 await answer.aclose()
 
-    headers = {one: answer.headers[one] for one in _ANSWERED if one in answer.headers}
-    response = Response(pieces(), answer.status_code, headers)
+    response = Response(pieces(), answer.status_code, answered_headers(answer))
     response.timeout = None
     return response
 

@@ -20,7 +20,7 @@ from quart import Blueprint, Response
 
 from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body
-from supervisor.api.http.elsewhere import Asked, passed_on
+from supervisor.api.http.elsewhere import Asked, answered_headers, passed_on
 from supervisor.api.requests import RunRequest
 from supervisor.caller import Right
 from supervisor.config import RestartPolicy
@@ -158,13 +158,14 @@ class FleetRuns:
                 self._service.vms.spawn(self._fleet.tell_left, *told)
         if answer is None:
             raise MemberBroke(f"host {claim.host} is lost")
-        if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
-            content = await answer.aread()
-            await answer.aclose()
-            if _is_handed_back(content):
-                raise HandedBack(f"host {claim.host} has given the run back")
-            return Response(content, 503, content_type="application/problem+json")
-        return passed_on(answer)
+        if posted.waits and answer.status_code != HTTPStatus.SERVICE_UNAVAILABLE:
+            return passed_on(answer)
+        # Short; and nobody may read it, who would close it.
+        content = await answer.aread()
+        await answer.aclose()
+        if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE and _is_handed_back(content):
+            raise HandedBack(f"host {claim.host} has given the run back")
+        return Response(content, answer.status_code, answered_headers(answer))
 
     async def _send(self, claim: Claim, posted: _Posted, path: str) -> httpx.Response:
         request_id, taken = posted.options.request_id, (claim.run_id, claim.epoch)
