@@ -22,6 +22,7 @@ from supervisor.cli.output import (
     print_piece,
     print_reply,
     shown,
+    stderr,
     stdout,
 )
 from supervisor.client import Client
@@ -65,7 +66,10 @@ def list_vms(
         return
 
     def table() -> Table:
-        return _table(client.vms(asked)["vms"], everything=everything)
+        page = client.vms(asked)
+        if missing := page.get("missing"):
+            stderr().print(f"without the VMs of {', '.join(missing)}: no answer")
+        return _table(page["vms"], everything=everything)
 
     if not watch:
         stdout().print(table())
@@ -80,6 +84,7 @@ def _table(vms: Sequence[models.Summary], *, everything: bool) -> Table:
     """Columns in which no row has anything are left out."""
     columns: dict[str, Sequence[str]] = {
         "ID": [vm["id"] for vm in vms],
+        "HOST": [vm.get("host", "") for vm in vms],
         "FOR": [vm["purpose"] for vm in vms],
         "STATE": [vm["state"] for vm in vms],
         "REASON": [vm["reason"] for vm in vms],

@@ -154,7 +154,6 @@ class NatsEngine:
                 allow_msg_ttl=True,
                 subject_delete_marker_ttl=_MARK_S * 10**9,
                 discard="new",
-                deny_purge=False,
             )
         await self._make(
             _QUEUE,
