@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,3 +54,11 @@ def _listening(process: psutil.Process) -> set[tuple[int, object]]:
         for one in process.net_connections("all")
         if one.status == psutil.CONN_LISTEN
     }
+
+
+@pytest.fixture(scope="session")
+def base_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty disk, made once."""
+    image = tmp_path_factory.mktemp("image") / "base.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
+    return image

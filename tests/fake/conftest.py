@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,14 +45,6 @@ def _events_are_in_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
         return event
 
     monkeypatch.setattr(Journal, "_number", checked)
-
-
-@pytest.fixture(scope="session")
-def base_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty disk, made once."""
-    image = tmp_path_factory.mktemp("image") / "base.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
-    return image
 
 
 @pytest.fixture

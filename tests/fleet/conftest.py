@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -56,14 +55,6 @@ class Fleet:
             await a.wait_said("host joined", host="b")
             await b.wait_said("host joined", host="a")
             yield a, b
-
-
-@pytest.fixture(scope="session")
-def base_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty disk, made once."""
-    image = tmp_path_factory.mktemp("image") / "base.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
-    return image
 
 
 @pytest.fixture
