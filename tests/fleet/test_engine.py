@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import trio
 
 from supervisor.bridge import open_loop
 from supervisor.errors import FleetUnavailable
+from supervisor.fleet import authority
 from supervisor.fleet.engine import Conflict
 from supervisor.fleet.nats import NatsEngine
 from tests.support.brokers import Brokers, open_brokers
@@ -154,3 +156,18 @@ async def test_a_broker_that_goes_and_comes_back(brokers: Brokers) -> None:
                 kept = await a.get("runs", "one")
         assert kept
         assert kept.revision == made
+
+
+async def test_a_member_that_is_left_out_is_cut_off_by_a_reload(brokers: Brokers) -> None:
+    async with member(brokers, "b") as b, member(brokers, "a") as a:
+        at, new = brokers.files("a"), brokers.directory / "new"
+        authority.make(new, brokers.members[:1], installed=at, store=at / "store")
+        (at / "nats.conf").write_bytes((new / "a" / "nats.conf").read_bytes())
+        (server,) = brokers.servers
+        assert server.process
+        server.process.send_signal(signal.SIGHUP)  # what nats-server --signal reload sends
+        with trio.fail_after(PATIENCE_S):
+            await b.changed.until(lambda: not b.connected)
+        await a.create("runs", "one", b"1")
+        with pytest.raises(FleetUnavailable):
+            await b.get("runs", "one")
