@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from supervisor.api.auth.files import Watched
+    from supervisor.api.fleet.member import Member
     from supervisor.config import AccessPaths, Config, HttpConfig
     from supervisor.fleet.fleet import Fleet
     from supervisor.qemu.cmdline import Accel
@@ -290,9 +291,11 @@ async def _serve_traced(
                 grpc_server.bind(config.grpc, door, gate, tls, tmp) as bound,
                 membership.connected(fleet),
                 open_service(config, host, Store(tmp), fleet.owner if fleet else None) as service,
-                bound.serve(service, gate, local_grpc),
+                membership.open_member(fleet, service) as member,
+                bound.serve(service, gate, local_grpc, member) as calls,
             ):
                 service.metrics.registry.register(gate.requests)
+                asked = None
                 watched = [*door.watched, *(one for one in (hypercorn.tls, tls) if one)]
                 running = Running(
                     service,
@@ -306,7 +309,9 @@ async def _serve_traced(
                     trio.Event(),
                 )
                 hypercorn.bind = [f"fd://{one.detach()}" for one in (listener, local)]
-                await _serve_http(config, hypercorn, running, for_members, task_status)
+                if member and for_members:
+                    asked = attrs.evolve(member, calls=calls), for_members
+                await _serve_http(config, hypercorn, running, member, asked, task_status)
 
 
 def _log_stray(_: object, context: dict[str, Any]) -> None:
@@ -317,25 +322,26 @@ async def _serve_http(
     config: Config,
     hypercorn: HypercornSettings,
     running: Running,
-    for_members: socket.socket | None,
+    member: Member | None,
+    asked: tuple[Member, socket.socket] | None,
     task_status: trio.TaskStatus[Running],
 ) -> None:
+    """:param asked: what the other members ask, and where"""
     hosts = Hosts([*config.http.names, *await trio.to_thread.run_sync(_certified, config)])
     instance_id = config.instance_id or str(uuid.uuid4())
     examine = partial(doctor.examine, config, serves=True)
     service, gate = running.service, running.gate
-    opened = membership.open_member(running.fleet, service)
-    async with opened as member, trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         over = trio.Event()
         app = create_app(service, instance_id, running.door, gate, hosts, examine, member)
-        if member and for_members:
-            fleet, settings = member.fleet, _hypercorn(config)
+        if asked:
+            inner, listener = asked
+            settings, door = _hypercorn(config), MemberDoor(inner.fleet)
             settings.per_caller = gate.connections()
-            known = Hosts([fleet.address.host])
-            asked = attrs.evolve(member, asks=False)
-            inner = create_app(service, instance_id, MemberDoor(fleet), gate, known, examine, asked)
-            serve_members = partial(membership.serve_members, inner, settings)
-            await nursery.start(serve_members, config.fleet.directory, for_members, over)
+            known = Hosts([inner.fleet.address.host])
+            for_members = create_app(service, instance_id, door, gate, known, examine, inner)
+            serve_members = partial(membership.serve_members, for_members, settings)
+            await nursery.start(serve_members, config.fleet.directory, listener, over)
         served = partial(hypercorn_serve, app, hypercorn, shutdown_trigger=over.wait)
         await nursery.start(served)
         nursery.start_soon(systemd.tell, running.service, over)
@@ -344,10 +350,10 @@ async def _serve_http(
         await running.stopping.wait()
         # Before the servers stop, so that callers who wait for a VM are told how it ended.
         with trio.move_on_after(config.shutdown.longest_s):
-            if running.leaving.is_set():
-                await running.service.vms.leave_all()
-            else:
-                await running.service.vms.end_all()
+            leaves = running.leaving.is_set()
+            if running.fleet:
+                await running.fleet.stop(OnStop.LEAVE if leaves else OnStop.END)
+            await (service.vms.leave_all() if leaves else service.vms.end_all())
         # Readers of events have got the last event: their streams end in good order.
         running.service.journal.events.close()
         over.set()

@@ -29,7 +29,8 @@
     │   ├── NotOwner           … the run is another host's by now, or is over
     │   ├── HandedBack         … the run was given back before its agent had it
     │   ├── MemberBroke        … the connection to another member broke
-    │   └── RunLost            … the host that had the run is lost with it
+    │   ├── RunLost            … the host that had the run is lost with it
+    │   └── RefusedElsewhere   … another member has refused; answered as if it were ours
     ├── LaunchError            QEMU did not start; has argv, exit code, last log lines
     │   ├── ImageError         … the base image is missing or unreadable
     │   ├── FirmwareError      … OVMF's files are missing or do not belong together
@@ -51,12 +52,13 @@ an error to its status: `supervisor.api.http.problems` and `supervisor.api.grpc.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING
 
 from supervisor.guest_text import clean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 #: How much of an agent's words an error has.
@@ -73,9 +75,12 @@ class SupervisorError(Exception):
     :param detail: what happened
     :param advice: what to do about it; empty if there is nothing to say
     :ivar vm_id: the VM that it happened to, if any
+    :ivar retry_after_s: whole seconds after which another attempt may be worth it; None if nobody
+        knows
     """
 
     vm_id: str | None = None
+    retry_after_s: int | None = None
 
     def __init__(self, detail: str, *, advice: str = "") -> None:
         super().__init__(f"{detail}; {advice}" if advice else detail)
@@ -250,6 +255,24 @@ class RunLost(FleetError):
     """The host that had the run is lost, and what became of the run is not known."""
 
 
+class RefusedElsewhere(FleetError):
+    """Another member's refusal, to be passed on as if it were ours.
+
+    :param word: of the class that was raised there, as `problem_word` has it; empty if that is not
+        known
+    :param code: as of `AgentError`
+    """
+
+    def __init__(
+        self, text: str, *, word: str, retry_after_s: int | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(text)
+        named = (one for one in _kinds() if problem_word(one.__name__) == word)
+        self.kind = next(named, FleetError)
+        self.retry_after_s = retry_after_s
+        self.code = code
+
+
 class LaunchError(SupervisorError):
     """QEMU did not start. ``str(error)`` ends with ``log_tail``.
 
@@ -383,6 +406,19 @@ class AgentError(SupervisorError):
         self.vm_id = vm_id
         self.code = code
         self.text = text
+
+
+def problem_word(name: str) -> str:
+    """``vm-not-found`` for ``VmNotFound``: the last part of a problem document's type."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
+
+
+def _kinds() -> Iterator[type[SupervisorError]]:
+    rest: list[type[SupervisorError]] = [SupervisorError]
+    while rest:
+        kind = rest.pop()
+        yield kind
+        rest += kind.__subclasses__()
 
 
 def single(error: Exception) -> Exception:

@@ -14,8 +14,6 @@ import trio
 
 from supervisor.api.auth.files import Watched
 from supervisor.api.http.connections import serve
-from supervisor.api.http.elsewhere import open_elsewhere
-from supervisor.api.http.fleet_runs import FleetRuns, Member
 from supervisor.api.sockets import bind_tcp, check_pem
 from supervisor.errors import HostError
 from supervisor.tls import as_tolerant_as_others
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 
     from quart_trio import QuartTrio
 
+    from supervisor.api.fleet.member import Member
     from supervisor.api.http.connections import Settings
     from supervisor.config import Config
     from supervisor.fleet.fleet import Fleet
@@ -83,11 +82,15 @@ async def open_member(fleet: Fleet | None, service: Service) -> AsyncIterator[Me
     if fleet is None:
         yield None
         return
+    from supervisor.api.fleet.member import Member
+    from supervisor.api.fleet.others import open_others
+    from supervisor.api.fleet.runs import FleetRuns
+
     tls = await trio.to_thread.run_sync(fleet.tls)
-    async with open_elsewhere(fleet, tls) as elsewhere, trio.open_nursery() as nursery:
+    async with open_others(fleet, tls) as others, trio.open_nursery() as nursery:
         nursery.start_soon(fleet.serve, service)
         try:
-            yield Member(fleet, elsewhere, FleetRuns(fleet, service, elsewhere))
+            yield Member(fleet, others, FleetRuns(fleet, service, others))
         finally:
             nursery.cancel_scope.cancel()
 

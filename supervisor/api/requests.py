@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import enum
+import json
 import re
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -401,6 +402,14 @@ def parties(given: object) -> Parties:
         result=tuple(lists[1]),
         algorithm_sha256=members.get(_AGREED, "").lower(),
     )
+
+
+def host_of_json(given: str) -> HostRequest:
+    """:raises InvalidRequest:"""
+    try:
+        return host(json.loads(given))
+    except (ValueError, RecursionError):
+        raise InvalidRequest("host is no JSON", member="host") from None
 
 
 def host(given: object) -> HostRequest:

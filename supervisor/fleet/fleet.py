@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from supervisor.build import build_info
+from supervisor.config import OnStop
 from supervisor.errors import (
     AtCapacity,
     FleetUnavailable,
@@ -55,6 +56,8 @@ log = structlog.stdlib.get_logger()
 _LOOK_S = 30.0
 _RETRY_S = 0.5
 _FIND_S = 1.0
+#: When this supervisor stops: to give back runs, and to tell of itself.
+_HAND_BACK_S, _LEAVE_S = 5.0, 1.0
 
 
 class Fleet:
@@ -162,6 +165,13 @@ class Fleet:
             nursery.start_soon(self.taking.take_all)
             nursery.start_soon(self.entry.withdraw_all)
             nursery.start_soon(self._answer)
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.move_on_after(_LEAVE_S, shield=True):
+                    # VMs that are left running are this host's until its lease runs out: the next
+                    # supervisor has that long.
+                    await (self.members.renew_last() if self.busy else self.members.leave())
 
     async def start(
         self,
@@ -205,9 +215,28 @@ class Fleet:
         """Take no runs any more, and give those back whose agents have not got them."""
         self.draining = True
         if self._service:
-            for vm in self._service.vms:
-                if vm.record.options.fleet_run and vm.record.relay is RelayState.WAITING:
-                    self._service.vms.spawn(self._hand_back, vm)
+            for vm in self._unsent(self._service):
+                self._service.vms.spawn(self._hand_back, vm)
+
+    async def stop(self, what: OnStop) -> None:
+        """Take no runs any more, and give those back that would end with this supervisor.
+
+        If there is no other host, nobody would take them.
+        """
+        self.draining = True
+        if not self._service or len(self.members.hosts) < 2:
+            return
+        stays = what is OnStop.LEAVE
+        with trio.move_on_after(_HAND_BACK_S):
+            async with trio.open_nursery() as nursery:
+                for vm in self._unsent(self._service):
+                    if not stays or vm.record.first_ran_s is None:
+                        nursery.start_soon(self._hand_back, vm)
+
+    def _unsent(self, service: Service) -> list[Vm]:
+        """VMs whose agents have not got their runs."""
+        waiting = (vm for vm in service.vms if vm.record.options.fleet_run)
+        return [vm for vm in waiting if vm.record.relay is RelayState.WAITING]
 
     async def _hand_back(self, vm: Vm) -> None:
         options = vm.record.options
@@ -216,7 +245,7 @@ class Fleet:
         except (NotOwner, FleetUnavailable) as error:
             log.info("run stays here", vm=vm.id, problem=str(error))
             return
-        why = f"host {self.name} is being drained"
+        why = f"host {self.name} takes no runs now"
         vm.failure = vm.failure or HandedBack(f"{why}: run {options.fleet_run} is given back")
         vm.request_end(EndMode.FORCE, EndCause.HANDED_BACK, why)
 

@@ -68,23 +68,37 @@ class Members:
         await self.changed.until(lambda: name not in self.hosts)
 
     async def keep_lease(self) -> None:
-        """Tell the others what this host can do, until cancelled. Then the lease is given back."""
+        """Tell the others what this host can do, until cancelled."""
         told: tuple[object, ...] = ()
         due = 0.0
+        while True:
+            facts = self._look()
+            self.hosts[self.name] = facts
+            if facts.step != told or self._now() >= due:
+                told, due = facts.step, self._now() + _RENEW_S
+                try:
+                    await self._renew(facts)
+                except FleetUnavailable:
+                    due = self._now() + _RETRY_S
+            await trio.sleep(_LOOK_S)
+
+    async def renew_last(self) -> None:
+        """Keep the lease for a supervisor that follows soon. To be called at the end."""
+        with suppress(FleetUnavailable):
+            await self._renew(self._look())
+        self._safe_until = -1.0
+
+    async def leave(self) -> None:
+        """Give the lease back: the others hold this host for lost. To be called at the end."""
+        self._safe_until = -1.0
         try:
-            while True:
-                facts = self._look()
-                self.hosts[self.name] = facts
-                if facts.step != told or self._now() >= due:
-                    told, due = facts.step, self._now() + _RENEW_S
-                    try:
-                        await self._renew(facts)
-                    except FleetUnavailable:
-                        due = self._now() + _RETRY_S
-                await trio.sleep(_LOOK_S)
-        finally:
-            with trio.move_on_after(1, shield=True):
-                await self._leave()
+            # Its revision may be new to us: the answer to the last renewal was not waited for.
+            kept = await self._engine.get("hosts", self.name)
+            holder = _read(kept.value or b"") if kept else None
+            if kept and holder and holder.seat == self._look().seat:
+                await self._engine.remove("hosts", self.name, kept.revision)
+        except (FleetUnavailable, Conflict) as error:
+            log.warning("the fleet is not told that this host leaves", problem=str(error))
 
     async def _renew(self, facts: HostFacts) -> None:
         asked_at, value = self._now(), facts.encode()
@@ -125,14 +139,6 @@ class Members:
             return False
         self._revision = made
         return True
-
-    async def _leave(self) -> None:
-        self._safe_until = -1.0
-        if self._revision is not None:
-            try:
-                await self._engine.remove("hosts", self.name, self._revision)
-            except (FleetUnavailable, Conflict) as error:
-                log.warning("the fleet is not told that this host leaves", problem=str(error))
 
     async def watch(self) -> None:
         """Hear of the others, until cancelled."""

@@ -27,47 +27,47 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16supervisor/pb/vm.proto\x12\rsupervisor.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"F\n\x07\x46orward\x12\x12\n\nguest_port\x18\x01 \x01(\r\x12\x14\n\x0chost_address\x18\x02 \x01(\t\x12\x11\n\thost_port\x18\x03 \x01(\r\"\xb5\x03\n\x02Vm\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.supervisor.v1.VmState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\x08\x66orwards\x18\x04 \x03(\x0b\x32\x16.supervisor.v1.Forward\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\t\x12\x13\n\x0b\x61gent_ready\x18\x06 \x01(\x08\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\texit_code\x18\t \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\x15\n\ragent_problem\x18\x0b \x01(\t\x12\r\n\x05owner\x18\x0c \x01(\t\x12\x1c\n\x0f\x61gent_protected\x18\r \x01(\x08H\x01\x88\x01\x01\x12\x0b\n\x03tee\x18\x0e \x01(\t\x12\x12\n\ntee_policy\x18\x0f \x01(\t\x12\x10\n\x08insecure\x18\x10 \x03(\tB\x0c\n\n_exit_codeB\x12\n\x10_agent_protected\"\r\n\x0bListRequest\".\n\x0cListResponse\x12\x1e\n\x03vms\x18\x01 \x03(\x0b\x32\x11.supervisor.v1.Vm\"\x18\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\t\"{\n\x0fShutdownRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x31\n\x04mode\x18\x02 \x01(\x0e\x32#.supervisor.v1.ShutdownRequest.Mode\")\n\x04Mode\x12\x11\n\rMODE_GRACEFUL\x10\x00\x12\x0e\n\nMODE_FORCE\x10\x01\"\x1b\n\rDeleteRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1a\n\x0cPauseRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1b\n\rResumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1a\n\x0cResetRequest\x12\n\n\x02id\x18\x01 \x01(\t\" \n\x12\x43omputationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"!\n\x10\x43omputationState\x12\r\n\x05state\x18\x01 \x01(\t\"$\n\x16StopComputationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"8\n\x0cWatchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\x05\x61\x66ter\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_after\"\xb9\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.supervisor.v1.VmState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12%\n\x04\x64\x61ta\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct*\xa9\x01\n\x07VmState\x12\x18\n\x14VM_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12VM_STATE_PRELAUNCH\x10\x01\x12\x14\n\x10VM_STATE_RUNNING\x10\x02\x12\x13\n\x0fVM_STATE_PAUSED\x10\x03\x12\x15\n\x11VM_STATE_SHUTDOWN\x10\x04\x12\x14\n\x10VM_STATE_SHUTOFF\x10\x05\x12\x14\n\x10VM_STATE_CRASHED\x10\x06\x32\x9f\x05\n\tVmService\x12\x41\n\x04List\x12\x1a.supervisor.v1.ListRequest\x1a\x1b.supervisor.v1.ListResponse\"\x00\x12\x35\n\x03Get\x12\x19.supervisor.v1.GetRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12?\n\x08Shutdown\x12\x1e.supervisor.v1.ShutdownRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12@\n\x06\x44\x65lete\x12\x1c.supervisor.v1.DeleteRequest\x1a\x16.google.protobuf.Empty\"\x00\x12\x39\n\x05Pause\x12\x1b.supervisor.v1.PauseRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12;\n\x06Resume\x12\x1c.supervisor.v1.ResumeRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12\x39\n\x05Reset\x12\x1b.supervisor.v1.ResetRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12S\n\x0b\x43omputation\x12!.supervisor.v1.ComputationRequest\x1a\x1f.supervisor.v1.ComputationState\"\x00\x12M\n\x0fStopComputation\x12%.supervisor.v1.StopComputationRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12>\n\x05Watch\x12\x1b.supervisor.v1.WatchRequest\x1a\x14.supervisor.v1.Event\"\x00\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16supervisor/pb/vm.proto\x12\rsupervisor.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"F\n\x07\x46orward\x12\x12\n\nguest_port\x18\x01 \x01(\r\x12\x14\n\x0chost_address\x18\x02 \x01(\t\x12\x11\n\thost_port\x18\x03 \x01(\r\"\xc3\x03\n\x02Vm\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.supervisor.v1.VmState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\x08\x66orwards\x18\x04 \x03(\x0b\x32\x16.supervisor.v1.Forward\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\t\x12\x13\n\x0b\x61gent_ready\x18\x06 \x01(\x08\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\texit_code\x18\t \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\x15\n\ragent_problem\x18\x0b \x01(\t\x12\r\n\x05owner\x18\x0c \x01(\t\x12\x1c\n\x0f\x61gent_protected\x18\r \x01(\x08H\x01\x88\x01\x01\x12\x0b\n\x03tee\x18\x0e \x01(\t\x12\x12\n\ntee_policy\x18\x0f \x01(\t\x12\x10\n\x08insecure\x18\x10 \x03(\t\x12\x0c\n\x04host\x18\x11 \x01(\tB\x0c\n\n_exit_codeB\x12\n\x10_agent_protected\"\r\n\x0bListRequest\"?\n\x0cListResponse\x12\x1e\n\x03vms\x18\x01 \x03(\x0b\x32\x11.supervisor.v1.Vm\x12\x0f\n\x07missing\x18\x02 \x03(\t\"\x18\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\t\"{\n\x0fShutdownRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x31\n\x04mode\x18\x02 \x01(\x0e\x32#.supervisor.v1.ShutdownRequest.Mode\")\n\x04Mode\x12\x11\n\rMODE_GRACEFUL\x10\x00\x12\x0e\n\nMODE_FORCE\x10\x01\"\x1b\n\rDeleteRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1a\n\x0cPauseRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1b\n\rResumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1a\n\x0cResetRequest\x12\n\n\x02id\x18\x01 \x01(\t\" \n\x12\x43omputationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"!\n\x10\x43omputationState\x12\r\n\x05state\x18\x01 \x01(\t\"$\n\x16StopComputationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"8\n\x0cWatchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\x05\x61\x66ter\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_after\"\xb9\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.supervisor.v1.VmState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12%\n\x04\x64\x61ta\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct*\xa9\x01\n\x07VmState\x12\x18\n\x14VM_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12VM_STATE_PRELAUNCH\x10\x01\x12\x14\n\x10VM_STATE_RUNNING\x10\x02\x12\x13\n\x0fVM_STATE_PAUSED\x10\x03\x12\x15\n\x11VM_STATE_SHUTDOWN\x10\x04\x12\x14\n\x10VM_STATE_SHUTOFF\x10\x05\x12\x14\n\x10VM_STATE_CRASHED\x10\x06\x32\x9f\x05\n\tVmService\x12\x41\n\x04List\x12\x1a.supervisor.v1.ListRequest\x1a\x1b.supervisor.v1.ListResponse\"\x00\x12\x35\n\x03Get\x12\x19.supervisor.v1.GetRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12?\n\x08Shutdown\x12\x1e.supervisor.v1.ShutdownRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12@\n\x06\x44\x65lete\x12\x1c.supervisor.v1.DeleteRequest\x1a\x16.google.protobuf.Empty\"\x00\x12\x39\n\x05Pause\x12\x1b.supervisor.v1.PauseRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12;\n\x06Resume\x12\x1c.supervisor.v1.ResumeRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12\x39\n\x05Reset\x12\x1b.supervisor.v1.ResetRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12S\n\x0b\x43omputation\x12!.supervisor.v1.ComputationRequest\x1a\x1f.supervisor.v1.ComputationState\"\x00\x12M\n\x0fStopComputation\x12%.supervisor.v1.StopComputationRequest\x1a\x11.supervisor.v1.Vm\"\x00\x12>\n\x05Watch\x12\x1b.supervisor.v1.WatchRequest\x1a\x14.supervisor.v1.Event\"\x00\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'supervisor.pb.vm_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VMSTATE']._serialized_start=1327
-  _globals['_VMSTATE']._serialized_end=1496
+  _globals['_VMSTATE']._serialized_start=1358
+  _globals['_VMSTATE']._serialized_end=1527
   _globals['_FORWARD']._serialized_start=133
   _globals['_FORWARD']._serialized_end=203
   _globals['_VM']._serialized_start=206
-  _globals['_VM']._serialized_end=643
-  _globals['_LISTREQUEST']._serialized_start=645
-  _globals['_LISTREQUEST']._serialized_end=658
-  _globals['_LISTRESPONSE']._serialized_start=660
-  _globals['_LISTRESPONSE']._serialized_end=706
-  _globals['_GETREQUEST']._serialized_start=708
-  _globals['_GETREQUEST']._serialized_end=732
-  _globals['_SHUTDOWNREQUEST']._serialized_start=734
-  _globals['_SHUTDOWNREQUEST']._serialized_end=857
-  _globals['_SHUTDOWNREQUEST_MODE']._serialized_start=816
-  _globals['_SHUTDOWNREQUEST_MODE']._serialized_end=857
-  _globals['_DELETEREQUEST']._serialized_start=859
-  _globals['_DELETEREQUEST']._serialized_end=886
-  _globals['_PAUSEREQUEST']._serialized_start=888
-  _globals['_PAUSEREQUEST']._serialized_end=914
-  _globals['_RESUMEREQUEST']._serialized_start=916
-  _globals['_RESUMEREQUEST']._serialized_end=943
-  _globals['_RESETREQUEST']._serialized_start=945
-  _globals['_RESETREQUEST']._serialized_end=971
-  _globals['_COMPUTATIONREQUEST']._serialized_start=973
-  _globals['_COMPUTATIONREQUEST']._serialized_end=1005
-  _globals['_COMPUTATIONSTATE']._serialized_start=1007
-  _globals['_COMPUTATIONSTATE']._serialized_end=1040
-  _globals['_STOPCOMPUTATIONREQUEST']._serialized_start=1042
-  _globals['_STOPCOMPUTATIONREQUEST']._serialized_end=1078
-  _globals['_WATCHREQUEST']._serialized_start=1080
-  _globals['_WATCHREQUEST']._serialized_end=1136
-  _globals['_EVENT']._serialized_start=1139
-  _globals['_EVENT']._serialized_end=1324
-  _globals['_VMSERVICE']._serialized_start=1499
-  _globals['_VMSERVICE']._serialized_end=2170
+  _globals['_VM']._serialized_end=657
+  _globals['_LISTREQUEST']._serialized_start=659
+  _globals['_LISTREQUEST']._serialized_end=672
+  _globals['_LISTRESPONSE']._serialized_start=674
+  _globals['_LISTRESPONSE']._serialized_end=737
+  _globals['_GETREQUEST']._serialized_start=739
+  _globals['_GETREQUEST']._serialized_end=763
+  _globals['_SHUTDOWNREQUEST']._serialized_start=765
+  _globals['_SHUTDOWNREQUEST']._serialized_end=888
+  _globals['_SHUTDOWNREQUEST_MODE']._serialized_start=847
+  _globals['_SHUTDOWNREQUEST_MODE']._serialized_end=888
+  _globals['_DELETEREQUEST']._serialized_start=890
+  _globals['_DELETEREQUEST']._serialized_end=917
+  _globals['_PAUSEREQUEST']._serialized_start=919
+  _globals['_PAUSEREQUEST']._serialized_end=945
+  _globals['_RESUMEREQUEST']._serialized_start=947
+  _globals['_RESUMEREQUEST']._serialized_end=974
+  _globals['_RESETREQUEST']._serialized_start=976
+  _globals['_RESETREQUEST']._serialized_end=1002
+  _globals['_COMPUTATIONREQUEST']._serialized_start=1004
+  _globals['_COMPUTATIONREQUEST']._serialized_end=1036
+  _globals['_COMPUTATIONSTATE']._serialized_start=1038
+  _globals['_COMPUTATIONSTATE']._serialized_end=1071
+  _globals['_STOPCOMPUTATIONREQUEST']._serialized_start=1073
+  _globals['_STOPCOMPUTATIONREQUEST']._serialized_end=1109
+  _globals['_WATCHREQUEST']._serialized_start=1111
+  _globals['_WATCHREQUEST']._serialized_end=1167
+  _globals['_EVENT']._serialized_start=1170
+  _globals['_EVENT']._serialized_end=1355
+  _globals['_VMSERVICE']._serialized_start=1530
+  _globals['_VMSERVICE']._serialized_end=2201
 # @@protoc_insertion_point(module_scope)

@@ -40,7 +40,7 @@ class Forward(_message.Message):
     def __init__(self, guest_port: _Optional[int] = ..., host_address: _Optional[str] = ..., host_port: _Optional[int] = ...) -> None: ...
 
 class Vm(_message.Message):
-    __slots__ = ("id", "state", "reason", "forwards", "command", "agent_ready", "created_at", "ended_at", "exit_code", "error", "agent_problem", "owner", "agent_protected", "tee", "tee_policy", "insecure")
+    __slots__ = ("id", "state", "reason", "forwards", "command", "agent_ready", "created_at", "ended_at", "exit_code", "error", "agent_problem", "owner", "agent_protected", "tee", "tee_policy", "insecure", "host")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Vm(_message.Message):
     TEE_FIELD_NUMBER: _ClassVar[int]
     TEE_POLICY_FIELD_NUMBER: _ClassVar[int]
     INSECURE_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: VmState
     reason: str
@@ -73,17 +74,20 @@ class Vm(_message.Message):
     tee: str
     tee_policy: str
     insecure: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[VmState, str]] = ..., reason: _Optional[str] = ..., forwards: _Optional[_Iterable[_Union[Forward, _Mapping]]] = ..., command: _Optional[str] = ..., agent_ready: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ..., agent_problem: _Optional[str] = ..., owner: _Optional[str] = ..., agent_protected: _Optional[bool] = ..., tee: _Optional[str] = ..., tee_policy: _Optional[str] = ..., insecure: _Optional[_Iterable[str]] = ...) -> None: ...
+    host: str
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[VmState, str]] = ..., reason: _Optional[str] = ..., forwards: _Optional[_Iterable[_Union[Forward, _Mapping]]] = ..., command: _Optional[str] = ..., agent_ready: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ..., agent_problem: _Optional[str] = ..., owner: _Optional[str] = ..., agent_protected: _Optional[bool] = ..., tee: _Optional[str] = ..., tee_policy: _Optional[str] = ..., insecure: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ListResponse(_message.Message):
-    __slots__ = ("vms",)
+    __slots__ = ("vms", "missing")
     VMS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     vms: _containers.RepeatedCompositeFieldContainer[Vm]
-    def __init__(self, vms: _Optional[_Iterable[_Union[Vm, _Mapping]]] = ...) -> None: ...
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, vms: _Optional[_Iterable[_Union[Vm, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("id",)

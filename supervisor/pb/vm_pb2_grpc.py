@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class VmServiceStub:
-    """The operations of the HTTP API's /vms. UNAUTHENTICATED: nobody knows who calls.
+    """The operations of the HTTP API's /vms, in a fleet for VMs on every host, but for Watch. UNAUTHENTICATED: nobody knows who calls.
     PERMISSION_DENIED: the caller's role lacks the right, or the caller has a part in the VM and no
     more. NOT_FOUND: no VM has the id, or the caller may not see the VM that has it.
     RESOURCE_EXHAUSTED: the caller asks too often or for too much at once, or the message has over
@@ -93,7 +93,7 @@ class VmServiceStub:
 
 
 class VmServiceServicer:
-    """The operations of the HTTP API's /vms. UNAUTHENTICATED: nobody knows who calls.
+    """The operations of the HTTP API's /vms, in a fleet for VMs on every host, but for Watch. UNAUTHENTICATED: nobody knows who calls.
     PERMISSION_DENIED: the caller's role lacks the right, or the caller has a part in the VM and no
     more. NOT_FOUND: no VM has the id, or the caller may not see the VM that has it.
     RESOURCE_EXHAUSTED: the caller asks too often or for too much at once, or the message has over
@@ -246,7 +246,7 @@ def add_VmServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VmService:
-    """The operations of the HTTP API's /vms. UNAUTHENTICATED: nobody knows who calls.
+    """The operations of the HTTP API's /vms, in a fleet for VMs on every host, but for Watch. UNAUTHENTICATED: nobody knows who calls.
     PERMISSION_DENIED: the caller's role lacks the right, or the caller has a part in the VM and no
     more. NOT_FOUND: no VM has the id, or the caller may not see the VM that has it.
     RESOURCE_EXHAUSTED: the caller asks too often or for too much at once, or the message has over

@@ -319,7 +319,7 @@ async def test_each_change_is_told_as_it_was(world: World) -> None:
         trio.open_nursery() as nursery,
     ):
         reader = SlowReader(until=9)
-        watch = aio_as_trio(VmServicer(supervisor.running.service, READERS).Watch)
+        watch = aio_as_trio(VmServicer(supervisor.running.service, READERS, None).Watch)
         with serving(lambda: ANYBODY):
             nursery.start_soon(watch, vm_pb2.WatchRequest(), reader)
         vm_id = (await supervisor.run())["id"]
@@ -352,7 +352,7 @@ async def test_reader_who_leaves_at_any_moment_leaves_nothing_open(
 
         async def watch_and_leave() -> None:
             """asyncio-flavoured"""
-            watch = VmServicer(service, READERS).Watch(vm_pb2.WatchRequest(after=0), reader)
+            watch = VmServicer(service, READERS, None).Watch(vm_pb2.WatchRequest(after=0), reader)
             with serving(lambda: ANYBODY):
                 watching = asyncio.ensure_future(watch)
             if ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,10 @@ from tests.fleet.posting import SOUTH, ZONE, Posted, record_of
 from tests.support.world import PATIENCE_S
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.fleet.conftest import Fleet
+    from tests.support.guest import Apart, Guest
 
 
 async def test_a_stopped_host_that_wakes_up_ends_what_became_anothers(fleet: Fleet) -> None:
@@ -60,6 +64,54 @@ async def test_draining_gives_back_what_no_agent_has(fleet: Fleet) -> None:
         assert (await record_of(a))["id"] == answer.json()["id"]
         with trio.fail_after(PATIENCE_S):
             await guest.until("end")
+
+
+@asynccontextmanager
+async def waiting_at_b(fleet: Fleet, posted: Posted) -> AsyncIterator[tuple[Apart, Apart, Guest]]:
+    """A run whose guest at b runs and whose agent is not there yet; a could take it."""
+    fleet.worlds["b"].scenario(agent="none")
+    async with (
+        fleet.serve("a", **ZONE) as a,
+        fleet.serve("b", **ZONE) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await a.wait_said("host joined", host="b")
+        await b.wait_said("host joined", host="a")
+        await a.http.post("/host/drain")
+        nursery.start_soon(posted.post, a, SOUTH)
+        guest = await fleet.worlds["b"].guest()
+        await guest.until("cont")
+        await a.http.post("/host/resume")
+        yield a, b, guest
+
+
+async def test_a_restart_keeps_what_waits_for_its_agent(fleet: Fleet) -> None:
+    posted = Posted()
+    async with waiting_at_b(fleet, posted) as (a, b, guest):
+        vm = await record_of(b)
+        b.process.send_signal(signal.SIGTERM)
+        assert await b.process.wait() == 0
+        async with fleet.serve("b", **ZONE):
+            await guest.order("start-agent", kind="recorder")
+            answer = await posted.answer()
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["id"] == vm["id"]
+            assert not [line for line in a.log if line["message"] == "host left or lost"]
+        assert not (await a.http.get("/vms?host=self")).json()["vms"]
+
+
+async def test_a_supervisor_that_stops_with_its_vms_gives_back_what_no_agent_has(
+    fleet: Fleet,
+) -> None:
+    posted = Posted()
+    async with waiting_at_b(fleet, posted) as (a, b, guest):
+        b.process.send_signal(signal.SIGINT)
+        answer = await posted.answer()
+        assert answer.status_code == 200, answer.text
+        assert (await record_of(a))["id"] == answer.json()["id"]
+        with trio.fail_after(PATIENCE_S):
+            await guest.until("end")
+            assert await b.process.wait() == 0
 
 
 async def test_without_a_broker_vms_go_on_and_runs_are_refused(fleet: Fleet) -> None:

@@ -53,14 +53,15 @@ _CODE: dict[type[errors.SupervisorError], grpc.StatusCode] = {
 
 def code_of(error: errors.SupervisorError) -> grpc.StatusCode:
     """The status of an error. No guest chooses it: a client may act on it."""
-    return next(code for kind, code in _CODE.items() if isinstance(error, kind))
+    kind = error.kind if isinstance(error, errors.RefusedElsewhere) else type(error)
+    return next(code for one, code in _CODE.items() if issubclass(kind, one))
 
 
 def metadata_of(error: errors.SupervisorError) -> tuple[tuple[str, str], ...]:
     """Trailing metadata: ``retry-after``, in seconds, as HTTP's header; ``agent-code``, a word."""
-    if isinstance(error, errors.AgentError):
+    if isinstance(error, errors.AgentError | errors.RefusedElsewhere) and error.code:
         return (("agent-code", error.code),)
-    if isinstance(error, errors.AtCapacity) and error.retry_after_s is not None:
+    if error.retry_after_s is not None:
         return (("retry-after", str(error.retry_after_s)),)
     return ()
 

@@ -9,6 +9,7 @@ from supervisor.api.requests import (
     RunRequest,
     ShutdownRequest,
     event_number,
+    host_of_json,
     one_of,
     tee_policy,
 )
@@ -37,6 +38,7 @@ _MODE = {
 def run_request(message: manager_pb2.RunRequest, context: Context) -> RunRequest:
     """:raises InvalidRequest:"""
     template, forwards = metadata(context, "template"), metadata(context, "forwards")
+    wanted = metadata(context, "host")
     tee, policy = metadata(context, "tee"), metadata(context, "tee-policy")
     return RunRequest(
         message.computation,
@@ -44,6 +46,7 @@ def run_request(message: manager_pb2.RunRequest, context: Context) -> RunRequest
         forwards=None if forwards is None else one_of(Forwards, "forwards", forwards),
         tee=None if tee is None else one_of(Tee, "tee", tee),
         tee_policy=None if policy is None else tee_policy(policy),
+        host=None if wanted is None else host_of_json(wanted),
     )
 
 
@@ -66,9 +69,11 @@ def metadata(context: Context, name: str) -> str | None:
     return None
 
 
-def vm(one: Vm) -> vm_pb2.Vm:
+def vm(one: Vm, host: str) -> vm_pb2.Vm:
+    """:param host: the member of the fleet that has it; empty without a fleet"""
     message = vm_pb2.Vm(
         id=one.id,
+        host=host,
         state=_state(one.status),
         reason=one.status.reason,
         command=shell_line(one.record.command),

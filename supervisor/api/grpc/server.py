@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 
 from supervisor.agent.channel import MAX_MESSAGE, read_pem
 from supervisor.api.callers import right_of
+from supervisor.api.grpc.anywhere import Calls
 from supervisor.api.grpc.callers import Callers
 from supervisor.api.grpc.connections import Connections
 from supervisor.api.grpc.services import ManagerServicer, VmServicer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from supervisor.api.auth.door import Door
     from supervisor.api.auth.files import Watched
+    from supervisor.api.fleet.member import Member
     from supervisor.api.gate import Gate
     from supervisor.config import GrpcConfig
     from supervisor.runs.service import Service
@@ -70,13 +72,15 @@ class BoundServer:
 
     @asynccontextmanager
     async def serve(
-        self, service: Service, gate: Gate, local: socket.socket
-    ) -> AsyncIterator[None]:
+        self, service: Service, gate: Gate, local: socket.socket, member: Member | None
+    ) -> AsyncIterator[Calls]:
         """Answer calls. Stopped on leaving.
 
         :param local: the unix socket
+        :param member: of a fleet; None: this host is alone
+        :return: what answers those that other members pass on
         """
-        await aio_as_trio(_start)(self.server, service, gate)
+        calls = await aio_as_trio(_start)(self.server, service, gate, member)
         async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
             for listener, inner in (
                 (local, self._inner.plain),
@@ -84,7 +88,7 @@ class BoundServer:
             ):
                 accepting.start_soon(self.connections.serve, listener, inner, connections)
             try:
-                yield
+                yield calls
             finally:
                 accepting.cancel_scope.cancel()
                 with trio.move_on_after(2 * _STOP_GRACE_S, shield=True):
@@ -140,9 +144,12 @@ async def _bind(
     return server
 
 
-async def _start(server: grpc.aio.Server, service: Service, gate: Gate) -> None:
+async def _start(
+    server: grpc.aio.Server, service: Service, gate: Gate, member: Member | None
+) -> Calls:
     """asyncio-flavoured."""
-    manager, vms = ManagerServicer(service, gate.budget), VmServicer(service, gate.readers)
+    manager = ManagerServicer(service, gate.budget, member)
+    vms = VmServicer(service, gate.readers, member)
     _add_manager(manager, server)
     vm_pb2_grpc.add_VmServiceServicer_to_server(vms, server)
     ours = {
@@ -160,6 +167,7 @@ async def _start(server: grpc.aio.Server, service: Service, gate: Gate) -> None:
     served = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(served), server)
     await server.start()
+    return Calls(ours)
 
 
 def _add_manager(manager: ManagerServicer, server: grpc.aio.Server) -> None:

@@ -17,10 +17,10 @@ from supervisor.api.http import (
     compute,
     console,
     events,
-    fleet_runs,
     host,
     json_body,
     logs,
+    members,
     ops,
     page,
     problems,
@@ -29,6 +29,7 @@ from supervisor.api.http import (
     vms,
 )
 from supervisor.api.http.connections import Exchange, Talk
+from supervisor.api.http.elsewhere import Elsewhere
 from supervisor.api.http.web_pages import Sent, check_origin
 from supervisor.api.trace import Trace, parent, request_id
 from supervisor.config import MAX_COMPUTATION
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     from quart.wrappers.base import BaseRequestWebsocket
 
     from supervisor.api.auth.door import Door, MemberDoor
+    from supervisor.api.fleet.member import Member
     from supervisor.api.gate import Gate
-    from supervisor.api.http.fleet_runs import Member
     from supervisor.api.http.host import Examine
     from supervisor.api.http.web_pages import Hosts
     from supervisor.runs.service import Service
@@ -160,8 +161,8 @@ def create_app(
         page.blueprint(),
     ):
         app.register_blueprint(blueprint)
-    if member and not member.asks:
-        app.register_blueprint(fleet_runs.blueprint(member, service))
+    if member and member.calls:
+        app.register_blueprint(members.blueprint(member, member.calls, service))
     for rule in app.url_map.iter_rules():
         if rule.methods and rule.endpoint in _CHANGED_BY_GET:
             rule.methods.discard("HEAD")
@@ -199,6 +200,7 @@ def create_app(
 
 def _ask_others(app: QuartTrio, service: Service, member: Member) -> None:
     """Have requests for VMs that are not here answered by the members that have them."""
+    elsewhere = Elsewhere(member.others)
 
     @app.before_request
     async def ask_member() -> Any:
@@ -206,7 +208,7 @@ def _ask_others(app: QuartTrio, service: Service, member: Member) -> None:
         vm_id = (request.view_args or {}).get("vm_id")
         if vm_id is None or vm_id in service.vms:
             return None
-        return await member.elsewhere.answer(vm_id)
+        return await elsewhere.answer(vm_id)
 
 
 def _is_page() -> bool:

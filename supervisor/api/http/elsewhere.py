@@ -3,72 +3,47 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager, suppress
-from http import HTTPStatus
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-import attrs
-import httpx
 import trio
 from quart import Response, request
 
 from supervisor.api import trace
 from supervisor.api.callers import current
+from supervisor.api.fleet.asked import Asked
 from supervisor.api.http import json_body
-from supervisor.errors import InvalidRequest, MemberBroke, nearest
+from supervisor.errors import FleetError, InvalidRequest, nearest
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
-    from supervisor.caller import Caller
-    from supervisor.fleet.fleet import Fleet
+    import httpx
 
-_CONNECT_S = 3.0
+    from supervisor.api.fleet.others import Others
+
 #: The longest time that a list waits for a member.
 _LIST_S = 5.0
-#: Headers of a request that its handler reads, and of an answer that its caller does. All others
-#: are of one connection, or this member's own.
-_ASKED = ("accept", "content-type", "content-length", "prefer", "idempotency-key", "last-event-id")
-_ANSWERED = (
-    "content-type",
-    "content-length",
-    "content-disposition",
-    "cache-control",
-    "etag",
-    "location",
-    "preference-applied",
-    "retry-after",
-    "server-timing",
-)
-
-
-@attrs.frozen
-class Asked:
-    """One request to another member.
-
-    :param caller: in whose name
-    :param target: path and query
-    :param content: the body, or what it is read from
-    :param claim: of the run that it is about: its id, and the epoch
-    """
-
-    caller: Caller
-    method: str
-    target: str
-    headers: dict[str, str] = attrs.field(factory=dict)
-    content: Any = b""
-    request_id: str = ""
-    claim: tuple[str, int] = ("", 0)
+#: Headers of one connection alone: RFC 9110, section 7.6.1. And those that each member says itself.
+_OF_CONNECTION = {
+    *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding"),
+    *("upgrade", "date", "server", "x-request-id"),
+}
+#: Of a request besides: who asks, and from which page, this member has looked at.
+_LOOKED_AT = {
+    *("authorization", "cookie", "host", "origin", "referer", "traceparent", "tracestate"),
+    *("accept-encoding", "user-agent", "expect"),
+}
 
 
 class Elsewhere:
     """This member as a client of the others."""
 
-    def __init__(self, fleet: Fleet, client: httpx.AsyncClient) -> None:
-        self.fleet = fleet
-        self._client = client
+    def __init__(self, others: Others) -> None:
+        self.fleet = others.fleet
+        self._others = others
 
     async def answer(self, vm_id: str) -> Response | None:
         """What the member answers that has a VM; None if none says that it has it."""
@@ -76,6 +51,7 @@ class Elsewhere:
         if name is None or name == self.fleet.name:
             return None
         body = json_body.incoming()
+        body.allow(sys.maxsize)  # its owner has the limits, and no piece is kept here
         content = body if body.announced or body.announced is None else b""
         return await self.ask(name, request.method, _target(), content)
 
@@ -99,7 +75,7 @@ class Elsewhere:
         asked = [host] if host else others
 
         async def ask(name: str) -> None:
-            with suppress(MemberBroke, ValueError):
+            with suppress(FleetError, ValueError):
                 pages[name] = await self._ask_json(name, _target(without="host"))
 
         with trio.move_on_after(_LIST_S):
@@ -111,14 +87,8 @@ class Elsewhere:
 
     async def _ask_json(self, name: str, target: str) -> dict[str, Any]:
         """:raises ValueError: if it answers with something else"""
-        facts = self.fleet.members.hosts[name]
         asked = Asked(current(), "GET", target, request_id=trace.present().id)
-        answer = await self.send(name, facts.address, asked)
-        content = await answer.aread()
-        await answer.aclose()
-        if answer.status_code != HTTPStatus.OK:
-            raise ValueError(answer.status_code)
-        return dict(json.loads(content))
+        return dict(json.loads(await self._others.read(name, await self._others.ask(name, asked))))
 
     async def ask(self, name: str, method: str, target: str, content: Any = b"") -> Response:
         """The answer of another member to the present caller.
@@ -126,30 +96,9 @@ class Elsewhere:
         :param target: path and query
         :raises MemberBroke:
         """
-        facts = self.fleet.members.hosts[name]
-        headers = {one: request.headers[one] for one in _ASKED if one in request.headers}
+        headers = _kept(request.headers.items(), _OF_CONNECTION | _LOOKED_AT)
         asked = Asked(current(), method, target, headers, content, trace.present().id)
-        return passed_on(await self.send(name, facts.address, asked))
-
-    async def send(self, name: str, address: str, asked: Asked) -> httpx.Response:
-        """What a member answers, as soon as its headers are here. Whoever asks closes it.
-
-        :raises MemberBroke:
-        """
-        identity, target = self.fleet.identity, asked.target
-        token = identity.sign(asked.caller, name, asked.method, target, *asked.claim)
-        headers = {"Authorization": f"Bearer {token}", "X-Request-Id": asked.request_id}
-        request = self._client.build_request(
-            asked.method,
-            f"https://{address}{target}",
-            headers=asked.headers | headers,
-            content=asked.content,
-        )
-        try:
-            return await self._client.send(request, stream=True)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            problem = str(error) or type(error).__name__
-            raise MemberBroke(f"the member {name} at {address}: {problem}") from error
+        return passed_on(await self._others.ask(name, asked))
 
 
 def _target(without: str = "") -> str:
@@ -162,13 +111,21 @@ def _target(without: str = "") -> str:
     return f"{path}?{query}" if query else path
 
 
-def answered_headers(answer: httpx.Response) -> dict[str, str]:
-    """Those that the caller gets."""
-    return {one: answer.headers[one] for one in _ANSWERED if one in answer.headers}
+def _kept(headers: Iterable[tuple[str, str]], dropped: set[str]) -> dict[str, str]:
+    """Those that are for the other end; several of one name as one line."""
+    found: dict[str, str] = {}
+    for given, value in headers:
+        name = given.lower()
+        if name not in dropped and not name.startswith("sec-"):
+            found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
 
 
 def passed_on(answer: httpx.Response) -> Response:
-    """The other member's answer as ours, piece by piece."""
+    """The other member's answer as ours; piece by piece, unless it has been read."""
+    headers = _kept(answer.headers.multi_items(), _OF_CONNECTION)
+    if answer.is_closed:
+        return Response(answer.content, answer.status_code, headers)
 
     async def pieces() -> AsyncIterator[bytes]:
         try:
@@ -178,18 +135,6 @@ def passed_on(answer: httpx.Response) -> Response:
             with trio.move_on_after(1, shield=True):
                 await answer.aclose()
 
-    response = Response(pieces(), answer.status_code, answered_headers(answer))
+    response = Response(pieces(), answer.status_code, headers)
     response.timeout = None
     return response
-
-
-@asynccontextmanager
-async def open_elsewhere(fleet: Fleet, tls: ssl.SSLContext) -> AsyncIterator[Elsewhere]:
-    """:param tls: what this member shows to the others, and whom it believes"""
-    async with httpx.AsyncClient(
-        verify=tls,
-        trust_env=False,
-        timeout=httpx.Timeout(None, connect=_CONNECT_S),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=50),
-    ) as client:
-        yield Elsewhere(fleet, client)

@@ -20,7 +20,7 @@ from supervisor.tee.judge import judge
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from supervisor.api.http.fleet_runs import Member
+    from supervisor.api.fleet.member import Member
     from supervisor.fleet.fleet import Fleet
     from supervisor.runs.service import Service
 

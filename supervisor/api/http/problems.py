@@ -6,7 +6,6 @@ Source: RFC 9457.
 from __future__ import annotations
 
 import json
-import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +90,10 @@ def register(app: QuartTrio) -> None:
 
 def document(status: int, kind: str, detail: str, **members: Any) -> bytes:
     """A problem document. ``kind`` is the class's name; its words make type and title."""
-    words = re.sub(r"(?<!^)(?=[A-Z])", " ", kind)
+    word = errors.problem_word(kind)
     body = {
-        "type": f"urn:qmp-supervisor:problem:{words.lower().replace(' ', '-')}",
-        "title": words.capitalize(),
+        "type": f"urn:qmp-supervisor:problem:{word}",
+        "title": word.replace("-", " ").capitalize(),
         "status": status,
         "detail": detail,
         **members,
@@ -117,7 +116,8 @@ def _asked() -> Request | Websocket:
 
 
 async def _ours(error: errors.SupervisorError) -> Response:
-    status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+    kind = error.kind if isinstance(error, errors.RefusedElsewhere) else type(error)
+    status = next(status for one, status in _STATUS.items() if issubclass(kind, one))
     members = {
         shown: value
         for name, shown in _MEMBERS.items()
@@ -125,10 +125,10 @@ async def _ours(error: errors.SupervisorError) -> Response:
     }
     if error.advice:
         members["advice"] = error.advice
-    answer = problem(status, type(error).__name__, str(error), **members)
+    answer = problem(status, kind.__name__, str(error), **members)
     if isinstance(error, errors.Unauthenticated):
         answer.headers["WWW-Authenticate"] = 'Bearer realm="qmp-supervisor"'
-    if isinstance(error, errors.AtCapacity) and error.retry_after_s is not None:
+    if error.retry_after_s is not None:
         answer.headers["Retry-After"] = str(error.retry_after_s)
     return answer
 

@@ -9,18 +9,18 @@ from quart_trio.wrappers.response import TrioFileBody
 
 from supervisor.api import trace
 from supervisor.api.callers import current, needs, who
-from supervisor.api.http import json_body, views, with_form
+from supervisor.api.http import elsewhere, json_body, views, with_form
 from supervisor.api.requests import RunRequest
+from supervisor.api.submit import submit
 from supervisor.caller import Right
-from supervisor.errors import InvalidRequest
 from supervisor.fleet.members import LEASE_S
+from supervisor.vm.vm import Vm
 
 if TYPE_CHECKING:
     from supervisor.api.budget import Budget
-    from supervisor.api.http.fleet_runs import Member
+    from supervisor.api.fleet.member import Member
     from supervisor.runs.service import Service
     from supervisor.state.record import RunOptions
-    from supervisor.vm.vm import Vm
 
 
 def blueprint(service: Service, budget: Budget, member: Member | None) -> Blueprint:
@@ -31,7 +31,7 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
     @json_body.takes_forms
     async def run() -> Any:
         if request.mimetype == json_body.FORM:
-            return await with_form.run(service, budget)
+            return await with_form.run(service, budget, member)
         submitted = await _submit()
         if isinstance(submitted, Response):
             return submitted
@@ -56,20 +56,11 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
         async with budget.reserve(who(), json_body.incoming().announced):
             wanted = await json_body.read(RunRequest)
             options = wanted.options(service.config, _idempotency_key(), trace.present().id)
-            caller = current()
-            if member and caller.claim:
-                vm = await member.fleet.start(wanted.computation, options, caller, caller.claim)
-            elif member and member.asks:
-                found = await member.runs.run(wanted, options, waits=not _prefers_async())
-                if isinstance(found, Response):
-                    return found
-                vm = found
-            elif wanted.host:
-                raise InvalidRequest("host needs a fleet, see MANAGER_FLEET", member="host")
-            else:
-                vm = await service.submit(wanted.computation, options, caller)
-            trace.present().vm_id = vm.id
-            return vm, options
+            waits = not _prefers_async()
+            found = await submit(service, member, wanted, options, waits=waits)
+            if isinstance(found, Vm):
+                return found, options
+            return elsewhere.passed_on(found.response)
 
     @routes.get("/vms/<vm_id>/reply")
     @needs(Right.USE)

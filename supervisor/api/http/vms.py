@@ -8,6 +8,7 @@ from quart import Blueprint, Response, request
 
 from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body, listing, views
+from supervisor.api.http.elsewhere import Elsewhere
 from supervisor.api.requests import NoMembers, ShutdownRequest
 from supervisor.caller import Right
 from supervisor.errors import InvalidRequest
@@ -17,8 +18,7 @@ from supervisor.vm import control
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from supervisor.api.http.elsewhere import Elsewhere
-    from supervisor.api.http.fleet_runs import Member
+    from supervisor.api.fleet.member import Member
     from supervisor.runs.service import Service
     from supervisor.vm.vm import Vm
 
@@ -30,7 +30,7 @@ def blueprint(service: Service, member: Member | None) -> Blueprint:
     @needs(Right.SEE)
     async def list_vms() -> Any:
         here = await _of_this_host(service, member)
-        return await _of_all(member.elsewhere, here) if member and member.asks else here
+        return await _of_all(Elsewhere(member.others), here) if member and member.asks else here
 
     @routes.get("/<vm_id>")
     @needs(Right.SEE)

@@ -16,12 +16,9 @@ from typing import TYPE_CHECKING
 import attrs
 import structlog
 import trio
-from quart import Blueprint, Response
 
-from supervisor.api.callers import current, needs
-from supervisor.api.http import json_body
-from supervisor.api.http.elsewhere import Asked, answered_headers, passed_on
-from supervisor.api.requests import RunRequest
+from supervisor.api.callers import current
+from supervisor.api.fleet.asked import Asked
 from supervisor.caller import Right
 from supervisor.config import RestartPolicy
 from supervisor.errors import (
@@ -29,6 +26,8 @@ from supervisor.errors import (
     HandedBack,
     MemberBroke,
     NotOwner,
+    RefusedElsewhere,
+    Stopping,
     SupervisorError,
 )
 from supervisor.fleet.entry import Claim
@@ -39,7 +38,8 @@ from supervisor.waiting import move_on_when
 if TYPE_CHECKING:
     import httpx
 
-    from supervisor.api.http.elsewhere import Elsewhere
+    from supervisor.api.fleet.others import Others
+    from supervisor.api.requests import RunRequest
     from supervisor.caller import Caller
     from supervisor.fleet.entry import Posting
     from supervisor.fleet.fleet import Fleet
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
-_HANDED_BACK = "urn:qmp-supervisor:problem:handed-back"
 #: How often a run is looked after: before its agent has it, and afterwards.
 _SOON_S, _LATER_S = 1.0, 30.0
 _COPY_S = 5.0
@@ -58,21 +57,23 @@ _FORGOTTEN = b"-"
 
 
 @attrs.frozen
-class Member:
-    """What a server knows of the fleet.
+class Answered:
+    """What another host has answered to ``POST /run``.
 
-    :param asks: whether it asks other members for what is not here; the server that they ask does
-        not
+    :ivar response: if the caller waits for the agent's answer, it is to be read and closed
     """
 
-    fleet: Fleet
-    elsewhere: Elsewhere
-    runs: FleetRuns
-    asks: bool = True
+    host: str
+    response: httpx.Response
+
+    @property
+    def is_accepted(self) -> bool:
+        """The caller does not wait, and the host has the run."""
+        return self.response.status_code == HTTPStatus.ACCEPTED
 
 
 @attrs.frozen
-class _Posted:
+class Posted:
     """What a run was posted with.
 
     :param waits: whether the caller waits for the agent's answer
@@ -100,18 +101,19 @@ class _Posted:
 class FleetRuns:
     """Those that were posted to this member."""
 
-    def __init__(self, fleet: Fleet, service: Service, elsewhere: Elsewhere) -> None:
+    def __init__(self, fleet: Fleet, service: Service, others: Others) -> None:
         self._fleet = fleet
         self._service = service
-        self._elsewhere = elsewhere
+        self._others = others
 
-    async def run(self, wanted: RunRequest, options: RunOptions, *, waits: bool) -> Vm | Response:
+    async def run(self, wanted: RunRequest, options: RunOptions, *, waits: bool) -> Vm | Answered:
         """Have a host run a computation. It may be this one: then the VM.
 
         :param waits: whether the caller waits for the agent's answer
+        :return: the VM, if it is on this host
         :raises SupervisorError:
         """
-        posted = _Posted(wanted, options, current(), waits)
+        posted = Posted(wanted, options, current(), waits)
         caller, entry = posted.caller, self._fleet.entry
         run = Run(
             id=str(uuid.uuid4()),
@@ -127,22 +129,22 @@ class FleetRuns:
         waiting = entry.join(before, caller.name) if before else entry.post(run, caller.name)
         async with waiting as posting:
             claim, found = await self._land(posting, posted)
-            if not waits and (not isinstance(found, Response) or found.status_code == 202):
+            if not waits and (not isinstance(found, Answered) or found.is_accepted):
                 await self._keep_copy(claim, posted)
             return found
 
-    async def _land(self, posting: Posting, posted: _Posted) -> tuple[Claim, Vm | Response]:
+    async def _land(self, posting: Posting, posted: Posted) -> tuple[Claim, Vm | Answered]:
         here, there = partial(self._here, posted), partial(self._there, posted)
         return await posting.land(here, there)
 
-    async def _here(self, posted: _Posted, claim: Claim) -> Vm | Response:
+    async def _here(self, posted: Posted, claim: Claim) -> Vm | Answered:
         computation, taken = posted.wanted.computation, (claim.run_id, claim.epoch)
         vm = await self._fleet.start(computation, posted.options, posted.caller, taken)
         if posted.waits:
             await self._service.wait_answered(vm, posted.options)
         return vm
 
-    async def _there(self, posted: _Posted, claim: Claim) -> Vm | Response:
+    async def _there(self, posted: Posted, claim: Claim) -> Vm | Answered:
         lost = partial(self._fleet.members.wait_lost, claim.host)
         answer, has_left = None, posted.waits
         try:
@@ -159,22 +161,25 @@ class FleetRuns:
         if answer is None:
             raise MemberBroke(f"host {claim.host} is lost")
         if posted.waits and answer.status_code != HTTPStatus.SERVICE_UNAVAILABLE:
-            return passed_on(answer)
+            return Answered(claim.host, answer)
         # Short; and nobody may read it, who would close it.
-        content = await answer.aread()
-        await answer.aclose()
-        if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE and _is_handed_back(content):
-            raise HandedBack(f"host {claim.host} has given the run back")
-        return Response(content, answer.status_code, answered_headers(answer))
+        try:
+            await self._others.read(claim.host, answer)
+        except RefusedElsewhere as error:
+            if error.kind is HandedBack:
+                raise HandedBack(f"host {claim.host} has given the run back") from error
+            if error.kind is Stopping:  # and leaves the VM to its next supervisor
+                raise MemberBroke(f"host {claim.host}: {error}") from error
+        return Answered(claim.host, answer)
 
-    async def _send(self, claim: Claim, posted: _Posted, path: str) -> httpx.Response:
+    async def _send(self, claim: Claim, posted: Posted, path: str) -> httpx.Response:
         request_id, taken = posted.options.request_id, (claim.run_id, claim.epoch)
         asked = Asked(posted.caller, "POST", path, posted.headers, posted.body, request_id, taken)
-        return await self._elsewhere.send(claim.host, claim.address, asked)
+        return await self._others.send(claim.host, claim.address, asked)
 
     # --- runs that nobody waits for ---------------------------------------------------------
 
-    async def _keep_copy(self, claim: Claim, posted: _Posted) -> None:
+    async def _keep_copy(self, claim: Claim, posted: Posted) -> None:
         """See that two hosts have the computation before its caller is told that it is taken."""
         if claim.host != self._fleet.name:
             self.keep(claim.run_id, posted)
@@ -195,11 +200,11 @@ class FleetRuns:
                     return
         log.warning("no other host has a copy of a run", run=claim.run_id)
 
-    def keep(self, run_id: str, posted: _Posted) -> None:
+    def keep(self, run_id: str, posted: Posted) -> None:
         """Keep a run's computation until it is not needed, and use it if its host is lost."""
         self._service.vms.spawn(self._see_through, run_id, posted)
 
-    async def _see_through(self, run_id: str, posted: _Posted) -> None:
+    async def _see_through(self, run_id: str, posted: Posted) -> None:
         while (run := await self._look(run_id)) is not None and not run.state.is_final:
             if run.state is RunState.SENT and not run.repeats:
                 wanted = attrs.evolve(posted.wanted, computation=_FORGOTTEN)
@@ -214,8 +219,8 @@ class FleetRuns:
                     if run.owner:
                         await posting.after_break(Claim(run_id, run.owner, run.epoch, ""))
                     _, found = await self._land(posting, posted)
-                if isinstance(found, Response) and found.status_code != HTTPStatus.ACCEPTED:
-                    log.warning("run not taken", run=run_id, status=found.status_code)
+                if isinstance(found, Answered) and not found.is_accepted:
+                    log.warning("run not taken", run=run_id, status=found.response.status_code)
             except SupervisorError as error:
                 log.warning("run is over", run=run_id, problem=str(error))
                 return
@@ -229,27 +234,3 @@ class FleetRuns:
                 return None
             except FleetUnavailable:
                 await trio.sleep(_SOON_S)
-
-
-def _is_handed_back(content: bytes) -> bool:
-    try:
-        return bool(json.loads(content)["type"] == _HANDED_BACK)
-    except (ValueError, LookupError, TypeError):
-        return False
-
-
-def blueprint(member: Member, service: Service) -> Blueprint:
-    """What only members ask each other."""
-    routes = Blueprint("fleet_runs", __name__, url_prefix="/runs")
-
-    @routes.post("/<run_id>/copy")
-    @needs(Right.RUN)
-    async def keep_copy(run_id: str) -> Response:
-        caller, wanted = current(), await json_body.read(RunRequest)
-        if caller.claim is None or caller.claim[0] != run_id:
-            raise NotOwner(f"this member is not asked for run {run_id}")
-        options = wanted.options(service.config, None)
-        member.runs.keep(run_id, _Posted(wanted, options, caller, waits=False))
-        return Response("", 204)
-
-    return routes

@@ -1,0 +1,111 @@
+"""The other members of the fleet, asked in the name of a caller."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import httpx
+
+from supervisor.errors import MemberBroke, RefusedElsewhere
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator
+
+    from supervisor.api.fleet.asked import Asked
+    from supervisor.fleet.fleet import Fleet
+
+_CONNECT_S = 3.0
+
+
+class Others:
+    """This member as a client of them."""
+
+    def __init__(self, fleet: Fleet, client: httpx.AsyncClient) -> None:
+        self.fleet = fleet
+        self._client = client
+
+    async def ask(self, name: str, asked: Asked) -> httpx.Response:
+        """What a member answers, as soon as its headers are here. Whoever asks closes it.
+
+        :raises MemberBroke:
+        """
+        facts = self.fleet.members.hosts.get(name)
+        if facts is None:
+            raise MemberBroke(f"the member {name} has left, or is lost")
+        return await self.send(name, facts.address, asked)
+
+    async def send(self, name: str, address: str, asked: Asked) -> httpx.Response:
+        """As `ask`, of a member whose address is known."""
+        identity, target = self.fleet.identity, asked.target
+        token = identity.sign(asked.caller, name, asked.method, target, *asked.claim)
+        headers = {"Authorization": f"Bearer {token}", "X-Request-Id": asked.request_id}
+        request = self._client.build_request(
+            asked.method,
+            f"https://{address}{target}",
+            headers=asked.headers | headers,
+            content=asked.content,
+        )
+        try:
+            answer = await self._client.send(request, stream=True)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise _broke(name, error) from error
+        if answer.status_code == HTTPStatus.UNAUTHORIZED:
+            # It is this member that it does not know, such as just after its start.
+            try:
+                await self.read(name, answer)
+            except RefusedElsewhere as error:
+                raise MemberBroke(f"the member {name} does not let this one in: {error}") from error
+        return answer
+
+    async def read(self, name: str, answer: httpx.Response) -> bytes:
+        """All of a short answer, which is closed.
+
+        :raises MemberBroke:
+        :raises RefusedElsewhere: if it is a problem document
+        """
+        try:
+            content = await answer.aread()
+        except httpx.TransportError as error:
+            raise _broke(name, error) from error
+        finally:
+            await answer.aclose()
+        if answer.status_code >= HTTPStatus.BAD_REQUEST:
+            raise refusal(answer)
+        return content
+
+
+def _broke(name: str, error: Exception) -> MemberBroke:
+    return MemberBroke(f"the member {name}: {str(error) or type(error).__name__}")
+
+
+def refusal(answer: httpx.Response) -> RefusedElsewhere:
+    """What a problem document says, that has been read."""
+    try:
+        document = json.loads(answer.content)
+        kind, detail = document["type"], document["detail"]
+        code = document.get("agent_code")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        kind, detail, code = "", f"a member answered with status {answer.status_code}", None
+    after = answer.headers.get("Retry-After", "")
+    return RefusedElsewhere(
+        str(detail),
+        word=str(kind).rpartition(":")[2],
+        retry_after_s=int(after) if after.isdecimal() else None,
+        code=code if isinstance(code, str) else None,
+    )
+
+
+@asynccontextmanager
+async def open_others(fleet: Fleet, tls: ssl.SSLContext) -> AsyncIterator[Others]:
+    """:param tls: what this member shows to the others, and whom it believes"""
+    async with httpx.AsyncClient(
+        verify=tls,
+        trust_env=False,
+        timeout=httpx.Timeout(None, connect=_CONNECT_S),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=50),
+    ) as client:
+        yield Others(fleet, client)
