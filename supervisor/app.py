@@ -294,7 +294,8 @@ async def _serve_traced(
                 membership.open_member(fleet, service) as member,
                 bound.serve(service, gate, local_grpc, member) as calls,
             ):
-                service.metrics.registry.register(gate.requests)
+                for collector in (gate.requests, *(fleet.collectors() if fleet else ())):
+                    service.metrics.registry.register(collector)
                 asked = None
                 watched = [*door.watched, *(one for one in (hypercorn.tls, tls) if one)]
                 running = Running(

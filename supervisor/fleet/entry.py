@@ -23,6 +23,7 @@ from supervisor.errors import (
 from supervisor.fleet.facts import Needs, narrowed, nobody_serves
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.members import LEASE_S, Members
+from supervisor.fleet.metrics import PlacedRuns, Where
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -90,6 +91,12 @@ class Entry:
         self._turns: dict[str, trio.CapacityLimiter] = {}
         #: When each was told of last, on trio's clock.
         self._kinds: dict[str, float] = {}
+        self.placed = PlacedRuns()
+
+    @property
+    def waiting(self) -> int:
+        """Runs that no host has yet."""
+        return sum(one.run.state is RunState.QUEUED for one in self._posted.values())
 
     async def check(self, needs: Needs, *, tells_hosts: bool) -> None:
         """
@@ -170,6 +177,7 @@ class Entry:
                 await self._records.change_in_time(run.id, step)
 
     async def _wait_claimed(self, posted: _Posted, owner: str) -> Claim:
+        begun = trio.current_time()
         if posted.run.state is RunState.QUEUED:
             with trio.move_on_after(self._limits.queue_timeout_s) as patience:
                 async with self._turn(owner):
@@ -181,6 +189,7 @@ class Entry:
                     advice="end a VM, add a host, or try again later",
                     retry_after_s=self._retry_s,
                 )
+        self.placed.placed(trio.current_time() - begun)
         run = posted.run
         facts = self._members.hosts.get(run.owner)
         with trio.move_on_after(LEASE_S):  # it may be new to us
@@ -289,6 +298,7 @@ class Entry:
             await trio.sleep(_RETRY_S)
         posted.run = run
         if run.state.is_final and run.state is not RunState.ANSWERED:
+            self.placed.count(Where.LOST)
             raise RunLost(
                 f"host {claim.host} was lost with run {run.id}, which is {run.state}",
                 advice="whether its agent has computed anything is not known",
@@ -338,14 +348,18 @@ class Posting:
         :raises AtCapacity: if no host has room in time
         :raises RunLost: if it is over, and nobody knows how
         """
+        placed = self._entry.placed
         while True:
             claim = await self._entry._wait_claimed(self._posted, self._owner)
             try:
-                does = here if claim.host == self._entry.host else there
+                is_here = claim.host == self._entry.host
                 # From here on that host sees to it, whatever becomes of its callers here.
                 self._posted.landed = True
-                return claim, await does(claim)
+                done = await (here if is_here else there)(claim)
+                placed.count(Where.HERE if is_here else Where.ELSEWHERE)
+                return claim, done
             except HandedBack as error:
+                placed.count(Where.HANDED_BACK)
                 self._posted.landed = False
                 log.info("run handed back", run=claim.run_id, host=claim.host, problem=str(error))
                 await self._entry._after_hand_back(self._posted)
@@ -353,6 +367,7 @@ class Posting:
                 self._posted.landed = False  # that host has not begun
                 raise
             except MemberBroke as error:
+                placed.count(Where.BROKEN)
                 self._posted.landed = False
                 log.warning("member broke", run=claim.run_id, host=claim.host, problem=str(error))
                 await self.after_break(claim)

@@ -27,6 +27,7 @@ from supervisor.fleet.entry import Entry
 from supervisor.fleet.facts import HostFacts
 from supervisor.fleet.keys import Keys
 from supervisor.fleet.members import Members
+from supervisor.fleet.metrics import Now
 from supervisor.fleet.nats import NatsEngine, client_context
 from supervisor.fleet.owner import Owner
 from supervisor.fleet.records import Records
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from prometheus_client.registry import Collector
 
     from supervisor.caller import Caller
     from supervisor.config import Config
@@ -132,6 +135,19 @@ class Fleet:
             starts = await trio.to_thread.run_sync(_technologies, lacks)
             self._facts = attrs.evolve(self._facts, tee=dict.fromkeys(starts, 0))
             await trio.sleep(_LOOK_S)
+
+    def collectors(self) -> list[Collector]:
+        """What Prometheus may ask."""
+        return [self.entry.placed, Now(self._gauges)]
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "connected": self.engine.connected,
+            "lease": self.members.is_safe,
+            "hosts": len(self.members.hosts),
+            "draining": self.draining,
+            "waiting": self.entry.waiting,
+        }
 
     # --- tasks ------------------------------------------------------------------------------
 

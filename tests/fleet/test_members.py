@@ -104,3 +104,20 @@ async def test_two_supervisors_with_one_name_are_not_both_members(fleet: Fleet) 
         answer = await second.http.post("/run", json={"computation": [1]})
         assert answer.status_code == 409
         await a.run()
+
+
+async def test_metrics_of_a_member(fleet: Fleet) -> None:
+    async with fleet.serve("a") as a:
+        await a.run()
+        shown = dict(
+            line.rsplit(" ", 1)
+            for line in (await a.http.get("/metrics")).text.splitlines()
+            if line.startswith("qmp_supervisor_fleet_")
+        )
+        assert shown["qmp_supervisor_fleet_lease"] == "1.0"
+        assert shown["qmp_supervisor_fleet_connected"] == "1.0"
+        assert shown["qmp_supervisor_fleet_hosts"] == "1.0"
+        assert shown["qmp_supervisor_fleet_draining"] == "0.0"
+        assert shown["qmp_supervisor_fleet_waiting"] == "0.0"
+        assert shown['qmp_supervisor_fleet_runs_total{where="here"}'] == "1.0"
+        assert shown["qmp_supervisor_fleet_place_seconds_count"] == "1.0"

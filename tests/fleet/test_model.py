@@ -133,7 +133,11 @@ async def test_no_run_comes_twice_and_each_caller_is_told_the_truth(
 async def test_the_checker_sees_a_host_that_does_not_ask(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        wrong, _ = await torment(Broker(nursery, lies=0.03, seed=1), owner=Careless)
-        assert any("agents" in one for one in wrong)
-        nursery.cancel_scope.cancel()
+    """In one of some attempts: trio runs its tasks in another order each time."""
+    for seed in range(10):
+        async with trio.open_nursery() as nursery:
+            wrong, _ = await torment(Broker(nursery, lies=0.03, seed=seed), owner=Careless)
+            nursery.cancel_scope.cancel()
+        if any("agents" in one for one in wrong):
+            return
+    pytest.fail("no run came to two agents")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from supervisor.api.gate import Gate
 from supervisor.api.grpc import errors as grpc_errors
 from supervisor.api.http import problems
 from supervisor.config import CallersConfig, Forwards, RestartPolicy, TemplateUse, successor
+from supervisor.fleet.metrics import Now, PlacedRuns
 from supervisor.pb import agent_pb2, clone_pb2, compute_pb2, guest_pb2, manager_pb2, vm_pb2
 from supervisor.qemu.connection import MonitorState
 from supervisor.qemu.process import Usage
@@ -195,6 +197,8 @@ def test_metrics() -> None:
     )
     registry = Metrics(lambda: gauges, {}).registry
     registry.register(Gate(CallersConfig(), Path()).requests)
+    registry.register(PlacedRuns())
+    registry.register(Now(lambda: defaultdict(float)))
     suffixes = {"counter": "_total", "info": "_info"}  # as they are called where they are read
     known = {
         f"{metric.name}{suffixes.get(metric.type, '')}"
