@@ -174,7 +174,8 @@ class Entry:
             # If a host has it by now, it hears from us that nobody waits.
             with suppress(NotOwner):
                 step = partial(_withdrawn, self._members.name, self._posted)
-                await self._records.change_in_time(run.id, step)
+                given_up = await self._records.change_in_time(run.id, step)
+                await self._records.release_key(given_up)
 
     async def _wait_claimed(self, posted: _Posted, owner: str) -> Claim:
         begun = trio.current_time()

@@ -7,33 +7,33 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from supervisor.errors import KeyReused, NotOwner
 from supervisor.fleet.engine import Conflict
 from supervisor.fleet.ledger import RunState
-from supervisor.fleet.records import KEPT_S
+from supervisor.fleet.records import KEPT_S, KEYS
 
 if TYPE_CHECKING:
     from supervisor.fleet.engine import Engine
     from supervisor.fleet.ledger import Run
     from supervisor.fleet.records import Records
 
-_TABLE = "keys"
 #: A key comes before its run. If there is no such run after so long, there will be none.
 _RUN_COMES_S = 10.0
 _LOOK_S = 0.25
 
 
 class Keys:
-    """As one member has them. A key belongs to its owner, and is kept for seven days."""
+    """As one member has them. A key belongs to its owner, and goes with its run."""
 
     def __init__(self, engine: Engine, records: Records) -> None:
         self._engine = engine
         self._records = records
 
-    async def claim(self, run: Run, owner: str, key: str, request_hash: str) -> Run | None:
-        """The run that had the key before; None if it is this one's now.
+    async def claim(self, run: Run, owner: str, key: str, request_hash: str) -> Run:
+        """The run that has the key: this one, or the one that had it before.
 
         :param run: not on record yet
         :param request_hash: of the request that has the key
@@ -41,17 +41,18 @@ class Keys:
         :raises FleetUnavailable: if the fleet's record does not answer
         """
         name = hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()
+        run = attrs.evolve(run, key=name)
         value = json.dumps({"run": run.id, "hash": request_hash, "at": time.time()}).encode()
         while True:
             try:
-                await self._engine.create(_TABLE, name, value, KEPT_S)
-                return None
+                await self._engine.create(KEYS, name, value, KEPT_S)
+                return run
             except Conflict:
-                kept = await self._engine.get(_TABLE, name)
+                kept = await self._engine.get(KEYS, name)
             if kept is None or kept.value is None:
                 continue
             if kept.value == value:
-                return None  # the answer to our own request was lost
+                return run  # the answer to our own request was lost
             found = json.loads(kept.value)
             if found["hash"] != request_hash:
                 raise KeyReused(f"the idempotency key {key!r} belongs to another run")
@@ -59,8 +60,8 @@ class Keys:
             if before and before.state not in (RunState.GIVEN_UP, RunState.REMOVED):
                 return before
             try:
-                await self._engine.update(_TABLE, name, value, kept.revision, KEPT_S)
-                return None
+                await self._engine.update(KEYS, name, value, kept.revision, KEPT_S)
+                return run
             except Conflict:
                 continue  # another repetition was faster
 

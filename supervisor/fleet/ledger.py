@@ -60,6 +60,7 @@ class Run:
     :param vm: its VM, once it has one; empty before
     :param repeats: whether it is sent again if a host is lost that has sent it
     :param moves: whether another host may have it if its owner is lost
+    :param key: the name of its idempotency key's record; empty if it has none
     """
 
     id: str
@@ -71,6 +72,7 @@ class Run:
     vm: str = ""
     repeats: bool = False
     moves: bool = True
+    key: str = ""
 
     def encode(self) -> bytes:
         return json.dumps(attrs.asdict(self)).encode()

@@ -80,7 +80,8 @@ class Owner:
             await self._records.change_in_time(record.options.fleet_run, step)
             await vm.until(lambda: vm.id not in vms)
             removed = partial(_removed, self._members.name, record.options.epoch)
-            await self._records.change_in_time(record.options.fleet_run, removed)
+            run = await self._records.change_in_time(record.options.fleet_run, removed)
+            await self._records.release_key(run)
         self._records.forget(record.options.fleet_run)
 
     async def fence(self, vms: Vms) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from supervisor.fleet.engine import Engine
 
 _TABLE = "runs"
+KEYS = "keys"
 #: How long a run that is over stays on record, and one whose agent has not got it yet.
 KEPT_S = 7 * 24 * 3600.0
 #: For requests that are on their way, and have its key.
 _REMOVED_S = 60.0
+#: For messages that are on their way. Who posts and leaves makes many.
+_GIVEN_UP_S = 3600.0
 #: Longer than any run waits. What a host put on record just before it was lost goes then.
 _QUEUED_S = 24 * 3600.0
 _RETRY_S = 0.5
@@ -30,6 +34,8 @@ _CREATE_S = 5.0
 def _kept_s(run: Run) -> float | None:
     if run.state is RunState.REMOVED:
         return _REMOVED_S
+    if run.state is RunState.GIVEN_UP:
+        return _GIVEN_UP_S
     if run.state is RunState.QUEUED:
         return _QUEUED_S
     # A computation may take longer than anything here.
@@ -122,6 +128,15 @@ class Records:
                 return await self.change(run_id, step)
             except FleetUnavailable:
                 await trio.sleep(_RETRY_S)
+
+    async def release_key(self, run: Run) -> None:
+        """Nobody will ask for a run's answer any more. What cannot be released now runs out."""
+        if not run.key:
+            return
+        with suppress(FleetUnavailable, Conflict):
+            kept = await self._engine.get(KEYS, run.key)
+            if kept and kept.value and json.loads(kept.value)["run"] == run.id:
+                await self._engine.remove(KEYS, run.key, kept.revision)
 
     def known(self, run_id: str) -> Run | None:
         """As this host had it last."""

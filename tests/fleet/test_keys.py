@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
+
+from supervisor.fleet.facts import Needs
+from supervisor.fleet.keys import Keys
+from supervisor.fleet.ledger import Run
+from supervisor.fleet.records import Records
+from tests.support.memory_engine import Broker, MemoryEngine
+from tests.support.simulated_fleet import SimulatedFleet
 
 if TYPE_CHECKING:
     import httpx
@@ -53,3 +61,41 @@ async def test_a_key_is_free_again_once_its_vm_is_deleted(fleet: Fleet) -> None:
         second = await post(b, "k")
         assert second.status_code == 200, second.text
         assert second.json()["id"] != first
+
+
+async def test_a_key_goes_with_its_run(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        broker = Broker(nursery)
+        engine = MemoryEngine(broker)
+        records = Records(engine)
+        keys = Keys(engine, records)
+        posted = Run(id="1", entry="a", needs=Needs())
+        run = await keys.claim(posted, "alice", "k", "hash")
+        await records.create(run)
+        assert (await keys.claim(attrs.evolve(posted, id="2"), "alice", "k", "hash")).id == "1"
+        await records.release_key(attrs.evolve(run, id="2"))
+        assert broker.tables["keys"], "another run's key is released"
+        await records.release_key(run)
+        assert not broker.tables["keys"]
+        await records.release_key(run)
+        assert (await keys.claim(attrs.evolve(posted, id="2"), "alice", "k", "hash")).id == "2"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_caller_who_leaves_leaves_no_key(autojump_clock: trio.testing.MockClock) -> None:
+    """Else who posts and leaves, again and again, fills the broker's disk."""
+    async with trio.open_nursery() as nursery:
+        broker = Broker(nursery)
+        fleet = SimulatedFleet(broker)
+        host = await fleet.add("a", room=0)
+        await trio.sleep(1)
+        keys = Keys(host.engine, host.records)
+        run = await keys.claim(Run(id="1", entry="a", needs=Needs()), "alice", "k", "hash")
+        with trio.move_on_after(5):
+            async with host.entry.post(run, "alice") as posting:
+                await posting.land(trio.sleep_forever, trio.sleep_forever)  # type: ignore[arg-type]
+        await trio.sleep(1)
+        assert not broker.tables["keys"]
+        await trio.sleep(3600)
+        assert not broker.tables["runs"]
+        nursery.cancel_scope.cancel()

@@ -123,10 +123,11 @@ class FleetRuns:
             moves=wanted.host is None or wanted.host.moves,
         )
         await entry.check(run.needs, tells_hosts=caller.may(Right.HOST))
-        key, before = options.idempotency_key, None
+        key, posted_as = options.idempotency_key, run.id
         if key is not None:
-            before = await self._fleet.keys.claim(run, caller.name, key, options.request_hash)
-        waiting = entry.join(before, caller.name) if before else entry.post(run, caller.name)
+            run = await self._fleet.keys.claim(run, caller.name, key, options.request_hash)
+        is_new = run.id == posted_as
+        waiting = (entry.post if is_new else entry.join)(run, caller.name)
         async with waiting as posting:
             claim, found = await self._land(posting, posted)
             if not waits and (not isinstance(found, Answered) or found.is_accepted):
