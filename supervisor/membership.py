@@ -89,8 +89,10 @@ async def open_member(fleet: Fleet | None, service: Service) -> AsyncIterator[Me
     tls = await trio.to_thread.run_sync(fleet.tls)
     async with open_others(fleet, tls) as others, trio.open_nursery() as nursery:
         nursery.start_soon(fleet.serve, service)
+        runs = FleetRuns(fleet, service, others)
+        await runs.take_up()
         try:
-            yield Member(fleet, others, FleetRuns(fleet, service, others))
+            yield Member(fleet, others, runs)
         finally:
             nursery.cancel_scope.cancel()
 

@@ -83,3 +83,28 @@ async def test_runs_that_nobody_waits_for_run_elsewhere_too(fleet: Fleet) -> Non
                 with trio.fail_after(PATIENCE_S):
                     await guest.until("end")
                 assert guest.count("Run") == 0
+
+
+async def test_a_copy_outlives_the_supervisor_that_keeps_it(fleet: Fleet) -> None:
+    fleet.worlds["b"].scenario(agent="none")
+    copies = fleet.worlds["a"].tmp / "copies"
+    async with fleet.serve("b", **ZONE) as b:
+        async with fleet.serve("a") as a:
+            await b.wait_said("host joined", host="a")
+            later = {"Prefer": "respond-async"}
+            taken = await b.http.post("/run", json=SOUTH, headers=later)
+            assert taken.status_code == 202, taken.text
+            (copy,) = copies.iterdir()
+            assert copy.stat().st_mode & 0o777 == 0o600
+            await a.kill()
+        async with fleet.serve("a", **ZONE) as a:
+            await a.wait_said("host joined", host="b")
+            await b.kill()
+            await a.wait_said("answered")
+            assert (await record_of(a))["relay"]["state"] == "answered"
+            await a.wait_said("copy of a run is not needed")
+            assert not list(copies.iterdir())
+    async with fleet.serve("b"):
+        guest = await fleet.worlds["b"].guest()
+        with trio.fail_after(PATIENCE_S):
+            await guest.until("end")

@@ -2,7 +2,7 @@
 
 Their computations are with the host that was asked, which sends them to the host that takes the
 run, and sends them again if that one is lost before its agent has got them. Of a run that nobody
-waits for a second host keeps a copy as well, so that there are always two.
+waits for a second host keeps a copy on its disk, so that there are always two.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import trio
 
 from supervisor.api.callers import current
 from supervisor.api.fleet.asked import Asked
+from supervisor.api.fleet.copies import Copies, Copy
 from supervisor.caller import Right
 from supervisor.config import RestartPolicy
 from supervisor.errors import (
     FleetUnavailable,
     HandedBack,
+    LaunchError,
     MemberBroke,
     NotOwner,
     RefusedElsewhere,
@@ -36,24 +38,27 @@ from supervisor.fleet.ledger import Run, RunState
 from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     import httpx
 
     from supervisor.api.fleet.others import Others
     from supervisor.api.requests import RunRequest
     from supervisor.caller import Caller
-    from supervisor.fleet.entry import Posting
     from supervisor.fleet.fleet import Fleet
     from supervisor.runs.service import Service
     from supervisor.state.record import RunOptions
     from supervisor.vm.vm import Vm
+
+    Do = Callable[[Claim], Awaitable[Vm | "Answered"]]
 
 log = structlog.stdlib.get_logger()
 
 #: How often a run is looked after: before its agent has it, and afterwards.
 _SOON_S, _LATER_S = 1.0, 30.0
 _COPY_S = 5.0
-#: In the place of a computation that nobody will send again.
-_FORGOTTEN = b"-"
+#: In ``tmp/``.
+COPIES = "copies"
 
 
 @attrs.frozen
@@ -85,6 +90,10 @@ class Posted:
     waits: bool
 
     @property
+    def request_id(self) -> str:
+        return self.options.request_id
+
+    @property
     def headers(self) -> dict[str, str]:
         found = {"Content-Type": "application/json"}
         if not self.waits:
@@ -105,6 +114,7 @@ class FleetRuns:
         self._fleet = fleet
         self._service = service
         self._others = others
+        self._copies = Copies(service.config.qemu.tmp / COPIES)
 
     async def run(self, wanted: RunRequest, options: RunOptions, *, waits: bool) -> Vm | Answered:
         """Have a host run a computation. It may be this one: then the VM.
@@ -129,23 +139,21 @@ class FleetRuns:
         is_new = run.id == posted_as
         waiting = (entry.post if is_new else entry.join)(run, caller.name)
         async with waiting as posting:
-            claim, found = await self._land(posting, posted)
+            here: Do = partial(self._here, posted)
+            there: Do = partial(self._there, posted)
+            claim, found = await posting.land(here, there)
             if not waits and (not isinstance(found, Answered) or found.is_accepted):
                 await self._keep_copy(claim, posted)
             return found
 
-    async def _land(self, posting: Posting, posted: Posted) -> tuple[Claim, Vm | Answered]:
-        here, there = partial(self._here, posted), partial(self._there, posted)
-        return await posting.land(here, there)
-
-    async def _here(self, posted: Posted, claim: Claim) -> Vm | Answered:
+    async def _here(self, posted: Posted, claim: Claim) -> Vm:
         computation, taken = posted.wanted.computation, (claim.run_id, claim.epoch)
         vm = await self._fleet.start(computation, posted.options, posted.caller, taken)
         if posted.waits:
             await self._service.wait_answered(vm, posted.options)
         return vm
 
-    async def _there(self, posted: Posted, claim: Claim) -> Vm | Answered:
+    async def _there(self, posted: Posted | Copy, claim: Claim) -> Answered:
         lost = partial(self._fleet.members.wait_lost, claim.host)
         answer, has_left = None, posted.waits
         try:
@@ -173,9 +181,9 @@ class FleetRuns:
                 raise MemberBroke(f"host {claim.host}: {error}") from error
         return Answered(claim.host, answer)
 
-    async def _send(self, claim: Claim, posted: Posted, path: str) -> httpx.Response:
-        request_id, taken = posted.options.request_id, (claim.run_id, claim.epoch)
-        asked = Asked(posted.caller, "POST", path, posted.headers, posted.body, request_id, taken)
+    async def _send(self, claim: Claim, posted: Posted | Copy, path: str) -> httpx.Response:
+        taken, id_ = (claim.run_id, claim.epoch), posted.request_id
+        asked = Asked(posted.caller, "POST", path, posted.headers, posted.body, id_, taken)
         return await self._others.send(claim.host, claim.address, asked)
 
     # --- runs that nobody waits for ---------------------------------------------------------
@@ -183,7 +191,7 @@ class FleetRuns:
     async def _keep_copy(self, claim: Claim, posted: Posted) -> None:
         """See that two hosts have the computation before its caller is told that it is taken."""
         if claim.host != self._fleet.name:
-            self.keep(claim.run_id, posted)
+            await self.keep(claim.run_id, posted)
             return
         needs = posted.wanted.needs()
         others = [one for name, one in self._fleet.members.hosts.items() if name != claim.host]
@@ -201,30 +209,56 @@ class FleetRuns:
                     return
         log.warning("no other host has a copy of a run", run=claim.run_id)
 
-    def keep(self, run_id: str, posted: Posted) -> None:
-        """Keep a run's computation until it is not needed, and use it if its host is lost."""
-        self._service.vms.spawn(self._see_through, run_id, posted)
+    async def keep(self, run_id: str, posted: Posted) -> None:
+        """Keep a run's computation until it is not needed, and use it if its host is lost.
 
-    async def _see_through(self, run_id: str, posted: Posted) -> None:
+        :raises LaunchError: if it cannot be written
+        """
+        copy = Copy(posted.caller, posted.headers, posted.body, posted.request_id)
+        await self._copies.keep(run_id, copy)
+        self._service.vms.spawn(self._see_through, run_id)
+
+    async def take_up(self) -> None:
+        """See to the runs whose copies an earlier supervisor has kept here."""
+        try:
+            for run_id in await self._copies.runs():
+                self._service.vms.spawn(self._see_through, run_id)
+        except LaunchError as error:
+            log.error("copies of runs are not taken up", problem=str(error))
+
+    async def _see_through(self, run_id: str) -> None:
         while (run := await self._look(run_id)) is not None and not run.state.is_final:
-            if run.state is RunState.SENT and not run.repeats:
-                wanted = attrs.evolve(posted.wanted, computation=_FORGOTTEN)
-                posted = attrs.evolve(posted, wanted=wanted)
-            if run.owner in self._fleet.members.hosts:
-                lost = partial(self._fleet.members.wait_lost, run.owner)
-                with trio.move_on_after(_SOON_S if run.state is RunState.OWNED else _LATER_S):
-                    await lost()
-                continue
             try:
-                async with self._fleet.entry.join(run, posted.caller.name) as posting:
-                    if run.owner:
-                        await posting.after_break(Claim(run_id, run.owner, run.epoch, ""))
-                    _, found = await self._land(posting, posted)
-                if isinstance(found, Answered) and not found.is_accepted:
-                    log.warning("run not taken", run=run_id, status=found.response.status_code)
+                if run.state is RunState.SENT and not run.repeats:
+                    await self._copies.shorten(run_id)
+                if run.owner in self._fleet.members.hosts:
+                    lost = partial(self._fleet.members.wait_lost, run.owner)
+                    with trio.move_on_after(_SOON_S if run.state is RunState.OWNED else _LATER_S):
+                        await lost()
+                elif self._fleet.members.complete:
+                    await self._have_it_done(run)
+                else:
+                    await trio.sleep(_SOON_S)
             except SupervisorError as error:
                 log.warning("run is over", run=run_id, problem=str(error))
-                return
+                break
+        await self._copies.drop(run_id)
+        log.info("copy of a run is not needed", run=run_id)
+
+    async def _have_it_done(self, run: Run) -> None:
+        """Its owner is lost, or there is none.
+
+        :raises RunLost: if it is over
+        """
+        copy = await self._copies.read(run.id)
+        # To this host as well it goes by the way of the others.
+        there = partial(self._there, copy)
+        async with self._fleet.entry.join(run, copy.caller.name) as posting:
+            if run.owner:
+                await posting.after_break(Claim(run.id, run.owner, run.epoch, ""))
+            _, found = await posting.land(there, there)
+        if not found.is_accepted:
+            log.warning("run not taken", run=run.id, status=found.response.status_code)
 
     async def _look(self, run_id: str) -> Run | None:
         """None if it is not on record any more."""

@@ -162,7 +162,7 @@ def create_app(
     ):
         app.register_blueprint(blueprint)
     if member and member.calls:
-        app.register_blueprint(members.blueprint(member, member.calls, service))
+        app.register_blueprint(members.blueprint(member, member.calls, service, gate.budget))
     for rule in app.url_map.iter_rules():
         if rule.methods and rule.endpoint in _CHANGED_BY_GET:
             rule.methods.discard("HEAD")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
 
-from supervisor.api.callers import current, needs
+from supervisor.api import trace
+from supervisor.api.callers import current, needs, who
 from supervisor.api.fleet.runs import Posted
 from supervisor.api.http import json_body
 from supervisor.api.requests import RunRequest
@@ -14,21 +15,26 @@ from supervisor.caller import Right
 from supervisor.errors import NotOwner
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
+    from supervisor.api.budget import Budget
     from supervisor.api.fleet.member import Calls, Member
     from supervisor.runs.service import Service
 
 
-def blueprint(member: Member, calls: Calls, service: Service) -> Blueprint:
+def blueprint(member: Member, calls: Calls, service: Service, budget: Budget) -> Blueprint:
     routes = Blueprint("members", __name__)
 
-    @routes.post("/runs/<run_id>/copy")
+    @routes.post("/runs/<uuid:run_id>/copy")
     @needs(Right.RUN)
-    async def keep_copy(run_id: str) -> Response:
-        caller, wanted = current(), await json_body.read(RunRequest)
-        if caller.claim is None or caller.claim[0] != run_id:
+    async def keep_copy(run_id: UUID) -> Response:
+        caller, key = current(), request.headers.get("Idempotency-Key")
+        if caller.claim is None or caller.claim[0] != str(run_id):
             raise NotOwner(f"this member is not asked for run {run_id}")
-        options = wanted.options(service.config, None)
-        member.runs.keep(run_id, Posted(wanted, options, caller, waits=False))
+        async with budget.reserve(who(), json_body.incoming().announced):
+            wanted = await json_body.read(RunRequest)
+            options = wanted.options(service.config, key, trace.present().id)
+            await member.runs.keep(str(run_id), Posted(wanted, options, caller, waits=False))
         return Response("", 204)
 
     @routes.post("/rpc/<path:method>")
