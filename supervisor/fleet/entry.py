@@ -14,6 +14,7 @@ import trio
 from supervisor.errors import (
     AtCapacity,
     FleetUnavailable,
+    GivenUp,
     HandedBack,
     MemberBroke,
     NoHost,
@@ -41,6 +42,7 @@ log = structlog.stdlib.get_logger()
 #: A message may be lost, or its receiver: after so long another one is sent.
 _REMIND_S = 15.0
 _RETRY_S = 0.5
+_CALL_S = 2.0
 #: Well before a kind of runs is forgotten.
 _TELL_AGAIN_S = 3600.0
 #: Runs of one owner that this host has in the queue at a time. The rest of them wait here, so that
@@ -157,7 +159,19 @@ class Entry:
                 if not posted.landed:
                     self._withdrawn.send_nowait(posted.run)
 
-    def claimed(self, run_id: str, host: str, epoch: int) -> bool:
+    def answer(self, subject: str, words: list[str]) -> bytes | None:
+        """What this host answers when others ask about runs that were posted to it.
+
+        :return: None if it is another question
+        """
+        match subject, words:
+            case "claimed", [run_id, host, epoch] if epoch.isdecimal():
+                return b"coming" if self._claimed(run_id, host, int(epoch)) else b"gone"
+            case "waits", [run_id]:
+                return b"yes" if run_id in self._posted else b"no"
+        return None
+
+    def _claimed(self, run_id: str, host: str, epoch: int) -> bool:
         """A host says that it has a run. Whether it is waited for here."""
         posted = self._posted.get(run_id)
         if posted is None:
@@ -231,18 +245,25 @@ class Entry:
                 await self._look(posted)
 
     async def _wait_for_other(self, posted: _Posted) -> None:
-        """Of a run that was posted to another host as well, which has it in the queue."""
+        """Of a run that was posted to another host as well, which has it in the queue.
+
+        :raises GivenUp: if it has not any more, and says so on record
+        """
         run = posted.run
-        if run.entry in self._members.hosts:
-            await trio.sleep(_RETRY_S)
-            with suppress(FleetUnavailable):
-                await self._look(posted)
-            return
         with suppress(FleetUnavailable, NotOwner):
-            step = partial(_entered, self._members.name, run.entry)
-            posted.run = await self._records.change(run.id, step)
-            return
+            if not await self._waits(run):
+                step = partial(_entered, self._members.name, run.entry)
+                posted.run = await self._records.change(run.id, step)
+                return
         await trio.sleep(_RETRY_S)
+        with suppress(FleetUnavailable):
+            await self._look(posted)
+
+    async def _waits(self, run: Run) -> bool:
+        """Whether a run's entry host waits for it; that one may have been started again."""
+        if run.entry not in self._members.hosts:
+            return False
+        return await self._engine.call(run.entry, "waits", run.id.encode(), _CALL_S) != b"no"
 
     async def _offer(self, needs: Needs) -> None:
         """Have every host know that there are such runs."""
@@ -258,6 +279,8 @@ class Entry:
         self._records.forget(posted.run.id)
         run = await self._records.read(posted.run.id)
         if run.state is RunState.GIVEN_UP:
+            if run.entry != self._members.name:
+                raise GivenUp(f"run {run.id} was given up by host {run.entry}")
             run = await self._records.change(run.id, partial(_revived, self._members.name))
         posted.run = run
 
@@ -347,6 +370,7 @@ class Posting:
         :param there: has another one do it
         :returns: who has done it, and what that one returned
         :raises AtCapacity: if no host has room in time
+        :raises GivenUp: if it was posted to another host, which does not want it any more
         :raises RunLost: if it is over, and nobody knows how
         """
         placed = self._entry.placed

@@ -280,10 +280,9 @@ class Fleet:
 
     async def _on_call(self, subject: str, body: bytes) -> bytes:
         words = body.decode(errors="replace").split(" ")
+        if (said := self.entry.answer(subject, words)) is not None:
+            return said
         match subject, words:
-            case "claimed", [run_id, host, epoch] if epoch.isdecimal():
-                here = self.entry.claimed(run_id, host, int(epoch))
-                return b"coming" if here else b"gone"
             case "left", [run_id, epoch] if epoch.isdecimal():
                 self._abandon(run_id, int(epoch))
             case "find", [vm_id]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
+import httpx
+import pytest
 import trio
 
 from supervisor.fleet.facts import Needs
@@ -13,10 +15,9 @@ from supervisor.fleet.ledger import Run
 from supervisor.fleet.records import Records
 from tests.support.memory_engine import Broker, MemoryEngine
 from tests.support.simulated_fleet import SimulatedFleet
+from tests.support.world import PATIENCE_S
 
 if TYPE_CHECKING:
-    import httpx
-
     from tests.fleet.conftest import Fleet
     from tests.support.guest import Apart
 
@@ -52,6 +53,32 @@ async def test_requests_at_once_to_both_members_are_one_run(fleet: Fleet) -> Non
         assert len({one.json()["id"] for one in answers}) == 1
         vms = (await a.http.get("/vms")).json()["vms"]
         assert len(vms) == 1
+
+
+async def post_in_vain(member: Apart) -> None:
+    with pytest.raises(httpx.TransportError):
+        await post(member, "k")
+
+
+async def test_a_repetition_does_not_wait_for_a_member_that_has_forgotten_the_run(
+    fleet: Fleet,
+) -> None:
+    """It was posted to one without room, which was started again since."""
+    async with fleet.serve("a") as a, trio.open_nursery() as nursery:
+        await a.http.post("/host/drain")
+        async with fleet.serve("b") as b:
+            await b.http.post("/host/drain")
+            await a.wait_said("host joined", host="b")
+            nursery.start_soon(post_in_vain, b)
+            with trio.fail_after(PATIENCE_S):
+                while "fleet_waiting 1.0" not in (await b.http.get("/metrics")).text:
+                    pass
+            await b.kill()
+        async with fleet.serve("b") as b:
+            await b.http.post("/host/drain")
+            await a.http.post("/host/resume")
+            answer = await post(a, "k")
+            assert answer.status_code == 200, answer.text
 
 
 async def test_a_key_is_free_again_once_its_vm_is_deleted(fleet: Fleet) -> None:

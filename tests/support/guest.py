@@ -47,6 +47,11 @@ class Guest:
             assert saw["saw"] != "end", f"the program ended before {what}: {self.seen}"
         return saw
 
+    async def until_end(self) -> None:
+        """Wait for the program's end."""
+        while (await self.next())["saw"] != "end":
+            pass
+
     async def order(self, do: str, **more: object) -> None:
         await self._stream.send_all(json.dumps({"do": do, **more}).encode() + b"\n")
 

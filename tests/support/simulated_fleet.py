@@ -162,9 +162,9 @@ class SimulatedHost:
         self.scope.cancel()
 
     async def _on_call(self, subject: str, body: bytes) -> bytes:
-        run_id, host, epoch = body.decode().split(" ")
-        assert subject == "claimed"
-        return b"coming" if self.entry.claimed(run_id, host, int(epoch)) else b"gone"
+        said = self.entry.answer(subject, body.decode().split(" "))
+        assert said is not None
+        return said
 
     # --- runs -------------------------------------------------------------------------------
 

@@ -203,6 +203,11 @@ class World:
         guest.vm_id, guest.pid = started["vm"], started["pid"]
         return guest
 
+    @property
+    def unasked(self) -> int:
+        """Runs of the stand-in that were started and not yet asked for."""
+        return self._guests.statistics().current_buffer_used
+
     def received(self, digest: str) -> bytes:
         """What an agent got that answered with this digest."""
         return (self.directory / f"received-{digest}").read_bytes()

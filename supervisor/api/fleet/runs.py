@@ -24,6 +24,7 @@ from supervisor.caller import Right
 from supervisor.config import RestartPolicy
 from supervisor.errors import (
     FleetUnavailable,
+    GivenUp,
     HandedBack,
     LaunchError,
     MemberBroke,
@@ -39,12 +40,14 @@ from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     import httpx
 
     from supervisor.api.fleet.others import Others
     from supervisor.api.requests import RunRequest
     from supervisor.caller import Caller
+    from supervisor.fleet.entry import Posting
     from supervisor.fleet.fleet import Fleet
     from supervisor.runs.service import Service
     from supervisor.state.record import RunOptions
@@ -133,16 +136,27 @@ class FleetRuns:
             moves=wanted.host is None or wanted.host.moves,
         )
         await entry.check(run.needs, tells_hosts=caller.may(Right.HOST))
-        key, posted_as = options.idempotency_key, run.id
-        if key is not None:
-            run = await self._fleet.keys.claim(run, caller.name, key, options.request_hash)
-        is_new = run.id == posted_as
-        waiting = (entry.post if is_new else entry.join)(run, caller.name)
+        if options.idempotency_key is None:
+            return await self._done(entry.post(run, caller.name), posted)
+        while True:
+            claimed = await self._fleet.keys.claim(
+                run, caller.name, options.idempotency_key, options.request_hash
+            )
+            is_new = claimed.id == run.id
+            try:
+                waiting = (entry.post if is_new else entry.join)(claimed, caller.name)
+                return await self._done(waiting, posted)
+            except GivenUp as error:
+                log.info("run is posted anew", run=claimed.id, problem=str(error))
+
+    async def _done(
+        self, waiting: AbstractAsyncContextManager[Posting], posted: Posted
+    ) -> Vm | Answered:
         async with waiting as posting:
             here: Do = partial(self._here, posted)
             there: Do = partial(self._there, posted)
             claim, found = await posting.land(here, there)
-            if not waits and (not isinstance(found, Answered) or found.is_accepted):
+            if not posted.waits and (not isinstance(found, Answered) or found.is_accepted):
                 await self._keep_copy(claim, posted)
             return found
 
