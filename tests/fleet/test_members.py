@@ -121,3 +121,15 @@ async def test_metrics_of_a_member(fleet: Fleet) -> None:
         assert shown["qmp_supervisor_fleet_waiting"] == "0.0"
         assert shown['qmp_supervisor_fleet_runs_total{where="here"}'] == "1.0"
         assert shown["qmp_supervisor_fleet_place_seconds_count"] == "1.0"
+
+
+async def test_what_a_caller_says_of_its_content_reaches_the_other_member(fleet: Fleet) -> None:
+    async with fleet.serve_both(MANAGER_FLEET_LABELS="zone=south") as (a, b):
+        body = {"computation": [1], "host": {"labels": {"zone": "south"}}}
+        vm_id = (await a.http.post("/run", json=body)).json()["id"]
+        for member in (b, a):
+            answer = await member.http.put(
+                f"/vms/{vm_id}/algorithm", content=b"x", headers={"Content-Digest": "md5=:eA==:"}
+            )
+            assert answer.status_code == 400, answer.text
+            assert "Content-Digest" in answer.json()["detail"]
