@@ -43,6 +43,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from supervisor.api.auth.certificates import Names
 from supervisor.api.auth.door import STRANGER, Door, MemberDoor, Peer, uid_of
 from supervisor.api.callers import serving
+from supervisor.api.http.at_end import closing
 from supervisor.api.http.bodies import Incoming
 from supervisor.api.http.problems import document
 from supervisor.api.rates import Who
@@ -96,7 +97,8 @@ class Exchange(TrioASGIHTTPConnection):
         self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> None:
         with serving(self._caller):
-            await super().__call__(receive, send)
+            async with closing():
+                await super().__call__(receive, send)
 
     def _create_request_from_scope(self, send: Any) -> Request:
         request = super()._create_request_from_scope(send)
@@ -139,7 +141,8 @@ class Talk(TrioASGIWebsocketConnection):
 
     async def __call__(self, receive: Any, send: Any) -> None:
         with serving(self._caller):
-            await super().__call__(receive, send)
+            async with closing():
+                await super().__call__(receive, send)
 
 
 def _asking(door: Door | MemberDoor, scope: HTTPScope | WebsocketScope) -> Callable[[], Caller]:

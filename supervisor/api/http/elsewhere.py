@@ -12,10 +12,17 @@ import trio
 from quart import Response, request
 
 from supervisor.api import trace
-from supervisor.api.callers import current
+from supervisor.api.callers import current, standing
 from supervisor.api.fleet.asked import Asked
 from supervisor.api.http import json_body
-from supervisor.errors import FleetError, InvalidRequest, nearest
+from supervisor.api.http.at_end import close_at_end
+from supervisor.errors import (
+    FleetError,
+    InvalidRequest,
+    Unauthenticated,
+    UnknownCertificate,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -122,18 +129,21 @@ def _kept(headers: Iterable[tuple[str, str]], dropped: set[str]) -> dict[str, st
 
 
 def passed_on(answer: httpx.Response) -> Response:
-    """The other member's answer as ours; piece by piece, unless it has been read."""
+    """The other member's answer as ours; piece by piece, unless it has been read.
+
+    One without an end does end if the caller may read no more: the other member cannot know.
+    """
     headers = _kept(answer.headers.multi_items(), _OF_CONNECTION)
     if answer.is_closed:
         return Response(answer.content, answer.status_code, headers)
+    close_at_end(answer.aclose)
+    check_again = standing() if "content-length" not in answer.headers else lambda: None
 
     async def pieces() -> AsyncIterator[bytes]:
-        try:
+        with suppress(Unauthenticated, UnknownCertificate):
             async for piece in answer.aiter_raw():
+                check_again()
                 yield piece
-        finally:
-            with trio.move_on_after(1, shield=True):
-                await answer.aclose()
 
     response = Response(pieces(), answer.status_code, headers)
     response.timeout = None
