@@ -338,10 +338,10 @@ def logs(
 
 @click.command()
 @click.argument("vm_id", metavar="[ID]", required=False, shell_complete=complete_id)
-@click.option("--after", type=int, help="Begin after the event of this number.")
+@click.option("--after", metavar="NUMBER", help="Begin after the event of this number.")
 @as_json
 @uses_supervisor
-def events(client: Client, vm_id: str | None, after: int | None, as_json: bool) -> None:
+def events(client: Client, vm_id: str | None, after: str | None, as_json: bool) -> None:
     """Follow the events of one VM, or of all. Ctrl-C ends the command.
 
     Without --after, only new events are shown. --after 0 shows all events on record first.
@@ -353,11 +353,12 @@ def events(client: Client, vm_id: str | None, after: int | None, as_json: bool) 
 
 
 def event_line(event: Mapping[str, Any]) -> str:
-    """An event for a person: number, time, VM, kind, and its data in words."""
+    """An event for a person: number, time, VM, kind, and its data in words; in a fleet its host."""
     data = dict(event)
     number, at, vm_id, kind = (data.pop(name) for name in ("sequence", "at", "vm", "event"))
+    host = f"{data.pop('host'):8} " if "host" in data else ""
     words = ", ".join(_in_words(name, value) for name, value in data.items())
-    return f"{number:>6} {at} {(vm_id or '-')[:8]:8} {kind:10} {words}".rstrip()
+    return f"{number:>6} {at} {host}{(vm_id or '-')[:8]:8} {kind:10} {words}".rstrip()
 
 
 def _in_words(name: str, value: object) -> str:

@@ -150,17 +150,18 @@ class AsyncClient:
 
     @asynccontextmanager
     async def events(
-        self, vm_id: str | None = None, *, after: int | None = None
+        self, vm_id: str | None = None, *, after: int | str | None = None
     ) -> AsyncIterator[AsyncIterator[models.Event]]:
         """Events as they come, of one VM or of all. Goes on after a restart of the supervisor.
 
-        :param after: all after this sequence number, the past ones first; None: from now on
+        :param after: all after this sequence number, or of a fleet this id, the past ones first;
+            None: from now on
         """
         path = f"/vms/{_part(vm_id)}/events" if vm_id else "/events"
         async with aclosing(self._events(path, after)) as events:
             yield events
 
-    async def _events(self, path: str, after: int | None) -> AsyncGenerator[models.Event]:
+    async def _events(self, path: str, after: int | str | None) -> AsyncGenerator[models.Event]:
         import anyio  # it takes longer to import than most commands have to do
 
         while True:
@@ -173,10 +174,10 @@ class AsyncClient:
                         await self._check(response)
                     async for line in response.aiter_lines():
                         if line.startswith("id:"):
-                            named = int(line.removeprefix("id:"))
+                            named = line.removeprefix("id:").strip()
                         elif line.startswith("data:"):
                             event: models.Event = json.loads(line.removeprefix("data:"))
-                            after = named = event["sequence"]
+                            after = named
                             yield event
                         elif not line:
                             after = named

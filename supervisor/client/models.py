@@ -1,6 +1,6 @@
 """What bodies and answers have: made of openapi.yaml by scripts/client."""
 
-# 1fb17d905049323482d866df90de8d676ad01e5b608f27090c1e65e2cb5f69dc
+# a0953b247936380fe7cbfe2088a544821cc91628974c51d6bf91f246d95e62ea
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -245,6 +245,7 @@ class EventBase(TypedDict):
     sequence: int
     at: str
     vm: str | None
+    host: NotRequired[str]
 
 
 class EventState(EventBase):
@@ -411,6 +412,12 @@ class EventAdopted(EventBase):
 
 class EventDeleted(EventBase):
     event: Literal["deleted"]
+
+
+class EventHost(EventBase):
+    event: Literal["host"]
+    state: Literal["unreached", "reached", "begun-anew"]
+    host: str
 
 
 class Evidence(TypedDict):
@@ -611,12 +618,14 @@ Event: TypeAlias = (
     | EventDamaged
     | EventAdopted
     | EventDeleted
+    | EventHost
 )
 
 
 class Events(TypedDict):
     events: list[Event]
     next: str | None
+    missing: NotRequired[list[str]]
 
 
 class Hosts(TypedDict):

@@ -3,7 +3,7 @@
 Made of aio.py by scripts/client, which has the documentation.
 """
 
-# 664eae560f6d04bee720533bab47206b0272db2ff79fdd9827289e2f4cf9d61d
+# a476022bf4eea781634b67b41803eba5297c602b6db87ec6e147cc00affd6818
 
 from __future__ import annotations
 
@@ -147,17 +147,18 @@ class Client:
 
     @contextmanager
     def events(
-        self, vm_id: str | None = None, *, after: int | None = None
+        self, vm_id: str | None = None, *, after: int | str | None = None
     ) -> Iterator[Iterator[models.Event]]:
         """Events as they come, of one VM or of all. Goes on after a restart of the supervisor.
 
-        :param after: all after this sequence number, the past ones first; None: from now on
+        :param after: all after this sequence number, or of a fleet this id, the past ones first;
+            None: from now on
         """
         path = f"/vms/{_part(vm_id)}/events" if vm_id else "/events"
         with closing(self._events(path, after)) as events:
             yield events
 
-    def _events(self, path: str, after: int | None) -> Generator[models.Event]:
+    def _events(self, path: str, after: int | str | None) -> Generator[models.Event]:
         import time  # it takes longer to import than most commands have to do
 
         while True:
@@ -170,10 +171,10 @@ class Client:
                         self._check(response)
                     for line in response.iter_lines():
                         if line.startswith("id:"):
-                            named = int(line.removeprefix("id:"))
+                            named = line.removeprefix("id:").strip()
                         elif line.startswith("data:"):
                             event: models.Event = json.loads(line.removeprefix("data:"))
-                            after = named = event["sequence"]
+                            after = named
                             yield event
                         elif not line:
                             after = named

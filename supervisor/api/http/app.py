@@ -152,7 +152,7 @@ def create_app(
         attestation.blueprint(service),
         computations.blueprint(service),
         compute.blueprint(service),
-        events.blueprint(service, gate.readers),
+        events.blueprint(service, gate.readers, member),
         logs.blueprint(service, gate.readers),
         console.blueprint(service, gate.readers),
         templates.blueprint(service),

@@ -57,33 +57,53 @@ class Elsewhere:
         name = await self.fleet.find(vm_id)
         if name is None or name == self.fleet.name:
             return None
+        return await self.pass_to(name)
+
+    def is_here(self, host: str | None) -> bool:
+        """Whether a request that names a host is for this one alone.
+
+        :param host: the name of one member, ``self`` for this one, None for all
+        :raises InvalidRequest: if there is no such member
+        """
+        if host is None or host in ("self", self.fleet.name):
+            return host is not None
+        if host not in self.others:
+            raise InvalidRequest(
+                f"no member of the fleet is {host[:64]!r}{nearest(host, self.others)}",
+                member="host",
+            )
+        return False
+
+    @property
+    def others(self) -> list[str]:
+        """The names of the other members."""
+        return [name for name in self.fleet.members.hosts if name != self.fleet.name]
+
+    async def pass_to(self, name: str) -> Response:
+        """What a member answers to the present request."""
         body = json_body.incoming()
         body.allow(sys.maxsize)  # its owner has the limits, and no piece is kept here
         content = body if body.announced or body.announced is None else b""
         return await self.ask(name, request.method, _target(), content)
 
     async def list(
-        self, here: dict[str, Any], host: str | None
+        self, here: dict[str, Any], host: str | None, target: str = ""
     ) -> tuple[list[dict[str, Any]], list[str]]:
         """What each host lists for the present request, and who has not answered in time.
 
         :param here: what this one lists
-        :param host: the name of one member, ``self`` for this one, None for all
+        :param host: as of `is_here`
+        :param target: what the others are asked, if it is not the same
         :raises InvalidRequest: if there is no such member
         """
-        others = [name for name in self.fleet.members.hosts if name != self.fleet.name]
-        if host in ("self", self.fleet.name):
+        if self.is_here(host):
             return [here], []
-        if host is not None and host not in others:
-            raise InvalidRequest(
-                f"no member of the fleet is {host[:64]!r}{nearest(host, others)}", member="host"
-            )
         pages: dict[str, dict[str, Any]] = {}
-        asked = [host] if host else others
+        asked = [host] if host else self.others
 
         async def ask(name: str) -> None:
             with suppress(FleetError, ValueError):
-                pages[name] = await self._ask_json(name, _target(without="host"))
+                pages[name] = await self._ask_json(name, target or _target(without="host"))
 
         with trio.move_on_after(_LIST_S):
             async with trio.open_nursery() as nursery:

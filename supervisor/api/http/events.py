@@ -1,50 +1,74 @@
-"""``GET /events`` and ``GET /vms/<id>/events``: server-sent events, or a page of those on record.
-
-Source: the WHATWG's HTML standard, "Server-sent events".
-"""
+"""``GET /events`` and ``GET /vms/<id>/events``: as they happen, or a page of those on record."""
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import trio
 from quart import Blueprint, Response, request
 
 from supervisor.api.callers import current, needs, standing, who
+from supervisor.api.http import event_stream
+from supervisor.api.http.event_stream import Part
+from supervisor.api.http.fleet_events import FleetEvents
 from supervisor.api.requests import EventsRequest, event_number, page_size
 from supervisor.caller import Right
-from supervisor.errors import Unauthenticated, UnknownCertificate
+from supervisor.errors import InvalidRequest
+from supervisor.fleet.positions import Position
+from supervisor.state.journal_id import journal_id
 from supervisor.state.record import Event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from contextlib import AbstractContextManager
+    from collections.abc import AsyncIterable
 
+    from quart.wrappers.response import ResponseBody
+
+    from supervisor.api.http.fleet_runs import Member
     from supervisor.api.rates import AtOnce
-    from supervisor.runs.service import Following, Service
+    from supervisor.runs.service import Service
 
 
-def blueprint(service: Service, readers: AtOnce) -> Blueprint:
+def blueprint(service: Service, readers: AtOnce, member: Member | None) -> Blueprint:
     routes = Blueprint("events", __name__)
+    of_fleet = None
+    if member:
+        journal = journal_id(service.config.qemu.tmp)
+        of_fleet = FleetEvents(service, member.elsewhere, journal)
 
     @routes.get("/events")
     @needs(Right.SEE)
     async def events() -> Any:
-        return await _answer(service, EventsRequest(after=_after()), readers)
+        host = request.args.get("host")
+        if of_fleet is None and host is not None:
+            raise InvalidRequest("host needs a fleet, see MANAGER_FLEET", member="host")
+        if member is None or of_fleet is None or member.elsewhere.is_here(host):
+            return await _answer(service, EventsRequest(after=_number()), readers)
+        if host is not None and member.asks:
+            return await member.elsewhere.pass_to(host)
+        given, limit = _after(), request.args.get("limit")
+        wanted = None if given is None else Position.parse(given)
+        if limit is not None:
+            page = of_fleet.page if member.asks else of_fleet.own_page
+            return await page(wanted or Position(0.0), page_size(limit))
+        readers.check(who())
+        if member.asks:
+            return _streamed(of_fleet.stream(wanted, readers.one_more(who())))
+        return _stream(service, EventsRequest(), of_fleet.part(wanted), readers)
 
     @routes.get("/vms/<vm_id>/events")
     @needs(Right.SEE)
     async def events_of_one(vm_id: str) -> Any:
-        return await _answer(service, EventsRequest(vm_id, _after()), readers)
+        return await _answer(service, EventsRequest(vm_id, _number()), readers)
 
     return routes
 
 
-def _after() -> int | None:
+def _after() -> str | None:
     """A browser that reconnects sends the header; a person writes the parameter."""
-    given = request.headers.get("Last-Event-ID") or request.args.get("after")
+    return request.headers.get("Last-Event-ID") or request.args.get("after")
+
+
+def _number() -> int | None:
+    given = _after()
     return None if given is None else event_number(given)
 
 
@@ -52,7 +76,7 @@ async def _answer(service: Service, wanted: EventsRequest, readers: AtOnce) -> A
     limit = request.args.get("limit")
     if limit is not None:
         return await _page(service, wanted, limit)
-    return _stream(service, wanted, readers)
+    return _stream(service, wanted, Part(wanted.after), readers)
 
 
 async def _page(service: Service, wanted: EventsRequest, limit: str) -> dict[str, Any]:
@@ -62,50 +86,17 @@ async def _page(service: Service, wanted: EventsRequest, limit: str) -> dict[str
         if more := len(found) == size:
             break
         found.append(event)
-    following = f"{request.path}?after={found[-1].sequence}&limit={size}" if more else None
+    host = f"&host={request.args['host']}" if "host" in request.args else ""
+    following = f"{request.path}?after={found[-1].sequence}&limit={size}{host}" if more else None
     return {"events": [event.to_dict() for event in found], "next": following}
 
 
-def _stream(service: Service, wanted: EventsRequest, readers: AtOnce) -> Response:
+def _stream(service: Service, wanted: EventsRequest, part: Part, readers: AtOnce) -> Response:
     readers.check(who())  # while there is still another answer than a stream
-    following = service.follow(current(), wanted.after, wanted.vm_id)
+    following = service.follow(current(), part.after, wanted.vm_id)
     one_reader, keep_alive_s = readers.one_more(who()), service.config.timing.sse_keep_alive_s
-    return Response(
-        _lines(following, wanted.after, one_reader, keep_alive_s, standing()),
-        content_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return _streamed(event_stream.lines(following, part, one_reader, keep_alive_s, standing()))
 
 
-async def _lines(
-    following: Following,
-    after: int | None,
-    one_reader: AbstractContextManager[None],
-    keep_alive_s: float,
-    check_again: Callable[[], None],
-) -> AsyncIterator[bytes]:
-    """Ends if the caller may read no more; one who comes again is told why."""
-    with suppress(Unauthenticated, UnknownCertificate), one_reader:
-        async with following as (old, news):
-            # The head of the answer goes out with its first bytes.
-            yield b": events\n\n"
-            if after is None:
-                # So that whoever has had no event yet can go on from here, too.
-                yield f"id: {old.last}\n\n".encode()
-            async for event in old:
-                check_again()
-                yield _message(event)
-            while True:
-                text = b": keep-alive\n\n"
-                with trio.move_on_after(keep_alive_s):
-                    try:
-                        text = _message(await news.receive())
-                    except trio.EndOfChannel:
-                        return
-                check_again()
-                yield text
-
-
-def _message(event: Event) -> bytes:
-    data = json.dumps(event.to_dict())
-    return f"id: {event.sequence}\nevent: {event.kind}\ndata: {data}\n\n".encode()
+def _streamed(lines: AsyncIterable[bytes] | ResponseBody) -> Response:
+    return Response(lines, content_type=event_stream.CONTENT_TYPE, headers=event_stream.HEADERS)
