@@ -1,6 +1,6 @@
 """What bodies and answers have: made of openapi.yaml by scripts/client."""
 
-# a0953b247936380fe7cbfe2088a544821cc91628974c51d6bf91f246d95e62ea
+# b3313112dfc061ba1b1bffc510e7e61bc0f2544ce2fdf313815a219c4f715020
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -417,7 +417,6 @@ class EventDeleted(EventBase):
 class EventHost(EventBase):
     event: Literal["host"]
     state: Literal["unreached", "reached", "begun-anew"]
-    host: str
 
 
 class Evidence(TypedDict):

@@ -29,6 +29,7 @@ from tests.support.world import PATIENCE_S, in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.support.guest import Apart
     from tests.support.world import Supervisor, World
 
 DASHBOARD = Caller("dash", Role.READ, KnownBy.TOKEN)
@@ -36,11 +37,11 @@ WRITE = '{"write": true}'
 
 
 @asynccontextmanager
-async def opened(supervisor: Supervisor, vm_id: str) -> AsyncIterator[Tty]:
+async def opened(supervisor: Supervisor | Apart, vm_id: str, **how: Any) -> AsyncIterator[Tty]:
     path = f"/vms/{vm_id}/console"
     socket: httpx_ws.AsyncWebSocketSession
     try:
-        async with httpx_ws.aconnect_ws(path, supervisor.http) as socket:
+        async with httpx_ws.aconnect_ws(path, supervisor.http, **how) as socket:
             yield Tty(socket)
     except* wsproto.utilities.LocalProtocolError:
         pass  # this client answers a ping that comes while it closes
@@ -81,7 +82,7 @@ class Tty:
                     return closed.code, closed.reason or ""
 
 
-async def connected(supervisor: Supervisor, tty: Tty, text: bytes) -> None:
+async def connected(supervisor: Supervisor | Apart, tty: Tty, text: bytes) -> None:
     """Type until it is printed: QEMU is told to listen a moment after the console is opened."""
     await tty.socket.send_text(WRITE)
     with trio.fail_after(PATIENCE_S):

@@ -154,7 +154,7 @@ def create_app(
         compute.blueprint(service),
         events.blueprint(service, gate.readers, member),
         logs.blueprint(service, gate.readers),
-        console.blueprint(service, gate.readers),
+        console.blueprint(service, gate.readers, member),
         templates.blueprint(service),
         host.blueprint(service, examine, member),
         ops.blueprint(service, instance_id),

@@ -7,14 +7,15 @@ writes. Source: RFC 6455.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
-from quart import Blueprint, websocket
+from quart import Blueprint, Response, websocket
 
 from supervisor.api import trace
 from supervisor.api.callers import current, needs, standing, who
+from supervisor.api.http.console_elsewhere import talk
+from supervisor.api.http.console_protocol import AGAIN, END, POLICY, WRITE, accept, close
 from supervisor.caller import Right
 from supervisor.errors import NotTheirs, Unauthenticated, UnknownCertificate
 from supervisor.vm.console import reading, run, take
@@ -23,57 +24,55 @@ from supervisor.waiting import move_on_when
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from supervisor.api.http.fleet_runs import Member
     from supervisor.api.rates import AtOnce
     from supervisor.runs.service import Service
     from supervisor.vm.console_readers import Console, Reader
     from supervisor.vm.vm import Vm
 
-#: A subprotocol's name. Who offers any, as a browser does to show its token, needs one accepted.
-PROTOCOL = "console.qmp-supervisor"
 
-#: Of RFC 6455, 7.4.1: a normal end; one who may not; and one who is too slow, "try again later".
-_END, _POLICY, _TOO_SLOW = 1000, 1008, 1013
-#: The longest time for saying so to a client that may not read it.
-_CLOSE_S = 2.0
-
-
-def blueprint(service: Service, readers: AtOnce) -> Blueprint:
+def blueprint(service: Service, readers: AtOnce, member: Member | None) -> Blueprint:
     routes = Blueprint("console", __name__, url_prefix="/vms")
 
     @routes.websocket("/<vm_id>/console")
     @needs(Right.USE)
-    async def console(vm_id: str) -> None:
+    async def console(vm_id: str) -> Response | None:
+        if member and member.asks and vm_id not in service.vms:
+            name = await member.elsewhere.find(vm_id)
+            if name is not None:
+                with readers.one_more(who()):
+                    silence_s = 3 * service.config.timing.sse_keep_alive_s
+                    return await talk(member.elsewhere, name, vm_id, silence_s)
         vm = service.vms.get(vm_id, current())
         if vm.record.options.parties:
             # Who types there might get what is of its parties alone.
             raise NotTheirs(vm.id, "the console", "nobody, for it has parties")
         check_again = standing()
         with readers.one_more(who()), reading(vm, current().name) as reader:
-            offered = websocket.requested_subprotocols
-            await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
+            await accept()
             service.vms.spawn(run, vm)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_print, reader, check_again, nursery.cancel_scope)
                 nursery.start_soon(_tell, vm.console, reader)
                 await _listen(vm, reader, check_again)
+        return None
 
     return routes
 
 
 async def _print(reader: Reader, check_again: Callable[[], None], scope: trio.CancelScope) -> None:
     """Send what the guest prints; at its end, or the reader's, say why and end all."""
-    code, why = _END, "the VM has ended"
+    code, why = END, "the VM has ended"
     try:
         async with move_on_when(reader.wait_lagged):
             while piece := await reader.take():
                 check_again()
                 await websocket.send(piece)
     except (Unauthenticated, UnknownCertificate):
-        code, why = _POLICY, "the caller may read no more"
+        code, why = POLICY, "the caller may read no more"
     if reader.lagged:
-        code, why = _TOO_SLOW, "what the guest printed came faster than it was read"
-    with trio.move_on_after(_CLOSE_S, shield=True), suppress(trio.BrokenResourceError):
-        await websocket.close(code, why)
+        code, why = AGAIN, "what the guest printed came faster than it was read"
+    await close(code, why)
     scope.cancel()
 
 
@@ -93,6 +92,6 @@ async def _listen(vm: Vm, reader: Reader, check_again: Callable[[], None]) -> No
         check_again()
         if isinstance(message, bytes):
             await vm.console.write(reader, message)
-        elif message == '{"write": true}':
+        elif message == WRITE:
             trace.present().changed = True
             await take(vm, reader)

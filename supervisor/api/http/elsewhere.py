@@ -19,6 +19,7 @@ from supervisor.api.http.at_end import close_at_end
 from supervisor.errors import (
     FleetError,
     InvalidRequest,
+    MemberBroke,
     Unauthenticated,
     UnknownCertificate,
     nearest,
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
     from supervisor.api.fleet.others import Others
 
-#: The longest time that a list waits for a member.
-_LIST_S = 5.0
+#: The longest time that a list waits for a member, and a stream for its beginning.
+_LIST_S, _BEGIN_S = 5.0, 5.0
 #: Headers of one connection alone: RFC 9110, section 7.6.1. And those that each member says itself.
 _OF_CONNECTION = {
     *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding"),
@@ -54,10 +55,13 @@ class Elsewhere:
 
     async def answer(self, vm_id: str) -> Response | None:
         """What the member answers that has a VM; None if none says that it has it."""
+        name = await self.find(vm_id)
+        return None if name is None else await self.pass_to(name)
+
+    async def find(self, vm_id: str) -> str | None:
+        """Another member that has a VM; None if none says that it has it."""
         name = await self.fleet.find(vm_id)
-        if name is None or name == self.fleet.name:
-            return None
-        return await self.pass_to(name)
+        return None if name == self.fleet.name else name
 
     def is_here(self, host: str | None) -> bool:
         """Whether a request that names a host is for this one alone.
@@ -126,6 +130,15 @@ class Elsewhere:
         headers = _kept(request.headers.items(), _OF_CONNECTION | _LOOKED_AT)
         asked = Asked(current(), method, target, headers, content, trace.present().id)
         return passed_on(await self._others.ask(name, asked))
+
+    async def begin(self, name: str, asked: Asked) -> httpx.Response:
+        """What a member answers, of a stream: its headers come at once.
+
+        :raises MemberBroke: also if they do not
+        """
+        with trio.move_on_after(_BEGIN_S):
+            return await self._others.ask(name, asked)
+        raise MemberBroke(f"the member {name} does not answer")
 
 
 def _target(without: str = "") -> str:

@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
-#: The longest time until another member begins its answer.
-_BEGIN_S = 5.0
 _RETRY = Backoff(0.5, 5.0)
 #: A member is gone that so many keep-alives have not come from.
 _MISSED = 3
@@ -313,9 +311,7 @@ class _Reading:
         """Another member's answer."""
         query = f"?{urlencode({'after': str(wanted.of(name))})}" if wanted else ""
         asked = Asked(self.caller, "GET", f"/events{query}", request_id=self.request_id)
-        address = self.elsewhere.fleet.members.hosts[name].address
-        with trio.fail_after(_BEGIN_S):
-            answer = await self.elsewhere.send(name, address, asked)
+        answer = await self.elsewhere.begin(name, asked)
         try:
             if answer.status_code != HTTPStatus.OK:
                 raise MemberBroke(f"the member {name} answers {answer.status_code}")
