@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 from rich.live import Live
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from supervisor.client import Client, models
 
 _QUERY = {"ended": "false", "usage": "true"}
-_COLUMNS = ("ID", "CPU", "MEMORY", "STATE", "UP", "FOR", "OWNER", "LABELS")
+_HOST = "HOST"
+_COLUMNS = ("ID", _HOST, "CPU", "MEMORY", "STATE", "UP", "FOR", "OWNER", "LABELS")
 _RIGHT = ("CPU", "MEMORY", "UP")
 
 
@@ -37,34 +38,39 @@ def top(client: Client, /, once: bool, every_s: float) -> None:
     """Show what running VMs take of the host, those with the most CPU first, until Ctrl-C.
 
     CPU is the share of one processor, so 200 % are two. MEMORY is resident, and counts what a VM
-    shares with others.
+    shares with others. In a fleet it is the VMs of all hosts.
     """
-    before = client.vms(_QUERY)["vms"]
+    before = client.vms(_QUERY)
     if once:
         time.sleep(every_s)
-        stdout().print(table(before, client.vms(_QUERY)["vms"]))
+        stdout().print(table(before, client.vms(_QUERY)))
         return
     with suppress(KeyboardInterrupt), Live(console=stdout(), auto_refresh=False) as live:
-        live.update(table([], before), refresh=True)
+        live.update(table(None, before), refresh=True)
         while True:
             time.sleep(every_s)
-            now = client.vms(_QUERY)["vms"]
+            now = client.vms(_QUERY)
             live.update(table(before, now), refresh=True)
             before = now
 
 
-def table(before: list[models.Summary], now: list[models.Summary]) -> Table:
-    """:param before: the same VMs some time ago; one that was not there has no share of CPU yet"""
-    usage = {vm["id"]: vm["usage"] for vm in before if vm["usage"]}
-    rows = [(_share(usage.get(vm["id"]), vm["usage"]), vm) for vm in now]
+def table(before: models.Page | None, now: models.Page) -> Table:
+    """:param before: the same some time ago; a VM that was not there has no share of CPU yet"""
+    usage = {vm["id"]: vm["usage"] for vm in before["vms"] if vm["usage"]} if before else {}
+    rows = [(_share(usage.get(vm["id"]), vm["usage"]), vm) for vm in now["vms"]]
     rows.sort(key=lambda row: -1.0 if row[0] is None else row[0], reverse=True)
-    found = Table(box=None, pad_edge=False)
+    found = Table(box=None, pad_edge=False, caption_justify="left")
+    # Where there is no fleet, no VM has a host.
+    hosts = any("host" in vm for vm in now["vms"])
     for name in _COLUMNS:
-        found.add_column(name, justify="right" if name in _RIGHT else "left", no_wrap=True)
+        if name != _HOST or hosts:
+            justify: Literal["left", "right"] = "right" if name in _RIGHT else "left"
+            found.add_column(name, justify=justify, no_wrap=True)
     for share, vm in rows:
         memory = vm["usage"] and f"{vm['usage']['memory_bytes'] / 2**20:.0f} MiB"
         found.add_row(
             vm["id"][:8],
+            *([vm.get("host", "")] if hosts else []),
             "-" if share is None else f"{100 * share:.0f} %",
             memory or "-",
             vm["state"],
@@ -73,6 +79,8 @@ def table(before: list[models.Summary], now: list[models.Summary]) -> Table:
             vm["owner"] or "",
             " ".join(f"{name}={value}" if value else name for name, value in vm["labels"].items()),
         )
+    if missing := now.get("missing"):
+        found.caption = f"without the VMs of {', '.join(missing)}: no answer"
     return found
 
 

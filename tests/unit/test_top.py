@@ -20,10 +20,13 @@ def vm(name: str, second: int, cpu_s: float | None) -> models.Summary:
     return cast("models.Summary", found)
 
 
-def rows(before: list[models.Summary], now: list[models.Summary]) -> list[list[str]]:
+def rows(
+    before: list[models.Summary], now: list[models.Summary], **fleet: list[str]
+) -> list[list[str]]:
     console = Console(width=100)
+    pages = [cast("models.Page", {"vms": vms, "next": None, **fleet}) for vms in (before, now)]
     with console.capture() as shown:
-        console.print(table(before, now))
+        console.print(table(*pages))
     return [line.split() for line in shown.get().splitlines()]
 
 
@@ -43,3 +46,11 @@ def test_shares_of_the_time_between_two_looks() -> None:
         ("again", "same", "new", "starts"), "-"
     )
     assert found[-1][2] == "-"
+
+
+def test_a_fleets_hosts_and_those_that_have_not_answered() -> None:
+    here = vm("one", 1, 1.0) | {"host": "a"}
+    heading, row, *missing = rows([here], [here], missing=["b", "c"])
+    assert heading[:3] == ["ID", "HOST", "CPU"]
+    assert row[:3] == ["one", "a", "-"]
+    assert [" ".join(line) for line in missing] == ["without the VMs of b, c: no answer"]
