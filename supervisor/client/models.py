@@ -1,6 +1,6 @@
 """What bodies and answers have: made of openapi.yaml by scripts/client."""
 
-# b3313112dfc061ba1b1bffc510e7e61bc0f2544ce2fdf313815a219c4f715020
+# 835d3b93aa15e8457f9eed295ee10221d03310003f391b0898913f24e4cb2404
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -195,6 +195,7 @@ class Restart(TypedDict):
 
 
 class Vm(TypedDict):
+    host: NotRequired[str]
     id: Id
     state: State
     reason: str
@@ -526,6 +527,7 @@ class WhoAmI(TypedDict):
     role: str
     known_by: str
     rights: list[str]
+    host: NotRequired[str]
 
 
 class Health(TypedDict):

@@ -165,10 +165,11 @@ async function* pieces(body, signal) {
 
 /**
  * Follow all events that the caller may see, until `signal` ends it or an error does. `told` gets
- * each event, and first null: from then on none is missed.
+ * each event, and first null: from then on none is missed. `at` gets each id, which is what to come
+ * back with: a number, or of a fleet what has one of each host.
  */
-export async function follow(last, signal, told) {
-  const more = { Accept: "text/event-stream", ...(last ? { "Last-Event-ID": String(last) } : {}) };
+export async function follow(last, signal, told, at) {
+  const more = { Accept: "text/event-stream", ...(last ? { "Last-Event-ID": last } : {}) };
   const ended = new AbortController();
   const both = AbortSignal.any([signal, ended.signal]);
   let silence;
@@ -187,8 +188,10 @@ export async function follow(last, signal, told) {
       const messages = text.split("\n\n");
       text = messages.pop();
       for (const message of messages) {
-        const line = message.split("\n").find((one) => one.startsWith("data: "));
-        if (line) told(JSON.parse(line.slice(6)));
+        const of = (name) => message.split("\n").find((one) => one.startsWith(name))?.slice(name.length);
+        const [id, data] = [of("id: "), of("data: ")];
+        if (id) at(id);
+        if (data) told(JSON.parse(data));
       }
     }
   } catch (error) {

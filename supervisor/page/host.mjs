@@ -2,14 +2,41 @@
 
 import { html, useState } from "./vendor/htm-preact.mjs";
 import { get } from "./api.mjs";
-import { may, useLoaded } from "./live.mjs";
-import { Table } from "./vms.mjs";
-import { At, Failure, NOTHING, Verdict, size } from "./words.mjs";
+import { may, member, useLoaded } from "./live.mjs";
+import { Away, Table } from "./vms.mjs";
+import { At, Failure, NOTHING, Verdict, labels, size } from "./words.mjs";
 
-export const Host = () => html`<h1>Host</h1>
+export const Host = () => html`<h1>Host ${member()}</h1>
+  ${member() && may("host") && html`<${Fleet} />`}
   ${may("host") && html`<${Checks} /><${Technologies} />`}
   ${may("templates") && html`<${Templates} />`}
   <${Pool} />`;
+
+/** What each member of the fleet says of itself. One whose sign of life is missing is not there. */
+function Fleet() {
+  const { value, error } = useLoaded((signal) => get("hosts", signal), "hosts", { everyMs: 3000 });
+  const columns = ["Host", "State", "Room", "TEE", "Template", "Labels", "Image", "Version", "Since", "Address"];
+  return html`<h2>Hosts of the fleet</h2>
+    <${Failure} error=${error} />
+    <${Away} />
+    ${value && !value.reached && html`<p class="failure" role="alert"><span aria-hidden="true">!</span> The fleet's record is not reached: no run starts, and what is said here is of before.</p>`}
+    ${value && html`<table class="cards"><thead><tr>${columns.map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
+      <tbody>${value.hosts.map((host) => {
+        const cells = [
+          host.draining ? "draining: it takes no runs" : "ready",
+          `${host.room} more VMs`,
+          Object.entries(host.tee).map(([name, free]) => `${name}: ${free}`).join(", ") || NOTHING,
+          host.template ? "yes" : "no",
+          labels(host).join(" ") || NOTHING,
+          host.image?.slice(0, 12) ?? NOTHING,
+          host.version,
+          html`<${At} at=${host.since} />`,
+          host.address,
+        ];
+        return html`<tr key=${host.name}><th scope="row">${host.name}${host.name === value.self && " (this one)"}</th>
+          ${cells.map((cell, number) => html`<td data-name=${columns[number + 1]}>${cell}</td>`)}</tr>`;
+      })}</tbody></table>`}`;
+}
 
 function Checks() {
   const [round, setRound] = useState(0);
@@ -43,7 +70,7 @@ function Templates() {
 }
 
 function Pool() {
-  const { value, error } = useLoaded((signal) => get("vms?purpose=pool&ended=false&usage=true", signal), "pool", { everyMs: 5000 });
+  const { value, error } = useLoaded((signal) => get(`vms?purpose=pool&ended=false&usage=true${member() ? "&host=self" : ""}`, signal), "pool", { everyMs: 5000 });
   return html`<h2>Pool</h2>
     <${Failure} error=${error} />
     ${value && (value.vms.length ? html`<${Table} vms=${value.vms} />` : html`<p>No VM is kept ready for a later run.</p>`)}`;

@@ -43,6 +43,17 @@ export function partsOf({ parties }) {
   return { brings: brought.filter(([, who]) => who === me).map(([part]) => part), gets: parties.result.includes(me), brought };
 }
 
+/** In a fleet: the name of the member that answers here. */
+export const member = () => caller.value?.host;
+
+/** The members whose events do not arrive. */
+export const unreached = shared([]);
+
+function hear({ host, state }) {
+  const others = unreached.value.filter((name) => name !== host);
+  unreached.set(state === "unreached" ? [...others, host].sort() : others);
+}
+
 export const may = (right) => Boolean(caller.value?.rights.includes(right));
 
 /** Whether events arrive: "connecting", "live", "gone" since `goneSince`, "refused" by `linkProblem`. */
@@ -85,20 +96,26 @@ export function useWhileLooking(act, keys) {
 
 /** Follow events. */
 export function useEvents() {
-  const last = useRef(0);
+  const last = useRef("");
   useWhileLooking(async (signal) => {
     for (let wait = FIRST_WAIT_MS; !signal.aborted; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
       try {
-        await follow(last.current, signal, (event) => {
-          if (event) last.current = event.sequence;
-          else setLink("live");
+        const told = (event) => {
+          if (!event) setLink("live");
+          if (!event) unreached.set([]); // those that are not are told again
+          if (event?.event === "host") hear(event);
           wait = FIRST_WAIT_MS;
           // Without an event: something may have been missed.
           events.set(event);
-        });
+        };
+        await follow(last.current, signal, told, (id) => (last.current = id));
       } catch (error) {
         if (signal.aborted) return;
         if (error.status === 401) return; // whoever it is signs in again
+        if (error.status === 400 && last.current) {
+          last.current = ""; // the host has become a member of a fleet, or left one
+          continue;
+        }
         if (error instanceof Problem) {
           linkProblem = error;
           setLink("refused");

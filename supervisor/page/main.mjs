@@ -72,7 +72,7 @@ function Inside({ who }) {
   const here = (name) => (hash.startsWith(`#/${name}`) || (name === "vms" && !hash) ? "page" : undefined);
   return html`<a class="skip" href="#main" onClick=${(event) => (event.preventDefault(), document.getElementById("main").focus())}>To the content</a>
     <header>
-      <strong>qmp-supervisor</strong>
+      <strong>qmp-supervisor${who.host && ` at ${who.host}`}</strong>
       <nav aria-label="Parts">
         <a href="#/vms" aria-current=${here("vms")}>VMs</a>
         ${may("run") && html`<a href="#/run" aria-current=${here("run")}>Run</a>`}

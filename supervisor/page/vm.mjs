@@ -2,7 +2,7 @@
 
 import { html, useEffect, useState } from "./vendor/htm-preact.mjs";
 import { get, getFile, send } from "./api.mjs";
-import { isMine, may, partsOf, useEvent, useLoaded } from "./live.mjs";
+import { isMine, may, member, partsOf, useEvent, useLoaded } from "./live.mjs";
 import { Compute, Parts } from "./compute.mjs";
 import { Console } from "./console.mjs";
 import { Logs } from "./logs.mjs";
@@ -25,7 +25,7 @@ export function Vm({ id, tab = "" }) {
 const isDeleted = (event, id) => event?.vm === id && event.event === "deleted";
 
 const Missing = ({ id }) => html`<h1>VM ${short(id)}</h1>
-  <p>There is no such VM any more, or it is not yours. <a href="#/vms?all">All VMs</a></p>`;
+  <p>There is no such VM any more, or it is not yours${member() && ", or its host does not answer"}. <a href="#/vms?all">All VMs</a></p>`;
 
 function There({ id, tab, setEnd }) {
   const mine = (event) => event.vm === id && !isDeleted(event, id);
@@ -74,6 +74,7 @@ function partiesOf(vm) {
 function Overview({ vm }) {
   const rows = {
     "Id": vm.id,
+    ...(vm.host ? { "Host": vm.host } : {}),
     "Owner": vm.owner ?? NOTHING,
     "Labels": labels(vm).join(" ") || NOTHING,
     "For": vm.purpose,
@@ -116,7 +117,7 @@ function Phases({ phases }) {
   </table>`;
 }
 
-const DATA_OF = ({ sequence, at, vm, event, ...data }) =>
+const DATA_OF = ({ sequence, at, vm, host, event, ...data }) =>
   Object.entries(data).filter(([, value]) => value !== "" && value !== null).map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ");
 
 function Events({ vm }) {

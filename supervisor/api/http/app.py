@@ -157,7 +157,7 @@ def create_app(
         console.blueprint(service, gate.readers, member),
         templates.blueprint(service),
         host.blueprint(service, examine, member),
-        ops.blueprint(service, instance_id),
+        ops.blueprint(service, instance_id, member),
         page.blueprint(),
     ):
         app.register_blueprint(blueprint)

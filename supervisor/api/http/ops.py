@@ -13,10 +13,11 @@ from supervisor.build import build_info
 from supervisor.caller import Right
 
 if TYPE_CHECKING:
+    from supervisor.api.http.fleet_runs import Member
     from supervisor.runs.service import Service
 
 
-def blueprint(service: Service, instance_id: str) -> Blueprint:
+def blueprint(service: Service, instance_id: str, member: Member | None) -> Blueprint:
     routes = Blueprint("ops", __name__)
     build = build_info()
     document = Path(__file__).with_name("openapi.yaml").read_bytes()
@@ -57,6 +58,7 @@ def blueprint(service: Service, instance_id: str) -> Blueprint:
             "role": caller.role,
             "known_by": caller.known_by,
             "rights": [right for right in Right if caller.may(right)],
+            **({"host": member.fleet.name} if member else {}),
         }
 
     @routes.get("/metrics")

@@ -35,7 +35,7 @@ def blueprint(service: Service, member: Member | None) -> Blueprint:
     @routes.get("/<vm_id>")
     @needs(Right.SEE)
     async def show(vm_id: str) -> Any:
-        return await _everything(service, service.vms.see(vm_id, current()))
+        return await _everything(service, member, service.vms.see(vm_id, current()))
 
     @routes.get("/<vm_id>/status")
     @needs(Right.SEE)
@@ -51,7 +51,7 @@ def blueprint(service: Service, member: Member | None) -> Blueprint:
         vm = service.vms.get(vm_id, current())
         wanted = await json_body.read_optional(ShutdownRequest)
         await service.end(vm, wanted.mode)
-        return await _everything(service, vm)
+        return await _everything(service, member, vm)
 
     @routes.post("/<vm_id>/pause")
     @needs(Right.USE)
@@ -112,8 +112,10 @@ async def _of_this_host(service: Service, member: Member | None) -> dict[str, An
     return {"vms": rows, "next": following}
 
 
-async def _everything(service: Service, vm: Vm) -> dict[str, Any]:
+async def _everything(service: Service, member: Member | None, vm: Vm) -> dict[str, Any]:
     answer = views.everything(vm)
+    if member:
+        answer["host"] = member.fleet.name
     await _add_usage(service, answer)
     return answer
 
