@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,20 @@ async def test_a_host_that_is_away_holds_nobody_up(fleet: Fleet) -> None:
                 of_b = [one for one in reader.numbers if one[0] == "b"]
                 assert of_b == [one for one in await on_record(a, "b") if one in of_b]
                 assert of_b[0] == next(iter(await on_record(a, "b")))
+
+
+async def test_a_host_that_hangs_holds_nobody_up(fleet: Fleet) -> None:
+    async with fleet.serve_both() as (a, b):
+        b.process.send_signal(signal.SIGSTOP)
+        try:
+            async with reading(a.http, "0") as reader:
+                await reader.until(host="a", vm=await post(a, {"computation": [1]}))
+                assert (await a.http.get("/events?limit=9")).json()["missing"] == ["b"]
+                await reader.until(event="host", host="b", state="unreached")
+                b.process.send_signal(signal.SIGCONT)
+                await reader.until(event="host", host="b", state="reached")
+        finally:
+            b.process.send_signal(signal.SIGCONT)
 
 
 async def test_a_host_that_comes_later_is_heard_from_when_the_reader_came(fleet: Fleet) -> None:

@@ -1,16 +1,19 @@
-"""What another member answers is closed with the request that it was asked for."""
+"""What another member answers: it is closed with its request, and may be anything."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from quart import Quart
 
 from supervisor.api.callers import serving
+from supervisor.api.http import listing
 from supervisor.api.http.at_end import closing
-from supervisor.api.http.elsewhere import passed_on
+from supervisor.api.http.elsewhere import Elsewhere, passed_on
 from supervisor.caller import ANYBODY, Caller
 from supervisor.errors import Unauthenticated
 
@@ -22,7 +25,7 @@ class Endless(httpx.AsyncByteStream, AsyncIterator[bytes]):
         return self
 
     async def __anext__(self) -> bytes:
-        return b"more"
+        return b"more" * 4096
 
     async def aclose(self) -> None:
         self.closed = True
@@ -59,3 +62,43 @@ async def test_an_answer_without_an_end_ends_with_its_callers_right(
                         if got == 3:
                             break
     assert got == (3 if headers else 1)
+
+
+class Broken(Endless):
+    async def __anext__(self) -> bytes:
+        raise httpx.ReadError("reset")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Endless(),
+        Broken(),
+        b"",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        b'{"vms": [{}], "next": null}',
+        b'{"vms": [1], "next": null}',
+        b'{"vms": null, "next": null}',
+    ],
+)
+async def test_a_list_does_without_a_member_that_answers_anything_else(
+    content: bytes | Endless,
+) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        stream = httpx.ByteStream(content) if isinstance(content, bytes) else content
+        return httpx.Response(200, stream=stream)
+
+    b = SimpleNamespace(address="127.0.0.1:1")
+    identity = SimpleNamespace(sign=lambda *_: "a.b.c")
+    members = SimpleNamespace(hosts={"a": b, "b": b})
+    fleet: Any = SimpleNamespace(name="a", identity=identity, members=members)
+    here = {"vms": [{"place": "1"}], "next": None}
+    with serving(lambda: ANYBODY):
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            elsewhere = Elsewhere(fleet, client)
+            found = await elsewhere.list(here, None, listing.check, "/vms")
+    assert found == ([here], ["b"])
+    if isinstance(content, Endless):
+        assert content.closed

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import httpx
+import trio
 
 from supervisor.errors import MemberBroke, RefusedElsewhere
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from supervisor.fleet.fleet import Fleet
 
 _CONNECT_S = 3.0
+#: Bytes of an answer that is read here: the longest reply of an agent in JSON, or thousands of VMs.
+_LONGEST = 1 << 27
 
 
 class Others:
@@ -62,30 +65,35 @@ class Others:
         return answer
 
     async def read(self, name: str, answer: httpx.Response) -> bytes:
-        """All of a short answer, which is closed.
+        """All of an answer, which is closed.
 
-        :raises MemberBroke:
+        :raises MemberBroke: also if it is longer than any that a member gives
         :raises RefusedElsewhere: if it is a problem document
         """
+        content = bytearray()
         try:
-            content = await answer.aread()
+            async for piece in answer.aiter_raw():
+                content += piece
+                if len(content) > _LONGEST:
+                    raise MemberBroke(f"the member {name} answers without an end")
         except httpx.TransportError as error:
             raise _broke(name, error) from error
         finally:
-            await answer.aclose()
+            with trio.move_on_after(1, shield=True):
+                await answer.aclose()
         if answer.status_code >= HTTPStatus.BAD_REQUEST:
-            raise refusal(answer)
-        return content
+            raise _refusal(answer, bytes(content))
+        return bytes(content)
 
 
 def _broke(name: str, error: Exception) -> MemberBroke:
     return MemberBroke(f"the member {name}: {str(error) or type(error).__name__}")
 
 
-def refusal(answer: httpx.Response) -> RefusedElsewhere:
-    """What a problem document says, that has been read."""
+def _refusal(answer: httpx.Response, content: bytes) -> RefusedElsewhere:
+    """What a problem document says."""
     try:
-        document = json.loads(answer.content)
+        document = json.loads(content)
         kind, detail = document["type"], document["detail"]
         code = document.get("agent_code")
     except (ValueError, LookupError, TypeError, AttributeError):

@@ -68,11 +68,12 @@ COPIES = "copies"
 class Answered:
     """What another host has answered to ``POST /run``.
 
-    :ivar response: if the caller waits for the agent's answer, it is to be read and closed
+    :param content: None if the caller waits for the agent's answer: it is to be read, and closed
     """
 
     host: str
     response: httpx.Response
+    content: bytes | None = None
 
     @property
     def is_accepted(self) -> bool:
@@ -187,13 +188,14 @@ class FleetRuns:
             return Answered(claim.host, answer)
         # Short; and nobody may read it, who would close it.
         try:
-            await self._others.read(claim.host, answer)
+            content = await self._others.read(claim.host, answer)
         except RefusedElsewhere as error:
             if error.kind is HandedBack:
                 raise HandedBack(f"host {claim.host} has given the run back") from error
             if error.kind is Stopping:  # and leaves the VM to its next supervisor
                 raise MemberBroke(f"host {claim.host}: {error}") from error
-        return Answered(claim.host, answer)
+            raise
+        return Answered(claim.host, answer, content)
 
     async def _send(self, claim: Claim, posted: Posted | Copy, path: str) -> httpx.Response:
         taken, id_ = (claim.run_id, claim.epoch), posted.request_id

@@ -26,7 +26,7 @@ from supervisor.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     import httpx
 
@@ -34,6 +34,16 @@ if TYPE_CHECKING:
 
 #: The longest time that a list waits for a member, and a stream for its beginning.
 _LIST_S, _BEGIN_S = 5.0, 5.0
+#: What is raised if an answer is not what it should be.
+_NO_LIST = (
+    FleetError,
+    InvalidRequest,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 #: Headers of one connection alone: RFC 9110, section 7.6.1. And those that each member says itself.
 _OF_CONNECTION = {
     *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding"),
@@ -91,13 +101,19 @@ class Elsewhere:
         return await self.ask(name, request.method, _target(), content)
 
     async def list(
-        self, here: dict[str, Any], host: str | None, target: str = ""
+        self,
+        here: dict[str, Any],
+        host: str | None,
+        check: Callable[[dict[str, Any]], object],
+        target: str = "",
     ) -> tuple[list[dict[str, Any]], list[str]]:
         """What each host lists for the present request, and who has not answered in time.
 
         :param here: what this one lists
         :param host: as of `is_here`
+        :param check: looks at all of another one's answer that is used; if it raises, that was none
         :param target: what the others are asked, if it is not the same
+        :returns: the others' with ``host``, its name
         :raises InvalidRequest: if there is no such member
         """
         if self.is_here(host):
@@ -106,8 +122,11 @@ class Elsewhere:
         asked = [host] if host else self.others
 
         async def ask(name: str) -> None:
-            with suppress(FleetError, ValueError):
-                pages[name] = await self._ask_json(name, target or _target(without="host"))
+            with suppress(*_NO_LIST):
+                page = await self._ask_json(name, target or _target(without="host"))
+                page["host"] = name
+                check(page)
+                pages[name] = page
 
         with trio.move_on_after(_LIST_S):
             async with trio.open_nursery() as nursery:
@@ -161,14 +180,14 @@ def _kept(headers: Iterable[tuple[str, str]], dropped: set[str]) -> dict[str, st
     return found
 
 
-def passed_on(answer: httpx.Response) -> Response:
+def passed_on(answer: httpx.Response, content: bytes | None = None) -> Response:
     """The other member's answer as ours; piece by piece, unless it has been read.
 
     One without an end does end if the caller may read no more: the other member cannot know.
     """
     headers = _kept(answer.headers.multi_items(), _OF_CONNECTION)
-    if answer.is_closed:
-        return Response(answer.content, answer.status_code, headers)
+    if content is not None:
+        return Response(content, answer.status_code, headers)
     close_at_end(answer.aclose)
     check_again = standing() if "content-length" not in answer.headers else lambda: None
 

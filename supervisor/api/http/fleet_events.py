@@ -119,9 +119,10 @@ class FleetEvents:
         return _Body(reading.lines(own, one_reader, standing()))
 
     async def own_page(self, wanted: Position, limit: int) -> dict[str, Any]:
-        """At most so many of this host's events on record, and where they are in its journal.
+        """At most so many of this host's events on record.
 
-        :returns: also ``after`` and ``last``, the numbers between which there is nothing else
+        :returns: them, and the positions before and after them. None is between them that is not
+            here, unless there are more
         """
         part, found, more = self.part(wanted), list[dict[str, Any]](), False
         after, last = part.after or 0, self.service.journal.sequence
@@ -132,27 +133,49 @@ class FleetEvents:
                 last = int(found[-1]["sequence"])
                 break
             found.append(event.to_dict())
-        place = {"host": self.host, "journal": self.journal, "after": after, "last": last}
-        return {**place, "more": more, "events": found}
+        places = {"after": str(part.number(after)), "last": str(part.number(last))}
+        return {"host": self.host, **places, "more": more, "events": found}
 
     async def page(self, wanted: Position, limit: int) -> dict[str, Any]:
         """At most so many of all members' events on record, by their times."""
         here = await self.own_page(wanted, limit)
-        query = urlencode({"after": str(wanted), "limit": limit})
-        pages, missing = await self.elsewhere.list(here, None, f"/events?{query}")
-        of_each = [[{**one, "host": page["host"]} for one in page["events"]] for page in pages]
+        target = f"/events?{urlencode({'after': str(wanted), 'limit': limit})}"
+        answers, missing = await self.elsewhere.list(here, None, _Page.read, target)
+        pages = [_Page.read(answer) for answer in answers]
         # Those of one host stay in their order, whatever its clock says.
-        merged = list(heapq.merge(*of_each, key=lambda one: str(one["at"])))
+        merged = list(heapq.merge(*(page.events for page in pages), key=lambda one: one["at"]))
         taken, more = merged[:limit], len(merged) > limit
         for page in pages:
-            numbers = [one["sequence"] for one in taken if one["host"] == page["host"]]
-            if len(numbers) == len(page["events"]):
-                number, more = page["last"], more or page["more"]
+            of_it = [one["sequence"] for one in taken if one["host"] == page.host]
+            if len(of_it) == len(page.events):
+                place, more = page.last, more or page.more
             else:
-                number = numbers[-1] if numbers else page["after"]
-            wanted = wanted.at(page["host"], Place(page["journal"], number))
+                place = Place(page.after.journal, of_it[-1]) if of_it else page.after
+            wanted = wanted.at(page.host, place)
         following = f"/events?{urlencode({'after': str(wanted), 'limit': limit})}"
         return {"events": taken, "next": following if more else None, "missing": missing}
+
+
+@attrs.frozen
+class _Page:
+    """One host's, as `FleetEvents.own_page` makes it."""
+
+    host: str
+    after: Place
+    last: Place
+    more: bool
+    events: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, answer: dict[str, Any]) -> _Page:
+        """:raises Exception: if it is none"""
+        host = answer["host"]
+        after, last = (Position.parse(answer[name]).places[host] for name in ("after", "last"))
+        events = [
+            {**one, "sequence": int(one["sequence"]), "at": str(one["at"]), "host": host}
+            for one in answer["events"]
+        ]
+        return cls(host, after, last, bool(answer["more"]), events)
 
 
 @attrs.define
@@ -161,13 +184,15 @@ class _Host:
 
     :ivar place: after the last of them; None before the first word
     :ivar away: whether the reader was told that the host is not reached
-    :ivar failures: times in a row that it was not
+    :ivar heard: whether the present answer has said something
+    :ivar failures: times in a row that none has
     """
 
     name: str
     send: trio.MemorySendChannel[tuple[_Host, Place | None, dict[str, Any] | None]]
     place: Place | None
     away: bool = False
+    heard: bool = False
     failures: int = 0
 
     async def read(self, pieces: AsyncIterable[bytes], silence_s: float) -> None:
@@ -187,7 +212,8 @@ class _Host:
     async def _pass_on(self, place: Place, event: Any) -> None:
         if event is not None and not (isinstance(event, dict) and _KIND.fullmatch(event["event"])):
             raise ValueError("it is no event")
-        before, self.place, self.failures = self.place, place, 0
+        before, self.place = self.place, place
+        self.heard, self.failures = True, 0
         if self.away:
             self.away = False
             await self._say("reached")
@@ -195,10 +221,10 @@ class _Host:
             await self._say("begun-anew")
         await self.send.send((self, place, event))
 
-    async def failed(self, *, began: bool) -> None:
-        """An attempt has failed, or an answer has ended. The first try again is told to nobody."""
+    async def failed(self) -> None:
+        """An attempt has failed, or an answer has ended: then it is told if the next one fails."""
         self.failures += 1
-        if not self.away and (self.failures > 1 or not began):
+        if not self.away and not self.heard:
             self.away = True
             await self._say("unreached")
 
@@ -291,18 +317,18 @@ class _Reading:
         """
         members = self.elsewhere.fleet.members
         while True:
-            began = False
-            if host.name in members.hosts:
-                try:
-                    async with self._opened(host.name, wanted) as pieces:
-                        await host.read(pieces, _MISSED * self.keep_alive_s)
-                except _BROKE as error:
-                    log.info("no events of a host", host=host.name, problem=repr(error))
-                began = host.failures == 0 and host.place is not None
-            await host.failed(began=began)
+            if host.name not in members.hosts:
+                await host.failed()
+                await members.wait_known(host.name)
+            host.heard = False
+            try:
+                async with self._opened(host.name, wanted) as pieces:
+                    await host.read(pieces, _MISSED * self.keep_alive_s)
+            except _BROKE as error:
+                log.info("no events of a host", host=host.name, problem=repr(error))
+            await host.failed()
             wanted = later.at(host.name, host.place) if host.place else later
             await trio.sleep(_RETRY.wait_s(host.failures))
-            await members.wait_known(host.name)
 
     @asynccontextmanager
     async def _opened(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from werkzeug.datastructures import MultiDict
+
 from supervisor.api.requests import label, one_of, page_size
 from supervisor.errors import InvalidRequest
 from supervisor.state.record import Purpose, RelayState
@@ -12,8 +14,6 @@ from supervisor.state.status import VmState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from werkzeug.datastructures import MultiDict
 
     from supervisor.vm.vm import Vm
 
@@ -62,6 +62,11 @@ def following(asked: MultiDict[str, str], last: str) -> str:
     """The path of the page after the VM at this place."""
     query = [(name, value) for name, value in asked.items(multi=True) if name != "after"]
     return f"/vms?{urlencode([*query, ('after', last)])}"
+
+
+def check(page: Mapping[str, Any]) -> None:
+    """:raises Exception: if `merged` could not use what another host has answered"""
+    merged(MultiDict(), [page])
 
 
 def merged(

@@ -60,7 +60,7 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
             found = await submit(service, member, wanted, options, waits=waits)
             if isinstance(found, Vm):
                 return found, options
-            return elsewhere.passed_on(found.response)
+            return elsewhere.passed_on(found.response, found.content)
 
     @routes.get("/vms/<vm_id>/reply")
     @needs(Right.USE)

@@ -89,7 +89,7 @@ def blueprint(service: Service, member: Member | None) -> Blueprint:
 
 async def _of_all(elsewhere: Elsewhere, here: dict[str, Any]) -> dict[str, Any]:
     """A page of all members' VMs."""
-    pages, missing = await elsewhere.list(here, request.args.get("host"))
+    pages, missing = await elsewhere.list(here, request.args.get("host"), listing.check)
     rows, following = listing.merged(request.args, pages)
     for row in rows:
         del row["place"]

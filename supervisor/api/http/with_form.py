@@ -73,7 +73,7 @@ async def run(service: Service, budget: Budget, member: Member | None) -> Any:
         await service.wait_answered(found, options)
         vm: _Vm = _Here(found)
     elif found.response.status_code != HTTPStatus.OK or member is None:
-        return elsewhere.passed_on(found.response)
+        return elsewhere.passed_on(found.response, found.content)
     else:
         vm = await _there(service, member.others, found)
     with _ending_otherwise(vm):
