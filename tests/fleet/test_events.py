@@ -12,6 +12,7 @@ import trio
 
 from supervisor.api.auth import tokens
 from supervisor.caller import Role
+from supervisor.client import AsyncClient
 from supervisor.fleet.identity import Identity
 from tests.fleet.test_members import ALICE, address, client
 from tests.support.contract import check_event
@@ -109,6 +110,7 @@ async def test_a_reader_hears_of_all_members_vms(fleet: Fleet) -> None:
                     await reader.until(vm=vm_id)
                 found = next(one for one in reader.told if one["vm"] == vm_id)
                 assert found["host"] == host
+        last = reader.last
         # Of one host alone they are as without a fleet.
         for path in (f"/vms/{there}/events?after=0", "/events?host=b&after=0"):
             async with reading(a.http, path=path) as reader:
@@ -117,6 +119,13 @@ async def test_a_reader_hears_of_all_members_vms(fleet: Fleet) -> None:
                     event = await reader.next()
                 assert "host" not in event
                 assert reader.last == str(event["sequence"])
+        at = str(a.http.base_url)
+        async with AsyncClient(at) as program, program.events(after=last) as told:
+            await a.http.post(f"/vms/{there}/shutdown", json={"mode": "force"})
+            async for one in told:
+                assert one["vm"] in (here, there)
+                if one["vm"] == there and one.get("state") == "shutoff":
+                    break
         assert (await b.http.get("/events?host=c")).status_code == 400
         assert (await b.http.get("/events?after=17")).status_code == 400
 

@@ -15,7 +15,7 @@ import trio
 from supervisor.errors import Unauthenticated, UnknownCertificate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
     from contextlib import AbstractContextManager
 
     from supervisor.runs.service import Following
@@ -57,7 +57,7 @@ async def lines(
     one_reader: AbstractContextManager[object],
     keep_alive_s: float,
     check_again: Callable[[], None],
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Ends if the caller may read no more; one who comes again is told why."""
     with suppress(Unauthenticated, UnknownCertificate), one_reader:
         async with following as (old, news):

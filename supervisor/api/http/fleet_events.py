@@ -46,7 +46,7 @@ from supervisor.state.record import EventKind, moment
 from supervisor.waiting import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
     from contextlib import AbstractContextManager
 
     from supervisor.api.http.elsewhere import Elsewhere
@@ -250,7 +250,7 @@ class _Reading:
     @asynccontextmanager
     async def lines(
         self,
-        own: AsyncIterable[bytes],
+        own: AsyncGenerator[bytes],
         one_reader: AbstractContextManager[None],
         check_again: Callable[[], None],
     ) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -258,14 +258,18 @@ class _Reading:
         # Without a buffer: a reader that is slow slows the members, each of which cuts it off.
         send, receive = trio.open_memory_channel[Any](0)
         with one_reader:
-            async with trio.open_nursery() as nursery:
+            async with (
+                aclosing(own),
+                trio.open_nursery() as nursery,
+                aclosing(self._texts(receive, check_again)) as texts,
+            ):
                 nursery.start_soon(self._feed, own, send)
-                yield self._texts(receive, check_again)
+                yield texts
                 nursery.cancel_scope.cancel()
 
     async def _texts(
         self, receive: trio.MemoryReceiveChannel[Any], check_again: Callable[[], None]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """Ends if the caller may read no more; one who comes again is told why."""
         position = self.begins or Position(time.time())
         yield BEGIN
