@@ -11,6 +11,7 @@ import pytest
 from quart import Quart
 
 from supervisor.api.callers import serving
+from supervisor.api.fleet.others import Others
 from supervisor.api.http import listing
 from supervisor.api.http.at_end import closing
 from supervisor.api.http.elsewhere import Elsewhere, passed_on
@@ -97,7 +98,7 @@ async def test_a_list_does_without_a_member_that_answers_anything_else(
     here = {"vms": [{"place": "1"}], "next": None}
     with serving(lambda: ANYBODY):
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-            elsewhere = Elsewhere(fleet, client)
+            elsewhere = Elsewhere(Others(fleet, client))
             found = await elsewhere.list(here, None, listing.check, "/vms")
     assert found == ([here], ["b"])
     if isinstance(content, Endless):

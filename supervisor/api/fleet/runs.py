@@ -272,9 +272,10 @@ class FleetRuns:
         async with self._fleet.entry.join(run, copy.caller.name) as posting:
             if run.owner:
                 await posting.after_break(Claim(run.id, run.owner, run.epoch, ""))
-            _, found = await posting.land(there, there)
-        if not found.is_accepted:
-            log.warning("run not taken", run=run.id, status=found.response.status_code)
+            try:
+                await posting.land(there, there)
+            except RefusedElsewhere as error:
+                log.warning("run not taken", run=run.id, problem=str(error))
 
     async def _look(self, run_id: str) -> Run | None:
         """None if it is not on record any more."""

@@ -16,6 +16,7 @@ from supervisor.api import trace
 from supervisor.api.callers import current, needs, standing, who
 from supervisor.api.http.console_elsewhere import talk
 from supervisor.api.http.console_protocol import AGAIN, END, POLICY, WRITE, accept, close
+from supervisor.api.http.elsewhere import Elsewhere
 from supervisor.caller import Right
 from supervisor.errors import NotTheirs, Unauthenticated, UnknownCertificate
 from supervisor.vm.console import reading, run, take
@@ -24,7 +25,7 @@ from supervisor.waiting import move_on_when
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.api.http.fleet_runs import Member
+    from supervisor.api.fleet.member import Member
     from supervisor.api.rates import AtOnce
     from supervisor.runs.service import Service
     from supervisor.vm.console_readers import Console, Reader
@@ -33,16 +34,17 @@ if TYPE_CHECKING:
 
 def blueprint(service: Service, readers: AtOnce, member: Member | None) -> Blueprint:
     routes = Blueprint("console", __name__, url_prefix="/vms")
+    elsewhere = Elsewhere(member.others) if member and member.asks else None
 
     @routes.websocket("/<vm_id>/console")
     @needs(Right.USE)
     async def console(vm_id: str) -> Response | None:
-        if member and member.asks and vm_id not in service.vms:
-            name = await member.elsewhere.find(vm_id)
+        if elsewhere and vm_id not in service.vms:
+            name = await elsewhere.find(vm_id)
             if name is not None:
                 with readers.one_more(who()):
                     silence_s = 3 * service.config.timing.sse_keep_alive_s
-                    return await talk(member.elsewhere, name, vm_id, silence_s)
+                    return await talk(elsewhere, name, vm_id, silence_s)
         vm = service.vms.get(vm_id, current())
         if vm.record.options.parties:
             # Who types there might get what is of its parties alone.

@@ -12,9 +12,10 @@ from quart import websocket
 
 from supervisor.api import trace
 from supervisor.api.callers import current, standing
+from supervisor.api.fleet.asked import Asked
 from supervisor.api.http.at_end import close_at_end
 from supervisor.api.http.console_protocol import AGAIN, POLICY, WRITE, accept, close
-from supervisor.api.http.elsewhere import Asked, passed_on
+from supervisor.api.http.elsewhere import passed_on
 from supervisor.api.http.member_socket import MemberSocket, opened, upgrade
 from supervisor.errors import MemberBroke, Unauthenticated, UnknownCertificate
 

@@ -8,6 +8,7 @@ from quart import Blueprint, Response, request
 
 from supervisor.api.callers import current, needs, standing, who
 from supervisor.api.http import event_stream
+from supervisor.api.http.elsewhere import Elsewhere
 from supervisor.api.http.event_stream import Part
 from supervisor.api.http.fleet_events import FleetEvents
 from supervisor.api.requests import EventsRequest, event_number, page_size
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from quart.wrappers.response import ResponseBody
 
-    from supervisor.api.http.fleet_runs import Member
+    from supervisor.api.fleet.member import Member
     from supervisor.api.rates import AtOnce
     from supervisor.runs.service import Service
 
@@ -32,7 +33,7 @@ def blueprint(service: Service, readers: AtOnce, member: Member | None) -> Bluep
     of_fleet = None
     if member:
         journal = journal_id(service.config.qemu.tmp)
-        of_fleet = FleetEvents(service, member.elsewhere, journal)
+        of_fleet = FleetEvents(service, Elsewhere(member.others), journal)
 
     @routes.get("/events")
     @needs(Right.SEE)
@@ -40,10 +41,10 @@ def blueprint(service: Service, readers: AtOnce, member: Member | None) -> Bluep
         host = request.args.get("host")
         if of_fleet is None and host is not None:
             raise InvalidRequest("host needs a fleet, see MANAGER_FLEET", member="host")
-        if member is None or of_fleet is None or member.elsewhere.is_here(host):
+        if member is None or of_fleet is None or of_fleet.elsewhere.is_here(host):
             return await _answer(service, EventsRequest(after=_number()), readers)
         if host is not None and member.asks:
-            return await member.elsewhere.pass_to(host)
+            return await of_fleet.elsewhere.pass_to(host)
         given, limit = _after(), request.args.get("limit")
         wanted = None if given is None else Position.parse(given)
         if limit is not None:

@@ -30,7 +30,7 @@ from quart.wrappers.response import ResponseBody
 
 from supervisor.api import trace
 from supervisor.api.callers import current, standing
-from supervisor.api.http.elsewhere import Asked
+from supervisor.api.fleet.asked import Asked
 from supervisor.api.http.event_stream import (
     BEGIN,
     KEEP_ALIVE,

@@ -13,7 +13,7 @@ from supervisor.build import build_info
 from supervisor.caller import Right
 
 if TYPE_CHECKING:
-    from supervisor.api.http.fleet_runs import Member
+    from supervisor.api.fleet.member import Member
     from supervisor.runs.service import Service
 
 
