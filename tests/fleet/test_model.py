@@ -113,7 +113,7 @@ async def torment(broker: Broker, owner: type[Owner] = Owner) -> tuple[list[str]
             await trio.sleep(60)
             over.set()
     await trio.sleep(120)
-    return await fleet.check(RUNS), fleet
+    return fleet.check(RUNS), fleet
 
 
 @pytest.mark.parametrize("seed", [9, 29, 39])
@@ -133,11 +133,10 @@ async def test_no_run_comes_twice_and_each_caller_is_told_the_truth(
 async def test_the_checker_sees_a_host_that_does_not_ask(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """In one of some attempts: trio runs its tasks in another order each time."""
-    for seed in range(10):
+    for seed in range(20):  # not every time is there a fault at the wrong moment
         async with trio.open_nursery() as nursery:
             wrong, _ = await torment(Broker(nursery, lies=0.03, seed=seed), owner=Careless)
             nursery.cancel_scope.cancel()
         if any("agents" in one for one in wrong):
             return
-    pytest.fail("no run came to two agents")
+    pytest.fail("no computation came to two agents")

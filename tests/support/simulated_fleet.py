@@ -5,8 +5,9 @@ What each simulated agent received is on record, and a checker reads it.
 
 from __future__ import annotations
 
+import math
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,7 @@ import trio
 
 from supervisor.config import LimitsConfig
 from supervisor.config.settings import Seconds
-from supervisor.errors import (
-    FleetUnavailable,
-    HandedBack,
-    MemberBroke,
-    NotOwner,
-    SupervisorError,
-)
+from supervisor.errors import HandedBack, MemberBroke, NotOwner, SupervisorError
 from supervisor.fleet.entry import Claim, Entry
 from supervisor.fleet.facts import HostFacts, Needs
 from supervisor.fleet.ledger import Run, RunState
@@ -37,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _GIB = 2**30
+#: How long a VM is kept whose run was not answered, if any is removed.
+_KEPT_S = 300.0
 #: Nobody is turned away in a simulation but by what is simulated.
 _LIMITS = LimitsConfig(max_vms=10_000, queue=1_000_000, queue_timeout_s=Seconds(600.0))
 
@@ -102,11 +99,27 @@ class Outcome:
 class SimulatedHost:
     """One. After `die` another object with the same name and disk takes its place."""
 
-    def __init__(self, fleet: SimulatedFleet, name: str, room: int, **facts: Any) -> None:
+    def __init__(
+        self,
+        fleet: SimulatedFleet,
+        name: str,
+        room: int,
+        *,
+        labels: dict[str, str] | None = None,
+        tee: tuple[str, ...] = (),
+        vm_memory_bytes: int = _GIB,
+        asked: bool = True,
+    ) -> None:
+        """
+        :param asked: whether callers ask it. If not, it serves, and need not hear of the others
+        """
         self.name = name
         self.fleet = fleet
         self.room = room
-        self.facts = facts
+        self.labels = labels or {}
+        self.tee = tee
+        self.vm_memory_bytes = vm_memory_bytes
+        self.asked = asked
         self.disk = Disk()
         self.alive = False
         self.gone = trio.Event()
@@ -126,12 +139,13 @@ class SimulatedHost:
             address=self.name,
             seat=self.name,
             vms_free=free,
-            memory_free_bytes=free * _GIB,
+            memory_free_bytes=free * self.vm_memory_bytes,
             vcpus_free=free,
-            vm_memory_bytes=_GIB,
+            vm_memory_bytes=self.vm_memory_bytes,
             vm_vcpus=1,
+            tee=dict.fromkeys(self.tee, free),
+            labels=self.labels,
             draining=not self.alive,
-            **self.facts,
         )
 
     async def live(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -145,9 +159,10 @@ class SimulatedHost:
                     if not vm.record.settled:
                         vm.scope = trio.CancelScope()
                         self.nursery.start_soon(self._boot, vm)
-                    self.nursery.start_soon(self._follow, vm)
+                    self._see_to(vm)
                 self.nursery.start_soon(self.members.keep_lease)
-                self.nursery.start_soon(self.members.watch)
+                if self.asked:
+                    self.nursery.start_soon(self.members.watch)
                 self.nursery.start_soon(self.taking.take_all)
                 self.nursery.start_soon(self.entry.withdraw_all)
                 self.nursery.start_soon(self._fence)
@@ -160,6 +175,20 @@ class SimulatedHost:
         self.engine.cut()
         self.gone.set()
         self.scope.cancel()
+
+    def again(self) -> SimulatedHost:
+        """The host after its death, with the same disk."""
+        host = self.fleet.hosts[self.name] = SimulatedHost(
+            self.fleet,
+            self.name,
+            self.room,
+            labels=self.labels,
+            tee=self.tee,
+            vm_memory_bytes=self.vm_memory_bytes,
+            asked=self.asked,
+        )
+        host.disk = self.disk
+        return host
 
     async def _on_call(self, subject: str, body: bytes) -> bytes:
         said = self.entry.answer(subject, body.decode().split(" "))
@@ -186,6 +215,7 @@ class SimulatedHost:
         raise HostDied
 
     async def _here(self, name: str, claim: Claim) -> str:
+        self.fleet.claims[name].append(trio.current_time())
         vm = await self._start(name, claim)
         await vm.until(lambda: vm.record.settled)
         if vm.failure:
@@ -226,8 +256,13 @@ class SimulatedHost:
             vm = SimulatedVm(name, claim.run_id, claim.epoch)
             self.disk.append(vm)
             self.nursery.start_soon(self._boot, vm)
-            self.nursery.start_soon(self._follow, vm)
+            self._see_to(vm)
             return vm
+
+    def _see_to(self, vm: SimulatedVm) -> None:
+        self.nursery.start_soon(self._follow, vm)
+        if self.fleet.kept_s < math.inf:
+            self.nursery.start_soon(self._retain, vm)
 
     async def _boot(self, vm: SimulatedVm) -> None:
         """What a VM's task and its relay do."""
@@ -251,6 +286,13 @@ class SimulatedHost:
     async def _follow(self, vm: SimulatedVm) -> None:
         await self.owner.follow(vm, self.disk)  # type: ignore[arg-type]
 
+    async def _retain(self, vm: SimulatedVm) -> None:
+        """Remove a VM some time after its end."""
+        await vm.until(lambda: vm.record.settled)
+        await trio.sleep(self.fleet.kept_s if vm.record.answered else _KEPT_S)
+        self.disk.remove(vm)
+        vm.changed.notify()
+
     async def _fence(self) -> None:
         await self.owner.fence(self.disk)  # type: ignore[arg-type]
 
@@ -262,6 +304,7 @@ class SimulatedHost:
 class SimulatedFleet:
     """:ivar received: how many agents got each run's computation
     :ivar runs: ids by the names of runs
+    :ivar claims: by the names of runs, the times at which the asked host knew who has them
     """
 
     def __init__(
@@ -271,14 +314,20 @@ class SimulatedFleet:
         boot_s: float = 2.0,
         compute_s: float = 3.0,
         owner: type[Owner] = Owner,
+        kept_s: float = math.inf,
     ) -> None:
+        """
+        :param kept_s: how long a host keeps a VM whose run was answered
+        """
         self.broker = broker
+        self.kept_s = kept_s
         self.boot_s = boot_s
         self.compute_s = compute_s
         self.owner = owner
         self.hosts: dict[str, SimulatedHost] = {}
         self.received: Counter[str] = Counter()
         self.runs: dict[str, str] = {}
+        self.claims: dict[str, list[float]] = defaultdict(list)
         self.outcomes: list[Outcome] = []
         self.faults = 0
         self._cut: set[frozenset[str]] = set()
@@ -291,10 +340,7 @@ class SimulatedFleet:
 
     async def revive(self, name: str) -> None:
         before = self.hosts[name]
-        host = SimulatedHost(self, name, before.room, **before.facts)
-        host.disk = before.disk
-        self.hosts[name] = host
-        await self.broker.nursery.start(host.live)
+        await self.broker.nursery.start(before.again().live)
 
     # --- links between members ---
 
@@ -314,7 +360,7 @@ class SimulatedFleet:
 
     # --- callers ---
 
-    async def call(self, name: str, host: str, needs: Needs, owner: str = "") -> None:
+    async def call(self, name: str, host: str, needs: Needs, owner: str = "") -> Outcome:
         """Post a run, and put on record what the caller is told."""
         begun = trio.current_time()
         try:
@@ -323,17 +369,17 @@ class SimulatedFleet:
             told = "host died"
         except SupervisorError as error:
             told = type(error).__name__
-        self.outcomes.append(Outcome(name, told, trio.current_time() - begun))
+        outcome = Outcome(name, told, trio.current_time() - begun)
+        self.outcomes.append(outcome)
+        return outcome
 
-    async def check(self, posted: int) -> list[str]:
+    def check(self, posted: int) -> list[str]:
         """What is not as it must be once all faults are mended and all callers told."""
         wrong = [f"{name}: {count} agents" for name, count in self.received.items() if count > 1]
         if len(self.outcomes) != posted:
             wrong.append(f"{posted} runs were posted, {len(self.outcomes)} callers were told")
-        self.broker.lies = 0
-        reader = Records(MemoryEngine(self.broker))
         for outcome in self.outcomes:
-            wrong += await self._wrong(outcome, reader)
+            wrong += self.wrong(outcome)
         for host in self.hosts.values():
             if busy := [vm.name for vm in host.disk if not vm.record.settled]:
                 wrong.append(f"{host.name}: {busy} are not over")
@@ -341,16 +387,17 @@ class SimulatedFleet:
                 wrong.append(f"{host.name} waits for runs that do not come")
         return wrong
 
-    async def _wrong(self, outcome: Outcome, reader: Records) -> list[str]:
+    def wrong(self, outcome: Outcome) -> list[str]:
+        """What the record of a run, as it is now, has against what its caller was told."""
         name = outcome.run
-        try:
-            run = await reader.read(self.runs.get(name, "none"))
-        except (NotOwner, FleetUnavailable):
+        kept = self.broker.tables["runs"].get(self.runs.get(name, "none"))
+        if kept is None:
             return (
                 []
                 if outcome.told in ("NoHost", "FleetUnavailable", "host died")
                 else [f"{name}: {outcome.told}, and not on record"]
             )
+        run = Run.decode(kept.value)
         answered = outcome.told.startswith("answer")
         found = []
         if answered and (run.state is not RunState.ANSWERED or not self.received[name]):
@@ -359,9 +406,9 @@ class SimulatedFleet:
             found.append(f"{name}: its caller has {outcome.told}")
         if not answered and outcome.told != "host died" and run.state is RunState.ANSWERED:
             found.append(f"{name}: answered on record, its caller was told {outcome.told}")
-        # What a host put on record just before it died nobody does.
-        has_vm = any(vm.name == name for host in self.hosts.values() for vm in host.disk)
-        is_left = outcome.told == "FleetUnavailable" and not has_vm
-        if not run.state.is_final and not is_left and outcome.told != "host died":
-            found.append(f"{name}: still {run.state}, its caller was told {outcome.told}")
+        if not run.state.is_final and outcome.told != "host died":
+            # What a host put on record just before it died nobody does.
+            has_vm = any(vm.name == name for host in self.hosts.values() for vm in host.disk)
+            if has_vm or outcome.told != "FleetUnavailable":
+                found.append(f"{name}: still {run.state}, its caller was told {outcome.told}")
         return found
