@@ -21,7 +21,7 @@ from supervisor.errors import (
     NotOwner,
     RunLost,
 )
-from supervisor.fleet.facts import Needs, narrowed, nobody_serves
+from supervisor.fleet.facts import Needs, nobody_serves
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.members import LEASE_S, Members
 from supervisor.fleet.metrics import PlacedRuns, Where
@@ -230,7 +230,7 @@ class Entry:
                 continue
             try:
                 # Anew each time: another host may have come that serves it.
-                needs = narrowed(run.needs, self._members.hosts.values())
+                needs = self._members.narrowed(run.needs)
                 await self._offer(needs)
                 once = f"{run.id}:{run.epoch}:{reminders}"
                 await self._engine.enqueue(needs.kind, f"{run.id} {run.epoch}".encode(), once)

@@ -112,15 +112,16 @@ class HostFacts:
     def step(self) -> tuple[object, ...]:
         """What the others are told of at once when it changes; the rest goes with the next lease.
 
-        Of room it is whether there is some, and how much as a power of two.
+        It is what the host is, and not how much room it has: each run would be told to all hosts
+        twice, and none asks for that.
         """
-        room = {name: free > 0 for name, free in self.tee.items()}
         return (
-            self.room.bit_length(),
             self.template,
             self.draining,
             self.image,
-            tuple(room.items()),
+            tuple(self.tee),
+            self.vm_memory_bytes,
+            tuple(self.labels.items()),
         )
 
 

@@ -120,6 +120,12 @@ class Fleet:
             draining=self.draining,
         )
 
+    async def _notice(self, service: Service) -> None:
+        """Have it known at once when room is taken or given back."""
+        while True:
+            await service.vms.admission.changed.next().wait()
+            self.members.notice()
+
     async def _look_again(self, service: Service) -> None:
         """Keep what takes longer to find out: the image's digest, and technologies."""
         self._facts = attrs.evolve(self._facts, qemu=str(service.vms.host.qemu))
@@ -134,6 +140,7 @@ class Fleet:
                 self._facts = attrs.evolve(self._facts, image=digest)
             starts = await trio.to_thread.run_sync(_technologies, lacks)
             self._facts = attrs.evolve(self._facts, tee=dict.fromkeys(starts, 0))
+            self.members.notice()
             await trio.sleep(_LOOK_S)
 
     def collectors(self) -> list[Collector]:
@@ -175,6 +182,7 @@ class Fleet:
                 self.follow(service, vm)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_again, service)
+            nursery.start_soon(self._notice, service)
             nursery.start_soon(self.members.keep_lease)
             nursery.start_soon(self.members.watch)
             nursery.start_soon(self.owner.fence, service.vms)
@@ -230,6 +238,7 @@ class Fleet:
     def drain(self) -> None:
         """Take no runs any more, and give those back whose agents have not got them."""
         self.draining = True
+        self.members.notice()
         if self._service:
             for vm in self._unsent(self._service):
                 self._service.vms.spawn(self._hand_back, vm)
@@ -253,6 +262,11 @@ class Fleet:
         """VMs whose agents have not got their runs."""
         waiting = (vm for vm in service.vms if vm.record.options.fleet_run)
         return [vm for vm in waiting if vm.record.relay is RelayState.WAITING]
+
+    def resume(self) -> None:
+        """Take runs again."""
+        self.draining = False
+        self.members.notice()
 
     async def _hand_back(self, vm: Vm) -> None:
         options = vm.record.options

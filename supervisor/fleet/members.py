@@ -10,13 +10,14 @@ import trio
 
 from supervisor.errors import FleetUnavailable
 from supervisor.fleet.engine import Conflict
-from supervisor.fleet.facts import HostFacts
+from supervisor.fleet.facts import HostFacts, narrowed
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from supervisor.fleet.engine import Engine
+    from supervisor.fleet.facts import Needs
 
 log = structlog.stdlib.get_logger()
 
@@ -24,9 +25,8 @@ log = structlog.stdlib.get_logger()
 LEASE_S, _RENEW_S = 10.0, 3.0
 #: A host holds its own lease for lost so much earlier than the others do.
 _MARGIN_S = 3.0
-#: How often it looks whether there is something to tell.
-_LOOK_S = 0.25
 _RETRY_S = 0.5
+_MOST_NEEDS = 1000
 
 
 class Members:
@@ -34,7 +34,8 @@ class Members:
 
     :param look: what this host can do now
     :param now: a clock that goes on while the host sleeps, in seconds
-    :ivar changed: notified when a host comes, changes or is lost, and when our lease was taken
+    :ivar changed: notified when a host comes, takes a step or is lost, when this one can do more or
+        less, and when its lease was taken; not when another tells of its room: a thousand always do
     :ivar complete: whether every host has been heard of that was there at first
     :ivar taken: how often our lease was taken anew, that is after it may have ended
     """
@@ -52,6 +53,20 @@ class Members:
         self._now = now
         self._safe_until = -1.0
         self._revision: int | None = None
+        self._noticed = Signal()
+        self._narrowed: dict[str, Needs] = {}
+
+    def narrowed(self, needs: Needs) -> Needs:
+        """As `facts.narrowed`, of all hosts. They are many, and seldom change in what they are."""
+        if len(self._narrowed) > _MOST_NEEDS:
+            self._narrowed.clear()
+        if needs.kind not in self._narrowed:
+            self._narrowed[needs.kind] = narrowed(needs, self.hosts.values())
+        return self._narrowed[needs.kind]
+
+    def notice(self) -> None:
+        """Have it look now what this host can do, and not only when the lease is due."""
+        self._noticed.notify()
 
     @property
     def is_safe(self) -> bool:
@@ -72,15 +87,18 @@ class Members:
         told: tuple[object, ...] = ()
         due = 0.0
         while True:
-            facts = self._look()
-            self.hosts[self.name] = facts
+            noticed, facts = self._noticed.next(), self._look()
+            if facts != self.hosts.get(self.name):
+                self._heard(facts)
+                self.changed.notify()
             if facts.step != told or self._now() >= due:
                 told, due = facts.step, self._now() + _RENEW_S
                 try:
                     await self._renew(facts)
                 except FleetUnavailable:
                     due = self._now() + _RETRY_S
-            await trio.sleep(_LOOK_S)
+            with trio.move_on_after(max(0.0, due - self._now())):
+                await noticed.wait()
 
     async def renew_last(self) -> None:
         """Keep the lease for a supervisor that follows soon. To be called at the end."""
@@ -166,12 +184,19 @@ class Members:
                     seen.add(entry.key)
                     if entry.key not in self.hosts:
                         log.info("host joined", host=entry.key, at=facts.address)
-                    self.hosts[entry.key] = facts
-                self.changed.notify()
+                    self._heard(facts)
+
+    def _heard(self, facts: HostFacts) -> None:
+        before, self.hosts[facts.name] = self.hosts.get(facts.name), facts
+        if before is None or before.step != facts.step:
+            self._narrowed.clear()
+            self.changed.notify()
 
     def _lost(self, name: str) -> None:
         if self.hosts.pop(name, None):
             log.warning("host left or lost", host=name)
+            self._narrowed.clear()
+            self.changed.notify()
 
 
 def _read(content: bytes) -> HostFacts | None:

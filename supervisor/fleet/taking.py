@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -29,7 +30,8 @@ _PULL_S = 10.0
 #: How long the entry host has to send a run that it was told this host has.
 _ARRIVES_S = 10.0
 _CALL_S = 2.0
-_LOOK_S = 0.1
+#: For so long a host does not ask that had no room after all.
+_FULL_S = 0.1
 _RETRY_S = 0.5
 _KIND_TTL_S = 24 * 3600.0
 
@@ -71,8 +73,15 @@ class Taking:
 
     def takes_now(self, run: Run) -> bool:
         """Whether this host would take the run at once, were it the next in the queue."""
-        facts = self._look()
-        return self._has_room(facts, run.needs) and not lacks(facts, run.needs)
+        return self._serves(self._look(), run.needs)
+
+    def _could_take(self, needs: Needs) -> bool:
+        """Whether it would, by what `Members` has seen last: that tells of each change."""
+        facts = self._members.hosts.get(self._members.name)
+        return facts is not None and self._serves(facts, needs)
+
+    def _serves(self, facts: HostFacts, needs: Needs) -> bool:
+        return self._has_room(facts, needs) and not lacks(facts, needs)
 
     def _has_room(self, facts: HostFacts, needs: Needs) -> bool:
         has_number = not needs.tee or facts.tee.get(needs.tee, 0) > 0
@@ -119,12 +128,9 @@ class Taking:
     async def _take_kind(self, kind: str, needs: Needs, scope: trio.CancelScope) -> None:
         with scope:
             while True:
-                facts = self._look()
-                if lacks(facts, needs) or not self._has_room(facts, needs):
-                    await trio.sleep(_LOOK_S)
-                    continue
+                await self._members.changed.until(partial(self._could_take, needs))
                 try:
-                    rank = 0 if facts.template else 1
+                    rank = 0 if self._members.hosts[self._members.name].template else 1
                     message = await self._engine.pull(kind, _PULL_S, rank)
                     if message:
                         async with self._one_at_a_time:
@@ -136,7 +142,8 @@ class Taking:
     async def _take(self, message: Message, needs: Needs) -> None:
         if not self._has_room(self._look(), needs):  # as it had when it asked
             await self._engine.give_back(message)
-            await trio.sleep(_LOOK_S)
+            self._members.notice()
+            await trio.sleep(_FULL_S)
             return
         run_id, _, number = message.body.decode(errors="replace").partition(" ")
         if not number.isdecimal():

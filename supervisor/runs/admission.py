@@ -22,6 +22,7 @@ from supervisor.runs.fair_queue import FairQueue
 from supervisor.state.record import Purpose
 from supervisor.tee import reading
 from supervisor.tee.facts import Technology
+from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
     from supervisor.config import LimitsConfig, QemuConfig
@@ -198,12 +199,14 @@ class Admission:
     :ivar budget: the most that may be taken
     :ivar taken: what is taken; more than the budget if VMs were adopted beyond it
     :ivar refused: runs that were turned away so far
+    :ivar changed: notified when room is taken or given back, and when somebody waits or does not
     """
 
     def __init__(self, limits: LimitsConfig, host: Resources) -> None:
         self.budget = budget(limits, host)
         self.taken = Resources()
         self.refused: Counter[Refusal] = Counter()
+        self.changed = Signal()
         self._limits = limits
         self._queue: FairQueue[_Waiter] = FairQueue()
         self._closed = False
@@ -280,6 +283,7 @@ class Admission:
     def take(self, need: Resources) -> None:
         """Count a VM that runs already, whether there is room for it or not."""
         self.taken = self.taken + need
+        self.changed.notify()
 
     def leave(self, need: Resources) -> None:
         """Give the room of one VM back to whoever waits.
@@ -298,6 +302,7 @@ class Admission:
 
     def _call(self) -> None:
         """Admit from the head of the queue as many as there is room for."""
+        self.changed.notify()  # who waits for it runs after this
         while self._queue:
             waiter = self._queue.head
             # There was one left when it began to wait, and others were faster.

@@ -251,10 +251,12 @@ class SimulatedHost:
                 return vm
         async with self.taking.accepted(claim.run_id, claim.epoch):
             if self.look().room < 1:
+                self.fleet.handed_back += 1
                 await self.owner.hand_back(claim.run_id, claim.epoch)
                 raise HandedBack("no room after all")
             vm = SimulatedVm(name, claim.run_id, claim.epoch)
             self.disk.append(vm)
+            self.members.notice()
             self.nursery.start_soon(self._boot, vm)
             self._see_to(vm)
             return vm
@@ -284,6 +286,8 @@ class SimulatedHost:
     # Of a Vm and of Vms they have what is asked of them.
 
     async def _follow(self, vm: SimulatedVm) -> None:
+        await vm.until(lambda: vm.record.settled)
+        self.members.notice()
         await self.owner.follow(vm, self.disk)  # type: ignore[arg-type]
 
     async def _retain(self, vm: SimulatedVm) -> None:
@@ -329,7 +333,7 @@ class SimulatedFleet:
         self.runs: dict[str, str] = {}
         self.claims: dict[str, list[float]] = defaultdict(list)
         self.outcomes: list[Outcome] = []
-        self.faults = 0
+        self.faults = self.handed_back = 0
         self._cut: set[frozenset[str]] = set()
         self._links = Signal()
 

@@ -99,12 +99,11 @@ def test_room(changes: dict[str, int], room: int) -> None:
 
 
 def test_others_are_told_of_steps_and_not_of_each_run() -> None:
-    less = attrs.evolve(A, vms_free=5, memory_free_bytes=20 * GIB, vcpus_free=100)
-    assert less.room == 5
-    assert attrs.evolve(less, vms_free=4).step == less.step
-    assert attrs.evolve(less, vms_free=3).step != less.step
+    assert attrs.evolve(A, vms_free=0).step == A.step
     assert attrs.evolve(A, draining=True).step != A.step
-    assert attrs.evolve(A, tee={"sev-snp": 0}).step != A.step
+    assert attrs.evolve(A, template=not A.template).step != A.step
+    assert attrs.evolve(A, tee={"sev-snp": 3, "tdx": 1}).step != A.step
+    assert attrs.evolve(A, tee={"tdx": 0}).step == attrs.evolve(A, tee={"tdx": 1}).step
 
 
 def test_facts_and_needs_are_read_as_they_were_written() -> None:

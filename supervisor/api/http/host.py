@@ -95,7 +95,7 @@ def blueprint(service: Service, examine: Examine, member: Member | None) -> Blue
     async def resume() -> Any:
         fleet = _fleet(member)
         await json_body.read_optional(NoMembers)
-        fleet.draining = False
+        fleet.resume()
         return {"host": fleet.name, "draining": False, "vms": fleet.busy}
 
     return routes

@@ -1,0 +1,82 @@
+"""What members owe a large fleet: they wake for what concerns them, and share room fairly."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from supervisor.fleet.facts import Needs
+from tests.support.memory_engine import Broker
+from tests.support.simulated_fleet import SimulatedFleet
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_GIB = 2**30
+WIDE = Needs(memory_bytes=8 * _GIB)
+
+
+@asynccontextmanager
+async def fleet_of(**asked: object) -> AsyncIterator[SimulatedFleet]:
+    """With a host "a" that callers ask and that has no room itself."""
+    async with trio.open_nursery() as nursery:
+        fleet = SimulatedFleet(Broker(nursery, seed=1), **asked)  # type: ignore[arg-type]
+        await fleet.add("a", room=0)
+        yield fleet
+        nursery.cancel_scope.cancel()
+
+
+def claimed(fleet: SimulatedFleet) -> list[str]:
+    """The names of runs, in the order in which hosts took them."""
+    return sorted(fleet.claims, key=lambda name: fleet.claims[name][0])
+
+
+async def test_a_host_with_room_again_takes_the_next_run_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of() as fleet:
+        await fleet.add("b", room=1)
+        await trio.sleep(2)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(fleet.call, "first", "a", Needs())
+            callers.start_soon(fleet.call, "second", "a", Needs())
+        (one, other) = (fleet.outcomes[0], claimed(fleet)[1])
+        # On the simulation's clock: what messages take, and no more.
+        assert fleet.claims[other][0] - fleet.claims[one.run][0] - one.waited_s < 0.06
+
+
+async def test_what_others_tell_of_their_room_wakes_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of() as fleet:
+        b = await fleet.add("b", room=4)
+        await trio.sleep(2)
+        members = fleet.hosts["a"].members
+        changed = members.changed.next()
+        for b.room in (3, 2, 1, 0):
+            await trio.sleep(4)
+            assert members.hosts["b"].room == b.room
+        assert not changed.is_set()
+        b.tee = ("snp",)
+        await trio.sleep(4)
+        assert changed.is_set()
+
+
+async def test_needs_are_narrowed_anew_when_a_host_comes_or_goes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of() as fleet:
+        members = fleet.hosts["a"].members
+        await fleet.add("b", room=1, vm_memory_bytes=8 * _GIB, labels={"disk": "fast"})
+        await trio.sleep(1)
+        wide = members.narrowed(WIDE)
+        assert wide == Needs(memory_bytes=8 * _GIB, labels={"disk": "fast"})
+        assert members.narrowed(WIDE) is wide
+        await fleet.add("c", room=1, vm_memory_bytes=16 * _GIB)
+        await trio.sleep(1)
+        assert members.narrowed(WIDE) == Needs(memory_bytes=8 * _GIB)
+        fleet.hosts["b"].die()
+        await trio.sleep(15)
+        assert members.narrowed(WIDE) == Needs(memory_bytes=16 * _GIB)
