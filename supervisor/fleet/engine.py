@@ -40,10 +40,12 @@ class Message:
     """One of the queue.
 
     :param token: what `Engine.done` and `Engine.give_back` want to see
+    :param number: lower than that of any message, of whatever kind, that was put in later
     """
 
     body: bytes
     token: str
+    number: int
 
 
 class Engine(Protocol):

@@ -148,6 +148,16 @@ def lacks(facts: HostFacts, needs: Needs) -> list[str]:
     return found
 
 
+def spared(facts: HostFacts, needs: Needs) -> int:
+    """How much a host has that such a run, which it serves, does not ask for."""
+    return (
+        (bool(facts.tee) and not needs.tee)
+        + (facts.vm_memory_bytes > needs.memory_bytes)
+        + len(facts.labels)
+        - len(needs.labels)
+    )
+
+
 def narrowed(needs: Needs, hosts: Iterable[HostFacts]) -> Needs:
     """What all hosts that serve such a run have in common.
 

@@ -335,7 +335,7 @@ class NatsEngine:
                     await aio_as_trio(subscription.unsubscribe)()
         if "$JS.ACK." not in message.reply:  # a status: nothing came in this time
             return None
-        return Message(message.data, message.reply)
+        return Message(message.data, message.reply, message.metadata.sequence.stream)
 
     async def done(self, message: Message) -> None:
         await self._ack(message, b"+ACK")

@@ -12,8 +12,9 @@ import trio
 
 from supervisor.errors import FleetUnavailable, NotOwner
 from supervisor.fleet.engine import Conflict
-from supervisor.fleet.facts import HostFacts, Needs, lacks
+from supervisor.fleet.facts import HostFacts, Needs, lacks, spared
 from supervisor.fleet.ledger import Run, RunState
+from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -30,6 +31,11 @@ _PULL_S = 10.0
 #: How long the entry host has to send a run that it was told this host has.
 _ARRIVES_S = 10.0
 _CALL_S = 2.0
+#: After it has asked, a host waits so long for what the queue has of all kinds that it serves. What
+#: many hosts serve would else get most of the room of those that only some runs can have.
+_GATHER_S = 0.02
+#: What a host without a template comes after, whatever else it has.
+_BARE = 5
 #: For so long a host does not ask that had no room after all.
 _FULL_S = 0.1
 _RETRY_S = 0.5
@@ -62,7 +68,10 @@ class Taking:
         self._members = members
         self._owner = owner
         self._look = look
-        self._one_at_a_time = trio.Lock()
+        #: Of messages that it has and that wait for their turn.
+        self._numbers: set[int] = set()
+        self._is_taking = False
+        self._turns = Signal()
         self._coming: dict[str, _Coming] = {}
         self._asking: dict[str, trio.CancelScope] = {}
 
@@ -129,15 +138,35 @@ class Taking:
         with scope:
             while True:
                 await self._members.changed.until(partial(self._could_take, needs))
+                facts, asked_at = self._members.hosts[self._members.name], trio.current_time()
+                rank = min(spared(facts, needs), _BARE - 1) + (0 if facts.template else _BARE)
                 try:
-                    rank = 0 if self._members.hosts[self._members.name].template else 1
                     message = await self._engine.pull(kind, _PULL_S, rank)
                     if message:
-                        async with self._one_at_a_time:
+                        async with self._turn(message, asked_at + _GATHER_S):
                             await self._take(message, needs)
                 except FleetUnavailable as error:
                     log.debug("queue not reached", kind=kind, problem=str(error))
                     await trio.sleep(_RETRY_S)
+
+    @asynccontextmanager
+    async def _turn(self, message: Message, not_before: float) -> AsyncIterator[None]:
+        """One run at a time, and of those that are there, the one that has waited for longest."""
+        self._numbers.add(message.number)
+        try:
+            await trio.sleep_until(not_before)
+            await self._turns.until(
+                lambda: not self._is_taking and message.number == min(self._numbers)
+            )
+        finally:
+            self._numbers.discard(message.number)
+            self._turns.notify()
+        self._is_taking = True
+        try:
+            yield
+        finally:
+            self._is_taking = False
+            self._turns.notify()
 
     async def _take(self, message: Message, needs: Needs) -> None:
         if not self._has_room(self._look(), needs):  # as it had when it asked

@@ -80,3 +80,35 @@ async def test_needs_are_narrowed_anew_when_a_host_comes_or_goes(
         fleet.hosts["b"].die()
         await trio.sleep(15)
         assert members.narrowed(WIDE) == Needs(memory_bytes=16 * _GIB)
+
+
+async def test_a_host_that_few_runs_need_is_the_last_to_take_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of() as fleet:
+        special = {"vm_memory_bytes": 8 * _GIB, "tee": ("snp",), "labels": {"disk": "fast"}}
+        for number, (name, more) in enumerate(special.items()):
+            await fleet.add(f"special-{number}", room=4, **{name: more})
+        await fleet.add("common", room=4)
+        await trio.sleep(2)
+        async with trio.open_nursery() as callers:
+            for number in range(4):
+                callers.start_soon(fleet.call, f"r{number}", "a", Needs())
+                await trio.sleep(0.5)  # a host takes one after the other
+        assert {len(host.disk) for host in fleet.hosts.values() if host.name != "common"} == {0}
+
+
+async def test_runs_that_one_host_can_have_wait_no_longer_than_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of() as fleet:
+        await fleet.add("wide", room=1, vm_memory_bytes=8 * _GIB)
+        await trio.sleep(2)
+        posted = []
+        async with trio.open_nursery() as callers:
+            for number in range(24):
+                needs = WIDE if number % 6 == 5 else Needs()
+                callers.start_soon(fleet.call, f"r{number}", "a", needs, f"owner {number}")
+                posted.append(f"r{number}")
+                await trio.sleep(0.1)
+        assert claimed(fleet) == posted

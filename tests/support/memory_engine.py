@@ -102,21 +102,34 @@ class Broker:
         self.watchers: dict[str, list[tuple[str, trio.MemorySendChannel[Entry | None]]]] = (
             defaultdict(list)
         )
-        self.queues: dict[str, deque[bytes]] = defaultdict(deque)
+        self.queues: dict[str, deque[tuple[int, bytes]]] = defaultdict(deque)
         #: By kind and rank, in their order.
         self.pulls: dict[str, dict[int, OrderedDict[_Pull, None]]] = defaultdict(
             lambda: defaultdict(OrderedDict)
         )
-        self.unacknowledged: dict[str, tuple[str, bytes, _Timer]] = {}
+        self.unacknowledged: dict[str, tuple[str, int, bytes, _Timer]] = {}
         self.once: set[str] = set()
         self.answers: dict[str, tuple[MemoryEngine, Answer]] = {}
         self._revision = 0
-        self._tokens = 0
+        self._tokens = self._pushed = 0
         self._timers = _Timers()
+        self._arrivals: dict[int, trio.Event] = {}
         nursery.start_soon(self._timers.run)
 
     def lie(self) -> bool:
         return self.random.random() < self.lies
+
+    async def way(self) -> None:
+        """What a message takes to arrive. Those that arrive together share one event."""
+        passed = self.random.random() * _WAY_MS / 1000
+        at = math.ceil((trio.current_time() + passed) * 1000)
+        if at not in self._arrivals:
+            self._arrivals[at] = trio.Event()
+            self._timers.after(at / 1000 - trio.current_time(), partial(self._arrive, at))
+        await self._arrivals[at].wait()
+
+    def _arrive(self, at: int) -> None:
+        self._arrivals.pop(at).set()
 
     # --- records ---
 
@@ -141,11 +154,14 @@ class Broker:
 
     # --- the queue ---
 
-    def push(self, kind: str, body: bytes, *, first: bool = False) -> None:
-        if first:
-            self.queues[kind].appendleft(body)
-        else:
-            self.queues[kind].append(body)
+    def push(self, kind: str, body: bytes) -> None:
+        self._pushed += 1
+        self.queues[kind].append((self._pushed, body))
+        self.serve(kind)
+
+    def push_again(self, kind: str, number: int, body: bytes) -> None:
+        """Of what comes again, as the broker has it from before."""
+        self.queues[kind].appendleft((number, body))
         self.serve(kind)
 
     def serve(self, kind: str) -> None:
@@ -153,29 +169,29 @@ class Broker:
         queue, waiting = self.queues[kind], self.pulls[kind]
         while queue and (ranks := [rank for rank, pulls in waiting.items() if pulls]):
             pull, _ = waiting[min(ranks)].popitem(last=False)
-            body = queue.popleft()
+            number, body = queue.popleft()
             self._tokens += 1
             token = f"{self._tokens}"
             timer = self._timers.after(_ACK_S, partial(self._redeliver, token))
-            self.unacknowledged[token] = kind, body, timer
+            self.unacknowledged[token] = kind, number, body, timer
             if pull.engine.reachable:
                 self.messages["queue"] += 1
-                pull.message = Message(body, token)
+                pull.message = Message(body, token, number)
                 pull.got.set()
             if self.lie():
-                queue.append(body)  # it comes twice
+                queue.append((number, body))  # it comes twice
 
     def _redeliver(self, token: str) -> None:
-        kind, body, _ = self.unacknowledged.pop(token)
-        self.push(kind, body)
+        kind, number, body, _ = self.unacknowledged.pop(token)
+        self.push_again(kind, number, body)
 
-    def acknowledge(self, token: str) -> tuple[str, bytes] | None:
-        """The message, by kind and body, if it is given to somebody."""
+    def acknowledge(self, token: str) -> tuple[str, int, bytes] | None:
+        """The message, by kind, number and body, if it is given to somebody."""
         if token not in self.unacknowledged:
             return None
-        kind, body, timer = self.unacknowledged.pop(token)
+        kind, number, body, timer = self.unacknowledged.pop(token)
         self._timers.cancel(timer)
-        return kind, body
+        return kind, number, body
 
     def is_new(self, once: str) -> bool:
         """Whether no such message was sent in the last two minutes."""
@@ -215,9 +231,9 @@ class MemoryEngine:
         :param about: what it is counted as
         """
         self._broker.messages[about] += 1
-        arrives = trio.current_time() + self._broker.random.random() * _WAY_MS / 1000
-        await trio.sleep_until(math.ceil(arrives * 1000) / 1000)
-        await self.runs.wait()
+        await self._broker.way()
+        if not self.runs.is_set():
+            await self.runs.wait()
         if not self.reachable:
             await trio.sleep(1)
             raise FleetUnavailable("cut off")
@@ -317,7 +333,7 @@ class MemoryEngine:
             return
         sent = self._broker.acknowledge(message.token)
         if sent and again:
-            self._broker.push(*sent, first=True)
+            self._broker.push_again(*sent)
 
     @asynccontextmanager
     async def answering(self, host: str, answer: Answer) -> AsyncIterator[None]:
