@@ -180,6 +180,10 @@ class Taking:
             await self._engine.done(message)
             return
         queued_in = int(number)
+        known = self._records.known(run_id)
+        if known and known.is_of(self._members.name, queued_in + 1):
+            await self._engine.done(message)  # it came again, of a run that this host is at
+            return
         try:
             self._records.forget(run_id)
             run = await self._records.change(

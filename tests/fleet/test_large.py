@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from supervisor.fleet.facts import Needs
-from tests.support.memory_engine import Broker
+from tests.support.memory_engine import Broker, MemoryEngine
 from tests.support.simulated_fleet import SimulatedFleet
 
 if TYPE_CHECKING:
@@ -112,3 +112,19 @@ async def test_runs_that_one_host_can_have_wait_no_longer_than_others(
                 posted.append(f"r{number}")
                 await trio.sleep(0.1)
         assert claimed(fleet) == posted
+
+
+async def test_a_message_that_comes_again_does_not_end_the_run(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of(boot_s=20.0, compute_s=20.0) as fleet:
+        await fleet.add("b", room=4)
+        await trio.sleep(2)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(fleet.call, "run", "a", Needs())
+            await trio.sleep(1)
+            kind = fleet.hosts["a"].members.narrowed(Needs()).kind
+            again = f"{fleet.runs['run']} 0".encode()
+            await MemoryEngine(fleet.broker).enqueue(kind, again, "a reminder")
+        assert fleet.check(1) == []
+        assert fleet.outcomes[0].told == "answer of run"
