@@ -45,9 +45,9 @@ _RETRY_S = 0.5
 _CALL_S = 2.0
 #: Well before a kind of runs is forgotten.
 _TELL_AGAIN_S = 3600.0
-#: Runs of one owner that this host has in the queue at a time. The rest of them wait here, so that
-#: one owner's thousand does not come before another's first.
-_AT_ONCE = 8
+#: Runs of one owner and with the same needs that this host has in the queue at a time. The rest of
+#: them wait here, so that one owner's thousand does not come before another's first.
+_AT_ONCE = 4
 
 
 @attrs.frozen
@@ -90,7 +90,8 @@ class Entry:
         self._limits = limits
         self._posted: dict[str, _Posted] = {}
         self._withdrawn, self._to_withdraw = trio.open_memory_channel[Run](math.inf)
-        self._turns: dict[str, trio.CapacityLimiter] = {}
+        #: By owner and kind: who waits for a host that is rare holds none of its other runs up.
+        self._turns: dict[tuple[str, str], trio.CapacityLimiter] = {}
         #: When each was told of last, on trio's clock.
         self._kinds: dict[str, float] = {}
         self.placed = PlacedRuns()
@@ -195,7 +196,7 @@ class Entry:
         begun = trio.current_time()
         if posted.run.state is RunState.QUEUED:
             with trio.move_on_after(self._limits.queue_timeout_s) as patience:
-                async with self._turn(owner):
+                async with self._turn((owner, posted.run.needs.kind)):
                     await self._wait_in_queue(posted)
             if patience.cancelled_caught:
                 raise AtCapacity(
@@ -212,14 +213,14 @@ class Entry:
         return Claim(run.id, run.owner, run.epoch, facts.address if facts else "")
 
     @asynccontextmanager
-    async def _turn(self, owner: str) -> AsyncIterator[None]:
-        turns = self._turns.setdefault(owner, trio.CapacityLimiter(_AT_ONCE))
+    async def _turn(self, whose: tuple[str, str]) -> AsyncIterator[None]:
+        turns = self._turns.setdefault(whose, trio.CapacityLimiter(_AT_ONCE))
         try:
             async with turns:
                 yield
         finally:
             if not turns.borrowed_tokens and not turns.statistics().tasks_waiting:
-                self._turns.pop(owner, None)
+                self._turns.pop(whose, None)
 
     async def _wait_in_queue(self, posted: _Posted) -> None:
         reminders = 0

@@ -114,6 +114,21 @@ async def test_runs_that_one_host_can_have_wait_no_longer_than_others(
         assert claimed(fleet) == posted
 
 
+async def test_runs_that_wait_for_a_rare_host_hold_up_none_of_the_same_owner(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of() as fleet:
+        await fleet.add("wide", room=1, vm_memory_bytes=8 * _GIB)
+        await fleet.add("common", room=1)
+        await trio.sleep(2)
+        async with trio.open_nursery() as callers:
+            for number in range(20):
+                callers.start_soon(fleet.call, f"wide {number}", "a", WIDE, "owner")
+            await trio.sleep(1)
+            callers.start_soon(fleet.call, "common", "a", Needs(), "owner")
+        assert claimed(fleet)[1] == "common"
+
+
 async def test_a_message_that_comes_again_does_not_end_the_run(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
