@@ -7,6 +7,7 @@ scripts/bench data [--megabytes 2000] [--json FILE]
 scripts/bench consoles [--vms 50] [--json FILE]
 scripts/bench runs [--runs 20000] [--json FILE]
 scripts/bench fleet [--rounds 200] [--seconds 20] [--servers 1] [--json FILE]
+scripts/bench simulate [--runs 1000000] [--hosts 1000] [--processes 1] [--results DIR]
 scripts/bench floors [--seconds 4] [--turns 5] [--json FILE]
 scripts/bench campaign [--cold 200] [--clones 1000] [--at-once 1] [--record FILE]
 """
@@ -15,7 +16,18 @@ from __future__ import annotations
 
 import argparse
 
-from scripts.benchmarks import bodies, campaign, consoles, data, fleet, floors, runs, scale, start
+from scripts.benchmarks import (
+    bodies,
+    campaign,
+    consoles,
+    data,
+    fleet,
+    floors,
+    runs,
+    scale,
+    simulate,
+    start,
+)
 
 
 def main() -> None:
@@ -33,6 +45,7 @@ def main() -> None:
         ("consoles", consoles),
         ("runs", runs),
         ("fleet", fleet),
+        ("simulate", simulate),
         ("floors", floors),
         ("campaign", campaign),
     ):

@@ -36,24 +36,24 @@ _KINDS = {
     "computation and answer": ("#bc4b51", ("relay", "answer")),
 }
 _INK, _FAINT = "#222222", "#dddddd"
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "qmp-supervisor",
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
 
 
 def draw(samples: Samples, machine: dict[str, Any], file: Path) -> None:
     """Write an SVG of the ways that were measured."""
     bars = {way: _bar(samples, way) for way in _WAYS if samples.phases.get(way)}
     quick = {way: bar for way, bar in bars.items() if way in _QUICK}
-    style: Any = {
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 10,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "qmp-supervisor",
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-    }
-    with mpl.rc_context(style):
+    with mpl.rc_context(STYLE):
         heights = [len(bars), len(quick)] if quick else [len(bars)]
         figure = Figure(figsize=(10, 1.9 + 0.62 * sum(heights)), facecolor="white")
         panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
