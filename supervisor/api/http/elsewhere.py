@@ -146,10 +146,15 @@ class Elsewhere:
             content=asked.content,
         )
         try:
-            return await self._client.send(request, stream=True)
+            answer = await self._client.send(request, stream=True)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             problem = str(error) or type(error).__name__
             raise MemberBroke(f"the member {name} at {address}: {problem}") from error
+        if answer.status_code == HTTPStatus.UNAUTHORIZED:
+            # Our callers are known here already: it does not know us, as one that has just started.
+            await answer.aclose()
+            raise MemberBroke(f"the member {name} at {address} takes this one for none")
+        return answer
 
 
 def _target(without: str = "") -> str:
