@@ -218,7 +218,7 @@ class Entry:
                 continue
             reminders += 1
             with suppress(FleetUnavailable):
-                await self._look(posted)
+                posted.run = await self._look(run.id)
 
     async def _wait_for_other(self, posted: _Posted) -> None:
         """Of a run that was posted to another host as well, which has it in the queue."""
@@ -226,7 +226,7 @@ class Entry:
         if run.entry in self._members.hosts:
             await trio.sleep(_RETRY_S)
             with suppress(FleetUnavailable):
-                await self._look(posted)
+                posted.run = await self._look(run.id)
             return
         with suppress(FleetUnavailable, NotOwner):
             step = partial(_entered, self._members.name, run.entry)
@@ -243,19 +243,20 @@ class Entry:
         await self._taking.tell_kind(needs)
         self._kinds[needs.kind] = now
 
-    async def _look(self, posted: _Posted) -> None:
-        """What the record says, whatever we were told."""
-        self._records.forget(posted.run.id)
-        run = await self._records.read(posted.run.id)
+    async def _look(self, run_id: str) -> Run:
+        """What the record says of a run that is waited for here, whatever we were told."""
+        self._records.forget(run_id)
+        run = await self._records.read(run_id)
         if run.state is RunState.GIVEN_UP:
-            run = await self._records.change(run.id, partial(_revived, self._members.name))
-        posted.run = run
+            run = await self._records.change(run_id, partial(_revived, self._members.name))
+        return run
 
     async def _after_hand_back(self, posted: _Posted) -> None:
         """Its owner says that it does not have it any more."""
         while True:
             with suppress(FleetUnavailable):
-                return await self._look(posted)
+                posted.run = await self._look(posted.run.id)
+                return
             await trio.sleep(_RETRY_S)
 
     async def _after_break(self, posted: _Posted, claim: Claim) -> None:
@@ -267,8 +268,7 @@ class Entry:
         """
         while True:
             try:
-                self._records.forget(claim.run_id)
-                run = await self._records.read(claim.run_id)
+                run = await self._look(claim.run_id)
                 if not run.is_of(claim.host, claim.epoch) or run.state.is_final:
                     break
                 if claim.host in self._members.hosts:
@@ -352,9 +352,11 @@ class Posting:
             except FleetUnavailable:
                 self._posted.landed = False  # that host has not begun
                 raise
-            except MemberBroke as error:
+            except (MemberBroke, NotOwner) as error:
                 self._posted.landed = False
-                log.warning("member broke", run=claim.run_id, host=claim.host, problem=str(error))
+                log.warning(
+                    "no answer there", run=claim.run_id, host=claim.host, problem=str(error)
+                )
                 await self.after_break(claim)
 
     async def after_break(self, claim: Claim) -> None:

@@ -359,6 +359,8 @@ class SimulatedFleet:
             found.append(f"{name}: its caller has {outcome.told}")
         if not answered and outcome.told != "host died" and run.state is RunState.ANSWERED:
             found.append(f"{name}: answered on record, its caller was told {outcome.told}")
+        if outcome.told == "NotOwner":
+            found.append(f"{name}: its caller was told of what is between hosts")
         # What a host put on record just before it died nobody does.
         has_vm = any(vm.name == name for host in self.hosts.values() for vm in host.disk)
         is_left = outcome.told == "FleetUnavailable" and not has_vm

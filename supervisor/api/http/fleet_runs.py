@@ -49,7 +49,10 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
+#: What the owner says to this member and not to the caller, and the statuses that it says it with.
 _HANDED_BACK = "urn:qmp-supervisor:problem:handed-back"
+_NOT_OWNER = "urn:qmp-supervisor:problem:not-owner"
+_TO_US = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.CONFLICT)
 #: How often a run is looked after: before its agent has it, and afterwards.
 _SOON_S, _LATER_S = 1.0, 30.0
 _COPY_S = 5.0
@@ -158,13 +161,16 @@ class FleetRuns:
                 self._service.vms.spawn(self._fleet.tell_left, *told)
         if answer is None:
             raise MemberBroke(f"host {claim.host} is lost")
-        if posted.waits and answer.status_code != HTTPStatus.SERVICE_UNAVAILABLE:
+        if posted.waits and answer.status_code not in _TO_US:
             return passed_on(answer)
         # Short; and nobody may read it, who would close it.
         content = await answer.aread()
         await answer.aclose()
-        if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE and _is_handed_back(content):
+        problem = _problem(content) if answer.status_code in _TO_US else ""
+        if problem == _HANDED_BACK:
             raise HandedBack(f"host {claim.host} has given the run back")
+        if problem == _NOT_OWNER:
+            raise NotOwner(f"host {claim.host} does not have the run")
         return Response(content, answer.status_code, answered_headers(answer))
 
     async def _send(self, claim: Claim, posted: _Posted, path: str) -> httpx.Response:
@@ -231,11 +237,12 @@ class FleetRuns:
                 await trio.sleep(_SOON_S)
 
 
-def _is_handed_back(content: bytes) -> bool:
+def _problem(content: bytes) -> str:
+    """Its type; empty if it is none."""
     try:
-        return bool(json.loads(content)["type"] == _HANDED_BACK)
+        return str(json.loads(content)["type"])
     except (ValueError, LookupError, TypeError):
-        return False
+        return ""
 
 
 def blueprint(member: Member, service: Service) -> Blueprint:
