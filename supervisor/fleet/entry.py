@@ -119,6 +119,7 @@ class Entry:
         :param run: as queued, by this host
         :param owner: whose it is
         :raises FleetUnavailable: if it cannot be put on record
+        :raises Conflict: if it came so late that another one has its key
         """
         if self._taking.takes_now(run):
             run = run.claimed(self._members.name, run.epoch)

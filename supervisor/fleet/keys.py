@@ -7,6 +7,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from supervisor.errors import KeyReused, NotOwner
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from supervisor.fleet.records import Records
 
 _TABLE = "keys"
-#: A key comes before its run. If there is no such run after so long, there will be none.
+#: A key comes before its run. For one that is not there after so long another one may come.
 _RUN_COMES_S = 10.0
 _LOOK_S = 0.25
 
@@ -59,10 +60,16 @@ class Keys:
             if before and before.state not in (RunState.GIVEN_UP, RunState.REMOVED):
                 return before
             try:
+                if before is None:
+                    # Whoever had the key may have been stopped, or its clock be wrong: then that
+                    # run comes too late.
+                    gone = attrs.evolve(run, id=found["run"], state=RunState.GIVEN_UP)
+                    await self._records.create(gone)
+                    self._records.forget(gone.id)
                 await self._engine.update(_TABLE, name, value, kept.revision, KEPT_S)
                 return None
             except Conflict:
-                continue  # another repetition was faster
+                continue  # another repetition was faster, or that run has come
 
     async def _run(self, run_id: str, at: float) -> Run | None:
         """None if it never was on record, or is not any more.

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
+
+from supervisor.fleet import keys
+from supervisor.fleet.engine import Conflict
+from supervisor.fleet.facts import Needs
+from supervisor.fleet.keys import Keys
+from supervisor.fleet.ledger import Run
+from supervisor.fleet.records import Records
+from tests.support.memory_engine import Broker, MemoryEngine
 
 if TYPE_CHECKING:
     import httpx
@@ -53,3 +62,21 @@ async def test_a_key_is_free_again_once_its_vm_is_deleted(fleet: Fleet) -> None:
         second = await post(b, "k")
         assert second.status_code == 200, second.text
         assert second.json()["id"] != first
+
+
+async def test_a_run_that_comes_after_another_one_has_its_key_is_none(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host was stopped in between, or the other one's clock is wrong."""
+    async with trio.open_nursery() as nursery:
+        engine = MemoryEngine(Broker(nursery, lies=0, seed=1))
+        records = Records(engine)
+        late, early = (Run(id=name, entry=name, needs=Needs()) for name in ("late", "early"))
+        assert await Keys(engine, records).claim(late, "alice", "k", "hash") is None
+        monkeypatch.setattr(keys, "_RUN_COMES_S", 0.0)
+        assert await Keys(engine, records).claim(early, "alice", "k", "hash") is None
+        await records.create(early)
+        with pytest.raises(Conflict):
+            await records.create(late)
+        assert await Keys(engine, records).claim(late, "alice", "k", "hash") == early
+        nursery.cancel_scope.cancel()

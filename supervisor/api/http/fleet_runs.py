@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from supervisor.errors import (
     NotOwner,
     SupervisorError,
 )
+from supervisor.fleet.engine import Conflict
 from supervisor.fleet.entry import Claim
 from supervisor.fleet.facts import lacks
 from supervisor.fleet.ledger import Run, RunState
@@ -115,6 +117,13 @@ class FleetRuns:
         :raises SupervisorError:
         """
         posted = _Posted(wanted, options, current(), waits)
+        while True:
+            with suppress(Conflict):  # another member has the key by now
+                return await self._run(posted)
+
+    async def _run(self, posted: _Posted) -> Vm | Response:
+        """:raises Conflict: as of `Entry.post`"""
+        wanted, options, waits = posted.wanted, posted.options, posted.waits
         caller, entry = posted.caller, self._fleet.entry
         run = Run(
             id=str(uuid.uuid4()),
