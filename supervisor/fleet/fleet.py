@@ -179,7 +179,8 @@ class Fleet:
         service, (run_id, epoch) = self._service, claim
         if service is None:
             raise Stopping
-        options = attrs.evolve(options, fleet_run=run_id, epoch=epoch)
+        # Whether two requests are one run the fleet has found out, and said by the claim.
+        options = attrs.evolve(options, fleet_run=run_id, epoch=epoch, request_hash="")
         for vm in service.vms:
             if (vm.record.options.fleet_run, vm.record.options.epoch) == claim:
                 return vm
