@@ -54,6 +54,7 @@ log = structlog.stdlib.get_logger()
 #: What the owner says to this member and not to the caller, and the statuses that it says it with.
 _HANDED_BACK = "urn:qmp-supervisor:problem:handed-back"
 _NOT_OWNER = "urn:qmp-supervisor:problem:not-owner"
+_STOPPING = "urn:qmp-supervisor:problem:stopping"
 _TO_US = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.CONFLICT)
 #: How often a run is looked after: before its agent has it, and afterwards.
 _SOON_S, _LATER_S = 1.0, 30.0
@@ -180,6 +181,8 @@ class FleetRuns:
             raise HandedBack(f"host {claim.host} has given the run back")
         if problem == _NOT_OWNER:
             raise NotOwner(f"host {claim.host} does not have the run")
+        if problem == _STOPPING:
+            raise MemberBroke(f"host {claim.host} stops, and its VMs run on")
         return Response(content, answer.status_code, answered_headers(answer))
 
     async def _send(self, claim: Claim, posted: _Posted, path: str) -> httpx.Response:
