@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ class Wanted:
     short: bool
     only: str
     jobs: int
+    seed: int
     careless: bool
     results: Path | None
     verbose: bool
@@ -60,7 +62,10 @@ class Fleets:
         self._wanted = wanted
         self._directory = directory
         self._names: SimpleQueue[str] = SimpleQueue()
-        for name in wanted.names:
+        names = wanted.names
+        # Faults that last long and such that do not, side by side.
+        random.Random(wanted.seed).shuffle(names)
+        for name in names:
             self._names.put(name)
         self._lock = threading.Lock()
         self._made = 0
@@ -181,6 +186,7 @@ def _arguments() -> Wanted:
     parser.add_argument("--short", action="store_true", help="a few of all")
     parser.add_argument("--only", default="", help="those named so: words, with semicolons")
     parser.add_argument("--jobs", type=int, default=4, help="fleets at the same time")
+    parser.add_argument("--seed", type=int, default=1, help="of the order")
     parser.add_argument("--careless", action="store_true", help="hosts that prove nothing")
     parser.add_argument("--results", type=Path, help="a file for the figures")
     parser.add_argument("--verbose", action="store_true", help="a line for each injection")

@@ -37,6 +37,8 @@ class Step:
 
 #: Of a run that another host does than the one that it was posted to. The first of a key alone.
 KEYED = Step("with a key", "entry", "after keys")
+#: Its QEMU is never told to run the guest, so this is for faults that end the owner's supervisor.
+LAUNCHING = Step("launching")
 THERE = (
     KEYED,
     Step("posted", "entry", "before runs queued"),
@@ -44,6 +46,7 @@ THERE = (
     Step("in the queue", "entry", "after queue"),
     Step("pulled", "owner", "before runs owned"),
     Step("claimed", "owner", "after runs owned"),
+    LAUNCHING,
     Step("booting"),
     Step("before sent", "owner", "before runs sent"),
     Step("sent", "owner", "after runs sent"),
@@ -63,6 +66,7 @@ class Case:
     :ivar roles: machines by ``entry``, ``owner`` and ``bystander``
     :ivar stopped: the machine whose supervisor is stopped at the step, if one is
     :ivar callers: who has posted something
+    :ivar stops: the hosts whose supervisors were stopped in good order
     """
 
     def __init__(self, place: Place, layout: str, step: Step, form: str) -> None:
@@ -75,6 +79,7 @@ class Case:
         self.roles = {"entry": entry, "owner": owner, "bystander": bystander}
         self.stopped: Machine | None = None
         self.callers: list[Caller] = []
+        self.stops: set[str] = set()
         #: Undone when the harm is over.
         self.undo = AsyncExitStack()
         #: What agents had got, and which runs there were.
@@ -108,7 +113,8 @@ class Case:
             for one in others:
                 (await one.ask("POST", "/host/drain")).raise_for_status()
         agent = {"booting": "none", "with the agent": "held"}.get(self.step.name, "recorder")
-        self.owner.world.scenario(agent=agent)
+        swallows = ("cont",) if self.step is LAUNCHING else ()
+        self.owner.world.scenario(agent=agent, swallows=swallows)
         by = self.roles.get(self.step.by)
         if by:
             by.stop_at(self.step.point)
@@ -116,6 +122,8 @@ class Case:
         if by:
             await by.stopped_at(self.step.point)
             self.stopped = by
+        elif self.step is LAUNCHING:
+            await wait(lambda: self._saw("swallowed"), "the guest to be about to run")
         elif self.step.name == "booting":
             await wait(lambda: self._saw("cont"), "the guest to boot")
         elif self.step.name == "with the agent":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.chaos.fleet.place import Machine
 
 #: Problems that say that no agent got the computation, and none will.
-_NOT_BEGUN = {"fleet-unavailable", "at-capacity", "stopping", "no-host", "overloaded"}
+_NOT_BEGUN = {"fleet-unavailable", "at-capacity", "no-host", "overloaded"}
 #: And those of a run whose host was lost, or that ended on its host.
 _ENDED = {"run-lost", "run-failed", "vm-ended", "agent-error"}
 #: What a VM says of its run, by what the fleet says.
@@ -82,7 +82,7 @@ def _is_over(case: Case, run_id: str) -> bool:
     """What its host put on record just before it was lost, and nobody was told of, stays there."""
     state = case.place.observer.runs[run_id][-1].state
     told = any(one.last and one.last.status for one in case.callers)
-    return state.is_final or (state is RunState.QUEUED and not told)
+    return state.is_final or (state in (RunState.QUEUED, RunState.OWNED) and not told)
 
 
 def _shown(case: Case) -> str:
@@ -136,6 +136,8 @@ def _told_the_truth(case: Case, caller: Caller) -> list[str]:
     elif told.kind in _NOT_BEGUN:
         began = got and caller.form != KEY  # with a key it may have been so of an earlier request
         claims = {"is told that nothing has begun": not began}
+    elif told.kind == "stopping":
+        claims = {"is told of another host's stop": told.at in case.stops}
     elif told.kind in _ENDED:
         goes_on = not states or not all(one.is_final for one in states)
         claims = {

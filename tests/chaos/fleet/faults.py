@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.chaos.fleet.callers import ASYNC, KEY, WAITS
-from tests.chaos.fleet.case import HERE, KEYED, THERE, Case, Step
+from tests.chaos.fleet.case import HERE, KEYED, LAUNCHING, THERE, Case, Step
 from tests.chaos.fleet.place import Broken, Machine
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def _declare(
     """:param steps: their names; none: all there are"""
     for layout in layouts:
         for step in THERE if layout == "there" else HERE:
-            if (steps and step.name not in steps) or (step is KEYED and form != KEY):
+            is_for_all = step is not LAUNCHING and (step is not KEYED or form == KEY)
+            if step.name not in steps if steps else not is_for_all:
                 continue
             posted = form or _FORMS[len(ALL) % len(_FORMS)]
             ALL.append(Injection(kind, layout, step, posted, harm))
@@ -97,6 +98,7 @@ async def _wake(machine: Machine) -> None:
 async def terminate(case: Case, role: str) -> None:
     """SIGTERM leaves the VMs, and the next supervisor has them."""
     machine = case.roles[role]
+    case.stops.add(machine.name)
     machine.signal(signal.SIGTERM)
     await case.go_on()
     await machine.stop()
@@ -346,6 +348,11 @@ for _verb, _does in (("SIGKILL", kill), ("SIGSTOP", stop)):
         _declare(f"{_verb} of the entry host, {_how}", _entry)
         _declare(f"{_verb} of the owner, {_how}", _owner, layouts=_BOTH)
         _declare(f"{_verb} of a bystander, {_how}", _third, _FEW)
+for _how in ("short", "long"):
+    _harm = partial(kill, role="owner", how=_how)
+    _declare(f"SIGKILL of the owner as it launches, {_how}", _harm, ("launching",), _BOTH)
+_declare("its host is lost as it launches", partial(lose, role="owner"), ("launching",), _BOTH)
+_declare("SIGTERM of the owner as it launches", partial(terminate, role="owner"), ("launching",))
 _declare(
     "SIGSTOP of the owner, until its message is another's",
     partial(stop, role="owner", how="until the queue gives up"),
@@ -398,9 +405,8 @@ _declare("posted twice, the second clock is ahead", _ahead, ("with a key",), for
 #: Names of the short form.
 SHORT = {
     "SIGSTOP of the owner, long, there, before sent",
-    "SIGKILL of the owner, short, there, with the agent",
-    "entry: cut from members, drop, short, there, claimed",
     "posted twice, there, with a key",
     "NATS, leader: SIGKILL, there, sent",
+    "owner: cut from members, drop, short, there, claimed",
     "the caller leaves, there, booting",
 }
