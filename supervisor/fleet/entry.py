@@ -20,6 +20,7 @@ from supervisor.errors import (
     NotOwner,
     RunLost,
 )
+from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import Needs, narrowed, nobody_serves
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.members import LEASE_S, Members
@@ -222,13 +223,18 @@ class Entry:
                 posted.run = await self._look(run.id)
 
     async def _wait_for_other(self, posted: _Posted) -> None:
-        """Of a run that was posted to another host as well, which has it in the queue."""
+        """Of a run that was posted to another host as well, which has it in the queue.
+
+        Unless that one is lost, or forgot it as it was started again.
+        """
         run = posted.run
-        if run.entry in self._members.hosts:
-            await trio.sleep(_RETRY_S)
-            with suppress(FleetUnavailable):
-                posted.run = await self._look(run.id)
-            return
+        with trio.move_on_after(_REMIND_S):
+            while run.entry in self._members.hosts:
+                await trio.sleep(_RETRY_S)
+                with suppress(FleetUnavailable):
+                    posted.run = await self._look(run.id)
+                if posted.run != run:
+                    return
         with suppress(FleetUnavailable, NotOwner):
             step = partial(_entered, self._members.name, run.entry)
             posted.run = await self._records.change(run.id, step)
@@ -245,23 +251,20 @@ class Entry:
         self._kinds[needs.kind] = now
 
     async def _look(self, run_id: str) -> Run:
-        """What the record says of a run that is waited for here, whatever we were told."""
+        """What the record says of a run that is waited for here, whatever we were told.
+
+        :raises Conflict: if the host that it was posted to has given it up
+        """
         self._records.forget(run_id)
-        run = await self._records.read(run_id)
-        if run.state is RunState.GIVEN_UP:
-            run = await self._records.change(run_id, partial(_revived, self._members.name))
+        while (run := await self._records.read(run_id)).state is RunState.GIVEN_UP:
+            if run.entry != self._members.name:
+                raise Conflict(f"run {run_id} is given up by {run.entry}")
+            with suppress(NotOwner):  # it goes on already
+                return await self._records.change(run_id, partial(_revived, self._members.name))
         return run
 
-    async def _after_hand_back(self, posted: _Posted) -> None:
-        """Its owner says that it does not have it any more."""
-        while True:
-            with suppress(FleetUnavailable):
-                posted.run = await self._look(posted.run.id)
-                return
-            await trio.sleep(_RETRY_S)
-
     async def _after_break(self, posted: _Posted, claim: Claim) -> None:
-        """Find out what a run is that its owner has not answered.
+        """Find out what a run is that its owner has not answered, or has given back.
 
         Returns if it is to be waited for again: another host will have it, or the same.
 
@@ -338,6 +341,7 @@ class Posting:
         :returns: who has done it, and what that one returned
         :raises AtCapacity: if no host has room in time
         :raises RunLost: if it is over, and nobody knows how
+        :raises Conflict: if it was given up where it was posted first; it may be posted anew
         """
         while True:
             claim = await self._entry._wait_claimed(self._posted, self._owner)
@@ -346,14 +350,10 @@ class Posting:
                 # From here on that host sees to it, whatever becomes of its callers here.
                 self._posted.landed = True
                 return claim, await does(claim)
-            except HandedBack as error:
-                self._posted.landed = False
-                log.info("run handed back", run=claim.run_id, host=claim.host, problem=str(error))
-                await self._entry._after_hand_back(self._posted)
             except FleetUnavailable:
                 self._posted.landed = False  # that host has not begun
                 raise
-            except (MemberBroke, NotOwner) as error:
+            except (HandedBack, MemberBroke, NotOwner) as error:
                 self._posted.landed = False
                 log.warning(
                     "no answer there", run=claim.run_id, host=claim.host, problem=str(error)

@@ -12,12 +12,11 @@ import trio
 
 from supervisor.errors import KeyReused, NotOwner
 from supervisor.fleet.engine import Conflict
-from supervisor.fleet.ledger import RunState
+from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.records import KEPT_S
 
 if TYPE_CHECKING:
     from supervisor.fleet.engine import Engine
-    from supervisor.fleet.ledger import Run
     from supervisor.fleet.records import Records
 
 _TABLE = "keys"
@@ -65,11 +64,13 @@ class Keys:
                     # run comes too late.
                     gone = attrs.evolve(run, id=found["run"], state=RunState.GIVEN_UP)
                     await self._records.create(gone)
-                    self._records.forget(gone.id)
+                else:
+                    await self._records.change(before.id, Run.replaced)
+                self._records.forget(found["run"])
                 await self._engine.update(_TABLE, name, value, kept.revision, KEPT_S)
                 return None
-            except Conflict:
-                continue  # another repetition was faster, or that run has come
+            except (Conflict, NotOwner):
+                continue  # another repetition was faster, or that run has come, or goes on
 
     async def _run(self, run_id: str, at: float) -> Run | None:
         """None if it never was on record, or is not any more.

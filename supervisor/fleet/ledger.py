@@ -11,6 +11,7 @@ queued   a host that has room                     owned by it, with the next epo
 queued   the host whose caller waits              given up
 queued   another host, where it is posted again   queued, if the first one is lost
 given up the host whose caller waits after all    queued, with the next epoch
+given up a host where another run gets its key    removed
 owned    its owner, before the agent gets it      sent
 owned    its owner, that cannot                   queued, with the next epoch
 owned    another member, once the owner is lost   queued, with the next epoch
@@ -42,7 +43,7 @@ class RunState(enum.StrEnum):
     INTERRUPTED = "interrupted"
     #: Its caller left, or had waited too long, before a host took it.
     GIVEN_UP = "given-up"
-    #: Its VM was deleted.
+    #: Its VM was deleted, or another run has its key.
     REMOVED = "removed"
 
     @property
@@ -126,6 +127,15 @@ class Run:
         if self.state is not RunState.GIVEN_UP or self.entry != entry:
             raise NotOwner(f"run {self.id} is {self._told}")
         return self._queued()
+
+    def replaced(self) -> Run:
+        """Another run is to have its key. It is not revived any more.
+
+        :raises NotOwner: if it was not given up, or somebody waits after all
+        """
+        if self.state not in (RunState.GIVEN_UP, RunState.REMOVED):
+            raise NotOwner(f"run {self.id} is {self._told}")
+        return attrs.evolve(self, state=RunState.REMOVED)
 
     def handed_back(self, host: str, epoch: int) -> Run:
         """:raises NotOwner: if it is not this host's, or its agent may have it"""

@@ -10,6 +10,7 @@ import trio.testing
 
 from supervisor import config
 from supervisor.caller import ANYBODY
+from supervisor.errors import NotOwner
 from supervisor.fleet import keys
 from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import Needs
@@ -89,6 +90,23 @@ async def test_a_run_that_comes_after_another_one_has_its_key_is_none(
         with pytest.raises(Conflict):
             await records.create(late)
         assert await Keys(engine, records).claim(late, "alice", "k", "hash") == early
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_run_whose_key_another_one_has_is_not_revived(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its caller waits after all; but the other one may be with an agent by now."""
+    async with trio.open_nursery() as nursery:
+        engine = MemoryEngine(Broker(nursery, lies=0, seed=1))
+        records = Records(engine)
+        first, second = (Run(id=name, entry="a", needs=Needs()) for name in ("first", "second"))
+        assert await Keys(engine, records).claim(first, "alice", "k", "hash") is None
+        await records.create(first)
+        await records.change("first", Run.given_up)
+        assert await Keys(engine, records).claim(second, "alice", "k", "hash") is None
+        with pytest.raises(NotOwner):
+            await records.change("first", lambda run: run.revived("a"))
         nursery.cancel_scope.cancel()
 
 

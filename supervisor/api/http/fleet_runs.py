@@ -119,11 +119,11 @@ class FleetRuns:
         """
         posted = _Posted(wanted, options, current(), waits)
         while True:
-            with suppress(Conflict):  # another member has the key by now
+            with suppress(Conflict):
                 return await self._run(posted)
 
     async def _run(self, posted: _Posted) -> Vm | Response:
-        """:raises Conflict: as of `Entry.post`"""
+        """:raises Conflict: if another member has the key by now, or has given the run up"""
         wanted, options, waits = posted.wanted, posted.options, posted.waits
         caller, entry = posted.caller, self._fleet.entry
         run = Run(
@@ -234,7 +234,7 @@ class FleetRuns:
                     _, found = await self._land(posting, posted)
                 if isinstance(found, Response) and found.status_code != HTTPStatus.ACCEPTED:
                     log.warning("run not taken", run=run_id, status=found.status_code)
-            except SupervisorError as error:
+            except (SupervisorError, Conflict) as error:
                 log.warning("run is over", run=run_id, problem=str(error))
                 return
 
