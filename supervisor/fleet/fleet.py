@@ -21,13 +21,14 @@ from supervisor.errors import (
     HostError,
     NotOwner,
     Stopping,
+    SupervisorError,
 )
 from supervisor.fleet.entry import Entry
 from supervisor.fleet.facts import HostFacts
 from supervisor.fleet.keys import Keys
 from supervisor.fleet.members import Members
 from supervisor.fleet.nats import NatsEngine, client_context
-from supervisor.fleet.owner import Owner
+from supervisor.fleet.owner import Owner, goes_back
 from supervisor.fleet.records import Records
 from supervisor.fleet.taking import Taking
 from supervisor.qemu import accel
@@ -195,6 +196,20 @@ class Fleet:
                 raise
         self.follow(service, vm)
         return vm
+
+    async def wait_answered(self, vm: Vm, options: RunOptions, patience_s: float = 0.0) -> None:
+        """As the service's.
+
+        :raises HandedBack: if another host is to have the run
+        """
+        if self._service is None:
+            raise Stopping
+        try:
+            await self._service.wait_answered(vm, options, patience_s)
+        except SupervisorError as error:
+            if goes_back(vm.record):
+                raise HandedBack(f"host {self.name} was stopped: {error}") from error
+            raise
 
     @property
     def busy(self) -> int:

@@ -29,12 +29,15 @@ from supervisor.fleet.members import Members
 from supervisor.fleet.owner import Owner
 from supervisor.fleet.records import Records
 from supervisor.fleet.taking import Taking
-from supervisor.state.record import RelayState, RunOptions
+from supervisor.state.record import EndCause, RelayState, RunOptions
 from supervisor.waiting import Signal, move_on_when
 from tests.support.memory_engine import Broker, MemoryEngine
+from tests.support.small_store import RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from supervisor.state.status import Status
 
 _GIB = 2**30
 #: Nobody is turned away in a simulation but by what is simulated.
@@ -51,6 +54,9 @@ class _Record:
     relay: RelayState = RelayState.WAITING
     answered: bool = False
     ended: bool = False
+    end_cause: EndCause | None = None
+    status: Status = RUNNING
+    first_ran_s: float | None = 0.0
 
     @property
     def settled(self) -> bool:

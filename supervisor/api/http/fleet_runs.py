@@ -152,7 +152,7 @@ class FleetRuns:
         computation, taken = posted.wanted.computation, (claim.run_id, claim.epoch)
         vm = await self._fleet.start(computation, posted.options, posted.caller, taken)
         if posted.waits:
-            await self._service.wait_answered(vm, posted.options)
+            await self._fleet.wait_answered(vm, posted.options)
         return vm
 
     async def _there(self, posted: _Posted, claim: Claim) -> Vm | Response:
