@@ -399,6 +399,7 @@ for _verb, _does, _how in (
     _second = partial(_does, role="entry", how=_how)
     _harm = partial(twice, fault=_second)
     _declare(f"posted twice, and {_verb}, {_how}", _harm, ("with a key", *_SOME), form=KEY)
+_declare("posted twice, and the first leaves", partial(twice, fault=leave), _SOME, form=KEY)
 _ahead = partial(twice, fault=None, ahead_s=20.0)
 _declare("posted twice, the second clock is ahead", _ahead, ("with a key",), form=KEY)
 

@@ -158,12 +158,9 @@ class Machine:
                 await trio.sleep(0.1)
         raise Broken(f"{self.name} does not see all hosts again")
 
-    async def stopped_at(self, point: str) -> None:
-        """Return once its supervisor has stopped itself at a point; see `stop_at`."""
-        await wait(
-            lambda: not self._stop_at.exists() and self.state == "T",
-            f"{self.name} to come to {point!r}",
-        )
+    def is_stopped(self) -> bool:
+        """Whether its supervisor has stopped itself where it was to; see `stop_at`."""
+        return not self._stop_at.exists() and self.state == "T"
 
     def stop_at(self, point: str) -> None:
         draft = self._stop_at.with_suffix(".new")
