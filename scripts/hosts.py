@@ -274,12 +274,49 @@ def check(hosts: list[Host]) -> None:
     _wait("b to be back", lambda: len(_hosts(a)) == len(hosts))
     _expect("b answers again", Posted(a, **_at("b")).wait().status_code, 200)
 
+    _check_as_it_boots(hosts)
+
     c.lose()
     _wait("a to hold c for lost", lambda: len(_hosts(a)) == len(hosts) - 1)
     _expect("a goes on", Posted(a).wait().status_code, 200)
     c.start_supervisor()
     _wait("c to be back", lambda: len(_hosts(a)) == len(hosts))
     _expect("c answers again", Posted(b, **_at("c")).wait().status_code, 200)
+
+
+def _own(host: Host) -> int:
+    """How many runs it has whose VMs have not ended."""
+    with host.client() as http:
+        vms = http.get("/vms?purpose=run&host=self").json()["vms"]
+    return sum(not vm["ended"] for vm in vms)
+
+
+def _check_as_it_boots(hosts: list[Host]) -> None:
+    """What a supervisor is killed with, or stopped with for longer than its lease."""
+    a, b, c = hosts[:3]
+    cold, before = {"template": "off"}, _own(b)
+    posted = Posted(a, **cold, **_at("b"))
+    _wait("b to boot a guest", lambda: _own(b) > before)
+    assert b.supervisor
+    b.supervisor.kill()
+    b.supervisor.wait()
+    b.start_supervisor()
+    _expect("a run outlives the supervisor of its host", posted.wait().status_code, 200)
+
+    for host in (a, c):
+        with host.client() as http:
+            http.post("/host/drain", json={})
+    before = _own(b)
+    posted = Posted(a, **cold)
+    _wait("b to boot another", lambda: _own(b) > before)
+    b.supervisor.send_signal(signal.SIGSTOP)
+    for host in (a, c):
+        with host.client() as http:
+            http.post("/host/resume", json={})
+    answer = posted.wait()
+    _expect("a run is answered whose host was stopped", answer.status_code, 200)
+    b.supervisor.send_signal(signal.SIGCONT)
+    _wait("b to end what another host has done", lambda: _own(b) == before)
 
 
 def main() -> None:

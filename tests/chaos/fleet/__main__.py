@@ -12,12 +12,15 @@ import argparse
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -76,6 +79,12 @@ class Fleets:
             for done in [threads.submit(self._work) for _ in range(self._wanted.jobs)]:
                 done.result()
 
+    def stop(self, *_: object) -> None:
+        """Make no more of them. What is under way is finished."""
+        with suppress(Empty):
+            while True:
+                self._names.get_nowait()
+
     def _work(self) -> None:
         while not self._names.empty():
             with self._lock:
@@ -120,6 +129,9 @@ class Fleets:
             worker.stdin.close()
             if worker.wait():
                 self._add({"name": "the end", "problems": [f"it is none in good order: {at}.log"]})
+                return
+        shutil.rmtree(at)
+        Path(f"{at}.log").unlink()
 
     def _add(self, verdict: dict[str, Any]) -> None:
         with self._lock:
@@ -162,14 +174,13 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     began = time.monotonic()
     fleets = Fleets(wanted, directory)
+    signal.signal(signal.SIGTERM, fleets.stop)
     fleets.run()
     rows, took_s = _rows(fleets.verdicts), time.monotonic() - began
     print(table.fleet_text(rows, took_s))
     if wanted.results:
         _keep(rows, took_s, wanted.jobs, wanted.results)
     if all(row.held for row in rows):
-        for one in directory.glob("*.log"):
-            one.unlink()
         directory.rmdir()
         return 0
     print(f"what is to be looked at is in {directory}")

@@ -54,6 +54,11 @@ class Caller:
         return hashlib.sha256(self.computation).hexdigest()
 
     @property
+    def failed(self) -> bool:
+        """Whether it was told of an error, and asks no more."""
+        return self.over.is_set() and not (self.last and self.last.vm)
+
+    @property
     def last(self) -> Told | None:
         return self.told[-1] if self.told else None
 

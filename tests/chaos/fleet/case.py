@@ -137,17 +137,17 @@ class Case:
             (await one.ask("POST", "/host/resume")).raise_for_status()
 
     async def _reached(self, caller: Caller, by: Machine | None) -> bool:
-        """Whether the run has come to the step; it has not if its caller was told something."""
+        """Whether the run has come to the step; it has not if its caller was told of an error."""
         if self.step.name == "told":
             with trio.move_on_after(PATIENCE_S):
                 await caller.over.wait()
-            if caller.last is None or caller.last.vm == "":
+            if caller.failed:
                 return False
             await self._wait_final()
             return True
         seen = _SEEN.get(self.step.name, "")
         is_there = by.is_stopped if by else partial(self._saw, seen)
-        await wait(lambda: is_there() or caller.over.is_set(), f"a run to come to {self.step.name}")
+        await wait(lambda: is_there() or caller.failed, f"a run to come to {self.step.name}")
         if by and is_there():
             self.stopped = by
         return is_there()

@@ -87,7 +87,7 @@ class Machine:
                 nursery.start_soon(hear, guest)
 
     async def tell_guests(self, do: str, **more: object) -> None:
-        for guest in self.guests.values():
+        for guest in tuple(self.guests.values()):
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await guest.order(do, **more)
 

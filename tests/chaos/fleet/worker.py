@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import signal
 import sys
 import time
@@ -33,7 +32,6 @@ async def main(directory: Path, *, careless: bool) -> None:
                 return
         for one in place:
             await one.stop(signal.SIGINT, signal.SIGINT)
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 async def _do(place: Place, wanted: Injection) -> dict[str, Any]:
