@@ -153,7 +153,8 @@ class Run:
         """
         self._check(host, epoch)
         # An answer that did not reach the owner's disk has reached nobody.
-        is_lost = self.state is RunState.ANSWERED and state is RunState.INTERRUPTED
+        lost_as = (RunState.INTERRUPTED, RunState.FAILED)
+        is_lost = self.state is RunState.ANSWERED and state in lost_as
         if self.state.is_final and self.state is not state and not (self.repeats or is_lost):
             raise NotOwner(f"run {self.id} is {self._told}")
         return attrs.evolve(self, state=state, vm=vm)
