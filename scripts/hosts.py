@@ -40,10 +40,16 @@ def _do(*words: str) -> None:
 
 @attrs.define
 class Host:
-    """One host: its namespace, its NATS server if it has one, its supervisor."""
+    """One host: its namespace, its NATS server if it has one, its supervisor.
+
+    :param settings: of its supervisor, beside those of the fleet
+    :param program: of its supervisor, for Python
+    """
 
     member: Member
     directory: Path
+    settings: dict[str, str]
+    program: tuple[str, ...] = ("-m", "supervisor", "serve")
     pid: int = 0
     nats: subprocess.Popen[bytes] | None = None
     supervisor: subprocess.Popen[bytes] | None = None
@@ -92,16 +98,11 @@ class Host:
     def start_supervisor(self) -> None:
         lines = (self.directory / "fleet.env").read_text().splitlines()
         settings = dict(line.split("=", 1) for line in lines) | {
+            **self.settings,
             "MANAGER_QEMU_TMP_FILE_LOC": str(self.directory / "tmp"),
-            "MANAGER_FLEET_LABELS": f"host={self.name}",
-            "MANAGER_QEMU_DISK_IMG_FILE": str(_CHECKOUT / "img" / "guest.qcow2"),
-            "MANAGER_QEMU_MEMORY_SIZE": "512M",
-            "MANAGER_QEMU_SMP_COUNT": "2",
-            "MANAGER_QEMU_SMP_MAXCPUS": "2",
-            "MANAGER_HELD_CLONES": "1",
         }
         self.supervisor = self.inside(
-            *(sys.executable, "-m", "supervisor", "serve"), log="supervisor.log", **settings
+            *(sys.executable, *self.program), log="supervisor.log", **settings
         )
 
     def client(self) -> httpx.Client:
@@ -132,27 +133,43 @@ class Host:
         return b"qemu" in command and f"{self.directory}/tmp".encode() in command
 
 
-def open_fleet(directory: Path, hosts: int) -> list[Host]:
-    """The hosts, each of which answers and knows all others."""
+def member(number: int) -> Member:
+    """One of the fleet, counted from 1."""
+    return Member(_NAMES[number - 1], Address(f"{_NET}.{number}", 9022))
+
+
+def with_guests(one: Member, directory: Path) -> Host:
+    """A host with real ones."""
+    settings = {
+        "MANAGER_FLEET_LABELS": f"host={one.name}",
+        "MANAGER_QEMU_DISK_IMG_FILE": str(_CHECKOUT / "img" / "guest.qcow2"),
+        "MANAGER_QEMU_MEMORY_SIZE": "512M",
+        "MANAGER_QEMU_SMP_COUNT": "2",
+        "MANAGER_QEMU_SMP_MAXCPUS": "2",
+        "MANAGER_HELD_CLONES": "1",
+    }
+    return Host(one, directory / one.name, settings)
+
+
+def open_fleet(directory: Path, made: list[Host], more: tuple[Member, ...] = ()) -> None:
+    """Have the hosts be a fleet, each of which answers and knows all others.
+
+    :param more: members that are no hosts; their files are in ``files/`` of the directory
+    """
+    hosts = len(made)
     _do("mount", "-t", "tmpfs", "none", "/run")  # what would be shared with the machine
     _do("ip", "link", "set", "lo", "up")
     _do("ip", "link", "add", "fleet", "type", "bridge")
     _do("ip", "link", "set", "fleet", "up")
-    members = [
-        Member(name, Address(f"{_NET}.{number}", 9022))
-        for number, name in enumerate(_NAMES[:hosts], 1)
-    ]
-    made = [Host(member, directory / member.name) for member in members]
     for number, host in enumerate(made, 1):
         host.make_namespace(number)
-    _install(directory, members, made)
+    _install(directory, [*(host.member for host in made), *more], made)
     for host in made:
         host.start_nats()
     for host in made:
         host.start_supervisor()
     for host in made:
         _wait(f"{host.name} to know the others", lambda host=host: len(_hosts(host)) == hosts)
-    return made
 
 
 def _install(directory: Path, members: list[Member], hosts: list[Host]) -> None:
@@ -257,12 +274,49 @@ def check(hosts: list[Host]) -> None:
     _wait("b to be back", lambda: len(_hosts(a)) == len(hosts))
     _expect("b answers again", Posted(a, **_at("b")).wait().status_code, 200)
 
+    _check_as_it_boots(hosts)
+
     c.lose()
     _wait("a to hold c for lost", lambda: len(_hosts(a)) == len(hosts) - 1)
     _expect("a goes on", Posted(a).wait().status_code, 200)
     c.start_supervisor()
     _wait("c to be back", lambda: len(_hosts(a)) == len(hosts))
     _expect("c answers again", Posted(b, **_at("c")).wait().status_code, 200)
+
+
+def _own(host: Host) -> int:
+    """How many runs it has whose VMs have not ended."""
+    with host.client() as http:
+        vms = http.get("/vms?purpose=run&host=self").json()["vms"]
+    return sum(not vm["ended"] for vm in vms)
+
+
+def _check_as_it_boots(hosts: list[Host]) -> None:
+    """What a supervisor is killed with, or stopped with for longer than its lease."""
+    a, b, c = hosts[:3]
+    cold, before = {"template": "off"}, _own(b)
+    posted = Posted(a, **cold, **_at("b"))
+    _wait("b to boot a guest", lambda: _own(b) > before)
+    assert b.supervisor
+    b.supervisor.kill()
+    b.supervisor.wait()
+    b.start_supervisor()
+    _expect("a run outlives the supervisor of its host", posted.wait().status_code, 200)
+
+    for host in (a, c):
+        with host.client() as http:
+            http.post("/host/drain", json={})
+    before = _own(b)
+    posted = Posted(a, **cold)
+    _wait("b to boot another", lambda: _own(b) > before)
+    b.supervisor.send_signal(signal.SIGSTOP)
+    for host in (a, c):
+        with host.client() as http:
+            http.post("/host/resume", json={})
+    answer = posted.wait()
+    _expect("a run is answered whose host was stopped", answer.status_code, 200)
+    b.supervisor.send_signal(signal.SIGCONT)
+    _wait("b to end what another host has done", lambda: _own(b) == before)
 
 
 def main() -> None:
@@ -276,7 +330,9 @@ def main() -> None:
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-")))
         directory.mkdir(exist_ok=True)
-        hosts = open_fleet(directory.resolve(), wanted.hosts)
+        members = [member(number) for number in range(1, wanted.hosts + 1)]
+        hosts = [with_guests(one, directory.resolve()) for one in members]
+        open_fleet(directory.resolve(), hosts)
         if wanted.check:
             check(hosts)
             return

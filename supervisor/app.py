@@ -352,8 +352,6 @@ async def _serve_http(
         # Before the servers stop, so that callers who wait for a VM are told how it ended.
         with trio.move_on_after(config.shutdown.longest_s):
             leaves = running.leaving.is_set()
-            if running.fleet:
-                await running.fleet.stop(OnStop.LEAVE if leaves else OnStop.END)
             await (service.vms.leave_all() if leaves else service.vms.end_all())
         # Readers of events have got the last event: their streams end in good order.
         running.service.journal.events.close()

@@ -28,7 +28,6 @@
     │   ├── NoHost             … no member could ever serve the run; says what each lacks
     │   ├── NotOwner           … the run is another host's by now, or is over
     │   ├── HandedBack         … the run was given back before its agent had it
-    │   ├── GivenUp            … the host where the run was posted first has given it up
     │   ├── MemberBroke        … the connection to another member broke
     │   ├── RunLost            … the host that had the run is lost with it
     │   └── RefusedElsewhere   … another member has refused; answered as if it were ours
@@ -246,10 +245,6 @@ class NotOwner(FleetError):
 
 class HandedBack(FleetError):
     """The host does not take the run after all; its agent has not got the computation."""
-
-
-class GivenUp(FleetError):
-    """Nobody waits for the run any more at the host where it was posted first."""
 
 
 class MemberBroke(FleetError):

@@ -14,13 +14,13 @@ import trio
 from supervisor.errors import (
     AtCapacity,
     FleetUnavailable,
-    GivenUp,
     HandedBack,
     MemberBroke,
     NoHost,
     NotOwner,
     RunLost,
 )
+from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import Needs, nobody_serves
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.members import LEASE_S, Members
@@ -129,6 +129,7 @@ class Entry:
         :param run: as queued, by this host
         :param owner: whose it is
         :raises FleetUnavailable: if it cannot be put on record
+        :raises Conflict: if it came so late that another one has its key
         """
         if self._taking.takes_now(run):
             run = run.claimed(self._members.name, run.epoch)
@@ -243,12 +244,12 @@ class Entry:
                 continue
             reminders += 1
             with suppress(FleetUnavailable):
-                await self._look(posted)
+                posted.run = await self._look(run.id)
 
     async def _wait_for_other(self, posted: _Posted) -> None:
         """Of a run that was posted to another host as well, which has it in the queue.
 
-        :raises GivenUp: if it has not any more, and says so on record
+        Unless that one is lost, or has forgotten it as it was started again.
         """
         run = posted.run
         with suppress(FleetUnavailable, NotOwner):
@@ -258,7 +259,7 @@ class Entry:
                 return
         await trio.sleep(_RETRY_S)
         with suppress(FleetUnavailable):
-            await self._look(posted)
+            posted.run = await self._look(run.id)
 
     async def _waits(self, run: Run) -> bool:
         """Whether a run's entry host waits for it; that one may have been started again."""
@@ -275,25 +276,21 @@ class Entry:
         await self._taking.tell_kind(needs)
         self._kinds[needs.kind] = now
 
-    async def _look(self, posted: _Posted) -> None:
-        """What the record says, whatever we were told."""
-        self._records.forget(posted.run.id)
-        run = await self._records.read(posted.run.id)
-        if run.state is RunState.GIVEN_UP:
-            if run.entry != self._members.name:
-                raise GivenUp(f"run {run.id} was given up by host {run.entry}")
-            run = await self._records.change(run.id, partial(_revived, self._members.name))
-        posted.run = run
+    async def _look(self, run_id: str) -> Run:
+        """What the record says of a run that is waited for here, whatever we were told.
 
-    async def _after_hand_back(self, posted: _Posted) -> None:
-        """Its owner says that it does not have it any more."""
-        while True:
-            with suppress(FleetUnavailable):
-                return await self._look(posted)
-            await trio.sleep(_RETRY_S)
+        :raises Conflict: if the host that it was posted to has given it up
+        """
+        self._records.forget(run_id)
+        while (run := await self._records.read(run_id)).state is RunState.GIVEN_UP:
+            if run.entry != self._members.name:
+                raise Conflict(f"run {run_id} is given up by {run.entry}")
+            with suppress(NotOwner):  # it goes on already
+                return await self._records.change(run_id, partial(_revived, self._members.name))
+        return run
 
     async def _after_break(self, posted: _Posted, claim: Claim) -> None:
-        """Find out what a run is that its owner has not answered.
+        """Find out what a run is that its owner has not answered, or has given back.
 
         Returns if it is to be waited for again: another host will have it, or the same.
 
@@ -301,8 +298,7 @@ class Entry:
         """
         while True:
             try:
-                self._records.forget(claim.run_id)
-                run = await self._records.read(claim.run_id)
+                run = await self._look(claim.run_id)
                 if not run.is_of(claim.host, claim.epoch) or run.state.is_final:
                     break
                 if claim.host in self._members.hosts:
@@ -371,8 +367,8 @@ class Posting:
         :param there: has another one do it
         :returns: who has done it, and what that one returned
         :raises AtCapacity: if no host has room in time
-        :raises GivenUp: if it was posted to another host, which does not want it any more
         :raises RunLost: if it is over, and nobody knows how
+        :raises Conflict: if it was given up where it was posted first; it may be posted anew
         """
         placed = self._entry.placed
         while True:
@@ -384,18 +380,16 @@ class Posting:
                 done = await (here if is_here else there)(claim)
                 placed.count(Where.HERE if is_here else Where.ELSEWHERE)
                 return claim, done
-            except HandedBack as error:
-                placed.count(Where.HANDED_BACK)
-                self._posted.landed = False
-                log.info("run handed back", run=claim.run_id, host=claim.host, problem=str(error))
-                await self._entry._after_hand_back(self._posted)
             except FleetUnavailable:
                 self._posted.landed = False  # that host has not begun
                 raise
-            except MemberBroke as error:
-                placed.count(Where.BROKEN)
+            except (HandedBack, MemberBroke, NotOwner) as error:
+                handed_back = isinstance(error, HandedBack)
+                placed.count(Where.HANDED_BACK if handed_back else Where.BROKEN)
                 self._posted.landed = False
-                log.warning("member broke", run=claim.run_id, host=claim.host, problem=str(error))
+                log.warning(
+                    "no answer there", run=claim.run_id, host=claim.host, problem=str(error)
+                )
                 await self.after_break(claim)
 
     async def after_break(self, claim: Claim) -> None:

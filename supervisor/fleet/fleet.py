@@ -14,7 +14,6 @@ import structlog
 import trio
 
 from supervisor.build import build_info
-from supervisor.config import OnStop
 from supervisor.errors import (
     AtCapacity,
     FleetUnavailable,
@@ -22,6 +21,7 @@ from supervisor.errors import (
     HostError,
     NotOwner,
     Stopping,
+    SupervisorError,
 )
 from supervisor.fleet.entry import Entry
 from supervisor.fleet.facts import HostFacts
@@ -29,7 +29,7 @@ from supervisor.fleet.keys import Keys
 from supervisor.fleet.members import Members
 from supervisor.fleet.metrics import Now
 from supervisor.fleet.nats import NatsEngine, client_context
-from supervisor.fleet.owner import Owner
+from supervisor.fleet.owner import Owner, goes_back
 from supervisor.fleet.records import Records
 from supervisor.fleet.taking import Taking
 from supervisor.qemu import accel
@@ -59,8 +59,8 @@ log = structlog.stdlib.get_logger()
 _LOOK_S = 30.0
 _RETRY_S = 0.5
 _FIND_S = 1.0
-#: When this supervisor stops: to give back runs, and to tell of itself.
-_HAND_BACK_S, _LEAVE_S = 5.0, 1.0
+#: To tell the others that this supervisor stops.
+_LEAVE_S = 1.0
 
 
 class Fleet:
@@ -213,7 +213,8 @@ class Fleet:
         service, (run_id, epoch) = self._service, claim
         if service is None:
             raise Stopping
-        options = attrs.evolve(options, fleet_run=run_id, epoch=epoch)
+        # Whether two requests are one run the fleet has found out, and said by the claim.
+        options = attrs.evolve(options, fleet_run=run_id, epoch=epoch, request_hash="")
         for vm in service.vms:
             if (vm.record.options.fleet_run, vm.record.options.epoch) == claim:
                 return vm
@@ -229,6 +230,20 @@ class Fleet:
         self.follow(service, vm)
         return vm
 
+    async def wait_answered(self, vm: Vm, options: RunOptions, patience_s: float = 0.0) -> None:
+        """As the service's.
+
+        :raises HandedBack: if another host is to have the run
+        """
+        if self._service is None:
+            raise Stopping
+        try:
+            await self._service.wait_answered(vm, options, patience_s)
+        except SupervisorError as error:
+            if goes_back(vm.record):
+                raise HandedBack(f"host {self.name} was stopped: {error}") from error
+            raise
+
     @property
     def busy(self) -> int:
         """How many VMs here have a run that is not over."""
@@ -240,28 +255,9 @@ class Fleet:
         self.draining = True
         self.members.notice()
         if self._service:
-            for vm in self._unsent(self._service):
-                self._service.vms.spawn(self._hand_back, vm)
-
-    async def stop(self, what: OnStop) -> None:
-        """Take no runs any more, and give those back that would end with this supervisor.
-
-        If there is no other host, nobody would take them.
-        """
-        self.draining = True
-        if not self._service or len(self.members.hosts) < 2:
-            return
-        stays = what is OnStop.LEAVE
-        with trio.move_on_after(_HAND_BACK_S):
-            async with trio.open_nursery() as nursery:
-                for vm in self._unsent(self._service):
-                    if not stays or vm.record.first_ran_s is None:
-                        nursery.start_soon(self._hand_back, vm)
-
-    def _unsent(self, service: Service) -> list[Vm]:
-        """VMs whose agents have not got their runs."""
-        waiting = (vm for vm in service.vms if vm.record.options.fleet_run)
-        return [vm for vm in waiting if vm.record.relay is RelayState.WAITING]
+            for vm in self._service.vms:
+                if vm.record.options.fleet_run and vm.record.relay is RelayState.WAITING:
+                    self._service.vms.spawn(self._hand_back, vm)
 
     def resume(self) -> None:
         """Take runs again."""
@@ -275,7 +271,7 @@ class Fleet:
         except (NotOwner, FleetUnavailable) as error:
             log.info("run stays here", vm=vm.id, problem=str(error))
             return
-        why = f"host {self.name} takes no runs now"
+        why = f"host {self.name} is being drained"
         vm.failure = vm.failure or HandedBack(f"{why}: run {options.fleet_run} is given back")
         vm.request_end(EndMode.FORCE, EndCause.HANDED_BACK, why)
 

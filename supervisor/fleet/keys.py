@@ -12,15 +12,14 @@ import trio
 
 from supervisor.errors import KeyReused, NotOwner
 from supervisor.fleet.engine import Conflict
-from supervisor.fleet.ledger import RunState
+from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.records import KEPT_S, KEYS
 
 if TYPE_CHECKING:
     from supervisor.fleet.engine import Engine
-    from supervisor.fleet.ledger import Run
     from supervisor.fleet.records import Records
 
-#: A key comes before its run. If there is no such run after so long, there will be none.
+#: A key comes before its run. For one that is not there after so long another one may come.
 _RUN_COMES_S = 10.0
 _LOOK_S = 0.25
 
@@ -60,10 +59,18 @@ class Keys:
             if before and before.state not in (RunState.GIVEN_UP, RunState.REMOVED):
                 return before
             try:
+                if before is None:
+                    # Whoever had the key may have been stopped, or its clock be wrong: then that
+                    # run comes too late.
+                    gone = attrs.evolve(run, id=found["run"], state=RunState.GIVEN_UP, key="")
+                    await self._records.create(gone)
+                else:
+                    await self._records.change(before.id, Run.replaced)
+                self._records.forget(found["run"])
                 await self._engine.update(KEYS, name, value, kept.revision, KEPT_S)
                 return run
-            except Conflict:
-                continue  # another repetition was faster
+            except (Conflict, NotOwner):
+                continue  # another repetition was faster, or that run has come, or goes on
 
     async def _run(self, run_id: str, at: float) -> Run | None:
         """None if it never was on record, or is not any more.

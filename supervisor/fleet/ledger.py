@@ -11,6 +11,7 @@ queued   a host that has room                     owned by it, with the next epo
 queued   the host whose caller waits              given up
 queued   another host, where it is posted again   queued, if the first one is lost
 given up the host whose caller waits after all    queued, with the next epoch
+given up a host where another run gets its key    removed
 owned    its owner, before the agent gets it      sent
 owned    its owner, that cannot                   queued, with the next epoch
 owned    another member, once the owner is lost   queued, with the next epoch
@@ -42,7 +43,7 @@ class RunState(enum.StrEnum):
     INTERRUPTED = "interrupted"
     #: Its caller left, or had waited too long, before a host took it.
     GIVEN_UP = "given-up"
-    #: Its VM was deleted.
+    #: Its VM was deleted, or another run has its key.
     REMOVED = "removed"
 
     @property
@@ -129,6 +130,15 @@ class Run:
             raise NotOwner(f"run {self.id} is {self._told}")
         return self._queued()
 
+    def replaced(self) -> Run:
+        """Another run is to have its key. It is not revived any more.
+
+        :raises NotOwner: if it was not given up, or somebody waits after all
+        """
+        if self.state not in (RunState.GIVEN_UP, RunState.REMOVED):
+            raise NotOwner(f"run {self.id} is {self._told}")
+        return attrs.evolve(self, state=RunState.REMOVED)
+
     def handed_back(self, host: str, epoch: int) -> Run:
         """:raises NotOwner: if it is not this host's, or its agent may have it"""
         self._check(host, epoch)
@@ -145,7 +155,8 @@ class Run:
         """
         self._check(host, epoch)
         # An answer that did not reach the owner's disk has reached nobody.
-        is_lost = self.state is RunState.ANSWERED and state is RunState.INTERRUPTED
+        lost_as = (RunState.INTERRUPTED, RunState.FAILED)
+        is_lost = self.state is RunState.ANSWERED and state in lost_as
         if self.state.is_final and self.state is not state and not (self.repeats or is_lost):
             raise NotOwner(f"run {self.id} is {self._told}")
         return attrs.evolve(self, state=state, vm=vm)

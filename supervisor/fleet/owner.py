@@ -11,11 +11,13 @@ import structlog
 from supervisor.errors import NotOwner
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.state.record import EndCause, EndMode, RelayState
+from supervisor.state.status import Reason
 
 if TYPE_CHECKING:
     from supervisor.fleet.members import Members
     from supervisor.fleet.records import Records
     from supervisor.runs.vms import Vms
+    from supervisor.state.record import Record
     from supervisor.vm.on_record import OnRecord
     from supervisor.vm.vm import Vm
 
@@ -28,6 +30,13 @@ _STATES = {
     RelayState.FAILED: RunState.FAILED,
     RelayState.INTERRUPTED: RunState.INTERRUPTED,
 }
+
+
+def goes_back(record: Record) -> bool:
+    """Whether a VM has ended before its agent had the run, and only because its supervisor did."""
+    stopped = record.end_cause is EndCause.STOPPING
+    interrupted = record.status.reason is Reason.LAUNCH_INTERRUPTED
+    return record.ended and record.relay is RelayState.WAITING and (stopped or interrupted)
 
 
 class Owner:
@@ -68,9 +77,18 @@ class Owner:
         self._records.forget(run_id)
 
     async def follow(self, vm: Vm, vms: Vms) -> None:
-        """Put on record how the run of a VM ended; its record goes with the VM."""
+        """Put on record how the run of a VM ended; its record goes with the VM.
+
+        A run that `goes_back` is another host's, or this one's anew.
+        """
         await vm.until(lambda: vm.record.settled)
         record = vm.record
+        if goes_back(record):
+            step = partial(_hand_back, self._members.name, record.options.epoch)
+            with suppress(NotOwner):  # it is another's already
+                await self._records.change_in_time(record.options.fleet_run, step)
+            self._records.forget(record.options.fleet_run)
+            return
         relay = record.relay if record.relay in _STATES else RelayState.FAILED
         if record.ended and not record.answered and relay in (RelayState.WAITING, RelayState.SENT):
             relay = RelayState.FAILED

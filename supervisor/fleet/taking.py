@@ -44,7 +44,10 @@ _KIND_TTL_S = 24 * 3600.0
 
 @attrs.define(eq=False)
 class _Coming:
+    """:ivar late: whether it is being given up, because nobody has sent it"""
+
     epoch: int
+    late: bool = False
     arrived: trio.Event = attrs.field(factory=trio.Event)
     settled: trio.Event = attrs.field(factory=trio.Event)
 
@@ -212,10 +215,11 @@ class Taking:
             if coming.arrived.is_set():
                 await coming.settled.wait()
                 return
+            coming.late = True
+            log.info("nobody waits for a run", run=run.id, entry=run.entry)
+            await self._owner.give_up(run.id, run.epoch)
         finally:
             del self._coming[run.id]
-        log.info("nobody waits for a run", run=run.id, entry=run.entry)
-        await self._owner.give_up(run.id, run.epoch)
 
     @asynccontextmanager
     async def accepted(self, run_id: str, epoch: int) -> AsyncIterator[None]:
@@ -224,6 +228,8 @@ class Taking:
         :raises NotOwner: if it does not have it
         """
         coming = self._coming.get(run_id)
+        if coming and coming.late:
+            raise NotOwner(f"this host gives up run {run_id}, which came too late")
         if coming and coming.epoch == epoch and not coming.arrived.is_set():
             coming.arrived.set()
             try:

@@ -12,29 +12,42 @@ if TYPE_CHECKING:
 _OUTCOMES = 4
 
 
+#: Columns of figures: heads, and the members of a row.
+_FIGURES = {
+    "times": "injected",
+    "not held": "lost",
+    "processes": "processes",
+    "ports": "ports",
+    "files": "files",
+}
+
+
 def text(rows: Sequence[Row], took_s: float, seed: int) -> str:
     """Every kind with its figures, and the sums."""
-    head = ("fault", "times", "not held", "processes", "ports", "files", "what became of the VMs")
-    lines = [head, *(_cells(row) for row in rows)]
-    totals = [
-        sum(getattr(row, name) for row in rows)
-        for name in ("injected", "lost", "processes", "ports", "files")
-    ]
-    lines.append((f"{len(rows)} kinds", *map(str, totals), f"seed {seed}, {took_s:.0f} s"))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return _text(rows, _FIGURES, "what became of the VMs", f"seed {seed}, {took_s:.0f} s")
+
+
+def fleet_text(rows: Sequence[Row], took_s: float) -> str:
+    """The same for a fleet, where what is left counts as not held."""
+    figures = {"times": "injected", "not held": "lost"}
+    return _text(rows, figures, "what callers were told", f"{took_s:.0f} s")
+
+
+def _text(rows: Sequence[Row], figures: dict[str, str], outcomes: str, last: str) -> str:
+    lines = [("fault", *figures, outcomes), *(_cells(row, figures) for row in rows)]
+    totals = [sum(getattr(row, name) for row in rows) for name in figures.values()]
+    lines.append((f"{len(rows)} kinds", *map(str, totals), last))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column in (0, 6) else cell.rjust(width)
+            cell.rjust(width) if 0 < column <= len(figures) else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, figures: dict[str, str]) -> tuple[str, ...]:
     outcomes = [f"{state} {count}" for state, count in row.states.most_common(_OUTCOMES)]
-    return (row.name, *map(str, _numbers(row)), ", ".join(outcomes))
-
-
-def _numbers(row: Row) -> tuple[int, ...]:
-    return (row.injected, row.lost, row.processes, row.ports, row.files)
+    numbers = [str(getattr(row, name)) for name in figures.values()]
+    return (row.name, *numbers, ", ".join(outcomes))

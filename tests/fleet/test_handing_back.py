@@ -139,3 +139,20 @@ async def test_a_caller_who_leaves_takes_the_run_along(fleet: Fleet) -> None:
             nursery.cancel_scope.cancel()
         with trio.fail_after(PATIENCE_S):
             await guest.until("end")
+
+
+async def test_a_run_whose_guest_has_not_run_outlives_its_supervisor(fleet: Fleet) -> None:
+    """The next supervisor ends what was being launched; no agent can have had its run."""
+    fleet.worlds["b"].scenario(swallows=("cont",))
+    posted = Posted()
+    async with fleet.serve("a") as a, trio.open_nursery() as nursery:
+        async with fleet.serve("b", **ZONE) as b:
+            await a.wait_said("host joined", host="b")
+            nursery.start_soon(posted.post, a, SOUTH)
+            guest = await fleet.worlds["b"].guest()
+            await guest.until("swallowed")
+            await b.kill()
+        fleet.worlds["b"].scenario()
+        async with fleet.serve("b", **ZONE):
+            answer = await posted.answer()
+            assert answer.status_code == 200, answer.text

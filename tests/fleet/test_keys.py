@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import httpx
 import pytest
 import trio
+import trio.testing
 
+from supervisor import config
+from supervisor.caller import ANYBODY
+from supervisor.errors import NotOwner
+from supervisor.fleet import keys
+from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import Needs
 from supervisor.fleet.keys import Keys
-from supervisor.fleet.ledger import Run
+from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.records import Records
+from supervisor.membership import open_fleet
+from supervisor.qemu.host import Clock
+from supervisor.state.record import RunOptions
+from tests.fleet.posting import SOUTH, ZONE
 from tests.support.memory_engine import Broker, MemoryEngine
 from tests.support.simulated_fleet import SimulatedFleet
 from tests.support.world import PATIENCE_S
@@ -39,13 +49,16 @@ async def test_a_request_that_is_repeated_at_another_member_is_the_same_run(flee
         assert (await post(a, "another")).json()["id"] != first.json()["id"]
 
 
-async def test_requests_at_once_to_both_members_are_one_run(fleet: Fleet) -> None:
+@pytest.mark.parametrize("body", [BODY, SOUTH])
+async def test_requests_at_once_to_both_members_are_one_run(
+    fleet: Fleet, body: dict[str, Any]
+) -> None:
     answers: list[httpx.Response] = []
 
     async def ask(member: Apart) -> None:
-        answers.append(await post(member, "k"))
+        answers.append(await post(member, "k", body))
 
-    async with fleet.serve_both() as (a, b):
+    async with fleet.serve_both(**ZONE) as (a, b):
         async with trio.open_nursery() as nursery:
             for member in (a, b, a, b):
                 nursery.start_soon(ask, member)
@@ -126,3 +139,63 @@ async def test_a_caller_who_leaves_leaves_no_key(autojump_clock: trio.testing.Mo
         await trio.sleep(3600)
         assert not broker.tables["runs"]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_run_that_comes_after_another_one_has_its_key_is_none(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host was stopped in between, or the other one's clock is wrong."""
+    async with trio.open_nursery() as nursery:
+        engine = MemoryEngine(Broker(nursery, lies=0, seed=1))
+        records = Records(engine)
+        late, early = (Run(id=name, entry=name, needs=Needs()) for name in ("late", "early"))
+        assert (await Keys(engine, records).claim(late, "alice", "k", "hash")).id == "late"
+        monkeypatch.setattr(keys, "_RUN_COMES_S", 0.0)
+        assert (await Keys(engine, records).claim(early, "alice", "k", "hash")).id == "early"
+        await records.create(early)
+        with pytest.raises(Conflict):
+            await records.create(late)
+        assert (await Keys(engine, records).claim(late, "alice", "k", "hash")).id == "early"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_run_whose_key_another_one_has_is_not_revived(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its caller waits after all; but the other one may be with an agent by now."""
+    async with trio.open_nursery() as nursery:
+        engine = MemoryEngine(Broker(nursery, lies=0, seed=1))
+        records = Records(engine)
+        first, second = (Run(id=name, entry="a", needs=Needs()) for name in ("first", "second"))
+        assert (await Keys(engine, records).claim(first, "alice", "k", "hash")).id == "first"
+        await records.create(first)
+        await records.change("first", Run.given_up)
+        assert (await Keys(engine, records).claim(second, "alice", "k", "hash")).id == "second"
+        with pytest.raises(NotOwner):
+            await records.change("first", lambda run: run.revived("a"))
+        nursery.cancel_scope.cancel()
+
+
+async def test_requests_for_one_claim_are_one_vm_whoever_has_sent_them(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another member passes on lacks what has been found already, so it is another request."""
+    world = fleet.worlds["a"]
+    member = open_fleet(config.load(world.environ(**fleet.brokers.settings("a"))), Clock())
+    assert member
+    run = Run(id="one", entry="a", needs=Needs(), state=RunState.OWNED, owner="a", epoch=1)
+    member.records._known["one"] = run, 1
+    monkeypatch.setattr(member, "follow", lambda *_: None)  # there is no broker to tell
+    started: list[str] = []
+
+    async def start(request_hash: str) -> None:
+        options = RunOptions(idempotency_key="k", request_hash=request_hash)
+        started.append((await member.start(b"{}", options, ANYBODY, ("one", 1))).id)
+
+    await trio.testing.wait_all_tasks_blocked()  # NATS has been started
+    async with world.serve() as supervisor:
+        member._service = supervisor.running.service
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start, "of all of it")
+            nursery.start_soon(start, "without its host")
+        assert started[0] == started[1]

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from supervisor import config
+from supervisor.api.fleet.asked import Asked
+from supervisor.api.fleet.others import Others
 from supervisor.caller import Caller, KnownBy, Role
 from supervisor.config import Address
+from supervisor.errors import MemberBroke
 from supervisor.fleet import authority
 from supervisor.fleet.authority import Member
 from supervisor.fleet.identity import Identity
 from supervisor.fleet.nats import client_context
+from supervisor.membership import open_fleet
+from supervisor.qemu.host import Clock
 from tests.support.world import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -133,3 +139,16 @@ async def test_what_a_caller_says_of_its_content_reaches_the_other_member(fleet:
             )
             assert answer.status_code == 400, answer.text
             assert "Content-Digest" in answer.json()["detail"]
+
+
+async def test_a_member_that_does_not_know_this_one_is_no_fault_of_the_caller(
+    fleet: Fleet,
+) -> None:
+    """As one that has just started, and has not heard of the others yet."""
+    settings = fleet.worlds["a"].environ(**fleet.brokers.settings("a"))
+    member = open_fleet(config.load(settings), Clock())
+    assert member
+    stranger = httpx.MockTransport(lambda _: httpx.Response(401))
+    async with httpx.AsyncClient(transport=stranger) as http:
+        with pytest.raises(MemberBroke):
+            await Others(member, http).send("b", "127.0.0.1:1", Asked(ALICE, "GET", "/vms"))

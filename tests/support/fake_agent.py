@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _LIMIT = 40 * 1024 * 1024
 _PIECE = 1000
+#: What an agent that is ``held`` waits for.
+RELEASED = threading.Event()
 
 
 class Twin(Protocol):
@@ -41,6 +43,7 @@ class Twin(Protocol):
     """
 
     argv: list[str]
+    vm_id: str
     renewal: bytes
     prepared: bool
     renewed_as: str
@@ -76,7 +79,11 @@ class _Agent(agent_pb2_grpc.AgentServiceServicer):
             return agent_pb2.RunResponse()
         digest = hashlib.sha256(request.computation).hexdigest()
         (self._directory / f"received-{digest}").write_bytes(request.computation)
+        with (self._directory / "received").open("a") as record:
+            record.write(f"{self._guest.vm_id} {digest}\n")
         self._tell("Run", digest=digest)
+        if self._kind == "held":
+            RELEASED.wait()
         if self._kind == "silent":
             threading.Event().wait()
         if self._kind == "status":

@@ -48,9 +48,9 @@ class Scenario:
     refuses_secret: bool = False
 
     #: ``reference``: the guest's own agent; ``recorder``: keeps what it gets and answers with
-    #: its digest; ``status``: answers with an error; ``silent``: never answers; ``deaf``: its
-    #: port takes connections, and no word comes back; ``original``: as ``recorder``, and knows
-    #: nothing of guest.GuestService; ``none``.
+    #: its digest; ``held``: the same, once the test says so; ``status``: answers with an error;
+    #: ``silent``: never answers; ``deaf``: its port takes connections, and no word comes back;
+    #: ``original``: as ``recorder``, and knows nothing of guest.GuestService; ``none``.
     agent: str = "recorder"
     #: Of the recorder's answer, in bytes; 0: as many as the digest has.
     reply_bytes: int = 0

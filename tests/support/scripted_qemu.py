@@ -141,6 +141,7 @@ class ScriptedQemu(FakeQemu):
             "start-agent": self.start_agent_of,
             "end-agent": self.end_agent,
             "abandon-agent": self.abandon_agent,
+            "release-agent": self.release_agent,
             "print": self.print_to_console,
             "raw": self.send_raw,
             "exit": self.exit,
@@ -323,6 +324,12 @@ class ScriptedQemu(FakeQemu):
         self.last_end = how
         if again:
             self.start_agent()
+
+    def release_agent(self) -> None:
+        """Have an agent that is held answer."""
+        from tests.support import fake_agent
+
+        fake_agent.RELEASED.set()
 
     def abandon_agent(self) -> None:
         """Have another agent in the place of the one that has calls, which it leaves unanswered."""

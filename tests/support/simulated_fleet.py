@@ -24,12 +24,15 @@ from supervisor.fleet.members import Members
 from supervisor.fleet.owner import Owner
 from supervisor.fleet.records import Records
 from supervisor.fleet.taking import Taking
-from supervisor.state.record import RelayState, RunOptions
+from supervisor.state.record import EndCause, RelayState, RunOptions
 from supervisor.waiting import Signal, move_on_when
 from tests.support.memory_engine import Broker, MemoryEngine
+from tests.support.small_store import RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from supervisor.state.status import Status
 
 _GIB = 2**30
 #: How long a VM is kept whose run was not answered, if any is removed.
@@ -48,6 +51,9 @@ class _Record:
     relay: RelayState = RelayState.WAITING
     answered: bool = False
     ended: bool = False
+    end_cause: EndCause | None = None
+    status: Status = RUNNING
+    first_ran_s: float | None = 0.0
 
     @property
     def settled(self) -> bool:
@@ -410,6 +416,8 @@ class SimulatedFleet:
             found.append(f"{name}: its caller has {outcome.told}")
         if not answered and outcome.told != "host died" and run.state is RunState.ANSWERED:
             found.append(f"{name}: answered on record, its caller was told {outcome.told}")
+        if outcome.told == "NotOwner":
+            found.append(f"{name}: its caller was told of what is between hosts")
         if not run.state.is_final and outcome.told != "host died":
             # What a host put on record just before it died nobody does.
             has_vm = any(vm.name == name for host in self.hosts.values() for vm in host.disk)

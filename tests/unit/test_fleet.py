@@ -173,6 +173,13 @@ def test_what_becomes_of_a_run_whose_owner_is_lost() -> None:
     assert QUEUED.without_owner("a") == QUEUED
 
 
+@pytest.mark.parametrize("state", [RunState.INTERRUPTED, RunState.FAILED])
+def test_an_answer_that_its_host_could_not_keep(state: RunState) -> None:
+    """Its VM was ended before it was on the disk: what its caller is told, the record says."""
+    answered = SENT.advanced("b", 1, RunState.ANSWERED, "vm")
+    assert answered.advanced("b", 1, state, "vm").state is state
+
+
 def test_a_run_that_was_given_up_though_its_caller_waits() -> None:
     given_up = OWNED.advanced("b", 1, RunState.GIVEN_UP, "")
     assert given_up.revived("a").epoch == 2

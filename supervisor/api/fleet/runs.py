@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -24,7 +25,6 @@ from supervisor.caller import Right
 from supervisor.config import RestartPolicy
 from supervisor.errors import (
     FleetUnavailable,
-    GivenUp,
     HandedBack,
     LaunchError,
     MemberBroke,
@@ -33,6 +33,7 @@ from supervisor.errors import (
     Stopping,
     SupervisorError,
 )
+from supervisor.fleet.engine import Conflict
 from supervisor.fleet.entry import Claim
 from supervisor.fleet.facts import lacks
 from supervisor.fleet.ledger import Run, RunState
@@ -40,14 +41,12 @@ from supervisor.waiting import move_on_when
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
 
     import httpx
 
     from supervisor.api.fleet.others import Others
     from supervisor.api.requests import RunRequest
     from supervisor.caller import Caller
-    from supervisor.fleet.entry import Posting
     from supervisor.fleet.fleet import Fleet
     from supervisor.runs.service import Service
     from supervisor.state.record import RunOptions
@@ -57,6 +56,8 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
+#: The statuses that a host says something with that is for this member, and not for the caller.
+_TO_US = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.CONFLICT)
 #: How often a run is looked after: before its agent has it, and afterwards.
 _SOON_S, _LATER_S = 1.0, 30.0
 _COPY_S = 5.0
@@ -128,6 +129,13 @@ class FleetRuns:
         :raises SupervisorError:
         """
         posted = Posted(wanted, options, current(), waits)
+        while True:
+            with suppress(Conflict):
+                return await self._run(posted)
+
+    async def _run(self, posted: Posted) -> Vm | Answered:
+        """:raises Conflict: if another member has the key by now, or has given the run up"""
+        wanted, options = posted.wanted, posted.options
         caller, entry = posted.caller, self._fleet.entry
         run = Run(
             id=str(uuid.uuid4()),
@@ -137,23 +145,11 @@ class FleetRuns:
             moves=wanted.host is None or wanted.host.moves,
         )
         await entry.check(run.needs, tells_hosts=caller.may(Right.HOST))
-        if options.idempotency_key is None:
-            return await self._done(entry.post(run, caller.name), posted)
-        while True:
-            claimed = await self._fleet.keys.claim(
-                run, caller.name, options.idempotency_key, options.request_hash
-            )
-            is_new = claimed.id == run.id
-            try:
-                waiting = (entry.post if is_new else entry.join)(claimed, caller.name)
-                return await self._done(waiting, posted)
-            except GivenUp as error:
-                log.info("run is posted anew", run=claimed.id, problem=str(error))
-
-    async def _done(
-        self, waiting: AbstractAsyncContextManager[Posting], posted: Posted
-    ) -> Vm | Answered:
-        async with waiting as posting:
+        posted_as, key = run.id, options.idempotency_key
+        if key is not None:
+            run = await self._fleet.keys.claim(run, caller.name, key, options.request_hash)
+        is_new = run.id == posted_as
+        async with (entry.post if is_new else entry.join)(run, caller.name) as posting:
             here: Do = partial(self._here, posted)
             there: Do = partial(self._there, posted)
             claim, found = await posting.land(here, there)
@@ -165,7 +161,7 @@ class FleetRuns:
         computation, taken = posted.wanted.computation, (claim.run_id, claim.epoch)
         vm = await self._fleet.start(computation, posted.options, posted.caller, taken)
         if posted.waits:
-            await self._service.wait_answered(vm, posted.options)
+            await self._fleet.wait_answered(vm, posted.options)
         return vm
 
     async def _there(self, posted: Posted | Copy, claim: Claim) -> Answered:
@@ -184,7 +180,7 @@ class FleetRuns:
                 self._service.vms.spawn(self._fleet.tell_left, *told)
         if answer is None:
             raise MemberBroke(f"host {claim.host} is lost")
-        if posted.waits and answer.status_code != HTTPStatus.SERVICE_UNAVAILABLE:
+        if posted.waits and answer.status_code not in _TO_US:
             return Answered(claim.host, answer)
         # Short; and nobody may read it, who would close it.
         try:
@@ -192,6 +188,8 @@ class FleetRuns:
         except RefusedElsewhere as error:
             if error.kind is HandedBack:
                 raise HandedBack(f"host {claim.host} has given the run back") from error
+            if error.kind is NotOwner:
+                raise NotOwner(f"host {claim.host} does not have the run") from error
             if error.kind is Stopping:  # and leaves the VM to its next supervisor
                 raise MemberBroke(f"host {claim.host}: {error}") from error
             raise
@@ -255,7 +253,7 @@ class FleetRuns:
                     await self._have_it_done(run)
                 else:
                     await trio.sleep(_SOON_S)
-            except SupervisorError as error:
+            except (SupervisorError, Conflict) as error:
                 log.warning("run is over", run=run_id, problem=str(error))
                 break
         await self._copies.drop(run_id)

@@ -42,9 +42,7 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
                 "Preference-Applied": "respond-async",
             }
             return {**views.summary(vm), "credential": vm.credential}, 202, headers
-        # Another member's connection may break, and be made again for the same caller.
-        patience_s = LEASE_S if member and current().claim else 0.0
-        await service.wait_answered(vm, options, patience_s)
+        await _wait_answered(service, member, vm, options)
         reply = await vm.read_reply()
         return views.answer(vm, reply), 200, {"Server-Timing": views.server_timing(vm)}
 
@@ -81,6 +79,16 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
         )
 
     return routes
+
+
+async def _wait_answered(
+    service: Service, member: Member | None, vm: Vm, options: RunOptions
+) -> None:
+    if member and current().claim:
+        # Another member's connection may break, and be made again for the same caller.
+        await member.fleet.wait_answered(vm, options, LEASE_S)
+    else:
+        await service.wait_answered(vm, options)
 
 
 def _prefers_async() -> bool:

@@ -1,0 +1,79 @@
+"""A supervisor that stops itself where it is told to: before or after a step of the fleet's record.
+
+    python -m tests.chaos.fleet.member DIRECTORY [careless]
+
+It notes each step that it passes in DIRECTORY/points. If DIRECTORY/stop-at names one, the whole
+process stops there, once. No code of this is in the product. With ``careless`` it proves nothing
+before it sends: the checker has to see what comes of that.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from supervisor.cli import main
+from supervisor.fleet.nats import NatsEngine
+from supervisor.fleet.owner import Owner
+
+
+class Points:
+    """Where this process passes, or stops."""
+
+    def __init__(self, directory: Path) -> None:
+        self._passed = (directory / "points").open("a", buffering=1)
+        self._stop_at = directory / "stop-at"
+
+    def passed(self, name: str, run_id: str) -> None:
+        self._passed.write(f"{time.monotonic():.3f} {name} {run_id}\n")
+        try:
+            wanted = self._stop_at.read_text()
+        except FileNotFoundError:
+            return
+        if name == wanted:
+            self._stop_at.unlink()
+            # This thread first: it does not take another step.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+    def wrap(self) -> None:
+        """Around what is written to the record, and put into the queue."""
+        inner_set, inner_enqueue = NatsEngine._set, NatsEngine.enqueue
+
+        async def set_and_tell(
+            engine: NatsEngine, table: str, key: str, value: bytes, *more: Any
+        ) -> int:
+            what = f"{table} {json.loads(value)['state']}" if table == "runs" else table
+            if table in ("hosts", "kinds"):
+                return await inner_set(engine, table, key, value, *more)
+            self.passed(f"before {what}", key)
+            made = await inner_set(engine, table, key, value, *more)
+            self.passed(f"after {what}", key)
+            return made
+
+        async def enqueue(engine: NatsEngine, kind: str, body: bytes, once: str) -> None:
+            await inner_enqueue(engine, kind, body, once)
+            self.passed("after queue", body.decode().partition(" ")[0])
+
+        patched: Any = NatsEngine
+        patched._set, patched.enqueue = set_and_tell, enqueue
+
+    def be_careless(self) -> None:
+        async def prove(owner: Owner, vm: Any, relay: Any) -> None:
+            self.passed(f"before runs {relay}", vm.record.options.fleet_run)
+
+        patched: Any = Owner
+        patched.prove = prove
+
+
+if __name__ == "__main__":
+    points = Points(Path(sys.argv[1]))
+    points.wrap()
+    if sys.argv[2:]:
+        points.be_careless()
+    sys.argv[1:] = ["serve"]
+    main()

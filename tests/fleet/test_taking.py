@@ -1,0 +1,55 @@
+"""A host that has claimed a run, and waits for what it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from supervisor.errors import NotOwner
+from supervisor.fleet.facts import HostFacts, Needs
+from supervisor.fleet.ledger import Run
+from supervisor.fleet.members import Members
+from supervisor.fleet.owner import Owner
+from supervisor.fleet.records import Records
+from supervisor.fleet.taking import Taking
+from tests.support.memory_engine import Broker, MemoryEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Slow(Owner):
+    """Its broker does not answer for a while."""
+
+    def __init__(self, records: Records, members: Members) -> None:
+        super().__init__(records, members)
+        self.gives_up, self.may = trio.Event(), trio.Event()
+
+    async def give_up(self, run_id: str, epoch: int) -> None:
+        self.gives_up.set()
+        await self.may.wait()
+        await super().give_up(run_id, epoch)
+
+
+async def test_a_run_that_comes_while_it_is_given_up_is_not_begun(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its entry host would tell that it is taken, and the record that nobody does it."""
+    look: Callable[[], HostFacts] = lambda: HostFacts(name="b", address="b", seat="b")  # noqa: E731
+    async with trio.open_nursery() as nursery:
+        engine = MemoryEngine(Broker(nursery, lies=0, seed=1))
+        records = Records(engine)
+        members = Members(engine, "b", look, trio.current_time)
+        owner = Slow(records, members)
+        taking = Taking(engine, records, members, owner, look)
+        await records.create(Run(id="one", entry="a", needs=Needs()))
+        run = await records.change("one", lambda run: run.claimed("b", 0))
+        nursery.start_soon(taking._receive, run)
+        await owner.gives_up.wait()
+        with pytest.raises(NotOwner):
+            async with taking.accepted("one", 1):
+                pytest.fail("it is begun")
+        owner.may.set()
+        nursery.cancel_scope.cancel()
