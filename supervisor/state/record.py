@@ -142,8 +142,6 @@ class EventKind(enum.StrEnum):
     DAMAGED = "damaged"
     ADOPTED = "adopted"
     DELETED = "deleted"
-    #: Of a fleet's host, as another one sees it; on no record.
-    HOST = "host"
 
 
 class Launch(enum.StrEnum):

@@ -41,11 +41,11 @@ async def test_who_leaves_leaves_nothing_here() -> None:
     async with reading.lines(own(), nullcontext(), lambda: None) as texts:
         async for text in texts:
             told.append(text.decode())
-            if len(told) == 5:
+            if len(told) > 10:
                 break
         # One event waits until the reader takes it, and none is made beyond.
         await trio.testing.wait_all_tasks_blocked()
-        assert len(made) <= 6
+        assert len(made) <= 11
         assert not closed
     assert closed
     events = [json.loads(one.partition("data: ")[2]) for one in told if "data: " in one]

@@ -42,7 +42,7 @@ from supervisor.api.http.event_stream import (
 )
 from supervisor.errors import InvalidRequest, MemberBroke, Unauthenticated, UnknownCertificate
 from supervisor.fleet.positions import Place, Position
-from supervisor.state.record import EventKind, moment
+from supervisor.state.record import moment
 from supervisor.waiting import Backoff
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ log = structlog.stdlib.get_logger()
 _RETRY = Backoff(0.5, 5.0)
 #: A member is gone that so many keep-alives have not come from.
 _MISSED = 3
+#: The kind of an event that is on no record: how another host is reached.
+_HOST = "host"
 _KIND = re.compile(r"[a-z-]{1,40}")
 #: What another member, or the way to it, may do wrong.
 _BROKE = (
@@ -231,7 +233,7 @@ class _Host:
     async def _say(self, state: str) -> None:
         number = self.place.number if self.place else 0
         told = {"sequence": number, "at": moment(datetime.now(UTC)), "vm": None}
-        await self.send.send((self, None, {**told, "event": EventKind.HOST, "state": state}))
+        await self.send.send((self, None, {**told, "event": _HOST, "state": state}))
 
 
 @attrs.define
