@@ -113,6 +113,7 @@ async def _run(load: Load, seed: int) -> Tally:
         nursery.start_soon(_tell, loaded.tally, seed)
         tally = await loaded.run()
         nursery.cancel_scope.cancel()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the pool ends its processes
     return tally
 
 

@@ -41,7 +41,7 @@ def draw(tallies: list[Tally], found: dict[str, Any], load: Load, file: Path) ->
             f" and {load.overload:.0%} of the room asked for in overloads, by one tenant's flood"
         )
         figure.text(0.02, 0.015, told, size=8, color="#666666")
-        figure.subplots_adjust(left=0.08, right=0.98, top=0.87, bottom=0.18, wspace=0.22)
+        figure.subplots_adjust(left=0.08, right=0.98, top=0.87, bottom=0.18, wspace=0.3)
         figure.savefig(file, format="svg", metadata={"Date": None})
 
 
@@ -65,7 +65,7 @@ def _curves(axes: Axes, tallies: list[Tally]) -> None:
     axes.set_ylabel("% of runs placed", fontsize=9)
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.43, 0.5))
 
 
 def _tenants(axes: Axes, spreads: dict[str, dict[str, dict[str, float]]]) -> None:
