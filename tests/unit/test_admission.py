@@ -62,6 +62,24 @@ async def test_room_is_taken_and_given_back() -> None:
     assert some.taken == Resources()
 
 
+async def test_who_waits_for_a_change_of_room_is_told(nursery: trio.Nursery) -> None:
+    some = make_admission(max_vms=1)
+
+    changed = some.changed.next()
+    some.take(SMALL)
+    assert changed.is_set()
+
+    changed = some.changed.next()
+    nursery.start_soon(some.enter, SMALL)
+    await wait_all_tasks_blocked()
+    assert some.waiting
+    assert changed.is_set()
+
+    changed = some.changed.next()
+    some.leave(SMALL)
+    assert changed.is_set()
+
+
 async def test_what_was_not_taken_cannot_be_given_back() -> None:
     some = make_admission()
     some.take(SMALL)
