@@ -147,7 +147,8 @@ class Taking:
                     message = await self._engine.pull(kind, _PULL_S, rank)
                     if message:
                         async with self._turn(message, asked_at + _GATHER_S):
-                            await self._take(message, needs)
+                            while message and not await self._take(message, needs):
+                                message = await self._engine.pull(kind, _GATHER_S, rank)
                 except FleetUnavailable as error:
                     log.debug("queue not reached", kind=kind, problem=str(error))
                     await trio.sleep(_RETRY_S)
@@ -171,22 +172,26 @@ class Taking:
             self._is_taking = False
             self._turns.notify()
 
-    async def _take(self, message: Message, needs: Needs) -> None:
+    async def _take(self, message: Message, needs: Needs) -> bool:
+        """
+        :returns: whether that was this kind's turn: not if the run is another's or nobody's by now,
+            for one that waits for long has many messages
+        """
         if not self._has_room(self._look(), needs):  # as it had when it asked
             await self._engine.give_back(message)
             self._members.notice()
             await trio.sleep(_FULL_S)
-            return
+            return True
         run_id, _, number = message.body.decode(errors="replace").partition(" ")
         if not number.isdecimal():
             log.error("a message of the queue cannot be read")
             await self._engine.done(message)
-            return
+            return False
         queued_in = int(number)
         known = self._records.known(run_id)
         if known and known.is_of(self._members.name, queued_in + 1):
             await self._engine.done(message)  # it came again, of a run that this host is at
-            return
+            return False
         try:
             self._records.forget(run_id)
             run = await self._records.change(
@@ -194,10 +199,11 @@ class Taking:
             )
         except NotOwner:
             self._records.forget(run_id)
-            await self._engine.done(message)  # it is another's, or nobody's any more
-            return
+            await self._engine.done(message)
+            return False
         await self._engine.done(message)
         await self._receive(run)
+        return True
 
     async def _receive(self, run: Run) -> None:
         """Have the entry host send what it has, and wait until its VM is on record."""

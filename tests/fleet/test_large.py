@@ -114,6 +114,24 @@ async def test_runs_that_one_host_can_have_wait_no_longer_than_others(
         assert claimed(fleet) == posted
 
 
+async def test_messages_about_runs_that_are_over_cost_their_kind_no_turn(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of() as fleet:
+        await fleet.add("wide", room=1, vm_memory_bytes=8 * _GIB)
+        await trio.sleep(2)
+        kind = fleet.hosts["a"].members.narrowed(WIDE).kind
+        async with trio.open_nursery() as callers:
+            callers.start_soon(fleet.call, "first", "a", Needs())
+            await trio.sleep(0.1)
+            for number in range(3):
+                await MemoryEngine(fleet.broker).enqueue(kind, b"of-long-ago 0", f"{number}")
+            callers.start_soon(fleet.call, "second", "a", WIDE)
+            await trio.sleep(0.1)
+            callers.start_soon(fleet.call, "third", "a", Needs())
+        assert claimed(fleet) == ["first", "second", "third"]
+
+
 async def test_runs_that_wait_for_a_rare_host_hold_up_none_of_the_same_owner(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
