@@ -28,7 +28,7 @@ from typing import Any
 import attrs
 
 from tests.chaos import table
-from tests.chaos.fleet.faults import ALL, SHORT
+from tests.chaos.fleet.kinds import ALL, SHORT
 from tests.chaos.kinds import Row
 
 _CHECKOUT = Path(__file__).parents[3]

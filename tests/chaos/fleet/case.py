@@ -11,7 +11,8 @@ import attrs
 import trio
 
 from tests.chaos.fleet.callers import Caller
-from tests.chaos.fleet.place import PATIENCE_S, Broken, Machine, Place, wait
+from tests.chaos.fleet.observer import PATIENCE_S, Broken
+from tests.chaos.fleet.place import Machine, Place, wait
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

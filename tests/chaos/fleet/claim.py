@@ -15,7 +15,8 @@ import trio
 
 from supervisor.fleet.ledger import Run, RunState
 from tests.chaos.fleet.callers import KEY, Caller
-from tests.chaos.fleet.place import PATIENCE_S, Broken, wait
+from tests.chaos.fleet.observer import PATIENCE_S, Broken
+from tests.chaos.fleet.place import wait
 
 if TYPE_CHECKING:
     from tests.chaos.fleet.case import Case

@@ -16,8 +16,9 @@ import trio
 
 from tests.chaos.fleet import claim
 from tests.chaos.fleet.case import Case, inject
-from tests.chaos.fleet.faults import ALL, Injection
-from tests.chaos.fleet.place import Broken, Place, open_place
+from tests.chaos.fleet.kinds import ALL, Injection
+from tests.chaos.fleet.observer import Broken
+from tests.chaos.fleet.place import Place, open_place
 
 
 async def main(directory: Path, *, careless: bool) -> None:
