@@ -75,8 +75,9 @@ class Fleets:
         self.verdicts: list[dict[str, Any]] = []
 
     def run(self) -> None:
-        with ThreadPoolExecutor(self._wanted.jobs) as threads:
-            for done in [threads.submit(self._work) for _ in range(self._wanted.jobs)]:
+        jobs = max(1, min(self._wanted.jobs, self._names.qsize()))
+        with ThreadPoolExecutor(jobs) as threads:
+            for done in [threads.submit(self._work) for _ in range(jobs)]:
                 done.result()
 
     def stop(self, *_: object) -> None:
