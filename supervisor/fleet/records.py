@@ -28,7 +28,8 @@ _GIVEN_UP_S = 3600.0
 #: Longer than any run waits. What a host put on record just before it was lost goes then.
 _QUEUED_S = 24 * 3600.0
 _RETRY_S = 0.5
-_CREATE_S = 5.0
+#: NATS' servers wait for up to 9 s until one of them takes a lost leader's place.
+_CREATE_S = 10.0
 
 
 def _kept_s(run: Run) -> float | None:
