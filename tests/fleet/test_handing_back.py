@@ -31,6 +31,7 @@ async def test_a_stopped_host_that_wakes_up_ends_what_became_anothers(fleet: Fle
         await a.http.post("/host/drain")
         nursery.start_soon(posted.post, a, SOUTH)
         guest = await fleet.worlds["b"].guest()
+        fleet.worlds["b"].scenario()  # it may be the one that has the run next
         await a.http.post("/host/resume")
         b.process.send_signal(signal.SIGSTOP)
         try:
