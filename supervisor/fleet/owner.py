@@ -32,11 +32,15 @@ _STATES = {
 }
 
 
+#: Of VMs that ended while no supervisor ran.
+_LEFT = (Reason.LAUNCH_INTERRUPTED, Reason.EXIT_UNKNOWN, Reason.HOST_REBOOT)
+
+
 def goes_back(record: Record) -> bool:
-    """Whether a VM has ended before its agent had the run, and only because its supervisor did."""
-    stopped = record.end_cause is EndCause.STOPPING
-    interrupted = record.status.reason is Reason.LAUNCH_INTERRUPTED
-    return record.ended and record.relay is RelayState.WAITING and (stopped or interrupted)
+    """Whether a VM has ended with its supervisor, so that its run goes on elsewhere if it can."""
+    stopped = record.end_cause is EndCause.STOPPING and record.relay is not RelayState.SENT
+    is_over = record.ended and not record.answered
+    return is_over and (stopped or record.status.reason in _LEFT)
 
 
 class Owner:
@@ -85,10 +89,10 @@ class Owner:
         record = vm.record
         if goes_back(record):
             step = partial(_hand_back, self._members.name, record.options.epoch)
-            with suppress(NotOwner):  # it is another's already
+            with suppress(NotOwner):  # else its agent may have had it, or it is another's already
                 await self._records.change_in_time(record.options.fleet_run, step)
-            self._records.forget(record.options.fleet_run)
-            return
+                self._records.forget(record.options.fleet_run)
+                return
         relay = record.relay if record.relay in _STATES else RelayState.FAILED
         if record.ended and not record.answered and relay in (RelayState.WAITING, RelayState.SENT):
             relay = RelayState.FAILED

@@ -13,6 +13,9 @@ from supervisor.fleet import authority
 from supervisor.fleet.authority import Member
 from supervisor.fleet.facts import HostFacts, Needs, lacks, narrowed, nobody_serves
 from supervisor.fleet.ledger import Run, RunState
+from supervisor.fleet.owner import goes_back
+from supervisor.state.status import Reason, Status, VmState
+from tests.support.small_store import AT, new
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -230,3 +233,19 @@ def test_members_that_are_alike(tmp_path: Path) -> None:
     for other in (Member("a", Address("127.0.0.2", 1)), Member("b", a.address)):
         with pytest.raises(InvalidRequest, match="two members"):
             authority.make(tmp_path, [a, other], installed=at, store=at)
+
+
+@pytest.mark.parametrize(
+    ("reason", "goes"),
+    [
+        (Reason.LAUNCH_INTERRUPTED, True),
+        (Reason.EXIT_UNKNOWN, True),
+        (Reason.HOST_REBOOT, True),
+        ("exit:1", False),
+        (Reason.OUT_OF_MEMORY, False),
+    ],
+)
+def test_whose_runs_go_on_elsewhere(reason: str, goes: bool) -> None:
+    """Of VMs that ended while no supervisor ran; the record knows whether an agent has had it."""
+    ended = attrs.evolve(new(), status=Status(VmState.CRASHED, reason), ended_at=AT)
+    assert goes_back(ended) is goes
