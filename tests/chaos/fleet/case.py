@@ -212,8 +212,16 @@ class Case:
             else:
                 await trio.sleep(_LEASE_S - _BEYOND_S)
             await trio.sleep(_BEYOND_S)
+            if lost:
+                with trio.move_on_after(_LEASE_S):
+                    await self.place.observer.changed.until(partial(self._has_lost, lost.name))
         else:
             await trio.sleep(_ACK_S)
+
+    def _has_lost(self, host: str) -> bool:
+        """Whether no run waits for a host that is lost."""
+        last = [self.place.observer.runs[one][-1] for one in self.runs()]
+        return all(one.state.is_final or one.owner != host for one in last)
 
     def later(self, undo: Callable[..., Awaitable[Any]], *args: Any) -> None:
         self.undo.push_async_callback(undo, *args)
