@@ -387,6 +387,8 @@ class Posting:
                 handed_back = isinstance(error, HandedBack)
                 placed.count(Where.HANDED_BACK if handed_back else Where.BROKEN)
                 self._posted.landed = False
+                if isinstance(error, NotOwner) and not self._entry._members.taken:
+                    raise  # another supervisor has this one's name, and all its runs
                 log.warning(
                     "no answer there", run=claim.run_id, host=claim.host, problem=str(error)
                 )
