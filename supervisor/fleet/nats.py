@@ -367,6 +367,7 @@ class NatsEngine:
                     for subject in (f"fleet.call.{host}.*", "fleet.all.*"):
                         subscribe = aio_as_trio(self._connected().subscribe)
                         subscriptions.append(await subscribe(subject, cb=on_call))
+                    await aio_as_trio(self._connected().flush)()  # else it may come after a call
                 yield
             finally:
                 nursery.cancel_scope.cancel()

@@ -72,14 +72,16 @@ async def test_runs_that_nobody_waits_for_run_elsewhere_too(fleet: Fleet) -> Non
             for member in (a, b):
                 taken = await member.http.post("/run", json=SOUTH, headers=later)
                 assert taken.status_code == 202, taken.text
+            guests = [await fleet.worlds["b"].guest() for _ in range(2)]
+            for guest in guests:
+                await guest.until("cont")
             await a.http.post("/host/resume")
             assert not (await a.http.get("/vms?host=self")).json()["vms"]
             await b.kill()
         await a.wait_said("answered", times=2)
         assert len((await a.http.get("/vms?host=self")).json()["vms"]) == 2
         async with fleet.serve("b", **ZONE):
-            for _ in range(2):
-                guest = await fleet.worlds["b"].guest()
+            for guest in guests:
                 with trio.fail_after(PATIENCE_S):
                     await guest.until("end")
                 assert guest.count("Run") == 0
@@ -91,11 +93,14 @@ async def test_a_copy_outlives_the_supervisor_that_keeps_it(fleet: Fleet) -> Non
     async with fleet.serve("b", **ZONE) as b:
         async with fleet.serve("a") as a:
             await b.wait_said("host joined", host="a")
+            await a.wait_said("host joined", host="b")
             later = {"Prefer": "respond-async"}
             taken = await b.http.post("/run", json=SOUTH, headers=later)
             assert taken.status_code == 202, taken.text
             (copy,) = copies.iterdir()
             assert copy.stat().st_mode & 0o777 == 0o600
+            guest = await fleet.worlds["b"].guest()
+            await guest.until("cont")
             await a.kill()
         async with fleet.serve("a", **ZONE) as a:
             await a.wait_said("host joined", host="b")
@@ -105,6 +110,5 @@ async def test_a_copy_outlives_the_supervisor_that_keeps_it(fleet: Fleet) -> Non
             await a.wait_said("copy of a run is not needed")
             assert not list(copies.iterdir())
     async with fleet.serve("b"):
-        guest = await fleet.worlds["b"].guest()
         with trio.fail_after(PATIENCE_S):
             await guest.until("end")

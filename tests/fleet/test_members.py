@@ -148,7 +148,7 @@ async def test_a_member_that_does_not_know_this_one_is_no_fault_of_the_caller(
     settings = fleet.worlds["a"].environ(**fleet.brokers.settings("a"))
     member = open_fleet(config.load(settings), Clock())
     assert member
-    stranger = httpx.MockTransport(lambda _: httpx.Response(401))
+    stranger = httpx.MockTransport(lambda _: httpx.Response(401, stream=httpx.ByteStream(b"")))
     async with httpx.AsyncClient(transport=stranger) as http:
         with pytest.raises(MemberBroke):
             await Others(member, http).send("b", "127.0.0.1:1", Asked(ALICE, "GET", "/vms"))

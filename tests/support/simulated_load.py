@@ -200,7 +200,7 @@ class LoadedFleet:
             await trio.sleep(_SETTLE_S)  # what is on record of it may come later
         tally.wrong += fleet.wrong(outcome)
         fleet.outcomes.remove(outcome)
-        del fleet.runs[name]
+        fleet.runs.pop(name, None)  # there is none if the host that was asked is gone
 
     # --- hosts ------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from supervisor.vm.vm import Vm
 if TYPE_CHECKING:
     from supervisor.api.budget import Budget
     from supervisor.api.fleet.member import Member
+    from supervisor.fleet.fleet import Fleet
     from supervisor.runs.service import Service
     from supervisor.state.record import RunOptions
 
@@ -42,7 +43,8 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
                 "Preference-Applied": "respond-async",
             }
             return {**views.summary(vm), "credential": vm.credential}, 202, headers
-        await _wait_answered(service, member, vm, options)
+        by, patience_s = _answering(service, member)
+        await by.wait_answered(vm, options, patience_s)
         reply = await vm.read_reply()
         return views.answer(vm, reply), 200, {"Server-Timing": views.server_timing(vm)}
 
@@ -81,14 +83,12 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
     return routes
 
 
-async def _wait_answered(
-    service: Service, member: Member | None, vm: Vm, options: RunOptions
-) -> None:
+def _answering(service: Service, member: Member | None) -> tuple[Service | Fleet, float]:
+    """Who knows when a run is answered, and how long its caller may be gone, in seconds."""
     if member and current().claim:
         # Another member's connection may break, and be made again for the same caller.
-        await member.fleet.wait_answered(vm, options, LEASE_S)
-    else:
-        await service.wait_answered(vm, options)
+        return member.fleet, LEASE_S
+    return service, 0.0
 
 
 def _prefers_async() -> bool:
