@@ -11,14 +11,14 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from supervisor.api import trace
 from supervisor.api.callers import check, current, right_of
 from supervisor.api.fleet.asked import Asked
 from supervisor.bridge import aio_as_trio, trio_as_aio
-from supervisor.errors import Busy, FleetError, InvalidRequest
+from supervisor.errors import Busy, FleetError, InvalidRequest, MemberBroke
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,10 +49,9 @@ def _anywhere(described: ServiceDescriptor, method: Any) -> Any:
         vm_id = getattr(request, "id", "") or getattr(request, "cvm_id", "")
         if self.member is None or vm_id in self.service.vms:
             return await method(self, request, context)
-        passed = await trio_as_aio(_pass_on)(self.member, vm_id, name, request.SerializeToString())
-        if passed is None:
-            return await method(self, request, context)
-        return answer.FromString(passed)
+        asked = self.member, vm_id, name, request.SerializeToString()
+        passed = await trio_as_aio(_pass_on)(*asked, answer)
+        return await method(self, request, context) if passed is None else passed
 
     call.is_anywhere = True  # type: ignore[attr-defined]
     return call
@@ -71,10 +70,10 @@ def _everywhere(described: ServiceDescriptor, method: Any) -> Any:
     async def call(self: Any, request: Any, context: object) -> Any:
         response = await method(self, request, context)
         if self.member is not None:
-            asked = self.member, name, request.SerializeToString()
+            asked = self.member, name, request.SerializeToString(), type(response)
             answers, missing = await trio_as_aio(_ask_all)(*asked)
             for answer in answers:
-                response.MergeFromString(answer)
+                response.MergeFrom(answer)
             response.vms.sort(key=lambda vm: vm.created_at.ToNanoseconds())
             response.missing.extend(missing)
         return response
@@ -83,14 +82,16 @@ def _everywhere(described: ServiceDescriptor, method: Any) -> Any:
     return call
 
 
-async def _ask_all(member: Member, name: str, message: bytes) -> tuple[list[bytes], list[str]]:
+async def _ask_all(
+    member: Member, name: str, message: bytes, kind: type[Message]
+) -> tuple[list[Message], list[str]]:
     """What each of the others answers, and who has not in time."""
     others = [host for host in member.fleet.members.hosts if host != member.fleet.name]
-    answers: dict[str, bytes] = {}
+    answers: dict[str, Message] = {}
 
     async def ask(host: str) -> None:
         with suppress(FleetError):
-            answers[host] = await _ask(member, host, name, message)
+            answers[host] = await _ask(member, host, name, message, kind)
 
     with trio.move_on_after(_LIST_S):
         async with trio.open_nursery() as nursery:
@@ -111,17 +112,30 @@ async def check_here(member: Member, service: Service, vm_id: str) -> None:
         )
 
 
-async def _pass_on(member: Member, vm_id: str, name: str, message: bytes) -> bytes | None:
+async def _pass_on(
+    member: Member, vm_id: str, name: str, message: bytes, kind: type[Message]
+) -> Message | None:
     """What the member answers that has a VM; None if no other one says that it has it."""
     host = await member.fleet.find(vm_id)
     if host in (None, member.fleet.name):
         return None
-    return await _ask(member, host, name, message)
+    return await _ask(member, host, name, message, kind)
 
 
-async def _ask(member: Member, host: str, name: str, message: bytes) -> bytes:
-    asked = Asked(current(), "POST", f"/rpc/{name}", content=message, request_id=trace.present().id)
-    return await member.others.read(host, await member.others.ask(host, asked))
+async def _ask(
+    member: Member, host: str, name: str, message: bytes, kind: type[Message]
+) -> Message:
+    """
+    :raises MemberBroke: also if it answers with something else
+    :raises RefusedElsewhere:
+    """
+    id_ = trace.present().id
+    asked = Asked(current(), "POST", f"/rpc/{name}", content=message, request_id=id_)
+    content = await member.others.read(host, await member.others.ask(host, asked))
+    try:
+        return kind.FromString(content)
+    except DecodeError as error:
+        raise MemberBroke(f"the member {host} does not answer {name}: {error}") from error
 
 
 class Calls:
