@@ -8,6 +8,7 @@ import time
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import attrs
 import structlog
@@ -83,6 +84,7 @@ class Fleet:
         self.keys = Keys(self.engine, self.records)
         self.entry = Entry(self.engine, self.records, self.members, self.taking, config.limits)
         self._config = config
+        self._starting: WeakValueDictionary[tuple[str, int], trio.Lock] = WeakValueDictionary()
         self._service: Service | None = None
         self._facts = HostFacts(
             name=self.name,
@@ -215,20 +217,22 @@ class Fleet:
             raise Stopping
         # Whether two requests are one run the fleet has found out, and said by the claim.
         options = attrs.evolve(options, fleet_run=run_id, epoch=epoch, request_hash="")
-        for vm in service.vms:
-            if (vm.record.options.fleet_run, vm.record.options.epoch) == claim:
-                return vm
-        async with self.taking.accepted(run_id, epoch):
-            try:
-                vm = await service.submit(computation, options, caller)
-            except (AtCapacity, Stopping) as error:
-                await self.owner.hand_back(run_id, epoch)
-                raise HandedBack(f"host {self.name} has no room: {error}") from error
-            except BaseException:
-                service.vms.spawn(self.owner.give_up, run_id, epoch)
-                raise
-        self.follow(service, vm)
-        return vm
+        # A connection may break for the host that asks, and not yet for this one.
+        async with self._starting.setdefault(claim, trio.Lock()):
+            for vm in service.vms:
+                if (vm.record.options.fleet_run, vm.record.options.epoch) == claim:
+                    return vm
+            async with self.taking.accepted(run_id, epoch):
+                try:
+                    vm = await service.submit(computation, options, caller)
+                except (AtCapacity, Stopping) as error:
+                    await self.owner.hand_back(run_id, epoch)
+                    raise HandedBack(f"host {self.name} has no room: {error}") from error
+                except BaseException:
+                    service.vms.spawn(self.owner.give_up, run_id, epoch)
+                    raise
+            self.follow(service, vm)
+            return vm
 
     async def wait_answered(self, vm: Vm, options: RunOptions, patience_s: float = 0.0) -> None:
         """As the service's.

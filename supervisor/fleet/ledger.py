@@ -151,9 +151,12 @@ class Run:
 
         :param state: sent, answered, failed, interrupted, or given up if nobody sends it; or owned,
             before it is sent again
-        :raises NotOwner: if it is not this host's, or is over
+        :param vm: its VM; empty if it has none. The first one that sends it is the only one
+        :raises NotOwner: if it is not this host's, or is over, or is another VM's
         """
         self._check(host, epoch)
+        if self.vm and self.vm != vm:  # two requests for one claim may have made two
+            raise NotOwner(f"run {self.id} is VM {self.vm}'s, and not {vm or 'to be given up'}")
         # An answer that did not reach the owner's disk has reached nobody.
         lost_as = (RunState.INTERRUPTED, RunState.FAILED)
         is_lost = self.state is RunState.ANSWERED and state in lost_as
