@@ -72,6 +72,10 @@ class SimulatedVm:
         self.changed = Signal()
         self.scope = trio.CancelScope()
 
+    @property
+    def claim(self) -> tuple[str, int]:
+        return self.record.options.fleet_run, self.record.options.epoch
+
     async def until(self, condition: Callable[[], bool]) -> None:
         await self.changed.until(condition)
 
@@ -252,8 +256,7 @@ class SimulatedHost:
 
     async def _start(self, name: str, claim: Claim) -> SimulatedVm:
         for vm in self.disk:
-            options = vm.record.options
-            if (options.fleet_run, options.epoch) == (claim.run_id, claim.epoch):
+            if vm.claim == (claim.run_id, claim.epoch):
                 return vm
         async with self.taking.accepted(claim.run_id, claim.epoch):
             if self.look().room < 1:
@@ -420,7 +423,8 @@ class SimulatedFleet:
             found.append(f"{name}: its caller was told of what is between hosts")
         if not run.state.is_final and outcome.told != "host died":
             # What a host put on record just before it died nobody does.
-            has_vm = any(vm.name == name for host in self.hosts.values() for vm in host.disk)
+            claim = run.id, run.epoch
+            has_vm = any(vm.claim == claim for host in self.hosts.values() for vm in host.disk)
             if has_vm or outcome.told != "FleetUnavailable":
                 found.append(f"{name}: still {run.state}, its caller was told {outcome.told}")
         return found
