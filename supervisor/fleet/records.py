@@ -134,7 +134,8 @@ class Records:
         """Nobody will ask for a run's answer any more. What cannot be released now runs out."""
         if not run.key:
             return
-        with suppress(FleetUnavailable, Conflict):
+        # In a task of its own: a record that somebody has spoilt must not end this supervisor.
+        with suppress(FleetUnavailable, Conflict, ValueError, LookupError, TypeError):
             kept = await self._engine.get(KEYS, run.key)
             if kept and kept.value and json.loads(kept.value)["run"] == run.id:
                 await self._engine.remove(KEYS, run.key, kept.revision)
