@@ -296,7 +296,6 @@ async def _serve_traced(
             ):
                 for collector in (gate.requests, *(fleet.collectors() if fleet else ())):
                     service.metrics.registry.register(collector)
-                asked = None
                 watched = [*door.watched, *(one for one in (hypercorn.tls, tls) if one)]
                 running = Running(
                     service,
@@ -310,6 +309,7 @@ async def _serve_traced(
                     trio.Event(),
                 )
                 hypercorn.bind = [f"fd://{one.detach()}" for one in (listener, local)]
+                asked = None
                 if member and for_members:
                     asked = attrs.evolve(member, calls=calls), for_members
                 await _serve_http(config, hypercorn, running, member, asked, task_status)

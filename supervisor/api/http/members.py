@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from supervisor.api.fleet.member import Calls, Member
     from supervisor.runs.service import Service
 
+#: Of a call that is passed on, in bytes: as the server takes of callers.
+_LONGEST_MESSAGE = 512 * 1024
+
 
 def blueprint(member: Member, calls: Calls, service: Service, budget: Budget) -> Blueprint:
     routes = Blueprint("members", __name__)
@@ -42,7 +45,9 @@ def blueprint(member: Member, calls: Calls, service: Service, budget: Budget) ->
     @json_body.takes_bytes
     async def call(method: str) -> Response:
         """The method may need more."""
-        message = b"".join([piece async for piece in json_body.incoming()])
+        body = json_body.incoming()
+        body.allow(_LONGEST_MESSAGE)
+        message = b"".join([piece async for piece in body])
         return Response(await calls(method, message), mimetype="application/octet-stream")
 
     return routes

@@ -139,7 +139,7 @@ class _Here:
 
 
 async def _there(service: Service, others: Others, found: Answered) -> _There:
-    """:raises MemberBroke: if its VM is not known; that one ends, for nobody else knows it"""
+    """:raises MemberBroke: if its answer does not come; then its TTL ends its VM"""
     timing = found.response.headers["Server-Timing"]
     answer = json.loads(await others.read(found.host, found.response))
     return _There(service, others, current(), found.host, answer, timing)
