@@ -114,12 +114,15 @@ missing_packages() { # run|dev
 		dev mmdebstrap mmdebstrap
 		dev mount mount
 		dev nft nftables
+		dev cc gcc
 		dev pasta passt
 		dev ip iproute2
 		dev openssl openssl
 		dev systemd-socket-proxyd systemd
 		dev pgrep procps
 	END
+    # What cc needs besides: for the clocks of hosts that chaos sets.
+    [ "$1" = run ] || [ -e /usr/include/stdlib.h ] || echo libc6-dev
     # The default's file, or one that QEMU's descriptors name: see supervisor/qemu/firmware.py.
     # Ubuntu has no such package: there the tests of the page are skipped.
     if [ "$1" = dev ] && grep -q '^ID=debian' /etc/os-release; then
