@@ -186,12 +186,16 @@ class Entry:
 
     async def withdraw_all(self) -> None:
         """See that no host takes a run whose callers are gone, until cancelled."""
-        async for run in self._to_withdraw:
-            # If a host has it by now, it hears from us that nobody waits.
-            with suppress(NotOwner):
-                step = partial(_withdrawn, self._members.name, self._posted)
-                given_up = await self._records.change_in_time(run.id, step)
-                await self._records.release_key(given_up)
+        async with trio.open_nursery() as nursery:
+            async for run in self._to_withdraw:
+                nursery.start_soon(self._withdraw, run)
+
+    async def _withdraw(self, run: Run) -> None:
+        # If a host has it by now, it hears from us that nobody waits.
+        with suppress(NotOwner):
+            step = partial(_withdrawn, self._members.name, self._posted)
+            given_up = await self._records.change_in_time(run.id, step)
+            await self._records.release_key(given_up)
 
     async def _wait_claimed(self, posted: _Posted, owner: str) -> Claim:
         begun = trio.current_time()

@@ -146,6 +146,25 @@ async def test_a_caller_who_leaves_leaves_no_key(autojump_clock: trio.testing.Mo
         nursery.cancel_scope.cancel()
 
 
+async def test_a_spoilt_record_holds_up_no_other_run(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        broker = Broker(nursery)
+        host = await SimulatedFleet(broker).add("a", room=0)
+        await trio.sleep(1)
+        for name in "12":
+            with trio.move_on_after(2):
+                async with host.entry.post(Run(id=name, entry="a", needs=Needs()), "") as posting:
+                    if name == "1":
+                        broker.tables["runs"][name].value = b"{"
+                    await posting.land(trio.sleep_forever, trio.sleep_forever)  # type: ignore[arg-type]
+            await trio.sleep(1)
+        given_up = Run.decode(broker.tables["runs"]["2"].value)
+        assert given_up.state is RunState.GIVEN_UP
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_run_that_comes_after_another_one_has_its_key_is_none(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
