@@ -16,6 +16,7 @@ from supervisor.api.auth.files import Watched
 from supervisor.api.http.connections import serve
 from supervisor.api.sockets import bind_tcp, check_pem
 from supervisor.errors import HostError
+from supervisor.state.journal_id import journal_id
 from supervisor.tls import as_tolerant_as_others
 
 if TYPE_CHECKING:
@@ -82,17 +83,19 @@ async def open_member(fleet: Fleet | None, service: Service) -> AsyncIterator[Me
     if fleet is None:
         yield None
         return
+    from supervisor.api.fleet.events import FleetEvents
     from supervisor.api.fleet.member import Member
     from supervisor.api.fleet.others import open_others
     from supervisor.api.fleet.runs import FleetRuns
 
     tls = await trio.to_thread.run_sync(fleet.tls)
+    journal = await trio.to_thread.run_sync(journal_id, service.config.qemu.tmp)
     async with open_others(fleet, tls) as others, trio.open_nursery() as nursery:
         nursery.start_soon(fleet.serve, service)
         runs = FleetRuns(fleet, service, others)
         await runs.take_up()
         try:
-            yield Member(fleet, others, runs)
+            yield Member(fleet, others, runs, FleetEvents(service, others, journal))
         finally:
             nursery.cancel_scope.cancel()
 

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class VmServiceStub:
-    """The operations of the HTTP API's /vms, in a fleet for VMs on every host, but for Watch. UNAUTHENTICATED: nobody knows who calls.
+    """The operations of the HTTP API's /vms, in a fleet for VMs on every host. UNAUTHENTICATED: nobody knows who calls.
     PERMISSION_DENIED: the caller's role lacks the right, or the caller has a part in the VM and no
     more. NOT_FOUND: no VM has the id, or the caller may not see the VM that has it.
     RESOURCE_EXHAUSTED: the caller asks too often or for too much at once, or the message has over
@@ -93,7 +93,7 @@ class VmServiceStub:
 
 
 class VmServiceServicer:
-    """The operations of the HTTP API's /vms, in a fleet for VMs on every host, but for Watch. UNAUTHENTICATED: nobody knows who calls.
+    """The operations of the HTTP API's /vms, in a fleet for VMs on every host. UNAUTHENTICATED: nobody knows who calls.
     PERMISSION_DENIED: the caller's role lacks the right, or the caller has a part in the VM and no
     more. NOT_FOUND: no VM has the id, or the caller may not see the VM that has it.
     RESOURCE_EXHAUSTED: the caller asks too often or for too much at once, or the message has over
@@ -176,8 +176,8 @@ class VmServiceServicer:
     def Watch(self, request, context):
         """With after: every later event on record, then each new event. Without after: the present state
         of every requested VM, then each new event. If a reader falls behind, or the supervisor stops,
-        the stream ends with RESOURCE_EXHAUSTED. The reader can go on after the last sequence that it
-        has seen. RESOURCE_EXHAUSTED at once: 256 readers follow events already, or
+        the stream ends with RESOURCE_EXHAUSTED. The reader can go on after the last sequence, or
+        position, that it has seen. UNAVAILABLE: the host of the VM has broken off. RESOURCE_EXHAUSTED at once: 256 readers follow events already, or
         MANAGER_CALLER_READERS of this caller. UNAUTHENTICATED: the caller may read no more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -246,7 +246,7 @@ def add_VmServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VmService:
-    """The operations of the HTTP API's /vms, in a fleet for VMs on every host, but for Watch. UNAUTHENTICATED: nobody knows who calls.
+    """The operations of the HTTP API's /vms, in a fleet for VMs on every host. UNAUTHENTICATED: nobody knows who calls.
     PERMISSION_DENIED: the caller's role lacks the right, or the caller has a part in the VM and no
     more. NOT_FOUND: no VM has the id, or the caller may not see the VM that has it.
     RESOURCE_EXHAUSTED: the caller asks too often or for too much at once, or the message has over

@@ -60,13 +60,28 @@ class Fleet:
 @pytest.fixture
 async def fleet(short_tmp: Path, base_image: Path) -> AsyncIterator[Fleet]:
     """Two hosts, a and b."""
+    async with _open_fleet(short_tmp, base_image, "ab") as fleet:
+        yield fleet
+
+
+@pytest.fixture
+async def three(short_tmp: Path, base_image: Path) -> AsyncIterator[Fleet]:
+    """Three hosts, each with a server of NATS: a, b and c."""
+    async with _open_fleet(short_tmp, base_image, "abc", servers=3) as fleet:
+        yield fleet
+
+
+@asynccontextmanager
+async def _open_fleet(
+    directory: Path, image: Path, names: str, servers: int = 1
+) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
         worlds = {}
-        for name in "ab":
-            (short_tmp / name).mkdir()
-            worlds[name] = await stack.enter_async_context(open_world(short_tmp / name))
-            shutil.copyfile(base_image, worlds[name].image)
-        brokers = await stack.enter_async_context(open_brokers(short_tmp / "fleet", "ab"))
+        for name in names:
+            (directory / name).mkdir()
+            worlds[name] = await stack.enter_async_context(open_world(directory / name))
+            shutil.copyfile(image, worlds[name].image)
+        brokers = await stack.enter_async_context(open_brokers(directory / "fleet", names, servers))
         yield Fleet(brokers, worlds)
         for world in worlds.values():
             assert world.free_again(), "a forwarded port is still in use"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 from contextlib import suppress
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 import attrs
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tests.fleet.conftest import Fleet
     from tests.support.guest import Apart
 
+NAMES = "abc"
 CALLERS, RUNS = 3, 4
 
 
@@ -34,14 +36,14 @@ class Load:
     async def call(self, number: int, over: trio.Event) -> None:
         count = 0
         while count < RUNS or not over.is_set():
-            await self._run(f"{number}-{count}", "ab"[(number + count) % 2])
+            await self._run(f"{number}-{count}", NAMES[(number + count) % len(NAMES)])
             count += 1
 
     async def _run(self, key: str, at: str) -> None:
         while True:
             self.attempts += 1
             member = self.members.get(at)
-            at = "b" if at == "a" else "a"
+            at = NAMES[(NAMES.index(at) + 1) % len(NAMES)]
             if member is None:
                 await trio.sleep(0.1)
                 continue
@@ -99,12 +101,12 @@ class Upgraded:
             await self.over.wait()
 
 
-async def test_a_rolling_upgrade_under_load_loses_nothing(fleet: Fleet) -> None:
+async def test_a_rolling_upgrade_under_load_loses_nothing(three: Fleet) -> None:
     load, enough = Load(), trio.Event()
-    hosts = {name: Upgraded(fleet, name, load) for name in "ab"}
+    hosts = {name: Upgraded(three, name, load) for name in NAMES}
     async with trio.open_nursery() as nursery:
         first = {name: await nursery.start(one.live) for name, one in hosts.items()}
-        for name, other in ("ab", "ba"):
+        for name, other in permutations(NAMES, 2):
             await first[name].wait_said("host joined", host=other)
         async with trio.open_nursery() as calling:
             for number in range(CALLERS):
@@ -114,7 +116,7 @@ async def test_a_rolling_upgrade_under_load_loses_nothing(fleet: Fleet) -> None:
                 await one.done.wait()
             enough.set()
         received = 0
-        for world in fleet.worlds.values():
+        for world in three.worlds.values():
             while world.unasked:
                 guest = await world.guest()
                 await guest.until_end()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import trio.testing
 
-from supervisor.api.http.event_stream import message
-from supervisor.api.http.fleet_events import _Reading
+from supervisor.api.event_stream import message
+from supervisor.api.fleet.events import Reading
 from supervisor.caller import ANYBODY
 from supervisor.fleet.positions import Place, Position
 from supervisor.waiting import Signal
@@ -35,12 +33,13 @@ async def test_who_leaves_leaves_nothing_here() -> None:
         await trio.sleep_forever()
 
     members = SimpleNamespace(hosts={"a": None}, changed=Signal(), wait_known=wait_known)
-    elsewhere: Any = SimpleNamespace(fleet=SimpleNamespace(name="a", members=members))
-    reading = _Reading(elsewhere, ANYBODY, 60, "", Position(7.0, {"b": Place("0d9e77aa", 5)}))
-    told: list[str] = []
-    async with reading.lines(own(), nullcontext(), lambda: None) as texts:
-        async for text in texts:
-            told.append(text.decode())
+    others: Any = SimpleNamespace(fleet=SimpleNamespace(name="a", members=members))
+    reading = Reading(others, ANYBODY, 60, "", Position(7.0, {"b": Place("0d9e77aa", 5)}))
+    told = []
+    async with reading.told(own()) as found:
+        async for one in found:
+            assert one
+            told.append(one)
             if len(told) > 10:
                 break
         # One event waits until the reader takes it, and none is made beyond.
@@ -48,7 +47,7 @@ async def test_who_leaves_leaves_nothing_here() -> None:
         assert len(made) <= 11
         assert not closed
     assert closed
-    events = [json.loads(one.partition("data: ")[2]) for one in told if "data: " in one]
+    events = [one.event for one in told if one.event]
     assert ("b", "unreached") in [(one["host"], one.get("state")) for one in events]
     last = max(one["sequence"] for one in events if one["host"] == "a")
-    assert told[-1].startswith(f"id: @7.000,a:5f0c21d9:{last},b:0d9e77aa:5\n")
+    assert str(told[-1].position) == f"@7.000,a:5f0c21d9:{last},b:0d9e77aa:5"

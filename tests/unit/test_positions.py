@@ -10,7 +10,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as some
 
-from supervisor.api.http.event_stream import message, messages, only_id
+from supervisor.api.event_stream import message, messages, only_id
 from supervisor.errors import InvalidRequest
 from supervisor.fleet.positions import Place, Position
 from supervisor.state.journal_id import journal_id

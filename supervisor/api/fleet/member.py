@@ -9,6 +9,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from supervisor.api.fleet.events import FleetEvents
     from supervisor.api.fleet.others import Others
     from supervisor.api.fleet.runs import FleetRuns
     from supervisor.fleet.fleet import Fleet
@@ -26,6 +27,7 @@ class Member:
     fleet: Fleet
     others: Others
     runs: FleetRuns
+    events: FleetEvents
     calls: Calls | None = None
 
     @property

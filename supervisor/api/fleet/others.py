@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import trio
 
+from supervisor.api.event_stream import heard
 from supervisor.errors import MemberBroke, RefusedElsewhere
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from supervisor.api.fleet.asked import Asked
     from supervisor.fleet.fleet import Fleet
 
-_CONNECT_S = 3.0
+#: Until it is connected, and until a stream begins.
+_CONNECT_S, _BEGIN_S = 3.0, 5.0
 #: Bytes of an answer that is read here: the longest reply of an agent in JSON, or thousands of VMs.
 _LONGEST = 1 << 27
+#: What comes of a stream that breaks, or is none.
+_NO_STREAM = (
+    *(httpx.HTTPError, httpx.StreamError, trio.TooSlowError),
+    *(ValueError, TypeError, RecursionError),
+)
 
 
 class Others:
@@ -40,6 +47,15 @@ class Others:
         if facts is None:
             raise MemberBroke(f"the member {name} has left, or is lost")
         return await self.send(name, facts.address, asked)
+
+    async def begin(self, name: str, asked: Asked) -> httpx.Response:
+        """What a member answers, of a stream: its headers come at once.
+
+        :raises MemberBroke: also if they do not
+        """
+        with trio.move_on_after(_BEGIN_S):
+            return await self.ask(name, asked)
+        raise MemberBroke(f"the member {name} does not answer")
 
     async def send(self, name: str, address: str, asked: Asked) -> httpx.Response:
         """As `ask`, of a member whose address is known."""
@@ -84,6 +100,23 @@ class Others:
         if answer.status_code >= HTTPStatus.BAD_REQUEST:
             raise _refusal(answer, bytes(content))
         return bytes(content)
+
+    async def heard(
+        self, name: str, answer: httpx.Response, keep_alive_s: float
+    ) -> AsyncGenerator[tuple[str, Any]]:
+        """What a stream of events says, as `event_stream.messages`. In the end it is closed.
+
+        :raises MemberBroke: also if it is no such stream, or gives no sign of life
+        """
+        try:
+            async with aclosing(heard(answer.aiter_raw(), keep_alive_s)) as found:
+                async for one in found:
+                    yield one
+        except _NO_STREAM as error:
+            raise _broke(name, error) from error
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await answer.aclose()
 
 
 def _broke(name: str, error: Exception) -> MemberBroke:

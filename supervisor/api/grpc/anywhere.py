@@ -18,7 +18,7 @@ from supervisor.api import trace
 from supervisor.api.callers import check, current, right_of
 from supervisor.api.fleet.asked import Asked
 from supervisor.bridge import aio_as_trio, trio_as_aio
-from supervisor.errors import Busy, FleetError, InvalidRequest, MemberBroke
+from supervisor.errors import FleetError, InvalidRequest, MemberBroke
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
 
     from supervisor.api.fleet.member import Member
-    from supervisor.runs.service import Service
 
 Method = TypeVar("Method", bound="Callable[..., Any]")
+Answer = TypeVar("Answer", bound=Message)
 
 #: The longest time that a list waits for a member.
 _LIST_S = 5.0
@@ -71,7 +71,7 @@ def _everywhere(described: ServiceDescriptor, method: Any) -> Any:
         response = await method(self, request, context)
         if self.member is not None:
             asked = self.member, name, request.SerializeToString(), type(response)
-            answers, missing = await trio_as_aio(_ask_all)(*asked)
+            answers, missing = await trio_as_aio(ask_all)(*asked)
             for answer in answers:
                 response.MergeFrom(answer)
             response.vms.sort(key=lambda vm: vm.created_at.ToNanoseconds())
@@ -82,50 +82,42 @@ def _everywhere(described: ServiceDescriptor, method: Any) -> Any:
     return call
 
 
-async def _ask_all(
-    member: Member, name: str, message: bytes, kind: type[Message]
-) -> tuple[list[Message], list[str]]:
+async def ask_all(
+    member: Member, name: str, message: bytes, kind: type[Answer]
+) -> tuple[list[Answer], list[str]]:
     """What each of the others answers, and who has not in time."""
     others = [host for host in member.fleet.members.hosts if host != member.fleet.name]
-    answers: dict[str, Message] = {}
+    answers: dict[str, Answer] = {}
 
-    async def ask(host: str) -> None:
+    async def ask_one(host: str) -> None:
         with suppress(FleetError):
-            answers[host] = await _ask(member, host, name, message, kind)
+            answers[host] = await ask(member, host, name, message, kind)
 
     with trio.move_on_after(_LIST_S):
         async with trio.open_nursery() as nursery:
             for host in others:
-                nursery.start_soon(ask, host)
+                nursery.start_soon(ask_one, host)
     return list(answers.values()), sorted(set(others) - set(answers))
 
 
-async def check_here(member: Member, service: Service, vm_id: str) -> None:
-    """:raises Busy: if another member has the VM"""
-    if vm_id in service.vms:
-        return
+async def find(member: Member, vm_id: str) -> str | None:
+    """Another member that has a VM; None if none says that it has it."""
     host = await member.fleet.find(vm_id)
-    if host not in (None, member.fleet.name):
-        raise Busy(
-            f"VM {vm_id} is on host {host}",
-            advice="watch it there; GET /events watches it at any host",
-        )
+    return None if host == member.fleet.name else host
 
 
 async def _pass_on(
     member: Member, vm_id: str, name: str, message: bytes, kind: type[Message]
 ) -> Message | None:
     """What the member answers that has a VM; None if no other one says that it has it."""
-    host = await member.fleet.find(vm_id)
-    if host in (None, member.fleet.name):
-        return None
-    return await _ask(member, host, name, message, kind)
+    host = await find(member, vm_id)
+    return None if host is None else await ask(member, host, name, message, kind)
 
 
-async def _ask(
-    member: Member, host: str, name: str, message: bytes, kind: type[Message]
-) -> Message:
-    """
+async def ask(member: Member, host: str, name: str, message: bytes, kind: type[Answer]) -> Answer:
+    """What a member answers to one call.
+
+    :param name: of the method, with its service's
     :raises MemberBroke: also if it answers with something else
     :raises RefusedElsewhere:
     """

@@ -14,6 +14,8 @@ from supervisor.api.requests import (
     tee_policy,
 )
 from supervisor.config import Forwards, Tee, TemplateUse
+from supervisor.errors import InvalidRequest
+from supervisor.fleet.positions import Position
 from supervisor.pb import vm_pb2
 from supervisor.qemu.cmdline import shell_line
 from supervisor.state.record import EndMode, EventKind
@@ -21,10 +23,11 @@ from supervisor.state.status import Status, VmState
 from supervisor.vm import claims
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import grpc
 
     from supervisor.pb import manager_pb2
-    from supervisor.state.record import Event
     from supervisor.vm.vm import Vm
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -59,6 +62,24 @@ def events_request(message: vm_pb2.WatchRequest) -> EventsRequest:
     """:raises InvalidRequest:"""
     after = event_number(message.after) if message.HasField("after") else None
     return EventsRequest(message.id or None, after)
+
+
+def position(message: vm_pb2.WatchRequest, member: object) -> Position | None:
+    """Where a reader of all hosts' events goes on.
+
+    :param member: None without a fleet
+    :raises InvalidRequest:
+    """
+    if member is None or message.id:
+        if message.HasField("position"):
+            raise InvalidRequest("position needs a fleet, and no id", member="position")
+        return None
+    if message.HasField("position"):
+        return Position.parse(message.position)
+    if message.after:
+        problem = "each host of a fleet has numbers of its own: without an id, say position"
+        raise InvalidRequest(problem, member="after")
+    return Position(0.0) if message.HasField("after") else None
 
 
 def metadata(context: Context, name: str) -> str | None:
@@ -101,25 +122,41 @@ def vm(one: Vm, host: str) -> vm_pb2.Vm:
     return message
 
 
-def event(one: Event) -> vm_pb2.Event:
-    data = dict(one.data)
-    message = vm_pb2.Event(id=one.vm_id or "", sequence=one.sequence, kind=one.kind)
-    if one.kind is EventKind.STATE:
+def event(told: Mapping[str, Any], at: Position | None = None) -> vm_pb2.Event:
+    """One as `Event.to_dict` has it, or another member of the fleet.
+
+    :param at: the reader's position after it
+    :raises Exception: if a member's is none
+    """
+    data = dict(told)
+    message = vm_pb2.Event(
+        id=data.pop("vm") or "",
+        sequence=data.pop("sequence"),
+        kind=data.pop("event"),
+        host=data.pop("host", ""),
+        position=str(at or ""),
+    )
+    message.at.FromJsonString(data.pop("at"))
+    if message.kind == EventKind.STATE:
         status = Status(VmState(data.pop("state")), data.pop("reason"))
         message.state, message.reason = _state(status), status.reason
     message.data.update(data)
-    message.at.FromDatetime(one.at)
     return message
 
 
-def present_state(one: Vm) -> vm_pb2.Event:
-    """A VM's state as it is now, for a reader who did not see the change that led to it."""
+def present_state(one: vm_pb2.Vm, sequence: int, at: Position | None = None) -> vm_pb2.Event:
+    """A VM's state as it is now, for a reader who did not see the change that led to it.
+
+    :param at: the reader's position
+    """
     message = vm_pb2.Event(
         id=one.id,
-        state=_state(one.status),
-        reason=one.status.reason,
-        sequence=one.record.sequence,
+        state=one.state,
+        reason=one.reason,
+        sequence=sequence,
         kind=EventKind.STATE,
+        host=one.host,
+        position=str(at or ""),
     )
     message.at.GetCurrentTime()
     return message

@@ -14,9 +14,9 @@ import trio
 from google.protobuf import empty_pb2
 
 from supervisor.api import trace
-from supervisor.api.callers import current, standing, who
-from supervisor.api.grpc import cvms, messages
-from supervisor.api.grpc.anywhere import anywhere, check_here, everywhere
+from supervisor.api.callers import current, who
+from supervisor.api.grpc import cvms, messages, watching
+from supervisor.api.grpc.anywhere import anywhere, everywhere
 from supervisor.api.grpc.callers import read_message
 from supervisor.api.grpc.errors import answers
 from supervisor.api.submit import submit
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from supervisor.api.fleet.member import Member
     from supervisor.api.fleet.runs import Answered
     from supervisor.api.rates import AtOnce
-    from supervisor.api.requests import EventsRequest
     from supervisor.runs.service import Service
     from supervisor.state.record import RunOptions
     from supervisor.state.shares import Shares
@@ -207,45 +206,11 @@ class VmServicer(vm_pb2_grpc.VmServiceServicer):
 
     @answers(Right.SEE)
     async def Watch(self, request: vm_pb2.WatchRequest, context: Context) -> None:  # noqa: N802
-        wanted = messages.events_request(request)
+        wanted, position = messages.events_request(request), messages.position(request, self.member)
         with self._readers.one_more(who()):
-            await trio_as_aio(self._tell)(wanted, aio_as_trio(context.write))
+            asked = self.service, self.member, wanted, position
+            await trio_as_aio(watching.tell)(*asked, aio_as_trio(context.write))
         await context.abort(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "the reader fell behind, or the supervisor stops; go on after the last sequence",
         )
-
-    async def _tell(
-        self,
-        wanted: EventsRequest,
-        write: Callable[[vm_pb2.Event], Awaitable[None]],
-    ) -> None:
-        """Tell a reader of events until there are no more. trio-flavoured.
-
-        :raises Unauthenticated, UnknownCertificate: if the caller may read no more
-
-        All in one task. If ``trio_as_aio`` stepped into ``follow`` and out of it separately, a
-        reader who leaves at the wrong moment would cancel the step out, and ``follow`` would stay
-        open.
-        """
-        caller, check_again = current(), standing()
-        if self.member and wanted.vm_id:
-            await check_here(self.member, self.service, wanted.vm_id)
-        vms, quiet_s = self.service.vms, self.service.config.timing.sse_keep_alive_s
-        seen = [vms.see(wanted.vm_id, caller)] if wanted.vm_id else vms.listed_for(caller)
-        async with self.service.follow(caller, wanted.after, wanted.vm_id) as (old, news):
-            if wanted.after is None:
-                for message in [messages.present_state(vm) for vm in seen]:
-                    await write(message)
-            async for event in old:
-                check_again()
-                await write(messages.event(event))
-            while True:
-                with trio.move_on_after(quiet_s) as quiet:
-                    try:
-                        event = await news.receive()
-                    except trio.EndOfChannel:
-                        return
-                check_again()
-                if not quiet.cancelled_caught:
-                    await write(messages.event(event))

@@ -39,12 +39,12 @@ def blueprint(service: Service, readers: AtOnce, member: Member | None) -> Bluep
     @routes.websocket("/<vm_id>/console")
     @needs(Right.USE)
     async def console(vm_id: str) -> Response | None:
-        if elsewhere and vm_id not in service.vms:
+        if member and elsewhere and vm_id not in service.vms:
             name = await elsewhere.find(vm_id)
             if name is not None:
                 with readers.one_more(who()):
                     silence_s = 3 * service.config.timing.sse_keep_alive_s
-                    return await talk(elsewhere, name, vm_id, silence_s)
+                    return await talk(member.others, name, vm_id, silence_s)
         vm = service.vms.get(vm_id, current())
         if vm.record.options.parties:
             # Who types there might get what is of its parties alone.

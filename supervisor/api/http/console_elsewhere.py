@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from quart import Response
 
-    from supervisor.api.http.elsewhere import Elsewhere
+    from supervisor.api.fleet.others import Others
 
 
-async def talk(elsewhere: Elsewhere, name: str, vm_id: str, silence_s: float) -> Response | None:
+async def talk(others: Others, name: str, vm_id: str, silence_s: float) -> Response | None:
     """Pass on what both sides say until one is over.
 
     :param name: the member that has the VM
@@ -38,7 +38,7 @@ async def talk(elsewhere: Elsewhere, name: str, vm_id: str, silence_s: float) ->
     check_again, target = standing(), f"/vms/{quote(vm_id, safe='')}/console"
     request_id = trace.present().id
     asked = Asked(current(), "GET", target, upgrade(), request_id=request_id)
-    answer = await elsewhere.begin(name, asked)
+    answer = await others.begin(name, asked)
     if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         return passed_on(answer)
     close_at_end(answer.aclose)

@@ -19,7 +19,6 @@ from supervisor.api.http.at_end import close_at_end
 from supervisor.errors import (
     FleetError,
     InvalidRequest,
-    MemberBroke,
     Unauthenticated,
     UnknownCertificate,
     nearest,
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 
     from supervisor.api.fleet.others import Others
 
-#: The longest time that a list waits for a member, and a stream for its beginning.
-_LIST_S, _BEGIN_S = 5.0, 5.0
+#: The longest time that a list waits for a member.
+_LIST_S = 5.0
 #: What is raised if an answer is not what it should be.
 _NO_LIST = (
     FleetError,
@@ -149,15 +148,6 @@ class Elsewhere:
         headers = _kept(request.headers.items(), _OF_CONNECTION | _LOOKED_AT)
         asked = Asked(current(), method, target, headers, content, trace.present().id)
         return passed_on(await self._others.ask(name, asked))
-
-    async def begin(self, name: str, asked: Asked) -> httpx.Response:
-        """What a member answers, of a stream: its headers come at once.
-
-        :raises MemberBroke: also if they do not
-        """
-        with trio.move_on_after(_BEGIN_S):
-            return await self._others.ask(name, asked)
-        raise MemberBroke(f"the member {name} does not answer")
 
 
 def _target(without: str = "") -> str:

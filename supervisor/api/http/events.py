@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint, Response, request
 
+from supervisor.api import event_stream
 from supervisor.api.callers import current, needs, standing, who
-from supervisor.api.http import event_stream
+from supervisor.api.event_stream import Part
 from supervisor.api.http.elsewhere import Elsewhere
-from supervisor.api.http.event_stream import Part
-from supervisor.api.http.fleet_events import FleetEvents
+from supervisor.api.http.fleet_events import EventsOfAll
 from supervisor.api.requests import EventsRequest, event_number, page_size
 from supervisor.caller import Right
 from supervisor.errors import InvalidRequest
 from supervisor.fleet.positions import Position
-from supervisor.state.journal_id import journal_id
 from supervisor.state.record import Event
 
 if TYPE_CHECKING:
@@ -30,10 +29,7 @@ if TYPE_CHECKING:
 
 def blueprint(service: Service, readers: AtOnce, member: Member | None) -> Blueprint:
     routes = Blueprint("events", __name__)
-    of_fleet = None
-    if member:
-        journal = journal_id(service.config.qemu.tmp)
-        of_fleet = FleetEvents(service, Elsewhere(member.others), journal)
+    of_fleet = EventsOfAll(member.events, Elsewhere(member.others)) if member else None
 
     @routes.get("/events")
     @needs(Right.SEE)
@@ -53,7 +49,7 @@ def blueprint(service: Service, readers: AtOnce, member: Member | None) -> Bluep
         readers.check(who())
         if member.asks:
             return _streamed(of_fleet.stream(wanted, readers.one_more(who())))
-        return _stream(service, EventsRequest(), of_fleet.part(wanted), readers)
+        return _stream(service, EventsRequest(), of_fleet.events.part(wanted), readers)
 
     @routes.get("/vms/<vm_id>/events")
     @needs(Right.SEE)

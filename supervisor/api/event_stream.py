@@ -6,7 +6,7 @@ Source: the WHATWG's HTML standard, "Server-sent events".
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -27,6 +27,8 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 BEGIN = b": events\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
+#: Whoever tells is gone if so many keep-alives have not come.
+_MISSED = 3
 #: Bytes; more than any event takes.
 _LONGEST_MESSAGE = 1 << 20
 
@@ -109,3 +111,19 @@ async def messages(pieces: AsyncIterable[bytes]) -> AsyncGenerator[tuple[str, An
             told = [line.split(": ", 1) for line in one.decode().split("\n") if line[:1] != ":"]
             fields = dict(told)
             yield fields.get("id", ""), json.loads(fields.get("data", "null"))
+
+
+async def heard(
+    pieces: AsyncIterable[bytes], keep_alive_s: float
+) -> AsyncGenerator[tuple[str, Any]]:
+    """The same, from somebody who keeps it alive.
+
+    :raises trio.TooSlowError: if there is no sign of life
+    """
+    async with aclosing(messages(pieces)) as found:
+        while True:
+            with trio.fail_after(_MISSED * keep_alive_s):
+                one = await anext(found, None)
+            if one is None:
+                return
+            yield one
