@@ -29,6 +29,7 @@
     │   ├── NotOwner           … the run is another host's by now, or is over
     │   ├── HandedBack         … the run was given back before its agent had it
     │   ├── MemberBroke        … the connection to another member broke
+    │   ├── HostLost           … a host that may have the VM is lost
     │   ├── RunLost            … the host that had the run is lost with it
     │   └── RefusedElsewhere   … another member has refused; answered as if it were ours
     ├── LaunchError            QEMU did not start; has argv, exit code, last log lines
@@ -249,6 +250,17 @@ class HandedBack(FleetError):
 
 class MemberBroke(FleetError):
     """The connection to another member could not be made, or broke."""
+
+
+class HostLost(FleetError):
+    """A VM is on no host that answers. Whether there is one is not known before all hosts do."""
+
+    def __init__(self, vm_id: str, hosts: Iterable[str]) -> None:
+        lost = ", ".join(hosts)
+        super().__init__(
+            f"no host that answers has VM {vm_id}; it may be on one that is lost: {lost}",
+            advice="ask again once that host is back: 'qmp-supervisor host ls'",
+        )
 
 
 class RunLost(FleetError):

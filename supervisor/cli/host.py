@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from supervisor.cli.client import uses_supervisor
-from supervisor.cli.output import as_json, print_json, stderr, stdout
+from supervisor.cli.output import as_json, duration, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from supervisor.client import Client, models
@@ -23,7 +23,7 @@ def host() -> None:
 @as_json
 @uses_supervisor
 def list_hosts(client: Client, as_json: bool) -> None:
-    """List the hosts whose lease has not ended. ROOM is how many more VMs they have room for."""
+    """List the hosts, and those lost in the last day. ROOM: how many more VMs there is room for."""
     answer = client.hosts()
     if as_json:
         print_json(answer)
@@ -45,6 +45,8 @@ def list_hosts(client: Client, as_json: bool) -> None:
             ",".join(f"{label}={value}" for label, value in one["labels"].items()) or "-",
             "draining" if one["draining"] else "ready",
         )
+    for lost in answer["lost"]:
+        table.add_row(lost["name"], *["-"] * 6, f"lost {duration(lost['lost_s'])} ago")
     stdout().print(table)
 
 

@@ -1,6 +1,6 @@
 """What bodies and answers have: made of openapi.yaml by scripts/client."""
 
-# 835d3b93aa15e8457f9eed295ee10221d03310003f391b0898913f24e4cb2404
+# 45b1145e72eb19c49439fe5033bd488e58c985a929fd482f51d18ea9b2e92551
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -463,6 +463,11 @@ class Templates(TypedDict):
     templates: list[Template]
 
 
+class LostHost(TypedDict):
+    name: str
+    lost_s: float
+
+
 class FleetHost(TypedDict):
     name: str
     address: str
@@ -633,6 +638,7 @@ class Hosts(TypedDict):
     self: str
     reached: bool
     hosts: list[FleetHost]
+    lost: list[LostHost]
 
 
 class Host(TypedDict):

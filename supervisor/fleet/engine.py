@@ -28,11 +28,13 @@ class Entry:
 
     :param value: None if it was removed, or its time has run out
     :param revision: what `Engine.update` wants to see
+    :param expired: whether its time has run out, and nobody has removed it
     """
 
     key: str
     value: bytes | None
     revision: int
+    expired: bool = False
 
 
 @attrs.frozen

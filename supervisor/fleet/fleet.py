@@ -8,6 +8,7 @@ import time
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
+from uuid import UUID
 from weakref import WeakValueDictionary
 
 import attrs
@@ -20,6 +21,7 @@ from supervisor.errors import (
     FleetUnavailable,
     HandedBack,
     HostError,
+    HostLost,
     NotOwner,
     Stopping,
     SupervisorError,
@@ -318,20 +320,33 @@ class Fleet:
             await self.engine.call(host, "left", f"{run_id} {epoch}".encode(), _FIND_S)
 
     async def find(self, vm_id: str) -> str | None:
-        """The member that has a VM; None if none says so.
+        """The member that has a VM; None if there is no such VM.
 
         :raises FleetUnavailable: if nobody can be asked
+        :raises HostLost: if none says so, and one that is lost may have it
         """
         hosts = self.members.hosts
         found = await self.engine.ask_all("find", vm_id.encode(), _FIND_S, len(hosts))
         name = found.decode(errors="replace") if found else ""
-        return name if name in hosts else None
+        if name in hosts:
+            return name
+        if self.members.lost and _is_uuid(vm_id):
+            raise HostLost(vm_id, self.members.lost)
+        return None
 
 
 def _within(taken: Resources, budget: Resources) -> Resources:
     """What is taken, and no more than there is: adopted VMs may be more."""
     pairs = zip(attrs.astuple(taken), attrs.astuple(budget), strict=True)
     return Resources(*(min(one, most) for one, most in pairs))
+
+
+def _is_uuid(given: str) -> bool:
+    """Whether a VM could have this id."""
+    try:
+        return str(UUID(given)) == given
+    except ValueError:
+        return False
 
 
 def _technologies(lacks: Callable[[Technology], object]) -> list[str]:

@@ -26,6 +26,8 @@ LEASE_S, _RENEW_S = 10.0, 3.0
 #: A host holds its own lease for lost so much earlier than the others do.
 _MARGIN_S = 3.0
 _RETRY_S = 0.5
+#: So long a host that was lost is remembered. Its operator has mended it by then, or will not.
+_LOST_S = 24 * 3600.0
 _MOST_NEEDS = 1000
 
 
@@ -55,6 +57,16 @@ class Members:
         self._revision: int | None = None
         self._noticed = Signal()
         self._narrowed: dict[str, Needs] = {}
+        self._gone: dict[str, float] = {}
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """Hosts that may have VMs and do not answer: lost in the last day, and not back; and for
+        how many seconds. One that has left in good order is none.
+        """
+        now = self._now()
+        since = {name: now - at for name, at in sorted(self._gone.items())}
+        return {name: seconds for name, seconds in since.items() if seconds < _LOST_S}
 
     def narrowed(self, needs: Needs) -> Needs:
         """As `facts.narrowed`, of all hosts. They are many, and seldom change in what they are."""
@@ -171,7 +183,7 @@ class Members:
             async for entry in entries:
                 if entry is None:
                     for name in set(self.hosts) - seen - {self.name}:
-                        self._lost(name)
+                        self._left(name, lost=True)
                     self.complete = True
                     self.changed.notify()
                     continue
@@ -179,7 +191,7 @@ class Members:
                     continue  # we know better
                 facts = _read(entry.value) if entry.value is not None else None
                 if facts is None or facts.name != entry.key:
-                    self._lost(entry.key)
+                    self._left(entry.key, lost=entry.expired)
                 else:
                     seen.add(entry.key)
                     if entry.key not in self.hosts:
@@ -188,13 +200,16 @@ class Members:
 
     def _heard(self, facts: HostFacts) -> None:
         before, self.hosts[facts.name] = self.hosts.get(facts.name), facts
+        self._gone.pop(facts.name, None)
         if before is None or before.step != facts.step:
             self._narrowed.clear()
             self.changed.notify()
 
-    def _lost(self, name: str) -> None:
+    def _left(self, name: str, *, lost: bool) -> None:
         if self.hosts.pop(name, None):
-            log.warning("host left or lost", host=name)
+            if lost:
+                self._gone[name] = self._now()
+            log.warning("host lost" if lost else "host left", host=name)
             self._narrowed.clear()
             self.changed.notify()
 

@@ -464,9 +464,10 @@ def _value(message: dict[str, Any]) -> bytes | None:
 
 def _entry(message: Msg, prefix: str) -> Entry:
     headers = message.headers or {}
-    gone = _REMOVED in headers or "Nats-Marker-Reason" in headers
+    expired = "Nats-Marker-Reason" in headers
+    gone = expired or _REMOVED in headers
     key, revision = message.subject.removeprefix(prefix), message.metadata.sequence.stream
-    return Entry(key, None if gone else bytes(message.data), revision)
+    return Entry(key, None if gone else bytes(message.data), revision, expired)
 
 
 def client_context(directory: Path) -> ssl.SSLContext:

@@ -28,12 +28,29 @@ async def test_a_lost_host_whose_agent_has_the_run_is_told_of_and_nothing_repeat
         answer = await posted.answer()
         assert answer.status_code == 502, answer.text
         assert "interrupted" in answer.json()["detail"]
+        # What it has is not denied.
+        path = f"/vms/{guest.vm_id}"
+        assert (await a.http.get("/vms")).json()["missing"] == ["b"]
+        (lost,) = (await a.http.get("/hosts")).json()["lost"]
+        assert lost["name"] == "b"
+        for answer in (await a.http.get(path), await a.http.delete(path)):
+            assert answer.status_code == 503
+            assert answer.json()["type"].endswith(":host-lost")
+        assert (await a.http.get("/vms/nothing")).status_code == 404
+        assert (await a.http.get("/vms?host=b")).status_code == 502
         # Back again, it knows the same.
         async with fleet.serve("b", **ZONE) as b:
             vm = await record_of(b)
+            await a.wait_said("host joined", times=2, host="b")
+            assert (await a.http.get(path)).json()["id"] == vm["id"]
+            assert (await a.http.get("/hosts")).json()["lost"] == []
             assert vm["relay"]["state"] == "interrupted"
             assert vm["state"] == "running"
         assert guest.count("Run") == 1
+        # One that has left in good order is not lost.
+        await a.wait_said("host left", host="b")
+        assert (await a.http.get("/vms")).json()["missing"] == []
+        assert (await a.http.get(path)).status_code == 404
 
 
 async def test_what_a_lost_host_had_not_sent_runs_elsewhere(fleet: Fleet) -> None:

@@ -133,7 +133,14 @@ class Broker:
 
     # --- records ---
 
-    def set(self, table: str, key: str, value: bytes | None, ttl_s: float | None) -> int:
+    def set(
+        self,
+        table: str,
+        key: str,
+        value: bytes | None,
+        ttl_s: float | None,
+        expired: bool = False,
+    ) -> int:
         self._revision += 1
         before = self.tables[table].pop(key, None)
         if before and before.timer:
@@ -145,12 +152,12 @@ class Broker:
         for wanted, send in self.watchers[table]:
             if wanted in (">", key):
                 self.messages[f"{table} told"] += 1
-                send.send_nowait(Entry(key, value, self._revision))
+                send.send_nowait(Entry(key, value, self._revision, expired))
         return self._revision
 
     def _expire(self, table: str, key: str) -> None:
         self.tables[table][key].timer = None
-        self.set(table, key, None, None)
+        self.set(table, key, None, None, expired=True)
 
     # --- the queue ---
 

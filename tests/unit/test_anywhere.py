@@ -25,7 +25,7 @@ async def ask(answer: httpx.Response) -> Any:
     fleet: Any = SimpleNamespace(
         name="a",
         identity=SimpleNamespace(sign=lambda *_: "a.b.c"),
-        members=SimpleNamespace(hosts={"a": there, "b": there}),
+        members=SimpleNamespace(hosts={"a": there, "b": there}, lost={}),
     )
     with serving(lambda: ANYBODY):
         async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer)) as client:

@@ -93,7 +93,7 @@ async def test_a_list_does_without_a_member_that_answers_anything_else(
 
     b = SimpleNamespace(address="127.0.0.1:1")
     identity = SimpleNamespace(sign=lambda *_: "a.b.c")
-    members = SimpleNamespace(hosts={"a": b, "b": b})
+    members = SimpleNamespace(hosts={"a": b, "b": b}, lost={})
     fleet: Any = SimpleNamespace(name="a", identity=identity, members=members)
     here = {"vms": [{"place": "1"}], "next": None}
     with serving(lambda: ANYBODY):

@@ -97,7 +97,8 @@ async def ask_all(
         async with trio.open_nursery() as nursery:
             for host in others:
                 nursery.start_soon(ask_one, host)
-    return list(answers.values()), sorted(set(others) - set(answers))
+    lost = member.fleet.members.lost
+    return list(answers.values()), sorted({*others, *lost} - set(answers))
 
 
 async def find(member: Member, vm_id: str) -> str | None:

@@ -19,6 +19,7 @@ from supervisor.api.http.at_end import close_at_end
 from supervisor.errors import (
     FleetError,
     InvalidRequest,
+    MemberBroke,
     Unauthenticated,
     UnknownCertificate,
     nearest,
@@ -77,9 +78,12 @@ class Elsewhere:
 
         :param host: the name of one member, ``self`` for this one, None for all
         :raises InvalidRequest: if there is no such member
+        :raises MemberBroke: if it is lost
         """
         if host is None or host in ("self", self.fleet.name):
             return host is not None
+        if host in self.fleet.members.lost:
+            raise MemberBroke(f"the member {host} is lost")
         if host not in self.others:
             raise InvalidRequest(
                 f"no member of the fleet is {host[:64]!r}{nearest(host, self.others)}",
@@ -131,7 +135,8 @@ class Elsewhere:
             async with trio.open_nursery() as nursery:
                 for name in asked:
                     nursery.start_soon(ask, name)
-        missing = sorted(set(asked) - set(pages))
+        lost = () if host else self.fleet.members.lost
+        missing = sorted({*asked, *lost} - set(pages))
         return [*([] if host else [here]), *pages.values()], missing
 
     async def _ask_json(self, name: str, target: str) -> dict[str, Any]:

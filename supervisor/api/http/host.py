@@ -75,11 +75,12 @@ def blueprint(service: Service, examine: Examine, member: Member | None) -> Blue
     @needs(Right.HOST)
     async def list_hosts() -> Any:
         fleet = _fleet(member)
-        known = fleet.members.hosts
+        known, lost = fleet.members.hosts, fleet.members.lost
         return {
             "self": fleet.name,
             "reached": fleet.engine.connected,
             "hosts": [views.host(facts) for _, facts in sorted(known.items())],
+            "lost": [{"name": name, "lost_s": round(for_s, 1)} for name, for_s in lost.items()],
         }
 
     @routes.post("/host/drain")

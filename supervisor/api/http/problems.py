@@ -59,6 +59,7 @@ _STATUS: dict[type[errors.SupervisorError], HTTPStatus] = {
     errors.NoHost: HTTPStatus.CONFLICT,
     errors.NotOwner: HTTPStatus.CONFLICT,
     errors.HandedBack: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.HostLost: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.FleetError: HTTPStatus.BAD_GATEWAY,
     errors.PortsTaken: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.VmEnded: HTTPStatus.BAD_GATEWAY,
