@@ -10,13 +10,15 @@
     fleet/a/fleet.env      what its supervisor is told
 
 A member's certificate is its name to the other members and to NATS, which lets it publish its own
-lease and nobody else's. Blocking.
+lease and nobody else's. NATS' servers know each other by their keys: a member that is none would
+have every right among them. Blocking.
 
-Source: NATS documentation, "TLS authentication" and "Authorization".
+Source: NATS documentation, "TLS authentication", "Authorization" and "Certificate pinning".
 """
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -30,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from supervisor.errors import InvalidRequest
+from supervisor.fleet.identity import server_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +46,8 @@ _SINCE = timedelta(hours=1)
 #: A word of NATS' subjects, and a part of a name in the domain name system.
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _CLIENTS, _ROUTES = 4222, 6222
+#: Where a member makes what the fleet keeps. One of its own could publish in others' names.
+_STREAMS = ("hosts", "runs", "keys", "kinds", "queue")
 _SERVERS = 3
 
 
@@ -71,9 +76,11 @@ def make(
     for member in members:
         files = _certificate(member, authority, directory / member.name)
         files["fleet.env"] = _environ(member, servers, installed).encode()
-        if member in servers:
-            files["nats.conf"] = _nats_conf(member, members, servers, installed, store).encode()
         changed[member.name] = _write(directory / member.name, files)
+    pins = [_fingerprint(directory / one.name / "cert.pem") for one in servers]
+    for member in servers:
+        conf = _nats_conf(member, members, servers, installed, store, pins).encode()
+        changed[member.name] += _write(directory / member.name, {"nats.conf": conf})
     return changed
 
 
@@ -128,7 +135,7 @@ def _certificate(member: Member, authority: Authority, at: Path) -> dict[str, by
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     certificate = (
         _builder(_name(member.name), ca.subject, own)
-        .add_extension(x509.SubjectAlternativeName([_shown(member)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(_shown(member)), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(
@@ -142,14 +149,23 @@ def _certificate(member: Member, authority: Authority, at: Path) -> dict[str, by
 def _is_for(file: Path, member: Member) -> bool:
     found = x509.load_pem_x509_certificate(file.read_bytes())
     names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return _shown(member) in names
+    return list(names) == _shown(member)
 
 
-def _shown(member: Member) -> x509.GeneralName:
+def _shown(member: Member) -> list[x509.GeneralName]:
+    """Where it is, by which NATS' clients know its server; and who it is, for other members."""
     try:
-        return x509.IPAddress(ipaddress.ip_address(member.address.host))
+        where: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(member.address.host))
     except ValueError:
-        return x509.DNSName(member.address.host)
+        where = x509.DNSName(member.address.host)
+    return [where, x509.DNSName(server_name(member.name))]
+
+
+def _fingerprint(file: Path) -> str:
+    """As NATS has it: SHA-256 of the public key in DER."""
+    key = x509.load_pem_x509_certificate(file.read_bytes()).public_key()
+    encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(encoding, form)).hexdigest()
 
 
 def _builder(
@@ -219,6 +235,7 @@ def _nats_conf(
     servers: Sequence[Member],
     installed: Path,
     store: Path,
+    pins: Sequence[str],
 ) -> str:
     files = "\n".join(
         f'  {word}_file: "{installed / name}"'
@@ -234,6 +251,8 @@ cluster {{
   tls {{
 {files}
     verify: true
+    # The servers alone: nobody is asked for permissions here.
+    pinned_certs: {_list(pins)}
   }}
   routes: [
 {routes}
@@ -269,11 +288,12 @@ def _user(member: Member) -> str:
     name = member.name
     publish = [
         f"fleet.hosts.{name}",
-        *(f"fleet.{table}.>" for table in ("runs", "keys", "kinds", "queue")),
+        *(f"fleet.{table}.>" for table in _STREAMS[1:]),
         "fleet.call.*.*",
         "fleet.all.*",
         "$JS.API.INFO",
-        *(f"$JS.API.STREAM.{call}.*" for call in ("CREATE", "INFO", "MSG.GET")),
+        *(f"$JS.API.STREAM.CREATE.fleet-{name}" for name in _STREAMS),
+        *(f"$JS.API.STREAM.{call}.*" for call in ("INFO", "MSG.GET")),
         *(f"$JS.API.CONSUMER.{call}.>" for call in ("CREATE", "DURABLE.CREATE", "INFO", "DELETE")),
         "$JS.API.CONSUMER.MSG.NEXT.fleet-queue.*",
         "$JS.ACK.fleet-queue.>",

@@ -120,6 +120,13 @@ class Identity:
             raise Unauthenticated(f"the other member's token is not valid: {error}") from error
 
 
+def server_name(member: str) -> str:
+    """What a member's certificate says that it is, wherever it is reached: NATS' records, which
+    say where, are not what makes it that member.
+    """
+    return f"{member}.fleet.internal"
+
+
 def _digest(method: str, target: str) -> str:
     return hashlib.sha256(f"{method} {target}".encode()).hexdigest()
 
@@ -132,4 +139,4 @@ def _name(certificate: x509.Certificate) -> str:
 def _address(certificate: x509.Certificate) -> str:
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     addresses = names.get_values_for_type(x509.IPAddress)
-    return str(addresses[0]) if addresses else str(names.get_values_for_type(x509.DNSName)[0])
+    return str(addresses[0] if addresses else names.get_values_for_type(x509.DNSName)[0])

@@ -45,6 +45,8 @@ _RECONNECT_S = 0.25
 _LOOK_S = 0.02
 #: The server's numbers of errors. Source: server/errors.json of nats-server.
 _WRONG_LAST, _NO_MESSAGE, _EXISTS = {10071, 10164}, {10037}, {10058, 10013, 10148}
+#: What has a stream publish, or take, what no member may.
+_NOT_OURS = {"mirror", "sources", "republish", "subject_transform"}
 #: How long the mark of a removed record stays, for those who watch.
 _MARK_S = 60
 #: How long a member may think about a message before another one gets it.
@@ -169,6 +171,13 @@ class NatsEngine:
         except _Refused as error:
             if error.code not in _EXISTS:
                 raise FleetUnavailable(f"NATS refuses the stream {name}: {error}") from error
+            found = (await self._api(f"STREAM.INFO.{name}", {}))["config"]
+            more = _NOT_OURS & set(found)
+            if more or found["subjects"] != config["subjects"]:
+                raise FleetUnavailable(
+                    f"NATS: the stream {name} is not as this fleet makes it"
+                    f" ({', '.join(sorted(more)) or found['subjects']}): somebody else has made it"
+                ) from error
 
     async def _api(self, subject: str, body: dict[str, Any]) -> Any:
         return await self._request(f"$JS.API.{subject}", json.dumps(body).encode())

@@ -10,7 +10,7 @@ import pytest
 
 from supervisor import config
 from supervisor.api.fleet.asked import Asked
-from supervisor.api.fleet.others import Others
+from supervisor.api.fleet.others import Others, open_others
 from supervisor.caller import Caller, KnownBy, Role
 from supervisor.config import Address
 from supervisor.errors import MemberBroke
@@ -151,4 +151,20 @@ async def test_a_member_that_does_not_know_this_one_is_no_fault_of_the_caller(
     stranger = httpx.MockTransport(lambda _: httpx.Response(401, stream=httpx.ByteStream(b"")))
     async with httpx.AsyncClient(transport=stranger) as http:
         with pytest.raises(MemberBroke):
-            await Others(member, http).send("b", "127.0.0.1:1", Asked(ALICE, "GET", "/vms"))
+            await Others(member, lambda: http).send("b", "127.0.0.1:1", Asked(ALICE, "GET", "/vms"))
+
+
+async def test_a_member_is_known_by_its_name_wherever_its_record_says_that_it_is(
+    fleet: Fleet,
+) -> None:
+    """Who could change a record of NATS would else get what is meant for another member."""
+    settings = fleet.worlds["a"].environ(**fleet.brokers.settings("a"))
+    member = open_fleet(config.load(settings), Clock())
+    assert member
+    async with fleet.serve("b"), open_others(member, member.tls()) as others:
+        (at,) = (str(one.address) for one in fleet.brokers.members if one.name == "b")
+        asked = Asked(ALICE, "GET", "/health")
+        # The connection to b is there, and not a's for that.
+        assert (await others.send("b", at, asked)).status_code
+        with pytest.raises(MemberBroke, match=r"a\.fleet\.internal"):
+            await others.send("a", at, asked)

@@ -29,7 +29,7 @@ async def ask(answer: httpx.Response) -> Any:
     )
     with serving(lambda: ANYBODY):
         async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer)) as client:
-            member: Any = SimpleNamespace(fleet=fleet, others=Others(fleet, client))
+            member: Any = SimpleNamespace(fleet=fleet, others=Others(fleet, lambda: client))
             return await anywhere.ask(member, "b", GET, b"", vm_pb2.Vm)
 
 

@@ -98,7 +98,7 @@ async def test_a_list_does_without_a_member_that_answers_anything_else(
     here = {"vms": [{"place": "1"}], "next": None}
     with serving(lambda: ANYBODY):
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-            elsewhere = Elsewhere(Others(fleet, client))
+            elsewhere = Elsewhere(Others(fleet, lambda: client))
             found = await elsewhere.list(here, None, listing.check, "/vms")
     assert found == ([here], ["b"])
     if isinstance(content, Endless):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,19 @@ import trio
 
 from supervisor.api.event_stream import heard
 from supervisor.errors import MemberBroke, RefusedElsewhere
+from supervisor.fleet.identity import server_name
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from supervisor.api.fleet.asked import Asked
     from supervisor.fleet.fleet import Fleet
 
 #: Until it is connected, and until a stream begins.
 _CONNECT_S, _BEGIN_S = 3.0, 5.0
+#: Connections to one member that nobody uses just now.
+_KEPT = 10
 #: Bytes of an answer that is read here: the longest reply of an agent in JSON, or thousands of VMs.
 _LONGEST = 1 << 27
 #: What comes of a stream that breaks, or is none.
@@ -32,11 +36,20 @@ _NO_STREAM = (
 
 
 class Others:
-    """This member as a client of them."""
+    """This member as a client of them.
 
-    def __init__(self, fleet: Fleet, client: httpx.AsyncClient) -> None:
+    :param open_client: each member is asked over connections of its own, on which it has shown its
+        name: two that say that they have one address are not taken for each other
+    """
+
+    def __init__(self, fleet: Fleet, open_client: Callable[[], httpx.AsyncClient]) -> None:
         self.fleet = fleet
-        self._client = client
+        self._open_client = open_client
+        self._clients: dict[str, httpx.AsyncClient] = {}
+
+    async def aclose(self) -> None:
+        for client in self._clients.values():
+            await client.aclose()
 
     async def ask(self, name: str, asked: Asked) -> httpx.Response:
         """What a member answers, as soon as its headers are here. Whoever asks closes it.
@@ -62,14 +75,16 @@ class Others:
         identity, target = self.fleet.identity, asked.target
         token = identity.sign(asked.caller, name, asked.method, target, *asked.claim)
         headers = {"Authorization": f"Bearer {token}", "X-Request-Id": asked.request_id}
-        request = self._client.build_request(
+        client = self._clients.get(name) or self._clients.setdefault(name, self._open_client())
+        request = client.build_request(
             asked.method,
             f"https://{address}{target}",
             headers=asked.headers | headers,
             content=asked.content,
+            extensions={"sni_hostname": server_name(name)},
         )
         try:
-            answer = await self._client.send(request, stream=True)
+            answer = await client.send(request, stream=True)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise _broke(name, error) from error
         if answer.status_code == HTTPStatus.UNAUTHORIZED:
@@ -120,7 +135,10 @@ class Others:
 
 
 def _broke(name: str, error: Exception) -> MemberBroke:
-    return MemberBroke(f"the member {name}: {str(error) or type(error).__name__}")
+    said: BaseException | None = error
+    while said and not str(said):  # what TLS says is the cause of the cause
+        said = said.__cause__ or said.__context__
+    return MemberBroke(f"the member {name}: {said or type(error).__name__}")
 
 
 def _refusal(answer: httpx.Response, content: bytes) -> RefusedElsewhere:
@@ -143,10 +161,16 @@ def _refusal(answer: httpx.Response, content: bytes) -> RefusedElsewhere:
 @asynccontextmanager
 async def open_others(fleet: Fleet, tls: ssl.SSLContext) -> AsyncIterator[Others]:
     """:param tls: what this member shows to the others, and whom it believes"""
-    async with httpx.AsyncClient(
+    open_client = partial(
+        httpx.AsyncClient,
         verify=tls,
         trust_env=False,
         timeout=httpx.Timeout(None, connect=_CONNECT_S),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=50),
-    ) as client:
-        yield Others(fleet, client)
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=_KEPT),
+    )
+    others = Others(fleet, open_client)
+    try:
+        yield others
+    finally:
+        with trio.move_on_after(_CONNECT_S, shield=True):
+            await others.aclose()
