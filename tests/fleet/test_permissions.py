@@ -79,7 +79,7 @@ async def test_a_stream_that_is_not_as_this_fleet_makes_it_is_not_used(brokers: 
     try:
         with trio.fail_after(PATIENCE_S):
             await first._connect(servers, client_context(brokers.files("b")))
-            with pytest.raises(FleetUnavailable, match="fleet-runs is not as .*republish"):
+            with pytest.raises(FleetUnavailable, match=r"fleet-runs is not as .*republish"):
                 await second._connect(servers, client_context(brokers.files("a")))
     finally:
         await first._close()
