@@ -29,6 +29,7 @@ from tests.attack import (
     guests,
     hostile,
     limits,
+    members,
     network,
     pages,
     strangers,
@@ -42,7 +43,19 @@ from tests.attack.place import Place
 from tests.support.trusting_guest import trusting_image
 
 #: Declared by being imported.
-_ALL = (strangers, tenants, pages, limits, clients, chromium, agents, users, guests, hostile)
+_ALL = (
+    strangers,
+    tenants,
+    pages,
+    limits,
+    clients,
+    chromium,
+    agents,
+    users,
+    guests,
+    hostile,
+    members,
+)
 
 
 @attrs.frozen

@@ -298,6 +298,38 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     ),
     "nobody's number": (Cut("api/auth/door.py", "if uid == _NOBODY_KNOWS:", "if False:"),),
     "the directory of a socket": (Cut("api/sockets.py", "if not safe:", "if False:"),),
+    # --- a fleet ---
+    "certificates between members": (
+        Cut(
+            "membership.py",
+            "context.verify_mode = ssl.CERT_REQUIRED",
+            "context.verify_mode = ssl.CERT_NONE",
+        ),
+    ),
+    "what a member's token is for": (
+        Cut(
+            "fleet/identity.py",
+            'if claims["request"] != _digest(method, target):',
+            "if False:",
+        ),
+    ),
+    "whom a member's token is for": (
+        Cut("fleet/identity.py", "audience=self.name,", 'audience=["a", "b"],'),
+    ),
+    "certificates at NATS": (
+        Cut("fleet/authority.py", "  verify_and_map: true\n", ""),
+        Cut("fleet/authority.py", "authorization {{\n  users: [\n{users}\n  ]\n}}\n", ""),
+    ),
+    "what a member publishes": (
+        Cut("fleet/authority.py", 'f"fleet.hosts.{name}",', '"fleet.hosts.>",'),
+    ),
+    "the streams that a member makes": (
+        Cut(
+            "fleet/authority.py",
+            'f"$JS.API.STREAM.CREATE.fleet-{name}" for name',
+            'f"$JS.API.STREAM.CREATE.{name[:0]}*" for name',
+        ),
+    ),
     "the owner of the tokens' file": (
         Cut(
             "api/auth/tokens.py",

@@ -12,13 +12,17 @@ import grpc
 
 from supervisor.pb import agent_pb2, agent_pb2_grpc
 from tests.attack.certificates import Certificates
+from tests.attack.members import open_fleet
 from tests.attack.service import PATIENCE_S, Service, serving
 from tests.support.side_by_side import own_ports
 from tests.support.trusting_guest import trusting_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from tests.attack.members import Fleet
 
 T = TypeVar("T")
 
@@ -142,10 +146,19 @@ class Place:
         )
 
     @cached_property
+    def fleet(self) -> Fleet:
+        """A member of a fleet, and another one that was taken over."""
+        return open_fleet(self)
+
+    @cached_property
     def certificates(self) -> Certificates:
         directory = self.directory / "certificates"
         directory.mkdir(mode=0o700)
         return Certificates(directory)
+
+    def enter(self, context: AbstractContextManager[object]) -> None:
+        """Have something end with this place."""
+        self._stack.enter_context(context)
 
     def serve(self, name: str, settings: Mapping[str, str]) -> Service:
         """:raises NotServed: if it does not start"""

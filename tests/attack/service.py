@@ -292,6 +292,13 @@ class Service:
         # Half of a line may be there for a moment: the kernel writes it page by page.
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    def until_told(self, message: str) -> None:
+        """Wait until the log has this."""
+        deadline = time.monotonic() + PATIENCE_S
+        while f'"message": "{message}"' not in self.tmp.with_suffix(".log").read_text():
+            assert time.monotonic() < deadline, message
+            time.sleep(_POLL_S)
+
     def audit_line(self, request_id: str) -> dict[str, Any] | None:
         """The line of a request; None if there is none.
 
@@ -346,7 +353,7 @@ def serving(source: Path, tmp: Path, settings: Mapping[str, str]) -> Iterator[Se
     tokens = {name: create_token(tmp, name, role) for name, role in PARTIES.items()}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "supervisor", "serve"],
-        env=_environ(source) | {"MANAGER_QEMU_TMP_FILE_LOC": str(tmp), **settings},
+        env=environ_of(source) | {"MANAGER_QEMU_TMP_FILE_LOC": str(tmp), **settings},
         cwd=source,
         stderr=subprocess.PIPE,
         text=True,
@@ -373,7 +380,8 @@ class NotServed(Exception):
     """The supervisor ended before it was ready; says why."""
 
 
-def _environ(source: Path) -> dict[str, str]:
+def environ_of(source: Path) -> dict[str, str]:
+    """For a command of the code that is attacked."""
     ours = ("MANAGER_", "AGENT_GRPC_", "RUNTIME_DIRECTORY")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return clean | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}

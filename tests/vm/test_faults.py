@@ -278,6 +278,9 @@ def test_held_vm_is_taken_up_held(second: Supervisor, before: dict[str, dict[str
     assert shown["state"] == "paused"
     resumed = second.post(known["id"], "resume")
     assert (status(resumed), resumed["pid"]) == (("running", "running"), known["pid"])
+    # Its agent, started anew, is open to all once the supervisor has found it.
+    with second.events(known["id"], resumed["sequence"]) as events:
+        wait_for(events, "agent")
     assert start(known, AVERAGE, b"1 2 6").result().file == b"3.0"
 
 
