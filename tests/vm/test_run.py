@@ -74,7 +74,8 @@ FLEET = {
 @pytest.fixture(scope="module")
 def supervisor() -> Iterator[Supervisor]:
     image = str(trusting_image())
-    with started(MANAGER_TEMPLATES="auto", MANAGER_QEMU_DISK_IMG_FILE=image) as running:
+    several = {"MANAGER_QEMU_SMP_COUNT": "2"}
+    with started(MANAGER_TEMPLATES="auto", MANAGER_QEMU_DISK_IMG_FILE=image, **several) as running:
         yield running
 
 
