@@ -73,7 +73,7 @@ class Machine:
 
         async with trio.open_nursery() as nursery:
             while True:
-                guest = await self.world.guest()
+                guest = await self.world.next_guest()
                 self.guests[guest.vm_id] = guest
                 nursery.start_soon(hear, guest)
 
