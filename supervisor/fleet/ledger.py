@@ -14,7 +14,8 @@ given up the host whose caller waits after all    queued, with the next epoch
 given up a host where another run gets its key    removed
 owned    its owner, before the agent gets it      sent
 owned    its owner, that cannot                   queued, with the next epoch
-owned    another member, once the owner is lost   queued, with the next epoch
+owned    another member, once the owner is lost   queued, with the next epoch; interrupted if
+                                                  it has lost `_MOST_LOST` hosts already
 sent     its owner, before the caller gets it     answered
 sent     another member, once the owner is lost   interrupted, or queued if it may run again
 any      its owner                                failed, interrupted, removed with its VM
@@ -31,6 +32,10 @@ import cattrs
 
 from supervisor.errors import NotOwner
 from supervisor.fleet.facts import Needs  # noqa: TC001 - cattrs resolves it
+
+
+#: A run that ends each supervisor that takes it must not end those of the whole fleet.
+_MOST_LOST = 3
 
 
 class RunState(enum.StrEnum):
@@ -61,6 +66,7 @@ class Run:
     :param vm: its VM, once it has one; empty before
     :param repeats: whether it is sent again if a host is lost that has sent it
     :param moves: whether another host may have it if its owner is lost
+    :param lost: how many hosts were lost with it, after which another one was to have it
     :param key: the name of its idempotency key's record; empty if it has none
     """
 
@@ -73,6 +79,7 @@ class Run:
     vm: str = ""
     repeats: bool = False
     moves: bool = True
+    lost: int = 0
     key: str = ""
 
     def encode(self) -> bytes:
@@ -174,11 +181,10 @@ class Run:
 
         :param entry: the host that has its computation, and asks
         """
-        if self.state is RunState.OWNED and self.moves:
-            return attrs.evolve(self._queued(), entry=entry)
-        if self.state is RunState.SENT:
-            if self.repeats and self.moves:
-                return attrs.evolve(self._queued(), entry=entry)
+        is_sent, is_owned = self.state is RunState.SENT, self.state is RunState.OWNED
+        if self.moves and (is_owned or (is_sent and self.repeats)) and self.lost < _MOST_LOST:
+            return attrs.evolve(self._queued(), entry=entry, lost=self.lost + 1)
+        if is_sent or (is_owned and self.moves):
             return attrs.evolve(self, state=RunState.INTERRUPTED)
         return self
 

@@ -179,6 +179,20 @@ def test_what_becomes_of_a_run_whose_owner_is_lost() -> None:
     assert QUEUED.without_owner("a") == QUEUED
 
 
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_run_that_ends_each_host_ends_four_at_most(repeats: bool) -> None:
+    run = attrs.evolve(QUEUED, repeats=repeats)
+    for lost in range(3):
+        owned = run.claimed("b", run.epoch)
+        if repeats:
+            owned = owned.advanced("b", owned.epoch, RunState.SENT, "vm")
+        run = owned.without_owner("a")
+        assert (run.state, run.lost) == (RunState.QUEUED, lost + 1)
+        run = run.claimed("b", run.epoch).handed_back("b", run.epoch + 1)  # that is no loss
+    last = run.claimed("b", run.epoch)
+    assert last.without_owner("a").state is RunState.INTERRUPTED
+
+
 @pytest.mark.parametrize("state", [RunState.INTERRUPTED, RunState.FAILED])
 def test_an_answer_that_its_host_could_not_keep(state: RunState) -> None:
     """Its VM was ended before it was on the disk: what its caller is told, the record says."""
