@@ -239,7 +239,7 @@ class Entry:
                 needs = self._members.narrowed(run.needs)
                 await self._offer(needs)
                 once = f"{run.id}:{run.epoch}:{reminders}"
-                await self._engine.enqueue(needs.kind, f"{run.id} {run.epoch}".encode(), once)
+                await self._engine.enqueue(needs.kind, self._records.told(run), once)
                 pause_s = _REMIND_S
             except FleetUnavailable:
                 pause_s = _RETRY_S

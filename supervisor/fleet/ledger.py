@@ -33,7 +33,6 @@ import cattrs
 from supervisor.errors import NotOwner
 from supervisor.fleet.facts import Needs  # noqa: TC001 - cattrs resolves it
 
-
 #: A run that ends each supervisor that takes it must not end those of the whole fleet.
 _MOST_LOST = 3
 

@@ -43,6 +43,15 @@ def _kept_s(run: Run) -> float | None:
     return None if run.state is RunState.SENT else KEPT_S
 
 
+def queued(told: bytes) -> tuple[Run, int]:
+    """A run as `Records.told` puts it in the queue, and the revision of its record.
+
+    :raises ValueError: if it is no such thing
+    """
+    revision, _, content = told.partition(b" ")
+    return Run.decode(content), int(revision)
+
+
 class Records:
     """As one member has them."""
 
@@ -139,6 +148,16 @@ class Records:
             kept = await self._engine.get(KEYS, run.key)
             if kept and kept.value and json.loads(kept.value)["run"] == run.id:
                 await self._engine.remove(KEYS, run.key, kept.revision)
+
+    def told(self, run: Run) -> bytes:
+        """A run as it is put in the queue, with what it takes to change its record."""
+        known, revision = self._known.get(run.id, (None, 0))
+        return b"%d %s" % (revision if known == run else 0, run.encode())
+
+    def hear(self, told: bytes) -> None:
+        """Take what was told for what is on record, until a change says otherwise."""
+        run, revision = queued(told)
+        self._known[run.id] = run, revision
 
     def known(self, run_id: str) -> Run | None:
         """As this host had it last."""

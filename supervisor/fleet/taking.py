@@ -14,6 +14,7 @@ from supervisor.errors import FleetUnavailable, NotOwner
 from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import HostFacts, Needs, lacks, spared
 from supervisor.fleet.ledger import Run, RunState
+from supervisor.fleet.records import queued
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -182,23 +183,23 @@ class Taking:
             self._members.notice()
             await trio.sleep(_FULL_S)
             return True
-        run_id, _, number = message.body.decode(errors="replace").partition(" ")
-        if not number.isdecimal():
-            log.error("a message of the queue cannot be read")
+        try:
+            run, _ = queued(message.body)
+        except ValueError as error:
+            log.error("a message of the queue cannot be read", problem=str(error))
             await self._engine.done(message)
             return False
-        queued_in = int(number)
-        known = self._records.known(run_id)
-        if known and known.is_of(self._members.name, queued_in + 1):
+        known = self._records.known(run.id)
+        if known and known.is_of(self._members.name, run.epoch + 1):
             await self._engine.done(message)  # it came again, of a run that this host is at
             return False
         try:
-            self._records.forget(run_id)
-            run = await self._records.change(
-                run_id, lambda run: run.claimed(self._members.name, queued_in)
-            )
+            # In the queue is what the record was, so that nobody has to ask for it.
+            self._records.hear(message.body)
+            step = partial(_claimed, self._members.name, run.epoch)
+            run = await self._records.change(run.id, step)
         except NotOwner:
-            self._records.forget(run_id)
+            self._records.forget(run.id)
             await self._engine.done(message)
             return False
         await self._engine.done(message)
@@ -248,3 +249,7 @@ class Taking:
         if not run.is_of(self._members.name, epoch) or run.state is not RunState.OWNED:
             raise NotOwner(f"this host does not have run {run_id} in epoch {epoch}")
         yield
+
+
+def _claimed(host: str, epoch: int, run: Run) -> Run:
+    return run.claimed(host, epoch)

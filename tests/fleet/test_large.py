@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from supervisor.fleet.facts import Needs
+from supervisor.fleet.ledger import Run
 from tests.support.memory_engine import Broker, MemoryEngine
 from tests.support.simulated_fleet import SimulatedFleet
 
@@ -125,7 +126,8 @@ async def test_messages_about_runs_that_are_over_cost_their_kind_no_turn(
             callers.start_soon(fleet.call, "first", "a", Needs())
             await trio.sleep(0.1)
             for number in range(3):
-                await MemoryEngine(fleet.broker).enqueue(kind, b"of-long-ago 0", f"{number}")
+                message = b"0 " + Run(id="of-long-ago", entry="a", needs=Needs()).encode()
+                await MemoryEngine(fleet.broker).enqueue(kind, message, f"{number}")
             callers.start_soon(fleet.call, "second", "a", WIDE)
             await trio.sleep(0.1)
             callers.start_soon(fleet.call, "third", "a", Needs())
@@ -157,7 +159,7 @@ async def test_a_message_that_comes_again_does_not_end_the_run(
             callers.start_soon(fleet.call, "run", "a", Needs())
             await trio.sleep(1)
             kind = fleet.hosts["a"].members.narrowed(Needs()).kind
-            again = f"{fleet.runs['run']} 0".encode()
+            again = b"0 " + Run(id=fleet.runs["run"], entry="a", needs=Needs()).encode()
             await MemoryEngine(fleet.broker).enqueue(kind, again, "a reminder")
         assert fleet.check(1) == []
         assert fleet.outcomes[0].told == "answer of run"

@@ -74,8 +74,9 @@ FLEET = {
 @pytest.fixture(scope="module")
 def supervisor() -> Iterator[Supervisor]:
     image = str(trusting_image())
-    several = {"MANAGER_QEMU_SMP_COUNT": "2"}
-    with started(MANAGER_TEMPLATES="auto", MANAGER_QEMU_DISK_IMG_FILE=image, **several) as running:
+    with started(
+        MANAGER_TEMPLATES="auto", MANAGER_QEMU_DISK_IMG_FILE=image, MANAGER_QEMU_SMP_COUNT="2"
+    ) as running:
         yield running
 
 
