@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from supervisor.agent.reference import tls
-from supervisor.api import requests
+from supervisor.api import words
 from supervisor.api.http import json_body
 from supervisor.cli import main
 from supervisor.qemu import firmware
@@ -446,19 +446,19 @@ async def test_nonce_is_new_each_time(
 ) -> None:
     """The agent has no report for it; the supervisor was asked for one all the same."""
     asked: list[bytes] = []
-    of_wire = requests.nonce
+    of_wire = words.nonce
 
-    def noting(given: object) -> requests.Nonce:
+    def noting(given: object) -> words.Nonce:
         asked.append(of_wire(given))
-        return requests.Nonce(asked[-1])
+        return words.Nonce(asked[-1])
 
     monkeypatch.setattr(json_body, "nonce", noting)
     async with milan.serve() as supervisor:
         vm_id = (await run(supervisor.http, tee="sev-snp"))["id"]
         for _ in range(2):
             written = tmp_path / "report.bin"
-            words = ("evidence", vm_id, "--output", str(written))
-            assert (await cli(supervisor)(*words, check=False)).returncode == 1
+            typed = ("evidence", vm_id, "--output", str(written))
+            assert (await cli(supervisor)(*typed, check=False)).returncode == 1
             assert not written.exists()
     first, second = asked
     assert first != second

@@ -8,7 +8,8 @@ import pytest
 
 from supervisor import config
 from supervisor.api.grpc import messages
-from supervisor.api.requests import EventsRequest, RunRequest, event_number, page_size
+from supervisor.api.requests import EventsRequest, RunRequest
+from supervisor.api.words import event_number, page_size
 from supervisor.config import MAX_COMPUTATION, Forwards, Policy, RestartPolicy, Tee, TemplateUse
 from supervisor.errors import InvalidRequest, TooLarge
 from supervisor.pb import manager_pb2, vm_pb2

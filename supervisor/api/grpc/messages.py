@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from supervisor.api.requests import (
-    EventsRequest,
-    RunRequest,
-    ShutdownRequest,
-    event_number,
-    host_of_json,
-    one_of,
-    tee_policy,
-)
+from supervisor.api.requests import EventsRequest, RunRequest, ShutdownRequest
+from supervisor.api.words import event_number, host_of_json, one_of, tee_policy
 from supervisor.config import Forwards, Tee, TemplateUse
 from supervisor.errors import InvalidRequest
 from supervisor.fleet.positions import Position

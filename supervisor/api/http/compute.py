@@ -13,7 +13,8 @@ from supervisor.agent.computing import Part
 from supervisor.api.callers import current, needs
 from supervisor.api.http import json_body
 from supervisor.api.http.open_file import OpenFile
-from supervisor.api.requests import ComputeRequest, Then, part_number
+from supervisor.api.requests import ComputeRequest, Then
+from supervisor.api.words import part_number
 from supervisor.caller import Right
 from supervisor.errors import InvalidRequest, TooLarge, UnsupportedMedia
 from supervisor.parties import RESULT

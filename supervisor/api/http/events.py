@@ -11,7 +11,8 @@ from supervisor.api.callers import current, needs, standing, who
 from supervisor.api.event_stream import Part
 from supervisor.api.http.elsewhere import Elsewhere
 from supervisor.api.http.fleet_events import EventsOfAll
-from supervisor.api.requests import EventsRequest, event_number, page_size
+from supervisor.api.requests import EventsRequest
+from supervisor.api.words import event_number, page_size
 from supervisor.caller import Right
 from supervisor.errors import InvalidRequest
 from supervisor.fleet.positions import Position

@@ -15,7 +15,8 @@ from quart import request
 
 from supervisor.api.http import streamed_json
 from supervisor.api.http.bodies import Incoming  # noqa: TC001
-from supervisor.api.requests import (
+from supervisor.api.requests import Then
+from supervisor.api.words import (
     Attest,
     Base64,
     Count,
@@ -25,7 +26,6 @@ from supervisor.api.requests import (
     Memory,
     Nonce,
     Pem,
-    Then,
     attest,
     base64_text,
     count,

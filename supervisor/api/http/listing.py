@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from werkzeug.datastructures import MultiDict
 
-from supervisor.api.requests import label, one_of, page_size
+from supervisor.api.words import label, one_of, page_size
 from supervisor.errors import InvalidRequest
 from supervisor.state.record import Purpose, RelayState
 from supervisor.state.status import VmState

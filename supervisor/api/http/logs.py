@@ -11,7 +11,7 @@ import trio
 from quart import Blueprint, Response, request
 
 from supervisor.api.callers import current, needs, standing, who
-from supervisor.api.requests import line_count, one_of, point_in_time
+from supervisor.api.words import line_count, one_of, point_in_time
 from supervisor.caller import Right
 from supervisor.errors import InvalidRequest, Unauthenticated, UnknownCertificate
 from supervisor.parties import RESULT
