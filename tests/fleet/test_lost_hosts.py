@@ -121,7 +121,11 @@ async def test_a_copy_outlives_the_supervisor_that_keeps_it(fleet: Fleet) -> Non
             await a.kill()
         async with fleet.serve("a", **ZONE) as a:
             await a.wait_said("host joined", host="b")
+            # A disk that fails for a while.
+            copy.rename(copies.with_name("aside"))
             await b.kill()
+            await a.wait_said("copy of a run not used")
+            copies.with_name("aside").rename(copy)
             await a.wait_said("answered")
             assert (await record_of(a))["relay"]["state"] == "answered"
             await a.wait_said("copy of a run is not needed")

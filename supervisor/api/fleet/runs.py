@@ -253,6 +253,9 @@ class FleetRuns:
                     await self._have_it_done(run)
                 else:
                     await trio.sleep(_SOON_S)
+            except LaunchError as error:  # its disk may be full now, and not in a while
+                log.warning("copy of a run not used", run=run_id, problem=str(error))
+                await trio.sleep(_SOON_S)
             except (SupervisorError, Conflict) as error:
                 log.warning("run is over", run=run_id, problem=str(error))
                 break
