@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from supervisor.fleet.engine import Engine
 
 _TABLE = "runs"
+#: Any member can put anything in the queue.
+_TOLD = re.compile(rb"(?P<revision>[0-9]{1,18}) (?P<run>.*)", re.DOTALL)
+_ID = re.compile(r"[0-9a-f-]{36}")
 KEYS = "keys"
 #: How long a run that is over stays on record, and one whose agent has not got it yet.
 KEPT_S = 7 * 24 * 3600.0
@@ -48,8 +52,13 @@ def queued(told: bytes) -> tuple[Run, int]:
 
     :raises ValueError: if it is no such thing
     """
-    revision, _, content = told.partition(b" ")
-    return Run.decode(content), int(revision)
+    found = _TOLD.fullmatch(told)
+    if not found:
+        raise ValueError("it is no revision and a record")
+    run = Run.decode(found["run"])
+    if not _ID.fullmatch(run.id):
+        raise ValueError("its id is none of a run's")
+    return run, int(found["revision"])
 
 
 class Records:
