@@ -126,7 +126,12 @@ async def test_messages_about_runs_that_are_over_cost_their_kind_no_turn(
             callers.start_soon(fleet.call, "first", "a", Needs())
             await trio.sleep(0.1)
             for number in range(3):
-                message = b"0 " + Run(id="0f109a90-0000-4000-8000-000000000000", entry="a", needs=Needs()).encode()
+                message = (
+                    b"0 "
+                    + Run(
+                        id="0f109a90-0000-4000-8000-000000000000", entry="a", needs=Needs()
+                    ).encode()
+                )
                 await MemoryEngine(fleet.broker).enqueue(kind, message, f"{number}")
             callers.start_soon(fleet.call, "second", "a", WIDE)
             await trio.sleep(0.1)
