@@ -227,12 +227,12 @@ class Fleet:
             async with self.taking.accepted(run_id, epoch):
                 try:
                     vm = await service.submit(computation, options, caller)
-                except (AtCapacity, Stopping) as error:
+                except BaseException as error:
+                    if not _has_no_room(error):
+                        service.vms.spawn(self.owner.give_up, run_id, epoch)
+                        raise
                     await self.owner.hand_back(run_id, epoch)
                     raise HandedBack(f"host {self.name} has no room: {error}") from error
-                except BaseException:
-                    service.vms.spawn(self.owner.give_up, run_id, epoch)
-                    raise
             self.follow(service, vm)
             return vm
 
@@ -339,6 +339,13 @@ def _within(taken: Resources, budget: Resources) -> Resources:
     """What is taken, and no more than there is: adopted VMs may be more."""
     pairs = zip(attrs.astuple(taken), attrs.astuple(budget), strict=True)
     return Resources(*(min(one, most) for one, most in pairs))
+
+
+def _has_no_room(error: BaseException) -> bool:
+    """Whether another host may have room; an owner that has its quota gets round all of them."""
+    if isinstance(error, AtCapacity):
+        return error.retry_after_s is not None
+    return isinstance(error, Stopping)
 
 
 def _is_uuid(given: str) -> bool:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from supervisor.api.auth import tokens
+from supervisor.caller import Role
 from tests.fleet.posting import SOUTH, ZONE, Posted, record_of
 from tests.support.world import PATIENCE_S
 
@@ -157,3 +159,25 @@ async def test_a_run_whose_guest_has_not_run_outlives_its_supervisor(fleet: Flee
         async with fleet.serve("b", **ZONE):
             answer = await posted.answer()
             assert answer.status_code == 200, answer.text
+
+
+async def test_a_caller_that_has_its_quota_is_told_so(fleet: Fleet) -> None:
+    """No room that comes free ends that: the run would go from host to host without an end."""
+    at = fleet.worlds["a"].tmp
+    at.mkdir(mode=0o700)
+    _, token = tokens.create(at / "tokens.json", "alice", Role.RUN, None, tokens.now())
+    alice = {"Authorization": f"Bearer {token}"}
+    quota = {"MANAGER_MAX_VMS_PER_OWNER": "1"}
+    async with fleet.serve("a", MANAGER_AUTH="on", **quota) as a, fleet.serve("b", **quota, **ZONE):
+        await a.wait_said("host joined", host="b")
+        for body in (SOUTH, {"computation": [1]}):
+            answer = await a.http.post("/run", json=body, headers=alice)
+            assert answer.status_code == 200, answer.text
+            for prefer in ("wait", "respond-async"):
+                with trio.fail_after(PATIENCE_S):
+                    answer = await a.http.post(
+                        "/run", json=body, headers=alice | {"Prefer": prefer}
+                    )
+                assert answer.status_code == 429, answer.text
+                assert "you have 1 of the 1 VMs" in answer.json()["detail"]
+                assert "Retry-After" not in answer.headers
