@@ -53,3 +53,38 @@ async def test_a_run_that_comes_while_it_is_given_up_is_not_begun(
                 pytest.fail("it is begun")
         owner.may.set()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_message_of_the_queue_that_cannot_be_read_is_done_with(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Any member can put one in. An error here would end the supervisor."""
+    facts = HostFacts(
+        name="b",
+        address="b",
+        seat="b",
+        vms_free=1,
+        memory_free_bytes=1,
+        vcpus_free=1,
+        vm_memory_bytes=1,
+        vm_vcpus=1,
+    )
+    async with trio.open_nursery() as nursery:
+        broker = Broker(nursery, lies=0, seed=1)
+        engine = MemoryEngine(broker)
+        records, needs = Records(engine), Needs()
+        members = Members(engine, "b", lambda: facts, trio.current_time)
+        taking = Taking(engine, records, members, Owner(records, members), lambda: facts)
+        nursery.start_soon(members.keep_lease)
+        await members.changed.until(lambda: members.is_safe)
+        run = Run(id="11111111-1111-4111-8111-111111111111", entry="a", needs=needs).encode()
+        strange = Run(id="runs.>", entry="a", needs=needs).encode()
+        long = run.replace(b'"epoch": 0', b'"epoch": ' + b"9" * 5000)
+        bodies = (b"", b"\xff 1", b"0", b"..", b"-1 " + run, b"9" * 5000 + b" " + run)
+        for body in (*bodies, b"0 " + strange, b"0 " + long, b"0 {}", b"0 " + b"[" * 10_000):
+            broker.push(needs.kind, body)
+            message = await engine.pull(needs.kind, 1, 0)
+            assert message
+            assert not await taking._take(message, needs)
+        assert not broker.unacknowledged
+        nursery.cancel_scope.cancel()
