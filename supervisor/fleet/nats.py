@@ -45,6 +45,8 @@ _RECONNECT_S = 0.25
 _LOOK_S = 0.02
 #: The server's numbers of errors. Source: server/errors.json of nats-server.
 _WRONG_LAST, _NO_MESSAGE, _EXISTS = {10071, 10164}, {10037}, {10058, 10013, 10148}
+#: What the queue answers at the end of the time that is waited.
+_NOTHING_CAME = {"404", "408"}
 #: What has a stream publish, or take, what no member may.
 _NOT_OURS = {"mirror", "sources", "republish", "subject_transform"}
 #: How long the mark of a removed record stays, for those who watch.
@@ -342,9 +344,12 @@ class NatsEngine:
             finally:
                 with suppress(NatsError, OSError), trio.move_on_after(1, shield=True):
                     await aio_as_trio(subscription.unsubscribe)()
-        if "$JS.ACK." not in message.reply:  # a status: nothing came in this time
-            return None
-        return Message(message.data, message.reply, message.metadata.sequence.stream)
+        if "$JS.ACK." in message.reply:
+            return Message(message.data, message.reply, message.metadata.sequence.stream)
+        status = (message.headers or {}).get("Status")
+        if status not in _NOTHING_CAME:  # such as at once, if the queue keeps no such kind apart
+            raise FleetUnavailable(f"NATS: the queue answers {status} for {kind}")
+        return None
 
     async def done(self, message: Message) -> None:
         await self._ack(message, b"+ACK")

@@ -171,3 +171,14 @@ async def test_a_member_that_is_left_out_is_cut_off_by_a_reload(brokers: Brokers
         await a.create("runs", "one", b"1")
         with pytest.raises(FleetUnavailable):
             await b.get("runs", "one")
+
+
+async def test_a_kind_that_the_queue_does_not_keep_apart_is_not_asked_for_all_the_time(
+    brokers: Brokers,
+) -> None:
+    """Any member can tell of one: the answer comes at once, and is none."""
+    async with member(brokers, "a") as a:
+        with pytest.raises(FleetUnavailable, match="503"):
+            await a.pull("unknown", PATIENCE_S, 0)
+        await a.offer("known")
+        assert await a.pull("known", 0.1, 0) is None
