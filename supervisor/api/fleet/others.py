@@ -28,6 +28,8 @@ _CONNECT_S, _BEGIN_S = 3.0, 5.0
 _KEPT = 10
 #: Bytes of an answer that is read here: the longest reply of an agent in JSON, or thousands of VMs.
 _LONGEST = 1 << 27
+#: What comes of asking; the last of an address that is none, as a member says it of itself.
+_NO_ANSWER = (httpx.TransportError, httpx.InvalidURL, UnicodeError)
 #: What comes of a stream that breaks, or is none.
 _NO_STREAM = (
     *(httpx.HTTPError, httpx.StreamError, trio.TooSlowError),
@@ -76,16 +78,16 @@ class Others:
         token = identity.sign(asked.caller, name, asked.method, target, *asked.claim)
         headers = {"Authorization": f"Bearer {token}", "X-Request-Id": asked.request_id}
         client = self._clients.get(name) or self._clients.setdefault(name, self._open_client())
-        request = client.build_request(
-            asked.method,
-            f"https://{address}{target}",
-            headers=asked.headers | headers,
-            content=asked.content,
-            extensions={"sni_hostname": server_name(name)},
-        )
         try:
+            request = client.build_request(
+                asked.method,
+                f"https://{address}{target}",
+                headers=asked.headers | headers,
+                content=asked.content,
+                extensions={"sni_hostname": server_name(name)},
+            )
             answer = await client.send(request, stream=True)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except _NO_ANSWER as error:
             raise _broke(name, error) from error
         if answer.status_code == HTTPStatus.UNAUTHORIZED:
             # It is this member that it does not know, such as just after its start.

@@ -1,0 +1,70 @@
+"""A member that was taken over: b's certificate and key, and what the test has it say."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from supervisor.bridge import open_loop
+from supervisor.fleet.facts import HostFacts
+from supervisor.membership import _server_context
+from tests.fleet.test_engine import member
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from supervisor.fleet.nats import NatsEngine
+    from tests.fleet.conftest import Fleet
+
+    #: From the request's line to all of the answer.
+    Answer = Callable[[bytes], bytes]
+
+
+@asynccontextmanager
+async def rogue(fleet: Fleet, address: str = "") -> AsyncIterator[NatsEngine]:
+    """Is b, at NATS and in the others' eyes.
+
+    :param address: where it says that it is
+    """
+    (at,) = (str(one.address) for one in fleet.brokers.members if one.name == "b")
+    facts = HostFacts(name="b", address=address or at, seat="rogue")
+    async with open_loop(), member(fleet.brokers, "b") as engine:
+        await engine.create("hosts", "b", facts.encode())
+        yield engine
+
+
+@asynccontextmanager
+async def answering(fleet: Fleet, answer: Answer) -> AsyncIterator[None]:
+    """Answers each request at b's address, and closes the connection."""
+    (at,) = (one.address for one in fleet.brokers.members if one.name == "b")
+    context = _server_context(fleet.brokers.files("b"))
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_ssl_over_tcp, ssl_context=context, host=at.host)
+        await nursery.start(serve, partial(_answer, answer), at.port)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _answer(answer: Answer, stream: trio.SSLStream[trio.SocketStream]) -> None:
+    head = b""
+    while b"\r\n\r\n" not in head:
+        received = await stream.receive_some()
+        if not received:
+            return
+        head += received
+    line = head.partition(b"\r\n")[0]
+    try:
+        await stream.send_all(answer(line))
+        await stream.aclose()
+    except trio.BrokenResourceError:
+        pass  # who asks has heard enough
+
+
+def said(status: int, content: bytes = b"", **headers: str) -> bytes:
+    """One answer."""
+    lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(content)}", "Connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + content
