@@ -35,6 +35,7 @@ from supervisor.fleet.facts import Needs  # noqa: TC001 - cattrs resolves it
 
 #: A run that ends each supervisor that takes it must not end those of the whole fleet.
 _MOST_LOST = 3
+_MOST_EPOCHS = 10**9
 
 
 class RunState(enum.StrEnum):
@@ -88,9 +89,12 @@ class Run:
     def decode(cls, content: bytes) -> Run:
         """:raises ValueError: if it is no such thing"""
         try:
-            return _converter.structure(json.loads(content), cls)
+            run = _converter.structure(json.loads(content), cls)
         except (cattrs.BaseValidationError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"no record of a run: {error!r}") from error
+        if not 0 <= run.epoch < _MOST_EPOCHS:
+            raise ValueError("no record of a run: it has an epoch that no run comes to")
+        return run
 
     def is_of(self, host: str, epoch: int) -> bool:
         return (self.owner, self.epoch) == (host, epoch)

@@ -7,16 +7,20 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from supervisor.errors import FleetUnavailable, NotOwner
 from supervisor.fleet.engine import Conflict
+from supervisor.fleet.facts import Needs
 from supervisor.fleet.ledger import Run, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from supervisor.fleet.engine import Engine
+
+log = structlog.stdlib.get_logger()
 
 _TABLE = "runs"
 #: Any member can put anything in the queue.
@@ -32,6 +36,8 @@ _GIVEN_UP_S = 3600.0
 #: Longer than any run waits. What a host put on record just before it was lost goes then.
 _QUEUED_S = 24 * 3600.0
 _RETRY_S = 0.5
+#: Characters that the log has of what is wrong with a record.
+_MOST_WORDS = 1000
 #: NATS' servers wait for up to 9 s until one of them takes a lost leader's place.
 _CREATE_S = 10.0
 
@@ -90,7 +96,7 @@ class Records:
         return await self.create(run)
 
     async def read(self, run_id: str) -> Run:
-        """As the fleet has it now.
+        """As the fleet has it now; removed, if somebody has spoilt its record.
 
         :raises NotOwner: if there is no such run
         """
@@ -100,8 +106,12 @@ class Records:
             raise NotOwner(f"no run {run_id} is on the fleet's record")
         try:
             run = Run.decode(kept.value)
+            if run.id != run_id:
+                raise ValueError(f"it is run {run.id}'s")
         except ValueError as error:
-            raise FleetUnavailable(f"run {run_id}: {error}") from error
+            # Whoever waited until it can be read would wait for ever.
+            log.error("a run's record cannot be read", run=run_id, problem=str(error)[:_MOST_WORDS])
+            run = Run(id=run_id, entry="", needs=Needs(), state=RunState.REMOVED)
         self._known[run_id] = run, kept.revision
         return run
 
