@@ -457,10 +457,12 @@ class _Refused(Exception):
 
 @contextmanager
 def _as_ours() -> Iterator[None]:
-    """:raises FleetUnavailable: for what nats-py raises"""
+    """:raises FleetUnavailable: for what nats-py raises; of a subject that is none, too: a part of
+    it may be a name that another member has put on record
+    """
     try:
         yield
-    except (NatsError, OSError) as error:
+    except (NatsError, OSError, UnicodeError) as error:
         raise FleetUnavailable(f"the fleet's NATS does not answer: {_words(error)}") from error
 
 
