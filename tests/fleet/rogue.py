@@ -10,6 +10,7 @@ import trio
 
 from supervisor.bridge import open_loop
 from supervisor.fleet.facts import HostFacts
+from supervisor.fleet.ledger import Run, RunState
 from supervisor.membership import _server_context
 from tests.fleet.test_engine import member
 
@@ -24,16 +25,29 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def rogue(fleet: Fleet, address: str = "") -> AsyncIterator[NatsEngine]:
+async def rogue(fleet: Fleet, address: str = "", **labels: str) -> AsyncIterator[NatsEngine]:
     """Is b, at NATS and in the others' eyes.
 
     :param address: where it says that it is
     """
     (at,) = (str(one.address) for one in fleet.brokers.members if one.name == "b")
-    facts = HostFacts(name="b", address=address or at, seat="rogue")
+    facts = HostFacts(name="b", address=address or at, seat="rogue", labels=labels)
     async with open_loop(), member(fleet.brokers, "b") as engine:
         await engine.create("hosts", "b", facts.encode())
         yield engine
+
+
+async def take(engine: NatsEngine) -> None:
+    """Claim the next run that is queued, so that its entry host sends it."""
+    async with engine.watch("runs") as runs:
+        async for one in runs:
+            run = Run.decode(one.value) if one and one.value else None
+            if one and run and run.state is RunState.QUEUED:
+                claimed = run.claimed("b", run.epoch)
+                await engine.update("runs", run.id, claimed.encode(), one.revision)
+                words = f"{run.id} b {claimed.epoch}"
+                assert await engine.call(run.entry, "claimed", words.encode(), 2) == b"coming"
+                return
 
 
 @asynccontextmanager

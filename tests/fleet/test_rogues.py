@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,12 @@ import pytest
 import trio
 
 from supervisor.fleet.facts import Needs
+from supervisor.fleet.identity import Identity
 from supervisor.fleet.ledger import Run
 from supervisor.pb import vm_pb2
-from tests.fleet.rogue import rogue
+from tests.fleet.rogue import answering, rogue, said, take
 from tests.fleet.test_events import reading
+from tests.fleet.test_members import ALICE, address, client
 from tests.fleet.test_wires import wire
 from tests.support.world import PATIENCE_S
 
@@ -52,3 +55,38 @@ async def test_a_name_that_is_none_ends_nobody_who_asks_that_host(fleet: Fleet) 
             with trio.fail_after(PATIENCE_S):
                 while not (one := await seen.receive()) or b"owned" not in (one.value or b""):
                     pass
+
+
+REFUSED = {"type": "urn:qmp-supervisor:problem:at-capacity", "detail": "no"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        said(429, json.dumps(REFUSED).encode(), Retry_After="9" * 5000),
+        said(429, b'{"detail": ' + b"[" * 100_000),
+        said(429, json.dumps(REFUSED | {"detail": "no" * 100_000}).encode()),
+    ],
+)
+async def test_a_refusal_is_short_whatever_it_says(fleet: Fleet, answer: bytes) -> None:
+    signer = Identity.read(fleet.brokers.files("b"))
+    run = Run(id=str(uuid.uuid4()), entry="a", needs=Needs())
+    copy = f"/runs/{run.id}/copy"
+    async with (
+        fleet.serve("a") as a,
+        answering(fleet, lambda _: answer),
+        rogue(fleet) as b,
+        client(fleet.brokers.files("b")) as http,
+    ):
+        await a.wait_said("host joined", host="b")
+        # It sees to the run for nobody who waits: an error would be the supervisor's own.
+        await a.http.post("/host/drain")
+        await b.create("runs", run.id, run.encode())
+        token = signer.sign(ALICE, "a", "POST", copy, run.id)
+        headers = {"Authorization": f"Bearer {token}"}
+        body = {"computation": [1]}
+        kept = await http.post(address(fleet, "a") + copy, json=body, headers=headers)
+        assert kept.status_code == 204, kept.text
+        await take(b)
+        found = await a.wait_said("run not taken", run=run.id)
+        assert len(found["problem"]) <= 1 << 16

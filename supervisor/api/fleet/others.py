@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from http import HTTPStatus
@@ -28,6 +29,9 @@ _CONNECT_S, _BEGIN_S = 3.0, 5.0
 _KEPT = 10
 #: Bytes of an answer that is read here: the longest reply of an agent in JSON, or thousands of VMs.
 _LONGEST = 1 << 27
+#: Characters of a refusal, which goes into the log as well.
+_MOST_WORDS = 1 << 16
+_SECONDS = re.compile(r"[0-9]{1,9}")
 #: What comes of asking; the last of an address that is none, as a member says it of itself.
 _NO_ANSWER = (httpx.TransportError, httpx.InvalidURL, UnicodeError)
 #: What comes of a stream that breaks, or is none.
@@ -149,13 +153,13 @@ def _refusal(answer: httpx.Response, content: bytes) -> RefusedElsewhere:
         document = json.loads(content)
         kind, detail = document["type"], document["detail"]
         code = document.get("agent_code")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         kind, detail, code = "", f"a member answered with status {answer.status_code}", None
     after = answer.headers.get("Retry-After", "")
     return RefusedElsewhere(
-        str(detail),
+        str(detail)[:_MOST_WORDS],
         word=str(kind).rpartition(":")[2],
-        retry_after_s=int(after) if after.isdecimal() else None,
+        retry_after_s=int(after) if _SECONDS.fullmatch(after) else None,
         code=code if isinstance(code, str) else None,
     )
 
