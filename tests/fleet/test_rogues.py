@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -13,6 +13,7 @@ from supervisor.fleet.facts import Needs
 from supervisor.fleet.identity import Identity
 from supervisor.fleet.ledger import Run
 from supervisor.pb import vm_pb2
+from tests.fleet.posting import SOUTH
 from tests.fleet.rogue import answering, rogue, said, take
 from tests.fleet.test_events import reading
 from tests.fleet.test_members import ALICE, address, client
@@ -90,3 +91,25 @@ async def test_a_refusal_is_short_whatever_it_says(fleet: Fleet, answer: bytes) 
         await take(b)
         found = await a.wait_said("run not taken", run=run.id)
         assert len(found["problem"]) <= 1 << 16
+
+
+@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b"[" * 100_000])
+async def test_an_answer_that_is_none_ends_no_more_than_its_request(
+    fleet: Fleet, answer: bytes
+) -> None:
+    form: dict[str, Any] = {
+        "run": (None, json.dumps({"host": SOUTH["host"]}), "application/json"),
+        "algorithm": ("algorithm", b"x"),
+    }
+    async with (
+        fleet.serve("a") as a,
+        answering(fleet, lambda _: said(200, answer)),
+        rogue(fleet, zone="south") as b,
+        trio.open_nursery() as nursery,
+    ):
+        await a.wait_said("host joined", host="b")
+        nursery.start_soon(take, b)
+        with trio.fail_after(PATIENCE_S):
+            refused = await a.http.post("/run", files=form)
+        assert refused.status_code == 502, refused.text
+        await a.run()

@@ -20,7 +20,7 @@ from supervisor.api.http.form import Form
 from supervisor.api.requests import ComputeRequest, RunRequest, Then
 from supervisor.api.submit import submit
 from supervisor.config import MAX_COMPUTATION
-from supervisor.errors import FleetError, InvalidRequest
+from supervisor.errors import FleetError, InvalidRequest, MemberBroke
 from supervisor.state.record import EndCause, EndMode
 from supervisor.vm import compute
 from supervisor.vm.vm import Vm
@@ -139,10 +139,15 @@ class _Here:
 
 
 async def _there(service: Service, others: Others, found: Answered) -> _There:
-    """:raises MemberBroke: if its answer does not come; then its TTL ends its VM"""
-    timing = found.response.headers["Server-Timing"]
-    answer = json.loads(await others.read(found.host, found.response))
-    return _There(service, others, current(), found.host, answer, timing)
+    """:raises MemberBroke: if its answer does not come, or is none; then its TTL ends its VM"""
+    timing = found.response.headers.get("Server-Timing", "")
+    content = await others.read(found.host, found.response)
+    try:
+        answer = json.loads(content)
+        at = f"/vms/{answer['id']}"
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise MemberBroke(f"the member {found.host} answers with no run: {error!r}") from error
+    return _There(service, others, current(), found.host, at, answer, timing)
 
 
 @attrs.frozen
@@ -153,6 +158,7 @@ class _There:
     _others: Others
     _caller: Caller
     _host: str
+    _at: str
     _answer: dict[str, Any]
     _timing: str
 
@@ -183,8 +189,14 @@ class _There:
     async def _ask(
         self, method: str, name: str, headers: dict[str, str] | None = None, content: Any = b""
     ) -> httpx.Response:
-        target = f"/vms/{self._answer['id']}/{name}"
         return await self._others.ask(
             self._host,
-            Asked(self._caller, method, target, headers or {}, content, trace.present().id),
+            Asked(
+                self._caller,
+                method,
+                f"{self._at}/{name}",
+                headers or {},
+                content,
+                trace.present().id,
+            ),
         )
