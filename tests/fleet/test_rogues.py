@@ -113,3 +113,15 @@ async def test_an_answer_that_is_none_ends_no_more_than_its_request(
             refused = await a.http.post("/run", files=form)
         assert refused.status_code == 502, refused.text
         await a.run()
+
+
+async def test_a_time_that_is_none_leaves_the_list_of_all_hosts(fleet: Fleet) -> None:
+    listed = vm_pb2.ListResponse(vms=[vm_pb2.Vm(id="one")])
+    listed.vms[0].created_at.seconds = 1 << 62
+    answer = said(200, listed.SerializeToString())
+    async with fleet.serve("a") as a, answering(fleet, lambda _: answer), rogue(fleet):
+        await a.wait_said("host joined", host="b")
+        own = await a.run()
+        with wire(a) as wired:
+            found = await wired.ask(wired.vms.List, vm_pb2.ListRequest())
+        assert [vm.id for vm in found.vms] == [own["id"], "one"]

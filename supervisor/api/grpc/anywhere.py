@@ -74,7 +74,8 @@ def _everywhere(described: ServiceDescriptor, method: Any) -> Any:
             answers, missing = await trio_as_aio(ask_all)(*asked)
             for answer in answers:
                 response.MergeFrom(answer)
-            response.vms.sort(key=lambda vm: vm.created_at.ToNanoseconds())
+            # Not as a time: another member's may be none.
+            response.vms.sort(key=lambda vm: (vm.created_at.seconds, vm.created_at.nanos))
             response.missing.extend(missing)
         return response
 
