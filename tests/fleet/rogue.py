@@ -51,6 +51,17 @@ async def take(engine: NatsEngine) -> None:
 
 
 @asynccontextmanager
+async def having_all(engine: NatsEngine) -> AsyncIterator[None]:
+    """Says of each VM that it has it."""
+
+    async def answer(subject: str, _: bytes) -> bytes:
+        return b"b" if subject == "find" else b""
+
+    async with engine.answering("b", answer):
+        yield
+
+
+@asynccontextmanager
 async def answering(fleet: Fleet, answer: Answer) -> AsyncIterator[None]:
     """Answers each request at b's address, and closes the connection."""
     (at,) = (one.address for one in fleet.brokers.members if one.name == "b")

@@ -14,7 +14,7 @@ from supervisor.fleet.identity import Identity
 from supervisor.fleet.ledger import Run
 from supervisor.pb import vm_pb2
 from tests.fleet.posting import SOUTH
-from tests.fleet.rogue import answering, rogue, said, take
+from tests.fleet.rogue import answering, having_all, rogue, said, take
 from tests.fleet.test_events import reading
 from tests.fleet.test_members import ALICE, address, client
 from tests.fleet.test_wires import wire
@@ -125,3 +125,34 @@ async def test_a_time_that_is_none_leaves_the_list_of_all_hosts(fleet: Fleet) ->
         with wire(a) as wired:
             found = await wired.ask(wired.vms.List, vm_pb2.ListRequest())
         assert [vm.id for vm in found.vms] == [own["id"], "one"]
+
+
+async def test_what_a_member_says_to_browsers_does_not_count_at_anothers_origin(
+    fleet: Fleet,
+) -> None:
+    answer = said(
+        200,
+        b"<script src=/evil></script>",
+        Content_Type="text/html",
+        Set_Cookie="who=b",
+        Clear_Site_Data="*",
+        Access_Control_Allow_Origin="*",
+        Content_Security_Policy="script-src *",
+        X_Content_Type_Options="sniff",
+        Server_Timing="b;dur=1",
+    )
+    async with (
+        fleet.serve("a") as a,
+        answering(fleet, lambda _: answer),
+        rogue(fleet) as b,
+        having_all(b),
+    ):
+        await a.wait_said("host joined", host="b")
+        here = await a.http.get("/vms")
+        there = await a.http.get(f"/vms/{uuid.uuid4()}/logs")
+        assert there.headers["Content-Type"] == "text/html"
+        assert there.headers["Server-Timing"] == "b;dur=1"
+        for name in ("Set-Cookie", "Clear-Site-Data", "Access-Control-Allow-Origin"):
+            assert name not in there.headers
+        for name in ("Content-Security-Policy", "X-Content-Type-Options"):
+            assert there.headers[name] == here.headers[name]

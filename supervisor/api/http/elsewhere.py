@@ -54,6 +54,13 @@ _LOOKED_AT = {
     *("authorization", "cookie", "host", "origin", "referer", "traceparent", "tracestate"),
     *("accept-encoding", "user-agent", "expect"),
 }
+#: Of an answer, those that a member gives. A browser would do what others say at this member's
+#: origin, such as keep a cookie, or let another site's page read.
+_OF_ANSWER = {
+    *("content-type", "content-length", "content-disposition", "content-range", "accept-ranges"),
+    *("etag", "repr-digest", "cache-control", "x-accel-buffering", "allow", "www-authenticate"),
+    *("location", "preference-applied", "retry-after", "server-timing"),
+}
 
 
 class Elsewhere:
@@ -180,7 +187,8 @@ def passed_on(answer: httpx.Response, content: bytes | None = None) -> Response:
 
     One without an end does end if the caller may read no more: the other member cannot know.
     """
-    headers = _kept(answer.headers.multi_items(), _OF_CONNECTION)
+    given = _kept(answer.headers.multi_items(), _OF_CONNECTION)
+    headers = {name: value for name, value in given.items() if name in _OF_ANSWER}
     if content is not None:
         return Response(content, answer.status_code, headers)
     close_at_end(answer.aclose)
