@@ -50,7 +50,7 @@ async def test_a_name_that_is_none_ends_nobody_who_asks_that_host(fleet: Fleet) 
         for entry in ("\ud800", "nobody"):
             run = Run(id=str(uuid.uuid4()), entry=entry, needs=needs)
             await b.create("runs", run.id, run.encode())
-            await b.enqueue(needs.kind, f"{run.id} 0".encode(), run.id)
+            await b.enqueue(needs.kind, b"0 " + run.encode(), run.id)
         # It goes on to the second.
         async with b.watch("runs", run.id) as seen:
             with trio.fail_after(PATIENCE_S):
