@@ -257,8 +257,9 @@ class HostLost(FleetError):
 
     def __init__(self, vm_id: str, hosts: Iterable[str]) -> None:
         lost = ", ".join(hosts)
+        where = f"one that is lost: {lost}" if lost else "another one"
         super().__init__(
-            f"no host that answers has VM {vm_id}; it may be on one that is lost: {lost}",
+            f"no host that answers has VM {vm_id}; it may be on {where}",
             advice="ask again once that host is back: 'qmp-supervisor host ls'",
         )
 

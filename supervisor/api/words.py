@@ -136,7 +136,7 @@ def tee_policy(given: object) -> Policy:
         raise InvalidRequest(f"tee_policy: {error}", member="tee_policy") from None
 
 
-def labels(given: object) -> Labels:
+def labels(given: object, member: str = "labels") -> Labels:
     """:raises InvalidRequest:"""
     found = given if isinstance(given, dict) else {"": ""}
     good = all(
@@ -145,9 +145,9 @@ def labels(given: object) -> Labels:
     )
     if not good or len(found) > _MOST_LABELS:
         raise InvalidRequest(
-            f"labels is an object of at most {_MOST_LABELS} strings; names have letters, digits,"
+            f"{member} is an object of at most {_MOST_LABELS} strings; names have letters, digits,"
             " '.', '_', '/' and '-', values no '=' and no control characters, each 63 at most",
-            member="labels",
+            member=member,
         )
     return Labels(found)
 
@@ -220,7 +220,7 @@ def host(given: object) -> HostRequest:
     return HostRequest(
         image=digits.lower(),
         memory_mib=int(found[1]) * {"M": 1, "G": 1024}[found[2].upper()] if found else 0,
-        labels=dict(labels(members.get("labels", {}))),
+        labels=dict(labels(members.get("labels", {}), "host.labels")),
         moves=replace == "auto",
     )
 

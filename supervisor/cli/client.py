@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import ssl
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ _WHO = (
     " with --url unix:PATH"
 )
 #: What OpenSSL says of an answer that is not TLS, by its version and by how the answer comes.
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 
 
@@ -39,7 +41,11 @@ def find(client: Client, prefix: str) -> str:
 def find_all(client: Client, prefixes: Iterable[str]) -> list[str]:
     """The same of each, before anything is done with one."""
     wanted = list(prefixes)
-    ids = [vm["id"] for vm in client.vms()["vms"]]
+    page = client.vms()
+    ids = [vm["id"] for vm in page["vms"]]
+    if page.get("missing"):
+        # A host that does not answer may have it: the supervisor says so.
+        ids += [prefix for prefix in wanted if _UUID.fullmatch(prefix) and prefix not in ids]
     if not all(_matching(prefix, ids) for prefix in wanted):
         # Nobody looks for a held clone but by its id.
         ids += [vm["id"] for vm in client.vms({"purpose": "held"})["vms"]]

@@ -75,3 +75,5 @@ def _tell(answer: models.Drained, as_json: bool) -> None:
         return
     takes = "takes no runs" if answer["draining"] else "takes runs"
     stdout().print(f"{answer['host']} {takes}; {answer['vms']} of its runs are not over")
+    if answer["callers"]:
+        stdout().print(f"{answer['callers']} callers wait here for runs of other hosts")

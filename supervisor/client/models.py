@@ -1,6 +1,6 @@
 """What bodies and answers have: made of openapi.yaml by scripts/client."""
 
-# 45b1145e72eb19c49439fe5033bd488e58c985a929fd482f51d18ea9b2e92551
+# 781c143f37df8ea636ba67c4ec10216f7b988572b7da474e4b2c8de92fcfd1db
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -492,6 +492,7 @@ class Drained(TypedDict):
     host: str
     draining: bool
     vms: int
+    callers: int
 
 
 class Computation(TypedDict):

@@ -116,7 +116,9 @@ class Engine(Protocol):
     async def call(self, host: str, subject: str, body: bytes, patience_s: float) -> bytes | None:
         """What that host answers; None if it does not."""
 
-    async def ask_all(self, subject: str, body: bytes, patience_s: float, hosts: int) -> bytes:
-        """The first answer of any host that is not empty; empty if there is none in this time, or
-        so many hosts have none.
+    async def ask_all(
+        self, subject: str, body: bytes, patience_s: float, hosts: int
+    ) -> bytes | None:
+        """The first answer of any host that is not empty; empty if so many hosts have none; None if
+        fewer have answered in this time.
         """

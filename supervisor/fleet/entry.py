@@ -19,6 +19,7 @@ from supervisor.errors import (
     NoHost,
     NotOwner,
     RunLost,
+    Stopping,
 )
 from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import Needs, nobody_serves
@@ -68,6 +69,7 @@ class _Posted:
     run: Run
     waiters: int = 0
     landed: bool = False
+    placed_in: int = -1
     changed: Signal = attrs.field(factory=Signal)
 
 
@@ -95,6 +97,12 @@ class Entry:
         #: When each was told of last, on trio's clock.
         self._kinds: dict[str, float] = {}
         self.placed = PlacedRuns()
+        self._closing = False
+
+    @property
+    def callers(self) -> int:
+        """Of runs that are on their way to another host, or there, and are waited for here."""
+        return sum(one.waiters for one in self._posted.values() if one.run.owner != self.host)
 
     @property
     def waiting(self) -> int:
@@ -210,8 +218,10 @@ class Entry:
                     advice="end a VM, add a host, or try again later",
                     retry_after_s=self._retry_s,
                 )
-        self.placed.placed(trio.current_time() - begun)
         run = posted.run
+        if run.epoch != posted.placed_in:  # not if its host is only asked again
+            posted.placed_in = run.epoch
+            self.placed.placed(trio.current_time() - begun)
         facts = self._members.hosts.get(run.owner)
         with trio.move_on_after(LEASE_S):  # it may be new to us
             facts = await self._members.wait_known(run.owner)
@@ -227,10 +237,19 @@ class Entry:
             if not turns.borrowed_tokens and not turns.statistics().tasks_waiting:
                 self._turns.pop(whose, None)
 
+    def close(self) -> None:
+        """Have those that wait in the queue hear that this supervisor stops."""
+        self._closing = True
+        for posted in self._posted.values():
+            posted.changed.notify()
+
     async def _wait_in_queue(self, posted: _Posted) -> None:
+        """:raises Stopping:"""
         reminders = 0
         while posted.run.state is RunState.QUEUED:
             claimed, run = posted.changed.next(), posted.run
+            if self._closing:
+                raise Stopping
             if run.entry != self._members.name:
                 await self._wait_for_other(posted)
                 continue

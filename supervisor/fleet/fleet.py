@@ -193,13 +193,20 @@ class Fleet:
             nursery.start_soon(self.taking.take_all)
             nursery.start_soon(self.entry.withdraw_all)
             nursery.start_soon(self._answer)
+            nursery.start_soon(self._close, service)
             try:
                 await trio.sleep_forever()
             finally:
                 with trio.move_on_after(_LEAVE_S, shield=True):
                     # VMs that are left running are this host's until its lease runs out: the next
                     # supervisor has that long.
-                    await (self.members.renew_last() if self.busy else self.members.leave())
+                    stay = [vm for vm in service.vms if vm.record.purpose.is_for_a_caller]
+                    stays = not all(vm.ended for vm in stay)
+                    await (self.members.renew_last() if stays else self.members.leave())
+
+    async def _close(self, service: Service) -> None:
+        await service.vms.closed.wait()
+        self.entry.close()
 
     async def start(
         self,
@@ -323,14 +330,14 @@ class Fleet:
         """The member that has a VM; None if there is no such VM.
 
         :raises FleetUnavailable: if nobody can be asked
-        :raises HostLost: if none says so, and one that is lost may have it
+        :raises HostLost: if none says so, and one that is lost or does not answer may have it
         """
         hosts = self.members.hosts
         found = await self.engine.ask_all("find", vm_id.encode(), _FIND_S, len(hosts))
         name = found.decode(errors="replace") if found else ""
         if name in hosts:
             return name
-        if self.members.lost and _is_uuid(vm_id):
+        if (found is None or self.members.lost) and _is_uuid(vm_id):
             raise HostLost(vm_id, self.members.lost)
         return None
 

@@ -74,6 +74,7 @@ class NatsEngine:
         self._host = host
         self._client: Client | None = None
         self._js: JetStreamContext | None = None
+        self._said = ""
         self._watchers: list[trio.MemorySendChannel[Entry | None]] = []
 
     @property
@@ -89,7 +90,10 @@ class NatsEngine:
                     with trio.fail_after(2 * _ANSWER_S):
                         await self._connect(servers, context)
                 except (NatsError, OSError, trio.TooSlowError, FleetUnavailable) as error:
-                    log.warning("fleet not reached", problem=_words(error))
+                    # What NATS says of a certificate that it does not know is the last of this.
+                    said = [_words(error), self._said] if self._said else [_words(error)]
+                    log.warning("fleet not reached", problem=": ".join(said))
+                    self._said = ""
                     await self._close()
                     await trio.sleep(1)
             await trio.sleep_forever()
@@ -127,7 +131,8 @@ class NatsEngine:
                 await aio_as_trio(client.close)()
 
     async def _on_error(self, error: Exception) -> None:
-        log.debug("fleet connection", problem=_words(error))
+        self._said = _words(error)
+        log.debug("fleet connection", problem=self._said)
 
     async def _on_disconnected(self) -> None:
         if self._client is not None:
@@ -418,7 +423,9 @@ class NatsEngine:
                 return None
         return bytes(message.data)
 
-    async def ask_all(self, subject: str, body: bytes, patience_s: float, hosts: int) -> bytes:
+    async def ask_all(
+        self, subject: str, body: bytes, patience_s: float, hosts: int
+    ) -> bytes | None:
         client = self._connected()
         with _as_ours():
             inbox = client.new_inbox()
@@ -430,12 +437,13 @@ class NatsEngine:
                         message = await aio_as_trio(subscription.next_msg)(timeout=patience_s)
                         if message.data:
                             return bytes(message.data)
+                    return b""
             except nats.errors.TimeoutError:
                 pass
             finally:
                 with suppress(NatsError, OSError), trio.move_on_after(1, shield=True):
                     await aio_as_trio(subscription.unsubscribe)()
-        return b""
+        return None
 
 
 async def _wait_told(subscription: Any) -> None:

@@ -65,8 +65,8 @@ class Position:
         by_host = {one["host"]: Place(one["journal"], int(one["number"])) for one in found if one}
         if not began or len(by_host) < len(places) or len(places) > _MOST_HOSTS:
             raise InvalidRequest(
-                "Last-Event-ID, or after, must be an event's id as this fleet gives them, or 0;"
-                " with host=self it is a number"
+                "where to go on is an event's id, or position, as this fleet gives them, or 0;"
+                " among one host's events (host=self) it is a number"
             )
         return cls(float(began[1]), by_host)
 

@@ -81,7 +81,11 @@ class Records:
             revision = await self._engine.create(_TABLE, run.id, run.encode(), _kept_s(run))
         except Conflict:
             # The answer to a first try may have been lost.
-            if await self.read(run.id) != run:
+            try:
+                is_ours = await self.read(run.id) == run
+            except NotOwner as error:  # it is on its way, among servers that have no majority
+                raise FleetUnavailable(str(error)) from error
+            if not is_ours:
                 raise
         else:
             self._known[run.id] = run, revision

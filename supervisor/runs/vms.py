@@ -83,7 +83,7 @@ class Vms:
         self.templates = Templates(config, host)
         self.dialled = Dialled(config.qemu.tmp)
         self.ended = Signal()
-        self.closing = False
+        self.closed = trio.Event()
         self.coming: list[Resources] = []
         self._by_id: dict[str, Vm] = {}
         #: VMs that are ended only to be removed.
@@ -367,9 +367,13 @@ class Vms:
 
     # --- the supervisor's own stop ----------------------------------------------------------
 
+    @property
+    def closing(self) -> bool:
+        return self.closed.is_set()
+
     def close(self) -> None:
         """Start no VM any more; who waits for room or for a template hears of it now."""
-        self.closing = True
+        self.closed.set()
         self.admission.close()
         self.templates.close()
 

@@ -142,7 +142,7 @@ async def test_messages_about_runs_that_are_over_cost_their_kind_no_turn(
 async def test_runs_that_wait_for_a_rare_host_hold_up_none_of_the_same_owner(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with fleet_of() as fleet:
+    async with fleet_of(boot_s=20.0, compute_s=20.0) as fleet:
         await fleet.add("wide", room=1, vm_memory_bytes=8 * _GIB)
         await fleet.add("common", room=1)
         await trio.sleep(2)

@@ -60,7 +60,7 @@ async def test_what_a_lost_host_had_not_sent_runs_elsewhere(fleet: Fleet) -> Non
         async with fleet.serve("b", **ZONE) as b:
             await a.wait_said("host joined", host="b")
             drained = await a.http.post("/host/drain")
-            assert drained.json() == {"host": "a", "draining": True, "vms": 0}
+            assert drained.json() == {"host": "a", "draining": True, "vms": 0, "callers": 0}
             nursery.start_soon(posted.post, a, SOUTH)
             guest = await fleet.worlds["b"].guest()
             await guest.until("cont")  # else its end is none of the fleet's doing

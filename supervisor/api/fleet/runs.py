@@ -166,9 +166,9 @@ class FleetRuns:
 
     async def _there(self, posted: Posted | Copy, claim: Claim) -> Answered:
         lost = partial(self._fleet.members.wait_lost, claim.host)
-        answer, has_left = None, posted.waits
+        closed, has_left = self._service.vms.closed, posted.waits
         try:
-            async with move_on_when(lost):
+            async with move_on_when(closed.wait) as stopped, move_on_when(lost) as moved:
                 answer = await self._send(claim, posted, "/run")
             has_left = False
         except MemberBroke:
@@ -178,7 +178,9 @@ class FleetRuns:
             if has_left:
                 told = claim.host, claim.run_id, claim.epoch
                 self._service.vms.spawn(self._fleet.tell_left, *told)
-        if answer is None:
+        if stopped.cancelled_caught:
+            raise Stopping(f"the supervisor stops; the run goes on, on host {claim.host}")
+        if moved.cancelled_caught:
             raise MemberBroke(f"host {claim.host} is lost")
         if posted.waits and answer.status_code not in _TO_US:
             return Answered(claim.host, answer)

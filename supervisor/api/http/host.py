@@ -78,7 +78,7 @@ def blueprint(service: Service, examine: Examine, member: Member | None) -> Blue
         known, lost = fleet.members.hosts, fleet.members.lost
         return {
             "self": fleet.name,
-            "reached": fleet.engine.connected,
+            "reached": fleet.engine.connected and fleet.members.is_safe,
             "hosts": [views.host(facts) for _, facts in sorted(known.items())],
             "lost": [{"name": name, "lost_s": round(for_s, 1)} for name, for_s in lost.items()],
         }
@@ -89,7 +89,7 @@ def blueprint(service: Service, examine: Examine, member: Member | None) -> Blue
         fleet = _fleet(member)
         await json_body.read_optional(NoMembers)
         fleet.drain()
-        return {"host": fleet.name, "draining": True, "vms": fleet.busy}
+        return _state(fleet)
 
     @routes.post("/host/resume")
     @needs(Right.DRAIN)
@@ -97,9 +97,18 @@ def blueprint(service: Service, examine: Examine, member: Member | None) -> Blue
         fleet = _fleet(member)
         await json_body.read_optional(NoMembers)
         fleet.resume()
-        return {"host": fleet.name, "draining": False, "vms": fleet.busy}
+        return _state(fleet)
 
     return routes
+
+
+def _state(fleet: Fleet) -> dict[str, Any]:
+    return {
+        "host": fleet.name,
+        "draining": fleet.draining,
+        "vms": fleet.busy,
+        "callers": fleet.entry.callers,
+    }
 
 
 def _fleet(member: Member | None) -> Fleet:
