@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from contextlib import asynccontextmanager, suppress
@@ -29,7 +30,7 @@ from supervisor.errors import (
 from supervisor.fleet.entry import Entry
 from supervisor.fleet.facts import HostFacts
 from supervisor.fleet.keys import Keys
-from supervisor.fleet.members import Members
+from supervisor.fleet.members import LEASE_S, Members
 from supervisor.fleet.metrics import Now
 from supervisor.fleet.nats import NatsEngine, client_context
 from supervisor.fleet.owner import Owner, goes_back
@@ -88,6 +89,8 @@ class Fleet:
         self._config = config
         self._starting: WeakValueDictionary[tuple[str, int], trio.Lock] = WeakValueDictionary()
         self._service: Service | None = None
+        #: When a host has last not answered whether it has a VM, on trio's clock.
+        self._unheard_at = -math.inf
         self._facts = HostFacts(
             name=self.name,
             address=str(self.address),
@@ -337,9 +340,19 @@ class Fleet:
         name = found.decode(errors="replace") if found else ""
         if name in hosts:
             return name
-        if (found is None or self.members.lost) and _is_uuid(vm_id):
-            raise HostLost(vm_id, self.members.lost)
+        if found is None:
+            self._unheard_at = trio.current_time()
+        self.check_lost(vm_id)
         return None
+
+    def check_lost(self, vm_id: str) -> None:
+        """Of a VM that no host has that answers, or that is another caller's, alike.
+
+        :raises HostLost: if one that is lost, or has just not answered, may have it
+        """
+        unheard = trio.current_time() - self._unheard_at < LEASE_S
+        if (unheard or self.members.lost) and _is_uuid(vm_id):
+            raise HostLost(vm_id, self.members.lost)
 
 
 def _within(taken: Resources, budget: Resources) -> Resources:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import uuid
+from typing import TYPE_CHECKING, Any
 
+import grpc
+import pytest
 import trio
 
+from supervisor.api.auth import tokens
+from supervisor.caller import Role
+from supervisor.pb import vm_pb2
 from tests.fleet.posting import SOUTH, ZONE, Posted, record_of
+from tests.fleet.test_consoles import refused
+from tests.fleet.test_wires import Wire, wire
 from tests.support.world import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -133,3 +141,56 @@ async def test_a_copy_outlives_the_supervisor_that_keeps_it(fleet: Fleet) -> Non
     async with fleet.serve("b"):
         with trio.fail_after(PATIENCE_S):
             await guest.until("end")
+
+
+async def test_while_a_host_is_lost_anothers_vm_is_answered_as_one_that_nobody_has(
+    three: Fleet,
+) -> None:
+    at = three.worlds["a"].tmp
+    at.mkdir(mode=0o700)
+    headers = []
+    for name in ("alice", "bob"):
+        _, token = tokens.create(at / "tokens.json", name, Role.RUN, None, tokens.now())
+        headers.append({"Authorization": f"Bearer {token}"})
+    alice, bob = headers
+    settings = {"MANAGER_AUTH": "on"}
+    async with three.serve("a", **settings) as a, three.serve("b", **ZONE):
+        async with three.serve("c") as c:
+            for host in "bc":
+                await a.wait_said("host joined", host=host)
+            here = await a.http.post("/run", json={"computation": [1]}, headers=alice)
+            there = await a.http.post("/run", json=SOUTH, headers=alice)
+            await c.kill()
+        await a.wait_said("host lost", host="c")
+        ids = [here.json()["id"], there.json()["id"], str(uuid.uuid4())]
+        for path in ("", "/status", "/events"):
+            told = [await a.http.get(f"/vms/{one}{path}", headers=bob) for one in ids]
+            for one, answer in zip(ids, told, strict=True):
+                assert answer.status_code == 503, answer.text
+                detail = answer.json()["detail"].replace(one, "")
+                assert detail == told[0].json()["detail"].replace(ids[0], "")
+            assert (await a.http.get(f"/vms/nothing{path}", headers=bob)).status_code == 404
+        for one in ids:
+            assert await refused(a.http, f"/vms/{one}/console", **bob) == 503
+        sent = tuple((name.lower(), value) for name, value in bob.items())
+        with wire(a) as wired:
+            said = [
+                await wired.refusal(wired.vms.Get, vm_pb2.GetRequest(id=one), metadata=sent)
+                for one in ids
+            ]
+            said += [await watched(wired, one, sent) for one in ids]
+        assert {one.code() for one in said} == {grpc.StatusCode.UNAVAILABLE}
+        # Who may see it does.
+        for one in ids[:2]:
+            assert (await a.http.get(f"/vms/{one}", headers=alice)).status_code == 200
+
+
+async def watched(wired: Wire, vm_id: str, sent: Any) -> Any:
+    def watch() -> None:
+        request = vm_pb2.WatchRequest(id=vm_id)
+        for _ in wired.vms.Watch(request, timeout=PATIENCE_S, metadata=sent):
+            pass
+
+    with pytest.raises(grpc.RpcError) as error:
+        await trio.to_thread.run_sync(watch)
+    return error.value

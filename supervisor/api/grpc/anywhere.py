@@ -6,7 +6,7 @@ A member answers them on the port for members, over HTTP, in the name of their c
 from __future__ import annotations
 
 import inspect
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,10 +18,16 @@ from supervisor.api import trace
 from supervisor.api.callers import check, current, right_of
 from supervisor.api.fleet.asked import Asked
 from supervisor.bridge import aio_as_trio, trio_as_aio
-from supervisor.errors import FleetError, InvalidRequest, MemberBroke
+from supervisor.errors import (
+    FleetError,
+    InvalidRequest,
+    MemberBroke,
+    RefusedElsewhere,
+    VmNotFound,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from google.protobuf.descriptor import ServiceDescriptor
 
@@ -47,14 +53,31 @@ def _anywhere(described: ServiceDescriptor, method: Any) -> Any:
     @wraps(method)
     async def call(self: Any, request: Any, context: object) -> Any:
         vm_id = getattr(request, "id", "") or getattr(request, "cvm_id", "")
-        if self.member is None or vm_id in self.service.vms:
+        if self.member is None:
             return await method(self, request, context)
-        asked = self.member, vm_id, name, request.SerializeToString()
-        passed = await trio_as_aio(_pass_on)(*asked, answer)
-        return await method(self, request, context) if passed is None else passed
+        with denying_alike(self.member, vm_id):
+            passed = None
+            if vm_id not in self.service.vms:
+                asked = self.member, vm_id, name, request.SerializeToString()
+                passed = await trio_as_aio(_pass_on)(*asked, answer)
+            return await method(self, request, context) if passed is None else passed
 
     call.is_anywhere = True  # type: ignore[attr-defined]
     return call
+
+
+@contextmanager
+def denying_alike(member: Member, vm_id: str) -> Iterator[None]:
+    """Another caller's VM is denied as one that nobody has, whichever host has it.
+
+    :raises HostLost: if one that is lost may have it
+    """
+    try:
+        yield
+    except (VmNotFound, RefusedElsewhere) as error:
+        if not isinstance(error, RefusedElsewhere) or error.kind is VmNotFound:
+            member.fleet.check_lost(vm_id)
+        raise
 
 
 def everywhere(described: ServiceDescriptor) -> Callable[[Method], Method]:

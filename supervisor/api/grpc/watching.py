@@ -14,7 +14,7 @@ from supervisor.api import trace
 from supervisor.api.callers import current, standing
 from supervisor.api.fleet.asked import Asked
 from supervisor.api.grpc import messages
-from supervisor.api.grpc.anywhere import ask, ask_all, find
+from supervisor.api.grpc.anywhere import ask, ask_all, denying_alike, find
 from supervisor.pb import vm_pb2
 
 if TYPE_CHECKING:
@@ -51,11 +51,15 @@ async def tell(
     """
     if member and wanted.vm_id is None:
         return await _tell_all(service, member, position, write)
-    if member and wanted.vm_id and wanted.vm_id not in service.vms:
-        host = await find(member, wanted.vm_id)
+    if member is None or wanted.vm_id is None:
+        return await _tell_here(service, wanted, write, "")
+    with denying_alike(member, wanted.vm_id):
+        host = None
+        if wanted.vm_id not in service.vms:
+            host = await find(member, wanted.vm_id)
         if host is not None:
             return await _tell_elsewhere(service, member, host, wanted, write)
-    return await _tell_here(service, wanted, write, member.fleet.name if member else "")
+        return await _tell_here(service, wanted, write, member.fleet.name)
 
 
 async def _tell_here(service: Service, wanted: EventsRequest, write: Write, host: str) -> None:

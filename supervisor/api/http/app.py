@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from quart import request, websocket
+from quart import has_websocket_context, request, websocket
 from quart_trio import QuartTrio
 
 from supervisor.api.audit import Outcome
@@ -33,7 +33,7 @@ from supervisor.api.http.elsewhere import Elsewhere
 from supervisor.api.http.web_pages import Sent, check_origin
 from supervisor.api.trace import Trace, parent, request_id
 from supervisor.config import MAX_COMPUTATION
-from supervisor.errors import TooOften
+from supervisor.errors import HostLost, TooOften
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -209,6 +209,19 @@ def _ask_others(app: QuartTrio, service: Service, member: Member) -> None:
         if vm_id is None or vm_id in service.vms:
             return None
         return await elsewhere.answer(vm_id)
+
+    @app.after_request
+    @app.after_websocket
+    async def deny_alike(answer: Any) -> Any:
+        """Another caller's VM as one that nobody has, whichever host has it."""
+        asked = websocket if has_websocket_context() else request
+        vm_id = (asked.view_args or {}).get("vm_id")
+        if answer and answer.status_code == HTTPStatus.NOT_FOUND and vm_id is not None:
+            try:
+                member.fleet.check_lost(vm_id)
+            except HostLost as error:
+                return await app.make_response(await app.handle_user_exception(error))
+        return answer
 
 
 def _is_page() -> bool:
