@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from supervisor.fleet.nats import NatsEngine
     from tests.fleet.conftest import Fleet
 
-    #: From the request's line to all of the answer.
+    #: From the request's head to all of the answer.
     Answer = Callable[[bytes], bytes]
 
 
@@ -80,9 +80,8 @@ async def _answer(answer: Answer, stream: trio.SSLStream[trio.SocketStream]) -> 
         if not received:
             return
         head += received
-    line = head.partition(b"\r\n")[0]
     try:
-        await stream.send_all(answer(line))
+        await stream.send_all(answer(head))
         await stream.aclose()
     except trio.BrokenResourceError:
         pass  # who asks has heard enough

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from supervisor import config
+from supervisor.api.fleet.asked import Asked
+from supervisor.api.fleet.others import open_others
 from supervisor.fleet.facts import Needs
 from supervisor.fleet.identity import Identity
 from supervisor.fleet.ledger import Run
+from supervisor.membership import open_fleet
 from supervisor.pb import vm_pb2
+from supervisor.qemu.host import Clock
 from tests.fleet.posting import SOUTH
 from tests.fleet.rogue import answering, having_all, rogue, said, take
 from tests.fleet.test_events import reading
@@ -156,3 +161,22 @@ async def test_what_a_member_says_to_browsers_does_not_count_at_anothers_origin(
             assert name not in there.headers
         for name in ("Content-Security-Policy", "X-Content-Type-Options"):
             assert there.headers[name] == here.headers[name]
+
+
+async def test_a_member_that_sets_cookies_has_none_kept(fleet: Fleet) -> None:
+    """Each answer could set others, and all of them would stay."""
+    heads = list[bytes]()
+
+    def answer(head: bytes) -> bytes:
+        heads.append(head)
+        return said(200, Set_Cookie=f"number{len(heads)}=kept")
+
+    settings = fleet.worlds["a"].environ(**fleet.brokers.settings("a"))
+    member = open_fleet(config.load(settings), Clock())
+    assert member
+    (at,) = (str(one.address) for one in fleet.brokers.members if one.name == "b")
+    async with answering(fleet, answer), open_others(member, member.tls()) as others:
+        for _ in range(2):
+            await others.read("b", await others.send("b", at, Asked(ALICE, "GET", "/health")))
+    assert len(heads) == 2
+    assert b"kept" not in heads[1]

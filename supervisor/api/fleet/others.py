@@ -7,6 +7,7 @@ import re
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from http import HTTPStatus
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -29,6 +30,8 @@ _CONNECT_S, _BEGIN_S = 3.0, 5.0
 _KEPT = 10
 #: Bytes of an answer that is read here: the longest reply of an agent in JSON, or thousands of VMs.
 _LONGEST = 1 << 27
+#: A member that set some would have them kept for as long as this supervisor runs.
+_NO_COOKIES = DefaultCookiePolicy(allowed_domains=())
 #: Characters of a refusal, which goes into the log as well.
 _MOST_WORDS = 1 << 16
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -171,6 +174,7 @@ async def open_others(fleet: Fleet, tls: ssl.SSLContext) -> AsyncIterator[Others
         httpx.AsyncClient,
         verify=tls,
         trust_env=False,
+        cookies=CookieJar(_NO_COOKIES),
         timeout=httpx.Timeout(None, connect=_CONNECT_S),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=_KEPT),
     )
