@@ -67,6 +67,7 @@ class Claim:
 @attrs.define(eq=False)
 class _Posted:
     run: Run
+    owner: str
     waiters: int = 0
     landed: bool = False
     placed_in: int = -1
@@ -109,19 +110,21 @@ class Entry:
         """Runs that no host has yet."""
         return sum(one.run.state is RunState.QUEUED for one in self._posted.values())
 
-    async def check(self, needs: Needs, *, tells_hosts: bool) -> None:
+    async def check(self, needs: Needs, owner: str, *, tells_hosts: bool) -> None:
         """
+        :param owner: who posts it
         :param tells_hosts: whether the caller may know what each host has
         :raises NoHost: if no host could serve such a run
-        :raises AtCapacity: if too many wait already
+        :raises AtCapacity: if too many of its owner's wait already: others' keep nobody out
         """
         with trio.move_on_after(LEASE_S):
             await self._members.changed.until(lambda: self._members.complete)
         if why := nobody_serves(self._members.hosts.values(), needs, tells_hosts=tells_hosts):
             raise NoHost(f"no host of the fleet serves this run: {why}")
-        if len(self._posted) >= self._limits.queue + self._limits.max_vms:
+        waiting = sum(one.owner == owner for one in self._posted.values())
+        if waiting >= self._limits.queue + self._limits.max_vms:
             raise AtCapacity(
-                f"{len(self._posted)} runs wait at this host",
+                f"{waiting} of your runs wait at this host",
                 advice="try again later, or at another host",
                 retry_after_s=self._retry_s,
             )
@@ -141,7 +144,7 @@ class Entry:
         """
         if self._taking.takes_now(run):
             run = run.claimed(self._members.name, run.epoch)
-        async with self._waiting(run) as posted:
+        async with self._waiting(run, owner) as posted:
             await self._records.create_in_time(run)
             yield Posting(self, posted, owner)
 
@@ -151,12 +154,12 @@ class Entry:
 
         :param run: as it is on record
         """
-        async with self._waiting(run) as posted:
+        async with self._waiting(run, owner) as posted:
             yield Posting(self, posted, owner)
 
     @asynccontextmanager
-    async def _waiting(self, run: Run) -> AsyncIterator[_Posted]:
-        posted = self._posted.setdefault(run.id, _Posted(run))
+    async def _waiting(self, run: Run, owner: str) -> AsyncIterator[_Posted]:
+        posted = self._posted.setdefault(run.id, _Posted(run, owner))
         posted.waiters += 1
         try:
             yield posted

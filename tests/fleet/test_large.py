@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from supervisor.fleet.facts import Needs
@@ -168,3 +169,21 @@ async def test_a_message_that_comes_again_does_not_end_the_run(
             await MemoryEngine(fleet.broker).enqueue(kind, again, "a reminder")
         assert fleet.check(1) == []
         assert fleet.outcomes[0].told == "answer of run"
+
+
+async def test_one_owner_whose_runs_wait_keeps_no_other_out(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of() as fleet:
+        await fleet.add("b", room=1)
+        await trio.sleep(2)
+        limits = attrs.evolve(fleet.hosts["a"].entry._limits, max_vms=1, queue=1)
+        fleet.hosts["a"].entry._limits = limits
+        async with trio.open_nursery() as callers:
+            for number in range(5):
+                callers.start_soon(fleet.call, f"r{number}", "a", Needs(), "alice")
+            await trio.sleep(0.1)
+            callers.start_soon(fleet.call, "other", "a", Needs(), "bob")
+        told = {outcome.run: outcome.told for outcome in fleet.outcomes}
+        assert list(told.values()).count("AtCapacity") == 3
+        assert told["other"] == "answer of other"

@@ -217,7 +217,7 @@ class SimulatedHost:
         async with move_on_when(self.gone.wait):
             run = Run(id=str(uuid.uuid4()), entry=self.name, needs=needs)
             self.fleet.runs[name] = run.id
-            await self.entry.check(needs, tells_hosts=True)
+            await self.entry.check(needs, owner, tells_hosts=True)
             async with self.entry.post(run, owner) as posting:
                 there = partial(self._there, name)
                 _, answer = await posting.land(partial(self._here, name), there)

@@ -144,7 +144,7 @@ class FleetRuns:
             repeats=options.restart is not RestartPolicy.NEVER,
             moves=wanted.host is None or wanted.host.moves,
         )
-        await entry.check(run.needs, tells_hosts=caller.may(Right.HOST))
+        await entry.check(run.needs, caller.name, tells_hosts=caller.may(Right.HOST))
         posted_as, key = run.id, options.idempotency_key
         if key is not None:
             run = await self._fleet.keys.claim(run, caller.name, key, options.request_hash)
