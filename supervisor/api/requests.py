@@ -87,6 +87,7 @@ class RunRequest:
             tee="" if anything else str(self.tee),
             image=host.image,
             memory_bytes=host.memory_mib * 2**20,
+            template=self.template is TemplateUse.REQUIRE,
             labels=dict(host.labels),
         )
 

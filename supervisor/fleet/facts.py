@@ -24,11 +24,13 @@ class Needs:
     :param tee: a technology; empty for any host
     :param image: the SHA-256 of the guest image, in hexadecimal digits; empty for any
     :param memory_bytes: what the VM is to have at least
+    :param template: whether it is to start from a template
     """
 
     tee: str = ""
     image: str = ""
     memory_bytes: int = 0
+    template: bool = False
     labels: dict[str, str] = attrs.field(factory=dict)
 
     def __str__(self) -> str:
@@ -38,6 +40,7 @@ class Needs:
             "memory": f"{self.memory_bytes // _MIB}M" if self.memory_bytes else "",
         }
         words = [f"{name}={value}" for name, value in asked.items() if value]
+        words += ["template"] * self.template
         words += [f"label {name}={value}" for name, value in self.labels.items()]
         return ", ".join(words) or "room at all"
 
@@ -64,6 +67,7 @@ class HostFacts:
     :param tee: by technology that it starts guests of, how many more
     :param image: as of `Needs`
     :param template: whether a run can start from a template
+    :param templates: whether it makes any
     :param vm_memory_bytes: what each of its VMs has
     :param since: when this supervisor became a member, in seconds since 1970
     """
@@ -76,6 +80,7 @@ class HostFacts:
     firmware: str = ""
     image: str = ""
     template: bool = False
+    templates: bool = False
     tee: dict[str, int] = attrs.field(factory=dict)
     vms_free: int = 0
     memory_free_bytes: int = 0
@@ -137,6 +142,8 @@ def lacks(facts: HostFacts, needs: Needs) -> list[str]:
         found.append(
             f"memory={needs.memory_bytes // _MIB}M: its VMs have {facts.vm_memory_bytes // _MIB}M"
         )
+    if needs.template and not facts.templates:
+        found.append("template: it makes none")
     for name, value in needs.labels.items():
         if facts.labels.get(name) != value:
             has = (
@@ -174,6 +181,7 @@ def narrowed(needs: Needs, hosts: Iterable[HostFacts]) -> Needs:
     return attrs.evolve(
         needs,
         memory_bytes=min(host.vm_memory_bytes for host in serving),
+        template=all(host.templates for host in serving),
         labels=dict(sorted(labels)),
         image=images.pop() if len(images) == 1 else needs.image,
     )

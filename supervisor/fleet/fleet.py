@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from supervisor.build import build_info
+from supervisor.config import TemplateUse
 from supervisor.errors import (
     AtCapacity,
     FleetUnavailable,
@@ -98,6 +99,7 @@ class Fleet:
             version=build_info().version,
             vm_memory_bytes=config.qemu.memory_bytes,
             vm_vcpus=config.qemu.smp_count,
+            templates=config.start.templates is not TemplateUse.OFF,
             labels=dict(config.fleet.labels or {}),
             firmware=config.qemu.firmware.code_file.name,
             since=time.time(),

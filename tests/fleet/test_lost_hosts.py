@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -194,3 +195,46 @@ async def watched(wired: Wire, vm_id: str, sent: Any) -> Any:
     with pytest.raises(grpc.RpcError) as error:
         await trio.to_thread.run_sync(watch)
     return error.value
+
+
+async def test_a_vm_that_goes_on_without_its_supervisor_is_not_denied(fleet: Fleet) -> None:
+    async with fleet.serve("a") as a:
+        async with fleet.serve("b", **ZONE) as b:
+            await a.wait_said("host joined", host="b")
+            answer = await a.http.post("/run", json=SOUTH)
+            assert answer.status_code == 200, answer.text
+            path = f"/vms/{answer.json()['id']}"
+            b.process.send_signal(signal.SIGTERM)
+            assert await b.process.wait() == 0
+        refused = await a.http.get(path)
+        assert refused.status_code == 503
+        assert refused.json()["type"].endswith(":host-lost")
+        assert (await a.http.get("/vms")).json()["missing"] == ["b"]
+        async with fleet.serve("b", **ZONE):
+            with trio.fail_after(PATIENCE_S):
+                while (await a.http.get(path)).status_code != 200:
+                    pass
+
+
+async def test_who_waits_at_a_host_that_stops_is_told(fleet: Fleet) -> None:
+    fleet.worlds["b"].scenario(agent="silent")
+    posted, queued = Posted(), Posted()
+    nowhere = {"computation": [1], "host": {"labels": {"zone": "south"}, "replace": "never"}}
+    async with fleet.serve("b", MANAGER_MAX_VMS="1", **ZONE) as b:
+        async with fleet.serve("a") as a, trio.open_nursery() as nursery:
+            await a.wait_said("host joined", host="b")
+            nursery.start_soon(posted.post, a, SOUTH)
+            guest = await fleet.worlds["b"].guest()
+            await guest.until("Run")
+            nursery.start_soon(queued.post, a, nowhere)
+            while (drained := (await a.http.post("/host/drain")).json())["callers"] < 2:
+                pass
+            assert drained["vms"] == 0
+            a.process.send_signal(signal.SIGTERM)
+            for one in (posted, queued):
+                answer = await one.answer()
+                assert answer.status_code == 503, answer.text
+                assert answer.json()["type"].endswith(":stopping")
+            assert await a.process.wait() == 0
+        vm = await record_of(b)
+        assert (vm["state"], vm["relay"]["state"]) == ("running", "sent")

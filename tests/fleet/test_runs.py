@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tests.fleet.posting import ZONE
+from tests.support.clones import clonable
+
 if TYPE_CHECKING:
     from tests.fleet.conftest import Fleet
     from tests.support.guest import Apart
@@ -57,3 +60,21 @@ async def test_a_run_that_nobody_can_serve_is_told_what_is_missing(fleet: Fleet)
         assert answer.status_code == 409
         for word in ("a: ", "b: ", "tee=sev-snp", "zone=north"):
             assert word in answer.json()["detail"]
+
+
+async def test_a_run_that_requires_a_template_goes_where_there_are_any(fleet: Fleet) -> None:
+    north = {"MANAGER_TEMPLATES": "off", "MANAGER_FLEET_LABELS": "zone=north"}
+    body = {"computation": [1], "template": "require"}
+    clonable(fleet.worlds["b"])
+    async with (
+        fleet.serve("a", **north) as a,
+        fleet.serve("b", MANAGER_TEMPLATES="auto", **ZONE) as b,
+    ):
+        await a.wait_said("host joined", host="b")
+        answer = await a.http.post("/run", json=body)
+        assert answer.status_code == 200, answer.text
+        (vm,) = (await b.http.get("/vms?host=self")).json()["vms"]
+        assert (vm["id"], bool(vm["template"])) == (answer.json()["id"], True)
+        answer = await a.http.post("/run", json=body | {"host": {"labels": {"zone": "north"}}})
+        assert answer.status_code == 409
+        assert "a: template: it makes none" in answer.json()["detail"]

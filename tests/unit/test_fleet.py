@@ -54,6 +54,7 @@ SENT = OWNED.advanced("b", 1, RunState.SENT, "vm")
         (Needs(memory_bytes=4 * GIB), "memory=4096M: its VMs have 2048M"),
         (Needs(labels={"zone": "south"}), "label zone=south: it has zone=north"),
         (Needs(labels={"rack": "7"}), "label rack=7: it has no rack"),
+        (Needs(template=True), "template: it makes none"),
     ],
 )
 def test_what_a_host_lacks(needs: Needs, missing: str) -> None:
