@@ -174,6 +174,7 @@ def _rows(vm: models.Vm) -> list[tuple[str, str]]:
     ended = vm["exit_code"] is not None
     rows = {
         "id": vm["id"],
+        "host": vm.get("host"),
         "state": f"{vm['state']} ({vm['reason']})",
         "error": vm["error"],
         "for": vm["purpose"] if vm["purpose"] != "run" else None,

@@ -1,6 +1,6 @@
 """What bodies and answers have: made of openapi.yaml by scripts/client."""
 
-# 781c143f37df8ea636ba67c4ec10216f7b988572b7da474e4b2c8de92fcfd1db
+# 674e2f59aa7a92d877f5a0fa56e4958ffdc41cb889a279a2ff58ac5607314191
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -588,6 +588,7 @@ class RunRequest(TypedDict):
 
 
 class Answer(TypedDict):
+    host: NotRequired[str]
     id: Id
     computation: str
     state: State

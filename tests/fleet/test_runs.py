@@ -75,6 +75,7 @@ async def test_a_run_that_requires_a_template_goes_where_there_are_any(fleet: Fl
         assert answer.status_code == 200, answer.text
         (vm,) = (await b.http.get("/vms?host=self")).json()["vms"]
         assert (vm["id"], bool(vm["template"])) == (answer.json()["id"], True)
+        assert answer.json()["host"] == "b"
         answer = await a.http.post("/run", json=body | {"host": {"labels": {"zone": "north"}}})
         assert answer.status_code == 409
         assert "a: template: it makes none" in answer.json()["detail"]

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import httpx
 import pytest
 import trio
 
@@ -82,6 +83,20 @@ async def test_grpc_reaches_vms_of_every_member(fleet: Fleet) -> None:
             await at_a.ask(at_a.vms.Delete, vm_pb2.DeleteRequest(id=ran.ID))
             gone = await at_a.refusal(at_a.vms.Get, vm_pb2.GetRequest(id=ran.ID))
             assert gone.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("query", ['?since="<x>"', "?tail=1&x=%22", "?x=a b", "?grep=%zz^|{}"])
+async def test_a_query_reaches_another_host_as_it_was_sent(fleet: Fleet, query: str) -> None:
+    async with fleet.serve_both(**ZONE) as (a, b):
+        answer = await a.http.post(
+            "/run", json={"computation": [1], "host": {"labels": {"zone": "south"}}}
+        )
+        target = f"/vms/{answer.json()['id']}/status{query}".replace(" ", "+").encode()
+        told = []
+        for member in (a, b):
+            url = httpx.URL(str(member.http.base_url)).copy_with(raw_path=target)
+            told.append(await member.http.get(url))
+        assert [one.status_code for one in told] == [200, 200], told[0].text
 
 
 async def test_a_list_says_who_has_not_answered(fleet: Fleet) -> None:

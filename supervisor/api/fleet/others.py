@@ -88,7 +88,8 @@ class Others:
         try:
             request = client.build_request(
                 asked.method,
-                f"https://{address}{target}",
+                # As it was signed: httpx would quote more of it.
+                httpx.URL(f"https://{address}/").copy_with(raw_path=target.encode("latin-1")),
                 headers=asked.headers | headers,
                 content=asked.content,
                 extensions={"sni_hostname": server_name(name)},

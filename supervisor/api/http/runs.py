@@ -37,16 +37,18 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
         if isinstance(submitted, Response):
             return submitted
         vm, options = submitted
+        where = {"host": member.fleet.name} if member else {}
         if _prefers_async():
             headers = {
                 "Location": f"/vms/{vm.id}",
                 "Preference-Applied": "respond-async",
             }
-            return {**views.summary(vm), "credential": vm.credential}, 202, headers
+            return {**views.summary(vm), **where, "credential": vm.credential}, 202, headers
         by, patience_s = _answering(service, member)
         await by.wait_answered(vm, options, patience_s)
         reply = await vm.read_reply()
-        return views.answer(vm, reply), 200, {"Server-Timing": views.server_timing(vm)}
+        timing = {"Server-Timing": views.server_timing(vm)}
+        return {**views.answer(vm, reply), **where}, 200, timing
 
     async def _submit() -> tuple[Vm, RunOptions] | Response:
         """Nothing of the computation stays in memory: its VM has it on disk.
