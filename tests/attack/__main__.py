@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -87,6 +88,8 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="attack-", dir="/tmp"))
     directory.chmod(0o755)  # the local users' attacks begin in it
     began = time.monotonic()
+    # Nothing of ours is left behind then, either.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if wanted.prove is not None:
             code = _prove(wanted.prove or list(DEFENCES), attacks, directory)
