@@ -4,7 +4,7 @@ import { html, useState } from "./vendor/htm-preact.mjs";
 import { get } from "./api.mjs";
 import { may, member, useLoaded } from "./live.mjs";
 import { Away, Table } from "./vms.mjs";
-import { At, Failure, NOTHING, Verdict, labels, size } from "./words.mjs";
+import { At, Failure, NOTHING, Verdict, duration, labels, size } from "./words.mjs";
 
 export const Host = () => html`<h1>Host ${member()}</h1>
   ${member() && may("host") && html`<${Fleet} />`}
@@ -12,7 +12,7 @@ export const Host = () => html`<h1>Host ${member()}</h1>
   ${may("templates") && html`<${Templates} />`}
   <${Pool} />`;
 
-/** What each member of the fleet says of itself. One whose sign of life is missing is not there. */
+/** What each member of the fleet says of itself; and whose sign of life has been missing for up to a day. */
 function Fleet() {
   const { value, error } = useLoaded((signal) => get("hosts", signal), "hosts", { everyMs: 3000 });
   const columns = ["Host", "State", "Room", "TEE", "Template", "Labels", "Image", "Version", "Since", "Address"];
@@ -35,7 +35,10 @@ function Fleet() {
         ];
         return html`<tr key=${host.name}><th scope="row">${host.name}${host.name === value.self && " (this one)"}</th>
           ${cells.map((cell, number) => html`<td data-name=${columns[number + 1]}>${cell}</td>`)}</tr>`;
-      })}</tbody></table>`}`;
+      })}
+      ${value.lost.map(({ name, lost_s }) => html`<tr key=${name}><th scope="row">${name}</th>
+        <td data-name="State">lost ${duration(lost_s)} ago</td>
+        ${columns.slice(2).map((column) => html`<td data-name=${column}>${NOTHING}</td>`)}</tr>`)}</tbody></table>`}`;
 }
 
 function Checks() {

@@ -47,6 +47,9 @@ def _look(a: Apart, b: Apart, here: str, there: str) -> None:
         expect(page.get_by_role("alert")).to_contain_text("No answer of b")
         expect(page.get_by_role("row").filter(has_text=here[:8])).to_be_visible()
         check(page)
+        page.get_by_role("navigation", name="Parts").get_by_role("link", name="Host").click()
+        expect(page.get_by_role("row").filter(has_text="lost")).to_contain_text("ago")
+        check(page)
 
 
 def _use(page: Page, vm_id: str) -> None:
