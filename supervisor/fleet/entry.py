@@ -120,7 +120,9 @@ class Entry:
         with trio.move_on_after(LEASE_S):
             await self._members.changed.until(lambda: self._members.complete)
         if why := nobody_serves(self._members.hosts.values(), needs, tells_hosts=tells_hosts):
-            raise NoHost(f"no host of the fleet serves this run: {why}")
+            lost = ", ".join(self._members.lost)
+            unasked = f"; lost, and not asked: {lost}" if lost and tells_hosts else ""
+            raise NoHost(f"no host of the fleet serves this run: {why}{unasked}")
         waiting = sum(one.owner == owner for one in self._posted.values())
         if waiting >= self._limits.queue + self._limits.max_vms:
             raise AtCapacity(

@@ -47,6 +47,9 @@ async def test_a_lost_host_whose_agent_has_the_run_is_told_of_and_nothing_repeat
             assert answer.json()["type"].endswith(":host-lost")
         assert (await a.http.get("/vms/nothing")).status_code == 404
         assert (await a.http.get("/vms?host=b")).status_code == 502
+        unserved = await a.http.post("/run", json=SOUTH)
+        assert unserved.status_code == 409
+        assert "lost, and not asked: b" in unserved.json()["detail"]
         # Back again, it knows the same.
         async with fleet.serve("b", **ZONE) as b:
             vm = await record_of(b)
