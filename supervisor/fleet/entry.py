@@ -422,6 +422,10 @@ class Posting:
                 )
                 await self.after_break(claim)
 
+    def leave(self) -> None:
+        """It is not given up: the next supervisor has its computation, too."""
+        self._posted.landed = True
+
     async def after_break(self, claim: Claim) -> None:
         """The connection to its owner broke: return if it is to be waited for again.
 

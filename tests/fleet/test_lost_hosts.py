@@ -241,3 +241,26 @@ async def test_who_waits_at_a_host_that_stops_is_told(fleet: Fleet) -> None:
             assert await a.process.wait() == 0
         vm = await record_of(b)
         assert (vm["state"], vm["relay"]["state"]) == ("running", "sent")
+
+
+async def test_a_copy_that_waits_for_a_host_outlives_a_stop(fleet: Fleet) -> None:
+    fleet.worlds["b"].scenario(agent="none")
+    copies = fleet.worlds["a"].tmp / "copies"
+    async with fleet.serve("b", **ZONE) as b, fleet.serve("a") as a:
+        await b.wait_said("host joined", host="a")
+        await a.wait_said("host joined", host="b")
+        later = {"Prefer": "respond-async"}
+        taken = await b.http.post("/run", json=SOUTH, headers=later)
+        assert taken.status_code == 202, taken.text
+        guest = await fleet.worlds["b"].guest()
+        await guest.until("cont")
+        await b.kill()
+        await a.wait_said("host lost", becomes="queued")
+        a.process.send_signal(signal.SIGTERM)
+        assert await a.process.wait() == 0
+    assert list(copies.iterdir())
+    fleet.worlds["b"].scenario()
+    async with fleet.serve("a"), fleet.serve("b", **ZONE) as b:
+        await b.wait_said("answered")
+        with trio.fail_after(PATIENCE_S):
+            await guest.until("end")

@@ -255,6 +255,8 @@ class FleetRuns:
                     await self._have_it_done(run)
                 else:
                     await trio.sleep(_SOON_S)
+            except Stopping:
+                return  # the next supervisor takes the copy up
             except LaunchError as error:  # its disk may be full now, and not in a while
                 log.warning("copy of a run not used", run=run_id, problem=str(error))
                 await trio.sleep(_SOON_S)
@@ -277,6 +279,9 @@ class FleetRuns:
                 await posting.after_break(Claim(run.id, run.owner, run.epoch, ""))
             try:
                 await posting.land(there, there)
+            except Stopping:
+                posting.leave()
+                raise
             except RefusedElsewhere as error:
                 log.warning("run not taken", run=run.id, problem=str(error))
 
