@@ -27,7 +27,7 @@ async def written(told: Any) -> list[vm_pb2.Event]:
     async def write(message: vm_pb2.Event) -> None:
         found.append(message)
 
-    await watching._write(write, told, Position(7.0, {"b": Place("0d9e77aa", 7)}))
+    await watching._write(write, told, "b", Position(7.0, {"b": Place("0d9e77aa", 7)}))
     return found
 
 
@@ -70,3 +70,8 @@ for _ in range(900):
 )
 async def test_what_is_no_event_ends_nothing(wrong: dict[str, Any]) -> None:
     assert await written({**TOLD, **wrong}) == []
+
+
+@pytest.mark.parametrize("told", [[1], "event", 7, {}])
+async def test_what_is_no_object_is_no_event(told: Any) -> None:
+    assert await written(told) == []

@@ -15,10 +15,11 @@ from supervisor.api.callers import current, standing
 from supervisor.api.fleet.asked import Asked
 from supervisor.api.grpc import messages
 from supervisor.api.grpc.anywhere import ask, ask_all, denying_alike, find
+from supervisor.api.words import event_number
 from supervisor.pb import vm_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from supervisor.api.fleet.member import Member
     from supervisor.api.requests import EventsRequest
@@ -98,7 +99,7 @@ async def _tell_all(
             if one is None:
                 continue
             if one.event:
-                await _write(write, one.event, one.position)
+                await _write(write, one.event, one.event["host"], one.position)
             elif position is None:
                 position = one.position
                 asked = vm_pb2.ListRequest().SerializeToString()
@@ -128,18 +129,20 @@ async def _tell_elsewhere(
         async for number, event in heard:
             check_again()
             if event is not None:
-                await _write(write, event | {"host": host})
-            elif number and not shown:
+                await _write(write, event, host)
+            elif number.isdecimal() and not shown:
                 shown = True
+                sequence = event_number(number)
                 message = vm_pb2.GetRequest(id=wanted.vm_id).SerializeToString()
                 vm = await ask(member, host, f"{_SERVICE}/Get", message, vm_pb2.Vm)
-                await write(messages.present_state(vm, int(number)))
+                await write(messages.present_state(vm, sequence))
 
 
-async def _write(write: Write, told: Mapping[str, Any], position: Position | None = None) -> None:
+async def _write(write: Write, told: Any, host: str, position: Position | None = None) -> None:
+    """:param told: an event, if the member is what it should be"""
     try:
-        message = messages.event(told, position)
+        message = messages.event({**told, "host": host}, position)
     except _NO_EVENT as error:
-        log.warning("what a host tells is no event", host=told.get("host"), problem=repr(error))
+        log.warning("what a host tells is no event", host=host, problem=repr(error))
         return
     await write(message)
