@@ -70,6 +70,7 @@ class _Posted:
     owner: str
     waiters: int = 0
     landed: bool = False
+    kept: bool = False
     placed_in: int = -1
     changed: Signal = attrs.field(factory=Signal)
 
@@ -171,7 +172,7 @@ class Entry:
                 del self._posted[run.id]
                 if posted.run.owner != self._members.name:
                     self._records.forget(run.id)
-                if not posted.landed:
+                if not posted.landed and not posted.kept:
                     self._withdrawn.send_nowait(posted.run)
 
     def answer(self, subject: str, words: list[str]) -> bytes | None:
@@ -422,9 +423,9 @@ class Posting:
                 )
                 await self.after_break(claim)
 
-    def leave(self) -> None:
-        """It is not given up: the next supervisor has its computation, too."""
-        self._posted.landed = True
+    def keep(self) -> None:
+        """It is not given up by those who leave: its computation is on this host's disk."""
+        self._posted.kept = True
 
     async def after_break(self, claim: Claim) -> None:
         """The connection to its owner broke: return if it is to be waited for again.

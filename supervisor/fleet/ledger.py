@@ -130,7 +130,7 @@ class Run:
         return attrs.evolve(self, state=RunState.GIVEN_UP)
 
     def revived(self, entry: str) -> Run:
-        """It was given up by a host that could not reach the one where its caller waits.
+        """It was given up by a host that asked before its caller waited, or its copy was read.
 
         :raises NotOwner: if it was not, or was posted to another host
         """

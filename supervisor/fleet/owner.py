@@ -73,6 +73,15 @@ class Owner:
         step = partial(_hand_back, self._members.name, epoch)
         return await self._records.change(run_id, step)
 
+    async def hand_back_in_time(self, run_id: str, epoch: int) -> None:
+        """The same, and wait for the broker for as long as it takes.
+
+        :raises NotOwner: likewise
+        """
+        step = partial(_hand_back, self._members.name, epoch)
+        await self._records.change_in_time(run_id, step)
+        self._records.forget(run_id)
+
     async def give_up(self, run_id: str, epoch: int) -> None:
         """Nobody waits for a run that this host has claimed, or none will do it."""
         step = partial(_advance, self._members.name, epoch, RunState.GIVEN_UP, "")
@@ -88,10 +97,8 @@ class Owner:
         await vm.until(lambda: vm.record.settled)
         record = vm.record
         if goes_back(record):
-            step = partial(_hand_back, self._members.name, record.options.epoch)
             with suppress(NotOwner):  # else its agent may have had it, or it is another's already
-                await self._records.change_in_time(record.options.fleet_run, step)
-                self._records.forget(record.options.fleet_run)
+                await self.hand_back_in_time(record.options.fleet_run, record.options.epoch)
                 return
         relay = record.relay if record.relay in _STATES else RelayState.FAILED
         if record.ended and not record.answered and relay in (RelayState.WAITING, RelayState.SENT):

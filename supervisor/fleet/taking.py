@@ -210,12 +210,10 @@ class Taking:
         """Have the entry host send what it has, and wait until its VM is on record."""
         coming = self._coming[run.id] = _Coming(run.epoch)
         try:
-            said = await self._engine.call(
-                run.entry,
-                "claimed",
-                f"{run.id} {self._members.name} {run.epoch}".encode(),
-                _CALL_S,
-            )
+            claim = f"{run.id} {self._members.name} {run.epoch}".encode()
+            said = None
+            with suppress(FleetUnavailable):
+                said = await self._engine.call(run.entry, "claimed", claim, _CALL_S)
             if said == b"coming":
                 with trio.move_on_after(_ARRIVES_S):
                     await coming.arrived.wait()
@@ -223,6 +221,11 @@ class Taking:
                 await coming.settled.wait()
                 return
             coming.late = True
+            if said is None:  # it may be back soon, with what it keeps on its disk
+                log.info("entry host does not answer", run=run.id, entry=run.entry)
+                with suppress(NotOwner):
+                    await self._owner.hand_back_in_time(run.id, run.epoch)
+                return
             log.info("nobody waits for a run", run=run.id, entry=run.entry)
             await self._owner.give_up(run.id, run.epoch)
         finally:

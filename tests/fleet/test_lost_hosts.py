@@ -19,7 +19,10 @@ from tests.fleet.test_wires import Wire, wire
 from tests.support.world import PATIENCE_S
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.fleet.conftest import Fleet
+    from tests.support.guest import Guest
 
 
 async def test_a_lost_host_whose_agent_has_the_run_is_told_of_and_nothing_repeated(
@@ -243,10 +246,14 @@ async def test_who_waits_at_a_host_that_stops_is_told(fleet: Fleet) -> None:
         assert (vm["state"], vm["relay"]["state"]) == ("running", "sent")
 
 
-async def test_a_copy_that_waits_for_a_host_outlives_a_stop(fleet: Fleet) -> None:
+@pytest.fixture
+async def waiting(fleet: Fleet) -> AsyncIterator[Guest]:
+    """Of a run that no host serves any more, and that a host keeps that has been stopped: the guest
+    that had it on the other one, which is lost.
+    """
     fleet.worlds["b"].scenario(agent="none")
     copies = fleet.worlds["a"].tmp / "copies"
-    async with fleet.serve("b", **ZONE) as b, fleet.serve("a") as a:
+    async with fleet.serve("b", **ZONE) as b, fleet.serve("a", MANAGER_QUEUE_TIMEOUT="1s") as a:
         await b.wait_said("host joined", host="a")
         await a.wait_said("host joined", host="b")
         later = {"Prefer": "respond-async"}
@@ -256,11 +263,39 @@ async def test_a_copy_that_waits_for_a_host_outlives_a_stop(fleet: Fleet) -> Non
         await guest.until("cont")
         await b.kill()
         await a.wait_said("host lost", becomes="queued")
+        await a.wait_said("run waits on", times=2)
         a.process.send_signal(signal.SIGTERM)
         assert await a.process.wait() == 0
     assert list(copies.iterdir())
     fleet.worlds["b"].scenario()
-    async with fleet.serve("a"), fleet.serve("b", **ZONE) as b:
+    yield guest
+    assert guest.count("Run") == 0
+    assert not list(copies.iterdir())
+
+
+async def test_a_copy_that_waits_for_a_host_outlives_a_stop(fleet: Fleet, waiting: Guest) -> None:
+    async with fleet.serve("a") as a, fleet.serve("b", **ZONE) as b:
         await b.wait_said("answered")
         with trio.fail_after(PATIENCE_S):
-            await guest.until("end")
+            await waiting.until("end")
+        await a.wait_said("copy of a run is not needed")
+
+
+async def test_a_run_whose_copy_is_read_late_is_not_lost(fleet: Fleet, waiting: Guest) -> None:
+    """The host that keeps it may take it from the queue itself, before it has read the copy."""
+    async with fleet.serve("a", **ZONE) as a:
+        await a.wait_said("answered")
+        await a.wait_said("copy of a run is not needed")
+    async with fleet.serve("b", **ZONE):
+        with trio.fail_after(PATIENCE_S):
+            await waiting.until("end")
+
+
+async def test_a_run_waits_for_the_host_that_keeps_it(fleet: Fleet, waiting: Guest) -> None:
+    async with fleet.serve("b", **ZONE) as b:
+        await b.wait_said("entry host does not answer", entry="a")
+        async with fleet.serve("a") as a:
+            await b.wait_said("answered")
+            await a.wait_said("copy of a run is not needed")
+        with trio.fail_after(PATIENCE_S):
+            await waiting.until("end")

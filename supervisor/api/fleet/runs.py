@@ -24,6 +24,7 @@ from supervisor.api.fleet.copies import Copies, Copy
 from supervisor.caller import Right
 from supervisor.config import RestartPolicy
 from supervisor.errors import (
+    AtCapacity,
     FleetUnavailable,
     HandedBack,
     LaunchError,
@@ -192,6 +193,8 @@ class FleetRuns:
                 raise HandedBack(f"host {claim.host} has given the run back") from error
             if error.kind is NotOwner:
                 raise NotOwner(f"host {claim.host} does not have the run") from error
+            if error.kind is FleetUnavailable:
+                raise FleetUnavailable(str(error)) from error
             if error.kind is Stopping:  # and leaves the VM to its next supervisor
                 raise MemberBroke(f"host {claim.host}: {error}") from error
             raise
@@ -232,58 +235,75 @@ class FleetRuns:
         """
         copy = Copy(posted.caller, posted.headers, posted.body, posted.request_id)
         await self._copies.keep(run_id, copy)
-        self._service.vms.spawn(self._see_through, run_id)
+        self._service.vms.spawn(self._see_through, run_id, True)
 
     async def take_up(self) -> None:
         """See to the runs whose copies an earlier supervisor has kept here."""
         try:
             for run_id in await self._copies.runs():
-                self._service.vms.spawn(self._see_through, run_id)
+                self._service.vms.spawn(self._see_through, run_id, False)
         except LaunchError as error:
             log.error("copies of runs are not taken up", problem=str(error))
 
-    async def _see_through(self, run_id: str) -> None:
-        while (run := await self._look(run_id)) is not None and not run.state.is_final:
+    async def _see_through(self, run_id: str, is_there: bool) -> None:
+        """
+        :param is_there: whether its host has got the computation, if it has one
+        """
+        while (run := await self._look(run_id)) is not None and not self._is_over(run):
             try:
                 if run.state is RunState.SENT and not run.repeats:
                     await self._copies.shorten(run_id)
-                if run.owner in self._fleet.members.hosts:
+                is_there = is_there or run.state is RunState.SENT
+                if is_there and run.owner in self._fleet.members.hosts:
                     lost = partial(self._fleet.members.wait_lost, run.owner)
                     with trio.move_on_after(_SOON_S if run.state is RunState.OWNED else _LATER_S):
                         await lost()
                 elif self._fleet.members.complete:
                     await self._have_it_done(run)
+                    is_there = True
                 else:
                     await trio.sleep(_SOON_S)
             except Stopping:
                 return  # the next supervisor takes the copy up
-            except LaunchError as error:  # its disk may be full now, and not in a while
+            except (LaunchError, FleetUnavailable) as error:  # the disk may be full for a while
                 log.warning("copy of a run not used", run=run_id, problem=str(error))
                 await trio.sleep(_SOON_S)
+            except RefusedElsewhere as error:
+                log.warning("run not taken", run=run_id, problem=str(error))
+                if error.kind is not AtCapacity:
+                    break
+                await trio.sleep(_LATER_S)  # its owner's quota is used up
             except (SupervisorError, Conflict) as error:
                 log.warning("run is over", run=run_id, problem=str(error))
                 break
         await self._copies.drop(run_id)
         log.info("copy of a run is not needed", run=run_id)
 
+    def _is_over(self, run: Run) -> bool:
+        """Not if a host has given it up that asked here before the copy was taken up."""
+        is_given_up_here = run.state is RunState.GIVEN_UP and run.entry == self._fleet.name
+        return run.state.is_final and not is_given_up_here
+
     async def _have_it_done(self, run: Run) -> None:
-        """Its owner is lost, or there is none.
+        """Its owner is lost, or there is none; or it may not have got the computation.
 
         :raises RunLost: if it is over
+        :raises RefusedElsewhere: if a host has refused it
         """
         copy = await self._copies.read(run.id)
         # To this host as well it goes by the way of the others.
         there = partial(self._there, copy)
         async with self._fleet.entry.join(run, copy.caller.name) as posting:
-            if run.owner:
+            posting.keep()
+            if run.state is RunState.GIVEN_UP or run.owner not in ("", *self._fleet.members.hosts):
                 await posting.after_break(Claim(run.id, run.owner, run.epoch, ""))
-            try:
-                await posting.land(there, there)
-            except Stopping:
-                posting.leave()
-                raise
-            except RefusedElsewhere as error:
-                log.warning("run not taken", run=run.id, problem=str(error))
+            while True:
+                try:
+                    await posting.land(there, there)
+                except AtCapacity as error:  # it was accepted
+                    log.warning("run waits on", run=run.id, problem=str(error))
+                else:
+                    return
 
     async def _look(self, run_id: str) -> Run | None:
         """None if it is not on record any more."""
