@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.chaos.fleet.callers import KEY, WAITS
-from tests.chaos.fleet.observer import Broken
+from tests.chaos.fleet.observer import PATIENCE_S, Broken
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -93,6 +93,27 @@ async def lose(case: Case, role: str) -> None:
     case.later(boot)
     await case.go_on()
     await case.last("long", machine)
+
+
+async def lose_while_full(case: Case, others: signal.Signals) -> None:
+    """The owner's host is lost, of a run that was accepted, while no other host takes any; and then
+    their supervisors end and are started: two and more hosts keep nothing but their disks.
+
+    :param others: what ends them
+    """
+    with trio.fail_after(PATIENCE_S):
+        await case.callers[0].over.wait()
+    rest = [one for one in case.place if one is not case.owner]
+    for one in rest:
+        (await one.ask("POST", "/host/drain")).raise_for_status()
+    await lose(case, "owner")
+    for one in rest:
+        if others is signal.SIGKILL:
+            one.kill()
+        else:
+            await one.stop(others)
+    for one in rest:
+        await one.start()
 
 
 async def pause(case: Case, role: str, how: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from tests.chaos.fleet.faults import (
     leave,
     lose,
     lose_majority,
+    lose_while_full,
     pause,
     restart_all_nats,
     stop,
@@ -120,6 +122,15 @@ for _role in ("entry", "owner"):
     for _way in ("drop", "in", "out"):
         _harm = partial(cut, role=_role, what="host", way=_way, how="long")
         _declare(f"{_role}: its host is cut off, {_way}", _harm, _LATE)
+for _by in (signal.SIGKILL, signal.SIGTERM):
+    _harm = partial(lose_while_full, others=_by)
+    _declare(
+        f"its host is lost, and {_by.name} of the others",
+        _harm,
+        ("booting", "before sent"),
+        _BOTH,
+        ASYNC,
+    )
 _declare("its only host is lost", partial(lose, role="owner"), layouts=("here",))
 for _which in ("leader", "follower", "connected"):
     _declare(f"NATS, {_which}: SIGKILL", partial(kill_nats, which=_which), _SOME)
