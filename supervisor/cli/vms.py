@@ -357,6 +357,7 @@ def event_line(event: Mapping[str, Any]) -> str:
     """An event for a person: number, time, VM, kind, and its data in words; in a fleet its host."""
     data = dict(event)
     number, at, vm_id, kind = (data.pop(name) for name in ("sequence", "at", "vm", "event"))
+    data.pop("position", None)
     host = f"{data.pop('host'):8} " if "host" in data else ""
     words = ", ".join(_in_words(name, value) for name, value in data.items())
     return f"{number:>6} {at} {host}{(vm_id or '-')[:8]:8} {kind:10} {words}".rstrip()

@@ -1,6 +1,6 @@
 """What bodies and answers have: made of openapi.yaml by scripts/client."""
 
-# 674e2f59aa7a92d877f5a0fa56e4958ffdc41cb889a279a2ff58ac5607314191
+# 51dc3868329e9e45bca92bf16758e2aae729d5ac267d9aff38781f0e59ed0ff6
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
@@ -247,6 +247,7 @@ class EventBase(TypedDict):
     at: str
     vm: str | None
     host: NotRequired[str]
+    position: NotRequired[str]
 
 
 class EventState(EventBase):

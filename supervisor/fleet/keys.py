@@ -8,6 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 import attrs
+import cattrs
+import structlog
 import trio
 
 from supervisor.errors import KeyReused, NotOwner
@@ -19,9 +21,28 @@ if TYPE_CHECKING:
     from supervisor.fleet.engine import Engine
     from supervisor.fleet.records import Records
 
+log = structlog.stdlib.get_logger()
+
 #: A key comes before its run. For one that is not there after so long another one may come.
 _RUN_COMES_S = 10.0
 _LOOK_S = 0.25
+_NO_HOLDER = (ValueError, TypeError, AttributeError, RecursionError)
+
+
+@attrs.frozen
+class _Holder:
+    """What has a key.
+
+    :param hash: of the request
+    :param at: when it claimed the key, in seconds since 1970
+    """
+
+    run: str
+    hash: str
+    at: float
+
+
+_converter = cattrs.Converter()
 
 
 class Keys:
@@ -41,7 +62,7 @@ class Keys:
         """
         name = hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()
         run = attrs.evolve(run, key=name)
-        value = json.dumps({"run": run.id, "hash": request_hash, "at": time.time()}).encode()
+        value = json.dumps(attrs.asdict(_Holder(run.id, request_hash, time.time()))).encode()
         while True:
             try:
                 await self._engine.create(KEYS, name, value, KEPT_S)
@@ -52,21 +73,28 @@ class Keys:
                 continue
             if kept.value == value:
                 return run  # the answer to our own request was lost
-            found = json.loads(kept.value)
-            if found["hash"] != request_hash:
+            try:
+                holder = _converter.structure(json.loads(kept.value), _Holder)
+            except (cattrs.BaseValidationError, *_NO_HOLDER) as error:
+                log.error("an idempotency key's record cannot be read", problem=str(error)[:1000])
+                raise KeyReused(
+                    f"what run has the idempotency key {key!r} cannot be read",
+                    advice="if that run is known to be over, use another key",
+                ) from error
+            if holder.hash != request_hash:
                 raise KeyReused(f"the idempotency key {key!r} belongs to another run")
-            before = await self._run(found["run"], found["at"])
+            before = await self._run(holder.run, holder.at)
             if before and before.state not in (RunState.GIVEN_UP, RunState.REMOVED):
                 return before
             try:
                 if before is None:
                     # Whoever had the key may have been stopped, or its clock be wrong: then that
                     # run comes too late.
-                    gone = attrs.evolve(run, id=found["run"], state=RunState.GIVEN_UP, key="")
+                    gone = attrs.evolve(run, id=holder.run, state=RunState.GIVEN_UP, key="")
                     await self._records.create(gone)
                 else:
                     await self._records.change(before.id, Run.replaced)
-                self._records.forget(found["run"])
+                self._records.forget(holder.run)
                 await self._engine.update(KEYS, name, value, kept.revision, KEPT_S)
                 return run
             except (Conflict, NotOwner):

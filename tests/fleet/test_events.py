@@ -49,6 +49,7 @@ class Reader:
             return None
         event: dict[str, Any] = json.loads(fields["data"])
         assert fields["event"] == event["event"]
+        assert event.get("position", self.last) == self.last
         check_event(event)
         self.told.append(event)
         return event
@@ -120,12 +121,17 @@ async def test_a_reader_hears_of_all_members_vms(fleet: Fleet) -> None:
                 assert "host" not in event
                 assert reader.last == str(event["sequence"])
         at = str(a.http.base_url)
-        async with AsyncClient(at) as program, program.events(after=last) as told:
-            await a.http.post(f"/vms/{there}/shutdown", json={"mode": "force"})
-            async for one in told:
-                assert one["vm"] in (here, there)
-                if one["vm"] == there and one.get("state") == "shutoff":
-                    break
+        async with AsyncClient(at) as program:
+            async with program.events(after=last) as told:
+                await a.http.post(f"/vms/{there}/shutdown", json={"mode": "force"})
+                async for one in told:
+                    assert one["vm"] in (here, there)
+                    if one["vm"] == there and one.get("state") == "shutoff":
+                        break
+            # Another program goes on where this one has ended.
+            async with program.events(after=one["position"]) as told:
+                await a.http.delete(f"/vms/{there}")
+                assert (await anext(told))["sequence"] > one["sequence"]
         assert (await b.http.get("/events?host=c")).status_code == 400
         assert (await b.http.get("/events?after=17")).status_code == 400
 

@@ -98,6 +98,25 @@ async def test_a_refusal_is_short_whatever_it_says(fleet: Fleet, answer: bytes) 
         assert len(found["problem"]) <= 1 << 16
 
 
+@pytest.mark.parametrize(
+    "spoilt",
+    [b"{", b"[" * 10_000, b"{}", b"7", b'{"run": "a b.>", "hash": %s, "at": "never"}'],
+)
+async def test_a_spoilt_key_is_refused(fleet: Fleet, spoilt: bytes) -> None:
+    body, key = {"computation": [1]}, {"Idempotency-Key": "k"}
+    async with fleet.serve("a") as a, rogue(fleet) as b:
+        assert (await a.http.post("/run", json=body, headers=key)).status_code == 200
+        async with b.watch("keys") as seen:
+            found = await seen.receive()
+        assert found
+        assert found.value
+        known = json.dumps(json.loads(found.value)["hash"]).encode()
+        await b.update("keys", found.key, spoilt.replace(b"%s", known), found.revision)
+        refused = await a.http.post("/run", json=body, headers=key)
+        assert refused.status_code == 409, refused.text
+        assert refused.json()["type"].endswith(":key-reused")
+
+
 @pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b"[" * 100_000])
 async def test_an_answer_that_is_none_ends_no_more_than_its_request(
     fleet: Fleet, answer: bytes

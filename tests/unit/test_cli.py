@@ -294,6 +294,8 @@ def test_durations(seconds: float | None, text: str) -> None:
 def test_events_are_told_in_words(kind: str, data: dict[str, Any], words: str) -> None:
     event = {"sequence": 7, "at": "2026-01-01T00:00:00.000Z", "vm": FIRST, "event": kind, **data}
     assert event_line(event) == f"     7 2026-01-01T00:00:00.000Z 6f1d9e0a {words}"
+    of_fleet = event | {"host": "a", "position": "@1.5,a:5f0c21d9:7"}
+    assert event_line(of_fleet) == f"     7 2026-01-01T00:00:00.000Z a        6f1d9e0a {words}"
 
 
 class Terminal(io.StringIO):

@@ -88,11 +88,14 @@ class Others:
         try:
             request = client.build_request(
                 asked.method,
-                # As it was signed: httpx would quote more of it.
-                httpx.URL(f"https://{address}/").copy_with(raw_path=target.encode("latin-1")),
+                f"https://{address}/",
                 headers=asked.headers | headers,
                 content=asked.content,
-                extensions={"sni_hostname": server_name(name)},
+                # As it was signed: of an URL httpx quotes more.
+                extensions={
+                    "sni_hostname": server_name(name),
+                    "target": target.encode("latin-1"),
+                },
             )
             answer = await client.send(request, stream=True)
         except _NO_ANSWER as error:

@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import trio
 from quart import Response, request
@@ -166,6 +166,8 @@ def _target(without: str = "") -> str:
     """The present request's path and query, without the values of one name."""
     raw: bytes = request.scope["raw_path"]
     path: str = raw.decode("latin-1").partition("?")[0]
+    if not path.startswith("/"):  # RFC 9112, absolute-form
+        path = urlsplit(path).path
     query: str = request.query_string.decode("latin-1")
     if without:
         query = urlencode([one for one in request.args.items(multi=True) if one[0] != without])

@@ -121,11 +121,17 @@ async def _texts(
                 if one is None:
                     yield KEEP_ALIVE
                 else:
-                    yield message(one.position, one.event) if one.event else only_id(one.position)
+                    yield _text(one)
 
     with one_reader:
         async with opened as told, aclosing(texts(told)) as made:
             yield made
+
+
+def _text(told: Told) -> bytes:
+    if told.event is None:
+        return only_id(told.position)
+    return message(told.position, told.event | {"position": str(told.position)})
 
 
 class _Body(ResponseBody):
