@@ -28,12 +28,13 @@ from supervisor.errors import (
     Stopping,
     SupervisorError,
 )
+from supervisor.fleet.connection import client_context
 from supervisor.fleet.entry import Entry
 from supervisor.fleet.facts import HostFacts
 from supervisor.fleet.keys import Keys
 from supervisor.fleet.members import LEASE_S, Members
 from supervisor.fleet.metrics import Now
-from supervisor.fleet.nats import NatsEngine, client_context
+from supervisor.fleet.nats import NatsEngine
 from supervisor.fleet.owner import Owner, goes_back
 from supervisor.fleet.records import Records
 from supervisor.fleet.taking import Taking

@@ -2,7 +2,7 @@
 
 A record is the last message of a subject of its own, and its revision is that message's number in
 its stream. The server compares and sets: a message that expects another number than the last one
-is refused. nats-py uses asyncio, and this is the only module that calls it.
+is refused.
 
 Sources: NATS documentation, "JetStream wire API reference"; ADR-8 (key and value), ADR-42 (priority
 groups) and ADR-43 (time to live of a message) of nats-architecture-and-design.
@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
-import ssl
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import nats
@@ -25,23 +24,16 @@ from nats.js.api import DeliverPolicy
 
 from supervisor.bridge import aio_as_trio
 from supervisor.errors import FleetUnavailable
+from supervisor.fleet.connection import Connection, Refused, as_ours
 from supervisor.fleet.engine import Conflict, Entry, Message
-from supervisor.tls import as_tolerant_as_others
-from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
-    from nats.js.client import JetStreamContext
 
 log = structlog.stdlib.get_logger()
 
-#: What a broker answers within, a change of its leader included.
-_ANSWER_S = 4.0
-_RECONNECT_S = 0.25
 _LOOK_S = 0.02
 #: The server's numbers of errors. Source: server/errors.json of nats-server.
 _WRONG_LAST, _NO_MESSAGE, _EXISTS = {10071, 10164}, {10037}, {10058, 10013, 10148}
@@ -63,97 +55,23 @@ _REMOVED = "Fleet-Removed"
 _MOST_WAITING = 4096
 
 
-class NatsEngine:
-    """A member's connection, which is made again whenever it breaks.
-
-    :ivar changed: notified when the connection is made or lost
-    """
+class NatsEngine(Connection):
+    """As one member has it."""
 
     def __init__(self, host: str) -> None:
-        self.changed = Signal()
-        self._host = host
-        self._client: Client | None = None
-        self._js: JetStreamContext | None = None
-        self._said = ""
+        super().__init__(host)
         self._watchers: list[trio.MemorySendChannel[Entry | None]] = []
 
-    @property
-    def connected(self) -> bool:
-        return self._client is not None and self._client.is_connected
-
-    async def keep_connected(self, servers: tuple[str, ...], directory: Path) -> None:
-        """Connect, and stay connected until cancelled. asyncio's loop must be there."""
-        context = await trio.to_thread.run_sync(client_context, directory)
-        try:
-            while self._client is None:
-                try:
-                    with trio.fail_after(2 * _ANSWER_S):
-                        await self._connect(servers, context)
-                except (NatsError, OSError, trio.TooSlowError, FleetUnavailable) as error:
-                    # What NATS says of a certificate that it does not know is the last of this.
-                    said = [_words(error), self._said] if self._said else [_words(error)]
-                    log.warning("fleet not reached", problem=": ".join(said))
-                    self._said = ""
-                    await self._close()
-                    await trio.sleep(1)
-            await trio.sleep_forever()
-        finally:
-            with trio.move_on_after(2, shield=True):
-                await self._close()
-
-    async def _connect(self, servers: tuple[str, ...], context: ssl.SSLContext) -> None:
-        self._client = await aio_as_trio(nats.connect)(
-            servers=list(servers),
-            tls=context,
-            tls_handshake_first=True,  # else a server could ask for no TLS
-            name=self._host,
-            inbox_prefix=f"_INBOX_{self._host}".encode(),
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=_RECONNECT_S,
-            connect_timeout=2,
-            ping_interval=2,
-            max_outstanding_pings=2,
-            allow_reconnect=True,
-            error_cb=self._on_error,
-            disconnected_cb=self._on_disconnected,
-            reconnected_cb=self._on_reconnected,
-        )
-        self._js = self._client.jetstream()
-        await self._make_streams(_COPIES if len(servers) >= _COPIES else 1)
-        log.info("fleet reached", server=self._client.connected_url.netloc)  # type: ignore[union-attr]
-        self.changed.notify()
-
-    async def _close(self) -> None:
-        client, self._client, self._js = self._client, None, None
-        self._end_watches()
-        if client is not None:
-            with suppress(NatsError, OSError):
-                await aio_as_trio(client.close)()
-
-    async def _on_error(self, error: Exception) -> None:
-        self._said = _words(error)
-        log.debug("fleet connection", problem=self._said)
-
-    async def _on_disconnected(self) -> None:
-        if self._client is not None:
-            log.warning("fleet lost")
-        self._end_watches()
-        self.changed.notify()
-
-    async def _on_reconnected(self) -> None:
-        log.info("fleet reached again")
-        self._end_watches()  # those that were begun meanwhile
-        self.changed.notify()
-
-    def _end_watches(self) -> None:
+    def _broke(self) -> None:
         for one in self._watchers:
             one.close()
         self._watchers.clear()
 
     # --- streams ----------------------------------------------------------------------------
 
-    async def _make_streams(self, replicas: int) -> None:
-        """Make what is not there. Members that start together ask for the same."""
+    async def _begin(self, servers: int) -> None:
+        """Make the streams that are not there. Members that start together ask for the same."""
+        replicas = _COPIES if servers >= _COPIES else 1
         for table in TABLES:
             await self._make(
                 f"fleet-{table}",
@@ -175,7 +93,7 @@ class NatsEngine:
     async def _make(self, name: str, **config: Any) -> None:
         try:
             await self._api(f"STREAM.CREATE.{name}", {"name": name, "storage": "file"} | config)
-        except _Refused as error:
+        except Refused as error:
             if error.code not in _EXISTS:
                 raise FleetUnavailable(f"NATS refuses the stream {name}: {error}") from error
             found = (await self._api(f"STREAM.INFO.{name}", {}))["config"]
@@ -185,27 +103,6 @@ class NatsEngine:
                     f"NATS: the stream {name} is not as this fleet makes it"
                     f" ({', '.join(sorted(more)) or found['subjects']}): somebody else has made it"
                 ) from error
-
-    async def _api(self, subject: str, body: dict[str, Any]) -> Any:
-        return await self._request(f"$JS.API.{subject}", json.dumps(body).encode())
-
-    async def _request(
-        self, subject: str, body: bytes, headers: dict[str, str] | None = None
-    ) -> Any:
-        """:raises _Refused: if the server understood, and says no"""
-        with _as_ours():
-            answer = await aio_as_trio(self._connected().request)(
-                subject, body, timeout=_ANSWER_S, headers=headers
-            )
-        found = json.loads(answer.data)
-        if error := found.get("error"):
-            raise _Refused(error.get("err_code", 0), error.get("description", "no reason given"))
-        return found
-
-    def _connected(self) -> Client:
-        if self._client is None or not self._client.is_connected:
-            raise FleetUnavailable("no server of the fleet's NATS is reached")
-        return self._client
 
     # --- records ----------------------------------------------------------------------------
 
@@ -219,7 +116,7 @@ class NatsEngine:
         try:
             # Of the stream's leader: a direct get may be answered by who lags behind.
             answer = await self._api(f"STREAM.MSG.GET.fleet-{table}", asked)
-        except _Refused as error:
+        except Refused as error:
             if error.code in _NO_MESSAGE:
                 return None
             raise FleetUnavailable(f"NATS: {error}") from error
@@ -257,7 +154,7 @@ class NatsEngine:
             headers["Nats-TTL"] = f"{ttl_s:.0f}s"
         try:
             answer = await self._request(f"fleet.{table}.{key}", value, headers)
-        except _Refused as error:
+        except Refused as error:
             if error.code in _WRONG_LAST:
                 raise Conflict(f"{table} {key}: {error}") from None
             raise FleetUnavailable(f"NATS: {error}") from error
@@ -284,10 +181,9 @@ class NatsEngine:
         self._watchers.append(send)
         subscription = None
         try:
-            with _as_ours():
-                self._connected()
-                assert self._js
-                subscription = await aio_as_trio(self._js.subscribe)(
+            with as_ours():
+                js = self._connected().jetstream()
+                subscription = await aio_as_trio(js.subscribe)(
                     prefix + key,
                     stream=f"fleet-{table}",
                     cb=on_message,
@@ -311,7 +207,7 @@ class NatsEngine:
     async def enqueue(self, kind: str, body: bytes, once: str) -> None:
         try:
             await self._request(f"fleet.queue.{kind}", body, {"Nats-Msg-Id": once})
-        except _Refused as error:
+        except Refused as error:
             raise FleetUnavailable(f"NATS: {error}") from error
 
     async def offer(self, kind: str) -> None:
@@ -327,14 +223,14 @@ class NatsEngine:
         body = {"stream_name": _QUEUE, "config": config}
         try:
             await self._api(f"CONSUMER.DURABLE.CREATE.{_QUEUE}.{kind}", body)
-        except _Refused as error:
+        except Refused as error:
             if error.code not in _EXISTS:
                 raise FleetUnavailable(f"NATS: {error}") from error
 
     async def pull(self, kind: str, patience_s: float, rank: int) -> Message | None:
         asked = {"batch": 1, "expires": int(patience_s * 10**9), "group": _GROUP, "priority": rank}
         client = self._connected()
-        with _as_ours():
+        with as_ours():
             inbox = client.new_inbox()
             subscription = await aio_as_trio(client.subscribe)(inbox, max_msgs=1)
             try:
@@ -363,7 +259,7 @@ class NatsEngine:
         await self._ack(message, b"-NAK")
 
     async def _ack(self, message: Message, word: bytes) -> None:
-        with _as_ours():
+        with as_ours():
             await aio_as_trio(self._connected().publish)(message.token, word)
 
     # --- calls ------------------------------------------------------------------------------
@@ -382,7 +278,7 @@ class NatsEngine:
             nursery.start_soon(self._answer_all, receive, answer)
             subscriptions: list[Any] = []
             try:
-                with _as_ours():
+                with as_ours():
                     for subject in (f"fleet.call.{host}.*", "fleet.all.*"):
                         subscribe = aio_as_trio(self._connected().subscribe)
                         subscriptions.append(await subscribe(subject, cb=on_call))
@@ -407,7 +303,7 @@ class NatsEngine:
         try:
             said = await answer(message.subject.rpartition(".")[2], message.data)
             if message.reply:
-                with _as_ours():
+                with as_ours():
                     await aio_as_trio(self._connected().publish)(message.reply, said)
         except FleetUnavailable:
             pass  # who called asks again, or does without
@@ -415,7 +311,7 @@ class NatsEngine:
             log.error("bug in a call's answer", subject=message.subject, exc_info=error)
 
     async def call(self, host: str, subject: str, body: bytes, patience_s: float) -> bytes | None:
-        with _as_ours():
+        with as_ours():
             request = aio_as_trio(self._connected().request)
             try:
                 message = await request(f"fleet.call.{host}.{subject}", body, timeout=patience_s)
@@ -427,7 +323,7 @@ class NatsEngine:
         self, subject: str, body: bytes, patience_s: float, hosts: int
     ) -> bytes | None:
         client = self._connected()
-        with _as_ours():
+        with as_ours():
             inbox = client.new_inbox()
             subscription = await aio_as_trio(client.subscribe)(inbox)
             try:
@@ -457,27 +353,6 @@ async def _wait_told(subscription: Any) -> None:
         await trio.sleep(_LOOK_S)
 
 
-class _Refused(Exception):
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-@contextmanager
-def _as_ours() -> Iterator[None]:
-    """:raises FleetUnavailable: for what nats-py raises; of a subject that is none, too: a part of
-    it may be a name that another member has put on record
-    """
-    try:
-        yield
-    except (NatsError, OSError, UnicodeError) as error:
-        raise FleetUnavailable(f"the fleet's NATS does not answer: {_words(error)}") from error
-
-
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
 def _value(message: dict[str, Any]) -> bytes | None:
     """Of a message as the server shows it."""
     headers = base64.b64decode(message.get("hdrs", ""))
@@ -492,10 +367,3 @@ def _entry(message: Msg, prefix: str) -> Entry:
     gone = expired or _REMOVED in headers
     key, revision = message.subject.removeprefix(prefix), message.metadata.sequence.stream
     return Entry(key, None if gone else bytes(message.data), revision, expired)
-
-
-def client_context(directory: Path) -> ssl.SSLContext:
-    """What a member shows to others, and whom it believes. Blocking."""
-    context = ssl.create_default_context(cafile=str(directory / "ca.pem"))
-    context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
-    return as_tolerant_as_others(context)

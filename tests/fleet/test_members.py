@@ -16,8 +16,8 @@ from supervisor.config import Address
 from supervisor.errors import MemberBroke
 from supervisor.fleet import authority
 from supervisor.fleet.authority import Member
+from supervisor.fleet.connection import client_context
 from supervisor.fleet.identity import Identity
-from supervisor.fleet.nats import client_context
 from supervisor.membership import open_fleet
 from supervisor.qemu.host import Clock
 from tests.support.world import PATIENCE_S

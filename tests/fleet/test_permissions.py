@@ -9,7 +9,8 @@ import trio
 
 from supervisor.bridge import open_loop
 from supervisor.errors import FleetUnavailable
-from supervisor.fleet.nats import NatsEngine, _Refused, client_context
+from supervisor.fleet.connection import Refused, client_context
+from supervisor.fleet.nats import NatsEngine
 from tests.fleet.test_engine import PATIENCE_S, member
 from tests.support.brokers import Broker, Brokers, open_brokers
 
@@ -45,11 +46,11 @@ async def test_nobody_makes_a_stream_that_publishes_in_other_names(brokers: Brok
         }
         with pytest.raises(FleetUnavailable):
             await b._api("STREAM.CREATE.more", config)
-        with pytest.raises(_Refused, match="not found"):
+        with pytest.raises(Refused, match="not found"):
             await a._api("STREAM.INFO.more", {})
         # Under the name of another one there is one already, or this is none.
         for name in ("fleet-runs", "fleet-hosts"):
-            with pytest.raises(_Refused):
+            with pytest.raises(Refused):
                 await b._api(f"STREAM.CREATE.{name}", config)
             with pytest.raises(FleetUnavailable):
                 await b._api(f"STREAM.UPDATE.{name}", config | {"name": name})
