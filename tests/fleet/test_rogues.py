@@ -98,11 +98,7 @@ async def test_a_refusal_is_short_whatever_it_says(fleet: Fleet, answer: bytes) 
         assert len(found["problem"]) <= 1 << 16
 
 
-@pytest.mark.parametrize(
-    "spoilt",
-    [b"{", b"[" * 10_000, b"{}", b"7", b'{"run": "a b.>", "hash": %s, "at": "never"}'],
-)
-async def test_a_spoilt_key_is_refused(fleet: Fleet, spoilt: bytes) -> None:
+async def test_a_spoilt_key_is_refused(fleet: Fleet) -> None:
     body, key = {"computation": [1]}, {"Idempotency-Key": "k"}
     async with fleet.serve("a") as a, rogue(fleet) as b:
         assert (await a.http.post("/run", json=body, headers=key)).status_code == 200
@@ -110,17 +106,18 @@ async def test_a_spoilt_key_is_refused(fleet: Fleet, spoilt: bytes) -> None:
             found = await seen.receive()
         assert found
         assert found.value
-        known = json.dumps(json.loads(found.value)["hash"]).encode()
-        await b.update("keys", found.key, spoilt.replace(b"%s", known), found.revision)
-        refused = await a.http.post("/run", json=body, headers=key)
-        assert refused.status_code == 409, refused.text
-        assert refused.json()["type"].endswith(":key-reused")
+        known = json.loads(found.value)["hash"]
+        never = json.dumps({"run": "a b.>", "hash": known, "at": "never"}).encode()
+        revision = found.revision
+        for spoilt in (b"{", b"[" * 10_000, b"{}", b"7", never):
+            revision = await b.update("keys", found.key, spoilt, revision)
+            refused = await a.http.post("/run", json=body, headers=key)
+            assert refused.status_code == 409, (spoilt, refused.text)
+            assert refused.json()["type"].endswith(":key-reused")
 
 
-@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b"[" * 100_000])
-async def test_an_answer_that_is_none_ends_no_more_than_its_request(
-    fleet: Fleet, answer: bytes
-) -> None:
+async def test_an_answer_that_is_none_ends_no_more_than_its_request(fleet: Fleet) -> None:
+    answer = b""
     form: dict[str, Any] = {
         "run": (None, json.dumps({"host": SOUTH["host"]}), "application/json"),
         "algorithm": ("algorithm", b"x"),
@@ -132,10 +129,11 @@ async def test_an_answer_that_is_none_ends_no_more_than_its_request(
         trio.open_nursery() as nursery,
     ):
         await a.wait_said("host joined", host="b")
-        nursery.start_soon(take, b)
-        with trio.fail_after(PATIENCE_S):
-            refused = await a.http.post("/run", files=form)
-        assert refused.status_code == 502, refused.text
+        for answer in (b"", b"[]", b"{}", b"[" * 100_000):
+            nursery.start_soon(take, b)
+            with trio.fail_after(PATIENCE_S):
+                refused = await a.http.post("/run", files=form)
+            assert refused.status_code == 502, (answer, refused.text)
         await a.run()
 
 
