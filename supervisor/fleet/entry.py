@@ -313,7 +313,7 @@ class Entry:
         self._records.forget(run_id)
         while (run := await self._records.read(run_id)).state is RunState.GIVEN_UP:
             if run.entry != self._members.name:
-                raise Conflict(f"run {run_id} is given up by {run.entry}")
+                raise Conflict(f"run {run_id} is given up by {run.entry or 'its caller'}")
             with suppress(NotOwner):  # it goes on already
                 return await self._records.change(run_id, partial(_revived, self._members.name))
         return run
@@ -359,10 +359,9 @@ def _withdrawn(entry: str, posted: dict[str, _Posted], run: Run) -> Run:
     """
     :raises NotOwner: if it was posted again meanwhile, or to another host
     """
-    if run.entry != entry or run.id in posted:
+    # Of one that is given up already, the answer to which was lost, the key is still to be freed.
+    if run.entry and (run.entry != entry or run.id in posted):
         raise NotOwner(f"run {run.id} is waited for")
-    if run.state is RunState.OWNED and run.owner == entry:
-        return run.advanced(entry, run.epoch, RunState.GIVEN_UP, "")
     return run.given_up()
 
 

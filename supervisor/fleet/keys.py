@@ -90,7 +90,7 @@ class Keys:
                 if before is None:
                     # Whoever had the key may have been stopped, or its clock be wrong: then that
                     # run comes too late.
-                    gone = attrs.evolve(run, id=holder.run, state=RunState.GIVEN_UP, key="")
+                    gone = attrs.evolve(run, id=holder.run, key="").given_up()
                     await self._records.create(gone)
                 else:
                     await self._records.change(before.id, Run.replaced)

@@ -8,12 +8,12 @@ can happen to a run, whoever is slow, cut off or back from the dead:
 from     by                                       to
 ======== ======================================== ===================================
 queued   a host that has room                     owned by it, with the next epoch
-queued   the host whose caller waits              given up
+queued   the host whose caller waited             given up, for good
 queued   another host, where it is posted again   queued, if the first one is lost
-given up the host whose caller waits after all    queued, with the next epoch
+given up the host whose caller waits after all    queued, if its owner has given it up
 given up a host where another run gets its key    removed
 owned    its owner, before the agent gets it      sent
-owned    its owner, that cannot                   queued, with the next epoch
+owned    its owner, that cannot                   queued, with the next epoch; given up
 owned    another member, once the owner is lost   queued, with the next epoch; interrupted if
                                                   it has lost `_MOST_LOST` hosts already
 sent     its owner, before the caller gets it     answered
@@ -124,10 +124,14 @@ class Run:
         return attrs.evolve(self, entry=entry)
 
     def given_up(self) -> Run:
-        """:raises NotOwner: if a host has it"""
-        if self.state not in (RunState.QUEUED, RunState.GIVEN_UP):
+        """Those who waited where it was posted are gone. It is not revived: its key is free.
+
+        :raises NotOwner: if another host has it
+        """
+        is_there = self.state is RunState.OWNED and self.owner == self.entry and not self.vm
+        if not is_there and self.state not in (RunState.QUEUED, RunState.GIVEN_UP):
             raise NotOwner(f"run {self.id} is {self._told}")
-        return attrs.evolve(self, state=RunState.GIVEN_UP)
+        return attrs.evolve(self, state=RunState.GIVEN_UP, entry="")
 
     def revived(self, entry: str) -> Run:
         """It was given up by a host that asked before its caller waited, or its copy was read.

@@ -146,6 +146,42 @@ async def test_a_caller_who_leaves_leaves_no_key(autojump_clock: trio.testing.Mo
         nursery.cancel_scope.cancel()
 
 
+async def test_who_comes_while_a_run_is_given_up_does_not_revive_it(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key is free by then, and a third request with it would be a run as well."""
+    async with trio.open_nursery() as nursery:
+        broker = Broker(nursery)
+        host = await SimulatedFleet(broker).add("a", room=0)
+        await trio.sleep(1)
+        run = await Keys(host.engine, host.records).claim(
+            Run(id="1", entry="a", needs=Needs()), "alice", "k", "hash"
+        )
+        at_broker, joined, update = trio.Event(), trio.Event(), host.engine.update
+
+        async def slow(*told: Any) -> int:
+            if b"given-up" in told[2]:
+                at_broker.set()
+                await joined.wait()
+            return await update(*told)
+
+        monkeypatch.setattr(host.engine, "update", slow)
+        with trio.move_on_after(5):
+            async with host.entry.post(run, "alice") as posting:
+                await posting.land(trio.sleep_forever, trio.sleep_forever)  # type: ignore[arg-type]
+        await at_broker.wait()
+
+        async def join() -> None:
+            async with host.entry.join(run, "alice") as posting:
+                joined.set()
+                await posting.land(trio.sleep_forever, trio.sleep_forever)  # type: ignore[arg-type]
+
+        with pytest.raises(Conflict):  # it is posted anew
+            await join()
+        assert not broker.tables["keys"]
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_spoilt_record_holds_up_no_other_run(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
