@@ -70,7 +70,6 @@ class _Posted:
     owner: str
     waiters: int = 0
     landed: bool = False
-    kept: bool = False
     placed_in: int = -1
     changed: Signal = attrs.field(factory=Signal)
 
@@ -172,7 +171,7 @@ class Entry:
                 del self._posted[run.id]
                 if posted.run.owner != self._members.name:
                     self._records.forget(run.id)
-                if not posted.landed and not posted.kept:
+                if not posted.landed:
                     self._withdrawn.send_nowait(posted.run)
 
     def answer(self, subject: str, words: list[str]) -> bytes | None:
@@ -357,7 +356,7 @@ class Entry:
 
 def _withdrawn(entry: str, posted: dict[str, _Posted], run: Run) -> Run:
     """
-    :raises NotOwner: if it was posted again meanwhile, or to another host
+    :raises NotOwner: if it was posted again meanwhile, or to another host, or is accepted
     """
     # Of one that is given up already, the answer to which was lost, the key is still to be freed.
     if run.entry and (run.entry != entry or run.id in posted):
@@ -421,10 +420,6 @@ class Posting:
                     "no answer there", run=claim.run_id, host=claim.host, problem=str(error)
                 )
                 await self.after_break(claim)
-
-    def keep(self) -> None:
-        """It is not given up by those who leave: its computation is on this host's disk."""
-        self._posted.kept = True
 
     async def after_break(self, claim: Claim) -> None:
         """The connection to its owner broke: return if it is to be waited for again.

@@ -20,6 +20,9 @@ sent     its owner, before the caller gets it     answered
 sent     another member, once the owner is lost   interrupted, or queued if it may run again
 any      its owner                                failed, interrupted, removed with its VM
 ======== ======================================== ===================================
+
+A run is accepted once its caller was told that it need not wait. From then on nobody's leaving
+gives it up, and the owner that would give it up has it queued.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ class Run:
     :param moves: whether another host may have it if its owner is lost
     :param lost: how many hosts were lost with it, after which another one was to have it
     :param key: the name of its idempotency key's record; empty if it has none
+    :param accepted: whether it is done though nobody waits: two hosts have its computation
     """
 
     id: str
@@ -81,6 +85,7 @@ class Run:
     moves: bool = True
     lost: int = 0
     key: str = ""
+    accepted: bool = False
 
     def encode(self) -> bytes:
         return json.dumps(attrs.asdict(self)).encode()
@@ -123,18 +128,24 @@ class Run:
             raise NotOwner(f"run {self.id} is {self._told}")
         return attrs.evolve(self, entry=entry)
 
+    def taken(self) -> Run:
+        """Its caller is told that it is accepted."""
+        run = self._queued() if self.state is RunState.GIVEN_UP and self.entry else self
+        return run if run.state.is_final else attrs.evolve(run, accepted=True)
+
     def given_up(self) -> Run:
         """Those who waited where it was posted are gone. It is not revived: its key is free.
 
-        :raises NotOwner: if another host has it
+        :raises NotOwner: if another host has it, or it is accepted
         """
         is_there = self.state is RunState.OWNED and self.owner == self.entry and not self.vm
-        if not is_there and self.state not in (RunState.QUEUED, RunState.GIVEN_UP):
+        is_open = is_there or self.state in (RunState.QUEUED, RunState.GIVEN_UP)
+        if self.accepted or not is_open:
             raise NotOwner(f"run {self.id} is {self._told}")
         return attrs.evolve(self, state=RunState.GIVEN_UP, entry="")
 
     def revived(self, entry: str) -> Run:
-        """It was given up by a host that asked before its caller waited, or its copy was read.
+        """It was given up by a host that asked before its caller waited.
 
         :raises NotOwner: if it was not, or was posted to another host
         """
@@ -176,6 +187,8 @@ class Run:
         is_lost = self.state is RunState.ANSWERED and state in lost_as
         if self.state.is_final and self.state is not state and not (self.repeats or is_lost):
             raise NotOwner(f"run {self.id} is {self._told}")
+        if state is RunState.GIVEN_UP and self.accepted:
+            return self._queued()
         return attrs.evolve(self, state=state, vm=vm)
 
     def removed(self, host: str, epoch: int) -> Run:

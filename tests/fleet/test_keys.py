@@ -15,9 +15,11 @@ from supervisor.caller import ANYBODY
 from supervisor.errors import NotOwner
 from supervisor.fleet import keys
 from supervisor.fleet.engine import Conflict
-from supervisor.fleet.facts import Needs
+from supervisor.fleet.facts import HostFacts, Needs
 from supervisor.fleet.keys import Keys
 from supervisor.fleet.ledger import Run, RunState
+from supervisor.fleet.members import Members
+from supervisor.fleet.owner import Owner
 from supervisor.fleet.records import Records
 from supervisor.membership import open_fleet
 from supervisor.qemu.host import Clock
@@ -233,6 +235,24 @@ async def test_a_run_whose_key_another_one_has_is_not_revived(
         assert (await Keys(engine, records).claim(second, "alice", "k", "hash")).id == "second"
         with pytest.raises(NotOwner):
             await records.change("first", lambda run: run.revived("a"))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_key_leads_to_its_accepted_run_while_that_waits_for_its_owners_quota(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Who asks for it would else have it replaced, by one that is refused as well."""
+    async with trio.open_nursery() as nursery:
+        engine = MemoryEngine(Broker(nursery, lies=0, seed=1))
+        records = Records(engine)
+        first, second = (Run(id=name, entry="a", needs=Needs()) for name in ("first", "second"))
+        await records.create(await Keys(engine, records).claim(first, "alice", "k", "hash"))
+        await records.change("first", lambda run: run.claimed("b", 0))
+        await records.change("first", Run.taken)
+        members = Members(engine, "b", lambda: HostFacts(name="b", address="", seat=""), float)
+        await Owner(records, members).give_up("first", 1)
+        found = await Keys(engine, records).claim(second, "alice", "k", "hash")
+        assert (found.id, found.state) == ("first", RunState.QUEUED)
         nursery.cancel_scope.cancel()
 
 

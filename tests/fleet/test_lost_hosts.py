@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.fleet.conftest import Fleet
     from tests.support.guest import Guest
+
+KEY = {"Idempotency-Key": "k"}
 
 
 async def test_a_lost_host_whose_agent_has_the_run_is_told_of_and_nothing_repeated(
@@ -256,7 +259,7 @@ async def waiting(fleet: Fleet) -> AsyncIterator[Guest]:
     async with fleet.serve("b", **ZONE) as b, fleet.serve("a", MANAGER_QUEUE_TIMEOUT="1s") as a:
         await b.wait_said("host joined", host="a")
         await a.wait_said("host joined", host="b")
-        later = {"Prefer": "respond-async"}
+        later = {"Prefer": "respond-async", **KEY}
         taken = await b.http.post("/run", json=SOUTH, headers=later)
         assert taken.status_code == 202, taken.text
         guest = await fleet.worlds["b"].guest()
@@ -295,6 +298,26 @@ async def test_a_run_waits_for_the_host_that_keeps_it(fleet: Fleet, waiting: Gue
     async with fleet.serve("b", **ZONE) as b:
         await b.wait_said("entry host does not answer", entry="a")
         async with fleet.serve("a") as a:
+            await b.wait_said("answered")
+            await a.wait_said("copy of a run is not needed")
+        with trio.fail_after(PATIENCE_S):
+            await waiting.until("end")
+
+
+async def test_who_asks_for_an_accepted_run_with_its_key_and_leaves_ends_nothing(
+    fleet: Fleet, waiting: Guest
+) -> None:
+    """Where it is asked for it is posted again, while the host that keeps it is not there."""
+    async with fleet.serve("b", **ZONE) as b:
+        await b.http.post("/host/drain")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(Posted().post, b, SOUTH, **KEY))
+            with trio.fail_after(PATIENCE_S):
+                while "fleet_waiting 1.0" not in (await b.http.get("/metrics")).text:
+                    pass
+            nursery.cancel_scope.cancel()
+        async with fleet.serve("a") as a:
+            await b.http.post("/host/resume")
             await b.wait_said("answered")
             await a.wait_said("copy of a run is not needed")
         with trio.fail_after(PATIENCE_S):

@@ -208,6 +208,21 @@ def test_a_run_that_was_given_up_though_its_caller_waits() -> None:
         given_up.revived("a").advanced("b", 1, RunState.SENT, "")
 
 
+def test_an_accepted_run_is_given_up_by_nobody() -> None:
+    accepted = OWNED.taken()
+    assert (accepted.state, accepted.epoch, accepted.accepted) == (RunState.OWNED, 1, True)
+    queued = accepted.advanced("b", 1, RunState.GIVEN_UP, "")
+    assert queued == accepted.handed_back("b", 1)
+    with pytest.raises(NotOwner):
+        queued.given_up()
+    with pytest.raises(NotOwner):
+        queued.replaced()
+    assert OWNED.advanced("b", 1, RunState.GIVEN_UP, "").taken() == queued
+    # Nobody was told yet of what its caller has left.
+    left = QUEUED.given_up()
+    assert left.taken() == left
+
+
 def test_a_run_that_was_posted_again_elsewhere() -> None:
     assert QUEUED.entered("c", "a").entry == "c"
     assert QUEUED.entered("a", "x") == QUEUED

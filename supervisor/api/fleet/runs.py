@@ -156,6 +156,8 @@ class FleetRuns:
             claim, found = await posting.land(here, there)
             if not posted.waits and (not isinstance(found, Answered) or found.is_accepted):
                 await self._keep_copy(claim, posted)
+                with suppress(NotOwner):  # its VM was deleted meanwhile
+                    await self._fleet.records.change_in_time(claim.run_id, Run.taken)
             return found
 
     async def _here(self, posted: Posted, claim: Claim) -> Vm:
@@ -249,7 +251,7 @@ class FleetRuns:
         """
         :param is_there: whether its host has got the computation, if it has one
         """
-        while (run := await self._look(run_id)) is not None and not self._is_over(run):
+        while (run := await self._look(run_id)) is not None and not run.state.is_final:
             try:
                 if run.state is RunState.SENT and not run.repeats:
                     await self._copies.shorten(run_id)
@@ -279,11 +281,6 @@ class FleetRuns:
         await self._copies.drop(run_id)
         log.info("copy of a run is not needed", run=run_id)
 
-    def _is_over(self, run: Run) -> bool:
-        """Not if a host has given it up that asked here before the copy was taken up."""
-        is_given_up_here = run.state is RunState.GIVEN_UP and run.entry == self._fleet.name
-        return run.state.is_final and not is_given_up_here
-
     async def _have_it_done(self, run: Run) -> None:
         """Its owner is lost, or there is none; or it may not have got the computation.
 
@@ -294,8 +291,7 @@ class FleetRuns:
         # To this host as well it goes by the way of the others.
         there = partial(self._there, copy)
         async with self._fleet.entry.join(run, copy.caller.name) as posting:
-            posting.keep()
-            if run.state is RunState.GIVEN_UP or run.owner not in ("", *self._fleet.members.hosts):
+            if run.owner not in ("", *self._fleet.members.hosts):
                 await posting.after_break(Claim(run.id, run.owner, run.epoch, ""))
             while True:
                 try:
