@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -79,7 +80,8 @@ class Copies:
 
         def write() -> None:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            new = self._directory / f"{run_id}{_NEW}"
+            # Two may be asked for it at once.
+            new = self._directory / f"{run_id}.{uuid.uuid4().hex}{_NEW}"
             write_synced(new, copy.encode())
             new.replace(self._directory / run_id)
 

@@ -121,6 +121,8 @@ class FleetRuns:
         self._service = service
         self._others = others
         self._copies = Copies(service.config.qemu.tmp / COPIES)
+        #: Runs that are seen through: a run that is asked for again has one task, and not two.
+        self._seen: set[str] = set()
 
     async def run(self, wanted: RunRequest, options: RunOptions, *, waits: bool) -> Vm | Answered:
         """Have a host run a computation. It may be this one: then the VM.
@@ -237,15 +239,20 @@ class FleetRuns:
         """
         copy = Copy(posted.caller, posted.headers, posted.body, posted.request_id)
         await self._copies.keep(run_id, copy)
-        self._service.vms.spawn(self._see_through, run_id, True)
+        self._see_to(run_id, is_there=True)
 
     async def take_up(self) -> None:
         """See to the runs whose copies an earlier supervisor has kept here."""
         try:
             for run_id in await self._copies.runs():
-                self._service.vms.spawn(self._see_through, run_id, False)
+                self._see_to(run_id, is_there=False)
         except LaunchError as error:
             log.error("copies of runs are not taken up", problem=str(error))
+
+    def _see_to(self, run_id: str, *, is_there: bool) -> None:
+        if run_id not in self._seen:
+            self._seen.add(run_id)
+            self._service.vms.spawn(self._see_through, run_id, is_there)
 
     async def _see_through(self, run_id: str, is_there: bool) -> None:
         """
@@ -267,17 +274,18 @@ class FleetRuns:
                     await trio.sleep(_SOON_S)
             except Stopping:
                 return  # the next supervisor takes the copy up
-            except (LaunchError, FleetUnavailable) as error:  # the disk may be full for a while
-                log.warning("copy of a run not used", run=run_id, problem=str(error))
-                await trio.sleep(_SOON_S)
             except RefusedElsewhere as error:
                 log.warning("run not taken", run=run_id, problem=str(error))
                 if error.kind is not AtCapacity:
                     break
                 await trio.sleep(_LATER_S)  # its owner's quota is used up
             except (SupervisorError, Conflict) as error:
-                log.warning("run is over", run=run_id, problem=str(error))
-                break
+                # The disk may be full for a while, or the broker away. Its record alone says
+                # whether it is over.
+                log.warning("copy of a run not used", run=run_id, problem=str(error))
+                await trio.sleep(_SOON_S)
+        self._seen.discard(run_id)  # who keeps it from now on sees to it anew
+        self._fleet.records.forget(run_id)
         await self._copies.drop(run_id)
         log.info("copy of a run is not needed", run=run_id)
 
