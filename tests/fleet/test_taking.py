@@ -25,18 +25,18 @@ class Slow(Owner):
 
     def __init__(self, records: Records, members: Members) -> None:
         super().__init__(records, members)
-        self.gives_up, self.may = trio.Event(), trio.Event()
+        self.hands_back, self.may = trio.Event(), trio.Event()
 
-    async def give_up(self, run_id: str, epoch: int) -> None:
-        self.gives_up.set()
+    async def hand_back_in_time(self, run_id: str, epoch: int) -> None:
+        self.hands_back.set()
         await self.may.wait()
-        await super().give_up(run_id, epoch)
+        await super().hand_back_in_time(run_id, epoch)
 
 
-async def test_a_run_that_comes_while_it_is_given_up_is_not_begun(
+async def test_a_run_that_comes_while_it_is_handed_back_is_not_begun(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Its entry host would tell that it is taken, and the record that nobody does it."""
+    """Its entry host would tell that it is taken, and the record that nobody has it."""
     look: Callable[[], HostFacts] = lambda: HostFacts(name="b", address="b", seat="b")  # noqa: E731
     async with trio.open_nursery() as nursery:
         engine = MemoryEngine(Broker(nursery, lies=0, seed=1))
@@ -47,7 +47,7 @@ async def test_a_run_that_comes_while_it_is_given_up_is_not_begun(
         await records.create(Run(id="one", entry="a", needs=Needs()))
         run = await records.change("one", lambda run: run.claimed("b", 0))
         nursery.start_soon(taking._receive, run)
-        await owner.gives_up.wait()
+        await owner.hands_back.wait()
         with pytest.raises(NotOwner):
             async with taking.accepted("one", 1):
                 pytest.fail("it is begun")
