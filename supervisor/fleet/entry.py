@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -29,7 +30,7 @@ from supervisor.fleet.metrics import PlacedRuns, Where
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from supervisor.config import LimitsConfig
     from supervisor.fleet.engine import Engine
@@ -92,7 +93,7 @@ class Entry:
         self._taking = taking
         self._limits = limits
         self._posted: dict[str, _Posted] = {}
-        self._withdrawn, self._to_withdraw = trio.open_memory_channel[Run](math.inf)
+        self._later, self._to_do = trio.open_memory_channel[Callable[[], Awaitable[None]]](math.inf)
         #: By owner and kind: who waits for a host that is rare holds none of its other runs up.
         self._turns: dict[tuple[str, str], trio.CapacityLimiter] = {}
         #: When each was told of last, on trio's clock.
@@ -172,7 +173,7 @@ class Entry:
                 if posted.run.owner != self._members.name:
                     self._records.forget(run.id)
                 if not posted.landed:
-                    self._withdrawn.send_nowait(posted.run)
+                    self._later.send_nowait(partial(self._withdraw, posted.run))
 
     def answer(self, subject: str, words: list[str]) -> bytes | None:
         """What this host answers when others ask about runs that were posted to it.
@@ -200,8 +201,8 @@ class Entry:
     async def withdraw_all(self) -> None:
         """See that no host takes a run whose callers are gone, until cancelled."""
         async with trio.open_nursery() as nursery:
-            async for run in self._to_withdraw:
-                nursery.start_soon(self._withdraw, run)
+            async for task in self._to_do:
+                nursery.start_soon(task)
 
     async def _withdraw(self, run: Run) -> None:
         # If a host has it by now, it hears from us that nobody waits.
@@ -214,7 +215,7 @@ class Entry:
         begun = trio.current_time()
         if posted.run.state is RunState.QUEUED:
             with trio.move_on_after(self._limits.queue_timeout_s) as patience:
-                async with self._turn((owner, posted.run.needs.kind)):
+                async with self._turn((owner, posted.run.needs.kind), posted):
                     await self._wait_in_queue(posted)
             if patience.cancelled_caught:
                 raise AtCapacity(
@@ -233,14 +234,26 @@ class Entry:
         return Claim(run.id, run.owner, run.epoch, facts.address if facts else "")
 
     @asynccontextmanager
-    async def _turn(self, whose: tuple[str, str]) -> AsyncIterator[None]:
+    async def _turn(self, whose: tuple[str, str], posted: _Posted) -> AsyncIterator[None]:
         turns = self._turns.setdefault(whose, trio.CapacityLimiter(_AT_ONCE))
+        turn = object()
         try:
-            async with turns:
-                yield
+            await turns.acquire_on_behalf_of(turn)
+            yield
         finally:
-            if not turns.borrowed_tokens and not turns.statistics().tasks_waiting:
-                self._turns.pop(whose, None)
+            over = partial(self._end_turn, whose, turns, turn)
+            is_left = posted.run.state is RunState.QUEUED and not posted.run.accepted
+            if turn in turns.statistics().borrowers and is_left:
+                # Its message is in the queue, where each host that has room looks at it.
+                self._later.send_nowait(partial(_after, _REMIND_S, over))
+            else:
+                over()
+
+    def _end_turn(self, whose: tuple[str, str], turns: trio.CapacityLimiter, turn: object) -> None:
+        if turn in turns.statistics().borrowers:
+            turns.release_on_behalf_of(turn)
+        if not turns.borrowed_tokens and not turns.statistics().tasks_waiting:
+            self._turns.pop(whose, None)
 
     def close(self) -> None:
         """Have those that wait in the queue hear that this supervisor stops."""
@@ -362,6 +375,11 @@ def _withdrawn(entry: str, posted: dict[str, _Posted], run: Run) -> Run:
     if run.entry and (run.entry != entry or run.id in posted):
         raise NotOwner(f"run {run.id} is waited for")
     return run.given_up()
+
+
+async def _after(pause_s: float, act: Callable[[], None]) -> None:
+    await trio.sleep(pause_s)
+    act()
 
 
 def _revived(entry: str, run: Run) -> Run:

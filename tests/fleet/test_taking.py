@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from supervisor.errors import NotOwner
 from supervisor.fleet.facts import HostFacts, Needs
@@ -15,6 +16,7 @@ from supervisor.fleet.owner import Owner
 from supervisor.fleet.records import Records
 from supervisor.fleet.taking import Taking
 from tests.support.memory_engine import Broker, MemoryEngine
+from tests.support.simulated_fleet import SimulatedFleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,4 +89,31 @@ async def test_a_message_of_the_queue_that_cannot_be_read_is_done_with(
             assert message
             assert not await taking._take(message, needs)
         assert not broker.unacknowledged
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_posts_and_leaves_does_not_fill_the_queue(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A host that has room looks at each message before it comes to another caller's."""
+    async with trio.open_nursery() as nursery:
+        broker = Broker(nursery, lies=0, seed=1)
+        host = await SimulatedFleet(broker).add("a", room=0)
+        await trio.sleep(1)
+        for number in range(40):
+            with trio.move_on_after(1):
+                run = Run(id=str(number), entry="a", needs=Needs())
+                async with host.entry.post(run, "mallory") as posting:
+                    await posting.land(trio.sleep_forever, trio.sleep_forever)  # type: ignore[arg-type]
+        # As from four that wait, of whom each has another one sent every fifteen seconds.
+        (queue,) = broker.queues.values()
+        assert len(queue) <= 12
+        # Who waits next has its turn at once if it is another owner.
+        with trio.move_on_after(1):
+            run = Run(id="alice", entry="a", needs=Needs())
+            async with host.entry.post(run, "alice") as posting:
+                await posting.land(trio.sleep_forever, trio.sleep_forever)  # type: ignore[arg-type]
+        assert b'"alice"' in queue[-1][1]
+        await trio.sleep(60)
+        assert not host.entry._turns
         nursery.cancel_scope.cancel()
