@@ -215,7 +215,9 @@ class Entry:
         begun = trio.current_time()
         if posted.run.state is RunState.QUEUED:
             with trio.move_on_after(self._limits.queue_timeout_s) as patience:
-                async with self._turn((owner, posted.run.needs.kind), posted):
+                # Else who asks for a byte more each time would have more turns.
+                kind = self._members.narrowed(posted.run.needs).kind
+                async with self._turn((owner, kind), posted):
                     await self._wait_in_queue(posted)
             if patience.cancelled_caught:
                 raise AtCapacity(

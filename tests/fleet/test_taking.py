@@ -117,3 +117,24 @@ async def test_who_posts_and_leaves_does_not_fill_the_queue(
         await trio.sleep(60)
         assert not host.entry._turns
         nursery.cancel_scope.cancel()
+
+
+async def test_needs_that_differ_in_words_alone_are_no_more_turns(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        broker = Broker(nursery, lies=0, seed=1)
+        host = await SimulatedFleet(broker).add("a", room=0)
+        await trio.sleep(1)
+
+        async def post(number: int) -> None:
+            run = Run(id=str(number), entry="a", needs=Needs(memory_bytes=number))
+            async with host.entry.post(run, "mallory") as posting:
+                await posting.land(trio.sleep_forever, trio.sleep_forever)  # type: ignore[arg-type]
+
+        for number in range(10):
+            nursery.start_soon(post, number)
+        await trio.sleep(1)
+        (queue,) = broker.queues.values()
+        assert len(queue) == 4
+        nursery.cancel_scope.cancel()
