@@ -41,6 +41,8 @@ _BARE = 5
 _FULL_S = 0.1
 _RETRY_S = 0.5
 _KIND_TTL_S = 24 * 3600.0
+#: More than there are kinds of hosts; a member that was taken over can tell of any number.
+_MOST_KINDS = 1000
 
 
 @attrs.define(eq=False)
@@ -134,6 +136,9 @@ class Taking:
                 needs = Needs.decode(entry.value)
             except ValueError as error:
                 log.error("a kind of runs cannot be read", problem=str(error))
+                return
+            if len(self._asking) >= _MOST_KINDS:
+                log.error("too many kinds of runs: one is not asked for", kind=entry.key)
                 return
             scope = self._asking[entry.key] = trio.CancelScope()
             nursery.start_soon(self._take_kind, entry.key, needs, scope)

@@ -138,3 +138,16 @@ async def test_needs_that_differ_in_words_alone_are_no_more_turns(
         (queue,) = broker.queues.values()
         assert len(queue) == 4
         nursery.cancel_scope.cancel()
+
+
+async def test_kinds_of_runs_have_an_end(autojump_clock: trio.testing.MockClock) -> None:
+    """Any member can tell of some, and each has a task on every host."""
+    async with trio.open_nursery() as nursery:
+        broker = Broker(nursery, lies=0, seed=1)
+        engine, host = MemoryEngine(broker), await SimulatedFleet(broker).add("a", room=0)
+        for number in range(1500):
+            needs = Needs(labels={"number": str(number)})
+            await engine.create("kinds", needs.kind, needs.encode())
+        await trio.sleep(60)
+        assert len(host.taking._asking) == 1000
+        nursery.cancel_scope.cancel()
