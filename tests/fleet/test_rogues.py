@@ -12,6 +12,7 @@ import trio
 from supervisor import config
 from supervisor.api.fleet.asked import Asked
 from supervisor.api.fleet.others import open_others
+from supervisor.errors import MemberBroke
 from supervisor.fleet.facts import Needs
 from supervisor.fleet.identity import Identity
 from supervisor.fleet.ledger import Run
@@ -197,3 +198,14 @@ async def test_a_member_that_sets_cookies_has_none_kept(fleet: Fleet) -> None:
             await others.read("b", await others.send("b", at, Asked(ALICE, "GET", "/health")))
     assert len(heads) == 2
     assert b"kept" not in heads[1]
+
+
+async def test_who_is_no_member_has_nothing_kept(fleet: Fleet) -> None:
+    """A member that was taken over can say of any name that it has a run."""
+    settings = fleet.worlds["a"].environ(**fleet.brokers.settings("a"))
+    member = open_fleet(config.load(settings), Clock())
+    assert member
+    async with open_others(member, member.tls()) as others:
+        with pytest.raises(MemberBroke):
+            await others.send("nobody", "", Asked(ALICE, "POST", "/run"))
+        assert not others._clients

@@ -80,7 +80,12 @@ class Others:
         raise MemberBroke(f"the member {name} does not answer")
 
     async def send(self, name: str, address: str, asked: Asked) -> httpx.Response:
-        """As `ask`, of a member whose address is known."""
+        """As `ask`, of a member whose address is known.
+
+        :param address: empty if there is no such member
+        """
+        if not address:  # what a member that was taken over calls itself has no end
+            raise MemberBroke(f"there is no member {name}, or it is lost")
         identity, target = self.fleet.identity, asked.target
         token = identity.sign(asked.caller, name, asked.method, target, *asked.claim)
         headers = {"Authorization": f"Bearer {token}", "X-Request-Id": asked.request_id}
