@@ -210,6 +210,7 @@ class Entry:
             step = partial(_withdrawn, self._members.name, self._posted)
             given_up = await self._records.change_in_time(run.id, step)
             await self._records.release_key(given_up)
+        self._records.forget(run.id)
 
     async def _wait_claimed(self, posted: _Posted, owner: str) -> Claim:
         begun = trio.current_time()

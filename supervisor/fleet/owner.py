@@ -65,13 +65,16 @@ class Owner:
                 return
             self._records.forget(run_id)
 
-    async def hand_back(self, run_id: str, epoch: int) -> Run:
+    async def hand_back(self, run_id: str, epoch: int) -> None:
         """Let another host have a run.
 
         :raises NotOwner: if it is not this host's any more, or its agent may have it
         """
         step = partial(_hand_back, self._members.name, epoch)
-        return await self._records.change(run_id, step)
+        try:
+            await self._records.change(run_id, step)
+        finally:
+            self._records.forget(run_id)
 
     async def hand_back_in_time(self, run_id: str, epoch: int) -> None:
         """The same, and wait for the broker for as long as it takes.
@@ -79,8 +82,10 @@ class Owner:
         :raises NotOwner: likewise
         """
         step = partial(_hand_back, self._members.name, epoch)
-        await self._records.change_in_time(run_id, step)
-        self._records.forget(run_id)
+        try:
+            await self._records.change_in_time(run_id, step)
+        finally:
+            self._records.forget(run_id)
 
     async def give_up(self, run_id: str, epoch: int) -> None:
         """Nobody waits for a run that this host has claimed, or none will do it."""

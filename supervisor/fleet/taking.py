@@ -255,6 +255,7 @@ class Taking:
         # Taken at once where it was posted, or asked for again.
         run = self._records.known(run_id) or await self._records.read(run_id)
         if not run.is_of(self._members.name, epoch) or run.state is not RunState.OWNED:
+            self._records.forget(run_id)
             raise NotOwner(f"this host does not have run {run_id} in epoch {epoch}")
         yield
 

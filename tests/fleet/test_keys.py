@@ -143,6 +143,7 @@ async def test_a_caller_who_leaves_leaves_no_key(autojump_clock: trio.testing.Mo
                 await posting.land(trio.sleep_forever, trio.sleep_forever)  # type: ignore[arg-type]
         await trio.sleep(1)
         assert not broker.tables["keys"]
+        assert host.records.known("1") is None
         await trio.sleep(3600)
         assert not broker.tables["runs"]
         nursery.cancel_scope.cancel()

@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from supervisor.errors import NotOwner
+from supervisor.errors import HandedBack, NotOwner
+from supervisor.fleet.entry import Claim
 from supervisor.fleet.facts import HostFacts, Needs
 from supervisor.fleet.ledger import Run
 from supervisor.fleet.members import Members
@@ -150,4 +151,22 @@ async def test_kinds_of_runs_have_an_end(autojump_clock: trio.testing.MockClock)
             await engine.create("kinds", needs.kind, needs.encode())
         await trio.sleep(60)
         assert len(host.taking._asking) == 1000
+        nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_kept_of_a_run_that_is_not_begun(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        host = await SimulatedFleet(Broker(nursery, lies=0, seed=1)).add("a", room=0)
+        posted = [Run(id=name, entry="b", needs=Needs()) for name in ("others", "without-room")]
+        for run, owner in zip(posted, "ba", strict=True):
+            await MemoryEngine(host.fleet.broker).create(
+                "runs", run.id, run.claimed(owner, 0).encode()
+            )
+        with pytest.raises(NotOwner):
+            await host._start("", Claim("others", "a", 1, ""))
+        with pytest.raises(HandedBack):
+            await host._start("", Claim("without-room", "a", 1, ""))
+        assert [host.records.known(run.id) for run in posted] == [None, None]
         nursery.cancel_scope.cancel()
