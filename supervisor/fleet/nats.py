@@ -46,6 +46,8 @@ _MARK_S = 60
 #: How long a member may think about a message before another one gets it.
 _ACK_S = 30
 _ONCE_S = 120
+#: As long as a run's record says that it is queued. Else what no host serves any more would stay.
+_QUEUED_S = 24 * 3600
 #: Of each record, on as many servers.
 _COPIES = 3
 _QUEUE, _GROUP = "fleet-queue", "members"
@@ -87,6 +89,7 @@ class NatsEngine(Connection):
             subjects=["fleet.queue.>"],
             num_replicas=replicas,
             retention="workqueue",
+            max_age=_QUEUED_S * 10**9,
             duplicate_window=_ONCE_S * 10**9,
         )
 

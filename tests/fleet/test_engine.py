@@ -182,3 +182,9 @@ async def test_a_kind_that_the_queue_does_not_keep_apart_is_not_asked_for_all_th
             await a.pull("unknown", PATIENCE_S, 0)
         await a.offer("known")
         assert await a.pull("known", 0.1, 0) is None
+
+
+async def test_a_message_that_nobody_serves_does_not_stay_for_ever(brokers: Brokers) -> None:
+    async with member(brokers, "a") as a:
+        made = await a._api("STREAM.INFO.fleet-queue", {})
+        assert made["config"]["max_age"] == 24 * 3600 * 10**9
