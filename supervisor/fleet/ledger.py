@@ -10,6 +10,7 @@ from     by                                       to
 queued   a host that has room                     owned by it, with the next epoch
 queued   the host whose caller waited             given up, for good
 queued   another host, where it is posted again   queued, if the first one is lost
+queued   the host that keeps its copy             failed, if it is refused for a day
 given up the host whose caller waits after all    queued, if its owner has given it up
 given up a host where another run gets its key    removed
 owned    its owner, before the agent gets it      sent
@@ -132,6 +133,15 @@ class Run:
         """Its caller is told that it is accepted."""
         run = self._queued() if self.state is RunState.GIVEN_UP and self.entry else self
         return run if run.state.is_final else attrs.evolve(run, accepted=True)
+
+    def expired(self) -> Run:
+        """It is accepted, and hosts have refused it for too long.
+
+        :raises NotOwner: if a host has it
+        """
+        if self.state is not RunState.QUEUED:
+            raise NotOwner(f"run {self.id} is {self._told}")
+        return attrs.evolve(self, state=RunState.FAILED)
 
     def given_up(self) -> Run:
         """Those who waited where it was posted are gone. It is not revived: its key is free.

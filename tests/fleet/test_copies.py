@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import trio.testing
 from supervisor.api.fleet.copies import Copies, Copy
 from supervisor.api.fleet.runs import Answered, FleetRuns
 from supervisor.caller import ANYBODY
-from supervisor.errors import NotOwner
+from supervisor.errors import NotOwner, RefusedElsewhere
 from supervisor.fleet.facts import Needs
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.state.files import write_synced
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from tests.support.simulated_fleet import SimulatedHost
 
 COPY: Any = Copy(ANYBODY, {}, b"{}", "")
-OWNED = Run(id="r", entry="a", needs=Needs()).claimed("a", 0).taken()
+R = "00000000-0000-4000-8000-000000000000"
+OWNED = Run(id=R, entry="a", needs=Needs()).claimed("a", 0).taken()
 
 
 class Keeper:
@@ -58,13 +60,13 @@ class Keeper:
         self._running -= 1
         self._changed.notify()
 
-    async def until_over(self) -> None:
-        with trio.fail_after(PATIENCE_S):
+    async def until_over(self, patience_s: float = PATIENCE_S) -> None:
+        with trio.fail_after(patience_s):
             await self._changed.until(lambda: not self._running)
 
 
 @pytest.fixture
-async def keeper(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> AsyncIterator[Keeper]:
+async def keeper(tmp_path: Path) -> AsyncIterator[Keeper]:
     async with trio.open_nursery() as nursery:
         host = await SimulatedFleet(Broker(nursery)).add("a", room=1)
         await trio.sleep(1)
@@ -78,24 +80,27 @@ def kept(at: Path) -> list[str]:
 
 
 async def test_a_run_that_is_asked_for_again_is_seen_through_once(
-    keeper: Keeper, tmp_path: Path
+    autojump_clock: trio.testing.MockClock, keeper: Keeper, tmp_path: Path
 ) -> None:
     """Else who asks a million times with its key has a million tasks."""
     records = keeper.host.records
     for _ in range(3):
-        await keeper.runs.keep("r", COPY)
-    assert keeper.started == kept(tmp_path) == ["r"]
-    await records.change("r", lambda run: run.advanced("a", 1, RunState.FAILED, ""))
+        await keeper.runs.keep(R, COPY)
+    assert keeper.started == kept(tmp_path) == [R]
+    await records.change(R, lambda run: run.advanced("a", 1, RunState.FAILED, ""))
     await keeper.until_over()
     # What comes afterwards does not stay.
-    await keeper.runs.keep("r", COPY)
+    await keeper.runs.keep(R, COPY)
     await keeper.until_over()
     assert not kept(tmp_path)
-    assert records.known("r") is None
+    assert records.known(R) is None
 
 
 async def test_a_refusal_before_this_host_has_its_lease_does_not_end_an_accepted_run(
-    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock,
+    keeper: Keeper,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done, refused = trio.Event(), list[str]()
 
@@ -108,11 +113,48 @@ async def test_a_refusal_before_this_host_has_its_lease_does_not_end_an_accepted
         return Answered(claim.host, answer)
 
     monkeypatch.setattr(keeper.runs, "_there", there)
-    await Copies(tmp_path / "copies").keep("r", COPY)
+    await Copies(tmp_path / "copies").keep(R, COPY)
     keeper.host.members.taken = 0
     await keeper.runs.take_up()
     with trio.fail_after(PATIENCE_S):
         await done.wait()
+
+
+@pytest.mark.parametrize(
+    ("refusals", "end"), [(3, RunState.OWNED), (10**9, RunState.FAILED)], ids=["some", "all"]
+)
+async def test_an_accepted_run_that_is_refused_is_offered_again_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+    keeper: Keeper,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusals: int,
+    end: RunState,
+) -> None:
+    """Its owner's quota may be used up, or a host's disk full."""
+    records, refused, begun = keeper.host.records, list[float](), trio.current_time()
+    done = trio.Event()
+
+    async def there(_: Copy, claim: Claim) -> Answered:
+        if len(refused) < refusals:
+            refused.append(trio.current_time() - begun)
+            give_up = partial(Run.advanced, host="a", epoch=claim.epoch, state=RunState.GIVEN_UP)
+            await records.change(R, partial(give_up, vm=""))
+            raise RefusedElsewhere("no", word="launch-error")
+        done.set()
+        answer: Any = None
+        return Answered(claim.host, answer)
+
+    monkeypatch.setattr(keeper.runs, "_there", there)
+    monkeypatch.setattr("supervisor.api.fleet.runs._REFUSED_S", while_s := 600.0)
+    await Copies(tmp_path / "copies").keep(R, COPY)
+    await keeper.runs.take_up()
+    with trio.fail_after(2 * while_s):
+        await (done.wait() if end is RunState.OWNED else keeper.until_over(2 * while_s))
+    assert (await records.read(R)).state is end
+    if end is RunState.FAILED:
+        assert refused[-1] >= 0.9 * while_s
+        assert not kept(tmp_path)
 
 
 async def test_two_may_keep_a_copy_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,5 +168,5 @@ async def test_two_may_keep_a_copy_at_once(tmp_path: Path, monkeypatch: pytest.M
     both_keep = Copies(tmp_path / "copies")
     async with trio.open_nursery() as nursery:
         for _ in range(2):
-            nursery.start_soon(both_keep.keep, "r", COPY)
-    assert kept(tmp_path) == ["r"]
+            nursery.start_soon(both_keep.keep, R, COPY)
+    assert kept(tmp_path) == [R]

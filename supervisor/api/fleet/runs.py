@@ -62,6 +62,8 @@ _TO_US = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.CONFLICT)
 #: How often a run is looked after: before its agent has it, and afterwards.
 _SOON_S, _LATER_S = 1.0, 30.0
 _COPY_S = 5.0
+#: After so long an accepted run that a host refuses is over.
+_REFUSED_S = 24 * 3600.0
 #: In ``tmp/``.
 COPIES = "copies"
 
@@ -258,6 +260,7 @@ class FleetRuns:
         """
         :param is_there: whether its host has got the computation, if it has one
         """
+        refused_s = 0.0
         while (run := await self._look(run_id)) is not None and not run.state.is_final:
             try:
                 if run.state is RunState.SENT and not run.repeats:
@@ -275,10 +278,13 @@ class FleetRuns:
             except Stopping:
                 return  # the next supervisor takes the copy up
             except RefusedElsewhere as error:
+                # Its owner may have used up its quota there, or that host's disk be full.
                 log.warning("run not taken", run=run_id, problem=str(error))
-                if error.kind is not AtCapacity:
-                    break
-                await trio.sleep(_LATER_S)  # its owner's quota is used up
+                await trio.sleep(_LATER_S)
+                refused_s += _LATER_S
+                if refused_s >= _REFUSED_S:
+                    with suppress(NotOwner):  # a host may have it just now
+                        await self._fleet.records.change_in_time(run_id, Run.expired)
             except (SupervisorError, Conflict) as error:
                 # The disk may be full for a while, or the broker away. Its record alone says
                 # whether it is over.
