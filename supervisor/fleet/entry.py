@@ -27,6 +27,7 @@ from supervisor.fleet.facts import Needs, nobody_serves
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.members import LEASE_S, Members
 from supervisor.fleet.metrics import PlacedRuns, Where
+from supervisor.fleet.turns import Turns
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -47,9 +48,6 @@ _RETRY_S = 0.5
 _CALL_S = 2.0
 #: Well before a kind of runs is forgotten.
 _TELL_AGAIN_S = 3600.0
-#: Runs of one owner and with the same needs that this host has in the queue at a time. The rest of
-#: them wait here, so that one owner's thousand does not come before another's first.
-_AT_ONCE = 4
 
 
 @attrs.frozen
@@ -74,6 +72,10 @@ class _Posted:
     placed_in: int = -1
     changed: Signal = attrs.field(factory=Signal)
 
+    def is_open(self) -> bool:
+        """Whether no host has it, and none will have it once nobody waits."""
+        return self.run.state is RunState.QUEUED and not self.run.accepted
+
 
 class Entry:
     """This host as the one that callers ask."""
@@ -94,8 +96,7 @@ class Entry:
         self._limits = limits
         self._posted: dict[str, _Posted] = {}
         self._later, self._to_do = trio.open_memory_channel[Callable[[], Awaitable[None]]](math.inf)
-        #: By owner and kind: who waits for a host that is rare holds none of its other runs up.
-        self._turns: dict[tuple[str, str], trio.CapacityLimiter] = {}
+        self._turns = Turns(self._later.send_nowait)
         #: When each was told of last, on trio's clock.
         self._kinds: dict[str, float] = {}
         self.placed = PlacedRuns()
@@ -199,7 +200,7 @@ class Entry:
         return True
 
     async def withdraw_all(self) -> None:
-        """See that no host takes a run whose callers are gone, until cancelled."""
+        """Have no host take runs whose callers are gone, and end their turns, until cancelled."""
         async with trio.open_nursery() as nursery:
             async for task in self._to_do:
                 nursery.start_soon(task)
@@ -218,7 +219,7 @@ class Entry:
             with trio.move_on_after(self._limits.queue_timeout_s) as patience:
                 # Else who asks for a byte more each time would have more turns.
                 kind = self._members.narrowed(posted.run.needs).kind
-                async with self._turn((owner, kind), posted):
+                async with self._turns.one((owner, kind), posted.is_open, _REMIND_S):
                     await self._wait_in_queue(posted)
             if patience.cancelled_caught:
                 raise AtCapacity(
@@ -235,28 +236,6 @@ class Entry:
         with trio.move_on_after(LEASE_S):  # it may be new to us
             facts = await self._members.wait_known(run.owner)
         return Claim(run.id, run.owner, run.epoch, facts.address if facts else "")
-
-    @asynccontextmanager
-    async def _turn(self, whose: tuple[str, str], posted: _Posted) -> AsyncIterator[None]:
-        turns = self._turns.setdefault(whose, trio.CapacityLimiter(_AT_ONCE))
-        turn = object()
-        try:
-            await turns.acquire_on_behalf_of(turn)
-            yield
-        finally:
-            over = partial(self._end_turn, whose, turns, turn)
-            is_left = posted.run.state is RunState.QUEUED and not posted.run.accepted
-            if turn in turns.statistics().borrowers and is_left:
-                # Its message is in the queue, where each host that has room looks at it.
-                self._later.send_nowait(partial(_after, _REMIND_S, over))
-            else:
-                over()
-
-    def _end_turn(self, whose: tuple[str, str], turns: trio.CapacityLimiter, turn: object) -> None:
-        if turn in turns.statistics().borrowers:
-            turns.release_on_behalf_of(turn)
-        if not turns.borrowed_tokens and not turns.statistics().tasks_waiting:
-            self._turns.pop(whose, None)
 
     def close(self) -> None:
         """Have those that wait in the queue hear that this supervisor stops."""
@@ -378,11 +357,6 @@ def _withdrawn(entry: str, posted: dict[str, _Posted], run: Run) -> Run:
     if run.entry and (run.entry != entry or run.id in posted):
         raise NotOwner(f"run {run.id} is waited for")
     return run.given_up()
-
-
-async def _after(pause_s: float, act: Callable[[], None]) -> None:
-    await trio.sleep(pause_s)
-    act()
 
 
 def _revived(entry: str, run: Run) -> Run:

@@ -116,7 +116,7 @@ async def test_who_posts_and_leaves_does_not_fill_the_queue(
                 await posting.land(trio.sleep_forever, trio.sleep_forever)  # type: ignore[arg-type]
         assert b'"alice"' in queue[-1][1]
         await trio.sleep(60)
-        assert not host.entry._turns
+        assert not host.entry._turns._turns
         nursery.cancel_scope.cancel()
 
 
