@@ -21,6 +21,21 @@ hypothesis.settings.register_profile("ours", deadline=None, derandomize=True, da
 hypothesis.settings.load_profile("ours")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have files that wait run beside files that compute: tests of fleets wait for leases to end.
+
+    The quick ones come first. Else it is the order of their names.
+    """
+    files: dict[str, dict[Path, None]] = {"unit": {}, "fleet": {}, "": {}}
+    for item in items:
+        layer = item.path.parent.name
+        files[layer if layer in files else ""][item.path] = None
+    places = dict.fromkeys(files.pop("unit"), 0.0)
+    for some in files.values():
+        places |= {path: (number + 0.5) / len(some) for number, path in enumerate(some)}
+    items.sort(key=lambda item: places[item.path])
+
+
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """A directory whose path leaves room for a unix socket's name. At the end no socket is in it.
