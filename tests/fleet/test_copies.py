@@ -24,7 +24,7 @@ from tests.support.simulated_fleet import SimulatedFleet
 from tests.support.world import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from supervisor.fleet.entry import Claim
@@ -65,8 +65,15 @@ class Keeper:
             await self._changed.until(lambda: not self._running)
 
 
+async def _at_once(act: Callable[..., object], *args: object) -> object:
+    await trio.lowlevel.checkpoint()
+    return act(*args)
+
+
 @pytest.fixture
-async def keeper(tmp_path: Path) -> AsyncIterator[Keeper]:
+async def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Keeper]:
+    # The clock that jumps does not wait for threads.
+    monkeypatch.setattr(trio.to_thread, "run_sync", _at_once)
     async with trio.open_nursery() as nursery:
         host = await SimulatedFleet(Broker(nursery)).add("a", room=1)
         await trio.sleep(1)
