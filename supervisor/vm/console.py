@@ -101,5 +101,10 @@ async def _connect(vm: Vm) -> trio.SocketStream:
     except OSError:
         pass  # this QEMU has not been told yet
     with await trio.to_thread.run_sync(vm.dir.listen_console) as listener:
-        await vm.monitor().serve_serial(listener, vm.dir.serial_log)
+        try:
+            await vm.monitor().serve_serial(listener, vm.dir.serial_log)
+        except BaseException:
+            # Nobody serves it; and the files of a VM that ends just now may be removed already.
+            vm.dir.console_socket.unlink(missing_ok=True)
+            raise
     return await trio.open_unix_socket(vm.dir.console_socket)

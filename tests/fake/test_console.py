@@ -19,6 +19,8 @@ import wsproto.utilities
 
 from supervisor.caller import Caller, KnownBy, Role
 from supervisor.config import OnStop
+from supervisor.errors import MonitorError
+from supervisor.qemu.qmp import Monitor
 from supervisor.vm import console_readers
 from supervisor.vm.console import reading
 from tests.fake.test_cli import cli
@@ -176,6 +178,25 @@ async def test_end_of_a_vm(world: World) -> None:
             async with opened(supervisor, vm_id):
                 pass
         assert refused.value.response.status_code == 409
+
+
+async def test_a_qemu_that_has_just_gone_leaves_no_socket(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its VM's other files may be removed by then."""
+    told = trio.Event()
+
+    async def gone(*_: object) -> None:
+        told.set()
+        raise MonitorError("QEMU is gone")
+
+    monkeypatch.setattr(Monitor, "serve_serial", gone)
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        async with opened(supervisor, vm.id):
+            with trio.fail_after(PATIENCE_S):
+                await told.wait()
+            assert not vm.dir.console_socket.exists()
 
 
 async def test_next_supervisor(world: World) -> None:
