@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     import trio
 
 
+#: Longer than any run waits. Its record as queued goes then, and its message: what a host put there
+#: just before it was lost, and what no host serves any more.
+QUEUED_S = 24 * 3600
+
+
 class Conflict(Exception):
     """Somebody else has changed the record, or made it before."""
 

@@ -25,7 +25,7 @@ from nats.js.api import DeliverPolicy
 from supervisor.bridge import aio_as_trio
 from supervisor.errors import FleetUnavailable
 from supervisor.fleet.connection import Connection, Refused, as_ours
-from supervisor.fleet.engine import Conflict, Entry, Message
+from supervisor.fleet.engine import QUEUED_S, Conflict, Entry, Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,8 +46,6 @@ _MARK_S = 60
 #: How long a member may think about a message before another one gets it.
 _ACK_S = 30
 _ONCE_S = 120
-#: As long as a run's record says that it is queued. Else what no host serves any more would stay.
-_QUEUED_S = 24 * 3600
 #: Of each record, on as many servers.
 _COPIES = 3
 _QUEUE, _GROUP = "fleet-queue", "members"
@@ -89,7 +87,7 @@ class NatsEngine(Connection):
             subjects=["fleet.queue.>"],
             num_replicas=replicas,
             retention="workqueue",
-            max_age=_QUEUED_S * 10**9,
+            max_age=QUEUED_S * 10**9,
             duplicate_window=_ONCE_S * 10**9,
         )
 

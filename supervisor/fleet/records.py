@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from supervisor.errors import FleetUnavailable, NotOwner
-from supervisor.fleet.engine import Conflict
+from supervisor.fleet.engine import QUEUED_S, Conflict
 from supervisor.fleet.facts import Needs
 from supervisor.fleet.ledger import Run, RunState
 
@@ -33,8 +33,6 @@ KEPT_S = 7 * 24 * 3600.0
 _REMOVED_S = 60.0
 #: For messages that are on their way. Who posts and leaves makes many.
 _GIVEN_UP_S = 3600.0
-#: Longer than any run waits. What a host put on record just before it was lost goes then.
-_QUEUED_S = 24 * 3600.0
 _RETRY_S = 0.5
 #: Characters that the log has of what is wrong with a record.
 _MOST_WORDS = 1000
@@ -48,7 +46,7 @@ def _kept_s(run: Run) -> float | None:
     if run.state is RunState.GIVEN_UP:
         return _GIVEN_UP_S
     if run.state is RunState.QUEUED:
-        return _QUEUED_S
+        return QUEUED_S
     # A computation may take longer than anything here.
     return None if run.state is RunState.SENT else KEPT_S
 
