@@ -15,7 +15,7 @@ import trio
 from supervisor.errors import KeyReused, NotOwner
 from supervisor.fleet.engine import Conflict
 from supervisor.fleet.ledger import Run, RunState
-from supervisor.fleet.records import KEPT_S, KEYS
+from supervisor.fleet.records import KEPT_S, KEYS, MOST_WORDS
 
 if TYPE_CHECKING:
     from supervisor.fleet.engine import Engine
@@ -76,7 +76,9 @@ class Keys:
             try:
                 holder = _converter.structure(json.loads(kept.value), _Holder)
             except (cattrs.BaseValidationError, *_NO_HOLDER) as error:
-                log.error("an idempotency key's record cannot be read", problem=str(error)[:1000])
+                log.error(
+                    "an idempotency key's record cannot be read", problem=str(error)[:MOST_WORDS]
+                )
                 raise KeyReused(
                     f"what run has the idempotency key {key!r} cannot be read",
                     advice="if that run is known to be over, use another key",

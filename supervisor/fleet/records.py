@@ -35,7 +35,7 @@ _REMOVED_S = 60.0
 _GIVEN_UP_S = 3600.0
 _RETRY_S = 0.5
 #: Characters that the log has of what is wrong with a record.
-_MOST_WORDS = 1000
+MOST_WORDS = 1000
 #: NATS' servers wait for up to 9 s until one of them takes a lost leader's place.
 _CREATE_S = 10.0
 
@@ -112,7 +112,7 @@ class Records:
                 raise ValueError(f"it is run {run.id}'s")
         except ValueError as error:
             # Whoever waited until it can be read would wait for ever.
-            log.error("a run's record cannot be read", run=run_id, problem=str(error)[:_MOST_WORDS])
+            log.error("a run's record cannot be read", run=run_id, problem=str(error)[:MOST_WORDS])
             run = Run(id=run_id, entry="", needs=Needs(), state=RunState.REMOVED)
         self._known[run_id] = run, kept.revision
         return run
