@@ -96,8 +96,8 @@ async def lose(case: Case, role: str) -> None:
 
 
 async def lose_while_full(case: Case, others: signal.Signals) -> None:
-    """A run is accepted, and its owner's host is lost while no other host takes runs. Then the other
-    supervisors end, and are started again with what is on their disks.
+    """A run is accepted, and its owner's host is lost while no other host takes runs. Then the
+    other supervisors end, and are started again with what is on their disks.
 
     :param others: what ends them
     """
