@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import random
-import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -411,84 +410,6 @@ def test_after_a_bad_renewal_a_guest_waits_for_a_good_one(world: World, message:
 
 def test_a_renewal_is_read_from_a_message() -> None:
     assert decode(request()) == (MACHINE_ID, NOW_NS)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for name in ("dev", "etc", "proc/sys/vm", "run"):
-        (tmp_path / name).mkdir(parents=True)
-    return tmp_path
-
-
-def test_a_guest_has_settled_when_init_says_so(root: Path) -> None:
-    guest = Guest(str(root))
-    assert not guest.wait_until_settled(time.monotonic())
-    (root / "run/address").touch()
-    assert not guest.wait_until_settled(time.monotonic())
-    (root / "run/loaded").touch()
-    assert guest.wait_until_settled(time.monotonic())
-
-
-def test_who_waits_is_on_record(root: Path) -> None:
-    (root / "sys/class/rtc/rtc0").mkdir(parents=True)
-    (root / "sys/class/rtc/rtc0/since_epoch").write_text("1700000000\n")
-    guest = Guest(str(root))
-    assert not guest.waits()
-    guest.have_it_wait()
-    assert guest.hardware_clock_s() == 1_700_000_000
-    assert Guest(str(root)).waits()
-    guest.wait_no_more()
-    assert not Guest(str(root)).waits()
-
-
-def a_renewer(tmp_path: Path, script: str) -> Renewer:
-    program = tmp_path / "renewer"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    return Renewer(shlex.quote(str(program)))
-
-
-def test_a_renewer_tells_that_it_has_renewed(tmp_path: Path) -> None:
-    go = tmp_path / "go"
-    renewer = a_renewer(tmp_path, f"printf w; until [ -e {go} ]; do :; done; printf r")
-    assert not renewer.has_renewed(0)
-    assert not renewer.problem
-    go.touch()
-    assert renewer.has_renewed(60)
-    assert renewer.has_renewed(0)
-    assert not renewer.problem
-
-
-@pytest.mark.parametrize(
-    ("says", "problem"),
-    [
-        ("printf 'n\\001'", "the host's name cannot be set: EPERM"),
-        ("printf 'f\\034'", "files cannot be written: ENOSPC"),
-        ("exit", "the renewer has ended"),
-    ],
-)
-def test_a_renewer_tells_why_it_has_not(tmp_path: Path, says: str, problem: str) -> None:
-    renewer = a_renewer(tmp_path, f"printf w; read -t 0 _; {says}")
-    while not renewer.problem:
-        assert not renewer.has_renewed(60)
-    assert renewer.problem == problem
-
-
-@pytest.mark.parametrize(
-    ("script", "problem"),
-    [("printf 'o\\002'", "files cannot be opened: ENOENT"), ("exit", "the renewer has ended")],
-)
-def test_a_renewer_that_does_not_wait_is_an_error(
-    tmp_path: Path, script: str, problem: str
-) -> None:
-    with pytest.raises(OSError, match=problem):
-        a_renewer(tmp_path, script)
-
-
-def test_caches_are_dropped_and_memory_compacted(root: Path) -> None:
-    Guest(str(root)).drop_caches()
-    assert (root / "proc/sys/vm/drop_caches").read_text() == "3"
-    assert (root / "proc/sys/vm/compact_memory").read_text() == "1"
 
 
 def test_a_guest_that_is_being_prepared_keeps_no_call_waiting(world: World) -> None:
