@@ -23,7 +23,8 @@ from supervisor.errors import (
     Stopping,
 )
 from supervisor.fleet.engine import Conflict
-from supervisor.fleet.facts import Needs, nobody_serves
+from supervisor.fleet.facts import Needs, likeliest, nobody_serves
+from supervisor.fleet.kinds import Kinds
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.members import LEASE_S, Members
 from supervisor.fleet.metrics import PlacedRuns, Where
@@ -46,8 +47,8 @@ log = structlog.stdlib.get_logger()
 _REMIND_S = 15.0
 _RETRY_S = 0.5
 _CALL_S = 2.0
-#: Well before a kind of runs is forgotten.
-_TELL_AGAIN_S = 3600.0
+#: For a host to say whether it takes a run now. One that does not say so leaves it to the queue.
+_SAYS_S = 0.5
 
 
 @attrs.frozen
@@ -65,9 +66,15 @@ class Claim:
 
 @attrs.define(eq=False)
 class _Posted:
+    """:ivar asked: whether a host was asked to do it
+
+    :ivar landed: whether one sees to it, whatever becomes of its callers
+    """
+
     run: Run
     owner: str
     waiters: int = 0
+    asked: bool = False
     landed: bool = False
     placed_in: int = -1
     changed: Signal = attrs.field(factory=Signal)
@@ -97,8 +104,7 @@ class Entry:
         self._posted: dict[str, _Posted] = {}
         self._later, self._to_do = trio.open_memory_channel[Callable[[], Awaitable[None]]](math.inf)
         self._turns = Turns(self._later.send_nowait)
-        #: When each was told of last, on trio's clock.
-        self._kinds: dict[str, float] = {}
+        self._kinds = Kinds(engine)
         self.placed = PlacedRuns()
         self._closing = False
 
@@ -146,11 +152,36 @@ class Entry:
         :raises FleetUnavailable: if it cannot be put on record
         :raises Conflict: if it came so late that another one has its key
         """
-        if self._taking.takes_now(run):
-            run = run.claimed(self._members.name, run.epoch)
         async with self._waiting(run, owner) as posted:
-            await self._records.create_in_time(run)
-            yield Posting(self, posted, owner)
+            posted.run = run = await self._placed(run)
+            try:
+                await self._records.create_in_time(run)
+                yield Posting(self, posted, owner)
+            finally:
+                if run.owner not in ("", self.host) and not posted.asked:
+                    self._later.send_nowait(partial(self.tell_left, run.owner, run.id, run.epoch))
+
+    async def _placed(self, run: Run) -> Run:
+        """As a host has it that takes it now, if there is one that nobody waits for."""
+        if self._taking.takes_now(run):
+            return run.claimed(self._members.name, run.epoch)
+        others = (one for name, one in self._members.hosts.items() if name != self._members.name)
+        host = likeliest(others, self._members.narrowed(run.needs))
+        if host is None:
+            return run
+        claimed, said = run.claimed(host.name, run.epoch), None
+        try:
+            with suppress(FleetUnavailable):
+                said = await self._engine.call(host.name, "takes", claimed.encode(), _SAYS_S)
+        finally:
+            if said is None:  # it may have said yes
+                self._later.send_nowait(partial(self.tell_left, host.name, run.id, claimed.epoch))
+        return claimed if said == b"yes" else run
+
+    async def tell_left(self, host: str, run_id: str, epoch: int) -> None:
+        """Have another host end a run whose caller has left. It would find out by itself."""
+        with suppress(FleetUnavailable):
+            await self._engine.call(host, "left", f"{run_id} {epoch}".encode(), _CALL_S)
 
     @asynccontextmanager
     async def join(self, run: Run, owner: str) -> AsyncIterator[Posting]:
@@ -256,7 +287,7 @@ class Entry:
             try:
                 # Anew each time: another host may have come that serves it.
                 needs = self._members.narrowed(run.needs)
-                await self._offer(needs)
+                await self._kinds.tell(needs)
                 once = f"{run.id}:{run.epoch}:{reminders}"
                 await self._engine.enqueue(needs.kind, self._records.told(run), once)
                 pause_s = _REMIND_S
@@ -289,15 +320,6 @@ class Entry:
         if run.entry not in self._members.hosts:
             return False
         return await self._engine.call(run.entry, "waits", run.id.encode(), _CALL_S) != b"no"
-
-    async def _offer(self, needs: Needs) -> None:
-        """Have every host know that there are such runs."""
-        now = trio.current_time()
-        if now - self._kinds.get(needs.kind, -math.inf) < _TELL_AGAIN_S:
-            return
-        await self._engine.offer(needs.kind)
-        await self._taking.tell_kind(needs)
-        self._kinds[needs.kind] = now
 
     async def _look(self, run_id: str) -> Run:
         """What the record says of a run that is waited for here, whatever we were told.
@@ -397,8 +419,7 @@ class Posting:
             claim = await self._entry._wait_claimed(self._posted, self._owner)
             try:
                 is_here = claim.host == self._entry.host
-                # From here on that host sees to it, whatever becomes of its callers here.
-                self._posted.landed = True
+                self._posted.asked = self._posted.landed = True
                 done = await (here if is_here else there)(claim)
                 placed.count(Where.HERE if is_here else Where.ELSEWHERE)
                 return claim, done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MIB = 2**20
+#: What a host without a template comes after, whatever else it has.
+_BARE = 5
 
 
 @attrs.frozen(kw_only=True)
@@ -155,8 +158,26 @@ def lacks(facts: HostFacts, needs: Needs) -> list[str]:
     return found
 
 
-def spared(facts: HostFacts, needs: Needs) -> int:
-    """How much a host has that such a run, which it serves, does not ask for."""
+def likeliest(hosts: Iterable[HostFacts], needs: Needs) -> HostFacts | None:
+    """Which of these most likely takes such a run now; by chance, among equals."""
+    found = [one for one in hosts if has_room(one, needs) and not lacks(one, needs)]
+    random.shuffle(found)
+    return min(found, key=lambda one: rank(one, needs), default=None)
+
+
+def has_room(facts: HostFacts, needs: Needs) -> bool:
+    """Whether a host that serves such a run has room for one more."""
+    has_number = not needs.tee or facts.tee.get(needs.tee, 0) > 0
+    return facts.room > 0 and has_number and not facts.draining
+
+
+def rank(facts: HostFacts, needs: Needs) -> int:
+    """Of hosts that serve such a run, the one with the lowest is to have it."""
+    return min(_spared(facts, needs), _BARE - 1) + (0 if facts.template else _BARE)
+
+
+def _spared(facts: HostFacts, needs: Needs) -> int:
+    """How much a host has that such a run does not ask for."""
     return (
         (bool(facts.tee) and not needs.tee)
         + (facts.vm_memory_bytes > needs.memory_bytes)

@@ -309,8 +309,9 @@ class Fleet:
 
     async def _on_call(self, subject: str, body: bytes) -> bytes:
         words = body.decode(errors="replace").split(" ")
-        if (said := self.entry.answer(subject, words)) is not None:
-            return said
+        for said in (self.entry.answer(subject, words), self.taking.answer(subject, body)):
+            if said is not None:
+                return said
         match subject, words:
             case "left", [run_id, epoch] if epoch.isdecimal():
                 self._abandon(run_id, int(epoch))
@@ -320,17 +321,13 @@ class Fleet:
         return b""
 
     def _abandon(self, run_id: str, epoch: int) -> None:
+        self.taking.left(run_id, epoch)
         service = self._service
         for vm in service.vms if service else ():
             options = vm.record.options
             is_it = (options.fleet_run, options.epoch) == (run_id, epoch)
             if service and is_it and not (options.idempotency_key or vm.record.settled):
                 service.abandon(vm)
-
-    async def tell_left(self, host: str, run_id: str, epoch: int) -> None:
-        """Have another member end a run whose caller has left. It would find out by itself."""
-        with suppress(FleetUnavailable):
-            await self.engine.call(host, "left", f"{run_id} {epoch}".encode(), _FIND_S)
 
     async def find(self, vm_id: str) -> str | None:
         """The member that has a VM; None if there is no such VM.

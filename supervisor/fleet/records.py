@@ -51,6 +51,12 @@ def _kept_s(run: Run) -> float | None:
     return None if run.state is RunState.SENT else KEPT_S
 
 
+def check_id(run_id: str) -> None:
+    """:raises ValueError: if it is none of a run's; the broker takes it for a part of an address"""
+    if not _ID.fullmatch(run_id):
+        raise ValueError("its id is none of a run's")
+
+
 def queued(told: bytes) -> tuple[Run, int]:
     """A run as `Records.told` puts it in the queue, and the revision of its record.
 
@@ -60,8 +66,7 @@ def queued(told: bytes) -> tuple[Run, int]:
     if not found:
         raise ValueError("it is no revision and a record")
     run = Run.decode(found["run"])
-    if not _ID.fullmatch(run.id):
-        raise ValueError("its id is none of a run's")
+    check_id(run.id)
     return run, int(found["revision"])
 
 

@@ -11,10 +11,10 @@ import structlog
 import trio
 
 from supervisor.errors import FleetUnavailable, NotOwner
-from supervisor.fleet.engine import Conflict
-from supervisor.fleet.facts import HostFacts, Needs, lacks, spared
+from supervisor.fleet.facts import HostFacts, Needs, has_room, lacks, rank
+from supervisor.fleet.kinds import TABLE
 from supervisor.fleet.ledger import Run, RunState
-from supervisor.fleet.records import queued
+from supervisor.fleet.records import check_id, queued
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
@@ -33,25 +33,45 @@ _PULL_S = 10.0
 _ARRIVES_S = 10.0
 _CALL_S = 2.0
 #: After it has asked, a host waits so long for what the queue has of all kinds that it serves. What
-#: many hosts serve would else get most of the room of those that only some runs can have.
+#: many hosts serve would else get most of the room of those that only some runs can have; and what
+#: has just been posted that of those that wait.
 _GATHER_S = 0.02
-#: What a host without a template comes after, whatever else it has.
-_BARE = 5
 #: For so long a host does not ask that had no room after all.
 _FULL_S = 0.1
 _RETRY_S = 0.5
-_KIND_TTL_S = 24 * 3600.0
 #: More than there are kinds of hosts; a member that was taken over can tell of any number.
 _MOST_KINDS = 1000
 
 
 @attrs.define(eq=False)
+class _Kind:
+    """One that this host may ask for.
+
+    :ivar asked_at: since when the queue has nothing of it for this host, or has not said yet; None
+        if it does not ask
+    """
+
+    needs: Needs
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    asked_at: float | None = None
+
+    @property
+    def has_none(self) -> bool:
+        return self.asked_at is not None and self.asked_at < trio.current_time() - _GATHER_S
+
+
+@attrs.define(eq=False)
 class _Coming:
-    """:ivar late: whether it is being given up, because nobody has sent it"""
+    """A run that this host has said it takes.
+
+    :ivar late: whether it is being given up, because nobody has sent it
+    :ivar over: set when it has arrived, and when its entry host says that it will not
+    """
 
     epoch: int
+    arrived: bool = False
     late: bool = False
-    arrived: trio.Event = attrs.field(factory=trio.Event)
+    over: trio.Event = attrs.field(factory=trio.Event)
     settled: trio.Event = attrs.field(factory=trio.Event)
 
 
@@ -79,7 +99,8 @@ class Taking:
         self._is_taking = False
         self._turns = Signal()
         self._coming: dict[str, _Coming] = {}
-        self._asking: dict[str, trio.CancelScope] = {}
+        self._kinds: dict[str, _Kind] = {}
+        self._nursery: trio.Nursery | None = None
 
     @property
     def busy(self) -> bool:
@@ -99,26 +120,18 @@ class Taking:
         return self._has_room(facts, needs) and not lacks(facts, needs)
 
     def _has_room(self, facts: HostFacts, needs: Needs) -> bool:
-        has_number = not needs.tee or facts.tee.get(needs.tee, 0) > 0
-        return facts.room > 0 and has_number and not facts.draining and self._members.is_safe
-
-    async def tell_kind(self, needs: Needs) -> None:
-        """Have all hosts know of such runs, for a day."""
-        told = "kinds", needs.kind, needs.encode()
-        try:
-            await self._engine.create(*told, _KIND_TTL_S)
-        except Conflict:
-            kept = await self._engine.get("kinds", needs.kind)
-            with suppress(Conflict):  # somebody else tells it now
-                if kept:
-                    await self._engine.update(*told, kept.revision, _KIND_TTL_S)
+        # What is on its way has room taken only when it is here.
+        on_way = sum(not one.over.is_set() for one in self._coming.values())
+        left = attrs.evolve(facts, vms_free=facts.vms_free - on_way)
+        return has_room(left, needs) and self._members.is_safe
 
     async def take_all(self) -> None:
         """Take runs until cancelled."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             while True:
                 try:
-                    async with self._engine.watch("kinds") as entries:
+                    async with self._engine.watch(TABLE) as entries:
                         async for entry in entries:
                             if entry:
                                 self._hear(entry, nursery)
@@ -129,34 +142,41 @@ class Taking:
     def _hear(self, entry: Entry, nursery: trio.Nursery) -> None:
         """Of a kind of runs that there is, or that nobody has asked for in a long time."""
         if entry.value is None:
-            if scope := self._asking.pop(entry.key, None):
-                scope.cancel()
-        elif entry.key not in self._asking:
+            if kind := self._kinds.pop(entry.key, None):
+                kind.scope.cancel()
+        elif entry.key not in self._kinds:
             try:
                 needs = Needs.decode(entry.value)
             except ValueError as error:
                 log.error("a kind of runs cannot be read", problem=str(error))
                 return
-            if len(self._asking) >= _MOST_KINDS:
+            if len(self._kinds) >= _MOST_KINDS:
                 log.error("too many kinds of runs: one is not asked for", kind=entry.key)
                 return
-            scope = self._asking[entry.key] = trio.CancelScope()
-            nursery.start_soon(self._take_kind, entry.key, needs, scope)
+            kind = self._kinds[entry.key] = _Kind(needs)
+            nursery.start_soon(self._take_kind, entry.key, kind)
 
-    async def _take_kind(self, kind: str, needs: Needs, scope: trio.CancelScope) -> None:
-        with scope:
+    async def _take_kind(self, name: str, kind: _Kind) -> None:
+        needs = kind.needs
+        with kind.scope:
             while True:
-                await self._members.changed.until(partial(self._could_take, needs))
+                if not self._could_take(needs):
+                    kind.asked_at = None
+                    await self._members.changed.until(partial(self._could_take, needs))
                 facts, asked_at = self._members.hosts[self._members.name], trio.current_time()
-                rank = min(spared(facts, needs), _BARE - 1) + (0 if facts.template else _BARE)
+                if kind.asked_at is None:
+                    kind.asked_at = asked_at
+                order = rank(facts, needs)
                 try:
-                    message = await self._engine.pull(kind, _PULL_S, rank)
+                    message = await self._engine.pull(name, _PULL_S, order)
                     if message:
+                        kind.asked_at = None
                         async with self._turn(message, asked_at + _GATHER_S):
                             while message and not await self._take(message, needs):
-                                message = await self._engine.pull(kind, _GATHER_S, rank)
+                                message = await self._engine.pull(name, _GATHER_S, order)
                 except FleetUnavailable as error:
-                    log.debug("queue not reached", kind=kind, problem=str(error))
+                    kind.asked_at = None
+                    log.debug("queue not reached", kind=name, problem=str(error))
                     await trio.sleep(_RETRY_S)
 
     @asynccontextmanager
@@ -219,13 +239,9 @@ class Taking:
             said = None
             with suppress(FleetUnavailable):
                 said = await self._engine.call(run.entry, "claimed", claim, _CALL_S)
-            if said == b"coming":
-                with trio.move_on_after(_ARRIVES_S):
-                    await coming.arrived.wait()
-            if coming.arrived.is_set():
+            if await _arrives(coming, _ARRIVES_S if said == b"coming" else 0):
                 await coming.settled.wait()
                 return
-            coming.late = True
             if said is None:  # it may be back soon, with what it keeps on its disk
                 log.info("entry host does not answer", run=run.id, entry=run.entry)
                 with suppress(NotOwner):
@@ -236,6 +252,58 @@ class Taking:
         finally:
             del self._coming[run.id]
 
+    # --- without the queue ------------------------------------------------------------------
+
+    def answer(self, subject: str, body: bytes) -> bytes | None:
+        """What this host answers when others ask what it takes.
+
+        :return: None if it is another question
+        """
+        if subject == "takes":
+            return b"yes" if self._takes_next(body) else b"no"
+        return None
+
+    def _takes_next(self, asked: bytes) -> bool:
+        """Whether this host has room that nobody waits for. Then it keeps it for a while.
+
+        :param asked: a run of another host, as it is to be put on record
+        """
+        try:
+            run = Run.decode(asked)
+            check_id(run.id)
+        except ValueError as error:
+            log.error("a run that is asked about cannot be read", problem=str(error))
+            return False
+        is_own = run.is_of(self._members.name, 1) and run.state is RunState.OWNED
+        if self._nursery is None or not is_own or run.id in self._coming:
+            return False
+        facts = self._look()
+        if self._numbers or self._is_taking or not self._serves(facts, run.needs):
+            return False
+        served = [one for one in self._kinds.values() if self._serves(facts, one.needs)]
+        if not all(one.has_none for one in served):
+            return False
+        coming = self._coming[run.id] = _Coming(run.epoch)
+        self._nursery.start_soon(self._expect, run.id, coming)
+        return True
+
+    async def _expect(self, run_id: str, coming: _Coming) -> None:
+        """Give a run up that does not come: its entry host may be lost, or its caller have left."""
+        try:
+            if not await _arrives(coming, _ARRIVES_S):
+                await self._owner.give_up(run_id, coming.epoch)
+                return
+            await coming.settled.wait()
+        finally:
+            del self._coming[run_id]
+
+    def left(self, run_id: str, epoch: int) -> None:
+        """Nobody waits for a run that this host may expect."""
+        coming = self._coming.get(run_id)
+        if coming and coming.epoch == epoch and not coming.arrived:
+            coming.late = True
+            coming.over.set()
+
     @asynccontextmanager
     async def accepted(self, run_id: str, epoch: int) -> AsyncIterator[None]:
         """Within the body a run is being started that this host has, and no other is taken.
@@ -245,8 +313,9 @@ class Taking:
         coming = self._coming.get(run_id)
         if coming and coming.late:
             raise NotOwner(f"this host gives up run {run_id}, which came too late")
-        if coming and coming.epoch == epoch and not coming.arrived.is_set():
-            coming.arrived.set()
+        if coming and coming.epoch == epoch and not coming.arrived:
+            coming.arrived = True
+            coming.over.set()
             try:
                 yield
             finally:
@@ -258,6 +327,14 @@ class Taking:
             self._records.forget(run_id)
             raise NotOwner(f"this host does not have run {run_id} in epoch {epoch}")
         yield
+
+
+async def _arrives(coming: _Coming, patience_s: float) -> bool:
+    """Whether a run comes in time. If not, it may not be begun any more."""
+    with trio.move_on_after(patience_s):
+        await coming.over.wait()
+    coming.late = not coming.arrived
+    return coming.arrived
 
 
 def _claimed(host: str, epoch: int, run: Run) -> Run:

@@ -150,7 +150,7 @@ async def test_kinds_of_runs_have_an_end(autojump_clock: trio.testing.MockClock)
             needs = Needs(labels={"number": str(number)})
             await engine.create("kinds", needs.kind, needs.encode())
         await trio.sleep(60)
-        assert len(host.taking._asking) == 1000
+        assert len(host.taking._kinds) == 1000
         nursery.cancel_scope.cancel()
 
 

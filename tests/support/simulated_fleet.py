@@ -201,7 +201,13 @@ class SimulatedHost:
         return host
 
     async def _on_call(self, subject: str, body: bytes) -> bytes:
+        if subject == "left":
+            run_id, epoch = body.decode().split(" ")
+            self.taking.left(run_id, int(epoch))
+            return b""
         said = self.entry.answer(subject, body.decode().split(" "))
+        if said is None:
+            said = self.taking.answer(subject, body)
         assert said is not None
         return said
 
