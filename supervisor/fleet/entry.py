@@ -28,6 +28,7 @@ from supervisor.fleet.kinds import Kinds
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.members import LEASE_S, Members
 from supervisor.fleet.metrics import PlacedRuns, Where
+from supervisor.fleet.taking import REFUSED
 from supervisor.fleet.turns import Turns
 from supervisor.waiting import Signal
 
@@ -150,33 +151,39 @@ class Entry:
         :param run: as queued, by this host
         :param owner: whose it is
         :raises FleetUnavailable: if it cannot be put on record
-        :raises Conflict: if it came so late that another one has its key
+        :raises Conflict: if it came so late that another one has its key, or a host may have it
+            that has not said so in time; it may be posted anew
         """
         async with self._waiting(run, owner) as posted:
             posted.run = run = await self._placed(run)
             try:
-                await self._records.create_in_time(run)
+                if self._records.known(run.id) != run:
+                    await self._records.create_in_time(run)
                 yield Posting(self, posted, owner)
             finally:
                 if run.owner not in ("", self.host) and not posted.asked:
                     self._later.send_nowait(partial(self.tell_left, run.owner, run.id, run.epoch))
 
     async def _placed(self, run: Run) -> Run:
-        """As a host has it that takes it now, if there is one that nobody waits for."""
+        """As a host takes it now that nobody waits for, if there is one.
+
+        Another one has put it on record itself.
+        """
         if self._taking.takes_now(run):
             return run.claimed(self._members.name, run.epoch)
         others = (one for name, one in self._members.hosts.items() if name != self._members.name)
         host = likeliest(others, self._members.narrowed(run.needs))
         if host is None:
             return run
-        claimed, said = run.claimed(host.name, run.epoch), None
+        claimed, is_known = run.claimed(host.name, run.epoch), False
         try:
             with suppress(FleetUnavailable):
                 said = await self._engine.call(host.name, "takes", claimed.encode(), _SAYS_S)
+                is_known = said == REFUSED or self._records.hear_of(claimed, said or b"")
         finally:
-            if said is None:  # it may have said yes
+            if not is_known:
                 self._later.send_nowait(partial(self.tell_left, host.name, run.id, claimed.epoch))
-        return claimed if said == b"yes" else run
+        return self._records.known(run.id) or run
 
     async def tell_left(self, host: str, run_id: str, epoch: int) -> None:
         """Have another host end a run whose caller has left. It would find out by itself."""

@@ -309,10 +309,11 @@ class Fleet:
 
     async def _on_call(self, subject: str, body: bytes) -> bytes:
         words = body.decode(errors="replace").split(" ")
-        for said in (self.entry.answer(subject, words), self.taking.answer(subject, body)):
-            if said is not None:
-                return said
+        if (said := self.entry.answer(subject, words)) is not None:
+            return said
         match subject, words:
+            case "takes", _:
+                return await self.taking.take_next(body)
             case "left", [run_id, epoch] if epoch.isdecimal():
                 self._abandon(run_id, int(epoch))
             case "find", [vm_id]:

@@ -185,6 +185,14 @@ class Records:
         run, revision = queued(told)
         self._known[run.id] = run, revision
 
+    def hear_of(self, run: Run, told: bytes) -> bool:
+        """The same, if it is told of this run."""
+        with suppress(ValueError):
+            if queued(told)[0] == run:
+                self.hear(told)
+                return True
+        return False
+
     def known(self, run_id: str) -> Run | None:
         """As this host had it last."""
         return self._known[run_id][0] if run_id in self._known else None

@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from supervisor.errors import FleetUnavailable, NotOwner
+from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import HostFacts, Needs, has_room, lacks, rank
 from supervisor.fleet.kinds import TABLE
 from supervisor.fleet.ledger import Run, RunState
@@ -39,6 +40,8 @@ _GATHER_S = 0.02
 #: For so long a host does not ask that had no room after all.
 _FULL_S = 0.1
 _RETRY_S = 0.5
+#: What `Taking.take_next` says.
+REFUSED = b"no"
 #: More than there are kinds of hosts; a member that was taken over can tell of any number.
 _MOST_KINDS = 1000
 
@@ -254,38 +257,37 @@ class Taking:
 
     # --- without the queue ------------------------------------------------------------------
 
-    def answer(self, subject: str, body: bytes) -> bytes | None:
-        """What this host answers when others ask what it takes.
+    async def take_next(self, asked: bytes) -> bytes:
+        """Put a run of another host on record as this one's, if it has room that nobody waits for.
 
-        :return: None if it is another question
-        """
-        if subject == "takes":
-            return b"yes" if self._takes_next(body) else b"no"
-        return None
-
-    def _takes_next(self, asked: bytes) -> bool:
-        """Whether this host has room that nobody waits for. Then it keeps it for a while.
-
-        :param asked: a run of another host, as it is to be put on record
+        :param asked: the run, as it is to be put on record
+        :return: as `Records.told`; `REFUSED`; or empty, if it may be on record or not
         """
         try:
             run = Run.decode(asked)
             check_id(run.id)
         except ValueError as error:
             log.error("a run that is asked about cannot be read", problem=str(error))
-            return False
+            return REFUSED
         is_own = run.is_of(self._members.name, 1) and run.state is RunState.OWNED
-        if self._nursery is None or not is_own or run.id in self._coming:
-            return False
-        facts = self._look()
-        if self._numbers or self._is_taking or not self._serves(facts, run.needs):
-            return False
-        served = [one for one in self._kinds.values() if self._serves(facts, one.needs)]
-        if not all(one.has_none for one in served):
-            return False
+        if self._nursery is None or not is_own or not self._is_free(run):
+            return REFUSED
         coming = self._coming[run.id] = _Coming(run.epoch)
         self._nursery.start_soon(self._expect, run.id, coming)
-        return True
+        try:
+            await self._records.create(run)
+        except (Conflict, FleetUnavailable):
+            return b""
+        return self._records.told(run)
+
+    def _is_free(self, run: Run) -> bool:
+        """Whether there is room that nothing in the queue waits for."""
+        facts = self._look()
+        is_busy = self._numbers or self._is_taking or run.id in self._coming
+        if is_busy or not self._serves(facts, run.needs):
+            return False
+        served = (one for one in self._kinds.values() if self._serves(facts, one.needs))
+        return all(one.has_none for one in served)
 
     async def _expect(self, run_id: str, coming: _Coming) -> None:
         """Give a run up that does not come: its entry host may be lost, or its caller have left."""

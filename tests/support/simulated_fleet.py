@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections import Counter, defaultdict
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import trio
 from supervisor.config import LimitsConfig
 from supervisor.config.settings import Seconds
 from supervisor.errors import HandedBack, MemberBroke, NotOwner, SupervisorError
+from supervisor.fleet.engine import Conflict
 from supervisor.fleet.entry import Claim, Entry
 from supervisor.fleet.facts import HostFacts, Needs
 from supervisor.fleet.ledger import Run, RunState
@@ -201,13 +203,13 @@ class SimulatedHost:
         return host
 
     async def _on_call(self, subject: str, body: bytes) -> bytes:
+        words = body.decode().split(" ")
+        if subject == "takes":
+            return await self.taking.take_next(body)
         if subject == "left":
-            run_id, epoch = body.decode().split(" ")
-            self.taking.left(run_id, int(epoch))
+            self.taking.left(words[0], int(words[1]))
             return b""
-        said = self.entry.answer(subject, body.decode().split(" "))
-        if said is None:
-            said = self.taking.answer(subject, body)
+        said = self.entry.answer(subject, words)
         assert said is not None
         return said
 
@@ -221,14 +223,20 @@ class SimulatedHost:
         if not self.alive:
             raise HostDied
         async with move_on_when(self.gone.wait):
-            run = Run(id=str(uuid.uuid4()), entry=self.name, needs=needs)
-            self.fleet.runs[name] = run.id
-            await self.entry.check(needs, owner, tells_hosts=True)
-            async with self.entry.post(run, owner) as posting:
-                there = partial(self._there, name)
-                _, answer = await posting.land(partial(self._here, name), there)
-                return answer
+            while True:
+                with suppress(Conflict):
+                    return await self._post(name, needs, owner)
         raise HostDied
+
+    async def _post(self, name: str, needs: Needs, owner: str) -> str:
+        """:raises Conflict:"""
+        run = Run(id=str(uuid.uuid4()), entry=self.name, needs=needs)
+        self.fleet.runs[name] = run.id
+        await self.entry.check(needs, owner, tells_hosts=True)
+        async with self.entry.post(run, owner) as posting:
+            there = partial(self._there, name)
+            _, answer = await posting.land(partial(self._here, name), there)
+            return answer
 
     async def _here(self, name: str, claim: Claim) -> str:
         self.fleet.claims[name].append(trio.current_time())
