@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
+from supervisor.fleet.ledger import RunState
 from tests.chaos.fleet.callers import Caller
 from tests.chaos.fleet.observer import PATIENCE_S, Broken
 from tests.chaos.fleet.place import Machine, Place, wait
@@ -57,6 +58,15 @@ THERE = (
     Step("answered", "owner", "after runs answered"),
     Step("told"),
 )
+#: Nobody takes it at once, so that it comes to these.
+_WAITS = ("posted", "on record", "in the queue", "pulled", "claimed")
+#: Of a run that is given to another host without the queue, until its VM is begun there.
+ASKED = (
+    Step("asking", "entry", "before takes"),
+    Step("posted", "owner", "before runs owned"),
+    Step("claimed", "owner", "after runs owned"),
+    Step("taken", "entry", "after takes"),
+)
 #: And of one that is done where it was posted, because there is room.
 HERE = (Step("posted", "owner", "before runs owned"), *THERE[5:])
 
@@ -81,7 +91,7 @@ class Case:
         self.step = step
         self.form = form
         self.layout = layout
-        names = {"there": "abc", "here": "aab"}[layout]
+        names = "aab" if layout == "here" else "abc"
         entry, owner, bystander = (place.machines[name] for name in names)
         self.roles = {"entry": entry, "owner": owner, "bystander": bystander}
         self.stopped: Machine | None = None
@@ -105,7 +115,7 @@ class Case:
     def post(self, form: str = "", first: Machine | None = None, **same: Any) -> Caller:
         """Have a caller post a run."""
         assert self.nursery
-        labels = SOUTH if self.layout == "there" else {}
+        labels = {} if self.layout == "here" else SOUTH
         caller = Caller(form or self.form, labels, **same)
         self.callers.append(caller)
         first = first or self.entry
@@ -115,10 +125,12 @@ class Case:
 
     async def reach(self) -> None:
         """Have a run come to the step."""
-        others = [one for one in self.place if one not in (self.entry, self.owner)]
-        if self.layout == "there":
-            for one in others:
-                (await one.ask("POST", "/host/drain")).raise_for_status()
+        full = [one for one in self.place if one not in (self.entry, self.owner)]
+        waits = self.layout == "there" and self.step.name in _WAITS
+        if self.layout == "here":
+            full = []
+        if waits:
+            full.append(self.owner)
         agent = {"booting": "none", "with the agent": "held"}.get(self.step.name, "recorder")
         swallows = ("cont",) if self.step is LAUNCHING else ()
         self.owner.world.scenario(agent=agent, swallows=swallows)
@@ -126,7 +138,12 @@ class Case:
         if by:
             by.stop_at(self.step.point)
         for _ in range(_TRIES):
+            for one in full:
+                (await one.ask("POST", "/host/drain")).raise_for_status()
             caller = self.post()
+            if waits and by is self.owner:
+                await self._wait_queued(caller)
+                (await self.owner.ask("POST", "/host/resume")).raise_for_status()
             if await self._reached(caller, by):
                 break
             # A server of NATS that has just come back may not have found the others yet.
@@ -134,8 +151,9 @@ class Case:
         else:
             raise Broken(f"no run comes to {self.step.name!r}: {caller.told}")
         self.owner.world.scenario()
-        for one in others:
-            (await one.ask("POST", "/host/resume")).raise_for_status()
+        for one in full:
+            if one is not self.stopped:
+                (await one.ask("POST", "/host/resume")).raise_for_status()
 
     async def _reached(self, caller: Caller, by: Machine | None) -> bool:
         """Whether the run has come to the step; it has not if its caller was told of an error."""
@@ -152,6 +170,14 @@ class Case:
         if by and is_there():
             self.stopped = by
         return is_there()
+
+    async def _wait_queued(self, caller: Caller) -> None:
+        runs = self.place.observer.runs
+
+        def is_queued() -> bool:
+            return any(runs[one][-1].state is RunState.QUEUED for one in self.runs())
+
+        await wait(lambda: is_queued() or caller.failed, "a run to be queued")
 
     def _saw(self, what: str) -> bool:
         return any(

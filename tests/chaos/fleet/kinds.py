@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from tests.chaos.fleet.callers import ASYNC, KEY, WAITS
-from tests.chaos.fleet.case import HERE, KEYED, LAUNCHING, THERE, Step
+from tests.chaos.fleet.case import ASKED, HERE, KEYED, LAUNCHING, THERE, Step
 from tests.chaos.fleet.faults import (
     cut,
     drain,
@@ -42,7 +42,8 @@ _HOUR_S = 3600.0
 class Injection:
     """One fault at one step.
 
-    :param layout: whether the run is done ``here``, where it is posted, or ``there``
+    :param layout: whether the run is done ``here``, where it is posted, or ``there``; or is
+        ``asked`` for at that moment of a host that takes it without the queue
     :param form: how it is posted
     """
 
@@ -60,18 +61,20 @@ class Injection:
 #: All, in the order in which they are declared.
 ALL: list[Injection] = []
 _FORMS = (WAITS, KEY, ASYNC)
+#: To another host.
+_WAYS = ("there", "asked")
 
 
 def _declare(
     kind: str,
     harm: Harm,
     steps: Iterable[str] = (),
-    layouts: Iterable[str] = ("there",),
+    layouts: Iterable[str] = _WAYS,
     form: str = "",
 ) -> None:
     """:param steps: their names; none: all there are"""
     for layout in layouts:
-        for step in THERE if layout == "there" else HERE:
+        for step in {"there": THERE, "asked": ASKED, "here": HERE}[layout]:
             is_for_all = step is not LAUNCHING and (step is not KEYED or form == KEY)
             if step.name not in steps if steps else not is_for_all:
                 continue
@@ -82,7 +85,7 @@ def _declare(
 _FEW = ("on record", "claimed", "before sent", "with the agent")
 _LATE = ("booting", "before sent", "sent", "with the agent", "before answered")
 _SOME = ("posted", "in the queue", "claimed", "before sent", "sent", "with the agent", "answered")
-_BOTH = ("there", "here")
+_ALL_WAYS = (*_WAYS, "here")
 #: A cut of one direction, or one that is answered, differs from another one only if it lasts.
 _CUTS = (("drop", "short"), ("drop", "long"), ("reject", "long"), ("in", "long"), ("out", "long"))
 
@@ -92,12 +95,12 @@ for _verb, _does in (("SIGKILL", kill), ("SIGSTOP", stop)):
             partial(_does, role=one, how=_how) for one in ("entry", "owner", "bystander")
         )
         _declare(f"{_verb} of the entry host, {_how}", _entry)
-        _declare(f"{_verb} of the owner, {_how}", _owner, layouts=_BOTH)
+        _declare(f"{_verb} of the owner, {_how}", _owner, layouts=_ALL_WAYS)
         _declare(f"{_verb} of a bystander, {_how}", _third, _FEW)
 for _how in ("short", "long"):
     _harm = partial(kill, role="owner", how=_how)
-    _declare(f"SIGKILL of the owner as it launches, {_how}", _harm, ("launching",), _BOTH)
-_declare("its host is lost as it launches", partial(lose, role="owner"), ("launching",), _BOTH)
+    _declare(f"SIGKILL of the owner as it launches, {_how}", _harm, ("launching",), _ALL_WAYS)
+_declare("its host is lost as it launches", partial(lose, role="owner"), ("launching",), _ALL_WAYS)
 _declare("SIGTERM of the owner as it launches", partial(terminate, role="owner"), ("launching",))
 _declare(
     "SIGSTOP of the owner, until its message is another's",
@@ -128,7 +131,7 @@ for _by in (signal.SIGKILL, signal.SIGTERM):
         f"its host is lost, and {_by.name} of the others",
         _harm,
         ("booting", "before sent"),
-        _BOTH,
+        _ALL_WAYS,
         ASYNC,
     )
 _declare("its only host is lost", partial(lose, role="owner"), layouts=("here",))
@@ -143,7 +146,7 @@ _declare("NATS: all are killed, and started", restart_all_nats)
 _declare("NATS: the majority is lost", lose_majority)
 _declare("NATS: a full disk", partial(fill, which="one"), _FEW)
 _declare("NATS: two full disks", partial(fill, which="two"), _FEW)
-_declare("the caller leaves", leave, layouts=_BOTH, form=WAITS)
+_declare("the caller leaves", leave, layouts=_ALL_WAYS, form=WAITS)
 _declare("posted twice", twice, form=KEY)
 _declare("posted twice, here", twice, _LATE, layouts=("here",), form=KEY)
 for _verb, _does, _how in (
@@ -162,7 +165,7 @@ _declare("posted twice, the second clock is ahead", _ahead, ("with a key",), for
 SHORT = {
     "SIGSTOP of the owner, long, there, before sent",
     "posted twice, there, with a key",
-    "posted twice, and SIGKILL, short, there, claimed",
+    "posted twice, and SIGKILL, short, asked, claimed",
     "NATS, leader: SIGKILL, there, sent",
     "owner: cut from members, drop, short, there, claimed",
     "the caller leaves, there, booting",

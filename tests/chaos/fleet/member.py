@@ -41,8 +41,9 @@ class Points:
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     def wrap(self) -> None:
-        """Around what is written to the record, and put into the queue."""
+        """Around what is written to the record, put into the queue, and offered to a host."""
         inner_set, inner_enqueue = NatsEngine._set, NatsEngine.enqueue
+        inner_call = NatsEngine.call
 
         async def set_and_tell(
             engine: NatsEngine, table: str, key: str, value: bytes, *more: Any
@@ -59,8 +60,17 @@ class Points:
             await inner_enqueue(engine, kind, body, once)
             self.passed("after queue", body.decode().partition(" ")[0])
 
+        async def call(engine: NatsEngine, host: str, subject: str, *more: Any) -> bytes | None:
+            if subject != "takes":
+                return await inner_call(engine, host, subject, *more)
+            run_id = json.loads(more[0])["id"]
+            self.passed("before takes", run_id)
+            said = await inner_call(engine, host, subject, *more)
+            self.passed("after takes", run_id)
+            return said
+
         patched: Any = NatsEngine
-        patched._set, patched.enqueue = set_and_tell, enqueue
+        patched._set, patched.enqueue, patched.call = set_and_tell, enqueue, call
 
     def be_careless(self) -> None:
         async def prove(owner: Owner, vm: Any, relay: Any) -> None:
