@@ -67,15 +67,15 @@ class Claim:
 
 @attrs.define(eq=False)
 class _Posted:
-    """:ivar asked: whether a host was asked to do it
-
-    :ivar landed: whether one sees to it, whatever becomes of its callers
+    """
+    :ivar offered: as another host may have put it on record that has not been sent it
+    :ivar landed: whether a host sees to it, whatever becomes of its callers
     """
 
     run: Run
     owner: str
     waiters: int = 0
-    asked: bool = False
+    offered: Run | None = None
     landed: bool = False
     placed_in: int = -1
     changed: Signal = attrs.field(factory=Signal)
@@ -155,35 +155,51 @@ class Entry:
             that has not said so in time; it may be posted anew
         """
         async with self._waiting(run, owner) as posted:
-            posted.run = run = await self._placed(run)
-            try:
-                if self._records.known(run.id) != run:
-                    await self._records.create_in_time(run)
-                yield Posting(self, posted, owner)
-            finally:
-                if run.owner not in ("", self.host) and not posted.asked:
-                    self._later.send_nowait(partial(self.tell_left, run.owner, run.id, run.epoch))
+            await self._place(posted)
+            yield Posting(self, posted, owner)
 
-    async def _placed(self, run: Run) -> Run:
-        """As a host takes it now that nobody waits for, if there is one.
+    async def _place(self, posted: _Posted) -> None:
+        """Put a run on record, as this host has it, or another one that takes it now, or neither.
 
-        Another one has put it on record itself.
+        :raises FleetUnavailable: likewise
+        :raises Conflict:
         """
+        run = posted.run
         if self._taking.takes_now(run):
-            return run.claimed(self._members.name, run.epoch)
-        others = (one for name, one in self._members.hosts.items() if name != self._members.name)
+            posted.run = run.claimed(self.host, run.epoch)
+        elif await self._is_taken(posted):
+            return
+        try:
+            await self._records.create_in_time(posted.run)
+        except Conflict:
+            if not posted.offered:
+                raise
+            # That host has said nothing, or too late.
+            step = partial(_taken_back, self.host, posted.offered)
+            try:
+                posted.run = await self._records.change(run.id, step)
+            except NotOwner as error:
+                raise Conflict(str(error)) from error
+        posted.offered = None
+
+    async def _is_taken(self, posted: _Posted) -> bool:
+        """Whether another host takes a run now, which nobody waits for: it is on record as its."""
+        run = posted.run
+        others = (one for name, one in self._members.hosts.items() if name != self.host)
         host = likeliest(others, self._members.narrowed(run.needs))
         if host is None:
-            return run
-        claimed, is_known = run.claimed(host.name, run.epoch), False
-        try:
-            with suppress(FleetUnavailable):
-                said = await self._engine.call(host.name, "takes", claimed.encode(), _SAYS_S)
-                is_known = said == REFUSED or self._records.hear_of(claimed, said or b"")
-        finally:
-            if not is_known:
-                self._later.send_nowait(partial(self.tell_left, host.name, run.id, claimed.epoch))
-        return self._records.known(run.id) or run
+            return False
+        posted.offered, said = (claimed := run.claimed(host.name, run.epoch)), b""
+        with suppress(FleetUnavailable):
+            said = await self._engine.call(host.name, "takes", claimed.encode(), _SAYS_S) or b""
+        if self._records.hear_of(claimed, said):
+            posted.run = claimed
+            return True
+        if said == REFUSED:
+            posted.offered = None
+        else:
+            self._later.send_nowait(partial(self.tell_left, host.name, run.id, claimed.epoch))
+        return False
 
     async def tell_left(self, host: str, run_id: str, epoch: int) -> None:
         """Have another host end a run whose caller has left. It would find out by itself."""
@@ -212,7 +228,8 @@ class Entry:
                 if posted.run.owner != self._members.name:
                     self._records.forget(run.id)
                 if not posted.landed:
-                    self._later.send_nowait(partial(self._withdraw, posted.run))
+                    withdraw = partial(self._withdraw, posted.run, posted.offered)
+                    self._later.send_nowait(withdraw)
 
     def answer(self, subject: str, words: list[str]) -> bytes | None:
         """What this host answers when others ask about runs that were posted to it.
@@ -243,10 +260,12 @@ class Entry:
             async for task in self._to_do:
                 nursery.start_soon(task)
 
-    async def _withdraw(self, run: Run) -> None:
+    async def _withdraw(self, run: Run, offered: Run | None) -> None:
+        if offered:
+            await self.tell_left(offered.owner, run.id, offered.epoch)
         # If a host has it by now, it hears from us that nobody waits.
         with suppress(NotOwner):
-            step = partial(_withdrawn, self._members.name, self._posted)
+            step = partial(_withdrawn, self.host, offered, self._posted)
             given_up = await self._records.change_in_time(run.id, step)
             await self._records.release_key(given_up)
         self._records.forget(run.id)
@@ -331,7 +350,8 @@ class Entry:
     async def _look(self, run_id: str) -> Run:
         """What the record says of a run that is waited for here, whatever we were told.
 
-        :raises Conflict: if the host that it was posted to has given it up
+        :raises Conflict: if the host that it was posted to has given it up, or another run has its
+            key since
         """
         self._records.forget(run_id)
         while (run := await self._records.read(run_id)).state is RunState.GIVEN_UP:
@@ -339,6 +359,8 @@ class Entry:
                 raise Conflict(f"run {run_id} is given up by {run.entry or 'its caller'}")
             with suppress(NotOwner):  # it goes on already
                 return await self._records.change(run_id, partial(_revived, self._members.name))
+        if run.state is RunState.REPLACED:
+            raise Conflict(f"another run has the key of run {run_id}")
         return run
 
     async def _after_break(self, posted: _Posted, claim: Claim) -> None:
@@ -378,13 +400,21 @@ class Entry:
             )
 
 
-def _withdrawn(entry: str, posted: dict[str, _Posted], run: Run) -> Run:
+def _taken_back(entry: str, offered: Run, run: Run) -> Run:
+    if run.state is RunState.GIVEN_UP:
+        return run.revived(entry)
+    return run.taken_back(entry, offered.owner, offered.epoch)
+
+
+def _withdrawn(entry: str, offered: Run | None, posted: dict[str, _Posted], run: Run) -> Run:
     """
     :raises NotOwner: if it was posted again meanwhile, or to another host, or is accepted
     """
     # Of one that is given up already, the answer to which was lost, the key is still to be freed.
     if run.entry and (run.entry != entry or run.id in posted):
         raise NotOwner(f"run {run.id} is waited for")
+    if offered and run.is_of(offered.owner, offered.epoch):
+        run = run.taken_back(entry, offered.owner, offered.epoch)
     return run.given_up()
 
 
@@ -426,7 +456,8 @@ class Posting:
             claim = await self._entry._wait_claimed(self._posted, self._owner)
             try:
                 is_here = claim.host == self._entry.host
-                self._posted.asked = self._posted.landed = True
+                # From here on that host sees to it, whatever becomes of its callers here.
+                self._posted.landed, self._posted.offered = True, None
                 done = await (here if is_here else there)(claim)
                 placed.count(Where.HERE if is_here else Where.ELSEWHERE)
                 return claim, done

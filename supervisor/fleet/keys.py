@@ -26,6 +26,8 @@ log = structlog.stdlib.get_logger()
 #: A key comes before its run. For one that is not there after so long another one may come.
 _RUN_COMES_S = 10.0
 _LOOK_S = 0.25
+#: Of runs whose keys others may have.
+_FREE = (RunState.GIVEN_UP, RunState.REPLACED, RunState.REMOVED)
 _NO_HOLDER = (ValueError, TypeError, AttributeError, RecursionError)
 
 
@@ -86,7 +88,7 @@ class Keys:
             if holder.hash != request_hash:
                 raise KeyReused(f"the idempotency key {key!r} belongs to another run")
             before = await self._run(holder.run, holder.at)
-            if before and before.state not in (RunState.GIVEN_UP, RunState.REMOVED):
+            if before and before.state not in _FREE:
                 return before
             try:
                 if before is None:

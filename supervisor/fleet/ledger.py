@@ -12,9 +12,11 @@ queued   the host whose caller waited             given up, for good
 queued   another host, where it is posted again   queued, if the first one is lost
 queued   the host that keeps its copy             failed, if it is refused for a day
 given up the host whose caller waits after all    queued, if its owner has given it up
-given up a host where another run gets its key    removed
+given up a host where another run gets its key    replaced
 owned    its owner, before the agent gets it      sent
 owned    its owner, that cannot                   queued, with the next epoch; given up
+owned    the host where it was posted, that has   queued, with the next epoch
+         not sent it to its owner
 owned    another member, once the owner is lost   queued, with the next epoch; interrupted if
                                                   it has lost `_MOST_LOST` hosts already
 sent     its owner, before the caller gets it     answered
@@ -52,7 +54,9 @@ class RunState(enum.StrEnum):
     INTERRUPTED = "interrupted"
     #: Its caller left, or had waited too long, before a host took it.
     GIVEN_UP = "given-up"
-    #: Its VM was deleted, or another run has its key.
+    #: Another run has its key.
+    REPLACED = "replaced"
+    #: Its VM was deleted.
     REMOVED = "removed"
 
     @property
@@ -170,9 +174,21 @@ class Run:
 
         :raises NotOwner: if it was not given up, or somebody waits after all
         """
-        if self.state not in (RunState.GIVEN_UP, RunState.REMOVED):
+        if self.state not in (RunState.GIVEN_UP, RunState.REPLACED, RunState.REMOVED):
             raise NotOwner(f"run {self.id} is {self._told}")
-        return attrs.evolve(self, state=RunState.REMOVED)
+        return attrs.evolve(self, state=RunState.REPLACED)
+
+    def taken_back(self, entry: str, host: str, epoch: int) -> Run:
+        """The host that it was posted to has not sent it to the one that has it.
+
+        :raises NotOwner: if it is another host's by now, or an agent may have it
+        """
+        if self.entry == entry and self.state is RunState.QUEUED:
+            return self  # that one did not take it, or the answer to this step was lost
+        is_unsent = self.state is RunState.OWNED and not (self.vm or self.accepted)
+        if self.entry != entry or not is_unsent or not self.is_of(host, epoch):
+            raise NotOwner(f"run {self.id} is {self._told}")
+        return self._queued()
 
     def handed_back(self, host: str, epoch: int) -> Run:
         """:raises NotOwner: if it is not this host's, or its agent may have it"""

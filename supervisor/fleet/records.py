@@ -41,7 +41,7 @@ _CREATE_S = 10.0
 
 
 def _kept_s(run: Run) -> float | None:
-    if run.state is RunState.REMOVED:
+    if run.state in (RunState.REPLACED, RunState.REMOVED):
         return _REMOVED_S
     if run.state is RunState.GIVEN_UP:
         return _GIVEN_UP_S

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from supervisor.fleet.records import check_id, queued
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from supervisor.fleet.engine import Engine, Entry, Message
     from supervisor.fleet.members import Members
@@ -67,15 +67,25 @@ class _Kind:
 class _Coming:
     """A run that this host has said it takes.
 
+    :ivar told: what its record is, if this host has made it
+    :ivar made: set when that is known
     :ivar late: whether it is being given up, because nobody has sent it
     :ivar over: set when it has arrived, and when its entry host says that it will not
     """
 
     epoch: int
+    told: bytes = b""
     arrived: bool = False
     late: bool = False
+    made: trio.Event = attrs.field(factory=trio.Event)
     over: trio.Event = attrs.field(factory=trio.Event)
     settled: trio.Event = attrs.field(factory=trio.Event)
+
+    def end(self) -> None:
+        """It is not waited for any more, if it has not arrived."""
+        if not self.arrived:
+            self.late = True
+            self.over.set()
 
 
 class Taking:
@@ -236,8 +246,7 @@ class Taking:
 
     async def _receive(self, run: Run) -> None:
         """Have the entry host send what it has, and wait until its VM is on record."""
-        coming = self._coming[run.id] = _Coming(run.epoch)
-        try:
+        with self._until_here(run, self._expected(run)) as coming:
             claim = f"{run.id} {self._members.name} {run.epoch}".encode()
             said = None
             with suppress(FleetUnavailable):
@@ -252,8 +261,25 @@ class Taking:
                 return
             log.info("nobody waits for a run", run=run.id, entry=run.entry)
             await self._owner.give_up(run.id, run.epoch)
+
+    def _expected(self, run: Run) -> _Coming:
+        """Let a run arrive. By one way: it may have been asked about before."""
+        if before := self._coming.get(run.id):
+            before.end()
+        coming = self._coming[run.id] = _Coming(run.epoch)
+        return coming
+
+    @contextmanager
+    def _until_here(self, run: Run, coming: _Coming) -> Iterator[_Coming]:
+        """Within the body it may arrive."""
+        try:
+            yield coming
         finally:
-            del self._coming[run.id]
+            if self._is_expected(run, coming):
+                del self._coming[run.id]
+
+    def _is_expected(self, run: Run, coming: _Coming) -> bool:
+        return self._coming.get(run.id) is coming
 
     # --- without the queue ------------------------------------------------------------------
 
@@ -272,13 +298,10 @@ class Taking:
         is_own = run.is_of(self._members.name, 1) and run.state is RunState.OWNED
         if self._nursery is None or not is_own or not self._is_free(run):
             return REFUSED
-        coming = self._coming[run.id] = _Coming(run.epoch)
-        self._nursery.start_soon(self._expect, run.id, coming)
-        try:
-            await self._records.create(run)
-        except (Conflict, FleetUnavailable):
-            return b""
-        return self._records.told(run)
+        coming = self._expected(run)  # at once, lest another one has the same room
+        self._nursery.start_soon(self._expect, run, coming)
+        await coming.made.wait()
+        return coming.told
 
     def _is_free(self, run: Run) -> bool:
         """Whether there is room that nothing in the queue waits for."""
@@ -289,22 +312,28 @@ class Taking:
         served = (one for one in self._kinds.values() if self._serves(facts, one.needs))
         return all(one.has_none for one in served)
 
-    async def _expect(self, run_id: str, coming: _Coming) -> None:
-        """Give a run up that does not come: its entry host may be lost, or its caller have left."""
-        try:
-            if not await _arrives(coming, _ARRIVES_S):
-                await self._owner.give_up(run_id, coming.epoch)
-                return
-            await coming.settled.wait()
-        finally:
-            del self._coming[run_id]
+    async def _expect(self, run: Run, coming: _Coming) -> None:
+        """Put a run on record, and give it up if it does not come: its entry host may be lost."""
+        with self._until_here(run, coming):
+            try:
+                await self._records.create(run)
+                coming.told = self._records.told(run)
+            except Conflict:
+                return  # it is in the queue by now
+            except FleetUnavailable as error:
+                log.debug("run on record, or not", run=run.id, problem=str(error))
+            finally:
+                coming.made.set()
+            if await _arrives(coming, _ARRIVES_S):
+                await coming.settled.wait()
+            elif self._is_expected(run, coming):
+                await self._owner.give_up(run.id, run.epoch)
 
     def left(self, run_id: str, epoch: int) -> None:
         """Nobody waits for a run that this host may expect."""
         coming = self._coming.get(run_id)
-        if coming and coming.epoch == epoch and not coming.arrived:
-            coming.late = True
-            coming.over.set()
+        if coming and coming.epoch == epoch:
+            coming.end()
 
     @asynccontextmanager
     async def accepted(self, run_id: str, epoch: int) -> AsyncIterator[None]:

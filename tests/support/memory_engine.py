@@ -357,9 +357,22 @@ class MemoryEngine:
         if engine is None or answer is None or not engine.reachable or self._broker.lie():
             await trio.sleep(patience_s)
             return None
-        said = await answer(subject, body)
+        said: list[bytes] = []
+        over = trio.Event()
+
+        async def serve() -> None:  # also if nobody waits any more
+            await engine.runs.wait()
+            if engine.reachable:
+                said.append(await answer(subject, body))
+            over.set()
+
+        self._broker.nursery.start_soon(serve)
+        with trio.move_on_after(patience_s):
+            await over.wait()
+        if not said:
+            return None
         await self._answer("calls")
-        return said
+        return said[0]
 
     async def ask_all(self, subject: str, body: bytes, patience_s: float, hosts: int) -> bytes:
         for host in list(self._broker.answers):

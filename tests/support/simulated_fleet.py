@@ -203,7 +203,7 @@ class SimulatedHost:
         return host
 
     async def _on_call(self, subject: str, body: bytes) -> bytes:
-        words = body.decode().split(" ")
+        words = body.decode(errors="replace").split(" ")
         if subject == "takes":
             return await self.taking.take_next(body)
         if subject == "left":

@@ -1,0 +1,170 @@
+"""A host that is asked whether it takes a run at once, without the queue."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from supervisor.fleet.facts import Needs
+from supervisor.fleet.ledger import Run, RunState
+from supervisor.fleet.taking import REFUSED
+from tests.support.memory_engine import Broker, MemoryEngine
+from tests.support.simulated_fleet import SimulatedFleet
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.support.simulated_fleet import SimulatedHost
+
+
+_numbers = itertools.count()
+
+
+def posted() -> Run:
+    """A run of host "a"."""
+    return Run(id=f"{next(_numbers):036x}", entry="a", needs=Needs())
+
+
+def of_b() -> Run:
+    """One as "b" is to put it on record."""
+    return posted().claimed("b", 0)
+
+
+@asynccontextmanager
+async def fleet_of(room: int) -> AsyncIterator[tuple[SimulatedFleet, SimulatedHost]]:
+    """With a host "a", which callers ask and which has no room itself, and with "b"."""
+    async with trio.open_nursery() as nursery:
+        fleet = SimulatedFleet(Broker(nursery, seed=1))
+        await fleet.add("a", room=0)
+        b = await fleet.add("b", room=room)
+        await trio.sleep(5)
+        yield fleet, b
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_takes_what_nobody_waits_before(autojump_clock: trio.testing.MockClock) -> None:
+    async with fleet_of(room=1) as (fleet, _):
+        outcome = await fleet.call("run", "a", Needs())
+        assert outcome.told == "answer of run"
+        assert fleet.broker.messages["queue"] == fleet.broker.messages["kinds told"] == 0
+        assert fleet.check(1) == []
+
+
+async def test_what_waits_comes_before_what_is_posted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A host with room again does not know of it before it has asked the queue."""
+    async with fleet_of(room=1) as (fleet, b):
+        async with trio.open_nursery() as callers:
+            callers.start_soon(fleet.call, "first", "a", Needs())
+            await trio.sleep(0.1)
+            callers.start_soon(fleet.call, "waits", "a", Needs())
+            await trio.sleep(0.1)
+            while "waits" not in fleet.claims:
+                assert await b.taking.take_next(of_b().encode()) == REFUSED
+                await trio.sleep(0.001)
+        assert fleet.check(2) == []
+
+
+async def test_it_keeps_room_for_those_that_are_on_their_way(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of(room=2) as (fleet, b):
+        said = [await b.taking.take_next(of_b().encode()) for _ in range(3)]
+        assert [one == REFUSED for one in said] == [False, False, True]
+        assert not b.taking.takes_now(of_b())
+        await trio.sleep(11)
+        assert b.taking.takes_now(of_b())
+        assert not b.taking.busy
+        # Nobody has sent them: they are given up, and the host that was asked may have them anew.
+        kept = [Run.decode(one.value) for one in fleet.broker.tables["runs"].values()]
+        assert [(run.state, run.entry) for run in kept] == [(RunState.GIVEN_UP, "a")] * 2
+        assert not b.records._known
+
+
+async def test_a_caller_that_leaves_keeps_no_room(autojump_clock: trio.testing.MockClock) -> None:
+    async with fleet_of(room=1) as (fleet, b):
+        for leaves_after_s in (0.001, 0.003, 0.006, 0.01, 0.02):
+            run = posted()
+            with trio.move_on_after(leaves_after_s):
+                async with fleet.hosts["a"].entry.post(run, "mallory"):
+                    await trio.sleep_forever()
+            await trio.sleep(0.1)
+            assert not b.taking.busy
+            kept = fleet.broker.tables["runs"].get(run.id)
+            assert kept is None or Run.decode(kept.value).state is RunState.GIVEN_UP
+        assert (await fleet.call("run", "a", Needs())).waited_s < 20
+
+
+async def test_a_host_that_does_not_answer_leaves_it_to_the_queue(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of(room=1) as (fleet, b):
+        b.engine.runs = trio.Event()  # as by SIGSTOP
+        await fleet.add("c", room=1)
+        await trio.sleep(0.1)
+        for name in ("one", "other"):
+            assert (await fleet.call(name, "a", Needs())).told == f"answer of {name}"
+        b.engine.runs.set()
+        await trio.sleep(30)
+        assert fleet.check(2) == []
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        of_b().encode().replace(b'"b"', b'"a"'),
+        attrs.evolve(of_b(), epoch=2).encode(),
+        posted().encode(),
+        Run(id="runs.>", entry="a", needs=Needs()).claimed("b", 0).encode(),
+        b"[" * 100_000,
+    ],
+    ids=["empty", "bytes", "list", "another's", "epoch", "queued", "id", "deep"],
+)
+async def test_what_is_no_run_of_this_host_is_refused(
+    asked: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Any member can ask."""
+    async with fleet_of(room=1) as (fleet, b):
+        said = await MemoryEngine(fleet.broker).call("b", "takes", asked, 1)
+        assert said == REFUSED
+        assert not b.taking.busy
+        assert not fleet.broker.tables["runs"]
+
+
+async def test_a_run_that_is_on_record_already_is_not_taken(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of(room=1) as (fleet, b):
+        queued = posted()
+        run = queued.claimed("b", 0)
+        await fleet.hosts["a"].records.create(queued)
+        assert await b.taking.take_next(run.encode()) == b""
+        b.taking.left(run.id, run.epoch)
+        await trio.sleep(0.1)
+        assert not b.taking.busy
+        assert await fleet.hosts["a"].records.read(run.id) == queued
+
+
+async def test_a_host_that_says_something_else_is_not_believed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A member that was taken over may answer anything."""
+    async with fleet_of(room=0) as (fleet, b):
+        run = posted()
+        records = fleet.hosts["a"].records
+        theirs = run.claimed("b", 0)
+        for told in (b"", b"1", b"1 {}", b"1 " + run.encode(), b"x " + theirs.encode()):
+            assert not records.hear_of(theirs, told)
+            assert records.known(run.id) is None
+        assert records.hear_of(theirs, b"1 " + theirs.encode())
+        assert b.room == 0
