@@ -23,14 +23,13 @@ from supervisor.errors import (
     Stopping,
 )
 from supervisor.fleet.engine import Conflict
-from supervisor.fleet.facts import Needs, likeliest, nobody_serves
+from supervisor.fleet.facts import Needs, nobody_serves
 from supervisor.fleet.kinds import Kinds
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.members import LEASE_S, Members
 from supervisor.fleet.metrics import PlacedRuns, Where
-from supervisor.fleet.taking import REFUSED
+from supervisor.fleet.placing import Placing, Posted
 from supervisor.fleet.turns import Turns
-from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,8 +47,6 @@ log = structlog.stdlib.get_logger()
 _REMIND_S = 15.0
 _RETRY_S = 0.5
 _CALL_S = 2.0
-#: For a host to say whether it takes a run now. One that does not say so leaves it to the queue.
-_SAYS_S = 0.5
 
 
 @attrs.frozen
@@ -63,26 +60,6 @@ class Claim:
     host: str
     epoch: int
     address: str
-
-
-@attrs.define(eq=False)
-class _Posted:
-    """
-    :ivar offered: as another host may have put it on record that has not been sent it
-    :ivar landed: whether a host sees to it, whatever becomes of its callers
-    """
-
-    run: Run
-    owner: str
-    waiters: int = 0
-    offered: Run | None = None
-    landed: bool = False
-    placed_in: int = -1
-    changed: Signal = attrs.field(factory=Signal)
-
-    def is_open(self) -> bool:
-        """Whether no host has it, and none will have it once nobody waits."""
-        return self.run.state is RunState.QUEUED and not self.run.accepted
 
 
 class Entry:
@@ -102,9 +79,10 @@ class Entry:
         self._members = members
         self._taking = taking
         self._limits = limits
-        self._posted: dict[str, _Posted] = {}
+        self._posted: dict[str, Posted] = {}
         self._later, self._to_do = trio.open_memory_channel[Callable[[], Awaitable[None]]](math.inf)
         self._turns = Turns(self._later.send_nowait)
+        self._placing = Placing(engine, records, members, taking, self._later.send_nowait)
         self._kinds = Kinds(engine)
         self.placed = PlacedRuns()
         self._closing = False
@@ -155,56 +133,8 @@ class Entry:
             that has not said so in time; it may be posted anew
         """
         async with self._waiting(run, owner) as posted:
-            await self._place(posted)
+            await self._placing.place(posted)
             yield Posting(self, posted, owner)
-
-    async def _place(self, posted: _Posted) -> None:
-        """Put a run on record, as this host has it, or another one that takes it now, or neither.
-
-        :raises FleetUnavailable: likewise
-        :raises Conflict:
-        """
-        run = posted.run
-        if self._taking.takes_now(run):
-            posted.run = run.claimed(self.host, run.epoch)
-        elif await self._is_taken(posted):
-            return
-        try:
-            await self._records.create_in_time(posted.run)
-        except Conflict:
-            if not posted.offered:
-                raise
-            # That host has said nothing, or too late.
-            step = partial(_taken_back, self.host, posted.offered)
-            try:
-                posted.run = await self._records.change(run.id, step)
-            except NotOwner as error:
-                raise Conflict(str(error)) from error
-        posted.offered = None
-
-    async def _is_taken(self, posted: _Posted) -> bool:
-        """Whether another host takes a run now, which nobody waits for: it is on record as its."""
-        run = posted.run
-        others = (one for name, one in self._members.hosts.items() if name != self.host)
-        host = likeliest(others, self._members.narrowed(run.needs))
-        if host is None:
-            return False
-        posted.offered, said = (claimed := run.claimed(host.name, run.epoch)), b""
-        with suppress(FleetUnavailable):
-            said = await self._engine.call(host.name, "takes", claimed.encode(), _SAYS_S) or b""
-        if self._records.hear_of(claimed, said):
-            posted.run = claimed
-            return True
-        if said == REFUSED:
-            posted.offered = None
-        else:
-            self._later.send_nowait(partial(self.tell_left, host.name, run.id, claimed.epoch))
-        return False
-
-    async def tell_left(self, host: str, run_id: str, epoch: int) -> None:
-        """Have another host end a run whose caller has left. It would find out by itself."""
-        with suppress(FleetUnavailable):
-            await self._engine.call(host, "left", f"{run_id} {epoch}".encode(), _CALL_S)
 
     @asynccontextmanager
     async def join(self, run: Run, owner: str) -> AsyncIterator[Posting]:
@@ -216,8 +146,8 @@ class Entry:
             yield Posting(self, posted, owner)
 
     @asynccontextmanager
-    async def _waiting(self, run: Run, owner: str) -> AsyncIterator[_Posted]:
-        posted = self._posted.setdefault(run.id, _Posted(run, owner))
+    async def _waiting(self, run: Run, owner: str) -> AsyncIterator[Posted]:
+        posted = self._posted.setdefault(run.id, Posted(run, owner))
         posted.waiters += 1
         try:
             yield posted
@@ -262,7 +192,7 @@ class Entry:
 
     async def _withdraw(self, run: Run, offered: Run | None) -> None:
         if offered:
-            await self.tell_left(offered.owner, run.id, offered.epoch)
+            await self._taking.tell_left(offered.owner, run.id, offered.epoch)
         # If a host has it by now, it hears from us that nobody waits.
         with suppress(NotOwner):
             step = partial(_withdrawn, self.host, offered, self._posted)
@@ -270,7 +200,7 @@ class Entry:
             await self._records.release_key(given_up)
         self._records.forget(run.id)
 
-    async def _wait_claimed(self, posted: _Posted, owner: str) -> Claim:
+    async def _wait_claimed(self, posted: Posted, owner: str) -> Claim:
         begun = trio.current_time()
         if posted.run.state is RunState.QUEUED:
             with trio.move_on_after(self._limits.queue_timeout_s) as patience:
@@ -300,7 +230,7 @@ class Entry:
         for posted in self._posted.values():
             posted.changed.notify()
 
-    async def _wait_in_queue(self, posted: _Posted) -> None:
+    async def _wait_in_queue(self, posted: Posted) -> None:
         """:raises Stopping:"""
         reminders = 0
         while posted.run.state is RunState.QUEUED:
@@ -326,7 +256,7 @@ class Entry:
             with suppress(FleetUnavailable):
                 posted.run = await self._look(run.id)
 
-    async def _wait_for_other(self, posted: _Posted) -> None:
+    async def _wait_for_other(self, posted: Posted) -> None:
         """Of a run that was posted to another host as well, which has it in the queue.
 
         Unless that one is lost, or has forgotten it as it was started again.
@@ -363,7 +293,7 @@ class Entry:
             raise Conflict(f"another run has the key of run {run_id}")
         return run
 
-    async def _after_break(self, posted: _Posted, claim: Claim) -> None:
+    async def _after_break(self, posted: Posted, claim: Claim) -> None:
         """Find out what a run is that its owner has not answered, or has given back.
 
         Returns if it is to be waited for again: another host will have it, or the same.
@@ -400,13 +330,7 @@ class Entry:
             )
 
 
-def _taken_back(entry: str, offered: Run, run: Run) -> Run:
-    if run.state is RunState.GIVEN_UP:
-        return run.revived(entry)
-    return run.taken_back(entry, offered.owner, offered.epoch)
-
-
-def _withdrawn(entry: str, offered: Run | None, posted: dict[str, _Posted], run: Run) -> Run:
+def _withdrawn(entry: str, offered: Run | None, posted: dict[str, Posted], run: Run) -> Run:
     """
     :raises NotOwner: if it was posted again meanwhile, or to another host, or is accepted
     """
@@ -434,7 +358,7 @@ def _without(claim: Claim, entry: str, run: Run) -> Run:
 class Posting:
     """One run that a caller waits for."""
 
-    def __init__(self, entry: Entry, posted: _Posted, owner: str) -> None:
+    def __init__(self, entry: Entry, posted: Posted, owner: str) -> None:
         self._entry = entry
         self._posted = posted
         self._owner = owner

@@ -329,6 +329,11 @@ class Taking:
             elif self._is_expected(run, coming):
                 await self._owner.give_up(run.id, run.epoch)
 
+    async def tell_left(self, host: str, run_id: str, epoch: int) -> None:
+        """Have another host end a run whose caller has left. It would find out by itself."""
+        with suppress(FleetUnavailable):
+            await self._engine.call(host, "left", f"{run_id} {epoch}".encode(), _CALL_S)
+
     def left(self, run_id: str, epoch: int) -> None:
         """Nobody waits for a run that this host may expect."""
         coming = self._coming.get(run_id)

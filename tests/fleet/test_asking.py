@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import Needs
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.taking import REFUSED
@@ -153,6 +154,18 @@ async def test_a_run_that_is_on_record_already_is_not_taken(
         await trio.sleep(0.1)
         assert not b.taking.busy
         assert await fleet.hosts["a"].records.read(run.id) == queued
+
+
+async def test_who_waits_for_a_run_whose_key_is_anothers_is_served_by_that_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """And not told that its host was lost."""
+    async with fleet_of(room=0) as (fleet, _):
+        a, run = fleet.hosts["a"], posted()
+        await a.records.create(run.given_up())
+        await a.records.change(run.id, Run.replaced)
+        with pytest.raises(Conflict, match="another run has the key"):
+            await a.entry._look(run.id)
 
 
 async def test_a_host_that_says_something_else_is_not_believed(

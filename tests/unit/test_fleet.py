@@ -159,6 +159,16 @@ FORBIDDEN: list[Callable[[], Run]] = [
     lambda: QUEUED.entered("c", "d"),
     lambda: OWNED.revived("a"),
     lambda: QUEUED.given_up().revived("c"),
+    lambda: SENT.taken_back("a", "b", 1),
+    lambda: OWNED.taken_back("c", "b", 1),
+    lambda: OWNED.taken_back("a", "c", 1),
+    lambda: OWNED.taken_back("a", "b", 2),
+    lambda: OWNED.taken().taken_back("a", "b", 1),
+    lambda: attrs.evolve(OWNED, vm="vm").taken_back("a", "b", 1),
+    lambda: QUEUED.taken_back("c", "b", 1),
+    lambda: OWNED.taken_back("a", "b", 1).advanced("b", 1, RunState.SENT, "vm"),
+    lambda: SENT.replaced(),
+    lambda: QUEUED.given_up().replaced().revived("a"),
 ]
 
 
@@ -166,6 +176,14 @@ FORBIDDEN: list[Callable[[], Run]] = [
 def test_steps_that_are_not_allowed(step: Callable[[], Run]) -> None:
     with pytest.raises(NotOwner):
         step()
+
+
+def test_a_run_that_was_not_sent_to_its_owner_is_taken_back() -> None:
+    back = OWNED.taken_back("a", "b", 1)
+    assert (back.state, back.owner, back.epoch) == (RunState.QUEUED, "", 2)
+    assert back.taken_back("a", "b", 1) == back  # the answer to the first was lost
+    assert QUEUED.taken_back("a", "b", 1) == QUEUED  # that host did not take it
+    assert back.given_up().state is RunState.GIVEN_UP
 
 
 def test_what_becomes_of_a_run_whose_owner_is_lost() -> None:

@@ -184,7 +184,7 @@ class FleetRuns:
         finally:
             if has_left:
                 told = claim.host, claim.run_id, claim.epoch
-                self._service.vms.spawn(self._fleet.entry.tell_left, *told)
+                self._service.vms.spawn(self._fleet.taking.tell_left, *told)
         if stopped.cancelled_caught:
             raise Stopping(f"the supervisor stops; the run goes on, on host {claim.host}")
         if moved.cancelled_caught:
