@@ -8,75 +8,54 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import logging
 import os
 import resource
 import signal
 import socket
-import ssl
 import sys
 import uuid
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import structlog
 import trio
-from hypercorn.config import Config as HypercornConfig
 
 from supervisor import doctor, membership, spans, systemd
 from supervisor.api.auth.door import Door, MemberDoor
 from supervisor.api.gate import Gate
 from supervisor.api.grpc import server as grpc_server
 from supervisor.api.http.app import create_app
-from supervisor.api.http.connections import Settings as HypercornSettings
 from supervisor.api.http.connections import serve as hypercorn_serve
+from supervisor.api.http.hypercorn import hypercorn_settings
 from supervisor.api.http.web_pages import Hosts, names_of
-from supervisor.api.rates import Warnings
 from supervisor.api.sockets import (
     bind_tcp,
     bind_unix,
     check_exposure,
-    check_pem,
     watched_tls,
 )
+from supervisor.at_start import access_paths, examine, on_this_host
 from supervisor.bridge import open_loop
-from supervisor.config import WITHOUT_EFFECT, Auth, OnStop
-from supervisor.errors import HostError, LaunchError
+from supervisor.config import WITHOUT_EFFECT, OnStop
 from supervisor.qemu import (
-    accel,
     confine,
-    firmware,
-    groups,
-    measured,
-    network,
-    scopes,
-    trial,
-    users,
 )
 from supervisor.qemu.host import Clock, Host, is_shutting_down
 from supervisor.runs.nursery import open_service
-from supervisor.state.disk import check_image
 from supervisor.state.store import Store, locked
-from supervisor.state.tmp_dir import check_tmp, close_tmp
-from supervisor.tee import binding, corim, policy, reading
-from supervisor.tls import as_tolerant_as_others
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from supervisor.api.auth.files import Watched
     from supervisor.api.fleet.member import Member
-    from supervisor.config import AccessPaths, Config, HttpConfig
+    from supervisor.api.http.connections import Settings
+    from supervisor.config import Config
     from supervisor.fleet.fleet import Fleet
-    from supervisor.qemu.cmdline import Accel
     from supervisor.runs.service import Service
 
 log = structlog.stdlib.get_logger()
-
-#: Of a client to a console: what is typed, or pasted.
-_LONGEST_MESSAGE = 64 * 1024
 
 
 @attrs.frozen
@@ -112,94 +91,6 @@ class Running:
     def hurry(self) -> None:
         """Do not wait for the guests any more, once `stop` was called."""
         self.service.vms.hurry()
-
-
-def on_this_host(config: Config) -> Config:
-    """The configuration with this host's firmware, C-bit and resolved path of tmp/. Blocking."""
-    qemu = config.qemu
-    chosen = firmware.choose(qemu, firmware.read_descriptors())
-    sev = qemu.sev
-    if sev.cbitpos is None and (leaf := reading.encryption_leaf()):
-        sev = attrs.evolve(sev, cbitpos=leaf.c_bit)
-    # Resolved, because a VM is found again by the path on its command line.
-    qemu = attrs.evolve(qemu, tmp=Path(os.path.realpath(qemu.tmp)), firmware=chosen, sev=sev)
-    return attrs.evolve(config, qemu=qemu)
-
-
-def access_paths(config: Config) -> AccessPaths:
-    """Where sockets and tokens are. Source of the variable: systemd.exec(5), RuntimeDirectory=."""
-    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    return config.access.paths(Path(runtime) if runtime else None, config.qemu.tmp)
-
-
-def examine(config: Config, clock: Clock) -> Host:
-    """Check this host against the settings. Blocking. Logs a warning for each thing VMs will lack.
-
-    :raises HostError: if the host does not offer what the settings require
-    """
-    check_tmp(config.qemu.tmp)
-    agent = config.agent
-    check_pem("TLS to agents", agent.client_cert, agent.client_key, agent.ca_certs)
-    as_users = users.choose(config.qemu)
-    close_tmp(config.qemu.tmp, as_users.gid)
-    network.check(config.qemu.net, as_users.shared)
-    qemu = accel.find_qemu(config.qemu)
-    decided, warnings = accel.decide(config.qemu, qemu, as_users.shared)
-    users.check_access(config.qemu, as_users, decided)
-    trial.check(config.qemu, qemu, decided, as_users.shared)
-    most, keeper = groups.bounds(config.qemu, decided), config.qemu.scopes
-    in_groups = groups.Groups(None if keeper else groups.delegated(), most)
-    in_scopes = scopes.Scopes(keeper, most)
-    host = Host(qemu, config.qemu.use_sudo, decided, as_users, in_groups, in_scopes, clock)
-    host.look_at_qemu()  # now, and not while the first run waits
-    descriptors = firmware.read_descriptors()
-    if problem := firmware.mismatch(config.qemu.firmware, descriptors):
-        raise HostError(problem.detail, advice=problem.advice)
-    try:
-        firmware.check_pair(config.qemu.firmware, descriptors)
-        if config.qemu.boots_disk:
-            check_image(config.qemu.disk)
-    except LaunchError as error:
-        # No error: the missing file can be added while the supervisor runs. Until then each run
-        # fails with this error.
-        warnings.append(str(error))
-    warnings += _about_tee(config, decided)
-    dangers = (network.danger(config.qemu.net), users.danger(config.qemu))
-    warnings += [str(danger) for danger in dangers if danger]
-    if config.auth is Auth.OFF:
-        warnings.append(
-            "MANAGER_AUTH=off: every user and every program on this host can start, read and end"
-            " VMs; set MANAGER_AUTH to on, see docs/how-to/say-who-may.md"
-        )
-    for warning in warnings:
-        log.warning(warning)
-    return host
-
-
-def _about_tee(config: Config, decided: Accel) -> list[str]:
-    """:raises HostError: if the technology does not know the policy, or a key is no key"""
-    if key := config.qemu.tee.signing_key:
-        corim.load_key(key)
-    # No error, as with the disk: each run that needs the file fails with this until it is there.
-    found = [str(error) for error in measured.problems(config.qemu.tee)]
-    words = config.qemu.tee.policy
-    problem = policy.conflict(words, decided.tee)
-    if problem and decided.tee:
-        raise HostError(problem, advice="change MANAGER_TEE_POLICY")
-    if problem:
-        found.append(f"no guest can have MANAGER_TEE_POLICY={words}: {problem}")
-    if decided.tee is None:
-        return found
-    number = policy.encode(decided.tee, words)
-    found += [
-        f"MANAGER_TEE_POLICY={words}: {opening}" for opening in policy.openings(decided.tee, number)
-    ]
-    if config.start.pool_size and binding.binds(decided.tee):
-        found.append(
-            f"MANAGER_POOL_SIZE has no effect: each {decided.tee.label} guest is started for one"
-            " computation"
-        )
-    return found
 
 
 async def power_off(config: Config) -> None:
@@ -250,7 +141,7 @@ async def serve_on(
     :raises HostError: if nobody could know who calls, or a port, socket or certificate is not fit
     """
     door = await trio.to_thread.run_sync(open_door, config)
-    hypercorn = _hypercorn(config)
+    hypercorn = hypercorn_settings(config)
     for name in config.without_effect:
         log.warning("setting without an effect", name=name, instead=WITHOUT_EFFECT[name])
     with spans.sending(config.jaeger_url):
@@ -261,7 +152,7 @@ async def _serve_traced(
     host: Host,
     config: Config,
     door: Door,
-    hypercorn: HypercornSettings,
+    hypercorn: Settings,
     task_status: trio.TaskStatus[Running],
 ) -> None:
     async with open_loop() as loop:
@@ -321,7 +212,7 @@ def _log_stray(_: object, context: dict[str, Any]) -> None:
 
 async def _serve_http(
     config: Config,
-    hypercorn: HypercornSettings,
+    hypercorn: Settings,
     running: Running,
     member: Member | None,
     asked: tuple[Member, socket.socket] | None,
@@ -330,17 +221,17 @@ async def _serve_http(
     """:param asked: what the other members ask, and where"""
     hosts = Hosts([*config.http.names, *await trio.to_thread.run_sync(_certified, config)])
     instance_id = config.instance_id or str(uuid.uuid4())
-    examine = partial(doctor.examine, config, serves=True)
+    check = partial(doctor.examine, config, serves=True)
     service, gate = running.service, running.gate
     async with trio.open_nursery() as nursery:
         over = trio.Event()
-        app = create_app(service, instance_id, running.door, gate, hosts, examine, member)
+        app = create_app(service, instance_id, running.door, gate, hosts, check, member)
         if asked:
             inner, listener = asked
-            settings, door = _hypercorn(config), MemberDoor(inner.fleet)
+            settings, door = hypercorn_settings(config), MemberDoor(inner.fleet)
             settings.per_caller = gate.connections()
             known = Hosts([inner.fleet.address.host])
-            for_members = create_app(service, instance_id, door, gate, known, examine, inner)
+            for_members = create_app(service, instance_id, door, gate, known, check, inner)
             serve_members = partial(membership.serve_members, for_members, settings)
             await nursery.start(serve_members, config.fleet.directory, listener, over)
         served = partial(hypercorn_serve, app, hypercorn, shutdown_trigger=over.wait)
@@ -361,40 +252,6 @@ async def _serve_http(
 def _certified(config: Config) -> list[str]:
     """The host names in the certificate of the HTTP API. Blocking."""
     return names_of(config.http.server_cert) if config.http.server_cert else []
-
-
-def _hypercorn(config: Config) -> HypercornSettings:
-    """Hypercorn's settings, except the sockets."""
-    hypercorn = HypercornSettings()
-    hypercorn.include_server_header = False
-    hypercorn.graceful_timeout = 1
-    hypercorn.ssl_handshake_timeout = config.callers.header_timeout_s
-    hypercorn.header_timeout_s = config.callers.header_timeout_s
-    hypercorn.warnings = Warnings(trio.current_time)
-    hypercorn.keep_alive_timeout = config.timing.http_idle_s
-    hypercorn.keep_alive_max_requests = 2**31  # pollers keep their connection open
-    hypercorn.websocket_max_message_size = _LONGEST_MESSAGE
-    hypercorn.websocket_ping_interval = (
-        config.timing.sse_keep_alive_s
-    )  # so that who is gone is noticed
-    hypercorn.loglevel = "WARNING"
-    hypercorn.errorlog = logging.getLogger("hypercorn.error")  # so that our formatter writes it
-    hypercorn.errorlog.setLevel(hypercorn.loglevel)  # which it sets of loggers of its own alone
-    hypercorn.unread_s = config.timing.http_unread_s
-    hypercorn.tls = watched_tls("HTTP", config.http, partial(_ssl_context, config.http))
-    return hypercorn
-
-
-def _ssl_context(http: HttpConfig) -> ssl.SSLContext:
-    """As Hypercorn makes it, for what it speaks."""
-    files = HypercornConfig()
-    files.certfile, files.keyfile = str(http.server_cert), str(http.server_key)
-    if http.client_ca_certs:
-        files.ca_certs = str(http.client_ca_certs)
-        files.verify_mode = ssl.CERT_REQUIRED
-    context = files.create_ssl_context()
-    assert context
-    return as_tolerant_as_others(context)
 
 
 def open_door(config: Config) -> Door:

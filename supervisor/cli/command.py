@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
-from supervisor import app
+from supervisor import at_start
 from supervisor.cli.environment import CommandFailed, env_file, load_config
 from supervisor.errors import SupervisorError
 from supervisor.qemu import accel, cmdline, measured, trial
@@ -36,7 +36,7 @@ def command(env_file: str | None, prepare: bool) -> None:
     Only the line goes to standard output. It can be pasted into a shell once the VM's directory
     exists. The commands that make the directory go to standard error.
     """
-    config = app.on_this_host(load_config(env_file)).qemu
+    config = at_start.on_this_host(load_config(env_file)).qemu
     vm_id = str(uuid.uuid4()) if prepare else _PLACEHOLDER
     vm_dir = VmDir(config.tmp / vm_id)
     try:

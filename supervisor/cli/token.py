@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from supervisor import app
+from supervisor import at_start
 from supervisor.api.auth import tokens
 from supervisor.caller import Role
 from supervisor.cli.environment import CommandFailed, env_file, load_config
@@ -29,7 +29,7 @@ def token() -> None:
 
 
 def _file(env_file: str | None) -> Path:
-    return app.access_paths(load_config(env_file)).tokens
+    return at_start.access_paths(load_config(env_file)).tokens
 
 
 def _lifetime(_: object, __: object, text: str | None) -> float | None:

@@ -86,7 +86,11 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
         ),
     ),
     "certificates of clients": (
-        Cut("app.py", "files.verify_mode = ssl.CERT_REQUIRED", "files.verify_mode = ssl.CERT_NONE"),
+        Cut(
+            "api/http/hypercorn.py",
+            "files.verify_mode = ssl.CERT_REQUIRED",
+            "files.verify_mode = ssl.CERT_NONE",
+        ),
     ),
     "certificates of gRPC's clients": (
         Cut(
@@ -150,7 +154,7 @@ DEFENCES: dict[str, tuple[Cut, ...]] = {
     ),
     "the time for a handshake": (
         Cut(
-            "app.py",
+            "api/http/hypercorn.py",
             "hypercorn.ssl_handshake_timeout = config.callers.header_timeout_s",
             "hypercorn.ssl_handshake_timeout = 3600",
         ),

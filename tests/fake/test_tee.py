@@ -21,7 +21,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from supervisor import app
+from supervisor import at_start
 from supervisor.config import load
 from supervisor.errors import HostError
 from supervisor.pb import manager_pb2, vm_pb2
@@ -178,7 +178,7 @@ async def test_owner_is_told_as_corim(milan: World, tmp_path: Path) -> None:
 
 async def test_key_that_signs_nothing(world: World) -> None:
     with pytest.raises(HostError, match="no key to sign with"):
-        app.examine(load(world.environ(MANAGER_CORIM_SIGNING_KEY="/dev/null")), world.clock)
+        at_start.examine(load(world.environ(MANAGER_CORIM_SIGNING_KEY="/dev/null")), world.clock)
 
 
 async def test_nothing_is_to_be_expected_of_a_plain_vm(world: World) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 
-from supervisor import app
+from supervisor import at_start
 from supervisor.config import QemuConfig, SevConfig, Tee, TeeConfig, load
 from supervisor.config.settings import Switch
 from supervisor.errors import HostError
@@ -309,7 +309,7 @@ def test_the_c_bit_is_the_hosts_unless_it_is_set(
     monkeypatch.setattr(reading, "encryption_leaf", lambda: hosts.OLD_KERNEL.leaf)
     made = load({})
     made = attrs.evolve(made, qemu=attrs.evolve(made.qemu, sev=SevConfig(cbitpos=given)))
-    assert app.on_this_host(made).qemu.sev.cbitpos == used
+    assert at_start.on_this_host(made).qemu.sev.cbitpos == used
 
 
 def test_this_host_without_a_qemu_that_answers(qemu: FakeQemu) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from supervisor import app, config, doctor
+from supervisor import at_start, config, doctor
 from supervisor.errors import HostError, LaunchError
 from supervisor.qemu import trial
 from supervisor.qemu.cmdline import Accel
@@ -108,9 +108,9 @@ def test_settings_that_qemu_refuses(
 
 def test_no_supervisor_starts_with_a_machine_that_its_qemu_does_not_have(short_tmp: Path) -> None:
     settings = {"MACHINE": "q53", "TMP_FILE_LOC": str(short_tmp), "ENABLE_KVM": "false"}
-    wrong = app.on_this_host(with_settings_of_all(settings))
+    wrong = at_start.on_this_host(with_settings_of_all(settings))
     with pytest.raises(HostError, match="unsupported machine type"):
-        app.examine(wrong, Clock())
+        at_start.examine(wrong, Clock())
     found = doctor.check_machine(wrong.qemu, kvm=False)
     assert found.verdict is doctor.Verdict.FAIL
     assert "did you mean q35?" in found.advice
