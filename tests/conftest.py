@@ -24,14 +24,16 @@ hypothesis.settings.load_profile("ours")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have files that wait run beside files that compute: tests of fleets wait for leases to end.
 
-    The quick ones come first. Else it is the order of their names.
+    The quick ones come first. Those with real guests are the longest: the many short ones come after
+    them, so that in the end no processor is idle while another has a long one. Else it is the order
+    of their names.
     """
-    files: dict[str, dict[Path, None]] = {"unit": {}, "fleet": {}, "": {}}
+    files: dict[str, dict[Path, None]] = {"unit": {}, "fleet": {}, "vm": {}, "": {}}
     for item in items:
         layer = item.path.parent.name
         files[layer if layer in files else ""][item.path] = None
-    places = dict.fromkeys(files.pop("unit"), 0.0)
-    for some in files.values():
+    places = dict.fromkeys(files["unit"], 0.0)
+    for some in (list(files["fleet"]), [*files["vm"], *files[""]]):
         places |= {path: (number + 0.5) / len(some) for number, path in enumerate(some)}
     items.sort(key=lambda item: places[item.path])
 

@@ -3,8 +3,9 @@
     scripts/bench fleet [--rounds 200] [--seconds 20] [--servers 1] [--json FILE]
 
 By turns, a run is posted to a supervisor that is alone; to a member that serves it itself; and to
-a member whose queue gives it to another one. Then as many as go, eight at a time. All on this
-machine, so the members and the broker's servers share its processors and its disk.
+a member that has another one serve it. Then as many as go, eight at a time: of those that another
+member serves some wait in the queue. All on this machine, so the members and the broker's servers
+share its processors and its disk.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main(wanted: argparse.Namespace) -> None:
         ways = {
             "alone": (alone.port, _run({})),
             "a member that serves it": (a.port, _run({})),
-            "through the queue": (a.port, _run({"host": {"labels": {"host": "b"}}})),
+            "another member serves it": (a.port, _run({"host": {"labels": {"host": "b"}}})),
         }
         found = _one_by_one(ways, wanted.rounds)
         found += _as_many_as_go(ways, wanted.seconds, brokers)
