@@ -24,9 +24,9 @@ hypothesis.settings.load_profile("ours")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have files that wait run beside files that compute: tests of fleets wait for leases to end.
 
-    The quick ones come first. Those with real guests are the longest: the many short ones come after
-    them, so that in the end no processor is idle while another has a long one. Else it is the order
-    of their names.
+    The quick ones come first. Those with real guests are the longest: the many short ones come
+    after them, so that in the end no processor is idle while another has a long one. Else it is the
+    order of their names.
     """
     files: dict[str, dict[Path, None]] = {"unit": {}, "fleet": {}, "vm": {}, "": {}}
     for item in items:

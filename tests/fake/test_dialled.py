@@ -12,9 +12,8 @@ import pytest
 import trio
 from google.protobuf import json_format
 
-from supervisor.agent import manifest
 from supervisor.errors import SupervisorError
-from supervisor.pb import cvms_pb2, manager_pb2, vm_pb2
+from supervisor.pb import cvms_pb2, vm_pb2
 from tests.support.dialling_agent import Dialling, dialling
 from tests.support.namespaces import needs_namespaces
 from tests.support.tenants import ALICE, BOB, Asking
@@ -360,13 +359,6 @@ async def test_paused_guest_is_not_asked(world: World) -> None:
             assert (answer.status_code, "it is paused" in answer.text) == (409, True)
 
 
-def test_manifest_whose_bytes_look_like_json() -> None:
-    """A field's length may be any character."""
-    for identifier in ("c" * 0x7B, "{" + "c" * 31):
-        whole = cvms_pb2.ComputationRunReq(id=identifier)
-        assert manifest.parse(whole.SerializeToString()) == whole
-
-
 async def test_way_in_that_is_no_vms(world: World) -> None:
     """The socket that grpc listens on knows nobody but whom the supervisor passes on."""
     async with world.serve() as supervisor:
@@ -427,60 +419,6 @@ async def test_guest_reads_whom_to_dial_and_nobody_asks_for_a_credential(world: 
         argv = " ".join((await supervisor.http.get(f"/vms/{vm_id}")).json()["argv"])
         assert "mount_tag=env_share" in argv
         assert "restrict=on" not in argv  # its QEMU's namespace holds it
-
-
-@pytest.mark.parametrize(
-    ("computation", "words"),
-    [
-        (b"no manifest", "is no manifest"),
-        (b'{"id": "c", "datasts": []}', "datasts"),
-        (b'{"name": "c"}', "has an id of 0 characters"),
-        (b'{"id": "c", "algorithm": {"hash": "AAAA"}}', "an algorithm with a hash of 3 bytes"),
-        (b'{"id": "c", "datasets": [{}]}', "a dataset with a hash of 0 bytes"),
-        (b'{"id": "%s"}' % (b"c" * 32768), "the limit of a manifest is 32768 in JSON"),
-        (b"\x0a" + bytes(1024 * 1024), "the limit of a manifest is 1048576"),
-        (b"{" * 10_000, "is no manifest"),
-    ],
-)
-async def test_computation_that_is_no_manifest(
-    world: World, computation: bytes, words: str
-) -> None:
-    async with world.serve() as supervisor:
-        answer = await supervisor.post(computation)
-        assert answer.status_code in (400, 413)
-        assert words in answer.json()["detail"]
-        request = manager_pb2.RunRequest(computation=computation)
-        with pytest.raises(grpc.RpcError) as raised:
-            await supervisor.call(supervisor.manager.Run, request)
-        assert words in str(raised.value.details())
-        assert not len(supervisor.running.service.vms)
-
-
-async def test_agent_that_nobody_would_reach(world: World) -> None:
-    """What it is told is where it listens."""
-    world.settings["MANAGER_FORWARDS"] = "host"
-    async with world.serve() as supervisor:
-        answer = await supervisor.post(b'{"id": "c", "agentConfig": {"port": "7003"}}')
-        assert "reach the ports 22, 9031, 7002" in answer.json()["detail"]
-        assert not len(supervisor.running.service.vms)
-
-
-async def test_manifest_as_a_body(world: World) -> None:
-    """It looks like a request, and is told what it lacks."""
-    async with world.serve() as supervisor:
-        answer = await supervisor.http.post("/run", json={"id": "c", "agentConfig": {}})
-        assert answer.json()["detail"] == (
-            "'agentConfig' is not a member; the computation itself goes into the member"
-            " computation; 'qmp-supervisor run' takes its file as it is"
-        )
-
-
-async def test_template_is_of_no_use(world: World) -> None:
-    async with world.serve() as supervisor:
-        body = {"computation": list(IN_JSON), "template": "require"}
-        answer = await supervisor.http.post("/run", json=body)
-        assert (answer.status_code, "environment of its own" in answer.text) == (400, True)
-        assert not (await supervisor.http.get("/templates")).json()["templates"]
 
 
 async def test_computation_of_another_is_nobodys(
