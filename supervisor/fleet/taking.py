@@ -277,6 +277,7 @@ class Taking:
         finally:
             if self._is_expected(run, coming):
                 del self._coming[run.id]
+            self._members.changed.notify()  # its room may be another's
 
     def _is_expected(self, run: Run, coming: _Coming) -> bool:
         return self._coming.get(run.id) is coming

@@ -89,6 +89,16 @@ async def test_it_keeps_room_for_those_that_are_on_their_way(
         assert not b.records._known
 
 
+async def test_what_does_not_come_leaves_its_room_to_what_waits(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of(room=1) as (fleet, b):
+        assert await b.taking.take_next(of_b().encode()) != REFUSED
+        outcome = await fleet.call("waits", "a", Needs())
+        assert outcome.told == "answer of waits"
+        assert 10 < outcome.waited_s < 60
+
+
 async def test_a_caller_that_leaves_keeps_no_room(autojump_clock: trio.testing.MockClock) -> None:
     async with fleet_of(room=1) as (fleet, b):
         for leaves_after_s in (0.001, 0.003, 0.006, 0.01, 0.02):
