@@ -117,7 +117,7 @@ async def test_a_key_goes_with_its_run(autojump_clock: trio.testing.MockClock) -
         assert (await keys.claim(attrs.evolve(posted, id="2"), "alice", "k", "hash")).id == "1"
         await records.release_key(attrs.evolve(run, id="2"))
         assert broker.tables["keys"], "another run's key is released"
-        for spoilt in (b"{", b"[]", b"7", b"{}"):
+        for spoilt in (b"{", b"[]", b"7", b"{}", b"[" * 100_000):
             kept = broker.tables["keys"][run.key]
             kept.value, value = spoilt, kept.value
             await records.release_key(run)
