@@ -165,10 +165,13 @@ def likeliest(hosts: Iterable[HostFacts], needs: Needs) -> HostFacts | None:
     return min(found, key=lambda one: rank(one, needs), default=None)
 
 
-def has_room(facts: HostFacts, needs: Needs) -> bool:
-    """Whether a host that serves such a run has room for one more."""
-    has_number = not needs.tee or facts.tee.get(needs.tee, 0) > 0
-    return facts.room > 0 and has_number and not facts.draining
+def has_room(facts: HostFacts, needs: Needs, kept: int = 0) -> bool:
+    """Whether a host that serves such a run has room for one more.
+
+    :param kept: for how many others, of which each may want all that this one does
+    """
+    has_number = not needs.tee or facts.tee.get(needs.tee, 0) > kept
+    return facts.room > kept and has_number and not facts.draining
 
 
 def rank(facts: HostFacts, needs: Needs) -> int:

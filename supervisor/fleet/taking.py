@@ -71,6 +71,7 @@ class _Coming:
     :ivar made: set when that is known
     :ivar late: whether it is being given up, because nobody has sent it
     :ivar over: set when it has arrived, and when its entry host says that it will not
+    :ivar settled: set once it has its room, or will not have it
     """
 
     epoch: int
@@ -80,6 +81,11 @@ class _Coming:
     made: trio.Event = attrs.field(factory=trio.Event)
     over: trio.Event = attrs.field(factory=trio.Event)
     settled: trio.Event = attrs.field(factory=trio.Event)
+
+    @property
+    def has_room_kept(self) -> bool:
+        """Whether it may still take room, which nothing else shows yet."""
+        return not (self.late or self.settled.is_set())
 
     def end(self) -> None:
         """It is not waited for any more, if it has not arrived."""
@@ -133,10 +139,8 @@ class Taking:
         return self._has_room(facts, needs) and not lacks(facts, needs)
 
     def _has_room(self, facts: HostFacts, needs: Needs) -> bool:
-        # What is on its way has room taken only when it is here.
-        on_way = sum(not one.over.is_set() for one in self._coming.values())
-        left = attrs.evolve(facts, vms_free=facts.vms_free - on_way)
-        return has_room(left, needs) and self._members.is_safe
+        kept = sum(one.has_room_kept for one in self._coming.values())
+        return has_room(facts, needs, kept) and self._members.is_safe
 
     async def take_all(self) -> None:
         """Take runs until cancelled."""

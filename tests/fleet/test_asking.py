@@ -89,6 +89,37 @@ async def test_it_keeps_room_for_those_that_are_on_their_way(
         assert not b.records._known
 
 
+@pytest.mark.parametrize("scarce", ["memory_free_bytes", "vcpus_free", "tee"])
+async def test_it_keeps_what_is_scarce_for_those_that_are_on_their_way(
+    scarce: str, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they come to a host that has no room, and wait there while others have."""
+    async with fleet_of(room=1) as (_, b):
+        one = attrs.evolve(b.look(), tee={"snp": 1})
+        many = attrs.evolve(
+            one, vms_free=9, memory_free_bytes=9 * one.vm_memory_bytes, vcpus_free=9, tee={"snp": 9}
+        )
+        facts = attrs.evolve(many, **{scarce: getattr(one, scarce)})
+        monkeypatch.setattr(b.taking, "_look", lambda: facts)
+        asked = attrs.evolve(of_b(), needs=Needs(tee="snp"))
+        assert await b.taking.take_next(asked.encode()) != REFUSED
+        asked = attrs.evolve(of_b(), needs=Needs(tee="snp"))
+        assert await b.taking.take_next(asked.encode()) == REFUSED
+
+
+async def test_it_keeps_room_until_a_run_that_has_come_has_taken_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Such as while it finds out whether it starts a confidential guest."""
+    async with fleet_of(room=1) as (_, b):
+        run = of_b()
+        assert await b.taking.take_next(run.encode()) != REFUSED
+        async with b.taking.accepted(run.id, run.epoch):
+            assert await b.taking.take_next(of_b().encode()) == REFUSED
+        await trio.sleep(0.1)
+        assert await b.taking.take_next(of_b().encode()) != REFUSED
+
+
 async def test_what_does_not_come_leaves_its_room_to_what_waits(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
