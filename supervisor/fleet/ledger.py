@@ -42,6 +42,8 @@ from supervisor.fleet.facts import Needs  # noqa: TC001 - cattrs resolves it
 #: A run that ends each supervisor that takes it must not end those of the whole fleet.
 _MOST_LOST = 3
 _MOST_EPOCHS = 10**9
+#: Bytes of a record. One as long as the broker takes could be given up by nobody: that is longer.
+_LONGEST = 1 << 16
 
 
 class RunState(enum.StrEnum):
@@ -98,6 +100,8 @@ class Run:
     @classmethod
     def decode(cls, content: bytes) -> Run:
         """:raises ValueError: if it is no such thing"""
+        if len(content) > _LONGEST:
+            raise ValueError(f"no record of a run: it has {len(content)} bytes")
         try:
             run = _converter.structure(json.loads(content), cls)
         except (cattrs.BaseValidationError, TypeError, AttributeError, RecursionError) as error:

@@ -169,8 +169,9 @@ async def test_a_host_that_does_not_answer_leaves_it_to_the_queue(
         posted().encode(),
         Run(id="runs.>", entry="a", needs=Needs()).claimed("b", 0).encode(),
         b"[" * 100_000,
+        attrs.evolve(of_b(), entry="a" * 1_000_000).encode(),
     ],
-    ids=["empty", "bytes", "list", "another's", "epoch", "queued", "id", "deep"],
+    ids=["empty", "bytes", "list", "another's", "epoch", "queued", "id", "deep", "long"],
 )
 async def test_what_is_no_run_of_this_host_is_refused(
     asked: bytes, autojump_clock: trio.testing.MockClock
