@@ -324,7 +324,8 @@ class Taking:
                 await self._records.create(run)
                 coming.told = self._records.told(run)
             except Conflict:
-                return  # it is in the queue by now
+                self._records.forget(run.id)  # it is in the queue by now
+                return
             except FleetUnavailable as error:
                 log.debug("run on record, or not", run=run.id, problem=str(error))
             finally:

@@ -195,6 +195,7 @@ async def test_a_run_that_is_on_record_already_is_not_taken(
         b.taking.left(run.id, run.epoch)
         await trio.sleep(0.1)
         assert not b.taking.busy
+        assert not b.records._known
         assert await fleet.hosts["a"].records.read(run.id) == queued
 
 
