@@ -311,8 +311,8 @@ class Taking:
     def _is_free(self, run: Run) -> bool:
         """Whether there is room that nothing in the queue waits for."""
         facts = self._look()
-        is_busy = self._numbers or self._is_taking or run.id in self._coming
-        if is_busy or not self._serves(facts, run.needs):
+        is_here = run.id in self._coming or self._records.known(run.id) is not None
+        if self._numbers or self._is_taking or is_here or not self._serves(facts, run.needs):
             return False
         served = (one for one in self._kinds.values() if self._serves(facts, one.needs))
         return all(one.has_none for one in served)

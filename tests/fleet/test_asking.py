@@ -199,6 +199,22 @@ async def test_a_run_that_is_on_record_already_is_not_taken(
         assert await fleet.hosts["a"].records.read(run.id) == queued
 
 
+async def test_a_run_that_this_host_has_is_not_asked_for_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Any member could have it given up so, while its VM boots."""
+    async with fleet_of(room=2) as (fleet, _):
+        async with trio.open_nursery() as callers:
+            fleet.boot_s = 30
+            callers.start_soon(fleet.call, "run", "a", Needs())
+            await trio.sleep(0.1)
+            (kept,) = fleet.broker.tables["runs"].values()
+            assert Run.decode(kept.value).state is RunState.OWNED
+            assert await MemoryEngine(fleet.broker).call("b", "takes", kept.value, 1) == REFUSED
+        assert fleet.check(1) == []
+        assert len(fleet.claims["run"]) == 1
+
+
 async def test_who_waits_for_a_run_whose_key_is_anothers_is_served_by_that_one(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
