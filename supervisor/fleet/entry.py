@@ -337,7 +337,8 @@ def _withdrawn(entry: str, offered: Run | None, posted: dict[str, Posted], run: 
     # Of one that is given up already, the answer to which was lost, the key is still to be freed.
     if run.entry and (run.entry != entry or run.id in posted):
         raise NotOwner(f"run {run.id} is waited for")
-    if offered and run.is_of(offered.owner, offered.epoch):
+    is_left = run.state is RunState.GIVEN_UP  # that host has heard it before
+    if offered and run.is_of(offered.owner, offered.epoch) and not is_left:
         run = run.taken_back(entry, offered.owner, offered.epoch)
     return run.given_up()
 

@@ -13,6 +13,7 @@ import trio.testing
 
 from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import Needs
+from supervisor.fleet.keys import Keys
 from supervisor.fleet.ledger import Run, RunState
 from supervisor.fleet.taking import REFUSED
 from tests.support.memory_engine import Broker, MemoryEngine
@@ -213,6 +214,20 @@ async def test_a_run_that_this_host_has_is_not_asked_for_again(
             assert await MemoryEngine(fleet.broker).call("b", "takes", kept.value, 1) == REFUSED
         assert fleet.check(1) == []
         assert len(fleet.claims["run"]) == 1
+
+
+async def test_a_caller_that_leaves_leaves_no_key(autojump_clock: trio.testing.MockClock) -> None:
+    """Whichever of the two hosts is the first to give its run up."""
+    async with fleet_of(room=1) as (fleet, b):
+        a = fleet.hosts["a"]
+        for number in range(10):
+            run = await Keys(a.engine, a.records).claim(posted(), "mallory", f"{number}", "hash")
+            with trio.move_on_after(1):
+                async with a.entry.post(run, "mallory"):
+                    await trio.sleep_forever()
+            await trio.sleep(1)
+            assert not b.taking.busy
+            assert not fleet.broker.tables["keys"]
 
 
 async def test_who_waits_for_a_run_whose_key_is_anothers_is_served_by_that_one(
