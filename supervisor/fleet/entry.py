@@ -134,6 +134,7 @@ class Entry:
         """
         async with self._waiting(run, owner) as posted:
             await self._placing.place(posted)
+            posted.changed.notify()  # others may have come meanwhile, with its key
             yield Posting(self, posted, owner)
 
     @asynccontextmanager

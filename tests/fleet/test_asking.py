@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -20,7 +21,7 @@ from tests.support.memory_engine import Broker, MemoryEngine
 from tests.support.simulated_fleet import SimulatedFleet
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from tests.support.simulated_fleet import SimulatedHost
 
@@ -228,6 +229,38 @@ async def test_a_caller_that_leaves_leaves_no_key(autojump_clock: trio.testing.M
             await trio.sleep(1)
             assert not b.taking.busy
             assert not fleet.broker.tables["keys"]
+
+
+async def test_who_comes_while_a_run_is_placed_does_not_wait_for_a_reminder(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its key, just after its record is made and before this host knows."""
+    async with fleet_of(room=1) as (fleet, _):
+        a, run = fleet.hosts["a"], posted()
+        fleet.runs["run"] = run.id
+        call = a.engine.call
+
+        async def slow(*asked: Any) -> bytes | None:
+            said = await call(*asked)
+            await trio.sleep(0.1)
+            return said
+
+        monkeypatch.setattr(a.engine, "call", slow)
+        answers: list[tuple[str, float]] = []
+
+        async def wait(way: Callable[..., Any]) -> None:
+            async with way(run, "alice") as posting:
+                here, there = partial(a._here, "run"), partial(a._there, "run")
+                _, answer = await posting.land(here, there)
+                answers.append((answer, trio.current_time()))
+
+        async with trio.open_nursery() as callers:
+            callers.start_soon(wait, a.entry.post)
+            await trio.sleep(0.05)
+            assert (await a.records.read(run.id)).owner == "b"
+            callers.start_soon(wait, a.entry.join)
+        (one, other) = answers
+        assert one == other
 
 
 async def test_who_waits_for_a_run_whose_key_is_anothers_is_served_by_that_one(
