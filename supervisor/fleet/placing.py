@@ -75,11 +75,12 @@ class Placing:
         """
         run = posted.run
         if self._taking.takes_now(run):
-            posted.run = run.claimed(self._members.name, run.epoch)
+            run = run.claimed(self._members.name, run.epoch)
         elif await self._is_taken(posted):
             return
         try:
-            await self._records.create_in_time(posted.run)
+            await self._records.create_in_time(run)
+            posted.run = run  # whatever others have said of it meanwhile
         except Conflict:
             if not posted.offered:
                 raise

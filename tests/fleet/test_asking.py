@@ -263,6 +263,24 @@ async def test_who_comes_while_a_run_is_placed_does_not_wait_for_a_reminder(
         assert one == other
 
 
+async def test_nobody_else_says_whose_a_run_is_that_is_being_placed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A member that was taken over, and is asked, knows its id before it is on record."""
+    async with fleet_of(room=1) as (fleet, b):
+        rogue, run = b.engine, posted()
+
+        async def answer(_: str, __: bytes) -> bytes:
+            await rogue.call("a", "claimed", f"{run.id} a 1".encode(), 1)
+            return REFUSED
+
+        async with rogue.answering("b", answer):
+            with trio.move_on_after(0.1):
+                async with fleet.hosts["a"].entry.post(run, "alice"):
+                    kept = Run.decode(fleet.broker.tables["runs"][run.id].value)
+                    assert (kept.state, kept.owner) == (RunState.QUEUED, "")
+
+
 async def test_who_waits_for_a_run_whose_key_is_anothers_is_served_by_that_one(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
