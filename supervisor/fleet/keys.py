@@ -14,7 +14,7 @@ import trio
 
 from supervisor.errors import KeyReused, NotOwner
 from supervisor.fleet.engine import Conflict
-from supervisor.fleet.ledger import Run, RunState
+from supervisor.fleet.ledger import Run
 from supervisor.fleet.records import KEPT_S, KEYS, MOST_WORDS
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ log = structlog.stdlib.get_logger()
 #: A key comes before its run. For one that is not there after so long another one may come.
 _RUN_COMES_S = 10.0
 _LOOK_S = 0.25
-#: Of runs whose keys others may have.
-_FREE = (RunState.GIVEN_UP, RunState.REPLACED, RunState.REMOVED)
 _NO_HOLDER = (ValueError, TypeError, AttributeError, RecursionError)
 
 
@@ -88,7 +86,7 @@ class Keys:
             if holder.hash != request_hash:
                 raise KeyReused(f"the idempotency key {key!r} belongs to another run")
             before = await self._run(holder.run, holder.at)
-            if before and before.state not in _FREE:
+            if before and not before.state.frees_key:
                 return before
             try:
                 if before is None:

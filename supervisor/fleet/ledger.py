@@ -65,6 +65,11 @@ class RunState(enum.StrEnum):
     def is_final(self) -> bool:
         return self not in (RunState.QUEUED, RunState.OWNED, RunState.SENT)
 
+    @property
+    def frees_key(self) -> bool:
+        """Whether another run may have its key. So no agent gets it any more."""
+        return self in (RunState.GIVEN_UP, RunState.REPLACED, RunState.REMOVED)
+
 
 @attrs.frozen(kw_only=True)
 class Run:
@@ -178,7 +183,7 @@ class Run:
 
         :raises NotOwner: if it was not given up, or somebody waits after all
         """
-        if self.state not in (RunState.GIVEN_UP, RunState.REPLACED, RunState.REMOVED):
+        if not self.state.frees_key:
             raise NotOwner(f"run {self.id} is {self._told}")
         return attrs.evolve(self, state=RunState.REPLACED)
 
@@ -215,7 +220,8 @@ class Run:
         # An answer that did not reach the owner's disk has reached nobody.
         lost_as = (RunState.INTERRUPTED, RunState.FAILED)
         is_lost = self.state is RunState.ANSWERED and state in lost_as
-        if self.state.is_final and self.state is not state and not (self.repeats or is_lost):
+        is_open = (self.repeats and not self.state.frees_key) or is_lost
+        if self.state.is_final and self.state is not state and not is_open:
             raise NotOwner(f"run {self.id} is {self._told}")
         if state is RunState.GIVEN_UP and self.accepted:
             return self._queued()

@@ -37,6 +37,7 @@ A = HostFacts(
 )
 QUEUED = Run(id="r", entry="a", needs=Needs(), epoch=0)
 OWNED = QUEUED.claimed("b", 0)
+REPEATS = attrs.evolve(OWNED, repeats=True)
 SENT = OWNED.advanced("b", 1, RunState.SENT, "vm")
 
 
@@ -168,6 +169,13 @@ FORBIDDEN: list[Callable[[], Run]] = [
     lambda: QUEUED.taken_back("c", "b", 1),
     lambda: OWNED.taken_back("a", "b", 1).advanced("b", 1, RunState.SENT, "vm"),
     lambda: SENT.replaced(),
+    lambda: REPEATS.advanced("b", 1, RunState.GIVEN_UP, "").advanced("b", 1, RunState.SENT, "vm"),
+    lambda: REPEATS.removed("b", 1).advanced("b", 1, RunState.SENT, "vm"),
+    lambda: (
+        REPEATS.advanced("b", 1, RunState.GIVEN_UP, "")
+        .replaced()
+        .advanced("b", 1, RunState.SENT, "vm")
+    ),
     lambda: QUEUED.given_up().replaced().revived("a"),
 ]
 
