@@ -291,6 +291,7 @@ def _user(member: Member) -> str:
         *(f"fleet.{table}.>" for table in _STREAMS[1:]),
         "fleet.call.*.*",
         "fleet.all.*",
+        "fleet.answers.*.*",
         "$JS.API.INFO",
         *(f"$JS.API.STREAM.CREATE.fleet-{name}" for name in _STREAMS),
         *(f"$JS.API.STREAM.{call}.*" for call in ("INFO", "MSG.GET")),
@@ -299,13 +300,14 @@ def _user(member: Member) -> str:
         "$JS.ACK.fleet-queue.>",
         "$JS.FC.>",
     ]
-    subscribe = [f"_INBOX_{name}.>", f"fleet.call.{name}.*", "fleet.all.*"]
+    mine = [f"fleet.call.{name}.*", f"fleet.answers.{name}.*", f"_INBOX_{name}.>"]
+    # Not `allow_responses`: a member could ask itself, and answer wherever it likes.
+    subscribe = [*mine, "fleet.all.*"]
     return f"""    {{
       user: "CN={name}"
       permissions: {{
         publish: {{ allow: {_list(publish)} }}
         subscribe: {{ allow: {_list(subscribe)} }}
-        allow_responses: {{ max: 1, expires: "10s" }}
       }}
     }}"""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ import nats
 import structlog
 import trio
 from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError
 from nats.js.api import DeliverPolicy
 
 from supervisor.bridge import aio_as_trio
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
 
 log = structlog.stdlib.get_logger()
 
@@ -52,6 +53,8 @@ _QUEUE, _GROUP = "fleet-queue", "members"
 TABLES = ("hosts", "runs", "keys", "kinds")
 
 _REMOVED = "Fleet-Removed"
+#: What the answers to calls go to: then the host that has asked, and a word that is new each time.
+_ANSWERS = "fleet.answers"
 _MOST_WAITING = 4096
 
 
@@ -303,7 +306,9 @@ class NatsEngine(Connection):
     async def _answer(self, message: Msg, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None:
         try:
             said = await answer(message.subject.rpartition(".")[2], message.data)
-            if message.reply:
+            if message.reply.startswith(
+                f"{_ANSWERS}."
+            ):  # else who asks has us write what it may not
                 with as_ours():
                     await aio_as_trio(self._connected().publish)(message.reply, said)
         except FleetUnavailable:
@@ -312,35 +317,45 @@ class NatsEngine(Connection):
             log.error("bug in a call's answer", subject=message.subject, exc_info=error)
 
     async def call(self, host: str, subject: str, body: bytes, patience_s: float) -> bytes | None:
+        client = self._connected()
         with as_ours():
-            request = aio_as_trio(self._connected().request)
-            try:
-                message = await request(f"fleet.call.{host}.{subject}", body, timeout=patience_s)
-            except (NoRespondersError, nats.errors.TimeoutError):
-                return None
-        return bytes(message.data)
+            async with self._answers() as (inbox, answers):
+                await aio_as_trio(client.publish)(f"fleet.call.{host}.{subject}", body, reply=inbox)
+                try:
+                    message = await aio_as_trio(answers.next_msg)(timeout=patience_s)
+                except nats.errors.TimeoutError:
+                    return None
+        is_said = "Status" not in (message.headers or {})  # else nobody is there
+        return bytes(message.data) if is_said else None
 
     async def ask_all(
         self, subject: str, body: bytes, patience_s: float, hosts: int
     ) -> bytes | None:
         client = self._connected()
         with as_ours():
-            inbox = client.new_inbox()
-            subscription = await aio_as_trio(client.subscribe)(inbox)
-            try:
+            async with self._answers() as (inbox, answers):
                 await aio_as_trio(client.publish)(f"fleet.all.{subject}", body, reply=inbox)
-                with trio.move_on_after(patience_s):
-                    for _ in range(hosts):
-                        message = await aio_as_trio(subscription.next_msg)(timeout=patience_s)
-                        if message.data:
-                            return bytes(message.data)
-                    return b""
-            except nats.errors.TimeoutError:
-                pass
-            finally:
-                with suppress(NatsError, OSError), trio.move_on_after(1, shield=True):
-                    await aio_as_trio(subscription.unsubscribe)()
+                try:
+                    with trio.move_on_after(patience_s):
+                        for _ in range(hosts):
+                            message = await aio_as_trio(answers.next_msg)(timeout=patience_s)
+                            if message.data:
+                                return bytes(message.data)
+                        return b""
+                except nats.errors.TimeoutError:
+                    pass
         return None
+
+    @asynccontextmanager
+    async def _answers(self) -> AsyncIterator[tuple[str, Subscription]]:
+        """Where others answer one call: who has not heard of it does not find it."""
+        inbox = f"{_ANSWERS}.{self._host}.{secrets.token_hex(16)}"
+        subscription = await aio_as_trio(self._connected().subscribe)(inbox)
+        try:
+            yield inbox, subscription
+        finally:
+            with suppress(NatsError, OSError), trio.move_on_after(1, shield=True):
+                await aio_as_trio(subscription.unsubscribe)()
 
 
 async def _wait_told(subscription: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from nats.errors import Error as NatsError
 
-from supervisor.bridge import open_loop
+from supervisor.bridge import aio_as_trio, open_loop
 from supervisor.errors import FleetUnavailable
 from supervisor.fleet.connection import Refused, client_context
 from supervisor.fleet.nats import NatsEngine
@@ -31,6 +33,24 @@ async def test_nobody_publishes_the_lease_of_another(brokers: Brokers) -> None:
         for subject in ("fleet.hosts.a", "fleet.hosts.a.b"):
             with pytest.raises(FleetUnavailable):
                 await b._request(subject, b"there")
+        kept = await a.get("hosts", "a")
+        assert kept
+        assert (kept.value, kept.revision) == (b"here", made)
+
+
+async def test_nobody_answers_itself_in_the_name_of_another(brokers: Brokers) -> None:
+    """Who is asked may answer, wherever whoever asks wants to have the answer."""
+    async with member(brokers, "a") as a, member(brokers, "b") as b:
+        made = await a.create("hosts", "a", b"here")
+        for subject in ("fleet.hosts.a", "$JS.API.STREAM.DELETE.fleet-hosts"):
+            client = b._connected()
+            asked = await aio_as_trio(client.subscribe)("fleet.call.b.*")
+            await aio_as_trio(client.publish)("fleet.call.b.me", b"", reply=subject)
+            with suppress(NatsError):  # nor does it hear of it
+                await aio_as_trio(asked.next_msg)(timeout=1)
+            await aio_as_trio(client.publish)(subject, b"")
+            await aio_as_trio(client.flush)()
+            await aio_as_trio(asked.unsubscribe)()
         kept = await a.get("hosts", "a")
         assert kept
         assert (kept.value, kept.revision) == (b"here", made)
