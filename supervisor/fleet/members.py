@@ -132,7 +132,6 @@ class Members:
 
     async def _renew(self, facts: HostFacts) -> None:
         asked_at, value = self._now(), facts.encode()
-        was_safe = self.is_safe
         try:
             if self._revision is None:
                 raise Conflict("there is none yet")
@@ -142,6 +141,7 @@ class Members:
         except Conflict:
             if not await self._take(facts, value):
                 return
+        was_safe = self.is_safe  # until now, and not only when it was asked for
         self._safe_until = asked_at + LEASE_S - _MARGIN_S
         if not was_safe:
             self.taken += 1

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from supervisor.errors import HostLost
 from supervisor.fleet.facts import HostFacts
-from supervisor.fleet.members import Members
+from supervisor.fleet.members import LEASE_S, Members
 from tests.support.memory_engine import Broker, MemoryEngine
 
 if TYPE_CHECKING:
@@ -60,3 +60,29 @@ async def test_a_lost_host_is_remembered_for_a_day(autojump_clock: MockClock) ->
 
 def test_the_error_names_the_host() -> None:
     assert "lost: b, c" in str(HostLost("one", {"b": 1.0, "c": 2.0}))
+
+
+async def test_a_lease_that_is_renewed_after_its_end_is_a_new_one(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it had not ended when that began: who waits for it is woken."""
+    async with trio.open_nursery() as nursery:
+        engine = MemoryEngine(Broker(nursery, lies=0, seed=1))
+        look = partial(HostFacts, name="b", address="b", seat="b")
+        members = Members(engine, "b", look, trio.current_time)
+        update, ended = engine.update, trio.Event()
+
+        async def slow(*told: Any) -> int:
+            await ended.wait()
+            return await update(*told)
+
+        nursery.start_soon(members.keep_lease)
+        await members.changed.until(lambda: members.is_safe)
+        monkeypatch.setattr(engine, "update", slow)
+        await trio.sleep(LEASE_S - 1)
+        assert not members.is_safe
+        ended.set()
+        with trio.fail_after(60):
+            await members.changed.until(lambda: members.is_safe)
+        assert members.taken == 2
+        nursery.cancel_scope.cancel()
