@@ -239,6 +239,8 @@ class Fleet:
                     return vm
             async with self.taking.accepted(run_id, epoch):
                 try:
+                    if self.draining:  # since it said that it takes this run
+                        raise Stopping(f"host {self.name} is being drained")
                     vm = await service.submit(computation, options, caller)
                 except BaseException as error:
                     if not _has_no_room(error):

@@ -5,12 +5,21 @@ from __future__ import annotations
 import signal
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
+import trio.testing
 
+from supervisor import config
 from supervisor.api.auth import tokens
-from supervisor.caller import Role
+from supervisor.caller import ANYBODY, Role
+from supervisor.errors import HandedBack
+from supervisor.fleet.facts import Needs
+from supervisor.fleet.ledger import Run
+from supervisor.membership import open_fleet
+from supervisor.qemu.host import Clock
+from supervisor.state.record import RunOptions
 from tests.fleet.posting import SOUTH, ZONE, Posted, record_of
 from tests.support.world import PATIENCE_S
 
@@ -67,6 +76,30 @@ async def test_draining_gives_back_what_no_agent_has(fleet: Fleet) -> None:
         assert (await record_of(a))["id"] == answer.json()["id"]
         with trio.fail_after(PATIENCE_S):
             await guest.until("end")
+
+
+async def test_what_comes_to_a_host_that_is_being_drained_by_then_is_given_back(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = fleet.worlds["a"]
+    member = open_fleet(config.load(world.environ(**fleet.brokers.settings("a"))), Clock())
+    assert member
+    run = Run(id="one", entry="b", needs=Needs()).claimed("a", 0)
+    member.records._known["one"] = run, 1
+    given_back = []
+
+    async def hand_back(*claim: Any) -> None:
+        given_back.append(claim)
+
+    monkeypatch.setattr(member.owner, "hand_back", hand_back)  # there is no broker to tell
+    await trio.testing.wait_all_tasks_blocked()  # NATS has been started
+    async with world.serve() as supervisor:
+        member._service = supervisor.running.service
+        member.drain()
+        with pytest.raises(HandedBack):
+            await member.start(b"{}", RunOptions(), ANYBODY, ("one", 1))
+        assert given_back == [("one", 1)]
+        assert not list(supervisor.running.service.vms)
 
 
 @asynccontextmanager
