@@ -306,9 +306,8 @@ class NatsEngine(Connection):
     async def _answer(self, message: Msg, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None:
         try:
             said = await answer(message.subject.rpartition(".")[2], message.data)
-            if message.reply.startswith(
-                f"{_ANSWERS}."
-            ):  # else who asks has us write what it may not
+            # Not anywhere: who asks would have us write what it may not.
+            if message.reply.startswith(f"{_ANSWERS}."):
                 with as_ours():
                     await aio_as_trio(self._connected().publish)(message.reply, said)
         except FleetUnavailable:
