@@ -157,11 +157,11 @@ class Members:
                 made = await self._engine.create("hosts", self.name, value, LEASE_S)
             else:
                 holder = _read(kept.value or b"")
-                if holder is None or holder.seat != facts.seat:
+                if holder and holder.seat != facts.seat:
                     log.error(
                         "not a member: another supervisor has this name",
                         host=self.name,
-                        at=holder.address if holder else None,
+                        at=holder.address,
                     )
                     return False
                 made = await self._engine.update("hosts", self.name, value, kept.revision, LEASE_S)

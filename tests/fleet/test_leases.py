@@ -86,3 +86,18 @@ async def test_a_lease_that_is_renewed_after_its_end_is_a_new_one(
             await members.changed.until(lambda: members.is_safe)
         assert members.taken == 2
         nursery.cancel_scope.cancel()
+
+
+async def test_a_lease_that_somebody_has_spoilt_is_taken_again(autojump_clock: MockClock) -> None:
+    """Whose else it is, it does not say; and it has no end."""
+    async with trio.open_nursery() as nursery:
+        broker = Broker(nursery, lies=0, seed=1)
+        look = partial(HostFacts, name="b", address="b", seat="b")
+        members = Members(MemoryEngine(broker), "b", look, trio.current_time)
+        nursery.start_soon(members.keep_lease)
+        await members.changed.until(lambda: members.is_safe)
+        broker.set("hosts", "b", b"{", None)
+        await trio.sleep(LEASE_S)
+        assert members.is_safe
+        assert HostFacts.decode(broker.tables["hosts"]["b"].value) == look()
+        nursery.cancel_scope.cancel()
