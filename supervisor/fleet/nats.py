@@ -54,7 +54,7 @@ TABLES = ("hosts", "runs", "keys", "kinds")
 
 _REMOVED = "Fleet-Removed"
 #: What the answers to calls go to: then the host that has asked, and a word that is new each time.
-_ANSWERS = "fleet.answers"
+_ANSWERS = "fleet.answers."
 _MOST_WAITING = 4096
 
 
@@ -306,8 +306,7 @@ class NatsEngine(Connection):
     async def _answer(self, message: Msg, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None:
         try:
             said = await answer(message.subject.rpartition(".")[2], message.data)
-            # Not anywhere: who asks would have us write what it may not.
-            if message.reply.startswith(f"{_ANSWERS}."):
+            if message.reply.startswith(_ANSWERS):  # else who asks has us write where it may not
                 with as_ours():
                     await aio_as_trio(self._connected().publish)(message.reply, said)
         except FleetUnavailable:
@@ -348,7 +347,7 @@ class NatsEngine(Connection):
     @asynccontextmanager
     async def _answers(self) -> AsyncIterator[tuple[str, Subscription]]:
         """Where others answer one call: who has not heard of it does not find it."""
-        inbox = f"{_ANSWERS}.{self._host}.{secrets.token_hex(16)}"
+        inbox = f"{_ANSWERS}{self._host}.{secrets.token_hex(16)}"
         subscription = await aio_as_trio(self._connected().subscribe)(inbox)
         try:
             yield inbox, subscription

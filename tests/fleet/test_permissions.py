@@ -56,6 +56,22 @@ async def test_nobody_answers_itself_in_the_name_of_another(brokers: Brokers) ->
         assert (kept.value, kept.revision) == (b"here", made)
 
 
+async def test_nobody_has_another_write_its_answer_over_its_own_lease(brokers: Brokers) -> None:
+    async def answer(_: str, body: bytes) -> bytes:
+        return body
+
+    async with member(brokers, "a") as a, member(brokers, "b") as b:
+        made = await a.create("hosts", "a", b"here")
+        async with a.answering("a", answer):
+            publish = aio_as_trio(b._connected().publish)
+            await publish("fleet.call.a.me", b"there", reply="fleet.hosts.a")
+            for _ in range(3):  # the answer to that is written by then
+                assert await b.call("a", "me", b"me", PATIENCE_S) == b"me"
+        kept = await a.get("hosts", "a")
+        assert kept
+        assert (kept.value, kept.revision) == (b"here", made)
+
+
 async def test_nobody_makes_a_stream_that_publishes_in_other_names(brokers: Brokers) -> None:
     async with member(brokers, "a") as a, member(brokers, "b") as b:
         made = await a.create("hosts", "a", b"here")
