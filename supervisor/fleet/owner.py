@@ -32,6 +32,11 @@ _STATES = {
 }
 
 
+#: Of those that are over without an answer. Nobody has seen what became of one that was sent.
+_ENDED = {
+    RelayState.SENT: RunState.INTERRUPTED,
+    RelayState.INTERRUPTED: RunState.INTERRUPTED,
+}
 #: Of VMs that ended while no supervisor ran.
 _LEFT = (Reason.LAUNCH_INTERRUPTED, Reason.EXIT_UNKNOWN, Reason.HOST_REBOOT)
 
@@ -105,10 +110,7 @@ class Owner:
             with suppress(NotOwner):  # else its agent may have had it, or it is another's already
                 await self.hand_back_in_time(record.options.fleet_run, record.options.epoch)
                 return
-        relay = record.relay if record.relay in _STATES else RelayState.FAILED
-        if record.ended and not record.answered and relay in (RelayState.WAITING, RelayState.SENT):
-            relay = RelayState.FAILED
-        state = RunState.ANSWERED if record.answered else _STATES[relay]
+        state = RunState.ANSWERED if record.answered else _ENDED.get(record.relay, RunState.FAILED)
         step = partial(_advance, self._members.name, record.options.epoch, state, vm.id)
         with suppress(NotOwner):  # another one has it, and says what became of it
             await self._records.change_in_time(record.options.fleet_run, step)

@@ -117,6 +117,7 @@ async def waiting_at_b(fleet: Fleet, posted: Posted) -> AsyncIterator[tuple[Apar
         nursery.start_soon(posted.post, a, SOUTH)
         guest = await fleet.worlds["b"].guest()
         await guest.until("cont")
+        await b.wait_said("state", state="running")  # else it is one whose launch was interrupted
         await a.http.post("/host/resume")
         yield a, b, guest
 

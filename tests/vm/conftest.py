@@ -122,14 +122,23 @@ def workplace() -> Iterator[Path]:
     """A tmp/ for supervisors, one after another. In the end nothing of them may be left."""
     tmp = Path(tempfile.mkdtemp(prefix="qs-", dir="/tmp"))
     try:
-        yield tmp
+        with nothing_left_in(tmp):
+            yield tmp
+    finally:
+        shutil.rmtree(tmp)
+
+
+@contextmanager
+def nothing_left_in(tmp: Path) -> Iterator[None]:
+    """In the end there is no socket, and no process of what is there."""
+    try:
+        yield
     finally:
         left = [path.name for path in tmp.rglob("*.sock")]
         orphans = [one for one in psutil.process_iter(["cmdline"]) if str(tmp) in str(one.info)]
         for one in orphans:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
-        shutil.rmtree(tmp)
     assert (left, orphans) == ([], [])
 
 
