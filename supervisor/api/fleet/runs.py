@@ -62,6 +62,7 @@ _TO_US = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.CONFLICT)
 #: How often a run is looked after: before its agent has it, and afterwards.
 _SOON_S, _LATER_S = 1.0, 30.0
 _COPY_S = 5.0
+_AGAIN_S = 0.1
 #: After so long an accepted run that a host refuses is over.
 _REFUSED_S = 24 * 3600.0
 #: In ``tmp/``.
@@ -137,6 +138,7 @@ class FleetRuns:
         while True:
             with suppress(Conflict):
                 return await self._run(posted)
+            await trio.sleep(_AGAIN_S)  # a member that was taken over may have it so each time
 
     async def _run(self, posted: Posted) -> Vm | Answered:
         """:raises Conflict: if another member has the key by now, or has given the run up"""
