@@ -91,19 +91,3 @@ def test_guest_with_internet_reaches_the_internet_alone() -> None:
         *(("SOCK_DGRAM", address, 80) for address in (*PUBLIC, ALLOWED, ROUTER)),
         ("SOCK_DGRAM", "10.0.2.3", 53),
     }
-
-
-@needs_namespaces
-def test_clone_without_forwards_answers_and_has_no_port() -> None:
-    with started(MANAGER_TEMPLATES="auto") as supervisor:
-        answer = supervisor.run(computation("alone"), forwards="none", **CLONE)
-        assert json.loads(answer["computation"])["id"] == "alone"
-        assert answer["forwards"] == []
-        shown = supervisor.show(answer["id"])
-        assert shown["template"]
-        qemu = psutil.Process(shown["pid"])
-        (proxy,) = qemu.children(recursive=True)
-        pids = {qemu.pid, proxy.pid}
-        assert not [one for one in psutil.net_connections("tcp") if one.pid in pids]
-        assert supervisor.post(answer["id"], "shutdown")["state"] == "shutoff"
-        proxy.wait(PATIENCE_S)

@@ -16,9 +16,11 @@ from uuid import UUID
 
 import attrs
 import httpx
+import psutil
 import pytest
 
 from supervisor.pb import agent_pb2
+from tests.support.namespaces import needs_namespaces
 from tests.vm.conftest import PATIENCE_S, Supervisor, started, workplace
 from tests.vm.test_run import agent_of, computation
 
@@ -208,6 +210,23 @@ def test_clone_is_ended_by_its_guest(first: Supervisor, template: dict[str, Any]
     assert first.show(vm["id"])["template"] == template["digest"]
     ended = first.post(vm["id"], "shutdown")
     assert (ended["state"], ended["reason"]) == ("shutoff", "guest-shutdown")
+
+
+@needs_namespaces
+def test_clone_without_forwards_answers_and_has_no_port(
+    first: Supervisor, template: dict[str, Any]
+) -> None:
+    answer = first.run(computation("alone"), forwards="none")
+    assert json.loads(answer["computation"])["id"] == "alone"
+    assert answer["forwards"] == []
+    shown = first.show(answer["id"])
+    assert shown["template"] == template["digest"]
+    qemu = psutil.Process(shown["pid"])
+    (proxy,) = qemu.children(recursive=True)
+    pids = {qemu.pid, proxy.pid}
+    assert not [one for one in psutil.net_connections("tcp") if one.pid in pids]
+    assert first.post(answer["id"], "shutdown")["state"] == "shutoff"
+    proxy.wait(PATIENCE_S)
 
 
 def test_clone_of_a_damaged_template_boots_from_cold(
