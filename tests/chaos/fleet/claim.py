@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from http import HTTPStatus
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -127,7 +128,16 @@ def _told_the_truth(case: Case, caller: Caller) -> list[str]:
     runs = [case.place.observer.runs[one] for one in case.runs()]
     states = {one[-1].state for one in runs}
     sent = any(run.state is RunState.SENT for one in runs for run in one)
-    sent |= any(name == "after runs sent" for one in case.place for name, _ in _points(case, one))
+    passed = {name for one in case.place for name, _ in _points(case, one)}
+    sent |= "after runs sent" in passed
+    # Its owner was cut off, and so was who watches: neither has heard that it is on record as sent,
+    # and no other step leads there.
+    unseen = any(
+        (before.state, after.state) == (RunState.OWNED, RunState.INTERRUPTED)
+        for one in runs
+        for before, after in pairwise(one)
+    )
+    sent |= unseen and "before runs sent" in passed
     if caller.has_left or told is None or not told.status:
         return []
     if told.status == HTTPStatus.OK:
