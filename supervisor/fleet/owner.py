@@ -32,11 +32,6 @@ _STATES = {
 }
 
 
-#: Of those that are over without an answer. Nobody has seen what became of one that was sent.
-_ENDED = {
-    RelayState.SENT: RunState.INTERRUPTED,
-    RelayState.INTERRUPTED: RunState.INTERRUPTED,
-}
 #: Of VMs that ended while no supervisor ran.
 _LEFT = (Reason.LAUNCH_INTERRUPTED, Reason.EXIT_UNKNOWN, Reason.HOST_REBOOT)
 
@@ -110,7 +105,12 @@ class Owner:
             with suppress(NotOwner):  # else its agent may have had it, or it is another's already
                 await self.hand_back_in_time(record.options.fleet_run, record.options.epoch)
                 return
-        state = RunState.ANSWERED if record.answered else _ENDED.get(record.relay, RunState.FAILED)
+        state = RunState.ANSWERED if record.answered else RunState.FAILED
+        # Such as of one whose answer was on record, and not yet on the disk of a host that lost
+        # its power: nobody has seen what became of it.
+        is_unseen = record.relay is RelayState.INTERRUPTED or record.status.reason in _LEFT
+        if is_unseen and not record.answered:
+            state = RunState.INTERRUPTED
         step = partial(_advance, self._members.name, record.options.epoch, state, vm.id)
         with suppress(NotOwner):  # another one has it, and says what became of it
             await self._records.change_in_time(record.options.fleet_run, step)
