@@ -29,18 +29,11 @@ from supervisor.api.http.app import create_app
 from supervisor.api.http.connections import serve as hypercorn_serve
 from supervisor.api.http.hypercorn import hypercorn_settings
 from supervisor.api.http.web_pages import Hosts, names_of
-from supervisor.api.sockets import (
-    bind_tcp,
-    bind_unix,
-    check_exposure,
-    watched_tls,
-)
+from supervisor.api.sockets import bind_tcp, bind_unix, check_exposure, watched_tls
 from supervisor.at_start import access_paths, examine, on_this_host
 from supervisor.bridge import open_loop
 from supervisor.config import WITHOUT_EFFECT, OnStop
-from supervisor.qemu import (
-    confine,
-)
+from supervisor.qemu import confine
 from supervisor.qemu.host import Clock, Host, is_shutting_down
 from supervisor.runs.nursery import open_service
 from supervisor.state.store import Store, locked

@@ -29,9 +29,12 @@ _SAYS_S = 0.5
 
 @attrs.define(eq=False)
 class Posted:
-    """
+    """A run that somebody waits for at this host.
+
+    :ivar waiters: how many
     :ivar offered: as another host may have put it on record that has not been sent it
     :ivar landed: whether a host sees to it, whatever becomes of its callers
+    :ivar placed_in: the epoch in which a host was last found to have it
     """
 
     run: Run
