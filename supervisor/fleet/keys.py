@@ -15,7 +15,7 @@ import trio
 from supervisor.errors import KeyReused, NotOwner
 from supervisor.fleet.engine import Conflict
 from supervisor.fleet.ledger import Run
-from supervisor.fleet.records import KEPT_S, KEYS, MOST_WORDS
+from supervisor.fleet.records import KEPT_S, KEYS, MOST_WORDS, NO_HOLDER
 
 if TYPE_CHECKING:
     from supervisor.fleet.engine import Engine
@@ -26,7 +26,6 @@ log = structlog.stdlib.get_logger()
 #: A key comes before its run. For one that is not there after so long another one may come.
 _RUN_COMES_S = 10.0
 _LOOK_S = 0.25
-_NO_HOLDER = (ValueError, TypeError, AttributeError, RecursionError)
 
 
 @attrs.frozen
@@ -75,7 +74,7 @@ class Keys:
                 return run  # the answer to our own request was lost
             try:
                 holder = _converter.structure(json.loads(kept.value), _Holder)
-            except (cattrs.BaseValidationError, *_NO_HOLDER) as error:
+            except (cattrs.BaseValidationError, *NO_HOLDER) as error:
                 log.error(
                     "an idempotency key's record cannot be read", problem=str(error)[:MOST_WORDS]
                 )

@@ -37,7 +37,7 @@ _RETRY_S = 0.5
 #: Characters that the log has of what is wrong with a record.
 MOST_WORDS = 1000
 #: What comes of reading a key's record that somebody has spoilt.
-_NO_HOLDER = (ValueError, LookupError, TypeError, RecursionError)
+NO_HOLDER = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 #: NATS' servers wait for up to 9 s until one of them takes a lost leader's place.
 _CREATE_S = 10.0
 
@@ -172,7 +172,7 @@ class Records:
         if not run.key:
             return
         # In a task of its own: a record that somebody has spoilt must not end this supervisor.
-        with suppress(FleetUnavailable, Conflict, *_NO_HOLDER):
+        with suppress(FleetUnavailable, Conflict, *NO_HOLDER):
             kept = await self._engine.get(KEYS, run.key)
             if kept and kept.value and json.loads(kept.value)["run"] == run.id:
                 await self._engine.remove(KEYS, run.key, kept.revision)
