@@ -25,7 +25,7 @@ from supervisor.errors import (
 from supervisor.fleet.engine import Conflict
 from supervisor.fleet.facts import Needs, nobody_serves
 from supervisor.fleet.kinds import Kinds
-from supervisor.fleet.ledger import Run, RunState
+from supervisor.fleet.ledger import Run, RunState, is_epoch
 from supervisor.fleet.members import LEASE_S, Members
 from supervisor.fleet.metrics import PlacedRuns, Where
 from supervisor.fleet.placing import Placing, Posted
@@ -168,7 +168,7 @@ class Entry:
         :return: None if it is another question
         """
         match subject, words:
-            case "claimed", [run_id, host, epoch] if epoch.isdecimal():
+            case "claimed", [run_id, host, epoch] if is_epoch(epoch):
                 return b"coming" if self._claimed(run_id, host, int(epoch)) else b"gone"
             case "waits", [run_id]:
                 return b"yes" if run_id in self._posted else b"no"

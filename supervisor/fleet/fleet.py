@@ -32,6 +32,7 @@ from supervisor.fleet.connection import client_context
 from supervisor.fleet.entry import Entry
 from supervisor.fleet.facts import HostFacts
 from supervisor.fleet.keys import Keys
+from supervisor.fleet.ledger import is_epoch
 from supervisor.fleet.members import LEASE_S, Members
 from supervisor.fleet.metrics import Now
 from supervisor.fleet.nats import NatsEngine
@@ -316,7 +317,7 @@ class Fleet:
         match subject, words:
             case "takes", _:
                 return await self.taking.take_next(body)
-            case "left", [run_id, epoch] if epoch.isdecimal():
+            case "left", [run_id, epoch] if is_epoch(epoch):
                 self._abandon(run_id, int(epoch))
             case "find", [vm_id]:
                 has = self._service is not None and vm_id in self._service.vms

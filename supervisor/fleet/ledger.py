@@ -46,6 +46,11 @@ _MOST_EPOCHS = 10**9
 _LONGEST = 1 << 16
 
 
+def is_epoch(word: str) -> bool:
+    """Whether another member's word is one. Of thousands of digits Python makes no number."""
+    return word.isdecimal() and len(word) < len(str(_MOST_EPOCHS))
+
+
 class RunState(enum.StrEnum):
     QUEUED = "queued"
     #: A host has it, and its agent does not.

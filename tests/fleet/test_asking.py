@@ -186,6 +186,15 @@ async def test_what_is_no_run_of_this_host_is_refused(
         assert not fleet.broker.tables["runs"]
 
 
+async def test_an_epoch_of_thousands_of_digits_is_none(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fleet_of(room=1) as (fleet, _):
+        entry = fleet.hosts["a"].entry
+        assert entry.answer("claimed", ["run", "b", "9" * 5000]) is None
+        assert entry.answer("claimed", ["run", "b", "9" * 9]) == b"gone"
+
+
 async def test_a_run_that_is_on_record_already_is_not_taken(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
