@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -16,9 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+#: The environment's variable that names this directory.
+TEMPLATES = "TESTS_TEMPLATES"
+
 # The same examples each time, and as much time as a busy machine needs.
 hypothesis.settings.register_profile("ours", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ours")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All processes of a run of tests have one directory for the templates of guests."""
+    if not hasattr(config, "workerinput"):
+        directory = tempfile.TemporaryDirectory(prefix="qs-templates-", dir="/tmp")
+        config.add_cleanup(directory.cleanup)
+        os.environ[TEMPLATES] = directory.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

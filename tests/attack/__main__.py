@@ -41,7 +41,6 @@ from tests.attack import (
 from tests.attack.defences import DEFENCES, ROOT, copy_without
 from tests.attack.kinds import ATTACKS, Attack, Need, Row, run
 from tests.attack.place import Place
-from tests.support.trusting_guest import trusting_image
 
 #: Declared by being imported.
 _ALL = (
@@ -83,7 +82,6 @@ def main() -> int:
         for one in attacks:
             print(f"{one.origin:10}  {one.what}  [{one.defence}]")
         return 0
-    trusting_image()  # its packages come by the network of the host
     network.enter()
     directory = Path(tempfile.mkdtemp(prefix="attack-", dir="/tmp"))
     directory.chmod(0o755)  # the local users' attacks begin in it

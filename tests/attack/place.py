@@ -14,8 +14,8 @@ from supervisor.pb import agent_pb2, agent_pb2_grpc
 from tests.attack.certificates import Certificates
 from tests.attack.members import open_fleet
 from tests.attack.service import PATIENCE_S, Service, serving
+from tests.support.guest_images import trusting_image
 from tests.support.side_by_side import own_ports
-from tests.support.trusting_guest import trusting_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

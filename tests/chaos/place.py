@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tests.chaos.agents import Agents
 from tests.support import small_host
 from tests.support.clones import declare
-from tests.support.trusting_guest import trusting_image
+from tests.support.guest_images import trusting_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import queue
@@ -21,6 +23,7 @@ import httpx
 import psutil
 
 from supervisor.image import image
+from tests.conftest import TEMPLATES
 from tests.support.side_by_side import own_ports
 
 if TYPE_CHECKING:
@@ -30,6 +33,9 @@ IMAGE = Path(__file__).parents[2] / "img" / "guest.qcow2"
 
 #: The images that tests build are packed quickly, not well.
 image.ZSTD_LEVEL = 3
+
+#: Of supervisors whose VMs are clones, each made when it is wanted.
+CLONES = {"MANAGER_TEMPLATES": "auto", "MANAGER_HELD_CLONES": "0"}
 
 #: Longer than any of these guests needs under emulation on a loaded machine.
 PATIENCE_S = 400
@@ -151,6 +157,45 @@ def started(at: Path | None = None, **settings: str) -> Iterator[Supervisor]:
     assert IMAGE.exists(), f"{IMAGE} is missing: build it with 'qmp-supervisor image build'"
     with nullcontext(at) if at else workplace() as tmp, _process(tmp, settings) as supervisor:
         yield supervisor
+
+
+@contextmanager
+def started_with_template(at: Path | None = None, **settings: str) -> Iterator[Supervisor]:
+    """As `started`, and it finds a template: its VMs are clones.
+
+    For tests of what a guest does after its boot, which takes a processor twelve seconds.
+    """
+    settings = CLONES | settings
+    with nullcontext(at) if at else workplace() as tmp:
+        put_template(tmp, settings)
+        with started(tmp, **settings) as supervisor:
+            # Another one would be made if these are not the settings of what was put there.
+            supervisor.until("/templates", lambda now: bool(now["templates"]))
+            assert _is_ready(supervisor.get("/templates"))
+            yield supervisor
+
+
+def put_template(tmp: Path, settings: Mapping[str, str]) -> None:
+    """Copy a template for these settings to there. It is made once in a run of all tests."""
+    machine = {name: value for name, value in settings.items() if name.startswith("MANAGER_QEMU_")}
+    key = hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:16]
+    kept = Path(os.environ[TEMPLATES], key)
+    with kept.with_suffix(".lock").open("w") as lock:  # other processes may want the same
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            with workplace() as place:
+                with started(place, **CLONES | machine) as supervisor:
+                    supervisor.until("/templates", _is_ready)
+                shutil.move(place / "templates", kept)
+    subprocess.run(["cp", "--archive", "--sparse=always", kept, tmp / "templates"], check=True)
+    (template,) = (tmp / "templates").iterdir()
+    # A disk has the path of the one below it.
+    below, disk = template / "overlay.qcow2", template / "clone.qcow2"
+    subprocess.run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", below, disk], check=True)
+
+
+def _is_ready(answer: dict[str, Any]) -> bool:
+    return [one["state"] for one in answer["templates"]] == ["ready"]
 
 
 @contextmanager

@@ -16,13 +16,16 @@ from supervisor.pb.compute_pb2_grpc import ComputeServiceStub
 from supervisor.pb.guest_pb2 import SetClockRequest, StatusRequest, StatusResponse
 from supervisor.pb.guest_pb2_grpc import GuestServiceStub
 from tests.support.agent_process import WRITE
-from tests.support.trusting_guest import trusting_image
-from tests.vm.conftest import IMAGE, PATIENCE_S, started
+from tests.support.guest_images import trusting_image
+from tests.vm.conftest import PATIENCE_S, started, started_with_template
 from tests.vm.test_run import computation, host_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from tests.vm.conftest import Supervisor
 
 MIB = 1 << 20
 
@@ -71,8 +74,8 @@ class Guest(NamedTuple):
         return answer
 
 
-def _started(disk: Path) -> Iterator[Guest]:
-    with started(MANAGER_QEMU_DISK_IMG_FILE=str(disk)) as supervisor:
+def _guest_of(serving: AbstractContextManager[Supervisor]) -> Iterator[Guest]:
+    with serving as supervisor:
         vm = supervisor.run(computation("agent"))
         address = f"127.0.0.1:{host_port(vm, 7002)}"
         console = supervisor.tmp / vm["id"] / "serial.log"
@@ -87,12 +90,13 @@ def _started(disk: Path) -> Iterator[Guest]:
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    yield from _started(IMAGE)
+    yield from _guest_of(started())
 
 
 @pytest.fixture(scope="module")
 def trusting() -> Iterator[Guest]:
-    yield from _started(trusting_image())
+    disk = str(trusting_image())
+    yield from _guest_of(started_with_template(MANAGER_QEMU_DISK_IMG_FILE=disk))
 
 
 def test_algorithm_is_nobody_and_alone(guest: Guest) -> None:

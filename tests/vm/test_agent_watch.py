@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from supervisor.image import image
-from tests.support.trusting_guest import trusting_image
-from tests.vm.conftest import PATIENCE_S, Supervisor, started
+from tests.support.guest_images import trusting_image, write_image
+from tests.vm.conftest import PATIENCE_S, Supervisor, started, started_with_template
 from tests.vm.test_faults import start, wait_for
 from tests.vm.test_run import computation
 
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
 
     import httpx
 
-#: By the number of its CPUs: listens elsewhere, has no network, has no agent.
+#: By its memory, in 128 MiB begun: listens elsewhere, has no network, has no agent.
 ODD_AGENT = """#!/usr/bin/busybox sh
-case $(nproc) in
-1) exec nc -ll -p 7003 -e /bin/cat ;;
-2)
+case $(awk '/MemTotal/ { print int($2 / 131072) + 1 }' /proc/meminfo) in
+4) exec nc -ll -p 7003 -e /bin/cat ;;
+5)
     driver=/sys/bus/virtio/drivers/virtio_net
     until ls $driver/virtio* $driver/unbind; do sleep 0.01; done >/dev/null 2>&1
     for one in $driver/virtio*; do echo ${one##*/} >$driver/unbind; done ;;
-3) rm /usr/lib/guest/agent; exit ;;
+6) rm /usr/lib/guest/agent; exit ;;
 esac
 exec sleep 1000000
 """
@@ -54,43 +53,39 @@ open('/sys/power/state', 'w').write('mem')
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("odd")
-    agent = directory / "agent"
-    agent.write_text(ODD_AGENT)
-    image.build(directory / "img", agent=agent)
-    return directory / "img" / image.DISK
+    return write_image(tmp_path_factory.mktemp("odd"), ODD_AGENT)
 
 
 @pytest.fixture(scope="module")
 def refusals(odd: Path) -> list[dict[str, Any]]:
-    """The problem documents of runs in guests with one, two and three CPUs."""
+    """The problem documents of runs in guests with little, more and most memory."""
 
-    def run(cpus: int) -> dict[str, Any]:
+    def run(memory: str) -> dict[str, Any]:
         with started(
-            MANAGER_QEMU_DISK_IMG_FILE=str(odd), MANAGER_QEMU_SMP_COUNT=str(cpus)
+            MANAGER_QEMU_DISK_IMG_FILE=str(odd), MANAGER_QEMU_MEMORY_SIZE=memory
         ) as supervisor:
             answer: httpx.Response = supervisor.http.post("/run", json={"computation": [1]})
             assert answer.status_code == 504, answer.text
             return dict(answer.json())
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(run, (1, 2, 3)))
+        return list(pool.map(run, ("512M", "640M", "768M")))
 
 
 @pytest.mark.parametrize(
-    ("cpus", "words"),
+    ("which", "words"),
     [
-        (1, "the guest listens on port 7003, and not on the agent's port 7002"),
-        (2, "the guest says: no "),
-        (3, "the guest says: the agent cannot be started"),
+        (0, "the guest listens on port 7003, and not on the agent's port 7002"),
+        (1, "the guest says: no "),
+        (2, "the guest says: the agent cannot be started"),
     ],
     ids=["elsewhere", "no network", "no agent"],
 )
 def test_run_says_why_there_is_no_agent(
-    refusals: list[dict[str, Any]], cpus: int, words: str
+    refusals: list[dict[str, Any]], which: int, words: str
 ) -> None:
     """At once, and with the console's last lines; the boot timeout is minutes away."""
-    document = refusals[cpus - 1]
+    document = refusals[which]
     assert words in document["detail"]
     assert "MANAGER_BOOT_TIMEOUT" not in document["detail"]
     assert "\n[guest " in document["advice"]
@@ -100,7 +95,7 @@ def test_run_says_why_there_is_no_agent(
 def supervisor() -> Iterator[Supervisor]:
     """Of guests whose algorithms may do anything."""
     disk = str(trusting_image())
-    with started(MANAGER_QEMU_DISK_IMG_FILE=disk, MANAGER_HEARTBEAT="1s") as running:
+    with started_with_template(MANAGER_QEMU_DISK_IMG_FILE=disk, MANAGER_HEARTBEAT="1s") as running:
         yield running
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.image import image
 from supervisor.pb import cvms_pb2
 from tests.fake.test_dialled import IN_JSON, MANIFEST
 from tests.support.dialling_agent import Dialling, dialling
+from tests.support.guest_images import write_image
 from tests.support.namespaces import needs_namespaces
 from tests.support.world import free_range
 from tests.vm.conftest import PATIENCE_S, started
@@ -73,10 +73,7 @@ def image_and_port() -> Iterator[tuple[Path, int]]:
     with tempfile.TemporaryDirectory(prefix="qs-dialling-", dir="/tmp") as name:
         directory, port = Path(name), free_range(1)[0]
         directory.chmod(0o755)  # for another user's QEMU
-        agent = directory / "agent"
-        agent.write_text(_AGENT.replace("SUPERVISOR", str(port)))
-        image.build(directory / "image", agent=agent)
-        yield directory / "image" / image.DISK, port
+        yield write_image(directory / "image", _AGENT.replace("SUPERVISOR", str(port))), port
 
 
 @contextmanager

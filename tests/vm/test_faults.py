@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from supervisor.pb import agent_pb2
-from tests.support.trusting_guest import trusting_image
-from tests.vm.conftest import PATIENCE_S, Supervisor, started, workplace
+from tests.support.guest_images import trusting_image
+from tests.vm.conftest import PATIENCE_S, Supervisor, started, started_with_template, workplace
 from tests.vm.test_run import AVERAGE, agent_of, computation
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def first(place: Path) -> Iterator[Supervisor]:
-    with started(place, **SETTINGS, **guest()) as running:
+    with started_with_template(place, **SETTINGS, **guest()) as running:
         yield running
 
 

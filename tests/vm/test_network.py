@@ -16,9 +16,9 @@ import pytest
 
 from supervisor.pb import agent_pb2
 from tests.support.doors import KNOCK, LOOPBACK, Door, listening
+from tests.support.guest_images import trusting_image
 from tests.support.namespaces import needs_namespaces
 from tests.support.small_internet import ALLOWED, PUBLIC, ROUTER
-from tests.support.trusting_guest import trusting_image
 from tests.vm.conftest import PATIENCE_S, started
 from tests.vm.test_run import CLONE, agent_of, computation
 

@@ -18,7 +18,7 @@ from playwright.sync_api import expect, sync_playwright
 from supervisor import bridge  # noqa: F401  it takes the place of asyncio's policy
 from supervisor.api.auth import tokens
 from supervisor.caller import Role
-from tests.vm.conftest import PATIENCE_S, started, workplace
+from tests.vm.conftest import PATIENCE_S, started, started_with_template, workplace
 from tests.vm.test_parties import LINE
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def test_a_day_at_the_page(tmp_path: Path) -> None:
     with workplace() as tmp, browser() as chromium:
         _, token = tokens.create(tmp / "tokens.json", "olivia", Role.OPERATE, None, tokens.now())
         _, reader = tokens.create(tmp / "tokens.json", "rita", Role.READ, None, tokens.now())
-        with started(tmp, **settings) as supervisor:
+        with started_with_template(tmp, **settings) as supervisor:
             url = f"http://127.0.0.1:{settings['MANAGER_HTTP_PORT']}/"
             with looking(chromium, url, told) as page:
                 check(page)
@@ -264,7 +264,11 @@ def test_parties_at_the_page(tmp_path: Path) -> None:
     told: list[str] = []
     settings = {"MANAGER_AUTH": "on", "MANAGER_HTTP_PORT": str(free_port())}
     url = f"http://127.0.0.1:{settings['MANAGER_HTTP_PORT']}/"
-    with workplace() as tmp, browser() as chromium, started(tmp, **settings):
+    with (
+        workplace() as tmp,
+        browser() as chromium,
+        started_with_template(tmp, **settings),
+    ):
         names = ("olga", "alice", "bob", "dave")
         shown = {
             name: tokens.create(tmp / "tokens.json", name, Role.RUN, None, tokens.now())[1]

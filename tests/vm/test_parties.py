@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.pb import agent_pb2
 from supervisor.pb.agent_pb2_grpc import AgentServiceStub
-from tests.vm.conftest import PATIENCE_S, started
+from tests.vm.conftest import PATIENCE_S, started_with_template
 from tests.vm.test_agent_access import Caller, _code
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def test_three_parties_and_an_owner(tmp_path: Path) -> None:
     rows = [f"{x:.4f},{3 * x + 7 + random.gauss(0, 1):.4f}\n" for x in range(300_000)]
     (tmp_path / "points.csv").write_text("x,y\n" + "".join(rows))
     assert (tmp_path / "points.csv").stat().st_size > 5_000_000
-    with started(MANAGER_AUTH="on") as supervisor:
+    with started_with_template(MANAGER_AUTH="on") as supervisor:
         for name in ("owner", "alice", "bob", "carol"):
             token(supervisor, name, tmp_path)
         parties = ["--algorithm-by", "alice", "--data-by", "bob", "--result-for", "carol"]

@@ -24,7 +24,7 @@ from supervisor.pb import (
     vm_pb2,
     vm_pb2_grpc,
 )
-from tests.support.trusting_guest import trusting_image
+from tests.support.guest_images import trusting_image
 from tests.vm.conftest import PATIENCE_S, Supervisor, started
 
 if TYPE_CHECKING:

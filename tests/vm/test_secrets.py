@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.support import secrets
-from tests.vm.conftest import started
+from tests.vm.conftest import started_with_template
 from tests.vm.test_run import computation
 
 SECRET = "the-computation-4f1d8a6e-nobody-else-may-see-it"
@@ -14,7 +14,9 @@ OF_ENVIRONMENT = b"a-key-in-the-supervisors-environment-6610fe"
 
 def test_a_secret_is_told_to_nobody_who_did_not_ask_for_it() -> None:
     wanted = (SECRET.encode(), OF_ENVIRONMENT)
-    with started(A_KEY=OF_ENVIRONMENT.decode(), MANAGER_LOG_LEVEL="debug") as supervisor:
+    with started_with_template(
+        A_KEY=OF_ENVIRONMENT.decode(), MANAGER_LOG_LEVEL="debug"
+    ) as supervisor:
         run = supervisor.run(computation(SECRET))
         assert SECRET in run["computation"]
         vm_id = run["id"]
