@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     import httpx
 
-#: By its memory, in 128 MiB begun: listens elsewhere, has no network, has no agent.
+#: By its memory, of which Linux keeps some: listens elsewhere, has no network, has no agent.
 ODD_AGENT = """#!/usr/bin/busybox sh
-case $(awk '/MemTotal/ { print int($2 / 131072) + 1 }' /proc/meminfo) in
-4) exec nc -ll -p 7003 -e /bin/cat ;;
-5)
+case $(awk '/MemTotal/ { print ($2 > 500000) + ($2 > 800000) }' /proc/meminfo) in
+0) exec nc -ll -p 7003 -e /bin/cat ;;
+1)
     driver=/sys/bus/virtio/drivers/virtio_net
     until ls $driver/virtio* $driver/unbind; do sleep 0.01; done >/dev/null 2>&1
     for one in $driver/virtio*; do echo ${one##*/} >$driver/unbind; done ;;
-6) rm /usr/lib/guest/agent; exit ;;
+2) rm /usr/lib/guest/agent; exit ;;
 esac
 exec sleep 1000000
 """
@@ -69,7 +69,7 @@ def refusals(odd: Path) -> list[dict[str, Any]]:
             return dict(answer.json())
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(run, ("512M", "640M", "768M")))
+        return list(pool.map(run, ("512M", "768M", "1G")))
 
 
 @pytest.mark.parametrize(

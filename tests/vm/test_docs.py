@@ -22,7 +22,15 @@ import pytest
 
 from tests.support import pages
 from tests.support.side_by_side import own_ports
-from tests.vm.conftest import IMAGE, PATIENCE_S, Supervisor, nothing_left_in, started, workplace
+from tests.vm.conftest import (
+    IMAGE,
+    PATIENCE_S,
+    Supervisor,
+    nothing_left_in,
+    put_template,
+    started_with_template,
+    workplace,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +57,7 @@ _SHARED = [page for page in pages.PAGES if _SCRIPTS[page] and page not in _OWN]
 
 @pytest.fixture(scope="module")
 def shared_supervisor() -> Iterator[Supervisor]:
-    with started(MANAGER_TEMPLATES="auto") as running:
-        running.until(
-            "/templates", lambda answer: "ready" in [one["state"] for one in answer["templates"]]
-        )
+    with started_with_template(MANAGER_HELD_CLONES="2") as running:
         yield running
 
 
@@ -72,15 +77,19 @@ def test_page(page: Path, short_tmp: Path, shared_supervisor: Supervisor) -> Non
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """Where one page after another has its supervisor."""
+    """Where one page after another has its supervisor.
+
+    A template is there, as for who has read the README before: else each page takes as long as two
+    boots.
+    """
     with workplace() as directory:
+        (directory / "tmp").mkdir()
+        put_template(directory / "tmp", _SETTINGS | {"MANAGER_QEMU_DISK_IMG_FILE": str(IMAGE)})
         yield directory
 
 
 @pytest.mark.parametrize("page", _OWN, ids=pages.name)
 def test_page_with_a_supervisor_of_its_own(page: Path, place: Path) -> None:
-    # A template that an earlier one has made is there, as for who has read the README before: else
-    # each page takes as long as two cold boots.
     _clear(place, but=place / "tmp" / "templates")
     with nothing_left_in(place):
         first, last = own_ports(12000, 20000)
