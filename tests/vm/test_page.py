@@ -97,7 +97,7 @@ def test_a_day_at_the_page(tmp_path: Path) -> None:
     with workplace() as tmp, browser() as chromium:
         _, token = tokens.create(tmp / "tokens.json", "olivia", Role.OPERATE, None, tokens.now())
         _, reader = tokens.create(tmp / "tokens.json", "rita", Role.READ, None, tokens.now())
-        with started_with_template(tmp, **settings) as supervisor:
+        with started(tmp, **settings) as supervisor:
             url = f"http://127.0.0.1:{settings['MANAGER_HTTP_PORT']}/"
             with looking(chromium, url, told) as page:
                 check(page)
