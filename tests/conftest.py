@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,19 +69,26 @@ def short_tmp() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """No test leaves a process, a zombie or a listening socket of this process behind."""
-    me = psutil.Process()
-    children = set(me.children())
-    listening = _listening(me)
+    children, listening = _children(), _listening()
     yield
-    left = set(me.children()) - children
-    assert not left, "processes are left"
-    assert not _listening(me) - listening, "listening sockets are left"
+    if left := _children() - children:
+        assert not [one for one in psutil.process_iter() if one.pid in left], "processes are left"
+    assert not _listening() - listening, "listening sockets are left"
 
 
-def _listening(process: psutil.Process) -> set[tuple[int, object]]:
+def _children() -> set[int]:
+    """Each thread has those that it made. psutil would look at all processes."""
+    found: list[str] = []
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it ends
+            found += (thread / "children").read_text().split()
+    return {int(pid) for pid in found}
+
+
+def _listening() -> set[tuple[int, object]]:
     return {
         (one.fd, one.laddr)
-        for one in process.net_connections("all")
+        for one in psutil.Process().net_connections("tcp")
         if one.status == psutil.CONN_LISTEN
     }
 
