@@ -65,6 +65,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in pages.anchors(file), target
 
 
+@page
+def test_every_file_of_ours_that_is_named_is_there(page: Path) -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|proto))`", page.read_text())
+    places = (pages.ROOT, PACKAGE)
+    assert [one for one in named if not any((place / one).exists() for place in places)] == []
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
     reached, new = set(), [pages.ROOT / "README.md"]
     while new:
