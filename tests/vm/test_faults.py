@@ -222,7 +222,7 @@ def test_clone_on_a_full_tmpfs_has_all_its_memory() -> None:
     with (
         workplace() as tmp,
         small_disk(tmp, 600),
-        started(tmp, MANAGER_TEMPLATES="auto") as running,
+        started_with_template(tmp) as running,
     ):
         vm = running.run(computation("full"), template="require")
         fill = ["dd", "if=/dev/zero", f"of={tmp / 'fills'}", "bs=64k"]
