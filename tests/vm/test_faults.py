@@ -216,13 +216,13 @@ with socket.socket(socket.AF_UNIX) as result:
 
 
 def test_clone_on_a_full_tmpfs_has_all_its_memory() -> None:
-    """Where reading a hole in a file takes a page."""
+    """Where reading a hole in a file takes a page, so that a template made there has none."""
     if os.geteuid() != 0:
         pytest.skip("NOT TESTED: a full disk takes root, to mount a small file system")
     with (
         workplace() as tmp,
         small_disk(tmp, 600),
-        started_with_template(tmp) as running,
+        started(tmp, MANAGER_TEMPLATES="auto") as running,
     ):
         vm = running.run(computation("full"), template="require")
         fill = ["dd", "if=/dev/zero", f"of={tmp / 'fills'}", "bs=64k"]
