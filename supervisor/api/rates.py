@@ -145,15 +145,21 @@ class AtOnce:
                 del self._held[who]
 
 
+def plain_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An IPv4 address as one, though a socket for both families has it as one of IPv6.
+
+    :raises ValueError: if it is no address
+    """
+    ip = ipaddress.ip_address(address)
+    return (isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped) or ip
+
+
 def network_of(address: str) -> str:
     """The addresses that one host has at will: a /64 of IPv6, and all of loopback."""
     try:
-        ip = ipaddress.ip_address(address)
+        ip = plain_address(address)
     except ValueError:
         return address  # a unix socket's
-    if isinstance(ip, ipaddress.IPv6Address):
-        # A socket for both families has IPv4 addresses so.
-        ip = ip.ipv4_mapped or ip
     if ip.is_loopback:
         return "loopback"
     if isinstance(ip, ipaddress.IPv4Address):

@@ -55,6 +55,25 @@ async def test_a_member_serves_nobody_without_a_certificate_of_the_fleet(
                 await foreign.get(f"{address(fleet, 'b')}/health")
 
 
+@pytest.mark.parametrize("there", [b"", None], ids=["half of one", "none"])
+async def test_a_member_whose_key_is_being_replaced_goes_on(
+    fleet: Fleet, there: bytes | None
+) -> None:
+    """With the certificate and the key of before."""
+    files = fleet.brokers.files("b")
+    key = files / "key.pem"
+    whole = key.read_bytes()
+    async with fleet.serve("b") as b:
+        key.unlink() if there is None else key.write_bytes(there)
+        async with client(fleet.brokers.files("a")) as http:
+            assert (await http.get(f"{address(fleet, 'b')}/health")).is_success
+        await b.wait_said("files cannot be read again")
+        key.write_bytes(whole)
+        async with client(fleet.brokers.files("a")) as http:
+            assert (await http.get(f"{address(fleet, 'b')}/health")).is_success
+        await b.wait_said("files read again")
+
+
 async def test_a_token_is_for_one_request_of_one_member_to_another(fleet: Fleet) -> None:
     signer = Identity.read(fleet.brokers.files("a"))
     async with fleet.serve_both() as (_, _), client(fleet.brokers.files("a")) as http:

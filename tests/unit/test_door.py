@@ -232,12 +232,11 @@ def test_last_good_value_stays_without_another(tmp_path: Path) -> None:
     file = tmp_path / "file"
 
     def read() -> int:
-        try:
-            return int(file.read_text())
-        except (OSError, ValueError) as error:
-            raise HostError("bad") from error
+        if file.read_text() == "worst":
+            raise HostError("bad")
+        return int(file.read_text())
 
-    with pytest.raises(HostError):
+    with pytest.raises(OSError, match="file"):
         Watched([file], read)
     file.write_text("1")
     watched, strict = Watched([file], read), Watched([file], read, broken=0)
@@ -245,3 +244,9 @@ def test_last_good_value_stays_without_another(tmp_path: Path) -> None:
     assert (watched.get(), strict.get()) == (1, 0)
     file.write_text("22")
     assert (watched.get(), strict.get()) == (22, 22)
+    file.write_text("worst")
+    assert (watched.get(), strict.get()) == (22, 0)
+    file.write_text("333")
+    assert (watched.get(), strict.get()) == (333, 333)
+    file.unlink()
+    assert (watched.get(), strict.get()) == (333, 0)

@@ -49,6 +49,12 @@ def test_other_hosts(host: str) -> None:
         HOSTS.check_host(sent(("host", host)))
 
 
+def test_ipv4_address_of_a_socket_for_both_families() -> None:
+    HOSTS.check_host(sent(("host", "192.0.2.7:9021"), address="::ffff:192.0.2.7"))
+    with pytest.raises(Misdirected):
+        HOSTS.check_host(sent(("host", "192.0.2.8:9021"), address="::ffff:192.0.2.7"))
+
+
 def test_host_is_said_once() -> None:
     with pytest.raises(Misdirected):
         HOSTS.check_host(sent(("host", "localhost"), ("host", "localhost")))

@@ -26,9 +26,10 @@ class Watched(Generic[T]):
     `get` looks at each file's time, size and inode, which takes a microsecond, and reads the files
     again if one differs. So a change counts for the next caller, without a task that waits for it.
 
-    :param read: reads the files. Raises HostError if they are not what they should be
+    :param read: reads the files. Raises HostError, or what the reading of files raises, if they are
+        not what they should be
     :param broken: the value while the files are not what they should be; None: the last good one
-    :raises HostError: if the files are not what they should be from the beginning
+    :raises HostError: or the other, if they are not what they should be from the beginning
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class Watched(Generic[T]):
         names = ", ".join(map(str, self._files))
         try:
             self._value = self._read()
-        except HostError as error:
+        # Of a certificate and its key one may be there, or half of one: ssl's errors are OSErrors.
+        except (HostError, OSError, ValueError) as error:
             if self._broken is not None:
                 self._value = self._broken
             log.error("files cannot be read again", files=names, problem=str(error))

@@ -194,6 +194,8 @@ def create_app(
             check_origin(sent)
             if websocket.url_rule:
                 check(rights[websocket.url_rule.endpoint])
+            else:
+                current()  # as above
 
     return app
 

@@ -270,12 +270,11 @@ class Connection(TCPServer):
             await trio.aclose_forcefully(self.stream)
             return
         Connection._count += 1
-        accepted = self.stream
-        self._choose_stream()
-        # What becomes ``scope["state"]`` of each request.
-        self.state = LifespanState({**self.state, "stream": self.stream})
         try:
-            with self.config.per_caller.one_more(_who(accepted)):
+            with self.config.per_caller.one_more(_who(self.stream)):
+                self._choose_stream()
+                # What becomes ``scope["state"]`` of each request.
+                self.state = LifespanState({**self.state, "stream": self.stream})
                 if await self._shake_hands():
                     await super().run()
                 else:

@@ -10,7 +10,6 @@ Sources: RFC 9110, sections 7.2 and 7.4; RFC 6454, section 7; W3C "Fetch Metadat
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import ssl
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from supervisor.api.rates import plain_address
 from supervisor.errors import CrossSite, Misdirected
 
 if TYPE_CHECKING:
@@ -102,12 +102,12 @@ class Hosts:
             return False
         name = authority.name
         try:
-            ip = ipaddress.ip_address(name)
+            ip = plain_address(name)
         except ValueError:
             return bool({name, f"*.{name.partition('.')[2]}"} & self._names)
         # An address cannot be made to stand for another one. Other addresses of this host are
         # not refused for safety, but because they are not asked for.
-        return ip.is_loopback or ip == ipaddress.ip_address(address) or name in self._names
+        return ip.is_loopback or ip == plain_address(address) or name in self._names
 
 
 def _misdirected(host: str) -> Misdirected:
