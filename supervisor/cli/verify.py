@@ -65,6 +65,8 @@ _OPTIONS = {
 }
 
 _certificates = Parsed(certificate.load)
+_list = Parsed(certificate.load_list)
+_certificate = Parsed(certificate.load_one)
 
 
 def _snp_report(content: bytes) -> tuple[Report, Mapping[str, bytes]]:
@@ -87,15 +89,12 @@ def _tdx_quote(content: bytes) -> Quote:
 _nonce = click.option("--nonce", type=Hex(64, fill=True), help="What you asked with.")
 _tls_certificate = click.option(
     "--tls-certificate",
-    type=_certificates,
+    type=_certificate,
     help="What the agent showed you over TLS: the evidence must be of its key and --nonce.",
 )
 _allow_debug = click.option("--allow-debug", is_flag=True, help="Let one pass that can be read.")
 _allow_migration = click.option(
     "--allow-migration", is_flag=True, help="Let one pass that an agent can take over."
-)
-_crl = click.option(
-    "--crl", type=Parsed(certificate.load_list), help="The maker's revocation list."
 )
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _at = click.option(
@@ -124,7 +123,7 @@ def verify() -> None:
 @click.argument("report", type=Parsed(_snp_report))
 @click.option(
     "--leaf",
-    type=_certificates,
+    type=_certificate,
     help="Certificate of the key that signed, if it is not in REPORT: a VCEK or a VLEK.",
 )
 @click.option("--chain", type=_certificates, help="Certificates above it, if not those shipped.")
@@ -148,12 +147,12 @@ def verify() -> None:
 @_tls_certificate
 @_allow_debug
 @_allow_migration
-@_crl
+@click.option("--crl", type=_list, help="AMD's revocation list of the product.")
 @_at
 @as_json
 def of_snp(
     report: tuple[Report, Mapping[str, bytes]],
-    leaf: list[Certificate] | None,
+    leaf: Certificate | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -166,7 +165,7 @@ def of_snp(
     found, at_hand = report
     checks = verify_snp.verify(
         found,
-        leaf[0] if leaf else table.leaf(at_hand),
+        leaf or table.leaf(at_hand),
         given["chain"] or (),
         _expected_of_report(given),
         _time(given),
@@ -213,7 +212,12 @@ def _expected_of_report(given: dict[str, Any]) -> verify_snp.Expected:
 @_tls_certificate
 @_allow_debug
 @_allow_migration
-@_crl
+@click.option(
+    "--crl",
+    type=_list,
+    multiple=True,
+    help="A revocation list of Intel's: of the root, or of the platforms' authority.",
+)
 @_at
 @as_json
 def of_tdx(quote: Quote, as_json: bool, **given: Any) -> None:
@@ -336,7 +340,7 @@ def _report_data(given: dict[str, Any]) -> bytes | None:
         return nonce
     if nonce is None:
         raise BadEvidence("--tls-certificate needs the --nonce that you asked with")
-    return binding.report_data(given["tls_certificate"][0].public_key, nonce)
+    return binding.report_data(given["tls_certificate"].public_key, nonce)
 
 
 def _bound(given: dict[str, Any], member: str, technology: Technology) -> bytes | None:

@@ -127,6 +127,17 @@ def load(content: bytes) -> list[Certificate]:
         raise BadEvidence(f"not a certificate in DER or PEM: {error}") from error
 
 
+def load_one(content: bytes) -> Certificate:
+    """The certificate of a file, where others beside it would be in nobody's mind.
+
+    :raises BadEvidence: if there is none, or more than one, or it cannot be read
+    """
+    found = load(content)
+    if len(found) != 1:
+        raise BadEvidence(f"there are {len(found)} certificates, and one is meant")
+    return found[0]
+
+
 def _read(parsed: Any) -> Certificate:
     inner = parsed["tbs_certificate"]
     if inner["signature"].dump() != parsed["signature_algorithm"].dump():
@@ -238,4 +249,5 @@ def revocation(
         return check(field, until, good=False, why="fetch a new one")
     # Every VCEK has the number 0.
     bad = [one.subject for one in of if one.serial and one.serial in found.revoked]
-    return check(field, f"revokes {', '.join(bad)}" if bad else "revokes none of these", not bad)
+    says = f"revokes {', '.join(bad)}" if bad else "revokes none of these"
+    return check(field, f"of {authority.subject}: {says}", not bad)

@@ -146,15 +146,15 @@ class Intel:
         signature = _sign(self._signing_key, text.encode()).hex()
         return f'{{{spaces}"{name}":{spaces}{text},"signature":"{signature}"}}'.encode()
 
-    def revocations(self, *serials: int) -> bytes:
-        """Of the platform authority."""
-        built = x509.CertificateRevocationListBuilder(
-            _name("Intel SGX PCK Platform CA"), NOW - _YEAR, NOW + _YEAR
-        )
+    def revocations(self, *serials: int, by_root: bool = False) -> bytes:
+        """Of the platform authority; or of the root, which numbers its certificates from 1 on."""
+        name = "Intel SGX Root CA" if by_root else "Intel SGX PCK Platform CA"
+        built = x509.CertificateRevocationListBuilder(_name(name), NOW - _YEAR, NOW + _YEAR)
         for serial in serials:
             revoked = x509.RevokedCertificateBuilder(serial, NOW - _YEAR).build()
             built = built.add_revoked_certificate(revoked)
-        return built.sign(self._platform_key, hashes.SHA256()).public_bytes(Encoding.DER)
+        key = self._root_key if by_root else self._platform_key
+        return built.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
 def platform_extension(

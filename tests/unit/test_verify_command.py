@@ -106,6 +106,10 @@ def test_computation_as_run_takes_it(tmp_path: Path, written: bytes) -> None:
         (("--chain", "/dev/null"), "/dev/null is empty"),
         (("--crl", "/dev/null"), "/dev/null is empty"),
         (("--chain", str(VECTORS / GOOD[0])), "an attestation report, and no certificate"),
+        (
+            ("--nonce", "00", "--tls-certificate", str(VECTORS / "sev-cert_chain_milan")),
+            "there are 2 certificates, and one is meant",
+        ),
         (("--measurement", "00" * 48, "--measurement", "11" * 48), "--measurement is said twice"),
         (("--nonce", "00", "--nonce", "00"), "--nonce is said twice"),
         (("--minimum-tcb", "snp=9,snp=8"), "snp is said twice"),

@@ -19,6 +19,7 @@ from supervisor.tee.tdx.collateral import ALLOWABLE
 from supervisor.tee.tdx.pck import Platform
 from supervisor.tee.tdx.quote import Attribute, decode
 from supervisor.tee.tdx.verify import Expected, verify
+from tests.support.amd import amd
 from tests.support.intel import (
     ENCLAVE,
     FMSPC,
@@ -209,10 +210,47 @@ def test_revoked_platform() -> None:
 
     def listed(revocations: bytes) -> list[str]:
         found = certificate.load_list(revocations)
-        return wrong(verify(quote, Expected(), NOW, root=intel().root, revocations=found))
+        return wrong(verify(quote, Expected(), NOW, root=intel().root, revocations=[found]))
 
     assert listed(intel().revocations(5)) == []
     assert listed(intel().revocations(99)) == ["revocation list"]
+
+
+#: Of the root's certificates, in the order of `intel`.
+SIGNING, PLATFORM_CA = 2, 3
+
+
+@pytest.mark.parametrize(
+    ("revoked", "with_info", "problems"),
+    [
+        (PLATFORM_CA, False, ["revocation list"]),
+        (SIGNING, True, ["revocation list"]),
+        (SIGNING, False, []),  # nothing here is signed by it
+        (99, True, []),
+    ],
+)
+def test_revoked_authorities(revoked: int, with_info: bool, problems: list[str]) -> None:
+    root = intel().root
+    lists = [intel().revocations(77), intel().revocations(revoked, by_root=True)]
+    info = collateral.tcb_info(intel().tcb_info(), [intel().signing], root) if with_info else None
+    checks = verify(
+        decode(intel().quote()),
+        Expected(),
+        NOW,
+        info=info,
+        revocations=[certificate.load_list(one) for one in lists],
+        root=root,
+    )
+    assert wrong(checks) == problems
+    assert sum(one.field == "revocation list" for one in checks) == 2
+
+
+def test_list_of_somebody_else() -> None:
+    found = certificate.load_list(amd().revocations(77))
+    checks = verify(
+        decode(intel().quote()), Expected(), NOW, root=intel().root, revocations=[found]
+    )
+    assert wrong(checks) == ["revocation list"]
 
 
 # --- collateral ----------------------------------------------------------------------------------
@@ -240,6 +278,16 @@ def with_collateral(
 
 def test_platform_of_today() -> None:
     assert with_collateral() == []
+
+
+def test_documents_by_a_key_whose_time_is_over() -> None:
+    old = attrs.evolve(intel().signing, ends_at=NOW - timedelta(days=1))
+    info = collateral.tcb_info(intel().tcb_info(), [old], intel().root)
+    identity = collateral.qe_identity(intel().qe_identity(), [old], intel().root)
+    checks = verify(
+        decode(intel().quote()), Expected(), NOW, info=info, identity=identity, root=intel().root
+    )
+    assert wrong(checks) == ["validity of Intel SGX TCB Signing"]
 
 
 @pytest.mark.parametrize("status", [*ALLOWABLE, "Revoked"])
@@ -296,7 +344,7 @@ def test_collateral_is_signed_to_the_letter(spaces: str) -> None:
     value = {"id": "TDX", "version": 3, "issueDate": "2026-01-01T00:00:00Z", "fmspc": "00",
              "nextUpdate": "2026-01-01T00:00:00Z", "pceId": "00", "tcbLevels": []}  # fmt: skip
     good = intel().document("tcbInfo", value, spaces=spaces)
-    assert collateral.tcb_info(good, signers, root).fmspc == b"\0"
+    assert collateral.tcb_info(good, signers, root).document.fmspc == b"\0"
     other = good.replace(b'"fmspc":"00"', b'"fmspc":"01"')
     for content, by in ((other, signers), (good, []), (good, [root])):
         with pytest.raises(BadEvidence, match="has signed the tcbInfo"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 import cattrs
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from supervisor.tee.certificate import Certificate
     from supervisor.tee.tdx.pck import Platform
     from supervisor.tee.tdx.quote import QeReport, TdReport
+
+D = TypeVar("D")
 
 #: Of all, the best.
 UP_TO_DATE = "UpToDate"
@@ -104,34 +106,46 @@ class QeIdentity:
     tcbLevels: tuple[_Level, ...]  # noqa: N815
 
 
+@attrs.frozen
+class Signed(Generic[D]):
+    """One of these documents, and the certificate of the key that signed it."""
+
+    document: D
+    signer: Certificate
+
+
 _converter = cattrs.Converter()
 _converter.register_structure_hook(bytes, lambda text, _: bytes.fromhex(text))
 _converter.register_structure_hook(datetime, lambda text, _: datetime.fromisoformat(text))
 
 
-def tcb_info(content: bytes, signers: Iterable[Certificate], root: Certificate) -> TcbInfo:
+def tcb_info(content: bytes, signers: Iterable[Certificate], root: Certificate) -> Signed[TcbInfo]:
     """:raises BadEvidence: if it cannot be read, or Intel has not signed it
     :raises Unsupported: if it is of another version, or not of TDX
     """
-    found: TcbInfo = _read(content, "tcbInfo", TcbInfo, signers, root)
+    signed: Signed[TcbInfo] = _read(content, "tcbInfo", TcbInfo, signers, root)
+    found = signed.document
     if (found.id, found.version) != ("TDX", 3):
         raise Unsupported(f"the TCB info is of {found.id}, version {found.version}, not TDX, 3")
-    return found
+    return signed
 
 
-def qe_identity(content: bytes, signers: Iterable[Certificate], root: Certificate) -> QeIdentity:
+def qe_identity(
+    content: bytes, signers: Iterable[Certificate], root: Certificate
+) -> Signed[QeIdentity]:
     """:raises BadEvidence: if it cannot be read, or Intel has not signed it
     :raises Unsupported: if it is of another version, or of another enclave
     """
-    found: QeIdentity = _read(content, "enclaveIdentity", QeIdentity, signers, root)
+    signed: Signed[QeIdentity] = _read(content, "enclaveIdentity", QeIdentity, signers, root)
+    found = signed.document
     if (found.id, found.version) != ("TD_QE", 2):
         raise Unsupported(f"the identity is of {found.id}, version {found.version}, not TD_QE, 2")
-    return found
+    return signed
 
 
 def _read(
-    content: bytes, member: str, kind: type[Any], signers: Iterable[Certificate], root: Certificate
-) -> Any:
+    content: bytes, member: str, kind: type[D], signers: Iterable[Certificate], root: Certificate
+) -> Signed[D]:
     """The member's value, if its text, to the letter, has a signature that leads to the root."""
     try:
         text = content.decode()
@@ -149,7 +163,7 @@ def _read(
         if signer.signed_by(root) and ecdsa.is_signed(
             signed, signature, signer.public_key, ecdsa.P256
         ):
-            return found
+            return Signed(found, signer)
     raise BadEvidence(f"no certificate given has signed the {member}, or {root.subject} not it")
 
 

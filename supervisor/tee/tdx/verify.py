@@ -19,11 +19,11 @@ from supervisor.tee.tdx import collateral, pck
 from supervisor.tee.tdx.quote import Attribute
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from supervisor.tee.certificate import Certificate, RevocationList
-    from supervisor.tee.tdx.collateral import QeIdentity, TcbInfo
+    from supervisor.tee.tdx.collateral import QeIdentity, Signed, TcbInfo
     from supervisor.tee.tdx.quote import QeReport, Quote, TdReport
 
 #: Intel's quoting enclave for TDX: who signed it, and which of that signer's it is.
@@ -66,15 +66,15 @@ def verify(
     expected: Expected,
     at: datetime,
     *,
-    info: TcbInfo | None = None,
-    identity: QeIdentity | None = None,
-    revocations: RevocationList | None = None,
+    info: Signed[TcbInfo] | None = None,
+    identity: Signed[QeIdentity] | None = None,
+    revocations: Sequence[RevocationList] = (),
     root: Certificate | None = None,
 ) -> list[Check]:
     """All that can be said of a quote.
 
     :param at: when certificates and collateral must be valid
-    :param revocations: the list of the authority of the PCK's certificate
+    :param revocations: lists of the authority of the PCK's certificate, and of the root
     :param root: Intel's, if not this package's
     :raises BadEvidence: if the quote's certificates cannot be read
     """
@@ -83,15 +83,35 @@ def verify(
     signer = next((one for one in given[1:] if leaf.signed_by(one) and one.signed_by(root)), None)
     way = " < ".join(one.subject for one in (leaf, *([signer] if signer else []), root))
     checks = [check("certificate chain", way, signer is not None, why="no way to Intel's root")]
-    checks += [certificate.validity(one, at) for one in (leaf, signer, root) if one]
-    if revocations is not None and signer:
-        checks.append(certificate.revocation(revocations, [leaf], signer, at))
+    of_documents: list[Certificate] = []
+    for one in (info, identity):
+        if one and one.signer not in of_documents:
+            of_documents.append(one.signer)
+    used = (leaf, signer, root, *of_documents)
+    checks += [certificate.validity(each, at) for each in used if each]
+    if signer:
+        issued = [(signer, [leaf]), (root, [signer, *of_documents])]
+        checks += [_revocation(found, issued, at) for found in revocations]
     checks += [*_keys(quote, leaf), _enclave(quote.qe), _module(quote.report)]
     platform = pck.Platform.of(leaf)
     checks += collateral.judge(
-        quote.report, quote.qe, platform, info, identity, at, expected.allowed_tcb
+        quote.report,
+        quote.qe,
+        platform,
+        info.document if info else None,
+        identity.document if identity else None,
+        at,
+        expected.allowed_tcb,
     )
     return [*checks, *_attributes(quote.report, expected), *_guest(quote.report, expected)]
+
+
+def _revocation(
+    found: RevocationList, issued: Sequence[tuple[Certificate, list[Certificate]]], at: datetime
+) -> Check:
+    """:param issued: by each authority, what it has signed of what is used here"""
+    authority, of = next((one for one in issued if found.signed_by(one[0])), issued[0])
+    return certificate.revocation(found, of, authority, at)
 
 
 def _keys(quote: Quote, leaf: Certificate) -> list[Check]:
