@@ -12,19 +12,22 @@ from supervisor.config import MAX_COMPUTATION
 from supervisor.errors import Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from supervisor.api.rates import Who
 
 #: What a body takes beside its computation, at most.
 _BESIDE = 256 * 1024
+#: The same, once it is read.
+_BESIDE_READ = 4096
 #: The most that one body takes.
 LARGEST = MAX_COMPUTATION + _BESIDE
 _RETRY_AFTER_S = 5
 
 
 class Budget:
-    """Bytes for bodies, from before the first byte is read until the computation is on disk.
+    """Bytes for bodies, from before the first byte is read until the computation is on disk; in a
+    fleet, until a host has answered, for until then another one may need it.
 
     One caller has at most half of them, so that a caller with many or slow bodies leaves room for
     the others.
@@ -44,8 +47,13 @@ class Budget:
         return self._held.total()
 
     @asynccontextmanager
-    async def reserve(self, who: Who, announced: int | None) -> AsyncIterator[None]:
+    async def reserve(
+        self, who: Who, announced: int | None
+    ) -> AsyncIterator[Callable[[int], None]]:
         """Room for one body.
+
+        Once it is read, say by what is yielded how many bytes stay in memory: the rest is others'
+        while a run waits for room or for its agent.
 
         :param who: the caller
         :param announced: bytes of the body as it is sent; None if the caller does not say. No
@@ -64,14 +72,23 @@ class Budget:
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._held[who] += size
+
+        def keep(stays: int) -> None:
+            nonlocal size
+            self._give_back(who, max(size - stays - _BESIDE_READ, 0))
+            size = min(size, stays + _BESIDE_READ)
+
         try:
-            yield
+            yield keep
         finally:
-            self._held[who] -= size
-            if not self._held[who]:
-                del self._held[who]
-            self._changed.set()
-            self._changed = trio.Event()
+            self._give_back(who, size)
+
+    def _give_back(self, who: Who, size: int) -> None:
+        self._held[who] -= size
+        if not self._held[who]:
+            del self._held[who]
+        self._changed.set()
+        self._changed = trio.Event()
 
     def _fits(self, who: Who, size: int) -> bool:
         mine = self._held[who] + size <= self._most // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from functools import partial
 
 import attrs
@@ -124,6 +125,21 @@ async def test_one_caller_has_half_of_the_budget() -> None:
             assert budget.held_bytes < 3 * LARGEST
         assert budget.held_bytes == 2 * LARGEST
     assert budget.held_bytes == 0
+
+
+async def test_what_is_read_takes_what_stays_of_it() -> None:
+    budget = Budget(4 * LARGEST, 1.0)
+    async with AsyncExitStack() as stack:
+        for _ in range(20):  # of one caller, who has half of it
+            keep = await stack.enter_async_context(budget.reserve(A, None))
+            keep(1000)
+        assert 20_000 <= budget.held_bytes < LARGEST
+        announced = await stack.enter_async_context(budget.reserve(A, 10))
+        held = budget.held_bytes
+        announced(2 * LARGEST)  # it never takes more than was reserved
+        assert budget.held_bytes == held
+    assert budget.held_bytes == 0
+    assert not budget._held
 
 
 async def test_body_without_room_waits(autojump_clock: trio.testing.MockClock) -> None:

@@ -74,10 +74,12 @@ class ManagerServicer(manager_pb2_grpc.ManagerServiceServicer):
         )
 
     async def _submit(self, context: Context) -> tuple[Vm | Answered, RunOptions]:
-        """Nothing of the computation stays in memory: its VM has it on disk."""
-        async with self._budget.reserve(who(), None):
-            message = await read_message(context, self.service.config.callers.body_timeout_s)
-            wanted = messages.run_request(message, context)
+        """Nothing of the computation stays in memory once its VM has it on disk."""
+        async with self._budget.reserve(who(), None) as keep:
+            body_timeout_s = self.service.config.callers.body_timeout_s
+            # The message is not kept beside what is read from it.
+            wanted = messages.run_request(await read_message(context, body_timeout_s), context)
+            keep(len(wanted.computation))
             key = messages.metadata(context, "idempotency-key")
             options = wanted.options(self.service.config, key, trace.present().id)
             return await submit(self.service, self.member, wanted, options, waits=True), options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +23,51 @@ if TYPE_CHECKING:
 
     from supervisor.api.fleet.member import Member
     from supervisor.fleet.fleet import Fleet
+    from supervisor.qemu.trial import SevPlatform
     from supervisor.runs.service import Service
 
     #: Makes all checks; blocking. Of each it has the attributes name, verdict, detail and advice.
     Examine = Callable[[], Iterable[Any]]
 
+#: For so long what QEMU has said of SEV is the answer to all who ask.
+_SEV_KEPT_S = 10.0
 #: Of a check's attributes those that the answer has.
 _OF_CHECK = ("name", "verdict", "detail", "advice")
 
 
+class _Sev:
+    """What QEMU says of this host's SEV. Every tenant may ask, and each asking starts a QEMU.
+
+    :param ask: blocking. Raises LaunchError if the host has none
+    """
+
+    def __init__(self, ask: Callable[[], SevPlatform]) -> None:
+        self._ask = ask
+        self._asking = trio.Lock()
+        self._said: SevPlatform | LaunchError
+        self._until = -math.inf
+
+    async def platform(self) -> SevPlatform:
+        """:raises TeeUnavailable: if the host has none"""
+        async with self._asking:
+            if trio.current_time() >= self._until:
+                try:
+                    self._said = await trio.to_thread.run_sync(self._ask)
+                except LaunchError as error:
+                    self._said = error
+                self._until = trio.current_time() + _SEV_KEPT_S
+        if isinstance(self._said, LaunchError):
+            raise TeeUnavailable(
+                f"this host has no certificates of an SEV platform: {self._said.detail}",
+                advice="'qmp-supervisor doctor' tells the host's operator what is missing",
+            ) from self._said
+        return self._said
+
+
 def blueprint(service: Service, examine: Examine, member: Member | None) -> Blueprint:
     routes = Blueprint("host", __name__)
-    #: Each starts a QEMU.
-    one_at_a_time, one_check = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
+    one_check = trio.CapacityLimiter(1)  # each starts a QEMU
+    sev = _Sev(partial(_ask_sev, service))
 
     @routes.get("/host")
     @needs(Right.HOST)
@@ -60,16 +93,7 @@ def blueprint(service: Service, examine: Examine, member: Member | None) -> Blue
     @routes.get("/host/sev")
     @needs(Right.RUN)
     async def show_sev_platform() -> Any:
-        config, here = service.config.qemu, service.vms.host
-        ask = partial(trial.sev_platform, sudo=config.use_sudo, user=here.users.shared)
-        try:
-            found = await trio.to_thread.run_sync(ask, here.qemu, limiter=one_at_a_time)
-        except LaunchError as error:
-            raise TeeUnavailable(
-                f"this host has no certificates of an SEV platform: {error.detail}",
-                advice="'qmp-supervisor doctor' tells the host's operator what is missing",
-            ) from error
-        return attrs.asdict(found)
+        return attrs.asdict(await sev.platform())
 
     @routes.get("/hosts")
     @needs(Right.HOST)
@@ -100,6 +124,12 @@ def blueprint(service: Service, examine: Examine, member: Member | None) -> Blue
         return _state(fleet)
 
     return routes
+
+
+def _ask_sev(service: Service) -> SevPlatform:
+    here = service.vms.host
+    sudo, user = service.config.qemu.use_sudo, here.users.shared
+    return trial.sev_platform(here.qemu, sudo=sudo, user=user)
 
 
 def _state(fleet: Fleet) -> dict[str, Any]:

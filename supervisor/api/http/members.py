@@ -34,8 +34,9 @@ def blueprint(member: Member, calls: Calls, service: Service, budget: Budget) ->
         caller, key = current(), request.headers.get("Idempotency-Key")
         if caller.claim is None or caller.claim[0] != str(run_id):
             raise NotOwner(f"this member is not asked for run {run_id}")
-        async with budget.reserve(who(), json_body.incoming().announced):
+        async with budget.reserve(who(), json_body.incoming().announced) as keep:
             wanted = await json_body.read(RunRequest)
+            keep(len(wanted.computation))
             options = wanted.options(service.config, key, trace.present().id)
             await member.runs.keep(str(run_id), Posted(wanted, options, caller, waits=False))
         return Response("", 204)

@@ -51,12 +51,13 @@ def blueprint(service: Service, budget: Budget, member: Member | None) -> Bluepr
         return {**views.answer(vm, reply), **where}, 200, timing
 
     async def _submit() -> tuple[Vm, RunOptions] | Response:
-        """Nothing of the computation stays in memory: its VM has it on disk.
+        """Nothing of the computation stays in memory once its VM has it on disk.
 
         :returns: the answer of another member of the fleet, if that one has the VM
         """
-        async with budget.reserve(who(), json_body.incoming().announced):
+        async with budget.reserve(who(), json_body.incoming().announced) as keep:
             wanted = await json_body.read(RunRequest)
+            keep(len(wanted.computation))
             options = wanted.options(service.config, _idempotency_key(), trace.present().id)
             waits = not _prefers_async()
             found = await submit(service, member, wanted, options, waits=waits)

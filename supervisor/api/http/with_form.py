@@ -60,11 +60,12 @@ async def run(service: Service, budget: Budget, member: Member | None) -> Any:
     body = json_body.incoming()
     body.allow(computing.ANY_LENGTH)
     form = Form(body, request.mimetype_params.get("boundary", ""))
-    async with budget.reserve(who(), None):
+    async with budget.reserve(who(), None) as keep:
         name, first = await _first(form)
         computation, wishes = first.get("computation", b"{}"), first.get("compute", b"{}")
         wanted = json_body.parse(RunRequest, first.get("run", b"{}"), computation=computation)
         json_body.parse(ComputeRequest, wishes)
+        keep(len(computation))
         options = wanted.options(service.config, None, trace.present().id)
         if wanted.parties:
             raise InvalidRequest("a form excludes parties: each sends its part singly")
