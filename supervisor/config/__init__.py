@@ -243,12 +243,12 @@ def _contradictions_of_users(qemu: QemuConfig, limits: LimitsConfig) -> list[str
     if qemu.run_as is not None and qemu.use_sudo:
         found.append("MANAGER_QEMU_RUN_AS and MANAGER_QEMU_USE_SUDO exclude each other")
     if isinstance(qemu.run_as, UidRange):
-        # The first is the group of all.
-        ids = qemu.run_as.last - qemu.run_as.first
-        if ids < limits.max_vms:
+        # The first is the group of all, and a VM that becomes a template has one.
+        ids = qemu.run_as.last - qemu.run_as.first + 1
+        if ids < limits.max_vms + 2:
             found.append(
-                f"MANAGER_QEMU_RUN_AS={qemu.run_as} must have one id more than MANAGER_MAX_VMS,"
-                f" so {limits.max_vms + 1} at least"
+                f"MANAGER_QEMU_RUN_AS={qemu.run_as} must have two ids more than MANAGER_MAX_VMS,"
+                f" so {limits.max_vms + 2} at least"
             )
     return found
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from supervisor.config.settings import UidRange
-from supervisor.errors import HostError
+from supervisor.errors import AtCapacity, HostError
 from supervisor.qemu import confine
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from supervisor.qemu.cmdline import Accel
 
 _SETTING = "MANAGER_QEMU_RUN_AS"
+#: A VM may have ended by then.
+_RETRY_S = 10
 _SEV = "/dev/sev"
 _DEVICES = ("/dev/kvm", _SEV)
 #: Ids that processes in user namespaces may have: subuid(5).
@@ -88,11 +90,18 @@ class Users:
     def take(self, uid: int | None = None) -> User | None:
         """The user of one VM, until `give_back`. There is one for each VM that may run.
 
+        :raises AtCapacity: if all are taken, by VMs that were adopted beyond what may run
         :param uid: of the user that the VM had under an earlier supervisor, with whatever
             setting; the VM keeps it, unless that is root
         """
         if self.shared is None or not self._all:
             return self.shared
+        if not uid and not self._free:
+            raise AtCapacity(
+                f"no id of {_SETTING} is free for another VM",
+                advice=f"end a VM, or name a wider range in {_SETTING}",
+                retry_after_s=_RETRY_S,
+            )
         chosen = uid or min(self._free)
         self._free.discard(chosen)
         return User(chosen, chosen, (self.shared.gid, *self.shared.groups))

@@ -15,6 +15,7 @@ from supervisor.agent import dialled
 from supervisor.agent.dialled_server import Dialled
 from supervisor.config import RestartPolicy, Tee, TemplateUse
 from supervisor.errors import (
+    AtCapacity,
     Busy,
     LaunchError,
     NotTheirs,
@@ -197,23 +198,24 @@ class Vms:
             bound_to=binding.field(options.technology, bound_to).hex(),
             phases={Phase.QUEUE: self.host.clock.boottime_s() - requested_s},
         )
-        secret = Secret.new()
+        secret, user = Secret.new(), None
         try:
             if self.closing:
                 raise Stopping
             self._check_agent(owner)
+            user = self.host.users.take()
             record = await self.journal.create(record, computation, secret, shares)
-        except OSError as error:
+        except BaseException as error:
             self.admission.leave(room)
-            raise self.unrecorded(record.id, error) from error
-        except BaseException:
-            self.admission.leave(room)
+            self.host.users.give_back(user)
+            if isinstance(error, OSError):
+                raise self.unrecorded(record.id, error) from error
             raise
         finally:
             self._starting -= 1
         vm = self._add(record, secret, requested_s)
         vm.reached(Phase.DIRECTORY)
-        self.spawn(self._supervise, vm, None, self.host.users.take())
+        self.spawn(self._supervise, vm, None, user)
         return vm
 
     def has_room_for(self, purpose: Purpose) -> bool:
@@ -268,7 +270,12 @@ class Vms:
                 self.discard(vm)  # its making was cut short, or is as good as a new one
             if not record.ended:
                 self.admission.take(Resources.on_record(record))
-                user = self.host.users.take(vm.dir.given_to())
+                try:
+                    user = self.host.users.take(vm.dir.given_to())
+                except AtCapacity as error:  # its QEMU is gone: its next one would have none
+                    log.error("VM not taken up", vm=vm.id, problem=str(error))
+                    vm.request_end(EndMode.FORCE, EndCause.RUN_FAILED, str(error))
+                    user = None
                 self.spawn(self._supervise, vm, Left(recovered.processes.get(record.id)), user)
                 alive.append(vm)
         return alive

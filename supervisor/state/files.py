@@ -28,6 +28,18 @@ def write_synced(file: Path, content: bytes) -> None:
         os.fsync(opened.fileno())
 
 
+def sync(path: Path) -> None:
+    """Have a file's content, or a directory's names, there after a crash of the host. Blocking.
+
+    :raises OSError: if it cannot be written
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 async def remove(file: Path) -> None:
     """Remove it, if it is there, in a worker thread. A failure is logged: nobody needs the file."""
     try:

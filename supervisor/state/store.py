@@ -24,6 +24,7 @@ import structlog
 
 from supervisor.errors import HostError
 from supervisor.state import format, record_file
+from supervisor.state.files import sync
 from supervisor.state.record import Event, EventKind, Record
 from supervisor.state.record_file import Damaged, event_line
 from supervisor.state.tmp_dir import LOCK
@@ -137,7 +138,7 @@ class Store:
             _append(draft.events, map(event_line, events))
             secret.write(draft.secret)
             if computation is not None:
-                draft.computation.write_bytes(computation)
+                draft.have_computation(computation, new.options.restart)
             if shares is not None:
                 shares.write(*draft.shares, new.id)
             draft.path.rename(path)
@@ -145,7 +146,7 @@ class Store:
             shutil.rmtree(draft.path, ignore_errors=True)
             raise
         try:
-            _sync_directory(self.tmp)
+            sync(self.tmp)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
@@ -309,7 +310,7 @@ def _replace(file: Path, content: bytes) -> None:
         opened.flush()
         os.fsync(opened.fileno())
     draft.rename(file)
-    _sync_directory(file.parent)
+    sync(file.parent)
 
 
 def _append(file: Path, lines: Iterable[bytes]) -> int:
@@ -328,14 +329,6 @@ def _append(file: Path, lines: Iterable[bytes]) -> int:
             with contextlib.suppress(OSError):
                 os.ftruncate(opened.fileno(), begin)
             raise
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _events(file: Path, after: int = 0) -> Iterator[Event]:

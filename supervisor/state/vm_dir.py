@@ -16,12 +16,13 @@ import attrs
 import structlog
 import trio
 
+from supervisor.config import RestartPolicy
 from supervisor.errors import ImageError, SupervisorError
 from supervisor.guest_text import last_lines
 from supervisor.qemu.firmware import check_pair, read_descriptors
 from supervisor.state import file_errors
 from supervisor.state.disk import base_image, check_image, make_overlay
-from supervisor.state.files import remove, write_synced
+from supervisor.state.files import remove, sync, write_synced
 from supervisor.state.log_file import LogFile
 from supervisor.state.results import Results
 
@@ -232,6 +233,18 @@ class VmDir:
         """
         mine = attrs.evolve(firmware, vars_file=self.firmware_vars)
         await trio.to_thread.run_sync(lambda: check_pair(mine, read_descriptors()))
+
+    def have_computation(self, computation: bytes, restart: RestartPolicy) -> None:
+        """Blocking.
+
+        :param restart: if the VM boots again after a reboot of the host, it and the secret must be
+            there then, whole: else its agent would get another one, and be open to everybody
+        :raises OSError: if it cannot be written
+        """
+        self.computation.write_bytes(computation)
+        if restart is not RestartPolicy.NEVER:
+            sync(self.computation)
+            sync(self.secret)
 
     async def read_computation(self) -> bytes:
         """:raises SupervisorError: if the file is missing or cannot be read"""

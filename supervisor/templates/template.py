@@ -25,6 +25,7 @@ from supervisor.qemu.host import boot_id
 from supervisor.qemu.version import Binary, Version
 from supervisor.state import file_errors
 from supervisor.state.disk import make_overlay
+from supervisor.state.files import sync
 from supervisor.state.record import BaseImage
 from supervisor.state.vm_dir import open_to_group
 
@@ -149,7 +150,7 @@ class Template:
         # Clones' disks may outlive a loss of power, and need the overlay. The rest need not last:
         # a boot of the host makes the template stale.
         for path in (self.overlay, self.path, self.path.parent):
-            _sync(path)
+            sync(path)
         draft = self.manifest.with_suffix(".new")
         draft.write_text(json.dumps(content, indent=2) + "\n")
         draft.rename(self.manifest)
@@ -317,11 +318,3 @@ def found(tmp: Path) -> list[Template]:
 def directory(tmp: Path) -> Path:
     """The directory of all templates."""
     return tmp / "templates"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -107,8 +107,8 @@ async def run(vm: Vm, wishes: Wishes, *, then_end: bool) -> dict[str, Any]:
         if parties:
             wishes = attrs.evolve(wishes, datasets=len(parties.data))
         await _commit(vm, {"state": RUNNING}, RUNNING)
-        await vm.dir.results.drop()
         try:
+            await vm.dir.results.drop()
             outcome = await _run(vm, agent, wishes)
             document = _document(outcome)
             await vm.dir.results.keep(json.dumps(document).encode(), outcome.result_sha256)

@@ -54,13 +54,17 @@ def after_boot(
     host_rebooted = verdict.reason == Reason.HOST_REBOOT
     # Who may have the computation is no clone that did not come up.
     sent = record.relay is RelayState.SENT
+    # After a reboot of the host the time of the first is not known any more: see `restart.wait`.
+    has_run = (
+        record.first_ran_s is not None or record.running_since_s is not None or record.restarts > 0
+    )
     needed = not (stopping or host_rebooted or record.settled or sent)
     if (clone_failed or (never_renewed and first_boot)) and needed:
         return Next.COLD_BOOT
     if (
         record.options.restart is RestartPolicy.ON_FAILURE
         and verdict.state is VmState.CRASHED
-        and (record.first_ran_s is not None or record.restarts)
+        and has_run
         and record.ending is None
         and restart_number(record, now_s) <= restart_limit
     ):

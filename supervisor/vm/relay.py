@@ -131,7 +131,6 @@ class Relay:
     async def again(self) -> None:
         """Prepare for another boot: the agent gets the computation again, as the run asked for."""
         self._vm.forget_phases(Phase.AGENT)
-        self._has_answer = False
         self._vm.defer_untold(sent=())
         if self._vm.record.relay is not RelayState.FAILED:
             await self._commit(RelayState.WAITING, error=None)
@@ -294,23 +293,27 @@ class Relay:
         finally:
             if is_first and not has_come_up:
                 self._templates.doubt(vm.record.template or "")
-        self._has_answer = True
         if clone and is_first:
             clone.is_renewed()
         await self._keep(reply)
 
     async def _keep(self, reply: str) -> None:
         vm = self._vm
-        await self._ownership.prove(vm, RelayState.ANSWERED)
-        vm.reached(Phase.RELAY)
-        vm.fresh_reply = reply if vm.waited_for and len(reply) <= _SHORT else None
-        await vm.commit_with(
-            partial(vm.dir.keep_reply, reply),
-            EventKind.RELAY,
-            {"state": RelayState.ANSWERED},
-            relay=RelayState.ANSWERED,
-            answered=True,
-        )
+        self._has_answer = True
+        try:
+            await self._ownership.prove(vm, RelayState.ANSWERED)
+            vm.reached(Phase.RELAY)
+            vm.fresh_reply = reply if vm.waited_for and len(reply) <= _SHORT else None
+            await vm.commit_with(
+                partial(vm.dir.keep_reply, reply),
+                EventKind.RELAY,
+                {"state": RelayState.ANSWERED},
+                relay=RelayState.ANSWERED,
+                answered=True,
+            )
+        finally:
+            # If a reset came before it was on record, the answer is lost: see `interrupt`.
+            self._has_answer = False
 
     async def _call(
         self, agent: AnyAgent | Line, session: Session, watch: AnyWatch, computation: bytes

@@ -8,8 +8,9 @@ import structlog
 import trio
 
 from supervisor.config import LONGEST_BACKOFF_S
+from supervisor.qemu.host import boot_id
 from supervisor.state.record import EventKind
-from supervisor.state.status import Reason, RunState, Status, Trigger, next_status
+from supervisor.state.status import RunState, Status, Trigger, next_status
 from supervisor.vm.decisions import restart_number
 from supervisor.waiting import Backoff
 
@@ -30,7 +31,8 @@ async def wait(vm: Vm, relay: Relay, verdict: Status) -> bool:
     log.warning("restarting", vm=vm.id, reason=verdict.reason, number=number, in_s=wait_s)
     exit_code = vm.session.qemu.exit_code if vm.session else None
     # CLOCK_BOOTTIME starts at 0 after a reboot of the host, so the time to live starts over.
-    clock = {"first_ran_s": None} if verdict.reason == Reason.HOST_REBOOT else {}
+    last = vm.record.process
+    clock = {"first_ran_s": None} if last and last.boot_id != boot_id() else {}
     await vm.set_status(verdict, exit_code=exit_code, **clock)
     await vm.commit(EventKind.RESTARTING, {"number": number, "in_s": wait_s})
     with trio.move_on_after(wait_s):

@@ -135,10 +135,15 @@ class VmTask:
             await self._vm.dir.check_firmware(self._vm.config.qemu.firmware)
             return await self._boot()
         except (LaunchError, HostError) as error:
-            self._relaunch_failure = error
-            log.warning("launch failed", vm=self._vm.id, problem=str(error))
-            code = error.exit_code if isinstance(error, LaunchError) else None
-            return decisions.launch_failed(code)
+            failure: LaunchError | HostError = error
+        except OSError as error:
+            if error.errno not in file_errors.OF_THE_HOST:
+                raise
+            consequence = f"VM {self._vm.id} is not started again now"
+            failure = file_errors.launch_error(error, self._vm.dir.path, consequence)
+        self._relaunch_failure = failure
+        log.warning("launch failed", vm=self._vm.id, problem=str(failure))
+        return decisions.launch_failed(getattr(failure, "exit_code", None))
 
     def _after_boot(self, verdict: Status) -> Next:
         return decisions.after_boot(

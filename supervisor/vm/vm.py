@@ -329,7 +329,7 @@ class Vm(OnRecord):
                     await self._write(
                         (EventKind.TAKEN, data),
                         required=True,
-                        before=partial(self.dir.computation.write_bytes, computation),
+                        before=partial(self.dir.have_computation, computation, options.restart),
                         owner=owner,
                         purpose=Purpose.RUN,
                         options=options,

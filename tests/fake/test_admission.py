@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
+from supervisor.qemu.users import User, Users
 from tests.support.world import taken
 
 if TYPE_CHECKING:
@@ -30,6 +32,23 @@ async def test_vms_that_are_being_started_count(world: World) -> None:
     async with world.serve(MANAGER_MAX_VMS="1", MANAGER_QUEUE="0") as supervisor:
         await supervisor.begin()
         assert (await supervisor.post(b"1")).status_code == 429
+
+
+async def test_vm_that_no_user_is_left_for(world: World) -> None:
+    """It is not on record, and what it took is given back."""
+    async with world.serve(MANAGER_MAX_VMS="1", MANAGER_QUEUE="0") as supervisor:
+        vms = supervisor.running.service.vms
+        host, group = vms.host, User(7_700_000, 7_700_000, ())
+        vms.host = attrs.evolve(host, users=Users(group, [7_700_001]))
+        taken = vms.host.users.take()
+        refused = await supervisor.post(b"1")
+        assert refused.status_code == 429
+        assert "MANAGER_QEMU_RUN_AS" in refused.json()["advice"]
+        assert (await supervisor.http.get("/vms")).json()["vms"] == []
+        vms.host.users.give_back(taken)
+        assert vms.host.users.take() == taken
+        vms.host = host
+        await supervisor.run()
 
 
 async def test_one_fixed_agent_serves_one_vm_at_a_time(world: World) -> None:

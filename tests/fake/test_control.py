@@ -10,9 +10,11 @@ import pytest
 import trio
 
 from supervisor.pb import vm_pb2
+from supervisor.state.record import RelayState
 from supervisor.state.status import Status, VmState
 
 if TYPE_CHECKING:
+    from supervisor.vm.on_record import OnRecord
     from tests.support.world import Supervisor, World
 
 
@@ -225,3 +227,26 @@ async def test_resets_at_once_do_not_end_the_vm(world: World) -> None:
         assert vm.status.state is VmState.RUNNING
         assert vm.session is not None
         assert vm.session.resets == 3
+
+
+class Unproved:
+    """A fleet whose record cannot be reached once the agent has answered."""
+
+    def __init__(self) -> None:
+        self.asked = trio.Event()
+
+    async def prove(self, vm: OnRecord, relay: RelayState) -> None:
+        if relay is RelayState.ANSWERED:
+            self.asked.set()
+            await trio.sleep_forever()
+
+
+async def test_reset_before_the_answer_is_on_record(world: World) -> None:
+    """The answer is lost then, and who waits for it is told so."""
+    fleet = Unproved()
+    async with world.serve() as supervisor:
+        supervisor.running.service.vms._ownership = fleet
+        vm_id = await supervisor.begin()
+        await fleet.asked.wait()
+        assert (await supervisor.http.post(f"/vms/{vm_id}/reset")).status_code == 200
+        await supervisor.wait_record(vm_id, lambda record: record.relay == "interrupted")

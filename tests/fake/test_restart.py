@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,12 @@ import pytest
 
 from supervisor.config import OnStop
 from supervisor.state.status import Status, VmState
+from supervisor.state.vm_dir import VmDir
+from tests.fake.test_recovery import edit_record
 
 if TYPE_CHECKING:
+    import socket
+
     from supervisor.vm.vm import Vm
     from tests.support.world import Supervisor, World
 
@@ -176,6 +181,28 @@ async def test_launch_that_fails_is_followed_by_one_that_does_not(world: World) 
         assert (ended["state"], ended["exit_code"], ended["error"]) == ("shutoff", 0, None)
 
 
+async def test_launch_that_lacks_a_descriptor_is_followed_by_one_that_does_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.serve(**AT_ONCE, MANAGER_RESTART_LIMIT="1000000") as supervisor:
+        vm = await begin(supervisor)
+        guest = await world.guest()
+        await guest.until("Run")
+        await vm.wait_answered()
+
+        def lack(_: VmDir) -> socket.socket:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(VmDir, "listen_qmp", lack)
+            await guest.exit(-9)
+            await supervisor.wait_record(vm.id, lambda record: record.restarts >= 2)
+        again = await world.guest()
+        await again.until("Run")
+        ended = (await supervisor.http.post(f"/vms/{vm.id}/shutdown")).json()
+        assert (ended["state"], ended["exit_code"], ended["error"]) == ("shutoff", 0, None)
+
+
 async def test_firmware_that_is_gone_is_named(world: World) -> None:
     """The variables of each VM belong to it, so that it is looked at before each boot."""
     async with world.serve(**AT_ONCE, MANAGER_RESTART_LIMIT="1") as supervisor:
@@ -286,6 +313,38 @@ async def test_wait_that_another_supervisor_ends_is_one_restart(world: World) ->
         vm = supervisor.vm(again.vm_id)
         assert vm.record.restarts == 1
         assert {one["number"] for one in events(vm, "restarting")} == {1}
+
+
+@pytest.mark.parametrize("when", ["while it ran", "while it waited"])
+async def test_host_that_is_booted_again_twice_before_the_guest_is(world: World, when: str) -> None:
+    """Its time to live begins anew: the clock that it is counted by has."""
+    long_ago_s = 1e9
+    async with world.serve(**LATER) as supervisor:
+        vm = await crashed(supervisor, world)
+        supervisor.running.stop(OnStop.LEAVE)
+        await vm.wait_over()
+    before = json.loads((world.tmp / vm.id / "vm.json").read_text())["vm"]
+    status = {"state": "running", "reason": "running"} if when == "while it ran" else {}
+    edit_record(
+        world,
+        vm.id,
+        process=before["process"] | {"boot_id": "another"},
+        first_ran_s=long_ago_s,
+        running_since_s=long_ago_s,
+        status=before["status"] | status,
+    )
+    async with world.serve(MANAGER_RESTART_BACKOFF="1m") as supervisor:
+        vm = supervisor.vm(vm.id)
+        await supervisor.wait_record(vm.id, lambda record: record.first_ran_s is None)
+        supervisor.running.stop(OnStop.LEAVE)
+        await vm.wait_over()
+    async with world.serve(MANAGER_RESTART_BACKOFF="1ms") as supervisor:
+        again = await world.guest()
+        await again.until("Run")
+        record = supervisor.vm(vm.id).record
+        assert record.restarts == 1
+        assert record.first_ran_s is not None
+        assert record.first_ran_s < long_ago_s
 
 
 async def test_answer_stays_one_while_a_guest_boots_again(world: World) -> None:

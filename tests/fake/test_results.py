@@ -6,6 +6,7 @@ The VMs are the stand-in for QEMU, the agents in them the reference one.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import trio
 
 from supervisor.config import OnStop
 from supervisor.runs import retention
+from supervisor.state.results import Results
 from tests.fake.test_control import events_of
 from tests.support.agent_process import WRITE
 from tests.support.tenants import ALICE, BOB, Asking
@@ -67,6 +69,22 @@ async def compute(supervisor: Supervisor, vm_id: str, **members: Any) -> Any:
     answer = await supervisor.http.post(f"/vms/{vm_id}/compute", json=members)
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+async def test_algorithm_that_cannot_begin_does_not_run_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lack(_: Results) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with world.serve() as supervisor:
+        vm_id = await started(supervisor, COUNT, b"x")
+        with monkeypatch.context() as patched:
+            patched.setattr(Results, "drop", lack)
+            answer = await supervisor.http.post(f"/vms/{vm_id}/compute", json={})
+        assert answer.status_code >= 500
+        assert supervisor.vm(vm_id).record.computed == "interrupted"
+        assert (await compute(supervisor, vm_id))["state"] == "succeeded"
 
 
 async def test_from_data_to_a_result(world: World) -> None:

@@ -49,7 +49,9 @@ NEVER = attrs.evolve(PLAIN, options=RunOptions())
         (PLAIN, CRASHED, {}, Next.RESTART),
         (PLAIN, SHUTOFF, {}, Next.END),
         (NEVER, CRASHED, {}, Next.END),
-        (attrs.evolve(PLAIN, first_ran_s=None), CRASHED, {}, Next.END),
+        (attrs.evolve(PLAIN, first_ran_s=None, running_since_s=None), CRASHED, {}, Next.END),
+        # The host was rebooted, and the next supervisor gone before the VM was booted again.
+        (attrs.evolve(PLAIN, first_ran_s=None), REBOOTED, {}, Next.RESTART),
         (attrs.evolve(PLAIN, ending=EndMode.GRACEFUL), CRASHED, {}, Next.END),
         (attrs.evolve(PLAIN, restarts=5), CRASHED, {}, Next.END),
         (attrs.evolve(PLAIN, first_ran_s=None, restarts=1), CRASHED, {}, Next.RESTART),

@@ -13,7 +13,7 @@ import pytest
 from supervisor import config
 from supervisor.config import QemuConfig
 from supervisor.config.settings import UidRange, UserName
-from supervisor.errors import ConfigError, HostError
+from supervisor.errors import AtCapacity, ConfigError, HostError
 from supervisor.qemu import confine, process, users
 from supervisor.qemu.cmdline import Accel
 from supervisor.qemu.users import User, Users
@@ -48,7 +48,7 @@ def test_setting(text: str, read: UidRange | UserName) -> None:
         ({"RUN_AS": "0-99"}, "ids, 1 to"),
         ({"RUN_AS": "9-9"}, "two at least"),
         ({"RUN_AS": "a b"}, "name of a user"),
-        ({"RUN_AS": "7700000-7700009"}, "so 11 at least"),
+        ({"RUN_AS": "7700000-7700010"}, "so 12 at least"),
         ({"RUN_AS": "nobody", "USE_SUDO": "true"}, "exclude each other"),
     ],
 )
@@ -124,6 +124,16 @@ def test_a_vm_keeps_the_user_that_it_had_under_another_setting() -> None:
     new = chosen.take()
     assert new
     assert new.uid in IDS
+
+
+def test_no_id_is_left() -> None:
+    chosen = Users(User(7, 7, ()), [8, 9])
+    taken = [chosen.take(), chosen.take()]
+    with pytest.raises(AtCapacity, match="MANAGER_QEMU_RUN_AS"):
+        chosen.take()
+    assert chosen.take(65534)  # a VM that has its user keeps it
+    chosen.give_back(taken[0])
+    assert chosen.take() == taken[0]
 
 
 def test_one_for_all() -> None:

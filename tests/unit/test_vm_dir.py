@@ -12,10 +12,11 @@ import grpc
 import pytest
 import trio
 
-from supervisor.config import DiskConfig, FirmwareConfig
+from supervisor.config import DiskConfig, FirmwareConfig, RestartPolicy
 from supervisor.errors import HostError, ImageError, LaunchError
 from supervisor.pb import agent_pb2
 from supervisor.pb.agent_pb2_grpc import AgentServiceStub
+from supervisor.state import vm_dir
 from supervisor.state.disk import make_overlay
 from supervisor.state.tmp_dir import check_tmp, close_tmp
 from supervisor.state.vm_dir import MAX_SOCKET_PATH, VmDir
@@ -343,3 +344,17 @@ def test_a_lock_that_is_a_link_is_not_followed(short_tmp: Path) -> None:
     with pytest.raises(HostError, match="cannot be written to"):
         check_tmp(short_tmp)
     assert not (short_tmp / "victim").exists()
+
+
+@pytest.mark.parametrize("restart", RestartPolicy)
+def test_what_a_vm_boots_with_after_a_reboot_of_the_host_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: RestartPolicy
+) -> None:
+    """Else its agent would get an empty computation, and have no secret to ask its callers for."""
+    synced: list[Path] = []
+    monkeypatch.setattr(vm_dir, "sync", synced.append)
+    made = VmDir(tmp_path)
+    made.have_computation(b"c", restart)
+    assert made.computation.read_bytes() == b"c"
+    never = restart is RestartPolicy.NEVER
+    assert synced == ([] if never else [made.computation, made.secret])
