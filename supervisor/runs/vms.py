@@ -89,8 +89,9 @@ class Vms:
         self._by_id: dict[str, Vm] = {}
         #: VMs that are ended only to be removed.
         self._deleting: set[str] = set()
-        #: VMs that have room and are not listed yet.
+        #: VMs that have room and are not listed yet; and notified whenever there is one less.
         self._starting = 0
+        self._started = Signal()
         self._nursery = nursery
         self._ownership = ownership
         self._context = contextvars.copy_context()
@@ -213,6 +214,7 @@ class Vms:
             raise
         finally:
             self._starting -= 1
+            self._started.notify()
         vm = self._add(record, secret, requested_s)
         vm.reached(Phase.DIRECTORY)
         self.spawn(self._supervise, vm, None, user)
@@ -391,7 +393,7 @@ class Vms:
 
     async def end_all(self) -> None:
         """Start no VM any more, and return once none runs. All graces run at the same time."""
-        self.close()
+        await self._close_and_list()
         running = [vm for vm in self if not vm.ended]
         log.info("ending all VMs", vms=[vm.id for vm in running])
         self._end(running)
@@ -407,7 +409,7 @@ class Vms:
         """
         if self.closing:
             return
-        self.close()
+        await self._close_and_list()
         staying_down = []
         if await is_shutting_down():
             never = RestartPolicy.NEVER
@@ -424,6 +426,11 @@ class Vms:
             vm.request_end(EndMode.FORCE, EndCause.STOPPING, "the supervisor stops")
         for vm in [*left, *unborn, *staying_down]:
             await vm.wait_over()
+
+    async def _close_and_list(self) -> None:
+        """Start no VM any more, and return once those are listed that are being put on record."""
+        self.close()
+        await self._started.until(lambda: not self._starting)
 
     def _end(self, vms: Iterable[Vm]) -> None:
         for vm in vms:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from supervisor.config import OnStop
 from supervisor.state.status import Status, VmState
+from supervisor.state.store import Store
 from tests.support.scenario import ALWAYS
 
 if TYPE_CHECKING:
@@ -62,6 +64,33 @@ async def test_caller_that_waits_is_told_of_its_vms_end(world: World) -> None:
         supervisor.running.stop(OnStop.END)
         await vm.wait_ended()
         assert vm.record.exit_code == 0
+
+
+@pytest.mark.parametrize("what", list(OnStop))
+async def test_run_that_is_being_put_on_record_is_ended_and_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: OnStop
+) -> None:
+    writes, may_write, create = threading.Event(), threading.Event(), Store.create
+
+    def late(*args: Any) -> None:
+        writes.set()
+        assert may_write.wait(60)
+        create(*args)
+
+    monkeypatch.setattr(Store, "create", late)
+    async with world.serve() as supervisor, trio.open_nursery() as nursery:
+
+        async def caller() -> None:
+            answer = await supervisor.post(b"1")
+            vm = supervisor.only_vm()
+            assert (answer.status_code, vm.id in answer.json()["detail"]) == (502, True)
+            assert vm.record.ended
+
+        nursery.start_soon(caller)
+        assert await trio.to_thread.run_sync(writes.wait, 60)
+        supervisor.running.stop(what)
+        await supervisor.running.service.vms.closed.wait()
+        may_write.set()
 
 
 @pytest.fixture

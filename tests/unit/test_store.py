@@ -232,7 +232,7 @@ def test_a_vm_whose_directory_cannot_be_synced_leaves_nothing(
     def fail(_: Path) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(store, "_sync_directory", fail)
+    monkeypatch.setattr(store, "sync", fail)
     with pytest.raises(OSError, match="Too many open files"):
         created(tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
