@@ -100,7 +100,7 @@ def examine(config: Config, *, serves: bool = False) -> Iterator[Check]:
     yield from check_technologies(judge.judge(facts, qemu.memory_bytes))
     yield check_ovmf(qemu)
     yield check_image(qemu)
-    room = admission.host_resources()
+    room = admission.host_resources(qemu.net)
     available = cgroup.available_bytes()
     yield check_memory(qemu, total=room.memory_bytes, available=available)
     yield check_cpus(qemu, room.vcpus)

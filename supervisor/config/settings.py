@@ -56,6 +56,9 @@ class PortRange:
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
 
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
 
 @attrs.frozen
 class UidRange:

@@ -41,6 +41,7 @@ from supervisor.fleet.records import Records
 from supervisor.fleet.taking import Taking
 from supervisor.qemu import accel
 from supervisor.qemu.host import boot_id
+from supervisor.qemu.ports import PORTS_OF_A_VM
 from supervisor.runs.admission import Resources
 from supervisor.state.record import EndCause, EndMode, RelayState
 from supervisor.tee.facts import Technology
@@ -123,7 +124,7 @@ class Fleet:
         ready = any(one.state is TemplateState.READY for one in vms.templates.entries.values())
         return attrs.evolve(
             self._facts,
-            vms_free=0 if admission.waiting else room.vms,
+            vms_free=0 if admission.waiting else min(room.vms, room.ports // PORTS_OF_A_VM),
             memory_free_bytes=room.memory_bytes,
             vcpus_free=room.vcpus,
             tee={name: numbers[Technology(name).numbered_as] for name in self._facts.tee},

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from supervisor.config import NetConfig
 
 
+#: How many one VM has, if it has forwards.
+PORTS_OF_A_VM = 3
+
 #: Any that a program without privileges may use.
 _FIRST_IN_NAMESPACE = 7001
 
@@ -57,15 +60,6 @@ class PortPool:
             yield
         finally:
             self._reserved -= mine
-
-    @property
-    def are_scarce(self) -> bool:
-        """Whether the range has ports for one more VM at most."""
-        ports = self._net.host_fwd_range
-        if ports is None:
-            return False
-        free = ports.last - ports.first + 1 - len(self._reserved)
-        return free < 2 * len(_guest_ports(self._net))
 
     def _wanted(self) -> Iterator[tuple[int, int]]:
         net = self._net

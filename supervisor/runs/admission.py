@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from supervisor.config import Forwards
 from supervisor.config.settings import go_duration
 from supervisor.errors import AtCapacity, Stopping
 from supervisor.qemu import cgroup
+from supervisor.qemu.ports import PORTS_OF_A_VM
 from supervisor.runs.fair_queue import FairQueue
 from supervisor.state.record import Purpose
 from supervisor.tee import reading
@@ -25,7 +27,7 @@ from supervisor.tee.facts import Technology
 from supervisor.waiting import Signal
 
 if TYPE_CHECKING:
-    from supervisor.config import LimitsConfig, QemuConfig
+    from supervisor.config import LimitsConfig, NetConfig, QemuConfig
     from supervisor.state.record import Record
 
 _MIB = 2**20
@@ -37,10 +39,11 @@ class Limit(enum.Enum):
     VMS = "MANAGER_MAX_VMS"
     MEMORY = "MANAGER_MEMORY_OVERCOMMIT"
     VCPUS = "MANAGER_VCPU_OVERCOMMIT"
-    # No setting of ours raises these: the firmware setup and the CPU do.
+    # No setting of ours raises the numbers: the firmware setup and the CPU do.
     SEV = "ASIDs of SEV"
     SEV_ES = "ASIDs of SEV-ES and SEV-SNP"
     TDX = "KeyIDs of TDX"
+    PORTS = "MANAGER_QEMU_HOST_FWD_RANGE"
 
 
 _NUMBERS = {Limit.SEV, Limit.SEV_ES, Limit.TDX}
@@ -67,6 +70,7 @@ class Resources:
 
     :param vms: 0 for a VM that no run will have and that is there for a short time only
     :param sev, sev_es, tdx: numbers that the CPU knows encrypted guests by, of each kind
+    :param ports: host ports
     """
 
     vms: int = 0
@@ -75,6 +79,7 @@ class Resources:
     sev: int = 0
     sev_es: int = 0
     tdx: int = 0
+    ports: int = 0
 
     @classmethod
     def of_new_vm(
@@ -82,17 +87,23 @@ class Resources:
         config: QemuConfig,
         purpose: Purpose = Purpose.RUN,
         technology: Technology | None = None,
+        forwards: Forwards | None = None,
     ) -> Resources:
-        """What a VM is started with. What could be plugged in later is not counted."""
+        """What a VM is started with. What could be plugged in later is not counted.
+
+        :param forwards: None for those of the settings
+        """
         vms = int(purpose is not Purpose.TEMPLATE)
-        return cls(vms, config.memory_bytes, config.smp_count, **_number_of(technology))
+        ports, number = _ports_of(forwards or config.net.forwards), _number_of(technology)
+        return cls(vms, config.memory_bytes, config.smp_count, ports=ports, **number)
 
     @classmethod
     def on_record(cls, record: Record) -> Resources:
         """What this VM has taken."""
+        options = record.options
         vms = int(record.purpose is not Purpose.TEMPLATE)
-        number = _number_of(record.options.technology)
-        return cls(vms, record.memory_bytes, record.vcpus, **number)
+        ports, number = _ports_of(options.forwards), _number_of(options.technology)
+        return cls(vms, record.memory_bytes, record.vcpus, ports=ports, **number)
 
     def __add__(self, more: Resources) -> Resources:
         pairs = zip(attrs.astuple(self), attrs.astuple(more), strict=True)
@@ -114,7 +125,7 @@ class Resources:
 
 NONE = Resources()
 #: Of what nobody knows how many there are. A launch beyond them fails.
-_ANY_NUMBER = 2**31
+ANY_NUMBER = 2**31
 
 
 def _number_of(technology: Technology | None) -> dict[str, int]:
@@ -122,16 +133,22 @@ def _number_of(technology: Technology | None) -> dict[str, int]:
     return {technology.numbered_as: 1} if technology else {}
 
 
-def host_resources() -> Resources:
+def _ports_of(forwards: Forwards) -> int:
+    return PORTS_OF_A_VM if forwards is Forwards.HOST else 0
+
+
+def host_resources(net: NetConfig) -> Resources:
     """All memory that this host and our control groups allow, and the CPUs that we may use.
 
     Memory is the total and not what is free: free memory falls as VMs come to use what they were
     promised, so each would count twice. What the host needs for itself is what
     ``MANAGER_MEMORY_OVERCOMMIT`` below 1 is for. CPUs are those of this process's affinity, for
-    QEMU inherits it: other CPUs (``taskset``, ``CPUAffinity=``, a cpuset) never run a guest.
+    QEMU inherits it: other CPUs (``taskset``, ``CPUAffinity=``, a cpuset) never run a guest. Ports
+    are those of the range, if there is one.
     """
-    numbers = {one.numbered_as: _ANY_NUMBER for one in Technology} | reading.numbers()
-    return Resources(0, cgroup.memory_bytes(), cgroup.cpus(), **numbers)
+    numbers = {one.numbered_as: ANY_NUMBER for one in Technology} | reading.numbers()
+    ports = len(net.host_fwd_range) if net.host_fwd_range else ANY_NUMBER
+    return Resources(0, cgroup.memory_bytes(), cgroup.cpus(), ports=ports, **numbers)
 
 
 def budget(limits: LimitsConfig, host: Resources) -> Resources:
@@ -146,10 +163,12 @@ def budget(limits: LimitsConfig, host: Resources) -> Resources:
 
 def how_many(most: Resources, need: Resources) -> dict[Limit, int]:
     """How many VMs of one size each limit allows."""
+    has_range = need.ports and most.ports < ANY_NUMBER
     return {
         Limit.VMS: most.vms,
         Limit.MEMORY: most.memory_bytes // need.memory_bytes,
         Limit.VCPUS: most.vcpus // need.vcpus,
+        **({Limit.PORTS: most.ports // need.ports} if has_range else {}),
     }
 
 
@@ -172,6 +191,9 @@ def never(most: Resources, need: Resources) -> AtCapacity | None:
                 f" {most.vcpus} on this host"
             )
             advice = "lower MANAGER_QEMU_SMP_COUNT or raise MANAGER_VCPU_OVERCOMMIT"
+        case Limit.PORTS:
+            detail = f"a VM needs {need.ports} host ports, and the range has {most.ports}"
+            advice = "set MANAGER_QEMU_HOST_FWD_RANGE to a wider one"
         case kind:
             detail = f"this host has no {kind.value}"
             advice = "give them some in the firmware setup"
@@ -385,6 +407,11 @@ class Admission:
                 return (
                     f"the VMs have {self.taken.vcpus} of {self.budget.vcpus} virtual CPUs and the"
                     f" next one needs {need.vcpus} (MANAGER_VCPU_OVERCOMMIT)"
+                )
+            case Limit.PORTS:
+                return (
+                    f"the VMs have {self.taken.ports} of {self.budget.ports} host ports and the"
+                    f" next one needs {need.ports} (MANAGER_QEMU_HOST_FWD_RANGE)"
                 )
             case _:
                 return f"{self.taken.vms} of {self.budget.vms} VMs run (MANAGER_MAX_VMS)"

@@ -118,7 +118,7 @@ class HeldClones:
         templates = self._vms.templates
         if len(self.vms) >= self._size or self._pool.wants_more or not templates.looked:
             return False
-        if not templates.has_ready(fingerprint) or self._vms.ports.are_scarce:
+        if not templates.has_ready(fingerprint):
             return False
         lately = trio.current_time() < self._taken_at + self._timing.held_interval_s
         if lately and any(vm.is_coming_up for vm in self._vms):

@@ -145,7 +145,9 @@ class Service:
             raise Stopping
         options = self._settle_tee(options)
         requested_s = self.vms.host.clock.boottime_s()
-        room = Resources.of_new_vm(self.config.qemu, technology=options.technology)
+        room = Resources.of_new_vm(
+            self.config.qemu, technology=options.technology, forwards=options.forwards
+        )
         try:
             with self._quotas.claim(caller, room):
                 if options.technology:

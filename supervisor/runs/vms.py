@@ -80,7 +80,7 @@ class Vms:
         self.config = config
         self.host = host
         self.journal = journal
-        self.admission = Admission(config.limits, host_resources())
+        self.admission = Admission(config.limits, host_resources(config.qemu.net))
         self.templates = Templates(config, host)
         self.dialled = Dialled(config.qemu.tmp)
         self.ended = Signal()

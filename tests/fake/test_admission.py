@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import attrs
@@ -122,12 +123,25 @@ async def test_port_lost_again_and_again(world: World) -> None:
 
 async def test_no_port_left(world: World) -> None:
     first, _ = world.ports
-    settings = {"MANAGER_QEMU_HOST_FWD_RANGE": f"{first}-{first + 3}"}
+    settings = {"MANAGER_QEMU_HOST_FWD_RANGE": f"{first}-{first + 3}", "MANAGER_QUEUE": "0"}
     async with world.serve(**settings) as supervisor:
         await supervisor.run()
         answer = await supervisor.post(b"1")
-        assert answer.status_code == 503
+        assert answer.status_code == 429
+        assert "the VMs have 3 of 4 host ports" in answer.json()["detail"]
         assert "MANAGER_QEMU_HOST_FWD_RANGE" in answer.json()["detail"]
+        body = {"computation": [1], "forwards": "none"}
+        assert (await supervisor.http.post("/run", json=body)).status_code == 200
+
+
+async def test_another_program_has_the_ports_of_the_range(world: World) -> None:
+    first, _ = world.ports
+    settings = {"MANAGER_QEMU_HOST_FWD_RANGE": f"{first}-{first + 2}"}
+    async with world.serve(**settings) as supervisor:
+        with socket.create_server(("127.0.0.1", first)):
+            answer = await supervisor.post(b"1")
+            assert answer.status_code == 503
+            assert "MANAGER_QEMU_HOST_FWD_RANGE" in answer.json()["advice"]
 
 
 async def test_vms_started_at_once_have_ports_of_their_own(world: World) -> None:

@@ -218,10 +218,13 @@ async def test_run_takes_one_that_still_boots_where_there_is_no_other_room(world
 
 
 @pytest.mark.parametrize("queue", ["0", "1"])
+@pytest.mark.parametrize("limit", ["MANAGER_MAX_VMS", "MANAGER_QEMU_HOST_FWD_RANGE"])
 async def test_run_that_wants_another_kind_has_a_pooled_one_make_room(
-    world: World, queue: str
+    world: World, queue: str, limit: str
 ) -> None:
-    settings = {"MANAGER_POOL_SIZE": "1", "MANAGER_MAX_VMS": "1", "MANAGER_QUEUE": queue}
+    first, _ = world.ports
+    most = {"MANAGER_MAX_VMS": "1", "MANAGER_QEMU_HOST_FWD_RANGE": f"{first}-{first + 2}"}
+    settings = {"MANAGER_POOL_SIZE": "1", "MANAGER_QUEUE": queue, limit: most[limit]}
     async with world.serve(**settings) as supervisor:
         await ready(supervisor.http)
         (waiting,) = await pool(supervisor.http, 1)

@@ -7,11 +7,11 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from supervisor import config
-from supervisor.config import LimitsConfig
-from supervisor.config.settings import Ratio
+from supervisor.config import Forwards, LimitsConfig, NetConfig
+from supervisor.config.settings import PortRange, Ratio
 from supervisor.errors import AtCapacity
 from supervisor.runs import admission
-from supervisor.runs.admission import Limit, Refusal, Resources
+from supervisor.runs.admission import ANY_NUMBER, Limit, Refusal, Resources
 from tests.support.crowd import BIG, GIB, SMALL, Crowd, crowd, make_admission
 
 # --- pure -----------------------------------------------------------------------------------
@@ -19,13 +19,27 @@ from tests.support.crowd import BIG, GIB, SMALL, Crowd, crowd, make_admission
 
 def test_need_is_what_a_vm_is_started_with() -> None:
     settings = {"MANAGER_QEMU_MEMORY_SIZE": "1G", "MANAGER_QEMU_SMP_COUNT": "2"}
-    assert Resources.of_new_vm(config.load(settings).qemu) == Resources(1, GIB, 2)
+    assert Resources.of_new_vm(config.load(settings).qemu) == Resources(1, GIB, 2, ports=3)
+
+
+@pytest.mark.parametrize(
+    ("forwards", "asked", "ports"),
+    [("host", None, 3), ("host", Forwards.NONE, 0), ("none", None, 0), ("none", Forwards.HOST, 3)],
+)
+def test_ports_are_those_that_the_run_asks_for(
+    forwards: str, asked: Forwards | None, ports: int
+) -> None:
+    settings = config.load({"MANAGER_FORWARDS": forwards}).qemu
+    assert Resources.of_new_vm(settings, forwards=asked).ports == ports
 
 
 def test_host_has_room() -> None:
-    room = admission.host_resources()
+    room = admission.host_resources(NetConfig())
     assert room.memory_bytes > 0
     assert room.vcpus > 0
+    assert room.ports == ANY_NUMBER
+    in_range = NetConfig(host_fwd_range=PortRange(6100, 6105))
+    assert admission.host_resources(in_range).ports == 6
 
 
 @pytest.mark.parametrize(
@@ -46,6 +60,13 @@ def test_budget(ratios: tuple[float, float], memory: int, vcpus: int) -> None:
 def test_how_many() -> None:
     found = admission.how_many(Resources(10, 9 * GIB, 32), BIG)
     assert found == {Limit.VMS: 10, Limit.MEMORY: 2, Limit.VCPUS: 8}
+
+
+def test_how_many_by_a_range_of_ports() -> None:
+    need = Resources(1, GIB, 1, ports=3)
+    assert admission.how_many(Resources(10, GIB, 1, ports=11), need)[Limit.PORTS] == 3
+    assert Limit.PORTS not in admission.how_many(Resources(10, GIB, 1, ports=ANY_NUMBER), need)
+    assert Limit.PORTS not in admission.how_many(Resources(10, GIB, 1, ports=11), SMALL)
 
 
 # --- in turn --------------------------------------------------------------------------------

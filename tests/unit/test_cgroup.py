@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from supervisor.config import NetConfig
 from supervisor.qemu import cgroup
 from supervisor.runs.admission import host_resources
 
@@ -66,7 +67,7 @@ def test_least_limit_counts(
     tmp_path: Path, of_process: str, files: dict[str, str], memory_bytes: int | None, cpus: int
 ) -> None:
     groups(tmp_path, of_process, files)
-    room = host_resources()
+    room = host_resources(NetConfig())
     assert room.memory_bytes == (memory_bytes or psutil.virtual_memory().total)
     assert room.vcpus == cpus
 

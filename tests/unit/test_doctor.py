@@ -176,7 +176,7 @@ def test_cpus(here: int, verdict: Verdict) -> None:
     ],
 )
 def test_limits_say_how_many_vms_fit(memory_mib: int, vcpus: int, detail: str) -> None:
-    check = doctor.check_limits(config.load({}), Resources(0, memory_mib * 2**20, vcpus))
+    check = doctor.check_limits(config.load({}), Resources(0, memory_mib * 2**20, vcpus, ports=31))
     assert check.verdict is OK
     assert check.detail.startswith(detail)
 
@@ -190,10 +190,11 @@ def test_limits_say_how_many_vms_fit(memory_mib: int, vcpus: int, detail: str) -
             ["MANAGER_QEMU_MEMORY_SIZE", "MANAGER_MEMORY_OVERCOMMIT"],
         ),
         ({"MANAGER_VCPU_OVERCOMMIT": "1"}, ["MANAGER_QEMU_SMP_COUNT", "MANAGER_VCPU_OVERCOMMIT"]),
+        ({"MANAGER_MAX_VMS": "1"}, ["MANAGER_QEMU_HOST_FWD_RANGE"]),
     ],
 )
 def test_limits_under_which_no_vm_fits(settings: dict[str, str], advice: list[str]) -> None:
-    check = doctor.check_limits(config.load(settings), Resources(0, 2**33, 2))
+    check = doctor.check_limits(config.load(settings), Resources(0, 2**33, 2, ports=2))
     assert check.verdict is FAIL
     assert all(name in check.advice for name in advice)
 
