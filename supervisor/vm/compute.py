@@ -103,27 +103,34 @@ async def run(vm: Vm, wishes: Wishes, *, then_end: bool) -> dict[str, Any]:
         raise Busy(f"VM {vm.id} has not got all yet: {lacks}", advice="wait for its events upload")
     if vm.computing.locked():
         raise Busy(f"VM {vm.id} runs an algorithm already", advice="wait for its event compute")
-    async with vm.computing, _connected(vm) as agent:
-        if parties:
-            wishes = attrs.evolve(wishes, datasets=len(parties.data))
-        await _commit(vm, {"state": RUNNING}, RUNNING)
+    if parties:
+        wishes = attrs.evolve(wishes, datasets=len(parties.data))
+    async with vm.computing:
         try:
-            await vm.dir.results.drop()
-            outcome = await _run(vm, agent, wishes)
-            document = _document(outcome)
-            await vm.dir.results.keep(json.dumps(document).encode(), outcome.result_sha256)
-        except OSError as error:
-            await _commit(vm, {"state": INTERRUPTED, "error": str(error)}, INTERRUPTED)
-            consequence = f"the result of VM {vm.id} could not be saved"
-            raise file_errors.launch_error(error, vm.dir.path, consequence) from error
+            async with _connected(vm) as agent:
+                document = await _run_and_keep(vm, agent, wishes)
         except BaseException as error:
-            why = str(error) if isinstance(error, SupervisorError) else _WHY_LEFT
-            await _commit(vm, {"state": INTERRUPTED, "error": why}, INTERRUPTED)
+            if vm.record.computed == RUNNING:
+                why = str(error) if isinstance(error, SupervisorError) else _WHY_LEFT
+                await _commit(vm, {"state": INTERRUPTED, "error": why}, INTERRUPTED)
             raise
-        said = ("state", "error", "duration_s", "result_size")
-        await _commit(vm, {name: document[name] for name in said}, outcome.state)
     if then_end:
         vm.request_end(EndMode.FORCE, EndCause.COMPUTED, "its result is here")
+    return document
+
+
+async def _run_and_keep(vm: Vm, agent: Agent, wishes: Wishes) -> dict[str, Any]:
+    await _commit(vm, {"state": RUNNING}, RUNNING)
+    try:
+        await vm.dir.results.drop()
+        outcome = await _run(vm, agent, wishes)
+        document = _document(outcome)
+        await vm.dir.results.keep(json.dumps(document).encode(), outcome.result_sha256)
+    except OSError as error:
+        consequence = f"the result of VM {vm.id} could not be saved"
+        raise file_errors.launch_error(error, vm.dir.path, consequence) from error
+    said = ("state", "error", "duration_s", "result_size")
+    await _commit(vm, {name: document[name] for name in said}, outcome.state)
     return document
 
 

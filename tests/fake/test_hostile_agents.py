@@ -20,6 +20,7 @@ from supervisor.state import results
 from supervisor.state.record import EndCause, EndMode, EventKind
 from tests.fake.test_results import COUNT, compute, started
 from tests.support.agent_process import WRITE
+from tests.support.clones import events
 from tests.support.world import in_thread
 
 if TYPE_CHECKING:
@@ -315,8 +316,12 @@ async def test_guest_that_is_gone_meanwhile(world: World, way: str) -> None:
                 mode = {"mode": "force"} if way == "shutdown" else {}
                 await supervisor.http.post(f"/vms/{vm_id}/{way}", json=mode)
         assert answers[0].status_code == 502
-        assert "its guest was reset, or has ended" in answers[0].json()["detail"]
+        gone = "its guest was reset, or has ended"
+        assert gone in answers[0].json()["detail"]
         assert supervisor.vm(vm_id).record.computed == "interrupted"
+        if way == "reset":  # else its end tells of it
+            last = events(world, vm_id, "compute")[-1]
+            assert (last["state"], gone in last["error"]) == ("interrupted", True)
 
 
 async def test_vm_that_ends_while_its_result_is_written(
