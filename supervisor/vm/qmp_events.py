@@ -181,6 +181,10 @@ class QmpEvents:
             return
         try:
             match event.name:
+                case "RESET" if event.data.get("guest") is True and not vm.resetting.locked():
+                    # A supervisor was killed in the middle of a reset, so QEMU has no order yet to
+                    # take the guest's own reboot for its end.
+                    await self._move(Trigger.SHUTDOWN, event)
                 case "RESET":
                     await self._relay.guest_was_reset()
                     await vm.commit(EventKind.RESET, {})

@@ -82,6 +82,17 @@ async def test_reset_boots_the_guest_anew(world: World) -> None:
         assert vm.status == Status(VmState.SHUTOFF, "guest-reset")
 
 
+async def test_guest_reboots_whose_supervisor_was_killed_as_it_reset_it(world: World) -> None:
+    """Nobody has told its QEMU again that a reboot is an end."""
+    async with world.serve() as supervisor:
+        vm = supervisor.vm((await supervisor.run())["id"])
+        guest = await world.guest()
+        await guest.emit("RESET", guest=True, reason="guest-reset")
+        await guest.until("quit")
+        await vm.wait_ended()
+        assert vm.status == Status(VmState.SHUTOFF, "guest-reset")
+
+
 async def test_computation_that_a_reset_cut_off_is_not_sent_again(world: World) -> None:
     world.scenario(agent="silent")
     async with world.serve() as supervisor:

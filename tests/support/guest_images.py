@@ -58,7 +58,7 @@ def _write(directory: Path, program: str, **said: Any) -> Path:
     kernel, initramfs = directory / image.KERNEL, directory / image.INITRAMFS
     shutil.copyfile(BASE / image.KERNEL, kernel)
     shutil.copyfile(BASE / image.INITRAMFS, initramfs)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=directory) as name:  # what is made there is renamed
         work = Path(name)
         start = work / "root" / rootfs.GUEST / "agent"
         start.parent.mkdir(parents=True)
