@@ -50,6 +50,10 @@ ACTIONS = {"reboot": "shutdown", "shutdown": "pause", "panic": "pause"}
 _WATCHDOG_ENDS = ("reset", "shutdown", "poweroff")
 
 
+#: QEMU's word for a reboot of the guest's own.
+_BY_GUEST = "guest-reset"
+
+
 class QmpEvents:
     """Takes in all that the connection to one QEMU tells: a `qemu.connection.Handler`.
 
@@ -181,7 +185,7 @@ class QmpEvents:
             return
         try:
             match event.name:
-                case "RESET" if event.data.get("guest") is True and not vm.resetting.locked():
+                case "RESET" if event.data.get("reason") == _BY_GUEST and not vm.resetting.locked():
                     # A supervisor was killed in the middle of a reset, so QEMU has no order yet to
                     # take the guest's own reboot for its end.
                     await self._move(Trigger.SHUTDOWN, event)
