@@ -49,7 +49,6 @@ ACTIONS = {"reboot": "shutdown", "shutdown": "pause", "panic": "pause"}
 #: What QEMU does at the end of a watchdog's time that ends the guest as well.
 _WATCHDOG_ENDS = ("reset", "shutdown", "poweroff")
 
-
 #: QEMU's word for a reboot of the guest's own.
 _BY_GUEST = "guest-reset"
 

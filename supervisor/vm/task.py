@@ -143,7 +143,8 @@ class VmTask:
             failure = file_errors.launch_error(error, self._vm.dir.path, consequence)
         self._relaunch_failure = failure
         log.warning("launch failed", vm=self._vm.id, problem=str(failure))
-        return decisions.launch_failed(getattr(failure, "exit_code", None))
+        code = failure.exit_code if isinstance(failure, LaunchError) else None
+        return decisions.launch_failed(code)
 
     def _after_boot(self, verdict: Status) -> Next:
         return decisions.after_boot(
